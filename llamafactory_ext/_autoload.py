@@ -1,0 +1,55 @@
+"""Makes every Python process of this environment ready for our LLaMA-Factory stage, at next to no cost.
+
+Imported at start-up by `llamafactory_ext.pth` (Python 3.15 onward: by `llamafactory_ext.start`). It puts one finder on
+`sys.meta_path`, which waits for the import of exactly `llamafactory.train.tuner` and then calls
+`llamafactory_ext.install.install(tuner)`. So `llamafactory-cli train`, torchrun's children and Ray's workers all know
+the stage, and programs that never import LLaMA-Factory notice nothing. Standard library only.
+"""
+
+import os
+import sys
+
+HOST_MODULE = "llamafactory.train.tuner"
+
+
+class TunerFinder:
+    """Finds `llamafactory.train.tuner` through the other finders, and installs the plugin once it has run."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        """Return the host module's own spec with our step added to its loader; None for every other module."""
+        if name != HOST_MODULE:
+            return None
+        for finder in sys.meta_path:
+            find = getattr(finder, "find_spec", None)
+            spec = find(name, path, target) if find is not None and finder is not TunerFinder else None
+            if spec is not None and spec.loader is not None:
+                spec.loader = _InstallingLoader(spec.loader)
+                return spec
+        return None
+
+
+class _InstallingLoader:
+    def __init__(self, loader):
+        self._loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self._loader, name)
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        self._loader.exec_module(module)
+        from llamafactory_ext.install import install
+
+        install(module)
+
+
+def register():
+    """Put the finder first on `sys.meta_path`, unless `RA_HMD_DISABLE_PLUGIN=1`."""
+    if os.environ.get("RA_HMD_DISABLE_PLUGIN", "0") != "1" and TunerFinder not in sys.meta_path:
+        sys.meta_path.insert(0, TunerFinder)
+
+
+register()

@@ -1,0 +1,113 @@
+"""Teaches an imported, unmodified `llamafactory.train.tuner` our stage."""
+
+import functools
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+SUPPORTED_HOSTS = ("0.9.5",)
+_STAGE = "sft-classifier"
+_MARK = "_ra_hmd_installed"
+
+
+def install(tuner: ModuleType) -> None:
+    """Dispatch our stage and carry its head along on export; stock stages run the host's own functions.
+
+    Idempotent. The host's parser learns our keys only when our stage is asked for (`extend_arguments`), so a stock
+    stage still refuses them. On a host that we do not know, only our stage fails.
+    """
+    if getattr(tuner, _MARK, False):
+        return
+    setattr(tuner, _MARK, True)
+    reason = _unknown_host(tuner)
+    _dispatch(tuner, reason)
+    if reason is None:
+        _carry_head_on_export(tuner)
+        if {"-h", "--help"} & set(sys.argv):
+            extend_arguments()
+
+
+def extend_arguments() -> None:
+    """Put our argument class into the host's parser, in place of its `FinetuningArguments`. Idempotent."""
+    from llamafactory.hparams import FinetuningArguments, parser
+
+    from llamafactory_ext.arguments import ClassifierFinetuningArguments
+
+    for classes in (parser._TRAIN_ARGS, parser._INFER_ARGS):
+        if FinetuningArguments in classes:
+            classes[classes.index(FinetuningArguments)] = ClassifierFinetuningArguments
+
+
+def _unknown_host(tuner: ModuleType) -> str | None:
+    """Why our stage cannot run on this host, or None."""
+    from llamafactory.extras.env import VERSION
+    from llamafactory.hparams import parser
+
+    if VERSION not in SUPPORTED_HOSTS:
+        return f"LLaMA-Factory {VERSION} is installed"
+    needed = [(tuner, "_training_function"), (tuner, "export_model"), (parser, "_TRAIN_ARGS"), (parser, "_INFER_ARGS")]
+    missing = [name for module, name in needed if not hasattr(module, name)]
+    return f"this LLaMA-Factory lacks {', '.join(missing)}" if missing else None
+
+
+def _stage_of(args: Any) -> str | None:
+    """The stage in a dictionary (YAML) or in a list of command-line words."""
+    if isinstance(args, dict):
+        return args.get("stage")
+    words = [str(word) for word in args or []]
+    for index, word in enumerate(words):
+        if word == "--stage" and index + 1 < len(words):
+            return words[index + 1]
+        if word.startswith("--stage="):
+            return word.partition("=")[2]
+    return None
+
+
+def _dispatch(tuner: ModuleType, reason: str | None) -> None:
+    host = tuner._training_function
+
+    @functools.wraps(host)
+    def training_function(config: dict[str, Any]) -> None:
+        if _stage_of(config.get("args")) != _STAGE:
+            host(config)
+            return
+        if reason is not None:
+            raise RuntimeError(
+                f"Stage {_STAGE} of ra-hmd works with LLaMA-Factory {', '.join(SUPPORTED_HOSTS)}, but {reason}. "
+                f"Install it: pip install 'llamafactory=={SUPPORTED_HOSTS[-1]}'. Stock stages are not affected."
+            )
+        extend_arguments()
+        from llamafactory_ext.run import run_stage
+
+        run_stage(config)
+
+    tuner._training_function = training_function
+
+
+def _carry_head_on_export(tuner: ModuleType) -> None:
+    host = tuner.export_model
+
+    @functools.wraps(host)
+    def export_model(args: Any = None) -> None:
+        from llamafactory.hparams import read_args
+
+        args = read_args(args)
+        host(args)
+        if isinstance(args, dict):
+            _copy_head(args)
+
+    tuner.export_model = export_model
+
+
+def _copy_head(args: dict[str, Any]) -> None:
+    from ra_hmd.manifest import MANIFEST_NAME
+    from ra_hmd.models.head import HEAD_CONFIG, HEAD_WEIGHTS, has_head
+
+    adapters = args.get("adapter_name_or_path")
+    adapters = adapters.split(",") if isinstance(adapters, str) else adapters
+    source = Path(adapters[-1].strip() if adapters else str(args.get("model_name_or_path")))
+    if has_head(source):
+        for name in (HEAD_WEIGHTS, HEAD_CONFIG, MANIFEST_NAME):
+            shutil.copy(source / name, Path(args["export_dir"]) / name)

@@ -1,0 +1,175 @@
+"""The host's SFT trainer with a head: its loss, optimizer groups, checkpoints and predictions."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.trainer_utils import PredictionOutput
+
+from ra_hmd.manifest import MANIFEST_NAME, write_json, write_jsonl
+from ra_hmd.models.classifier import IGNORE, ClassifierOutput, head_of, is_head_parameter
+from ra_hmd.models.head import classification_loss, has_head, load_head_weights, save_head
+
+
+class ClassifierTrainer(CustomSeq2SeqTrainer):
+    """Minimises `r0 * L_LM + r1 * L_BCE` (RA-HMD, Stage 1).
+
+    Args:
+        manifest: Written into every checkpoint, so that each opens as a run.
+        **kwargs: As for the host's trainer.
+    """
+
+    def __init__(self, manifest: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # As the host does for multimodal models: a mean per micro-batch, averaged over accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self.manifest = manifest
+        self._parts = torch.zeros(3, device=self.args.device)  # sums of L_LM and L_BCE, number of micro-batches
+        self.add_callback(_RestoreBestHead(self))
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, ClassifierOutput]:
+        """The weighted sum of both losses, each a mean over the batch."""
+        inputs = {key: value for key, value in inputs.items() if key != "sample_index"}
+        labels = inputs.pop("class_labels")
+        outputs = model(**inputs)
+        lrc_loss = classification_loss(outputs["logits"], labels)
+        lm_weight, lrc_weight = self.finetuning_args.loss_ratio
+        if model.training:
+            self._parts += torch.stack([outputs["lm_loss"].detach(), lrc_loss.detach(), lrc_loss.new_ones(())])
+        loss = lm_weight * outputs["lm_loss"] + lrc_weight * lrc_loss
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the two parts of the training loss (mean over ranks since the last log) and the head's learning rate."""
+        if "loss" in logs:
+            parts = self.accelerator.reduce(self._parts, reduction="sum").tolist()
+            if parts[2]:
+                logs |= {"lm_loss": parts[0] / parts[2], "lrc_loss": parts[1] / parts[2]}
+            self._parts.zero_()
+            if "learning_rate" in logs:  # both groups follow one schedule
+                logs["classifier_lr"] = (
+                    logs["learning_rate"] * self.finetuning_args.classifier_lr / self.args.learning_rate
+                )
+        super().log(logs, *args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Four groups: adapter (or LMM) and head, each with and without weight decay (none on biases and norms)."""
+        if self.optimizer is None:
+            target = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(target))
+            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {
+                (head, decay): [] for head in (False, True) for decay in (True, False)
+            }
+            for name, parameter in target.named_parameters():
+                if parameter.requires_grad:
+                    groups[is_head_parameter(name), name in decayed].append(parameter)
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, target)
+            rates = {False: self.args.learning_rate, True: self.finetuning_args.classifier_lr}
+            self.optimizer = cls(
+                [
+                    {"params": params, "lr": rates[head], "weight_decay": self.args.weight_decay if decay else 0.0}
+                    for (head, decay), params in groups.items()
+                    if params
+                ],
+                **options,
+            )
+        return self.optimizer
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapter (or model) as the host does, and beside it the head and the manifest (rank 0 writes)."""
+        super().save_model(output_dir, _internal_call)
+        head = head_of(self.model)
+        state = {name: _full_precision(parameter) for name, parameter in head.named_parameters()}
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            save_head(folder, head.config, state)
+            best = {"checkpoint": self.state.best_model_checkpoint, "value": self.state.best_metric}
+            write_json(folder / MANIFEST_NAME, {**self.manifest, "step": self.state.global_step, "best": best})
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Keep the head out of the model's own weight files: those stay loadable by stock transformers."""
+        state_dict = self.model.state_dict() if state_dict is None else state_dict
+        super()._save(output_dir, {k: v for k, v in state_dict.items() if not is_head_parameter(k)})
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor] | None, Tensor | None]:
+        """One forward pass for both heads: loss, named predictions ([B, …] each) and class labels [B]."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        predictions = {
+            "lrc_logit": outputs["logits"].float(),
+            "answer_probs": outputs["answer_probs"].float(),
+            "lm_loss_sum": outputs["token_loss"].sum(dim=1).float(),
+            "lm_tokens": (inputs["answer_labels"] != IGNORE).sum(dim=1),
+            "sample_index": inputs["sample_index"],
+        }
+        return loss.detach(), predictions, inputs["class_labels"]
+
+    def write_predictions(self, path: Path, dataset: Any, output: PredictionOutput) -> None:
+        """Write `{id, label, lmh_score, lrc_score}` per record, in the order of the data (rank 0)."""
+        if not self.is_world_process_zero():
+            return
+        values = {name: np.asarray(value) for name, value in output.predictions.items()}
+        lrc = torch.from_numpy(values["lrc_logit"]).double().sigmoid().numpy()[:, 0]
+        rows = {
+            int(index): {"label": int(label), "lmh_score": float(lmh), "lrc_score": float(score)}
+            for index, label, lmh, score in zip(
+                values["sample_index"], output.label_ids, values["answer_probs"][:, 1], lrc, strict=True
+            )
+        }
+        write_jsonl(path, ({"id": name, **rows[index]} for index, name in enumerate(dataset["sample_id"])))
+
+
+class _RestoreBestHead(TrainerCallback):
+    """At the end of training the host loads the best adapter; this loads the head that was saved with it."""
+
+    def __init__(self, trainer: ClassifierTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        best = state.best_model_checkpoint
+        if args.load_best_model_at_end and best is not None and has_head(best):
+            load_weights(head_of(self._trainer.model), best)
+
+
+def load_weights(head: nn.Module, folder: str | Path) -> None:
+    """Load a saved head into an attached one, also when ZeRO-3 has partitioned it."""
+    parameters = list(head.parameters())
+    with _gathered(parameters, modifier_rank=0):
+        load_head_weights(head, folder)
+
+
+def _gathered(parameters: list[nn.Parameter], modifier_rank: int | None) -> Any:
+    if not hasattr(parameters[0], "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier_rank)
+
+
+def _full_precision(parameter: nn.Parameter) -> Tensor:
+    """A parameter's float32 value: DeepSpeed's master copy where it keeps one, gathered where it is partitioned."""
+    if getattr(parameter, "_hp_mapping", None) is not None or hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        master = safe_get_full_fp32_param(parameter)
+        if master is not None:
+            return master.detach().cpu()
+    with _gathered([parameter], modifier_rank=None):
+        return parameter.detach().float().cpu().clone()

@@ -1,0 +1,224 @@
+"""Stage `sft-classifier` from parsed arguments to saved run (mirrors the host's `train/sft/workflow.py`)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from llamafactory.data import get_template_and_fix_tokenizer
+from llamafactory.extras import logging
+from llamafactory.extras.constants import IGNORE_INDEX
+from llamafactory.extras.misc import calculate_tps
+from llamafactory.extras.ploting import plot_loss
+from llamafactory.model import load_config, load_model, load_tokenizer
+from llamafactory.train.trainer_utils import create_modelcard_and_push
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from llamafactory_ext.arguments import STAGE
+from llamafactory_ext.sft_classifier.collator import ClassifierCollator
+from llamafactory_ext.sft_classifier.metric import compute_metrics
+from llamafactory_ext.sft_classifier.records import describe, load_records
+from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer, load_weights
+from ra_hmd.errors import UserError
+from ra_hmd.manifest import fingerprint_model, plain, run_manifest
+from ra_hmd.models.classifier import Reader, attach_head
+from ra_hmd.models.head import HeadConfig, MemeHead, has_head
+from ra_hmd.models.inputs import InputSettings, MemeEncoder, check_family
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import DataArguments, GeneratingArguments, ModelArguments, TrainingArguments
+
+    from llamafactory_ext.arguments import ClassifierFinetuningArguments
+
+logger = logging.get_logger(__name__)
+
+
+def run_sft_classifier(
+    model_args: "ModelArguments",
+    data_args: "DataArguments",
+    training_args: "TrainingArguments",
+    finetuning_args: "ClassifierFinetuningArguments",
+    generating_args: "GeneratingArguments",
+    callbacks: list[TrainerCallback] | None = None,
+) -> None:
+    """Train, evaluate and predict, as the arguments ask.
+
+    Raises:
+        UserError: before any training, for settings and records that cannot be honoured.
+    """
+    config = load_config(model_args)
+    check_family(config.model_type, data_args.template)
+    settings = input_settings(model_args, data_args, finetuning_args)
+    tokenizer_module = load_tokenizer(model_args)
+    template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
+    records = load_records(template, model_args, data_args, training_args, finetuning_args, tokenizer_module, settings)
+    model = load_model(tokenizer_module["tokenizer"], model_args, finetuning_args, training_args.do_train)
+    if getattr(model, "is_quantized", False) and not training_args.do_train:
+        model._hf_peft_config_loaded = True  # as the host does, so that a quantised model may predict
+
+    head_config = finetuning_args.head_config(config.get_text_config().hidden_size)
+    reader = _reader(template, tokenizer_module, settings, fused=bool(model_args.enable_liger_kernel))
+    checkpoint = _resume_checkpoint(training_args)
+    _attach(model, head_config, reader, _head_source(model_args, training_args, checkpoint), training_args.seed)
+
+    trainer = ClassifierTrainer(
+        manifest=_manifest(model_args, data_args, training_args, finetuning_args, settings, head_config, records),
+        model=model,
+        args=training_args,
+        finetuning_args=finetuning_args,
+        data_collator=ClassifierCollator(
+            template=template,
+            model=model,
+            pad_to_multiple_of=8 if training_args.do_train else None,
+            label_pad_token_id=IGNORE_INDEX,
+            attn_implementation=getattr(model.config, "_attn_implementation", None),
+            compute_dtype=model_args.compute_dtype,
+            **tokenizer_module,
+        ),
+        callbacks=callbacks,
+        compute_metrics=compute_metrics,
+        **records,
+        **tokenizer_module,
+    )
+    if training_args.do_train:
+        _train(trainer, records, checkpoint)
+    if training_args.do_eval:
+        metrics = trainer.evaluate(metric_key_prefix="eval")
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if training_args.do_predict:
+        _predict(trainer, records["eval_dataset"])
+    create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
+
+
+def input_settings(
+    model_args: "ModelArguments", data_args: "DataArguments", finetuning_args: "ClassifierFinetuningArguments"
+) -> InputSettings:
+    """What decides the tokens and the hidden state of a meme, for the manifest."""
+    return InputSettings(
+        template=data_args.template,
+        cutoff_len=data_args.cutoff_len,
+        image_max_pixels=model_args.image_max_pixels,
+        image_min_pixels=model_args.image_min_pixels,
+        default_system=data_args.default_system,
+        prompt_template=finetuning_args.prompt_template,
+        positive_answer=finetuning_args.positive_answer,
+        negative_answer=finetuning_args.negative_answer,
+        embed_mode=finetuning_args.embed_mode,
+        embed_layer=finetuning_args.embed_layer,
+    )
+
+
+def _reader(template: Any, tokenizer_module: dict[str, Any], settings: InputSettings, *, fused: bool) -> Reader:
+    encoder = MemeEncoder(template, **tokenizer_module, prompt=settings.prompt, cutoff_len=settings.cutoff_len)
+    answer_ids = tuple(encoder.answer_token_ids(settings.answers))
+    return Reader(answer_ids, settings.embed_mode, settings.embed_layer, fused)
+
+
+def _attach(model: Any, config: HeadConfig, reader: Reader, source: Path | None, seed: int) -> None:
+    """Attach a head: the one saved at `source`, or a new one that depends on the seed alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = MemeHead(config)
+    attach_head(model, head, reader)
+    if source is not None:
+        load_weights(head, source)
+        logger.info_rank0(f"Loaded the head from {source}.")
+
+
+def _head_source(model_args: "ModelArguments", training_args: "TrainingArguments", resume: Path | None) -> Path | None:
+    """The folder whose head to load: the checkpoint resumed from, else the adapter's or the model's own."""
+    adapters = model_args.adapter_name_or_path
+    candidates = [resume] if resume else [Path(adapters[-1] if adapters else model_args.model_name_or_path)]
+    found = next((folder for folder in candidates if has_head(folder)), None)
+    if found is None and (resume is not None or not training_args.do_train):
+        raise UserError(
+            f"{candidates[0]} has no trained head (head.safetensors, head.json); evaluating with a new, random one "
+            f"would be meaningless. Give `adapter_name_or_path` of a {STAGE} run, or set `do_train: true`."
+        )
+    return found
+
+
+def _resume_checkpoint(training_args: "TrainingArguments") -> Path | None:
+    """The checkpoint to resume from: the newest complete one where a kill left an unfinished one behind."""
+    asked = training_args.resume_from_checkpoint
+    if not training_args.do_train or asked in (None, False, "false", "False"):
+        return None
+    folder = Path(training_args.output_dir) if asked in (True, "true", "True") else Path(asked)
+    if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+        if _complete(folder):
+            return folder
+        logger.warning_rank0(f"{folder} is not complete (training was stopped while it was written).")
+        folder = folder.parent
+    checkpoints = sorted(
+        (path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _complete(path)),
+        key=lambda path: int(path.name.rpartition("-")[2]),
+    )
+    if not checkpoints:
+        raise UserError(f"`resume_from_checkpoint`: {folder} holds no complete checkpoint; train from the start.")
+    logger.info_rank0(f"Resuming from {checkpoints[-1]}.")
+    return checkpoints[-1]
+
+
+def _complete(checkpoint: Path) -> bool:
+    # The trainer's state is the last file that the host writes into a checkpoint.
+    return (checkpoint / "trainer_state.json").is_file() and has_head(checkpoint)
+
+
+def _manifest(
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    finetuning_args: Any,
+    settings: InputSettings,
+    head_config: HeadConfig,
+    records: dict[str, Any],
+) -> dict[str, Any]:
+    parts = {"model": model_args, "data": data_args, "training": training_args, "finetuning": finetuning_args}
+    described = {}
+    for name, dataset in records.items():
+        parts_of = dataset if isinstance(dataset, dict) else {name.removesuffix("_dataset"): dataset}
+        described |= {key: describe(value) for key, value in parts_of.items()}
+    return run_manifest(
+        "stage1",
+        base_model={
+            "path": model_args.model_name_or_path,
+            "fingerprint": fingerprint_model(model_args.model_name_or_path),
+            "quantization_bit": model_args.quantization_bit,
+        },
+        finetuning_type=finetuning_args.finetuning_type,
+        seed=training_args.seed,
+        world_size=training_args.world_size,
+        inputs=settings.to_dict(),
+        head=plain(vars(head_config)),
+        data=described,
+        arguments={key: plain(value.to_dict()) for key, value in parts.items()},
+    )
+
+
+def _train(trainer: ClassifierTrainer, records: dict[str, Any], checkpoint: Path | None) -> None:
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_model()
+    if trainer.finetuning_args.include_effective_tokens_per_second:
+        tokens = calculate_tps(records["train_dataset"], result.metrics, stage="sft")
+        result.metrics["effective_tokens_per_sec"] = tokens
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    if trainer.is_world_process_zero() and trainer.finetuning_args.plot_loss:
+        evaluated = records.get("eval_dataset")
+        prefixes = [f"eval_{name}" for name in evaluated] if isinstance(evaluated, dict) else ["eval"]
+        names = ("loss", "lrc_auroc", "lmh_auroc", "lrc_accuracy", "lmh_accuracy")
+        keys = ["loss", "lm_loss", "lrc_loss", *(f"{prefix}_{name}" for prefix in prefixes for name in names)]
+        plot_loss(trainer.args.output_dir, keys=keys)
+
+
+def _predict(trainer: ClassifierTrainer, datasets: Any) -> None:
+    folder = Path(trainer.args.output_dir)
+    several = isinstance(datasets, dict)
+    for name, dataset in (datasets if several else {"": datasets}).items():
+        prefix = f"predict_{name}" if several else "predict"
+        output = trainer.predict(dataset, metric_key_prefix=prefix)
+        trainer.log_metrics(prefix, output.metrics)
+        trainer.save_metrics(prefix, output.metrics)
+        trainer.write_predictions(folder / f"predictions{f'_{name}' if several else ''}.jsonl", dataset, output)

@@ -1,0 +1,135 @@
+"""The one prompt builder: training files, Stage 1, extraction and inference all ask a meme's question here."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ra_hmd.errors import UserError
+
+if TYPE_CHECKING:
+    from ra_hmd.data.record import Meme
+
+IMAGE_PLACEHOLDER = "<image>"
+TEXT_SLOT = "{text}"
+OFFICIAL_PROMPT = f'{IMAGE_PLACEHOLDER} This is an image with: "{TEXT_SLOT}" written on it. Is it hateful?'
+OFFICIAL_ANSWERS = ("No. It is not a hateful meme.", "Yes. It is a hateful meme.")
+
+# What a chat template or LLaMA-Factory would read as markup: media placeholders and `<|…|>` control tokens.
+_SPECIAL = re.compile(r"<(/?(?:image|video|audio|think|tool_call|tool_response)|\|[^<>\s]*\|)>", re.IGNORECASE)
+
+
+def clean_caption(text: str) -> str:
+    """A caption that is safe inside a prompt: outer blanks removed, and markup spaced out (`<image>` → `< image >`).
+
+    Idempotent, so that a caption read back from a training file gives the same prompt.
+    """
+    return _SPECIAL.sub(r"< \1 >", text).strip()
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A question about a meme: text with one `<image>` and at most one `{text}`, which takes the caption."""
+
+    template: str = OFFICIAL_PROMPT
+
+    def __post_init__(self) -> None:
+        if self.template.count(IMAGE_PLACEHOLDER) != 1 or self.template.count(TEXT_SLOT) > 1:
+            raise UserError(
+                f"The prompt {self.template!r} must hold {IMAGE_PLACEHOLDER} once and {TEXT_SLOT} at most once."
+            )
+
+    def render(self, caption: str) -> str:
+        """The question for `caption`."""
+        before, slot, after = self.template.partition(TEXT_SLOT)
+        return before + clean_caption(caption) + after if slot else before
+
+    def caption_of(self, question: str) -> str | None:
+        """The caption inside a rendered question, or None if this template did not make it."""
+        before, slot, after = self.template.partition(TEXT_SLOT)
+        if not slot:
+            return "" if question == before else None
+        if not (question.startswith(before) and question.endswith(after)) or len(question) < len(before) + len(after):
+            return None
+        return question[len(before) : len(question) - len(after)]
+
+
+def fit_caption(
+    caption: str,
+    excess: Callable[[str], int],
+    encode: Callable[[str], list[int]],
+    decode: Callable[[list[int]], str],
+) -> str | None:
+    """The longest beginning of `caption`, cut between tokens, whose sample fits the token budget.
+
+    Args:
+        caption: The caption; returned unchanged if it fits.
+        excess: Tokens by which a sample with the given caption is over budget (zero or less: it fits).
+        encode: Tokenise a caption.
+        decode: Undo `encode`.
+
+    Returns:
+        The caption that fits, or None if not even the empty one does.
+    """
+    over = excess(caption)
+    if over <= 0:
+        return caption
+    tokens = encode(clean_caption(caption))
+    keep = len(tokens)
+    while over > 0 and keep > 0:
+        keep = max(keep - over, 0)
+        # A cut inside a multi-byte character leaves replacement characters at the end.
+        caption = clean_caption(decode(tokens[:keep]).rstrip("\ufffd"))
+        over = excess(caption)
+    return caption if over <= 0 else None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The words that begin an answer, in class order: index 0 is the negative class."""
+
+    words: tuple[str, ...] = ("No", "Yes")
+
+    def __post_init__(self) -> None:
+        folded = [word.casefold() for word in self.words]
+        if len(set(folded)) < max(len(folded), 2) or not all(re.fullmatch(r"\w+", word) for word in self.words):
+            raise UserError(f"Answers {self.words!r} must be two or more different single words.")
+
+    def label_of(self, answer: str) -> int:
+        """Class index of an answer, by its first word (case is ignored).
+
+        Raises:
+            ValueError: the first word is none of ours.
+        """
+        match = re.match(r"\W*(\w+)", answer)
+        first = match.group(1).casefold() if match else ""
+        for index, word in enumerate(self.words):
+            if first == word.casefold():
+                return index
+        expected = " or ".join(map(repr, self.words))
+        raise ValueError(f"answer {answer[:60]!r} begins with neither {expected}")
+
+
+def to_sharegpt(meme: "Meme", prompt: PromptTemplate, answers: tuple[str, ...] = OFFICIAL_ANSWERS) -> dict[str, Any]:
+    """The ShareGPT record of a labelled meme; `answers` are the full answer sentences in class order."""
+    if meme.label is None:
+        raise UserError(f"Meme {meme.id!r} has no label: it cannot become a training record.")
+    return {
+        "id": meme.id,
+        "messages": [
+            {"role": "user", "content": prompt.render(meme.text)},
+            {"role": "assistant", "content": answers[meme.label]},
+        ],
+        "images": [str(meme.image)],
+        "label": meme.label,
+    }
+
+
+def dataset_info_entry(file_name: str) -> dict[str, Any]:
+    """The `dataset_info.json` entry of a ShareGPT file, as in the RA-HMD release."""
+    return {
+        "file_name": file_name,
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages", "images": "images"},
+        "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+    }

@@ -1,0 +1,137 @@
+"""Atomic files, fingerprints and the manifest that every run leaves behind."""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from easydict import EasyDict
+
+from ra_hmd.errors import UserError
+
+MANIFEST_NAME = "ra_hmd.json"
+_PACKAGES = ("ra-hmd", "llamafactory", "torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes")
+_PACKAGES += ("datasets", "faiss-gpu", "faiss-cpu", "numpy", "pyarrow")
+_SAMPLE_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN is refused: it is not JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object per line, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def read_json(path: str | Path) -> EasyDict:
+    """Read a JSON object; its keys are attributes too (`manifest.prompt.template`)."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist.")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, a JSON object is needed.")
+    return EasyDict(value)
+
+
+def sha256_bytes(*chunks: bytes) -> str:
+    """Hex SHA-256 over the chunks, each preceded by its length, so that no two splits collide."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(len(chunk).to_bytes(8, "little"))
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_model(folder: str | Path) -> str:
+    """Fingerprint of a model folder in seconds, whatever its size.
+
+    `config.json` in full; of each weight file its name, its size and its first and last MiB (a safetensors file
+    begins with every tensor's name, type and shape). A hub name, not a folder, is its own fingerprint.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return f"hub:{folder}"
+    chunks = [(folder / "config.json").read_bytes()] if (folder / "config.json").is_file() else []
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            first = file.read(_SAMPLE_BYTES)
+            file.seek(max(size - _SAMPLE_BYTES, 0))
+            chunks += [path.name.encode(), size.to_bytes(8, "little"), first, file.read(_SAMPLE_BYTES)]
+    return sha256_bytes(*chunks)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+
+    def version(name: str) -> str | None:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    found = {name: version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **{name: value for name, value in found.items() if value}}
+
+
+def run_manifest(kind: str, **content: Any) -> dict[str, Any]:
+    """A manifest: what kind of run, when, with which versions, and `content` (arguments, seeds, fingerprints)."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"kind": kind, "created": created, "versions": versions(), **content}
+
+
+def plain(value: Any, fallback: Callable[[Any], Any] = str) -> Any:
+    """`value` reduced to what JSON can hold: paths, enums and dtypes become strings, tuples become lists."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item, fallback) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item, fallback) for item in value]
+    return fallback(value)
