@@ -111,3 +111,9 @@ def load_yaml(cls: type[T], path: str | Path, overrides: list[str]) -> T:
         raise UserError(f"{bad[0]!r} is not an override; write key=value.")
     config = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
     return load_dataclass(cls, OmegaConf.to_container(config, resolve=True), str(path))
+
+
+def choose(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise `UserError` unless `value`, given as `name`, is one of `known`."""
+    if value not in known:
+        raise UserError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}.")

@@ -1,0 +1,199 @@
+"""`ra-hmd`: each command is one call into the library. Heavy modules are imported inside the commands."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ra_hmd.errors import UserError
+
+
+class _Group(TyperGroup):
+    """Prints a `UserError` as its sentence and ends with exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(2) from error
+
+
+_OPTIONS = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+app = typer.Typer(
+    cls=_Group, help="Hateful-meme detection with retrieval-augmented large multimodal models.", **_OPTIONS
+)
+data_app = typer.Typer(help="Make and prepare meme data.", **_OPTIONS)
+features_app = typer.Typer(help="Feature stores.", **_OPTIONS)
+app.add_typer(data_app, name="data")
+app.add_typer(features_app, name="features")
+
+Output = Annotated[Path, typer.Option("--output", help="Where to write.")]
+
+
+@app.command()
+def doctor() -> None:
+    """Check this installation: plugin, versions, torchrun, devices, FAISS. Exit code 1 on a problem."""
+    from rich.console import Console
+
+    from ra_hmd.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(Console()))
+
+
+@app.command("tiny-lmm")
+def tiny_lmm(
+    output: Output,
+    family: Annotated[str, typer.Option(help="qwen2_vl, qwen2_5_vl or qwen3_vl.")] = "qwen2_vl",
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+) -> None:
+    """Build a CPU-sized Qwen-VL from its config, with tokenizer and processor."""
+    from ra_hmd.models.tiny import make_tiny_lmm
+
+    print(make_tiny_lmm(family, output, seed=seed))
+
+
+@data_app.command("make-confounders")
+def make_confounders_command(
+    output: Output,
+    size: Annotated[int | None, typer.Option(help="Training memes of domain A; the other parts follow.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
+) -> None:
+    """Draw harmless memes whose label needs both picture and caption, in the layout of Hateful Memes."""
+    from ra_hmd.data.confounders import make_confounders
+
+    options = {} if size is None else {"size": size}
+    print(make_confounders(output, seed=seed, **options))
+
+
+@app.command("extract")
+def extract_command(
+    checkpoint: Annotated[str, typer.Option(help="Stage 1 run, checkpoint, merged export, or (bare) a model.")],
+    data: Annotated[str, typer.Option(help="File (.jsonl, ShareGPT .json), folder, or data set name.")],
+    output: Output,
+    split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
+    dataset_dir: Annotated[Path, typer.Option(help="Folder of dataset_info.json.")] = Path("data"),
+    backbone_only: Annotated[
+        bool, typer.Option("--backbone-only", help="The LMM alone, without a Stage 1 run.")
+    ] = False,
+    template: Annotated[str | None, typer.Option(help="With --backbone-only: LLaMA-Factory template.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Where the base model lies now.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Memes per forward pass.")] = 16,
+    shard_size: Annotated[int, typer.Option(min=1, help="Rows per file.")] = 512,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    padding_side: Annotated[str, typer.Option(help="left or right.")] = "left",
+) -> None:
+    """Dump an LMM's features of memes. Stopped and started again, it continues; also under torchrun."""
+    from ra_hmd.config import choose
+    from ra_hmd.data.resolve import resolve_memes
+    from ra_hmd.extract import extract
+    from ra_hmd.models.checkpoint import open_backbone, open_run
+
+    choose("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    choose("--padding-side", padding_side, ("left", "right"))
+    run = open_backbone(checkpoint, template) if backbone_only else open_run(checkpoint, base_model)
+    memes = resolve_memes(data, split, run.settings.prompt, run.settings.answers, dataset_dir)
+    folder = extract(
+        run,
+        memes,
+        output,
+        split=split,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        num_workers=workers,
+        dtype=dtype,
+        padding_side=padding_side,
+    )
+    print(f"{folder}: {len(memes)} memes")
+
+
+@features_app.command("import")
+def features_import(
+    source: Annotated[Path, typer.Argument(help="Official .pt file (ids, feats, labels).")],
+    output: Output,
+) -> None:
+    """Convert the official code's feature file to a feature store."""
+    from ra_hmd.features.legacy import import_pt
+
+    import_pt(source, output)
+    print(output)
+
+
+@features_app.command("export")
+def features_export(
+    store: Annotated[Path, typer.Argument(help="Feature store.")],
+    output: Output,
+) -> None:
+    """Convert a feature store to the official code's .pt file."""
+    from ra_hmd.features.legacy import export_pt
+
+    export_pt(store, output)
+    print(output)
+
+
+@app.command("stage2")
+def stage2_command(
+    config: Annotated[Path, typer.Argument(help="YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+) -> None:
+    """Refine a head with retrieval-guided contrast (the same as `python -m stage2`)."""
+    from ra_hmd.config import load_yaml
+    from stage2.arguments import Stage2Arguments
+    from stage2.trainer import run_stage2
+
+    run_stage2(load_yaml(Stage2Arguments, config, overrides or []))
+
+
+@app.command("evaluate")
+def evaluate_command(
+    checkpoint: Annotated[Path, typer.Option(help="Stage 1 run or Stage 2 folder: whose head decides.")],
+    bank: Annotated[Path, typer.Option(help="Feature store of the labelled examples.")],
+    queries: Annotated[list[Path], typer.Option(help="Feature store to classify; may be given several times.")],
+    output: Output,
+    update: Annotated[Path | None, typer.Option(help="Feature store of labelled memes to add to the bank.")] = None,
+    update_sizes: Annotated[str, typer.Option(help="How many of them to add, e.g. 8,32,128.")] = "8,32,128",
+    before: Annotated[Path | None, typer.Option(help="Head to draw the bank with for comparison.")] = None,
+    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
+    weights: Annotated[str, typer.Option(help="Vote weights: arithmetic or mean.")] = "arithmetic",
+    bootstrap_samples: Annotated[int, typer.Option(min=100, help="Resamples of each interval.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of resampling and of the choice of memes to add.")] = 0,
+) -> None:
+    """Compare the three heads (LMH, LRC, RKC) with 95 % intervals, and write a report."""
+    from ra_hmd.config import choose, coerce
+    from ra_hmd.evaluation.evaluate import evaluate
+
+    choose("--weights", weights, ("arithmetic", "mean"))
+    try:
+        sizes = coerce(update_sizes.split(","), list[int]) if update else []
+    except ValueError as error:
+        raise UserError(
+            f"--update-sizes {update_sizes!r}: {error}; write numbers with commas, e.g. 8,32,128."
+        ) from error
+    evaluate(
+        checkpoint,
+        bank,
+        queries,
+        output,
+        topk=topk,
+        weights=weights,
+        update=update,
+        update_sizes=sizes,
+        before=before,
+        bootstrap_samples=bootstrap_samples,
+        seed=seed,
+    )
+    print(output / "report.md")
+
+
+@app.command("demo")
+def demo_command(output: Output) -> None:
+    """Run the whole pipeline on drawn memes and a tiny Qwen2-VL: about ten minutes on two cores."""
+    from ra_hmd.demo import run_demo
+
+    run_demo(output)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,211 @@
+"""Opening what Stage 1 left: a LoRA run, a fully tuned run, a merged export, one of their checkpoints, or a bare LMM.
+
+`llamafactory` is used to load them, so that a model is loaded, and its images are resized, as in training.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ra_hmd.config import load_dataclass
+from ra_hmd.errors import UserError
+from ra_hmd.manifest import MANIFEST_NAME, fingerprint_model, read_json, sha256_file
+from ra_hmd.models.classifier import IGNORE, ClassifierOutput, Reader, attach_head
+from ra_hmd.models.head import HEAD_WEIGHTS, has_head, load_head, read_head_config
+from ra_hmd.models.inputs import FAMILY_TEMPLATES, InputSettings, MemeEncoder, check_family
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedModel
+
+ADAPTER_CONFIG = "adapter_config.json"
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is needed to ask a trained (or bare) LMM about memes.
+
+    Attributes:
+        folder: The run; its head is read from here.
+        settings: How memes become tokens.
+        base_model: Path or hub name of the LMM.
+        base_adapters: Adapters that were merged into the LMM before training.
+        adapter: Folder of the trained adapter, or None where the weights themselves were tuned.
+        head: Folder of the head, or None for a bare LMM.
+        quantization_bit: As in training.
+    """
+
+    folder: Path
+    settings: InputSettings
+    base_model: str
+    base_adapters: tuple[str, ...] = ()
+    adapter: Path | None = None
+    head: Path | None = None
+    quantization_bit: int | None = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a hidden state depends on, apart from the meme: two equal ones give equal features."""
+        adapter = None if self.adapter is None else sha256_file(self.adapter / "adapter_model.safetensors")
+        return {
+            "model": fingerprint_model(self.base_model),
+            "base_adapters": [sha256_file(Path(path) / "adapter_model.safetensors") for path in self.base_adapters],
+            "adapter": adapter,
+            "head": None if self.head is None else sha256_file(self.head / HEAD_WEIGHTS),
+            "quantization_bit": self.quantization_bit,
+            **{f"inputs.{name}": value for name, value in self.settings.to_dict().items()},
+        }
+
+
+def open_run(folder: str | Path, base_model: str | None = None) -> Run:
+    """Open a Stage 1 run, one of its checkpoints, or its merged export.
+
+    Args:
+        folder: The folder, with `ra_hmd.json` and a head.
+        base_model: Where the base model lies, if it is no longer where the manifest says.
+
+    Raises:
+        UserError: not such a folder, or the base model is gone or is another one than in training.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; give the output_dir of a Stage 1 run.")
+    if not (folder / MANIFEST_NAME).is_file() or not has_head(folder):
+        raise UserError(
+            f"{folder} is not a Stage 1 run: {MANIFEST_NAME} and a head are needed. For a model without a head use "
+            "--backbone-only."
+        )
+    manifest = read_json(folder / MANIFEST_NAME)
+    settings = load_dataclass(InputSettings, manifest.inputs, str(folder / MANIFEST_NAME))
+    if not (folder / ADAPTER_CONFIG).is_file():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} holds a head, but neither an adapter nor a model; give the Stage 1 run.")
+        return Run(folder, settings, base_model=str(folder), head=folder)
+    return Run(
+        folder,
+        settings,
+        base_model=_base_model(manifest, base_model),
+        base_adapters=tuple(manifest.base_model.get("adapters") or ()),
+        adapter=folder,
+        head=folder,
+        quantization_bit=manifest.base_model.quantization_bit,
+    )
+
+
+def _base_model(manifest: Any, given: str | None) -> str:
+    recorded = manifest.base_model
+    path = given or recorded.path
+    if not Path(path).is_dir():
+        if given is None and (path.startswith((".", "/", "~")) or not recorded.fingerprint.startswith("hub:")):
+            raise UserError(f"The base model {path} is gone; say where it is with --base-model.")
+        return path
+    if not recorded.fingerprint.startswith("hub:") and fingerprint_model(path) != recorded.fingerprint:
+        raise UserError(f"{path} is not the base model that this run was trained on (its fingerprint differs).")
+    return path
+
+
+def open_backbone(model: str, template: str | None = None) -> Run:
+    """A bare LMM as a run without head: a model folder or hub name, or a Stage 1 run whose tuning is left aside."""
+    from transformers import AutoConfig
+
+    folder = Path(model)
+    if (folder / ADAPTER_CONFIG).is_file() and (folder / MANIFEST_NAME).is_file():
+        run = open_run(folder)
+        return Run(folder, run.settings, run.base_model, run.base_adapters, quantization_bit=run.quantization_bit)
+    try:
+        model_type = AutoConfig.from_pretrained(model).model_type
+    except OSError as error:
+        raise UserError(f"{model} is neither a model folder nor a model name that can be loaded: {error}") from error
+    if template is None and model_type not in FAMILY_TEMPLATES:
+        raise UserError(f"No template is known for a {model_type} model; give one with --template.")
+    return Run(folder, InputSettings(template or FAMILY_TEMPLATES[model_type][0]), base_model=model)
+
+
+class MemeModel:
+    """A loaded run: encodes memes and runs them through the LMM and its head."""
+
+    def __init__(
+        self,
+        run: Run,
+        device: torch.device,
+        dtype: DType = "auto",
+        padding_side: Literal["left", "right"] = "left",
+    ) -> None:
+        os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
+        from llamafactory.data import SFTDataCollatorWith4DAttentionMask, get_template_and_fix_tokenizer
+        from llamafactory.hparams import DataArguments, ModelArguments
+        from llamafactory.model import load_config, load_tokenizer
+
+        settings = run.settings
+        model_args = ModelArguments(
+            model_name_or_path=run.base_model,
+            adapter_name_or_path=",".join(run.base_adapters) or None,
+            image_max_pixels=settings.image_max_pixels,
+            image_min_pixels=settings.image_min_pixels,
+            quantization_bit=run.quantization_bit,
+            infer_dtype=dtype,
+        )
+        model_args.device_map = {"": device}
+        data_args = DataArguments(
+            template=settings.template, cutoff_len=settings.cutoff_len, default_system=settings.default_system
+        )
+        check_family(load_config(model_args).model_type, settings.template)
+        loaded = load_tokenizer(model_args)
+        template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
+        loaded["tokenizer"].padding_side = padding_side
+        self.run, self.device = run, device
+        self.encoder = MemeEncoder(template, **loaded, prompt=settings.prompt, cutoff_len=settings.cutoff_len)
+        self.model = self._load_model(model_args, loaded["tokenizer"])
+        self._collator = SFTDataCollatorWith4DAttentionMask(
+            template=template,
+            model=self.model,
+            label_pad_token_id=IGNORE,
+            attn_implementation=getattr(self.model.config, "_attn_implementation", None),
+            compute_dtype=model_args.compute_dtype,
+            **loaded,
+        )
+
+    def _load_model(self, model_args: Any, tokenizer: Any) -> "PreTrainedModel":
+        from llamafactory.hparams import FinetuningArguments
+        from llamafactory.model import load_model
+
+        model = load_model(tokenizer, model_args, FinetuningArguments(), is_trainable=False)
+        if self.run.adapter is not None:
+            from peft import PeftModel
+
+            # Not merged: in bfloat16 a merged adapter is rounded, and the head was trained on the unrounded one.
+            model = PeftModel.from_pretrained(model, self.run.adapter)
+        head = None
+        if self.run.head is not None:
+            head = load_head(self.run.head)
+            width = model.config.get_text_config().hidden_size
+            if read_head_config(self.run.head).input_dim != width:
+                raise UserError(
+                    f"The head in {self.run.head} does not fit {self.run.base_model} (hidden size {width})."
+                )
+        settings = self.run.settings
+        answer_ids = tuple(self.encoder.answer_token_ids(settings.answers))
+        attach_head(model, head, Reader(answer_ids, settings.embed_mode, settings.embed_layer))
+        return model.to(self.device).eval() if self.run.quantization_bit is None else model.eval()
+
+    def encode(self, text: str, image: "Image") -> dict[str, Any]:
+        """A meme as a row for `collate`. Raises `UserError` when it does not fit the token budget."""
+        ids = self.encoder.encode(text, image).ids
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORE] * len(ids), "images": [image]}
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Rows of `encode` as one batch on the CPU; the head reads each row's last prompt token."""
+        batch = self._collator([dict(row) for row in rows])
+        del batch["labels"]
+        steps = torch.arange(batch["attention_mask"].shape[1])
+        batch["answer_positions"] = (batch["attention_mask"] * steps).argmax(dim=1, keepdim=True)
+        return batch
+
+    @torch.inference_mode()
+    def score(self, batch: dict[str, Tensor]) -> ClassifierOutput:
+        """All heads of a batch, from one forward pass."""
+        return self.model(**{name: value.to(self.device) for name, value in batch.items()})
