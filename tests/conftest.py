@@ -1,0 +1,130 @@
+"""Shared pieces: tiny models, drawn memes, and stock LLaMA-Factory in child processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ra_hmd.data.confounders import make_confounders
+from ra_hmd.models.tiny import make_tiny_lmm
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
+SIZE = 96
+
+os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def child_env(**extra: str) -> dict[str, str]:
+    """The environment of a child process: this environment's commands first, one process unless a test says more."""
+    env = {key: value for key, value in os.environ.items() if key not in ("FORCE_TORCHRUN", "NPROC_PER_NODE")}
+    return env | {"PATH": f"{BIN}{os.pathsep}{env['PATH']}", "OMP_NUM_THREADS": "1"} | extra
+
+
+def run(command: list[str], cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command; stdout and stderr together in `stdout`."""
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=child_env(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+def train(config: dict[str, Any], cwd: Path, **env: str) -> str:
+    """`llamafactory-cli train` with a YAML file of `config`; returns what it printed."""
+    path = cwd / f"{Path(config['output_dir']).name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    done = run([str(BIN / "llamafactory-cli"), "train", str(path)], cwd, **env)
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny model of a family, made once."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def make(family: str) -> Path:
+        if not (folder / family).exists():
+            make_tiny_lmm(family, folder / family, hidden_size=64, num_layers=2)
+        return folder / family
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def memes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few drawn memes, with their LLaMA-Factory files."""
+    folder = tmp_path_factory.mktemp("memes") / "data"
+    make_confounders(folder, size=SIZE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stage1_config(tiny: Callable[[str], Path], memes: Path) -> Callable[..., dict[str, Any]]:
+    """A small `sft-classifier` configuration; keyword arguments override, None removes."""
+
+    def make(output: Path, family: str = "qwen2_vl", **changes: Any) -> dict[str, Any]:
+        config = {
+            "model_name_or_path": str(tiny(family)),
+            "stage": "sft-classifier",
+            "do_train": True,
+            "finetuning_type": "lora",
+            "lora_target": "all",
+            "lora_rank": 8,
+            "lora_dropout": 0.1,
+            "dataset": "confounders_a",
+            "eval_dataset": "confounders_a_dev",
+            "dataset_dir": str(memes),
+            "template": TEMPLATES[family],
+            "cutoff_len": 192,
+            "overwrite_cache": True,
+            "max_samples": 32,
+            "output_dir": str(output),
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "overwrite_output_dir": True,
+            "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 8,
+            "learning_rate": 2e-3,
+            "num_train_epochs": 1,
+            "report_to": "none",
+            "seed": 7,
+            "loss_ratio": [1.0, 1.0],
+            "classifier_lr": 1e-3,
+            "proj_dim": 32,
+        }
+        return {key: value for key, value in (config | changes).items() if value is not None}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stage1_run(stage1_config: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA run of stock `llamafactory-cli`, with checkpoints, evaluation and predictions."""
+    folder = tmp_path_factory.mktemp("stage1")
+    config = stage1_config(
+        folder / "run",
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        do_predict=True,
+        metric_for_best_model="eval_lrc_auroc",
+        load_best_model_at_end=True,
+        plot_loss=True,
+    )
+    (folder / "run.log").write_text(train(config, folder))
+    return folder / "run"

@@ -1,0 +1,80 @@
+"""YAML keys: official defaults, every problem told at once, the silent traps of the official files caught."""
+
+import dataclasses
+
+import pytest
+
+from llamafactory_ext.arguments import OUR_FIELDS, STAGE, ClassifierFinetuningArguments, normalise
+from ra_hmd.errors import UserError
+
+
+def test_defaults_are_the_official_ones() -> None:
+    args = ClassifierFinetuningArguments(stage=STAGE)
+    expected = {
+        "classifier_lr": 1e-4,
+        "num_layers": 2,
+        "proj_dim": 1024,
+        "output_dim": 1,
+        "input_dropout": 0.0,
+        "dropout": None,
+        "embed_mode": "last_token",
+        "embed_layer": "last",
+        "loss_ratio": [1.0, 1.0],
+        "positive_answer": "Yes",
+    }
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+def test_every_key_has_help() -> None:
+    fields = {field.name: field for field in dataclasses.fields(ClassifierFinetuningArguments)}
+    assert set(OUR_FIELDS) >= {"loss_ratio", "classifier_lr", "embed_mode", "prompt_template"}
+    assert all(len(fields[name].metadata["help"]) > 20 for name in OUR_FIELDS)
+
+
+def test_yaml_1_1_strings_become_numbers() -> None:
+    args = ClassifierFinetuningArguments(stage=STAGE, classifier_lr="1e-4", loss_ratio=["1", 0.5], dropout=["2e-1"])
+    assert (args.classifier_lr, args.loss_ratio, args.dropout) == (1e-4, [1.0, 0.5], [0.2])
+
+
+def test_official_dropout_list_with_one_value_too_many_is_accepted() -> None:
+    config = ClassifierFinetuningArguments(stage=STAGE, num_layers=3, dropout=[0.2, 0.4, 0.1]).head_config(8)
+    assert config.dropout == (0.2, 0.4, 0.1)
+
+
+def test_problems_are_told_together() -> None:
+    with pytest.raises(UserError) as error:
+        ClassifierFinetuningArguments(
+            stage=STAGE,
+            loss_ratio=[1.0],
+            classifier_lr=-1,
+            dropout=[1.5],
+            positive_answer="Yes please",
+            use_dft_loss=True,
+        )
+    for key in ("loss_ratio", "classifier_lr", "dropout rate 1.5", "Yes please", "use_dft_loss"):
+        assert key in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("embed_mode", "mean"), ("embed_layer", "first"), ("num_layers", "two"), ("proj_dim", 1.5), ("output_dim", 3)],
+)
+def test_bad_values_are_named(key: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"`{key}`.*{value}"):
+        ClassifierFinetuningArguments(stage=STAGE, **{key: value})
+
+
+def test_our_checks_leave_other_stages_alone() -> None:
+    assert ClassifierFinetuningArguments(stage="sft", use_dft_loss=True).use_dft_loss
+
+
+def test_silent_traps_are_normalised() -> None:
+    args = {"quantization_method": "bitsandbytes", "classifier_lr": "1e-4"}
+    notes = normalise(args)
+    assert args == {"quantization_method": "bnb", "classifier_lr": 1e-4}
+    assert len(notes) == 2
+
+
+def test_unknown_quantisation_method_is_refused() -> None:
+    with pytest.raises(UserError, match="bitsandbyte"):
+        normalise({"quantization_method": "bitsandbyte"})
