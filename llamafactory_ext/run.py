@@ -23,7 +23,7 @@ from llamafactory_ext.sft_classifier import run_sft_classifier
 from ra_hmd.config import unknown_keys
 from ra_hmd.errors import raise_all
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
 
 
 def run_stage(config: dict[str, Any]) -> None:

@@ -188,11 +188,14 @@ def evaluate_command(
 
 
 @app.command("demo")
-def demo_command(output: Output) -> None:
+def demo_command(
+    output: Output,
+    quick: Annotated[bool, typer.Option("--quick", help="Little training: that it works, not how well.")] = False,
+) -> None:
     """Run the whole pipeline on drawn memes and a tiny Qwen2-VL: about ten minutes on two cores."""
     from ra_hmd.demo import run_demo
 
-    run_demo(output)
+    run_demo(output, quick=quick)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from llamafactory_ext.arguments import ClassifierFinetuningArguments
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
 _SETTINGS = "ra_hmd_inputs.json"
 _MEDIA = ("images", "videos", "audios")
 _ALIGN, _PROCESSOR = loader.align_dataset, loader._get_dataset_processor

@@ -165,7 +165,8 @@ def _gathered(parameters: list[nn.Parameter], modifier_rank: int | None) -> Any:
 
 def _full_precision(parameter: nn.Parameter) -> Tensor:
     """A parameter's float32 value: DeepSpeed's master copy where it keeps one, gathered where it is partitioned."""
-    if getattr(parameter, "_hp_mapping", None) is not None or hasattr(parameter, "ds_id"):
+    # By presence, not by value: a rank that owns no part of the parameter must join the collective too.
+    if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
         from deepspeed.utils import safe_get_full_fp32_param
 
         master = safe_get_full_fp32_param(parameter)

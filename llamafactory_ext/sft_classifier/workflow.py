@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from llamafactory_ext.arguments import ClassifierFinetuningArguments
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
 
 
 def run_sft_classifier(

@@ -169,6 +169,8 @@ def read_features(folder: str | Path) -> Features:
     manifest = read_json(folder / STORE_MANIFEST)
     if not manifest.get("complete"):
         raise UserError(f"{folder} is incomplete: run its `ra-hmd extract` command again, it continues.")
+    if not manifest.rows:
+        raise UserError(f"{folder} has no rows.")
     paths = [folder / f"part-{shard:05d}.parquet" for shard in range(manifest.shards)]
     table = pa.concat_tables(pq.read_table(path) for path in paths)
     if table.num_rows != manifest.rows:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from conftest import BIN, ROOT, run, train
+from engines import BIN, ROOT, run, train
 
 PROBE = """
 import json, sys

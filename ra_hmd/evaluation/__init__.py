@@ -1,0 +1,1 @@
+"""Scores of the three heads with intervals, and the report about them."""

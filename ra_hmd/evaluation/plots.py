@@ -1,0 +1,157 @@
+"""The report's figures, drawn without a display and without pyplot's global state.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers; line styles and markers repeat the distinction.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_curve
+
+from ra_hmd.evaluation.metrics import THRESHOLDS, Head
+from ra_hmd.evaluation.scores import ScoredSet
+from ra_hmd.manifest import atomic_path
+from ra_hmd.retrieval.knn import unit_rows
+
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#666666"
+
+_HEAD_STYLE: dict[Head, dict[str, str]] = {
+    "lmh": {"color": ORANGE, "linestyle": ":"},
+    "lrc": {"color": BLUE, "linestyle": "--"},
+    "rkc": {"color": GREEN, "linestyle": "-"},
+}
+_CLASS_STYLE = ((0, "class 0", BLUE, "o"), (1, "class 1", VERMILION, "^"))
+_MOST_POINTS = 3000
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a PNG, atomically."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def _panels(count: int, width: float = 4.6, height: float = 4.0, rows: int = 1) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(width * count, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, count, squeeze=False)
+
+
+def _plain_text(text: str) -> str:
+    return text.replace("$", r"\$")  # Matplotlib reads $…$ as mathematics.
+
+
+def _legend_below(axis: Axes) -> None:
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+
+
+def roc_figure(sets: Sequence[ScoredSet], metrics: Mapping[str, Any]) -> Figure:
+    """ROC curves: one panel per query set, one line per head."""
+    figure, axes = _panels(len(sets))
+    for axis, scored in zip(axes[0], sets, strict=True):
+        axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, label="chance")
+        for head, scores in scored.scores.items():
+            area = metrics[scored.name][head]["auroc"]["value"]
+            if area is None:
+                continue
+            false_positive, true_positive, _ = roc_curve(scored.labels, scores)
+            axis.plot(false_positive, true_positive, label=f"{head.upper()} ({area:.3f})", **_HEAD_STYLE[head])
+        axis.set(xlabel="false positive rate", ylabel="true positive rate", title=_plain_text(scored.name))
+        axis.set_aspect("equal")
+        axis.legend(title="head (AUROC)", loc="lower right", fontsize=8, title_fontsize=8)
+    return figure
+
+
+def histogram_figure(sets: Sequence[ScoredSet]) -> Figure:
+    """Score histograms by class: one row per query set, one column per head; the threshold is drawn."""
+    heads = [head for head in THRESHOLDS if any(head in scored.scores for scored in sets)]
+    figure, axes = _panels(len(heads), width=4.0, height=3.0, rows=len(sets))
+    for line, scored in zip(axes, sets, strict=True):
+        for axis, head in zip(line, heads, strict=True):
+            axis.set(title=_plain_text(f"{scored.name}: {head.upper()}"), xlabel="score", ylabel="memes")
+            if head not in scored.scores:
+                axis.text(0.5, 0.5, "no scores in the store", ha="center", transform=axis.transAxes)
+                continue
+            scores = scored.scores[head]
+            low = -1.0 if head == "rkc" else 0.0
+            bins = np.linspace(low, 1.0, 41)
+            for label, text, colour, _ in _CLASS_STYLE:
+                fill = (
+                    {"histtype": "stepfilled", "alpha": 0.35} if label == 0 else {"histtype": "step", "linewidth": 1.6}
+                )
+                axis.hist(scores[scored.labels == label], bins=bins, color=colour, label=text, **fill)
+            axis.axvline(THRESHOLDS[head], color=GREY, linestyle="--", linewidth=1, label="threshold")
+            axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.legend(fontsize=8)
+    return figure
+
+
+def _projection(axis: Axes, embedding: np.ndarray, labels: np.ndarray, title: str) -> None:
+    unit = unit_rows(embedding)
+    components = min(2, *unit.shape)
+    pca = PCA(n_components=components, svd_solver="full").fit(unit)
+    points = np.zeros((len(unit), 2))
+    points[:, :components] = pca.transform(unit)
+    shares = [*np.nan_to_num(pca.explained_variance_ratio_), 0.0][:2]
+    for label, text, colour, marker in _CLASS_STYLE:
+        chosen = points[labels == label]
+        axis.scatter(*chosen.T, s=12, alpha=0.6, linewidths=0, color=colour, marker=marker, label=text)
+    axis.set(
+        title=title,
+        xlabel=f"first component ({shares[0]:.0%} of variance)",
+        ylabel=f"second component ({shares[1]:.0%})",
+    )
+    axis.legend(fontsize=8)
+
+
+def projection_figure(stages: Mapping[str, np.ndarray], labels: np.ndarray, seed: int) -> Figure:
+    """PCA of the bank's unit-length embeddings: one panel per stage, the same rows in each (3,000 at most)."""
+    rows = np.random.default_rng(seed).permutation(len(labels))[:_MOST_POINTS]
+    figure, axes = _panels(len(stages))
+    for axis, (title, embedding) in zip(axes[0], stages.items(), strict=True):
+        _projection(axis, embedding[rows], labels[rows], title)
+    return figure
+
+
+def update_figure(updates: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """RKC accuracy and AUROC against the number of memes added to the bank, with 95 % intervals."""
+    figure, axes = _panels(len(updates))
+    for axis, (name, curve) in zip(axes[0], updates.items(), strict=True):
+        places = np.arange(len(curve))
+        styles = (("accuracy", BLUE, "o", "-", -0.05), ("auroc", VERMILION, "s", "--", 0.05))
+        for metric, colour, marker, line, shift in styles:
+            points = [entry[metric] for entry in curve]
+            if any(point["value"] is None for point in points):
+                continue
+            values = np.array([point["value"] for point in points])
+            # A percentile interval need not hold the value itself; a bar's length cannot be negative.
+            low = [max(0.0, p["value"] - p["low"]) if p["low"] is not None else 0.0 for p in points]
+            high = [max(0.0, p["high"] - p["value"]) if p["high"] is not None else 0.0 for p in points]
+            label = "accuracy" if metric == "accuracy" else "AUROC"
+            axis.errorbar(places + shift, values, yerr=[low, high], color=colour, marker=marker, linestyle=line,
+                          capsize=3, label=label)  # fmt: skip
+        axis.set_xticks(places, [str(entry["added"]) for entry in curve])
+        axis.set(title=_plain_text(name), xlabel="labelled memes added to the bank", ylabel="RKC score of the set")
+        _legend_below(axis)
+    return figure
+
+
+def training_figure(epochs: Sequence[Mapping[str, Any]], best_epoch: int) -> Figure:
+    """Losses and dev scores per epoch; the kept epoch is marked."""
+    score_names = [name for name in epochs[-1] if name.startswith("dev_") and not name.endswith("margin")]
+    figure, axes = _panels(2 if score_names else 1)
+    losses = [("loss", GREEN, "-"), ("contrastive", BLUE, "--"), ("bce", VERMILION, ":")]
+    scores = list(zip(score_names, (BLUE, VERMILION, GREEN, PURPLE), ("-", "--", ":", "-."), strict=False))
+    for axis, lines, label in zip(axes[0], (losses, scores), ("training loss", "dev score"), strict=False):
+        for name, colour, style in lines:
+            points = [(entry["epoch"], entry[name]) for entry in epochs if entry.get(name) is not None]
+            axis.plot(*np.array(points).reshape(-1, 2).T, color=colour, linestyle=style, marker=".", label=name)
+        axis.axvline(best_epoch, color=GREY, linewidth=1, label=f"kept: epoch {best_epoch}")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(xlabel="epoch", ylabel=label)
+        _legend_below(axis)
+    return figure

@@ -1,0 +1,1 @@
+"""Exact nearest-neighbour search over an example bank, and the vote of its labels."""

@@ -1,0 +1,187 @@
+"""Exact neighbour search through FAISS, and the retrieval-augmented KNN classifier (RKC).
+
+Shapes: Q queries, N bank rows, D embedding, K neighbours.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, get_args
+
+import faiss
+import numpy as np
+
+from ra_hmd.errors import UserError
+
+Metric = Literal["cos", "ip"]
+VoteWeights = Literal["arithmetic", "mean"]
+
+ABSENT = -1
+_GPU_MAX_K = 2048  # limit of FAISS's GPU kernels; deeper searches run on the CPU index
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The K nearest bank rows of Q queries, nearest first.
+
+    Attributes:
+        rows: int64 [Q, K], bank row, or `ABSENT` (-1) at the end of a line with fewer than K neighbours.
+        similarity: float32 [Q, K], similarity to that row; 0 where absent.
+    """
+
+    rows: np.ndarray
+    similarity: np.ndarray
+
+    @property
+    def present(self) -> np.ndarray:
+        """bool [Q, K]: where there is a neighbour."""
+        return self.rows != ABSENT
+
+
+def unit_rows(matrix: np.ndarray) -> np.ndarray:
+    """A float32 copy of `matrix` [N, D] with rows of length 1; an all-zero row stays zero."""
+    matrix = np.asarray(matrix, dtype=np.float32)
+    # Divided by the largest entry first: squares of large entries would overflow float32.
+    largest = np.abs(matrix).max(axis=1, keepdims=True, initial=0.0)
+    scaled = matrix / np.where(largest > 0, largest, 1)
+    length = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return np.ascontiguousarray(scaled / np.where(length > 0, length, 1), dtype=np.float32)
+
+
+def search(
+    queries: np.ndarray,
+    bank: np.ndarray,
+    k: int,
+    *,
+    metric: Metric = "cos",
+    query_ids: Sequence[str] | None = None,
+    bank_ids: Sequence[str] | None = None,
+) -> Neighbours:
+    """The K nearest bank rows of each query, by exhaustive search.
+
+    With ids, a bank row that has the query's own id is never its neighbour, however often the id occurs and
+    whether or not the row is among the nearest: the search goes deeper by as many rows as can be excluded. Equal
+    similarities are ordered by row. Inputs are not modified.
+
+    Args:
+        queries: [Q, D].
+        bank: [N, D]; N may be smaller than K, also 0.
+        k: K, at least 1.
+        metric: `cos`, in [-1, 1], or `ip`, the raw inner product.
+        query_ids: Q ids; give both or neither.
+        bank_ids: N ids.
+
+    Raises:
+        UserError: K below 1, widths that differ, values that are not finite.
+    """
+    queries, bank = _as_matrix(queries, "queries"), _as_matrix(bank, "bank")
+    if k < 1:
+        raise UserError(f"K is {k}; at least one neighbour must be asked for.")
+    if queries.shape[1] != bank.shape[1]:
+        raise UserError(
+            f"The queries have {queries.shape[1]} dimensions and the bank {bank.shape[1]}; "
+            "embed both with the same head."
+        )
+    if (query_ids is None) != (bank_ids is None):
+        raise ValueError("give the ids of both the queries and the bank, or of neither")
+    query_codes = bank_codes = None
+    excludable = 0
+    if query_ids is not None and bank_ids is not None:
+        query_codes, bank_codes, excludable = _id_codes(query_ids, bank_ids)
+    if metric == "cos":
+        queries, bank = unit_rows(queries), unit_rows(bank)
+    rows, similarity = _flat_search(queries, bank, k + excludable)
+    if metric == "cos":
+        similarity = similarity.clip(-1, 1)
+    keep = rows != ABSENT
+    if query_codes is not None and bank_codes is not None and len(bank):
+        keep &= bank_codes[rows] != query_codes[:, None]
+    # Kept rows first, then nearest, then lowest row number.
+    order = np.lexsort((rows, -similarity, ~keep), axis=1)[:, :k]
+    rows, similarity, keep = (np.take_along_axis(array, order, axis=1) for array in (rows, similarity, keep))
+    return Neighbours(np.where(keep, rows, ABSENT), np.where(keep, similarity, np.float32(0)))
+
+
+def rkc_votes(neighbours: Neighbours, bank_labels: np.ndarray, weights: VoteWeights = "arithmetic") -> np.ndarray:
+    """float64 [Q, K]: what each neighbour adds to its query's score; absent neighbours add 0.
+
+    vote_k = w_k · (2·y_k − 1) · sim_k / Σ_k w_k over the neighbours that are present, with w = K, K−1, …, 1
+    (`arithmetic`) or all ones (`mean`).
+
+    Args:
+        neighbours: Cosine neighbours of the queries.
+        bank_labels: [N], 0 or 1.
+        weights: How ranks are weighted.
+
+    Raises:
+        UserError: labels other than 0 and 1, unknown weights, or a query without any neighbour.
+
+    Source: RA-HMD's retrieval-augmented KNN classifier, as in the official evaluation code (`use_sim`).
+    """
+    bank_labels = np.asarray(bank_labels)
+    if not np.isin(bank_labels, (0, 1)).all():
+        unknown = sorted(set(bank_labels.tolist()) - {0, 1})
+        raise UserError(f"The bank has labels {unknown[:5]}; the KNN vote is between classes 0 and 1.")
+    if weights not in get_args(VoteWeights):
+        raise UserError(f"Vote weights {weights!r} are unknown; choose one of {', '.join(get_args(VoteWeights))}.")
+    lonely = np.flatnonzero(~neighbours.present.any(axis=1))
+    if len(lonely):
+        raise UserError(
+            f"{len(lonely)} queries have no neighbour (first: row {lonely[0]}): the bank is empty or holds nothing "
+            "but the query itself. Give a bank with other labelled memes."
+        )
+    k = neighbours.rows.shape[1]
+    ranks = np.arange(k, 0, -1, dtype=np.float64) if weights == "arithmetic" else np.ones(k)
+    share = np.where(neighbours.present, ranks, 0)
+    share /= share.sum(axis=1, keepdims=True)
+    # Row -1 is a valid index in NumPy: its share of 0 takes it out.
+    signs = 2 * bank_labels[neighbours.rows].astype(np.float64) - 1
+    return share * signs * neighbours.similarity
+
+
+def rkc_scores(neighbours: Neighbours, bank_labels: np.ndarray, weights: VoteWeights = "arithmetic") -> np.ndarray:
+    """float64 [Q] in [−1, 1]: the sum of `rkc_votes`. A query is of class 1 if and only if its score is ≥ 0."""
+    return rkc_votes(neighbours, bank_labels, weights).sum(axis=1)
+
+
+def _as_matrix(array: np.ndarray, name: str) -> np.ndarray:
+    array = np.asarray(array, dtype=np.float32)
+    if array.ndim != 2:
+        raise ValueError(f"{name} have shape {array.shape}, a matrix is needed")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"{int((~finite).sum())} of {len(array)} {name} embeddings are not finite (first: row "
+            f"{int(np.flatnonzero(~finite)[0])}); extract the features again or check the head."
+        )
+    return array
+
+
+def _id_codes(query_ids: Sequence[str], bank_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Ids as integers (-1 for a query that is not in the bank) and the most bank rows that one query excludes."""
+    codes: dict[str, int] = {}
+    bank_codes = np.array([codes.setdefault(name, len(codes)) for name in bank_ids], dtype=np.int64)
+    query_codes = np.array([codes.get(name, -1) for name in query_ids], dtype=np.int64)
+    counts = Counter(bank_codes.tolist())
+    return query_codes, bank_codes, max((counts.get(code, 0) for code in set(query_codes.tolist())), default=0)
+
+
+@cache
+def _gpu_resources() -> Any:
+    return faiss.StandardGpuResources()
+
+
+def _flat_search(queries: np.ndarray, bank: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows int64 and inner products float32, both [Q, min(depth, N) at least depth columns], -1 and 0 where absent."""
+    rows = np.full((len(queries), depth), ABSENT, dtype=np.int64)
+    similarity = np.zeros((len(queries), depth), dtype=np.float32)
+    reach = min(depth, len(bank))
+    if reach == 0 or len(queries) == 0:
+        return rows, similarity
+    index = faiss.IndexFlatIP(bank.shape[1])
+    if faiss.get_num_gpus() > 0 and reach <= _GPU_MAX_K:
+        index = faiss.index_cpu_to_gpu(_gpu_resources(), 0, index)
+    index.add(np.ascontiguousarray(bank))
+    similarity[:, :reach], rows[:, :reach] = index.search(np.ascontiguousarray(queries), reach)
+    return rows, similarity

@@ -1,0 +1,365 @@
+"""Write `configs/stage1/`: every model × data set × {LoRA, QLoRA}, each with its matched plain-SFT baseline.
+
+    python scripts/make_configs.py           # write the files
+    python scripts/make_configs.py --check   # change nothing; exit code 1 if the files on disk differ
+
+The hyper-parameters are facts of the official RA-HMD files (`my_configs/memes/*/qwen2vl-*_qlora_classifier.yaml`).
+They stand in two small tables, `MODELS` and `DATASETS`, and once each in the sections below, so that no two of the
+files can drift apart: an `_sft` file and its classifier differ in `stage`, in the head's keys and in the metric that
+chooses the checkpoint, and in nothing else.
+"""
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT = ROOT / "configs" / "stage1"
+GLOBAL_BATCH = 16
+GPUS = 8
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone.
+
+    Attributes:
+        folder: Name of its folder under `configs/stage1` and under `saves`.
+        title: Name for people.
+        hub: `model_name_or_path`.
+        template: LLaMA-Factory template whose last prompt token the head reads.
+        billions: Published parameter count, for the size of the weights.
+        small: Whether it takes the official 2B file's batch split.
+        liger: Whether LLaMA-Factory 0.9.5 has a Liger patch for this model type.
+        official: Whether the official repository has files for it.
+    """
+
+    folder: str
+    title: str
+    hub: str
+    template: str
+    billions: float
+    small: bool = False
+    liger: bool = True
+    official: bool = False
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set and what the official files set for it.
+
+    Attributes:
+        file: Stem of the YAML file.
+        name: Name in `data/dataset_info.json`; the dev split is `<name>_dev`.
+        title: Name for people.
+        epochs: `num_train_epochs`.
+        num_layers: Linear layers of the head.
+        dropout: Dropout of the head's blocks.
+        batch: Per-device batch for the 7B class; accumulation makes it up to `GLOBAL_BATCH`.
+        small_batch: The same for the 2B model.
+    """
+
+    file: str
+    name: str
+    title: str
+    epochs: float = 3.0
+    num_layers: int = 3
+    dropout: tuple[float, ...] = (0.2, 0.4, 0.1)
+    batch: int = GLOBAL_BATCH
+    small_batch: int = GLOBAL_BATCH
+
+
+MODELS = (
+    Model("qwen2_vl_2b", "Qwen2-VL-2B", "Qwen/Qwen2-VL-2B-Instruct", "qwen2_vl", 2.2, small=True, official=True),
+    Model("qwen2_vl_7b", "Qwen2-VL-7B", "Qwen/Qwen2-VL-7B-Instruct", "qwen2_vl", 8.3, official=True),
+    Model("qwen2_5_vl_7b", "Qwen2.5-VL-7B", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_vl", 8.3),
+    Model("qwen3_vl_8b", "Qwen3-VL-8B", "Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl_nothink", 8.8, liger=False),
+)
+DATASETS = (
+    Dataset("hateful_memes", "hatefulmemes", "Hateful Memes", num_layers=2, dropout=()),
+    Dataset("harm_c", "harmc", "Harm-C"),
+    Dataset("harm_p", "harmp", "Harm-P", epochs=6.0, batch=2, small_batch=8),
+    Dataset("mami", "mami", "MAMI"),
+    Dataset("multioff", "multioff", "MultiOFF", epochs=12.0),
+    Dataset("pridemm", "pridemm", "PrideMM", epochs=4.0),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One file: a model, a data set, with or without 4-bit weights, RA-HMD Stage 1 or its plain-SFT baseline."""
+
+    model: Model
+    dataset: Dataset
+    quantized: bool
+    sft: bool
+
+    @property
+    def variant(self) -> str:
+        """`lora` or `qlora`, with `_sft` for the baseline."""
+        return ("qlora" if self.quantized else "lora") + ("_sft" if self.sft else "")
+
+    @property
+    def path(self) -> Path:
+        """Path below `configs/stage1`."""
+        return Path(self.model.folder) / f"{self.dataset.file}_{self.variant}.yaml"
+
+    @property
+    def batch(self) -> int:
+        """Per-device batch on one GPU."""
+        return self.dataset.small_batch if self.model.small else self.dataset.batch
+
+    def render(self) -> str:
+        """The file's text."""
+        sections = {
+            "model": _model(self),
+            "method": _method(self),
+            "data": _data(self),
+            "output": _output(self),
+            "training": _training(self),
+            "evaluation and choice of the checkpoint": _evaluation(self),
+        }
+        body = "\n".join(f"### {title}\n" + "".join(f"{line}\n" for line in lines) for title, lines in sections.items())
+        return "".join(f"# {line}".rstrip() + "\n" for line in _header(self)) + "\n" + body
+
+
+def recipes() -> Iterator[Recipe]:
+    """Every recipe, in a fixed order."""
+    for model in MODELS:
+        for dataset in DATASETS:
+            for quantized in (False, True):
+                for sft in (False, True):
+                    yield Recipe(model, dataset, quantized, sft)
+
+
+def render_all() -> dict[Path, str]:
+    """Path below `configs/stage1` → text, for every file."""
+    return {recipe.path: recipe.render() for recipe in recipes()}
+
+
+def _header(recipe: Recipe) -> list[str]:
+    file = f"configs/stage1/{recipe.path.as_posix()}"
+    method = "plain SFT baseline" if recipe.sft else "RA-HMD Stage 1"
+    adapter = "LoRA over 4-bit weights (QLoRA)" if recipe.quantized else "LoRA"
+    # Eight GPUs take the place of whatever accumulation one GPU needs.
+    batch = f"per_device_train_batch_size={GLOBAL_BATCH // GPUS}"
+    if recipe.batch < GLOBAL_BATCH:
+        batch += " gradient_accumulation_steps=1"
+    return [
+        f"{recipe.model.title} · {recipe.dataset.title} · {adapter} · {method}",
+        "Written by scripts/make_configs.py: change the recipe there, not here.",
+        "",
+        "Needs",
+        f"  model   {recipe.model.hub}, from the Hugging Face hub or a local folder",
+        f"  data    `{recipe.dataset.name}` and `{recipe.dataset.name}_dev` of data/dataset_info.json",
+        "          (data/README.md says where the files go)",
+        f"  memory  {_weights(recipe)},",
+        "          activations come on top; not measured here",
+        "",
+        "Launch, from the repository root with the environment activated; `ra-hmd doctor` checks the machine first.",
+        "After an interruption the same command continues from the last checkpoint.",
+        "  one GPU",
+        f"    CUDA_VISIBLE_DEVICES=0 llamafactory-cli train {file}",
+        f"  eight GPUs, the global batch still {GLOBAL_BATCH}",
+        f"    FORCE_TORCHRUN=1 NPROC_PER_NODE={GPUS} llamafactory-cli train {file} \\",
+        f"      {batch} deepspeed=configs/deepspeed/zero2.json",
+        "",
+        "Common overrides (key=value after the file name)",
+        *_overrides(recipe),
+        "",
+        *textwrap.wrap(_origin(recipe), 112),
+        *(line for text in _differences(recipe) for line in _bullet(text)),
+    ]
+
+
+def _bullet(text: str) -> list[str]:
+    return textwrap.wrap(text, 112, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
+
+
+def _weights(recipe: Recipe) -> str:
+    bf16 = f"{recipe.model.billions * 2:.0f} GB"
+    if recipe.quantized:
+        return f"4-bit weights are roughly a third of bf16's {bf16} (parameters × 2 bytes)"
+    return f"bf16 weights are about {bf16} (parameters × 2 bytes)"
+
+
+def _overrides(recipe: Recipe) -> list[str]:
+    half = max(recipe.batch // 2, 1)
+    pairs = {
+        f"per_device_train_batch_size={half} \\": "",
+        f"  gradient_accumulation_steps={GLOBAL_BATCH // half}": "less memory, the same global batch",
+        "flash_attn=sdpa": "without the flash-attn package",
+        "bf16=false fp16=true": "GPUs before Ampere",
+        "model_name_or_path=FOLDER": "a local copy of the model",
+        "report_to=wandb run_name=NAME": "or report_to=tensorboard; nothing is reported by default",
+        "seed=43 output_dir=saves/NAME": "another run beside this one",
+    }
+    if not recipe.sft:
+        pairs["'loss_ratio=[0.0,1.0]'"] = "the head's loss alone; [1.0,0.0] is the language model's"
+    return [f"  {key:<38}{meaning}" for key, meaning in pairs.items()]
+
+
+def _origin(recipe: Recipe) -> str:
+    if recipe.sft:
+        classifier = Recipe(recipe.model, recipe.dataset, recipe.quantized, sft=False).path.name
+        return (
+            f"This is {classifier} without the head: stock `stage: sft`, everything else the same, apart from "
+            "`metric_for_best_model`, because stock SFT computes no classification metric while it trains. The "
+            "official SFT files are another recipe than the official Stage 1 files, so comparing those two mixes "
+            "recipe and method. Theirs, and what else differs here:"
+        )
+    if recipe.model.official:
+        source = "The hyper-parameters of the official file for this model and data set"
+    else:
+        source = (
+            "There is no official file for this model; the hyper-parameters are the official ones of Qwen2-VL-7B on "
+            "this data set"
+        )
+    return (
+        f"{source}{'' if recipe.quantized else ', which is QLoRA, without the 4-bit weights'}. What differs, and why:"
+    )
+
+
+def _differences(recipe: Recipe) -> list[str]:
+    lines = []
+    if recipe.sft:
+        lines += [
+            "Official SFT: learning rate 1e-5, `pure_bf16`, no 4-bit weights, no choice of the checkpoint on dev.",
+            "Official SFT on Harm-C, MAMI, MultiOFF and PrideMM: LLaMA-Factory's default rank 8, here 128.",
+            "Official SFT on MultiOFF and PrideMM: 3 epochs, here 12 and 4.",
+        ]
+    else:
+        if recipe.quantized:
+            lines.append(
+                "`quantization_method: bnb`. LLaMA-Factory 0.9.5 does not know the official value `bitsandbytes`, and "
+                "trains unquantised without a word."
+            )
+        lines += [
+            "`classifier_lr` takes effect. The official code reads it, then trains the head at `learning_rate`; "
+            "classifier_lr=4.0e-5 does the same.",
+            "The checkpoint that is best on dev is kept; the official files leave that choice to the reader.",
+        ]
+    if not recipe.model.liger:
+        lines.append("`enable_liger_kernel: false`. LLaMA-Factory 0.9.5 has no Liger patch for Qwen3-VL.")
+        lines.append("`template: qwen3_vl_nothink`. With `qwen3_vl` an empty thought comes before the answer.")
+    lines += [
+        "`image_max_pixels` is the host's default, written out because extraction must use the same value.",
+        "`dataloader_num_workers: 4` decodes images beside the GPU; `report_to: none` asks for no account.",
+        "The output folder has no date in its name, and is continued, not overwritten.",
+    ]
+    return lines
+
+
+def _model(recipe: Recipe) -> list[str]:
+    quantization = ["quantization_bit: 4", "quantization_method: bnb"] if recipe.quantized else []
+    return [
+        f"model_name_or_path: {recipe.model.hub}",
+        *quantization,
+        "image_max_pixels: 589824  # 768 × 768",
+        "flash_attn: fa2",
+        f"enable_liger_kernel: {str(recipe.model.liger).lower()}",
+    ]
+
+
+def _method(recipe: Recipe) -> list[str]:
+    head = []
+    if not recipe.sft:
+        head = [
+            "loss_ratio: [1.0, 1.0]  # language model, head",
+            "classifier_lr: 1.0e-4",
+            f"num_layers: {recipe.dataset.num_layers}",
+        ]
+        if recipe.dataset.dropout:
+            rates = ", ".join(map(str, recipe.dataset.dropout))
+            head.append(f"dropout: [{rates}]  # as in the official files: the last value has no block to use it")
+    return [
+        f"stage: {'sft' if recipe.sft else 'sft-classifier'}",
+        "do_train: true",
+        "finetuning_type: lora",
+        "lora_target: all",
+        "lora_rank: 128",
+        "lora_alpha: 256",
+        "lora_dropout: 0.05",
+        *head,
+    ]
+
+
+def _data(recipe: Recipe) -> list[str]:
+    return [
+        "dataset_dir: data",
+        f"dataset: {recipe.dataset.name}",
+        f"eval_dataset: {recipe.dataset.name}_dev",
+        f"template: {recipe.model.template}",
+        "cutoff_len: 1024",
+        "overwrite_cache: true",
+        "preprocessing_num_workers: 16",
+        "dataloader_num_workers: 4",
+    ]
+
+
+def _output(recipe: Recipe) -> list[str]:
+    return [
+        f"output_dir: saves/{recipe.model.folder}/{recipe.dataset.file}_{recipe.variant}",
+        "logging_steps: 10",
+        "save_steps: 50",
+        "save_total_limit: 2  # the best and the last",
+        "plot_loss: true",
+        "report_to: none",
+    ]
+
+
+def _training(recipe: Recipe) -> list[str]:
+    return [
+        "seed: 42",
+        f"per_device_train_batch_size: {recipe.batch}",
+        f"gradient_accumulation_steps: {GLOBAL_BATCH // recipe.batch}",
+        "learning_rate: 4.0e-5",
+        f"num_train_epochs: {recipe.dataset.epochs}",
+        "lr_scheduler_type: cosine",
+        "warmup_ratio: 0.1",
+        "bf16: true",
+        "ddp_timeout: 180000000",
+    ]
+
+
+def _evaluation(recipe: Recipe) -> list[str]:
+    return [
+        f"per_device_eval_batch_size: {recipe.batch}",
+        "eval_strategy: steps",
+        "eval_steps: 50",
+        "load_best_model_at_end: true",
+        f"metric_for_best_model: {'eval_loss' if recipe.sft else 'eval_lrc_auroc'}",
+        f"greater_is_better: {str(not recipe.sft).lower()}",
+    ]
+
+
+def compare(folder: Path = OUTPUT) -> list[str]:
+    """One sentence for each file below `folder` that is missing, differs, or has no recipe."""
+    wanted = render_all()
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    problems = [f"{folder / path} is missing" for path in sorted(wanted.keys() - found)]
+    problems += [f"{folder / path} has no recipe" for path in sorted(found - wanted.keys())]
+    for path in sorted(wanted.keys() & found):
+        if (folder / path).read_text(encoding="utf-8") != wanted[path]:
+            problems.append(f"{folder / path} differs from its recipe")
+    return problems
+
+
+def main() -> int:
+    """Write or check the files; the exit code is 1 when the folder does not end up as the recipes say."""
+    parser = argparse.ArgumentParser(description="Write configs/stage1 from one table.")
+    parser.add_argument("--check", action="store_true", help="change nothing, tell what differs")
+    if not parser.parse_args().check:
+        for path, text in render_all().items():
+            (OUTPUT / path).parent.mkdir(parents=True, exist_ok=True)
+            (OUTPUT / path).write_text(text, encoding="utf-8")
+    problems = compare()
+    print("\n".join(problems) or f"{len(render_all())} files in {OUTPUT.relative_to(ROOT)} are as their recipes say")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Stage 2: retrieval-guided refinement of the head on frozen features."""

@@ -1,0 +1,1 @@
+"""Losses of Stage 2, one per file: tensors in, tensor out."""

@@ -1,0 +1,364 @@
+"""The YAML files of Stage 1, the DeepSpeed files and the data registry, against the programs that read them.
+
+Covered: every YAML below `configs/stage1` goes through LLaMA-Factory's own `read_args` and `get_train_args`, that is
+its parser and all of its cross-checks; only `use_cpu` is added (a CPU refuses bf16 otherwise) and `output_dir` moved.
+The plain-SFT files do so with the stock argument classes, ours with the plugin's. Every architecture is built on the
+meta device from its published config values. Not covered: FlashAttention, Liger and 4-bit kernels, and real weights,
+which need a GPU or a download.
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ra_hmd.config import unknown_keys
+from ra_hmd.data.sharegpt import dataset_info_entry
+from ra_hmd.models.head import HeadConfig, MemeHead
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGE1 = ROOT / "configs" / "stage1"
+FILES = sorted(STAGE1.rglob("*.yaml"))
+CLASSIFIER_FILES = [path for path in FILES if not path.stem.endswith("_sft")]
+SFT_FILES = [path for path in FILES if path.stem.endswith("_sft")]
+
+# epochs, linear layers of the head, per-device batch of the 2B model and of the others (method-and-peers 1.1.2)
+OFFICIAL = {
+    "hatefulmemes": (3, 2, 16, 16),
+    "harmc": (3, 3, 16, 16),
+    "harmp": (6, 3, 8, 2),
+    "mami": (3, 3, 16, 16),
+    "multioff": (12, 3, 16, 16),
+    "pridemm": (4, 3, 16, 16),
+}
+
+
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def load(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def make_configs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_configs", ROOT / "scripts" / "make_configs.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """LLaMA-Factory's command line, up to and including its checks: YAML path, overrides → five argument objects."""
+    from llamafactory.hparams import FinetuningArguments, get_train_args, parser, read_args
+
+    from llamafactory_ext.install import extend_arguments
+
+    monkeypatch.delenv("ALLOW_EXTRA_ARGS", raising=False)
+    monkeypatch.chdir(ROOT)
+    for name in ("_TRAIN_ARGS", "_INFER_ARGS"):
+        classes = getattr(parser, name)
+        # A copy without our class: the extension must not outlive the test, nor reach it from another one.
+        stock = [FinetuningArguments if issubclass(cls, FinetuningArguments) else cls for cls in classes]
+        monkeypatch.setattr(parser, name, stock)
+
+    def run(path: Path, *overrides: str, plugin: bool) -> SimpleNamespace:
+        overrides = ("use_cpu=true", f"output_dir={tmp_path / 'run'}", *overrides)
+        monkeypatch.setattr(sys, "argv", ["llamafactory-cli", str(path), *overrides])
+        if plugin:
+            extend_arguments()
+        names = ("model", "data", "training", "finetuning", "generating")
+        return SimpleNamespace(**dict(zip(names, get_train_args(read_args()), strict=True)))
+
+    return run
+
+
+class TestFiles:
+    def test_the_folder_holds_what_the_table_says_and_nothing_else(self, make_configs: ModuleType) -> None:
+        assert make_configs.compare(STAGE1) == []
+        assert len(FILES) == len(make_configs.render_all()) == 96
+
+    def test_compare_tells_missing_changed_and_extra_files(self, make_configs: ModuleType, tmp_path: Path) -> None:
+        for path, text in make_configs.render_all().items():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(text, encoding="utf-8")
+        assert make_configs.compare(tmp_path) == []
+        (tmp_path / "qwen2_vl_2b" / "mami_lora.yaml").unlink()
+        (tmp_path / "qwen2_vl_7b" / "mami_lora.yaml").write_text("stage: sft\n", encoding="utf-8")
+        (tmp_path / "qwen2_vl_7b" / "deep" / "er").mkdir(parents=True)
+        (tmp_path / "qwen2_vl_7b" / "deep" / "er" / "extra.yaml").write_text("", encoding="utf-8")
+        problems = make_configs.compare(tmp_path)
+        assert len(problems) == 3
+        assert "mami_lora.yaml is missing" in problems[0]
+        assert "extra.yaml has no recipe" in problems[1]
+        assert "mami_lora.yaml differs" in problems[2]
+
+    @pytest.mark.parametrize("path", FILES, ids=name_of)
+    def test_header(self, path: Path) -> None:
+        header = path.read_text(encoding="utf-8").partition("\n\n###")[0]
+        file = path.relative_to(ROOT).as_posix()
+        assert all(line.startswith("#") and len(line) <= 125 for line in header.splitlines())
+        for wanted in ("not measured here", f"llamafactory-cli train {file}", "FORCE_TORCHRUN=1", "zero2.json"):
+            assert wanted in header
+        assert load(path)["model_name_or_path"] in header
+
+    @pytest.mark.parametrize("path", SFT_FILES, ids=name_of)
+    def test_a_baseline_differs_from_its_classifier_in_nothing_but_the_method(self, path: Path) -> None:
+        sft, classifier = load(path), load(path.with_name(path.name.replace("_sft", "")))
+        differing = {key for key in sft.keys() | classifier.keys() if sft.get(key) != classifier.get(key)}
+        method = {"stage", "loss_ratio", "classifier_lr", "num_layers", "dropout", "output_dir"}
+        assert differing <= method | {"metric_for_best_model", "greater_is_better"}
+
+    def test_no_two_files_share_an_output_folder(self) -> None:
+        assert len({load(path)["output_dir"] for path in FILES}) == len(FILES)
+
+
+class TestParser:
+    @pytest.mark.parametrize("path", FILES, ids=name_of)
+    def test_the_host_reads_what_the_official_recipe_says(self, path: Path, parse) -> None:
+        from llamafactory.data.template import TEMPLATES
+        from llamafactory.extras.constants import QuantizationMethod
+
+        sft = path.stem.endswith("_sft")
+        args = parse(path, plugin=not sft)
+        (dataset,), (dev,) = args.data.dataset, args.data.eval_dataset
+        epochs, num_layers, small_batch, batch = OFFICIAL[dataset]
+        batch = small_batch if path.parent.name == "qwen2_vl_2b" else batch
+
+        assert args.training.num_train_epochs == epochs
+        assert args.training.per_device_train_batch_size == batch
+        assert args.training.per_device_train_batch_size * args.training.gradient_accumulation_steps == 16
+        assert args.training.learning_rate == pytest.approx(4e-5)
+        assert args.training.lr_scheduler_type == "cosine"
+        assert args.training.get_warmup_steps(1000) == 100
+        assert (args.training.bf16, args.training.seed, args.training.report_to) == (True, 42, [])
+        assert (args.training.eval_strategy, args.training.eval_steps, args.training.save_steps) == ("steps", 50, 50)
+        assert args.training.load_best_model_at_end
+        assert args.training.greater_is_better is not sft
+        assert args.training.metric_for_best_model == ("eval_loss" if sft else "eval_lrc_auroc")
+
+        assert (args.finetuning.lora_rank, args.finetuning.lora_alpha) == (128, 256)
+        assert (args.finetuning.lora_dropout, args.finetuning.lora_target) == (0.05, ["all"])
+        assert args.finetuning.freeze_vision_tower
+        assert args.finetuning.freeze_multi_modal_projector
+
+        assert args.model.quantization_bit == (4 if "_qlora" in path.stem else None)
+        # The host does not check this one: a value that it does not know trains unquantised.
+        assert "quantization_method" not in load(path) or args.model.quantization_method == QuantizationMethod.BNB
+        assert args.model.image_max_pixels == 768 * 768
+        assert args.model.enable_liger_kernel is ("qwen3" not in path.parent.name)
+        assert not args.model.trust_remote_code
+
+        assert args.data.cutoff_len == 1024
+        assert args.data.template == ("qwen3_vl_nothink" if "qwen3" in path.parent.name else "qwen2_vl")
+        assert args.data.template in TEMPLATES
+        registry = json.loads((ROOT / args.data.dataset_dir / "dataset_info.json").read_text(encoding="utf-8"))
+        assert {dataset, dev} <= registry.keys()
+        assert dev == f"{dataset}_dev"
+        assert "_test" not in path.read_text(encoding="utf-8")
+
+        if sft:
+            assert type(args.finetuning).__module__.startswith("llamafactory.")
+        else:
+            assert args.finetuning.num_layers == num_layers
+            assert (args.finetuning.dropout or []) == ([] if dataset == "hatefulmemes" else [0.2, 0.4, 0.1])
+            assert args.finetuning.loss_ratio == [1.0, 1.0]
+            assert args.finetuning.classifier_lr == pytest.approx(1e-4)
+
+    @pytest.mark.parametrize("path", CLASSIFIER_FILES, ids=name_of)
+    def test_nothing_needs_mending(self, path: Path, parse) -> None:
+        from dataclasses import fields
+
+        from llamafactory.hparams import parser
+
+        from llamafactory_ext.arguments import normalise
+
+        parse(path, plugin=True)
+        known = {field.name for cls in parser._TRAIN_ARGS for field in fields(cls) if field.init}
+        values = load(path)
+        assert unknown_keys(values, known) == []
+        assert normalise(dict(values)) == []
+
+    def test_the_parser_does_refuse_an_unknown_key(self, parse) -> None:
+        with pytest.raises(ValueError, match="classifier_rate"):
+            parse(CLASSIFIER_FILES[0], "classifier_rate=1.0", plugin=True)
+
+    @pytest.mark.parametrize("path", [CLASSIFIER_FILES[0], SFT_FILES[0]], ids=name_of)
+    def test_overrides_of_the_header_parse(self, path: Path, parse) -> None:
+        overrides = ["per_device_train_batch_size=2", "gradient_accumulation_steps=1", "flash_attn=sdpa"]
+        overrides += ["report_to=tensorboard", "run_name=name", "seed=43", "model_name_or_path=folder"]
+        overrides += [] if path in SFT_FILES else ["loss_ratio=[0.0,1.0]"]
+        args = parse(path, *overrides, plugin=path not in SFT_FILES)
+        assert args.training.report_to == ["tensorboard"]
+        assert args.model.flash_attn == "sdpa"
+        if path not in SFT_FILES:
+            assert args.finetuning.loss_ratio == [0.0, 1.0]
+
+
+ROPE = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1000000.0}
+
+
+def qwen2_text(hidden: int, heads: int, key_value_heads: int, intermediate: int, vocabulary: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": 28,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "intermediate_size": intermediate,
+        "vocab_size": vocabulary,
+        "rope_parameters": ROPE,
+    }
+
+
+def qwen2_vl(text: dict[str, Any], tied: bool) -> Any:
+    from transformers import Qwen2VLConfig
+
+    vision = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": text["hidden_size"]}
+    text = {**text, "tie_word_embeddings": tied}
+    return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
+
+
+def qwen2_5_vl_7b() -> Any:
+    from transformers import Qwen2_5_VLConfig
+
+    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
+    text = qwen2_text(3584, 28, 4, 18944, 152064)
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+
+
+def qwen3_vl_8b() -> Any:
+    from transformers import Qwen3VLConfig
+
+    text = qwen2_text(4096, 32, 8, 12288, 151936) | {"num_hidden_layers": 36, "head_dim": 128}
+    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [24, 20, 20], "rope_theta": 5000000.0}
+    vision = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 4096}
+    vision["deepstack_visual_indexes"] = [8, 16, 24]
+    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+
+
+# folder → config builder, hidden size, layers, published parameters in billions
+ARCHITECTURES = {
+    "qwen2_vl_2b": (lambda: qwen2_vl(qwen2_text(1536, 12, 2, 8960, 151936), tied=True), 1536, 28, 2.2),
+    "qwen2_vl_7b": (lambda: qwen2_vl(qwen2_text(3584, 28, 4, 18944, 152064), tied=False), 3584, 28, 8.3),
+    "qwen2_5_vl_7b": (qwen2_5_vl_7b, 3584, 28, 8.3),
+    "qwen3_vl_8b": (qwen3_vl_8b, 4096, 36, 8.8),
+}
+
+
+class TestArchitectures:
+    def test_every_folder_has_one(self) -> None:
+        assert {path.parent.name for path in FILES} == ARCHITECTURES.keys()
+
+    @pytest.fixture(scope="class", params=ARCHITECTURES)
+    def built(self, request: pytest.FixtureRequest) -> tuple[str, Any]:
+        from transformers import AutoModelForImageTextToText
+
+        config = ARCHITECTURES[request.param][0]()
+        with torch.device("meta"):
+            return request.param, AutoModelForImageTextToText.from_config(config)
+
+    def test_nothing_was_allocated_and_the_size_is_the_published_one(self, built, make_configs: ModuleType) -> None:
+        folder, model = built
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+        billions = sum(parameter.numel() for parameter in model.parameters()) / 1e9
+        assert billions == pytest.approx(ARCHITECTURES[folder][3], rel=0.02)
+        entry = next(entry for entry in make_configs.MODELS if entry.folder == folder)
+        assert entry.billions == ARCHITECTURES[folder][3]
+
+    def test_the_head_fits_the_language_model(self, built, parse) -> None:
+        folder, model = built
+        hidden = model.config.get_text_config().hidden_size
+        assert hidden == ARCHITECTURES[folder][1] == model.get_input_embeddings().embedding_dim
+        for path in CLASSIFIER_FILES:
+            if path.parent.name != folder:
+                continue
+            config = parse(path, plugin=True).finetuning.head_config(hidden)
+            assert isinstance(config, HeadConfig)
+            assert config.input_dim == hidden
+            output = MemeHead(config)(torch.zeros(2, hidden))
+            assert output.logits.shape == (2, 1)
+            assert output.embedding.shape == (2, 1024)
+
+    def test_lora_goes_into_every_linear_layer_of_the_language_model_and_nowhere_else(self, built, parse) -> None:
+        from llamafactory.model.model_utils.misc import find_all_linear_modules
+        from llamafactory.model.model_utils.visual import patch_target_modules
+
+        folder, model = built
+        args = parse(STAGE1 / folder / "hateful_memes_qlora.yaml", plugin=True).finetuning
+        names = find_all_linear_modules(model, args.freeze_vision_tower)
+        expected = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        assert set(names) == expected
+        targets = patch_target_modules(model, args, names)
+        assert len(targets) == len(expected) * ARCHITECTURES[folder][2]
+        assert all(target.startswith("model.language_model.layers.") for target in targets)
+
+
+DEEPSPEED = {
+    "zero2": (2, False, False),
+    "zero2_offload": (2, True, False),
+    "zero3": (3, False, False),
+    "zero3_offload": (3, True, True),
+}
+
+
+class TestDeepSpeed:
+    def test_the_folder_holds_these_files(self) -> None:
+        folder = ROOT / "configs" / "deepspeed"
+        assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+            f"{name}.json" for name in DEEPSPEED
+        }
+
+    @pytest.mark.parametrize("name", DEEPSPEED)
+    @pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed is installed on Linux only")
+    def test_transformers_fills_in_every_auto_and_deepspeed_accepts_it(self, name: str, tmp_path: Path) -> None:
+        from deepspeed.runtime.config import DeepSpeedConfig
+        from transformers import TrainingArguments
+        from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
+
+        stage, optimizer, parameters = DEEPSPEED[name]
+        raw = json.loads((ROOT / "configs" / "deepspeed" / f"{name}.json").read_text(encoding="utf-8"))
+        assert not {"optimizer", "scheduler"} & raw.keys()
+        args = TrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, bf16=True, report_to="none", gradient_accumulation_steps=2
+        )
+        try:
+            config = HfTrainerDeepSpeedConfig(raw)
+            config.trainer_config_process(args)
+            config.trainer_config_finalize(args, SimpleNamespace(config=SimpleNamespace(hidden_size=1536)), 100)
+            accepted = DeepSpeedConfig(config.config)
+        finally:
+            unset_hf_deepspeed_config()
+        assert config.mismatches == []
+        assert '"auto"' not in json.dumps(config.config)
+        assert config.config["gradient_accumulation_steps"] == 2
+        assert config.config["bf16"]["enabled"] is True
+        zero = accepted.zero_config
+        assert zero.stage == stage
+        assert (zero.offload_optimizer is not None, zero.offload_param is not None) == (optimizer, parameters)
+        assert zero.gather_16bit_weights_on_model_save is (stage == 3)
+
+
+def test_the_data_registry_names_the_official_files() -> None:
+    names = {  # folder, stem, dev, test (datasets page, section 3.2)
+        "hatefulmemes": ("FB", "FB", "dev_seen", "test_seen"),
+        "harmc": ("HarMeme", "Harmeme", "val", "test"),
+        "harmp": ("HarmP", "HarmP", "val", "test"),
+        "multioff": ("MultiOFF", "MultiOFF", "dev", "test"),
+        "pridemm": ("PrideMM", "PrideMM", "val", "test"),
+        "mami": ("MAMI", "MAMI", "val", "test"),
+    }
+    expected = {}
+    for name, (folder, stem, dev, test) in names.items():
+        for suffix, split in (("", "train"), ("_dev", dev), ("_test", test)):
+            expected[name + suffix] = dataset_info_entry(f"gt/{folder}/sharegpt_{stem}_{split}_instructblip.json")
+    assert json.loads((ROOT / "data" / "dataset_info.json").read_text(encoding="utf-8")) == expected

@@ -1,0 +1,98 @@
+"""Other ways to tune, and what is done with a finished run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from llamafactory.train import tuner
+from safetensors.torch import load_file
+
+from ra_hmd.data.record import read_memes
+from ra_hmd.extract import extract
+from ra_hmd.features.store import read_features
+from ra_hmd.models.checkpoint import open_run
+
+Config = Callable[..., dict[str, Any]]
+
+
+def features(run: Path, memes: Path, output: Path) -> Any:
+    extract(open_run(run), read_memes(memes / "a" / "dev.jsonl"), output, num_workers=0)
+    return read_features(output)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("full", {"finetuning_type": "full"}),
+        ("freeze", {"finetuning_type": "freeze", "freeze_trainable_layers": 1}),
+        ("accumulated", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
+        ("pooled", {"embed_mode": "pool", "embed_layer": "penultimate", "num_layers": 3, "dropout": [0.1, 0.1]}),
+        ("one_loss", {"loss_ratio": [0.0, 1.0], "num_layers": 1}),
+    ],
+)
+def test_trains_and_reopens(
+    stage1_config: Config, memes: Path, tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    tuner.run_exp(stage1_config(tmp_path / name, do_eval=True, save_strategy="epoch", **changes), callbacks=[])
+    found = features(tmp_path / name, memes, tmp_path / "features")
+    assert np.isfinite(found.lrc_logit).all()
+    for file in (tmp_path / name).glob("model*.safetensors"):
+        assert not any("ra_hmd_head" in key for key in load_file(file))
+
+
+def test_accumulation_gives_the_loss_of_one_large_batch(stage1_config: Config, tmp_path: Path) -> None:
+    found = []
+    for name, changes in (("one", {}), ("two", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})):
+        tuner.run_exp(stage1_config(tmp_path / name, lora_dropout=0.0, **changes), callbacks=[])
+        found.append(load_file(tmp_path / name / "head.safetensors"))
+    assert all(torch.allclose(found[0][key], found[1][key], atol=5e-3) for key in found[0])
+
+
+def test_merged_export_opens_like_a_run(stage1_run: Path, stage1_config: Config, memes: Path, tmp_path: Path) -> None:
+    config = stage1_config(tmp_path)
+    tuner.export_model(
+        {
+            "model_name_or_path": config["model_name_or_path"],
+            "adapter_name_or_path": str(stage1_run),
+            "template": "qwen2_vl",
+            "finetuning_type": "lora",
+            "export_dir": str(tmp_path / "merged"),
+            "export_device": "cpu",
+        }
+    )
+    assert {"head.safetensors", "head.json", "ra_hmd.json", "config.json"} <= {
+        path.name for path in (tmp_path / "merged").iterdir()
+    }
+    merged, run = (
+        features(folder, memes, tmp_path / f"f{index}")
+        for index, folder in enumerate((tmp_path / "merged", stage1_run))
+    )
+    assert merged.ids == run.ids
+    assert np.abs(merged.hidden - run.hidden).max() < 1e-4
+    assert np.abs(merged.lrc_logit - run.lrc_logit).max() < 1e-4
+
+
+def test_liger_is_applied_without_its_own_loss(tiny: Callable[[str], Path]) -> None:
+    # Its kernels need a GPU (Triton); here it is seen that the host patches the model for our stage, and leaves the
+    # loss to our forward pass.
+    import subprocess
+    import sys
+
+    script = f"""
+from llamafactory.hparams import FinetuningArguments, ModelArguments
+from llamafactory.model import load_model, load_tokenizer
+import llamafactory.train.tuner
+from llamafactory_ext.arguments import ClassifierFinetuningArguments
+args = ModelArguments(model_name_or_path={str(tiny("qwen2_vl"))!r}, enable_liger_kernel=True)
+model = load_model(load_tokenizer(args)["tokenizer"], args, ClassifierFinetuningArguments(stage="sft-classifier"), True)
+print("FORWARD", type(model.get_base_model()).forward.__module__)
+layer = model.get_base_model().model.language_model.layers[0]
+print("NORM", type(layer.input_layernorm).__module__, layer.input_layernorm.forward.__module__)
+print("MLP", layer.mlp.forward.__func__.__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    assert "liger_kernel" in done.stdout.split("FORWARD")[1].split("NORM")[1]
+    assert "liger_kernel" not in done.stdout.split("FORWARD")[1].split("NORM")[0]

@@ -1,0 +1,144 @@
+"""The CPU-sized models: they open through the Auto classes, speak the host's templates, and follow from the seed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from ra_hmd.data.sharegpt import OFFICIAL_ANSWERS, PromptTemplate
+from ra_hmd.errors import UserError
+from ra_hmd.manifest import sha256_file
+from ra_hmd.models.tiny import SPECIAL_TOKENS, Family, make_tiny_lmm
+
+FAMILIES = get_args(Family)
+TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
+CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return request.param, make_tiny_lmm(request.param, tmp_path_factory.mktemp(request.param) / "model")
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.new("RGB", (112, 112), (40, 120, 200))
+
+
+def conversation(caption: str, answer: str | None = None) -> list[dict]:
+    question = PromptTemplate().render(caption).removeprefix("<image>")
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    return turns + ([{"role": "assistant", "content": [{"type": "text", "text": answer}]}] if answer else [])
+
+
+def test_opens_and_generates(model_folder: tuple[str, Path], image: Image.Image) -> None:
+    family, folder = model_folder
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    assert type(processor).__name__ == f"{CLASSES[family]}Processor"
+    assert type(model).__name__ == f"{CLASSES[family]}ForConditionalGeneration"
+    assert sum(parameter.numel() for parameter in model.parameters()) < 2_000_000
+    text = processor.apply_chat_template(conversation("my cat"), add_generation_prompt=True, tokenize=False)
+    batch = processor(text=[text], images=[image], return_tensors="pt")
+    assert int((batch["input_ids"] == model.config.image_token_id).sum()) == 16
+    with torch.no_grad():
+        logits = model(**batch).logits
+        generated = model.generate(**batch, max_new_tokens=2, min_new_tokens=2)
+    assert logits.shape[-1] == len(processor.tokenizer)
+    assert torch.isfinite(logits).all()
+    assert generated.shape[1] == batch["input_ids"].shape[1] + 2
+
+
+def test_picture_and_caption_both_reach_the_last_token(model_folder: tuple[str, Path], image: Image.Image) -> None:
+    _, folder = model_folder
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+
+    def logits(caption: str, picture: Image.Image) -> torch.Tensor:
+        text = processor.apply_chat_template(conversation(caption), add_generation_prompt=True, tokenize=False)
+        with torch.no_grad():
+            return model(**processor(text=[text], images=[picture], return_tensors="pt")).logits[0, -1]
+
+    base = logits("my cat", image)
+    assert torch.equal(base, logits("my cat", image))
+    assert (base - logits("my dog", image)).abs().max() > 1e-4
+    assert (base - logits("my cat", Image.new("RGB", (112, 112), (200, 20, 40)))).abs().max() > 1e-4
+
+
+def test_tokenizer(model_folder: tuple[str, Path]) -> None:
+    _, folder = model_folder
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for token in (*SPECIAL_TOKENS, "Yes", "No"):
+        assert len(tokenizer.encode(token)) == 1, token
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.pad_token == "<|endoftext|>"
+    for text in ("Any text, é 漢字 🙂\n\tdone", 'This is an image with: "my cat"', *OFFICIAL_ANSWERS):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    config = json.loads((folder / "config.json").read_text())
+    assert config["image_token_id"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert config["text_config"]["vocab_size"] == len(tokenizer)
+
+
+def test_chat_template_agrees_with_the_host(model_folder: tuple[str, Path], image: Image.Image) -> None:
+    from llamafactory.data.template import get_template_and_fix_tokenizer
+    from llamafactory.hparams import DataArguments
+
+    family, folder = model_folder
+    processor = AutoProcessor.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template=TEMPLATES[family]))
+    messages = [
+        {"role": "user", "content": PromptTemplate().render("my cat")},
+        {"role": "assistant", "content": OFFICIAL_ANSWERS[1]},
+    ]
+    messages = template.mm_plugin.process_messages(messages, [image], [], [], processor)
+    source, target = template.encode_oneturn(tokenizer, messages)
+    for turns, prompt, expected in (
+        (conversation("my cat"), True, source),
+        (conversation("my cat", OFFICIAL_ANSWERS[1]), False, source + target),
+    ):
+        text = processor.apply_chat_template(turns, add_generation_prompt=prompt, tokenize=False)
+        assert processor(text=[text], images=[image])["input_ids"][0] == expected
+    plain = [{"role": "user", "content": "Hello"}]
+    text = processor.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
+    assert text.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_seed_decides_every_byte(family: Family, tmp_path: Path) -> None:
+    torch.manual_seed(99)
+    make_tiny_lmm(family, tmp_path / "here", seed=5)
+    after = torch.rand(1)
+    torch.manual_seed(99)
+    assert torch.equal(after, torch.rand(1)), "the caller's random state must not move"
+    code = (
+        "import sys; from pathlib import Path; from ra_hmd.models.tiny import make_tiny_lmm; "
+        "make_tiny_lmm(sys.argv[1], Path(sys.argv[2]), seed=5)"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", code, family, str(tmp_path / "there")], check=True, env=environment)
+    names = sorted(path.name for path in (tmp_path / "here").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "there").iterdir())
+    for name in names:
+        assert sha256_file(tmp_path / "here" / name) == sha256_file(tmp_path / "there" / name), name
+    make_tiny_lmm(family, tmp_path / "other", seed=6)
+    weights = [sha256_file(tmp_path / name / "model.safetensors") for name in ("here", "other")]
+    assert weights[0] != weights[1]
+
+
+def test_bad_requests_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--family 'qwen9'.*qwen2_vl"):
+        make_tiny_lmm("qwen9", tmp_path / "x")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="hidden_size 100"):
+        make_tiny_lmm("qwen2_vl", tmp_path / "x", hidden_size=100)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(UserError, match="not an empty folder"):
+        make_tiny_lmm("qwen2_vl", tmp_path / "full")
