@@ -20,7 +20,7 @@ from llamafactory_ext.sft_classifier.metric import compute_metrics
 from llamafactory_ext.sft_classifier.records import describe, load_records
 from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer, load_weights
 from ra_hmd.errors import UserError
-from ra_hmd.manifest import fingerprint_model, plain, run_manifest
+from ra_hmd.manifest import fingerprint_model, plain, run_manifest, write_json
 from ra_hmd.models.classifier import Reader, attach_head
 from ra_hmd.models.head import HeadConfig, MemeHead, has_head
 from ra_hmd.models.inputs import InputSettings, MemeEncoder, check_family
@@ -82,6 +82,8 @@ def run_sft_classifier(
     )
     if training_args.do_train:
         _train(trainer, records, checkpoint)
+    elif trainer.is_world_process_zero():
+        write_json(Path(training_args.output_dir) / "evaluation_manifest.json", trainer.manifest)
     if training_args.do_eval:
         metrics = trainer.evaluate(metric_key_prefix="eval")
         trainer.log_metrics("eval", metrics)
@@ -185,6 +187,7 @@ def _manifest(
             "path": model_args.model_name_or_path,
             "fingerprint": fingerprint_model(model_args.model_name_or_path),
             "quantization_bit": model_args.quantization_bit,
+            "adapters": _merged_adapters(model_args, finetuning_args),
         },
         finetuning_type=finetuning_args.finetuning_type,
         seed=training_args.seed,
@@ -194,6 +197,12 @@ def _manifest(
         data=described,
         arguments={key: plain(value.to_dict()) for key, value in parts.items()},
     )
+
+
+def _merged_adapters(model_args: Any, finetuning_args: Any) -> list[str]:
+    """Adapters that the host merges into the base model before it trains one; the last is trained on, unless new."""
+    adapters = model_args.adapter_name_or_path or []
+    return adapters if finetuning_args.create_new_adapter else adapters[:-1]
 
 
 def _train(trainer: ClassifierTrainer, records: dict[str, Any], checkpoint: Path | None) -> None:

@@ -317,7 +317,7 @@ def _draw_split(
 def _new_picture(domain: Domain, subject: str, rng: random.Random, taken: set[Picture]) -> Picture:
     """A picture of `subject` that is not in `taken`; adds it there."""
     while True:
-        scale = rng.randint(48, 76)
+        scale = rng.randint(56, 80)
         place = rng.choice(("top", "bottom"))
         y = rng.randint(2, SIDE - STRIP - scale - 2) + (STRIP if place == "top" else 0)
         picture = Picture(

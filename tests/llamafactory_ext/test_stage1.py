@@ -130,13 +130,14 @@ def test_two_ranks_equal_one(
     train(fresh, tmp_path)
     again = json.loads((tmp_path / "again" / "eval_results.json").read_text())
     assert again["eval_lrc_loss"] == pytest.approx(results["eval_lrc_loss"], rel=1e-3)
+    assert read_json(tmp_path / "again" / "evaluation_manifest.json").data.eval.rows == 32
     assert again["eval_lmh_loss"] == pytest.approx(results["eval_lmh_loss"], rel=1e-3)
 
 
 def test_official_spelling_of_4_bit_really_quantises(stage1_config: Config, tmp_path: Path) -> None:
     config = stage1_config(tmp_path / "q", quantization_bit=4, quantization_method="bitsandbytes", max_samples=16)
     config["classifier_lr"] = "1e-3"  # what YAML 1.1 makes of 1e-3
-    printed = train(config, tmp_path)
+    printed = train(config, tmp_path, LLAMAFACTORY_VERBOSITY="INFO")
     assert "was read as `bnb`" in printed
     assert "Quantizing model to 4 bit" in printed
     assert read_json(tmp_path / "q" / "ra_hmd.json").base_model.quantization_bit == 4

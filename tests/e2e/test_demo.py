@@ -1,0 +1,26 @@
+"""The demo's every command, with little training."""
+
+import json
+from pathlib import Path
+
+from engines import BIN, run
+
+from ra_hmd.demo import demo_steps
+
+
+def test_quick_demo(tmp_path: Path) -> None:
+    command = [str(BIN / "ra-hmd"), "demo", "--output", "out dir", "--quick"]
+    done = run(command, tmp_path)
+    assert done.returncode == 0, done.stdout
+    for step in demo_steps(Path("out dir"), quick=True):
+        assert step.title in done.stdout
+    metrics = json.loads((tmp_path / "out dir/report/metrics.json").read_text())
+    assert set(metrics["a_test"]) == {"lmh", "lrc", "rkc"}
+    assert [point["added"] for point in metrics["bank_update"]["b_test"]] == [0, 8, 32, 128]
+    assert metrics["a_test"]["rkc"]["auroc"]["low"] <= metrics["a_test"]["rkc"]["auroc"]["value"]
+    assert (tmp_path / "out dir/report/report.md").is_file()
+    assert len(list((tmp_path / "out dir/report").glob("*.png"))) >= 4
+
+    again = run(command, tmp_path)
+    assert again.returncode == 0
+    assert again.stdout.count("already done") == len(demo_steps(Path("out dir"), quick=True))
