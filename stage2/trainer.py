@@ -13,7 +13,6 @@ from accelerate.utils import set_seed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.special import expit
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.checks import (
@@ -27,7 +26,7 @@ from ra_hmd.evaluation.checks import (
 from ra_hmd.evaluation.metrics import THRESHOLDS, binary_metrics
 from ra_hmd.evaluation.scores import Bank, Voting, hidden_tensor, run_head
 from ra_hmd.features.store import Features, read_features
-from ra_hmd.models.head import HeadConfig, MemeHead, load_head
+from ra_hmd.models.head import HeadConfig, MemeHead, classification_loss, load_head
 from stage2.arguments import Stage2Arguments
 from stage2.losses.contrastive import contrastive_loss
 from stage2.mining import Mined, mine
@@ -226,7 +225,7 @@ class Trainer:
             metric=self.args.metric,
             in_batch_negatives=self.args.in_batch_negatives,
         )
-        bce = binary_cross_entropy_with_logits(output.logits[:, 0], labels.to(output.logits.dtype))
+        bce = classification_loss(output.logits, labels)
         weight = self.args.ce_weight
         return torch.stack([(1 - weight) * contrastive + weight * bce, contrastive, bce])
 

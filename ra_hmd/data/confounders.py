@@ -58,7 +58,7 @@ class Domain:
 DOMAINS = (
     Domain(
         name="a",
-        pairs=(("cat", "dog"), ("fish", "bird"), ("snail", "rabbit")),
+        pairs=(("cat", "fish"), ("dog", "snail"), ("bird", "rabbit")),
         nouns={
             "cat": ("cat", "kitten"),
             "dog": ("dog", "puppy"),
