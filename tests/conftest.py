@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from engines import train
 
 from ra_hmd.data.confounders import make_confounders
@@ -14,6 +15,7 @@ from ra_hmd.models.tiny import make_tiny_lmm
 TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
 SIZE = 96
 
+torch.set_num_threads(1)  # with tensors as small as these, more threads only wait for each other
 os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -58,7 +58,7 @@ class Domain:
 DOMAINS = (
     Domain(
         name="a",
-        pairs=(("cat", "fish"), ("dog", "snail"), ("bird", "rabbit")),
+        pairs=(("cat", "dog"), ("fish", "rabbit"), ("bird", "snail")),
         nouns={
             "cat": ("cat", "kitten"),
             "dog": ("dog", "puppy"),
@@ -77,10 +77,10 @@ DOMAINS = (
         ),
         bodies={"red": (196, 52, 44), "orange": (222, 124, 28), "brown": (134, 84, 50), "violet": (128, 62, 150)},
         backgrounds={
-            "cream": ((246, 232, 196), (232, 210, 160)),
-            "rose": ((244, 208, 206), (232, 182, 182)),
-            "sand": ((226, 212, 184), (208, 190, 156)),
-            "lemon": ((246, 240, 170), (232, 222, 136)),
+            "sky": ((204, 226, 246), (176, 206, 234)),
+            "mint": ((206, 240, 220), (176, 222, 196)),
+            "ice": ((226, 238, 242), (198, 216, 224)),
+            "lilac": ((222, 214, 244), (200, 190, 230)),
         },
     ),
     Domain(
@@ -104,10 +104,10 @@ DOMAINS = (
         ),
         bodies={"blue": (40, 84, 180), "green": (38, 130, 70), "teal": (20, 126, 136), "navy": (52, 56, 120)},
         backgrounds={
-            "sky": ((204, 226, 246), (176, 206, 234)),
-            "mint": ((206, 240, 220), (176, 222, 196)),
-            "ice": ((226, 238, 242), (198, 216, 224)),
-            "lilac": ((222, 214, 244), (200, 190, 230)),
+            "cream": ((246, 232, 196), (232, 210, 160)),
+            "rose": ((244, 208, 206), (232, 182, 182)),
+            "sand": ((226, 212, 184), (208, 190, 156)),
+            "lemon": ((246, 240, 170), (232, 222, 136)),
         },
     ),
 )
@@ -147,7 +147,7 @@ def new_folder(output: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def make_confounders(output: Path, size: int = 2400, seed: int = 0) -> dict[str, int]:
+def make_confounders(output: Path, size: int = 4000, seed: int = 0) -> dict[str, int]:
     """Draw both domains into `output`, which is complete or absent.
 
     `a/` and `b/` hold `train.jsonl`, `dev.jsonl`, `test.jsonl` (id, img, label, text), `attributes.jsonl` (what each

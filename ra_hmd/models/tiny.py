@@ -194,15 +194,16 @@ def _config(family: Family, tokenizer: "PreTrainedTokenizerFast", hidden_size: i
         "pad_token_id": token("<|endoftext|>"),
         "initializer_range": 0.05,
     }
-    vision: dict[str, Any] = {"depth": 3, "num_heads": 3, "in_channels": 3, "initializer_range": 0.05}
+    # Widths are multiples of 64: bitsandbytes' 4-bit kernels on CPUs with AVX512-BF16 need that.
+    vision: dict[str, Any] = {"depth": 3, "num_heads": 4, "in_channels": 3, "initializer_range": 0.05}
     if family == "qwen2_vl":
-        vision |= {"embed_dim": 96, "hidden_size": hidden_size, "mlp_ratio": 2}
+        vision |= {"embed_dim": 128, "hidden_size": hidden_size, "mlp_ratio": 2}
     elif family == "qwen2_5_vl":
-        vision |= {"hidden_size": 96, "out_hidden_size": hidden_size, "intermediate_size": 192, "window_size": 56}
+        vision |= {"hidden_size": 128, "out_hidden_size": hidden_size, "intermediate_size": 256, "window_size": 56}
         vision |= {"fullatt_block_indexes": [1, 2]}
     else:
-        vision |= {"hidden_size": 96, "out_hidden_size": hidden_size, "intermediate_size": 192, "patch_size": 16}
-        vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+        vision |= {"hidden_size": 64, "out_hidden_size": hidden_size, "intermediate_size": 128, "patch_size": 16}
+        vision |= {"num_heads": 2, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
         text |= {"head_dim": 32}
         text["rope_scaling"] |= {"mrope_interleaved": True}
     config_class = {
