@@ -80,7 +80,7 @@ def make_tiny_lmm(family: Family, output: Path, seed: int = 0, *, hidden_size: i
         family: Which architecture.
         output: Folder to make; it is complete or absent.
         seed: Decides the weights, to the byte.
-        hidden_size: H, a multiple of 32 (the size of an attention head).
+        hidden_size: H, a multiple of 64 (attention heads of 32, two for each key-value head).
         num_layers: Layers of the language model, 2 or more.
 
     Returns:

@@ -18,9 +18,10 @@ import pytest
 import torch
 import yaml
 
-from ra_hmd.config import unknown_keys
+from ra_hmd.config import load_yaml, unknown_keys
 from ra_hmd.data.sharegpt import dataset_info_entry
 from ra_hmd.models.head import HeadConfig, MemeHead
+from stage2.arguments import Stage2Arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE1 = ROOT / "configs" / "stage1"
@@ -121,6 +122,29 @@ class TestFiles:
 
     def test_no_two_files_share_an_output_folder(self) -> None:
         assert len({load(path)["output_dir"] for path in FILES}) == len(FILES)
+
+
+class TestDemoAndStage2:
+    @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "demo").glob("*_vl.yaml")), ids=name_of)
+    def test_the_host_reads_the_demo(self, path: Path, parse) -> None:
+        ours = path.stem.startswith("stage1_")
+        args = parse(path, plugin=ours)
+        assert args.finetuning.stage == ("sft-classifier" if ours else "sft")
+        assert args.data.template == ("qwen3_vl_nothink" if "qwen3" in path.stem else "qwen2_vl")
+        assert f"llamafactory-cli train {path.relative_to(ROOT).as_posix()}" in path.read_text(encoding="utf-8")
+
+    def test_the_demo_has_a_file_for_every_family(self) -> None:
+        names = {path.name for path in (ROOT / "configs" / "demo").iterdir()}
+        families = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+        assert names == {"pretrain_qwen2_vl.yaml", "stage2.yaml", *(f"stage1_{family}.yaml" for family in families)}
+
+    @pytest.mark.parametrize(
+        "path", [*sorted((ROOT / "configs" / "stage2").glob("*.yaml")), ROOT / "configs/demo/stage2.yaml"], ids=name_of
+    )
+    def test_stage2_reads_its_files(self, path: Path) -> None:
+        args = load_yaml(Stage2Arguments, path, [])
+        assert args.select_by == "dev_rkc_auroc"
+        assert (args.batch_size, args.topk, args.ce_weight) == (64, 20, 0.5)
 
 
 class TestParser:

@@ -16,6 +16,7 @@ from ra_hmd.data.confounders import (
     DOMAINS,
     SPLITS,
     caption_corpus,
+    descriptions,
     make_confounders,
     new_folder,
     unimodal_oracle,
@@ -80,8 +81,9 @@ def test_descriptions_are_true_and_carry_no_label(folder: Path) -> None:
         meme = shown[record["id"].removesuffix("-description")]
         answer = record["messages"][1]["content"]
         assert meme["split"] == "train"
-        assert f"shows the {meme['image']['subject']}." in answer
-        assert f"about the {meme['text']['topic']}." in answer
+        caption = meme["text"]["wording"].format(noun=meme["text"]["noun"])
+        assert answer in descriptions(meme["image"]["subject"], meme["image"]["body"], meme["text"]["topic"], caption)
+        assert f'"{caption}"' in record["messages"][0]["content"]
         assert (folder / record["images"][0]).is_file()
 
 

@@ -111,25 +111,27 @@ def test_chat_template_agrees_with_the_host(model_folder: tuple[str, Path], imag
     assert text.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_seed_decides_every_byte(family: Family, tmp_path: Path) -> None:
+def test_seed_decides_every_byte(tmp_path: Path) -> None:
     torch.manual_seed(99)
-    make_tiny_lmm(family, tmp_path / "here", seed=5)
+    for family in FAMILIES:
+        make_tiny_lmm(family, tmp_path / "here" / family, seed=5)
     after = torch.rand(1)
     torch.manual_seed(99)
     assert torch.equal(after, torch.rand(1)), "the caller's random state must not move"
     code = (
-        "import sys; from pathlib import Path; from ra_hmd.models.tiny import make_tiny_lmm; "
-        "make_tiny_lmm(sys.argv[1], Path(sys.argv[2]), seed=5)"
+        "import sys; from pathlib import Path; from ra_hmd.models.tiny import make_tiny_lmm\n"
+        "for family in sys.argv[2:]: make_tiny_lmm(family, Path(sys.argv[1]) / family, seed=5)"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7"}
-    subprocess.run([sys.executable, "-c", code, family, str(tmp_path / "there")], check=True, env=environment)
-    names = sorted(path.name for path in (tmp_path / "here").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "there").iterdir())
-    for name in names:
-        assert sha256_file(tmp_path / "here" / name) == sha256_file(tmp_path / "there" / name), name
-    make_tiny_lmm(family, tmp_path / "other", seed=6)
-    weights = [sha256_file(tmp_path / name / "model.safetensors") for name in ("here", "other")]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "there"), *FAMILIES], check=True, env=environment)
+    for family in FAMILIES:
+        here, there = tmp_path / "here" / family, tmp_path / "there" / family
+        names = sorted(path.name for path in here.iterdir())
+        assert names == sorted(path.name for path in there.iterdir())
+        for name in names:
+            assert sha256_file(here / name) == sha256_file(there / name), f"{family}/{name}"
+    make_tiny_lmm("qwen2_vl", tmp_path / "other", seed=6)
+    weights = [sha256_file(folder / "model.safetensors") for folder in (tmp_path / "other", tmp_path / "here/qwen2_vl")]
     assert weights[0] != weights[1]
 
 
