@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
 import pytest
 import torch
 from engines import train
@@ -15,7 +16,9 @@ from ra_hmd.models.tiny import make_tiny_lmm
 TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
 SIZE = 96
 
-torch.set_num_threads(1)  # with tensors as small as these, more threads only wait for each other
+# With tensors as small as these, more threads only wait for each other.
+torch.set_num_threads(1)
+faiss.omp_set_num_threads(1)
 os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -1,13 +1,10 @@
 """Synthetic features that a head has to work for, as stores."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
-import torch
 
 from ra_hmd.features.store import Features, write_features
 from stage2.arguments import Stage2Arguments
@@ -50,17 +47,6 @@ class World:
             "seed": 1,
         }
         return Stage2Arguments(**settings | changes)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from threads and lose much to their barriers on a busy machine."""
-    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
-    yield
-    torch.set_num_threads(threads[0])
-    faiss.omp_set_num_threads(threads[1])
 
 
 @pytest.fixture
