@@ -18,7 +18,7 @@ from ra_hmd.data.confounders import unimodal_oracle
 from ra_hmd.errors import UserError
 from ra_hmd.manifest import read_json, run_manifest, write_json
 
-_HEADS = {"lmh": "LMH (language model's Yes/No)", "lrc": "LRC (logistic head)", "rkc": "RKC (KNN vote over the bank)"}
+_HEADS = ("lmh", "lrc", "rkc")
 _PARTS = (("a", "train"), ("a", "dev"), ("a", "test"), ("b", "train"), ("b", "test"))
 
 
@@ -146,12 +146,13 @@ def _print_results(output: Path, console: Console) -> None:
     for column in ("test set", "head", "accuracy", "AUROC", "macro-F1"):
         table.add_column(column)
     for name in ("a_test", "b_test"):
-        for head, label in _HEADS.items():
+        for head in _HEADS:
             values = metrics[name].get(head, {})
             if values:
                 cells = [_cell(values[metric]) for metric in ("accuracy", "auroc", "macro_f1")]
-                table.add_row(f"domain {name[0].upper()}", label, *cells)
+                table.add_row(f"domain {name[0].upper()}", head.upper(), *cells)
     console.print(table)
+    console.print("LMH: the language model's Yes/No · LRC: the logistic head · RKC: KNN vote over the bank (A's train)")
 
     updates = Table(title="RKC on domain B when labelled memes of B join the bank (nothing is retrained)")
     for column in ("memes of B added", "accuracy", "gain over none, paired"):
