@@ -52,15 +52,15 @@ def _unknown_host(tuner: ModuleType) -> str | None:
     return f"this LLaMA-Factory lacks {', '.join(missing)}" if missing else None
 
 
-def _stage_of(args: Any) -> str | None:
-    """The stage in a dictionary (YAML) or in a list of command-line words."""
+def _option(args: Any, name: str) -> Any:
+    """The value of an argument in a dictionary (YAML) or in a list of command-line words; None if it is not there."""
     if isinstance(args, dict):
-        return args.get("stage")
+        return args.get(name)
     words = [str(word) for word in args or []]
     for index, word in enumerate(words):
-        if word == "--stage" and index + 1 < len(words):
+        if word == f"--{name}" and index + 1 < len(words):
             return words[index + 1]
-        if word.startswith("--stage="):
+        if word.startswith(f"--{name}="):
             return word.partition("=")[2]
     return None
 
@@ -70,7 +70,7 @@ def _dispatch(tuner: ModuleType, reason: str | None) -> None:
 
     @functools.wraps(host)
     def training_function(config: dict[str, Any]) -> None:
-        if _stage_of(config.get("args")) != _STAGE:
+        if _option(config.get("args"), "stage") != _STAGE:
             host(config)
             return
         if reason is not None:
@@ -95,19 +95,18 @@ def _carry_head_on_export(tuner: ModuleType) -> None:
 
         args = read_args(args)
         host(args)
-        if isinstance(args, dict):
-            _copy_head(args)
+        _copy_head(args)
 
     tuner.export_model = export_model
 
 
-def _copy_head(args: dict[str, Any]) -> None:
+def _copy_head(args: dict[str, Any] | list[str]) -> None:
     from ra_hmd.manifest import MANIFEST_NAME
     from ra_hmd.models.head import HEAD_CONFIG, HEAD_WEIGHTS, has_head
 
-    adapters = args.get("adapter_name_or_path")
+    adapters = _option(args, "adapter_name_or_path")
     adapters = adapters.split(",") if isinstance(adapters, str) else adapters
-    source = Path(adapters[-1].strip() if adapters else str(args.get("model_name_or_path")))
+    source = Path(adapters[-1].strip() if adapters else str(_option(args, "model_name_or_path")))
     if has_head(source):
         for name in (HEAD_WEIGHTS, HEAD_CONFIG, MANIFEST_NAME):
-            shutil.copy(source / name, Path(args["export_dir"]) / name)
+            shutil.copy(source / name, Path(_option(args, "export_dir")) / name)

@@ -74,6 +74,7 @@ def extract_command(
     output: Output,
     split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
     dataset_dir: Annotated[Path, typer.Option(help="Folder of dataset_info.json.")] = Path("data"),
+    media_dir: Annotated[Path | None, typer.Option(help="Where relative image paths start.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many memes.")] = None,
     backbone_only: Annotated[
         bool, typer.Option("--backbone-only", help="The LMM alone, without a Stage 1 run.")
@@ -94,11 +95,13 @@ def extract_command(
 
     choose("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     choose("--padding-side", padding_side, ("left", "right"))
-    run = open_backbone(checkpoint, template) if backbone_only else open_run(checkpoint, base_model)
-    memes = resolve_memes(data, split, run.settings.prompt, run.settings.answers, dataset_dir)[:limit]
+    run = open_backbone(checkpoint, template, base_model) if backbone_only else open_run(checkpoint, base_model)
+    memes = resolve_memes(
+        data, split, run.settings.prompt, run.settings.answers, dataset_dir, media_dir or run.media_dir
+    )
     folder = extract(
         run,
-        memes,
+        memes[:limit],
         output,
         split=split,
         batch_size=batch_size,
@@ -107,7 +110,7 @@ def extract_command(
         dtype=dtype,
         padding_side=padding_side,
     )
-    print(f"{folder}: {len(memes)} memes")
+    print(f"{folder}: {len(memes[:limit])} memes")
 
 
 @features_app.command("import")

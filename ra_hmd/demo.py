@@ -131,6 +131,7 @@ def _run(step: Step, log: Path) -> float:
     env = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
     env.setdefault("OMP_NUM_THREADS", "1")  # with tensors as small as these, more threads only wait for each other
     start = time.monotonic()
+    env.setdefault("CUDA_VISIBLE_DEVICES", "0")  # on several GPUs the same files would train fewer steps
     with log.open("w", encoding="utf-8") as file:
         command = [str(binaries / step.command[0]), *step.command[1:]]
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, check=False)

@@ -107,7 +107,7 @@ class _EncodedMemes(Dataset):
         meme = self._memes[row]
         try:
             return self._model.encode(meme.text, load_image(meme.image))
-        except UserError as error:
+        except ValueError as error:  # a UserError, or what the host's plugin says of the image
             return UserError(f"meme {meme.id!r}: {error}")
 
     def collate(self, rows: list[Any]) -> dict[str, Tensor] | UserError:

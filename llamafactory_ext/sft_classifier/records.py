@@ -70,7 +70,8 @@ class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
         rows = defaultdict(list)
         for index in range(len(examples["_prompt"])):
             example = {key: column[index] for key, column in examples.items()}
-            row = {"input_ids": [], "labels": [], "class_label": -1, "shortened": False, "problem": ""}
+            # A bad row needs values too: a shard of empty lists would have no type, and could not join the others.
+            row = {"input_ids": [0], "labels": [IGNORE], "class_label": -1, "shortened": False, "problem": ""}
             try:
                 row |= self._encode_row(example, encoder)
             except ValueError as error:  # a UserError, or what the host's plugin says of the record
@@ -222,8 +223,10 @@ def _check_tokenized(path: Path, settings: InputSettings) -> None:
 
 def _checked(dataset: Dataset, name: str) -> Dataset:
     raise_all([text for text in dataset["problem"] if text], f"{name}: records that cannot be used")
-    twice = [f"id {key!r} occurs {count} times" for key, count in Counter(dataset["sample_id"]).items() if count > 1]
-    raise_all(twice, f"{name}: ids must be unique")
+    if name != "train_dataset":  # training may see a record twice; predictions are keyed by id
+        counts = Counter(dataset["sample_id"]).items()
+        twice = [f"id {key!r} occurs {count} times" for key, count in counts if count > 1]
+        raise_all(twice, f"{name}: ids must be unique (`eval_on_each_dataset: true` keeps several sets apart)")
     shortened = sum(dataset["shortened"])
     if shortened:
         logger.warning_rank0(f"{name}: {shortened} of {len(dataset)} captions were shortened to fit in cutoff_len.")

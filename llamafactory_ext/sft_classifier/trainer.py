@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PredictionOutput
 
-from ra_hmd.manifest import MANIFEST_NAME, write_json, write_jsonl
-from ra_hmd.models.classifier import IGNORE, ClassifierOutput, head_of, is_head_parameter
+from ra_hmd.errors import raise_all
+from ra_hmd.manifest import MANIFEST_NAME, plain, write_json, write_jsonl
+from ra_hmd.models.classifier import IGNORE, ClassifierOutput, base_model, head_of, is_head_parameter
 from ra_hmd.models.head import classification_loss, has_head, load_head_weights, save_head
 
 
@@ -90,13 +92,29 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             save_head(folder, head.config, state)
-            best = {"checkpoint": self.state.best_model_checkpoint, "value": self.state.best_metric}
+            best = plain({"checkpoint": self.state.best_model_checkpoint, "value": self.state.best_metric})
             write_json(folder / MANIFEST_NAME, {**self.manifest, "step": self.state.global_step, "best": best})
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Keep the head out of the model's own weight files: those stay loadable by stock transformers."""
         state_dict = self.model.state_dict() if state_dict is None else state_dict
         super()._save(output_dir, {k: v for k, v in state_dict.items() if not is_head_parameter(k)})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._whole_model_is_saved():
+            load_whole_model(base_model(self.model), resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._whole_model_is_saved():
+            load_whole_model(base_model(self.model), self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _whole_model_is_saved(self) -> bool:
+        # Adapters and DeepSpeed's engine checkpoints are restored as the host does.
+        return not (isinstance(self.model, PeftModel) or self.is_deepspeed_enabled)
 
     def prediction_step(
         self,
@@ -146,6 +164,18 @@ class _RestoreBestHead(TrainerCallback):
         best = state.best_model_checkpoint
         if args.load_best_model_at_end and best is not None and has_head(best):
             load_weights(head_of(self._trainer.model), best)
+
+
+def load_whole_model(model: PreTrainedModel, folder: str) -> None:
+    """Load a fully tuned model's checkpoint into `model`, its head aside.
+
+    `save_pretrained` writes Qwen-VL's weights under the published names, which are not those of the modules; the
+    trainer's own `load_state_dict` would match next to nothing and go on with a warning.
+    """
+    saved = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
+    result = model.load_state_dict(saved, strict=False)
+    missing = [name for name in result.missing_keys if not is_head_parameter(name)]
+    raise_all([*missing, *result.unexpected_keys], f"{folder} does not hold the weights of this model")
 
 
 def load_weights(head: nn.Module, folder: str | Path) -> None:

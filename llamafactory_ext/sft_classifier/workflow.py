@@ -11,7 +11,9 @@ from llamafactory.extras.misc import calculate_tps
 from llamafactory.extras.ploting import plot_loss
 from llamafactory.model import load_config, load_model, load_tokenizer
 from llamafactory.train.trainer_utils import create_modelcard_and_push
+from peft import PeftModel
 from transformers import TrainerCallback
+from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llamafactory_ext.arguments import STAGE
@@ -19,7 +21,7 @@ from llamafactory_ext.sft_classifier.collator import ClassifierCollator
 from llamafactory_ext.sft_classifier.metric import compute_metrics
 from llamafactory_ext.sft_classifier.records import describe, load_records
 from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer, load_weights
-from ra_hmd.errors import UserError
+from ra_hmd.errors import UserError, raise_all
 from ra_hmd.manifest import fingerprint_model, plain, run_manifest, write_json
 from ra_hmd.models.classifier import Reader, attach_head
 from ra_hmd.models.head import HeadConfig, MemeHead, has_head
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from llamafactory.hparams import DataArguments, GeneratingArguments, ModelArguments, TrainingArguments
 
     from llamafactory_ext.arguments import ClassifierFinetuningArguments
+
+# What decides how the host loads a model. Not `trust_remote_code`: a manifest must not make anyone run code.
+_LOADING = ("quantization_bit", "quantization_method", "quantization_type", "double_quantization", "model_revision")
+_LOADING += ("rope_scaling",)
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
 
@@ -46,13 +52,14 @@ def run_sft_classifier(
     Raises:
         UserError: before any training, for settings and records that cannot be honoured.
     """
+    _refuse_engines(model_args)
     config = load_config(model_args)
     check_family(config.model_type, data_args.template)
     settings = input_settings(model_args, data_args, finetuning_args)
     tokenizer_module = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
     records = load_records(template, model_args, data_args, training_args, finetuning_args, tokenizer_module, settings)
-    model = load_model(tokenizer_module["tokenizer"], model_args, finetuning_args, training_args.do_train)
+    model = _load_lmm(tokenizer_module["tokenizer"], model_args, finetuning_args, training_args.do_train)
     if getattr(model, "is_quantized", False) and not training_args.do_train:
         model._hf_peft_config_loaded = True  # as the host does, so that a quantised model may predict
 
@@ -93,6 +100,26 @@ def run_sft_classifier(
     create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
 
 
+def _refuse_engines(model_args: "ModelArguments") -> None:
+    """Raise `UserError` for engines that replace the forward pass, or shard the head in ways that are not tested."""
+    problems = [f"`{name}` is set: remove it." for name in ("use_unsloth", "use_kt", "mixture_of_depths")
+                if getattr(model_args, name)]  # fmt: skip
+    if is_fsdp_enabled():
+        problems.append("FSDP is enabled: use DeepSpeed (configs/deepspeed) or plain DDP.")
+    raise_all(problems, f"Engines that stage {STAGE} does not support")
+
+
+def _load_lmm(tokenizer: Any, model_args: "ModelArguments", finetuning_args: Any, trainable: bool) -> Any:
+    """The host's model. For evaluation alone the adapter is attached, not merged: merging rounds it in bfloat16."""
+    adapters = model_args.adapter_name_or_path
+    if trainable or not adapters or finetuning_args.finetuning_type != "lora":
+        return load_model(tokenizer, model_args, finetuning_args, trainable)
+    bare = type(model_args).copyfrom(model_args, adapter_name_or_path=",".join(adapters[:-1]) or None)
+    model = load_model(tokenizer, bare, finetuning_args, trainable)
+    model_args.compute_dtype = bare.compute_dtype
+    return PeftModel.from_pretrained(model, adapters[-1])
+
+
 def input_settings(
     model_args: "ModelArguments", data_args: "DataArguments", finetuning_args: "ClassifierFinetuningArguments"
 ) -> InputSettings:
@@ -119,8 +146,8 @@ def _reader(template: Any, tokenizer_module: dict[str, Any], settings: InputSett
 
 def _attach(model: Any, config: HeadConfig, reader: Reader, source: Path | None, seed: int) -> None:
     """Attach a head: the one saved at `source`, or a new one that depends on the seed alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # the head is made on the CPU
+        torch.default_generator.manual_seed(seed)
         head = MemeHead(config)
     attach_head(model, head, reader)
     if source is not None:
@@ -186,7 +213,7 @@ def _manifest(
         base_model={
             "path": model_args.model_name_or_path,
             "fingerprint": fingerprint_model(model_args.model_name_or_path),
-            "quantization_bit": model_args.quantization_bit,
+            "loading": plain({name: getattr(model_args, name) for name in _LOADING}),
             "adapters": _merged_adapters(model_args, finetuning_args),
         },
         finetuning_type=finetuning_args.finetuning_type,

@@ -71,10 +71,10 @@ def read_memes(
     for place, row in _rows(path):
         try:
             fields = reader(row, prompt or PromptTemplate(), answers or Answers())
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            problems.append(f"{place}: {error}" if isinstance(error, ValueError) else f"{place}: missing field {error}")
-            continue
-        memes.append(Meme(image=_find_image(fields.pop("image"), folders), split=split, **fields))
+            memes.append(Meme(image=_find_image(fields.pop("image"), folders), split=split, **fields))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            said = f"missing field {error}" if isinstance(error, KeyError) else str(error)
+            problems.append(f"{place}: {said}")
     raise_all(problems, f"{path}: rows that cannot be read")
     if not memes:
         raise UserError(f"{path} has no rows.")
@@ -84,16 +84,19 @@ def read_memes(
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     text = path.read_text(encoding="utf-8-sig")
-    try:
-        if path.suffix == ".json":
-            rows = json.loads(text)
-            yield from ((f"record {index}", row) for index, row in enumerate(rows))
+    if path.suffix == ".json":
+        texts = [("", text)]
+    else:  # not splitlines(): it would also split inside captions, at U+2028 and its like
+        texts = [(f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for place, part in texts:
+        try:
+            value = json.loads(part)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, {place or 'the file'} is not valid JSON: {error}.") from error
+        if place:
+            yield place, value
         else:
-            for number, line in enumerate(text.splitlines(), 1):
-                if line.strip():
-                    yield f"line {number}", json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from error
+            yield from ((f"record {index}", row) for index, row in enumerate(value))
 
 
 def _jsonl_fields(row: dict[str, Any], prompt: PromptTemplate, answers: Answers) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,7 +37,8 @@ class Run:
         base_adapters: Adapters that were merged into the LMM before training.
         adapter: Folder of the trained adapter, or None where the weights themselves were tuned.
         head: Folder of the head, or None for a bare LMM.
-        quantization_bit: As in training.
+        loading: How LLaMA-Factory loaded the LMM: quantisation, revision, RoPE scaling; as in training.
+        media_dir: Where training looked for images.
     """
 
     folder: Path
@@ -46,17 +47,23 @@ class Run:
     base_adapters: tuple[str, ...] = ()
     adapter: Path | None = None
     head: Path | None = None
-    quantization_bit: int | None = None
+    loading: dict[str, Any] = field(default_factory=dict)
+    media_dir: str | None = None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the LMM is loaded in 4 or 8 bits."""
+        return self.loading.get("quantization_bit") is not None
 
     def fingerprint(self) -> dict[str, Any]:
         """What a hidden state depends on, apart from the meme: two equal ones give equal features."""
         adapter = None if self.adapter is None else sha256_file(self.adapter / "adapter_model.safetensors")
         return {
             "model": fingerprint_model(self.base_model),
-            "base_adapters": [sha256_file(Path(path) / "adapter_model.safetensors") for path in self.base_adapters],
+            "base_adapters": [_adapter_digest(path) for path in self.base_adapters],
             "adapter": adapter,
             "head": None if self.head is None else sha256_file(self.head / HEAD_WEIGHTS),
-            "quantization_bit": self.quantization_bit,
+            **{f"loading.{name}": value for name, value in self.loading.items()},
             **{f"inputs.{name}": value for name, value in self.settings.to_dict().items()},
         }
 
@@ -84,7 +91,7 @@ def open_run(folder: str | Path, base_model: str | None = None) -> Run:
     if not (folder / ADAPTER_CONFIG).is_file():
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} holds a head, but neither an adapter nor a model; give the Stage 1 run.")
-        return Run(folder, settings, base_model=str(folder), head=folder)
+        return Run(folder, settings, base_model=str(folder), head=folder, media_dir=manifest.arguments.data.media_dir)
     return Run(
         folder,
         settings,
@@ -92,8 +99,14 @@ def open_run(folder: str | Path, base_model: str | None = None) -> Run:
         base_adapters=tuple(manifest.base_model.get("adapters") or ()),
         adapter=folder,
         head=folder,
-        quantization_bit=manifest.base_model.quantization_bit,
+        loading=dict(manifest.base_model.loading),
+        media_dir=manifest.arguments.data.media_dir,
     )
+
+
+def _adapter_digest(path: str) -> str:
+    weights = Path(path) / "adapter_model.safetensors"
+    return sha256_file(weights) if weights.is_file() else f"hub:{path}"
 
 
 def _base_model(manifest: Any, given: str | None) -> str:
@@ -108,14 +121,14 @@ def _base_model(manifest: Any, given: str | None) -> str:
     return path
 
 
-def open_backbone(model: str, template: str | None = None) -> Run:
+def open_backbone(model: str, template: str | None = None, base_model: str | None = None) -> Run:
     """A bare LMM as a run without head: a model folder or hub name, or a Stage 1 run whose tuning is left aside."""
     from transformers import AutoConfig
 
     folder = Path(model)
     if (folder / ADAPTER_CONFIG).is_file() and (folder / MANIFEST_NAME).is_file():
-        run = open_run(folder)
-        return Run(folder, run.settings, run.base_model, run.base_adapters, quantization_bit=run.quantization_bit)
+        run = open_run(folder, base_model)
+        return replace(run, adapter=None, head=None)
     try:
         model_type = AutoConfig.from_pretrained(model).model_type
     except OSError as error:
@@ -146,7 +159,7 @@ class MemeModel:
             adapter_name_or_path=",".join(run.base_adapters) or None,
             image_max_pixels=settings.image_max_pixels,
             image_min_pixels=settings.image_min_pixels,
-            quantization_bit=run.quantization_bit,
+            **run.loading,
             infer_dtype=dtype,
         )
         model_args.device_map = {"": device}
@@ -190,7 +203,7 @@ class MemeModel:
         settings = self.run.settings
         answer_ids = tuple(self.encoder.answer_token_ids(settings.answers))
         attach_head(model, head, Reader(answer_ids, settings.embed_mode, settings.embed_layer))
-        return model.to(self.device).eval() if self.run.quantization_bit is None else model.eval()
+        return model.to(self.device).eval() if not self.run.quantized else model.eval()
 
     def encode(self, text: str, image: "Image") -> dict[str, Any]:
         """A meme as a row for `collate`. Raises `UserError` when it does not fit the token budget."""

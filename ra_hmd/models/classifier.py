@@ -159,8 +159,8 @@ def _read(states: Tensor, position: Tensor, attention_mask: Tensor, mode: str) -
     if mode == "last_token":
         return states[torch.arange(len(states), device=states.device), position]
     steps = torch.arange(states.shape[1], device=states.device)
-    prompt = ((steps <= position[:, None]) & attention_mask.bool()).to(states.dtype)
-    return torch.einsum("bt,bth->bh", prompt, states) / prompt.sum(dim=1, keepdim=True)
+    prompt = ((steps <= position[:, None]) & attention_mask.bool()).float()
+    return torch.einsum("bt,bth->bh", prompt, states.float()) / prompt.sum(dim=1, keepdim=True)
 
 
 def _plain(lm_head: nn.Module) -> bool:

@@ -123,6 +123,26 @@ def test_question_of_another_prompt_is_refused(memes: Path, tmp_path: Path) -> N
         read_memes(tmp_path / "x.json")
 
 
+def test_jsonl_is_split_at_line_ends_only(memes: Path, tmp_path: Path) -> None:
+    image = next((memes / "a" / "img").iterdir())
+    rows = [
+        {"id": str(i), "img": str(image), "label": 0, "text": text} for i, text in enumerate(["a\u2028b", "c\x85d"])
+    ]
+    text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "x.jsonl").write_bytes(text.encode())
+    assert [meme.text for meme in read_memes(tmp_path / "x.jsonl")] == ["a\u2028b", "c\x85d"]
+    (tmp_path / "x.jsonl").write_bytes(text.encode() + b"\n{broken")
+    with pytest.raises(UserError, match="x.jsonl, line 3 is not valid JSON"):
+        read_memes(tmp_path / "x.jsonl")
+
+
+def test_images_are_found_where_training_found_them(stage1_run: Path, memes: Path, tmp_path: Path) -> None:
+    shutil.copy(memes / "confounders_a_dev.json", tmp_path / "x.json")
+    assert Path(open_run(stage1_run).media_dir) == memes
+    found = resolve_memes(str(tmp_path / "x.json"), "dev", PromptTemplate(), Answers(), media_dir=memes)
+    assert all(meme.image.is_file() for meme in found)
+
+
 def test_sharegpt_dataset_name_and_jsonl_are_the_same_memes(memes: Path) -> None:
     one = resolve_memes("confounders_a", "dev", PromptTemplate(), Answers(), memes)
     other = resolve_memes(str(memes / "a"), "dev", PromptTemplate(), Answers())

@@ -4,12 +4,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from llamafactory.train import tuner
 from PIL import Image
 
+from llamafactory_ext.sft_classifier.workflow import _refuse_engines
 from ra_hmd.errors import UserError
 from ra_hmd.manifest import read_json
 
@@ -153,12 +155,27 @@ def test_missing_data_file(run_with: RunWith, memes: Path, tmp_path: Path) -> No
         run_with(eval_dataset="confounders_a_dev")
 
 
-def test_doubled_ids(run_with: RunWith) -> None:
+def test_doubled_ids_may_train_but_not_be_predicted(run_with: RunWith) -> None:
     def edit(records: Records) -> None:
         records[1]["id"] = records[0]["id"]
 
-    with pytest.raises(UserError, match="ids must be unique"):
-        run_with(edit)
+    assert (run_with(edit) / "head.safetensors").is_file()
+    with pytest.raises(UserError, match="eval_dataset: ids must be unique"):
+        run_with(edit, eval_dataset="confounders_a")
+
+
+def test_bad_records_are_listed_when_one_worker_sees_nothing_else(run_with: RunWith) -> None:
+    def edit(records: Records) -> None:
+        for record in records[:4]:
+            record["images"] = ["gone.png"]
+
+    with pytest.raises(UserError, match=r"records that cannot be used \(4\)"):
+        run_with(edit, preprocessing_num_workers=2)
+
+
+def test_engines_that_are_not_supported() -> None:
+    with pytest.raises(UserError, match="`use_unsloth` is set: remove it"):
+        _refuse_engines(SimpleNamespace(use_unsloth=True, use_kt=False, mixture_of_depths=None))
 
 
 def test_ids_of_mixed_type(run_with: RunWith) -> None:

@@ -140,7 +140,7 @@ def test_official_spelling_of_4_bit_really_quantises(stage1_config: Config, tmp_
     printed = train(config, tmp_path, LLAMAFACTORY_VERBOSITY="INFO")
     assert "was read as `bnb`" in printed
     assert "Quantizing model to 4 bit" in printed
-    assert read_json(tmp_path / "q" / "ra_hmd.json").base_model.quantization_bit == 4
+    assert read_json(tmp_path / "q" / "ra_hmd.json").base_model.loading.quantization_bit == 4
     done = subprocess.run(
         [
             str(BIN / "ra-hmd"), "extract", "--checkpoint", "q", "--data", config["dataset_dir"] + "/a",

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from ra_hmd.data.record import read_memes
 from ra_hmd.extract import extract
 from ra_hmd.features.store import read_features
+from ra_hmd.manifest import read_json
 from ra_hmd.models.checkpoint import open_run
 
 Config = Callable[..., dict[str, Any]]
@@ -43,6 +44,27 @@ def test_trains_and_reopens(
         assert not any("ra_hmd_head" in key for key in load_file(file))
 
 
+@pytest.mark.parametrize("changes", [{"finetuning_type": "full"}, {"finetuning_type": "freeze"}])
+def test_full_and_freeze_tuning_resume_and_restore_the_best(
+    stage1_config: Config, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    steps = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2} | changes
+    tuner.run_exp(stage1_config(tmp_path / "whole", **steps), callbacks=[])
+    resumed = stage1_config(tmp_path / "resumed", resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"), **steps)
+    tuner.run_exp(resumed, callbacks=[])
+    for name in ("model.safetensors", "head.safetensors"):
+        whole, again = (load_file(tmp_path / folder / name) for folder in ("whole", "resumed"))
+        assert max(float((whole[key].float() - again[key].float()).abs().max()) for key in whole) <= 1e-6
+    # The worst evaluation is asked for, so that the kept checkpoint is not the last one anyway.
+    best = {"metric_for_best_model": "eval_loss", "load_best_model_at_end": True, "greater_is_better": True}
+    tuner.run_exp(stage1_config(tmp_path / "best", **steps, **best), callbacks=[])
+    chosen = read_json(tmp_path / "best" / "ra_hmd.json").best.checkpoint
+    for name in ("model.safetensors", "head.safetensors"):
+        kept, saved = load_file(tmp_path / "best" / name), load_file(Path(chosen) / name)
+        assert all(torch.equal(kept[key], saved[key]) for key in saved)
+    assert chosen.endswith("checkpoint-2")
+
+
 def test_accumulation_gives_the_loss_of_one_large_batch(stage1_config: Config, tmp_path: Path) -> None:
     found = []
     for name, changes in (("one", {}), ("two", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})):
@@ -53,16 +75,18 @@ def test_accumulation_gives_the_loss_of_one_large_batch(stage1_config: Config, t
 
 def test_merged_export_opens_like_a_run(stage1_run: Path, stage1_config: Config, memes: Path, tmp_path: Path) -> None:
     config = stage1_config(tmp_path)
-    tuner.export_model(
-        {
-            "model_name_or_path": config["model_name_or_path"],
-            "adapter_name_or_path": str(stage1_run),
-            "template": "qwen2_vl",
-            "finetuning_type": "lora",
-            "export_dir": str(tmp_path / "merged"),
-            "export_device": "cpu",
-        }
-    )
+    options = {
+        "model_name_or_path": config["model_name_or_path"],
+        "adapter_name_or_path": str(stage1_run),
+        "template": "qwen2_vl",
+        "finetuning_type": "lora",
+        "export_dir": str(tmp_path / "merged"),
+        "export_device": "cpu",
+    }
+    tuner.export_model(options)
+    words = [f"--{key}={value}" for key, value in (options | {"export_dir": str(tmp_path / "by_words")}).items()]
+    tuner.export_model(words)
+    assert (tmp_path / "by_words" / "head.safetensors").is_file()
     assert {"head.safetensors", "head.json", "ra_hmd.json", "config.json"} <= {
         path.name for path in (tmp_path / "merged").iterdir()
     }
