@@ -196,7 +196,7 @@ def demo_command(
     output: Output,
     quick: Annotated[bool, typer.Option("--quick", help="Little training: that it works, not how well.")] = False,
 ) -> None:
-    """Run the whole pipeline on drawn memes and a tiny Qwen2-VL: about ten minutes on two cores."""
+    """Run the whole pipeline on drawn memes and a tiny Qwen2-VL: ten to fifteen minutes on two cores."""
     from ra_hmd.demo import run_demo
 
     run_demo(output, quick=quick)

@@ -6,8 +6,9 @@ import json
 import math
 import os
 import platform
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +40,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(output: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `output`; on success it becomes `output` in one step, else it is removed.
+
+    Raises:
+        UserError: `output` exists and is not an empty folder.
+    """
+    output = Path(output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"{output} exists and is not an empty folder; remove it or give another --output.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -124,14 +145,14 @@ def run_manifest(kind: str, **content: Any) -> dict[str, Any]:
     return {"kind": kind, "created": created, "versions": versions(), **content}
 
 
-def plain(value: Any, fallback: Callable[[Any], Any] = str) -> Any:
+def plain(value: Any) -> Any:
     """`value` reduced to what JSON can hold: paths, enums and dtypes become strings, tuples become lists."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): plain(item, fallback) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
-        return [plain(item, fallback) for item in value]
-    return fallback(value)
+        return [plain(item) for item in value]
+    return str(value)

@@ -10,10 +10,6 @@ There are two domains, A (animals) and B (things), with disjoint subjects, capti
 
 import json
 import random
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +18,7 @@ from ra_hmd.data.pictograms import PATTERNS, SIDE, STRIP, Colour, background, dr
 from ra_hmd.data.record import Meme
 from ra_hmd.data.sharegpt import IMAGE_PLACEHOLDER, PromptTemplate, dataset_info_entry, to_sharegpt
 from ra_hmd.errors import UserError
-from ra_hmd.manifest import write_json, write_jsonl, write_text
+from ra_hmd.manifest import new_folder, write_json, write_jsonl, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,26 +121,6 @@ class Picture:
     x: int
     y: int
     caption_place: str
-
-
-@contextmanager
-def new_folder(output: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `output`; on success it becomes `output` in one step, else it is removed.
-
-    Raises:
-        UserError: `output` exists and is not an empty folder.
-    """
-    output = Path(output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"{output} exists and is not an empty folder; remove it or give another --output.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp"))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def make_confounders(output: Path, size: int = 4000, seed: int = 0) -> dict[str, int]:

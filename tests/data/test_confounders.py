@@ -18,12 +18,12 @@ from ra_hmd.data.confounders import (
     caption_corpus,
     descriptions,
     make_confounders,
-    new_folder,
     unimodal_oracle,
 )
 from ra_hmd.data.pictograms import SIDE, STRIP
 from ra_hmd.data.record import read_memes
 from ra_hmd.errors import UserError
+from ra_hmd.manifest import new_folder
 
 SIZE = 240
 ROWS = {"train": 240, "dev": 40, "test": 60}
