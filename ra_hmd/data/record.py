@@ -1,6 +1,5 @@
 """The `Meme` record and the readers of its two file shapes: JSON Lines and ShareGPT."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ra_hmd.data.files import json_rows, jsonl_rows
 from ra_hmd.data.sharegpt import Answers, PromptTemplate
 from ra_hmd.errors import UserError, raise_all
 
@@ -19,10 +19,11 @@ class Meme:
     Attributes:
         id: Unique within a data set; a string also where the file has a number.
         image: Path of the image.
-        text: The caption, as written in the file.
+        text: The caption.
         label: Class index, or None where the file has none.
         split: Name of the split, for the record.
-        extras: Further fields of the file, untouched.
+        extras: Further fields; of an imported set also the class index of each further task.
+        raw_text: The caption as the data set's file has it, where `text` was normalised.
     """
 
     id: str
@@ -31,12 +32,53 @@ class Meme:
     label: int | None = None
     split: str = ""
     extras: dict[str, Any] = field(default_factory=dict)
+    raw_text: str | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """The line of an imported set's `<split>.jsonl`."""
+        return {
+            "id": self.id,
+            "image": str(self.image),
+            "text": self.text,
+            "raw_text": self.text if self.raw_text is None else self.raw_text,
+            "label": self.label,
+            "split": self.split,
+            "extras": self.extras,
+        }
 
 
 def check_unique_ids(memes: list[Meme], place: str | Path) -> None:
     """Raise `UserError` when an id occurs twice: predictions and bank rows are keyed by it."""
     twice = [f"id {name!r} occurs {count} times" for name, count in Counter(m.id for m in memes).items() if count > 1]
     raise_all(twice, f"{place}: ids must be unique")
+
+
+def iter_memes(
+    path: str | Path,
+    *,
+    split: str = "",
+    prompt: PromptTemplate | None = None,
+    answers: Answers | None = None,
+    media_dir: str | Path | None = None,
+) -> Iterator[tuple[str, Meme | str]]:
+    """The rows of a file as `read_memes` understands them, one at a time: (place, meme or what is wrong with it)."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a .jsonl or a ShareGPT .json file.")
+    prompt, answers = prompt or PromptTemplate(), answers or Answers()
+    folders = [Path(media_dir)] if media_dir is not None else []
+    sharegpt = path.suffix == ".json"
+    # The RA-HMD release has paths such as ./data/image/…, which start some folders above its files.
+    folders += [Path(), *(path.absolute().parents if sharegpt else [path.parent])]
+    for row in json_rows(path) if sharegpt else jsonl_rows(path):
+        try:
+            if row.problem:
+                raise ValueError(row.problem)
+            fields = sharegpt_fields(row.values, prompt, answers) if sharegpt else _jsonl_fields(row.values)
+            image = find_image(fields.pop("image"), folders, path.parent)
+            yield row.place, Meme(image=image, **{"split": split, **fields})
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            yield row.place, f"missing field {error}" if isinstance(error, KeyError) else str(error)
 
 
 def read_memes(
@@ -47,13 +89,14 @@ def read_memes(
     answers: Answers | None = None,
     media_dir: str | Path | None = None,
 ) -> list[Meme]:
-    """Read a `.jsonl` file (Hateful Memes layout) or a ShareGPT `.json` file.
+    """Read a `.jsonl` file (of an import, or Hateful Memes layout) or a ShareGPT `.json` file.
 
-    Images are looked for as LLaMA-Factory does (under `media_dir`, then as given), then beside the file.
+    Images are looked for as LLaMA-Factory does (under `media_dir`, then as given), then beside the file, and for
+    ShareGPT from the folders above it.
 
     Args:
         path: The file.
-        split: Recorded in each meme.
+        split: Recorded in each meme that does not name its own.
         prompt: Needed for ShareGPT: the template whose `{text}` holds the caption.
         answers: Needed for ShareGPT records without a `label`.
         media_dir: Folder that relative image paths start from.
@@ -61,66 +104,45 @@ def read_memes(
     Raises:
         UserError: unreadable rows, a question that `prompt` did not make, doubled ids, no rows at all.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give a .jsonl or a ShareGPT .json file.")
-    folders = [Path(media_dir)] if media_dir is not None else []
-    folders += [Path(), path.parent]
-    reader = _sharegpt_fields if path.suffix == ".json" else _jsonl_fields
-    memes, problems = [], []
-    for place, row in _rows(path):
-        try:
-            fields = reader(row, prompt or PromptTemplate(), answers or Answers())
-            memes.append(Meme(image=_find_image(fields.pop("image"), folders), split=split, **fields))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            said = f"missing field {error}" if isinstance(error, KeyError) else str(error)
-            problems.append(f"{place}: {said}")
-    raise_all(problems, f"{path}: rows that cannot be read")
+    rows = list(iter_memes(path, split=split, prompt=prompt, answers=answers, media_dir=media_dir))
+    raise_all([f"{place}: {row}" for place, row in rows if isinstance(row, str)], f"{path}: rows that cannot be read")
+    memes = [row for _, row in rows if isinstance(row, Meme)]
     if not memes:
         raise UserError(f"{path} has no rows.")
     check_unique_ids(memes, path)
     return memes
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".json":
-        texts = [("", text)]
-    else:  # not splitlines(): it would also split inside captions, at U+2028 and its like
-        texts = [(f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    for place, part in texts:
-        try:
-            value = json.loads(part)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, {place or 'the file'} is not valid JSON: {error}.") from error
-        if place:
-            yield place, value
-        else:
-            yield from ((f"record {index}", row) for index, row in enumerate(value))
-
-
-def _jsonl_fields(row: dict[str, Any], prompt: PromptTemplate, answers: Answers) -> dict[str, Any]:
+def _jsonl_fields(row: dict[str, Any]) -> dict[str, Any]:
     image = row.get("image", row.get("img"))
     if image is None:
         raise KeyError("'img' (or 'image')")
-    known = {"id", "image", "img", "text", "label"}
+    own = {key: row[key] for key in ("split", "raw_text") if isinstance(row.get(key), str)}
+    extras = row["extras"] if isinstance(row.get("extras"), dict) else {}
+    known = {"id", "image", "img", "text", "label", *own} | ({"extras"} if extras else set())
     return {
         "id": str(row["id"]),
         "image": image,
         "text": str(row["text"]),
-        "label": _label(row.get("label")),
-        "extras": {key: value for key, value in row.items() if key not in known},
+        "label": class_index(row.get("label")),
+        "extras": {key: value for key, value in row.items() if key not in known} | extras,
+        **own,
     }
 
 
-def _sharegpt_fields(row: dict[str, Any], prompt: PromptTemplate, answers: Answers) -> dict[str, Any]:
+def sharegpt_fields(row: dict[str, Any], prompt: PromptTemplate, answers: Answers) -> dict[str, Any]:
+    """Fields of a meme from its ShareGPT record: id, image (as written there), text and label.
+
+    Raises:
+        ValueError: a question that `prompt` did not make, or an answer that `answers` do not know.
+    """
     question, answer = (message.get("content", message.get("value")) for message in row["messages"][-2:])
     caption = prompt.caption_of(question)
     if caption is None:
         raise ValueError(f"its question was not made by the prompt {prompt.template!r}: {question[:120]!r}")
     images = row["images"]
     image = images if isinstance(images, str) else images[0]
-    label = _label(row.get("label"))
+    label = class_index(row.get("label"))
     return {
         "id": str(row.get("id", image)),
         "image": image,
@@ -129,7 +151,12 @@ def _sharegpt_fields(row: dict[str, Any], prompt: PromptTemplate, answers: Answe
     }
 
 
-def _label(value: Any) -> int | None:
+def class_index(value: Any) -> int | None:
+    """A label as a class index; None stays None.
+
+    Raises:
+        ValueError: it is neither.
+    """
     if value is None:
         return None
     if isinstance(value, bool) or int(value) != value:
@@ -137,6 +164,8 @@ def _label(value: Any) -> int | None:
     return int(value)
 
 
-def _find_image(image: str, folders: list[Path]) -> Path:
-    candidates = [Path(os.path.normpath(folder / image)) for folder in folders]
-    return next((path for path in candidates if path.is_file()), candidates[-1])
+def find_image(image: str, folders: list[Path], otherwise: Path) -> Path:
+    """The path of `image` in the first of `folders` that holds it; where none does, its path in `otherwise`."""
+    candidates = (os.path.normpath(folder / image) for folder in folders)
+    found = next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113 - survives odd names
+    return Path(found or os.path.normpath(otherwise / image))

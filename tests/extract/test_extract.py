@@ -132,7 +132,7 @@ def test_jsonl_is_split_at_line_ends_only(memes: Path, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(text.encode())
     assert [meme.text for meme in read_memes(tmp_path / "x.jsonl")] == ["a\u2028b", "c\x85d"]
     (tmp_path / "x.jsonl").write_bytes(text.encode() + b"\n{broken")
-    with pytest.raises(UserError, match="x.jsonl, line 3 is not valid JSON"):
+    with pytest.raises(UserError, match="x.jsonl, line 3: not valid JSON"):
         read_memes(tmp_path / "x.jsonl")
 
 

@@ -1,0 +1,136 @@
+"""Rows of JSON Lines, JSON arrays and objects, CSV and Parquet files, one at a time."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import ijson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ra_hmd.errors import UserError
+
+csv.field_size_limit(1 << 24)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file.
+
+    Attributes:
+        place: Where it stands, for messages.
+        values: Its fields; empty where it could not be read.
+        problem: Why it could not be read.
+    """
+
+    place: str
+    values: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+def jsonl_rows(path: Path) -> Iterator[Row]:
+    """Rows of a JSON Lines file. A byte order mark, CRLF, blank lines and a missing last newline are no fault."""
+    # Not splitlines() and not universal newlines: both would also split inside captions, at U+2028 or a lone CR.
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(_decoded(file, path), 1):
+            if not line.strip():
+                continue
+            place = f"{path.name}, line {number}"
+            try:
+                value = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield Row(place, problem=f"not valid JSON: {error}")
+                continue
+            yield _object(place, value)
+
+
+def json_rows(path: Path) -> Iterator[Row]:
+    """Rows of a JSON array of objects, or of an object of objects, whose key becomes the field `id`."""
+    with path.open("rb") as file:
+        if file.read(3) != b"\xef\xbb\xbf":
+            file.seek(0)
+        start, first = file.tell(), file.read(64).lstrip()[:1]
+        file.seek(start)
+        try:
+            if first == b"{":
+                for key, value in ijson.kvitems(file, "", use_float=True):
+                    row = _object(f"{path.name}, {key}", value)
+                    yield Row(row.place, {"id": key, **row.values}, row.problem)
+            else:
+                for number, value in enumerate(ijson.items(file, "item", use_float=True)):
+                    yield _object(f"{path.name}, record {number}", value)
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not valid JSON: {error}. Get a whole copy of the file.") from error
+
+
+def csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
+    """Rows of a CSV file with a header; every value is text as it stands there ("NA", "None" and "" too)."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(_decoded(file, path), delimiter=delimiter)
+        header = [name.strip() for name in next(reader, [])]
+        for values in reader:
+            place = f"{path.name}, line {reader.line_num}"
+            if len(values) == len(header):
+                yield Row(place, dict(zip(header, values, strict=True)))
+            elif values:
+                yield Row(place, problem=f"{len(values)} columns, the header has {len(header)}")
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """Rows of a Parquet file."""
+    try:
+        with pq.ParquetFile(path) as file:
+            batches = (batch.to_pylist() for batch in file.iter_batches(1024))
+            for number, values in enumerate(chain.from_iterable(batches)):
+                yield Row(f"{path.name}, row {number}", values)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is not a Parquet file: {error}.") from error
+
+
+def rows_of(path: Path) -> Iterator[Row]:
+    """Rows of a file of any of these kinds, by its suffix (.jsonl, .json, .csv, .tsv, .parquet).
+
+    A `.json` file that is JSON Lines in truth is read as such.
+    """
+    match path.suffix.lower():
+        case ".jsonl":
+            return jsonl_rows(path)
+        case ".json":
+            return jsonl_rows(path) if _is_jsonl(path) else json_rows(path)
+        case ".csv":
+            return csv_rows(path)
+        case ".tsv":
+            return csv_rows(path, "\t")
+        case ".parquet":
+            return parquet_rows(path)
+    raise UserError(f"{path}: files of kind {path.suffix or 'no suffix'!r} are not read; give .jsonl, .json, .csv, "
+                    ".tsv or .parquet.")  # fmt: skip
+
+
+def _is_jsonl(path: Path) -> bool:
+    """Whether the first line is one whole JSON object and the file goes on after it."""
+    with path.open("rb") as file:
+        first, more = file.readline(1 << 20), file.readline(1 << 20).strip()
+    try:
+        return isinstance(json.loads(first.decode("utf-8-sig")), dict) and more.startswith(b"{")
+    except ValueError:
+        return False
+
+
+def _object(place: str, value: Any) -> Row:
+    if isinstance(value, dict):
+        return Row(place, value)
+    return Row(place, problem=f"a {type(value).__name__} stands where an object is needed")
+
+
+def _decoded(lines: Iterable[str], path: Path) -> Iterator[str]:
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it, for example with iconv."
+        ) from error

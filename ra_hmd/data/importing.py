@@ -1,0 +1,224 @@
+"""From a data set as people have it on disk to records: `ra-hmd data import`."""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed
+from PIL import Image, UnidentifiedImageError
+
+from ra_hmd.data.dataset import DATASET_MANIFEST, REJECTED, MemeData, SplitWriter, json_line, open_data
+from ra_hmd.data.files import jsonl_rows
+from ra_hmd.data.readers.base import Found, Reader
+from ra_hmd.data.record import Meme
+from ra_hmd.data.text import TextPolicy, normalise, well_formed
+from ra_hmd.errors import UserError
+from ra_hmd.manifest import atomic_path, plain, read_json, run_manifest, sha256_bytes, sha256_file, write_json
+from ra_hmd.progress import track
+
+_CHUNK = 2048
+_WORK = ".import"
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What decides the records, besides the files.
+
+    Attributes:
+        text: What is done to captions.
+        val_fraction: Share of `train` that becomes `val`, for data sets without one.
+        seed: Of that cut.
+    """
+
+    text: TextPolicy = "single_line"
+    val_fraction: float = 0.0
+    seed: int = 0
+
+    def split_of(self, meme: Meme) -> str:
+        """The split of a meme, `val` for the chosen share of train. The choice depends on seed and id alone."""
+        if not self.val_fraction or meme.split != "train":
+            return meme.split
+        draw = int.from_bytes(hashlib.sha256(f"{self.seed}/{meme.id}".encode()).digest()[:8], "big") / 2**64
+        return "val" if draw < self.val_fraction else "train"
+
+
+def import_data(
+    reader: Reader,
+    root: str | Path,
+    output: str | Path,
+    *,
+    images: str | Path | None = None,
+    add_on: str | Path | None = None,
+    options: ImportOptions | None = None,
+    workers: int = 1,
+    show: bool = False,
+) -> MemeData:
+    """Read a data set below `root` and write validated records to `output`.
+
+    A row becomes a record when its fields are understood, its id is new in its split and its image is there and begins
+    like an image; other rows go to `rejected.jsonl` with the reason. Stopped and started again, it continues. A folder
+    that already holds the same import is left as it is.
+
+    Raises:
+        UserError: nothing found, an `output` with something else in it, or no usable row at all.
+    """
+    options, output = options or ImportOptions(), Path(output)
+    found = reader.locate(root, images=images, add_on=add_on)
+    splits = {part.split for part in found.parts}
+    if options.val_fraction and splits & {"val", "dev", "dev_seen"}:
+        raise UserError(f"--val-fraction: {reader.title} has a dev split of its own ({found.layout}).")
+    content = _content(reader, found, options)
+    fingerprint = sha256_bytes(json.dumps(content, sort_keys=True).encode())
+    if (output / DATASET_MANIFEST).is_file():
+        if read_json(output / DATASET_MANIFEST).get("fingerprint") == fingerprint:
+            return open_data(output)
+        raise UserError(f"{output} holds another import; remove it or give another --output.")
+    if output.is_dir() and any(path.name != _WORK for path in output.iterdir()):
+        raise UserError(f"{output} is not empty and holds no import; give another --output.")
+    work = output / _WORK
+    _prepare(work, fingerprint)
+    chunks = _validate_all(reader, found, work, options, workers=workers, show=show)
+    counts = _merge(output, chunks)
+    if not any(counts["rows"].values()):
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in counts["reasons"].most_common(3))
+        shutil.rmtree(work)
+        raise UserError(f"Of {reader.title} below {root} no row could be used: {reasons}.")
+    write_json(
+        output / DATASET_MANIFEST,
+        run_manifest(
+            "dataset",
+            **content,
+            root=str(Path(root).absolute()),
+            images={str(path): str(folder.folder) for path, folder in found.images.items()},
+            notes=list(found.notes),
+            splits={split: counts["rows"][split] for split in sorted(counts["rows"])},
+            rejected=dict(sorted(counts["rejected"].items())),
+            reasons=dict(counts["reasons"].most_common()),
+            fingerprint=fingerprint,
+        ),
+    )
+    shutil.rmtree(work)
+    return open_data(output)
+
+
+def _content(reader: Reader, found: Found, options: ImportOptions) -> dict[str, Any]:
+    files = [part.path for part in found.parts] + list(found.others.values())
+    return {
+        "dataset": reader.name,
+        "layout": found.layout,
+        "variant": found.variant,
+        "files": {str(path): sha256_file(path) for path in files},
+        "options": plain(vars(options) | reader.options),
+    }
+
+
+def _prepare(work: Path, fingerprint: str) -> None:
+    """Make the folder of finished chunks, without those of another import."""
+    mark = work / "fingerprint.json"
+    if work.is_dir() and not (mark.is_file() and read_json(mark).get("fingerprint") == fingerprint):
+        shutil.rmtree(work)
+    write_json(mark, {"fingerprint": fingerprint})
+
+
+def _validate_all(
+    reader: Reader, found: Found, work: Path, options: ImportOptions, *, workers: int, show: bool
+) -> list[Path]:
+    """Validate every row in chunks; a chunk's file that is there is not made again."""
+    paths: list[Path] = []
+
+    def tasks() -> Iterator[Any]:
+        rows = ((part.split, row.place, meme) for part, row, meme in reader.read(found))
+        chunks = iter(lambda: tuple(islice(rows, _CHUNK)), ())
+        for number, chunk in enumerate(chunks):
+            path = work / f"chunk-{number:06d}.jsonl"
+            paths.append(path)
+            yield delayed(_validate)(path, chunk, options)
+
+    expected = sum(split.rows for split in reader.expected.get(found.variant, {}).values())
+    done = Parallel(n_jobs=max(workers, 1), return_as="generator")(tasks())
+    for _ in track(((size, None) for size in done), "Importing", expected or None, "memes", show=show):
+        pass
+    return paths
+
+
+def _validate(path: Path, chunk: tuple[tuple[str, str, Meme | str], ...], options: ImportOptions) -> int:
+    """Write the chunk's records and rejects to `path`, unless it is there; returns how many there are."""
+    if path.is_file():
+        return len(chunk)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        for split, place, meme in chunk:
+            if isinstance(meme, str):
+                value = _reject(split, place, None, meme)
+            elif problem := _problem(meme):
+                value = _reject(meme.split, place, meme.id, problem)
+            else:
+                value = {"place": place, "record": plain(_record(meme, options).to_row())}
+            file.write(well_formed(json_line(value)))
+    return len(chunk)
+
+
+def _reject(split: str, place: str, name: str | None, reason: str) -> dict[str, Any]:
+    return {"split": split, "place": place, "id": name, "reason": reason}
+
+
+def _record(meme: Meme, options: ImportOptions) -> Meme:
+    raw = meme.text if meme.raw_text is None else meme.raw_text
+    return replace(meme, text=normalise(meme.text, options.text), raw_text=raw, split=options.split_of(meme))
+
+
+def _problem(meme: Meme) -> str:
+    """What keeps a meme from being a record: "" if nothing does."""
+    if not isinstance(meme.text, str):
+        return f"its text is {meme.text!r}"
+    if not meme.id.strip():
+        return "its id is empty"
+    path = str(meme.image)
+    if well_formed(path) != path or not os.path.isfile(path):  # noqa: PTH113 - survives odd names
+        return f"image missing: {path}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path):
+                return ""
+    except UnidentifiedImageError:
+        return f"not an image: {path}"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"image cannot be opened: {path} ({error})"
+
+
+def _merge(output: Path, chunks: list[Path]) -> dict[str, Counter[str]]:
+    """Join the chunks into one pair of files per split; an id that comes again in its split is rejected."""
+    counts: dict[str, Counter[str]] = {"rows": Counter(), "rejected": Counter(), "reasons": Counter()}
+    seen: set[tuple[str, str]] = set()
+    with ExitStack() as stack:
+        writers: dict[str, SplitWriter] = {}
+        rejects = stack.enter_context(atomic_path(output / REJECTED))
+        rejects = stack.enter_context(rejects.open("w", encoding="utf-8", newline="\n"))
+        for chunk in chunks:
+            for row in jsonl_rows(chunk):
+                value, record = row.values, row.values.get("record")
+                if record is not None:
+                    key = record["split"], record["id"]
+                    if key in seen:
+                        value, record = _reject(key[0], value["place"], key[1], "id came before in its split"), None
+                    seen.add(key)
+                if record is None:
+                    rejects.write(json_line(value))
+                    counts["rejected"][value["split"]] += 1
+                    counts["reasons"][value["reason"].split(":")[0]] += 1
+                    continue
+                split = record["split"]
+                if split not in writers:
+                    writers[split] = stack.enter_context(SplitWriter(output, split))
+                writers[split].write(record)
+                counts["rows"][split] += 1
+    return counts

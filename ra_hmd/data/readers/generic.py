@@ -1,0 +1,135 @@
+"""Anyone's own data: JSON Lines, CSV, TSV or Parquet with a column map, and ShareGPT files as RA-HMD has them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ra_hmd.data.files import Row
+from ra_hmd.data.readers.base import SHAREGPT, Found, Part, Reader, Tree
+from ra_hmd.data.record import Meme, class_index
+from ra_hmd.errors import UserError
+
+FIELDS = ("id", "image", "text", "label", "split")
+_TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
+_SPLIT_IN_NAME = re.compile(r"train|dev_seen|dev_unseen|test_seen|test_unseen|dev|val|test", re.IGNORECASE)
+
+
+class Generic(Reader):
+    """A file, or a folder with one file per split.
+
+    Args:
+        columns: Our field (`id`, `image`, `text`, `label`, `split`) → the file's column. `image` may be a pattern with
+            columns in braces, such as `{id}.png`. Without a map the columns have our names (`img` stands for `image`).
+        labels: Label in the file → class index. Without it labels are class indices.
+    """
+
+    name = "generic"
+    title = "your own data"
+    licence = "yours"
+    owner = "you"
+    looked_for = ".jsonl, .csv, .tsv or .parquet files that have the image column, or ShareGPT .json files"
+
+    def __init__(self, columns: Mapping[str, str] | None = None, labels: Mapping[str, int] | None = None) -> None:
+        self.columns, self.labels = dict(columns or {}), dict(labels or {})
+        self._only: Path | None = None
+        unknown = sorted(self.columns.keys() - set(FIELDS))
+        if unknown:
+            raise UserError(f"--columns {', '.join(unknown)}: our fields are {', '.join(FIELDS)}.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"columns": self.columns, "labels": self.labels}
+
+    def locate(self, root: str | Path, *, images: str | Path | None = None, add_on: str | Path | None = None) -> Found:
+        path = Path(root)
+        self._only = Path(path.absolute()) if path.is_file() else None
+        return super().locate(path.parent if self._only else path, images=images, add_on=add_on)
+
+    def layouts(self, tree: Tree) -> list[Found]:
+        here = [path for path in tree.files if path.parent == tree.folders[0]]
+        files = [self._only] if self._only else here
+        sharegpt = [path for path in files if path.suffix.lower() == ".json" and "messages" in tree.first(path)]
+        if sharegpt:
+            return [Found(SHAREGPT, tuple(Part(path, _split_of(path)) for path in sharegpt))]
+        tables = [path for path in files if path.suffix.lower() in _TABLES]
+        lacking = {path: self._lacking(tree.first(path)) for path in tables}
+        if tables and all(lacking.values()):
+            path, columns = next(iter(lacking.items()))
+            have = ", ".join(tree.first(path)) or "no readable row"
+            raise UserError(
+                f"{path} has no column {' and no column '.join(columns)}; it has {have}. "
+                f"Say which is which: --columns {' '.join(f'{name}=…' for name in FIELDS[:4])}"
+            )
+        good = [path for path in tables if not lacking[path]]
+        notes = tuple(
+            f"not read: {path.name} has no column {', '.join(lacking[path])}" for path in tables if lacking[path]
+        )
+        parts = tuple(Part(path, "" if self._column("split", tree.first(path)) else path.stem) for path in good)
+        return [Found("files with columns", parts, notes=notes)] if parts else []
+
+    def _lacking(self, values: Mapping[str, Any]) -> list[str]:
+        wanted = dict.fromkeys(("image", "text", *self.columns))
+        return [self.columns.get(field, field) for field in wanted if self._column(field, values) is None]
+
+    def _column(self, field: str, values: Mapping[str, Any]) -> str | None:
+        """The column that holds a field, or None if these values have none."""
+        if field in self.columns:
+            name = self.columns[field]
+            there = set(re.findall(r"\{([^{}]*)\}", name)) if field == "image" and "{" in name else {name}
+            return name if there <= values.keys() else None
+        names = ("image", "img") if field == "image" else (field,)
+        return next((name for name in names if name in values), None)
+
+    def meme(self, row: Row, part: Part, found: Found) -> Meme:
+        del found
+        values = row.values
+        used = {field: self._column(field, values) for field in FIELDS}
+        for field in ("image", "text", *self.columns):
+            if used[field] is None:
+                raise KeyError(self.columns.get(field, field))
+        if values.get(used["image"], True) in (None, "") or values[used["text"]] is None:
+            raise ValueError("its image or text is empty")
+        image = re.sub(r"\{([^{}]*)\}", lambda match: str(values[match[1]]), used["image"]) if "{" in used["image"] \
+            else str(values[used["image"]])  # fmt: skip
+        return Meme(
+            id=str(values[used["id"]] if used["id"] else image),
+            image=Path(image),
+            text=str(values[used["text"]]),
+            label=self._label(values[used["label"]] if used["label"] else None),
+            split=part.split or _split_name(values[used["split"]]),
+            extras={key: value for key, value in values.items() if key not in used.values()},
+        )
+
+    def _label(self, value: Any) -> int | None:
+        if value is None or value == "":
+            return None
+        if self.labels:
+            if str(value) not in self.labels:
+                raise ValueError(f"label {value!r} is not in --labels {', '.join(self.labels)}")
+            return self.labels[str(value)]
+        if isinstance(value, bool):
+            return int(value)
+        try:
+            index = class_index(float(value))
+        except (TypeError, ValueError):
+            index = None
+        if index is None or index < 0:
+            raise ValueError(f"label {value!r} is no class index; say what it means, e.g. --labels {value}=1")
+        return index
+
+    def _from_sharegpt(self, row: Row, part: Part) -> Meme:
+        meme = super()._from_sharegpt(row, part)
+        return meme if "id" in row.values else replace(meme, id=str(meme.image))
+
+
+def _split_of(path: Path) -> str:
+    match = _SPLIT_IN_NAME.search(path.stem)
+    return match[0].lower() if match else path.stem
+
+
+def _split_name(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[\w-][\w.-]*", value):
+        raise ValueError(f"split is {value!r}; a split becomes a file name: letters, digits, '-', '_' and '.'")
+    return value

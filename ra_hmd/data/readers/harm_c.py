@@ -1,0 +1,115 @@
+"""Harm-C, the COVID-19 part of HarMeme (Pramanick et al., Findings of ACL 2021 and of EMNLP 2021), and what Harm-P
+shares with it.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ra_hmd.data.files import Row
+from ra_hmd.data.readers.base import (
+    CHOICE_PROMPT,
+    Expected,
+    Found,
+    Part,
+    Reader,
+    Task,
+    Tree,
+    choice_task,
+    sharegpt_names,
+)
+from ra_hmd.data.record import Meme
+
+INTENSITIES = ("not harmful", "somewhat harmful", "very harmful")
+TARGETS = ("individual", "organization", "community", "society")
+
+
+class HarMeme(Reader):
+    """`labels[0]` is the intensity, the rest are targets. `not harmful` is 0, anything else 1, as in the official code;
+    it is compared as a whole, for "harmful" is part of every label.
+    """
+
+    licence = "MIT for the authors' repository; the images are a separate download"
+    owner = "the authors' repositories (MOMENTA, HarMeme on GitHub)"
+    tasks = (
+        Task("hate", ("not harmful", "harmful")),
+        Task("intensity", INTENSITIES, f"{CHOICE_PROMPT}How harmful is it? Answer with one of: "
+             f"{', '.join(INTENSITIES)}.", INTENSITIES),
+        choice_task("target", TARGETS, "Whom does it harm?", multi_label=True),
+    )  # fmt: skip
+    prefix: str
+    stems: tuple[str, ...] = ("",)
+
+    def layouts(self, tree: Tree) -> list[Found]:
+        found = []
+        for stem in self.stems:
+            for group in tree.groups({split: rf"{split}{stem}\.jsonl" for split in ("train", "val", "test")}):
+                values = tree.first(next(iter(group.values())))
+                image = str(values.get("image", ""))
+                if "labels" in values and re.fullmatch(rf"{self.prefix}\d+\.png", image):
+                    parts = tuple(Part(group[split], split) for split in ("train", "val", "test") if split in group)
+                    found.append(self.describe(Found(_layout(parts[0].path), parts, "V1")))
+        return found
+
+    def describe(self, found: Found) -> Found:
+        """`found` with its release named, or an error for one that must not be used."""
+        return found
+
+    def meme(self, row: Row, part: Part, found: Found) -> Meme:
+        del found
+        values = row.values
+        labels = values["labels"]
+        if not labels or not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"labels is {labels!r}; it should begin with one of {', '.join(INTENSITIES)}")
+        intensity, *targets = labels
+        if intensity not in (*INTENSITIES, ""):  # one row of Harm-P has an empty intensity, which counts as harmful
+            raise ValueError(f"intensity is {intensity!r}; known are {', '.join(INTENSITIES)}")
+        unknown = [target for target in targets if target not in TARGETS]
+        if unknown:
+            raise ValueError(f"targets {unknown!r} are not among {', '.join(TARGETS)}")
+        return Meme(
+            id=self.meme_id(values["id"], part.split),
+            image=Path(values["image"]),
+            text=values["text"],
+            label=int(intensity != "not harmful"),
+            split=part.split,
+            extras={
+                **{key: value for key, value in values.items() if key not in ("id", "image", "text")},
+                "intensity": INTENSITIES.index(intensity) if intensity else None,
+                "target": sorted(TARGETS.index(target) for target in targets),
+            },
+        )
+
+
+def _layout(path: Path) -> str:
+    names = {name.lower() for name in path.parts}
+    if any(name.startswith("harmeme_v0") for name in names):
+        return "V0 folders"
+    if "memes" in names and "defaults" in names:
+        return "MMF's folders"
+    return "RGCL's folders" if path.parent.parent.name == "gt" else "V1 annotations"
+
+
+class HarmC(HarMeme):
+    """Harm-C; its V0 and V1 have the same records."""
+
+    name = "harm_c"
+    title = "Harm-C (HarMeme, COVID-19)"
+    looked_for = "train.jsonl, val.jsonl, test.jsonl with images named covid_memes_N.png"
+    prefix = "covid_memes_"
+    expected: Mapping[str, Mapping[str, Expected]] = {
+        "V1": {
+            "train": Expected(3013, {"hate": (1949, 1064), "intensity": (1949, 882, 182)}),
+            "val": Expected(177, {"hate": (116, 61), "intensity": (116, 51, 10)}),
+            "test": Expected(354, {"hate": (230, 124), "intensity": (230, 103, 21)}),
+        }
+    }
+    sharegpt = sharegpt_names(
+        "harmc", "HarMeme/sharegpt_Harmeme_{}_instructblip.json", {"train": "", "val": "_dev", "test": "_test"}
+    )
+
+    def describe(self, found: Found) -> Found:
+        if "V0" in found.layout:
+            return replace(found, notes=(*found.notes, "V0 folders: Harm-C is expected to be the same as in V1"))
+        return found

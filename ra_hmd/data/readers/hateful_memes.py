@@ -1,0 +1,158 @@
+"""Hateful Memes (Kiela et al., NeurIPS 2020): phase 1, phase 2, later labelled copies, and four projects' layouts."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ra_hmd.data.files import Row, csv_rows, jsonl_rows
+from ra_hmd.data.readers.base import (
+    HATE,
+    Expected,
+    Found,
+    Part,
+    Reader,
+    Tree,
+    binary,
+    choice_task,
+    graded,
+    sharegpt_names,
+)
+from ra_hmd.data.record import Meme
+
+PHASE_1 = {"train": r"train\.jsonl", "dev": r"dev\.jsonl", "test": r"test\.jsonl"}
+PHASE_2 = {split: rf"{split}\.jsonl" for split in ("train", "dev_seen", "dev_unseen", "test_seen", "test_unseen")}
+FINE = {"train": r"train\.jsonl?", "dev_seen": r"dev_seen\.jsonl?", "dev_unseen": r"dev_unseen\.jsonl?",
+        "test": r"test\.jsonl?"}  # fmt: skip
+CATEGORIES = ("religion", "race", "sex", "nationality", "disability")
+ATTACKS = ("dehumanizing", "inferiority", "inciting_violence", "mocking", "contempt", "slurs", "exclusion")
+_COLUMNS = {"id", "img", "text", "label", "split"}
+
+
+class HatefulMemes(Reader):
+    """Ids are made five digits wide; images are found by `img`, never by id."""
+
+    name = "hateful_memes"
+    title = "Hateful Memes"
+    licence = "licence of the Hateful Memes Challenge, accepted by each user; images contain Getty material"
+    owner = "Meta AI; the challenge page (drivendata.org) no longer serves it"
+    looked_for = "train.jsonl with dev_seen.jsonl (phase 2) or dev.jsonl (phase 1), or hateful_memes_expanded.csv"
+    tasks = (
+        HATE,
+        choice_task("target", CATEGORIES, "Which protected categories does it attack?", multi_label=True),
+        choice_task("attack", ATTACKS, "How does it attack?", multi_label=True),
+    )
+    expected: Mapping[str, Mapping[str, Expected]] = {
+        "phase 2": {
+            "train": Expected(8500, {"hate": (5481, 3019)}),
+            "dev_seen": Expected(500, {"hate": (253, 247)}),
+            "dev_unseen": Expected(540, {"hate": (340, 200)}),
+            "test_seen": Expected(1000, {"hate": (510, 490)}),
+            "test_unseen": Expected(2000, {"hate": (1250, 750)}),
+        },
+        "phase 1": {"train": Expected(8500), "dev": Expected(500, {"hate": (250, 250)}), "test": Expected(1000)},
+    }
+    shared: Mapping[tuple[str, str], int] = {("dev_seen", "dev_unseen"): 400}
+    sharegpt = sharegpt_names(
+        "hatefulmemes",
+        "FB/sharegpt_FB_{}_instructblip.json",
+        {
+            "train": "",
+            "dev_seen": "_dev",
+            "test_seen": "_test",
+            "dev_unseen": "_dev_unseen",
+            "test_unseen": "_test_unseen",
+            "dev": "_dev_phase1",
+            "test": "_test_phase1",
+        },
+    )
+
+    def layouts(self, tree: Tree) -> list[Found]:
+        found = [self._tables(path) for path in tree.files if self._is_table(tree, path)]
+        for folder in dict.fromkeys(path.parent for path in tree.files if path.suffix.lower() == ".jsonl"):
+            files = {path.name.lower(): path for path in tree.files if path.parent == folder}
+            later = [Part(files[f"{split}.jsonl"], split) for split in PHASE_2 if f"{split}.jsonl" in files]
+            first = [Part(files[f"{split}.jsonl"], split) for split in PHASE_1 if f"{split}.jsonl" in files]
+            parts = later if len(later) > 1 or not first[1:] else first
+            if parts and _is_ours(tree.first(parts[0].path)):
+                rest = [part.path.name for part in first if part not in parts]
+                found.append(self._annotations(tree, parts, rest))
+        fine = self._fine_grained(tree)
+        return [replace(one, others=fine) for one in sorted(found, key=lambda one: one.variant != "phase 2")]
+
+    @staticmethod
+    def _annotations(tree: Tree, parts: list[Part], rest: list[str]) -> Found:
+        folder = parts[0].path.parent
+        phase = "phase 1" if any(part.split in ("dev", "test") for part in parts) else "phase 2"
+        kind = "integer" if isinstance(tree.first(parts[0].path).get("id"), int) else "string"
+        place = ", in MMF's folders" if folder.name == "annotations" else ""
+        place = ", in RGCL's folders" if folder.parent.name == "gt" else place
+        notes = []
+        if phase == "phase 1":
+            notes.append("phase 1 (as on Kaggle): phase 2 corrected labels, so results are not comparable")
+        if rest:
+            notes.append(f"not read: {', '.join(rest)}, which belong to phase 1")
+        unlabelled = [part.split for part in parts if "label" not in tree.first(part.path)]
+        if unlabelled:
+            notes.append(f"without labels: {', '.join(unlabelled)}")
+        return Found(f"{phase}, {kind} ids{place}", tuple(parts), phase, notes=tuple(notes))
+
+    @staticmethod
+    def _is_table(tree: Tree, path: Path) -> bool:
+        return path.suffix.lower() == ".csv" and tree.first(path).keys() >= _COLUMNS
+
+    @staticmethod
+    def _tables(path: Path) -> Found:
+        return Found(f"one table with a split column ({path.name})", (Part(path),), "phase 2")
+
+    @staticmethod
+    def _fine_grained(tree: Tree) -> dict[str, Path]:
+        groups = tree.groups(FINE)
+        files = [path for group in groups for path in group.values() if "gold_hate" in tree.first(path)]
+        return {f"fine-grained {path.name}": path for path in files}
+
+    def rows(self, part: Part, found: Found) -> Iterator[Row]:
+        fine = {}
+        for path in found.others.values():
+            fine |= {self.meme_id(row.values["id"], ""): row.values for row in jsonl_rows(path) if not row.problem}
+        for row in csv_rows(part.path) if part.path.suffix.lower() == ".csv" else jsonl_rows(part.path):
+            extra = fine.get(self.meme_id(row.values.get("id", ""), ""))
+            yield replace(row, values={**row.values, "fine_grained": extra}) if extra else row
+
+    def meme(self, row: Row, part: Part, found: Found) -> Meme:
+        del found
+        values = row.values
+        split = part.split or values["split"]
+        if split not in (*PHASE_1, *PHASE_2):
+            raise ValueError(f"split is {split!r}; known are {', '.join({**PHASE_2, **PHASE_1})}")
+        extras = {key: value for key, value in values.items() if key not in _COLUMNS}
+        return Meme(
+            id=self.meme_id(values["id"], split),
+            image=Path(values["img"]),
+            text=values["text"],
+            label=binary(values.get("label"), "label"),
+            split=split,
+            extras=extras | _fine_labels(values.get("fine_grained")),
+        )
+
+    def meme_id(self, value: Any, split: str) -> str:
+        del split
+        text = str(value)
+        return text.zfill(5) if text.isdecimal() else text
+
+
+def _is_ours(values: Mapping[str, Any]) -> bool:
+    image = values.get("img")
+    return isinstance(image, str) and bool(re.fullmatch(r"img[\\/]\d+\.png", image)) and "gold_hate" not in values
+
+
+def _fine_labels(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Class indices of the add-on's consensus labels; `pc_empty` and `attack_empty` are no class."""
+    if not values or "gold_pc" not in values:
+        return {}
+
+    def indices(field: str, names: tuple[str, ...]) -> list[int]:
+        return sorted(graded(name, names, field) for name in values[field] if not name.endswith("_empty"))
+
+    return {"target": indices("gold_pc", CATEGORIES), "attack": indices("gold_attack", ATTACKS)}

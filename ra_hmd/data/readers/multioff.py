@@ -1,0 +1,70 @@
+"""MultiOFF, offensive memes around the 2016 US election (Suryawanshi et al., TRAC 2020)."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ra_hmd.data.files import Row
+from ra_hmd.data.readers.base import Expected, Found, Part, Reader, Task, Tree, sharegpt_names
+from ra_hmd.data.record import Meme
+
+_FILES = {
+    "train": r"training_meme_dataset\.csv",
+    "val": r"validation_meme_dataset\.csv",
+    "test": r"testing_meme_dataset\.csv",
+}
+_LABELS = {"nonoffensiv": 0, "nonoffensive": 0, "offensiv": 1, "offensive": 1}
+
+
+class MultiOff(Reader):
+    """An id is the whole file name, for some names have two suffixes. The tables spell the negative class
+    `Non-offensiv`; cleaned copies spell it otherwise, and an unknown spelling is rejected, never skipped.
+    """
+
+    name = "multioff"
+    title = "MultiOFF"
+    licence = "its record was seen to state CC BY 4.0; the code repository states nothing"
+    owner = "Zenodo, record 3899868"
+    looked_for = "Training_, Validation_ and Testing_meme_dataset.csv"
+    tasks = (Task("hate", ("not offensive", "offensive")),)
+    expected: Mapping[str, Mapping[str, Expected]] = {
+        "official": {
+            "train": Expected(445, {"hate": (258, 187)}),
+            "val": Expected(149, {"hate": (91, 58)}),
+            "test": Expected(149, {"hate": (91, 58)}),
+        }
+    }
+    sharegpt = sharegpt_names(
+        "multioff", "MultiOFF/sharegpt_MultiOFF_{}_instructblip.json", {"train": "", "val:dev": "_dev", "test": "_test"}
+    )
+
+    def layouts(self, tree: Tree) -> list[Found]:
+        return [
+            Found("official tables", tuple(Part(group[split], split) for split in _FILES if split in group), "official")
+            for group in tree.groups(_FILES)
+            if all(tree.first(path).keys() >= {"image_name", "sentence", "label"} for path in group.values())
+        ]
+
+    def meme(self, row: Row, part: Part, found: Found) -> Meme:
+        del found
+        values = row.values
+        label = re.sub(r"[^a-z]", "", values["label"].casefold())
+        if label not in _LABELS:
+            raise ValueError(f"label is {values['label']!r}; it should be Non-offensiv or offensive")
+        return Meme(
+            id=values["image_name"],
+            image=Path(values["image_name"]),
+            text=values["sentence"],
+            label=_LABELS[label],
+            split=part.split,
+            extras={key: value for key, value in values.items() if key not in ("image_name", "sentence")},
+        )
+
+    def _from_sharegpt(self, row: Row, part: Part) -> Meme:
+        meme = super()._from_sharegpt(row, part)
+        return Meme(meme.image.name, meme.image, meme.text, meme.label, meme.split)
+
+    def meme_id(self, value: Any, split: str) -> str:
+        del split
+        return str(value)

@@ -1,0 +1,109 @@
+"""PrideMM (Shah et al., EMNLP 2024): hate, target, stance and humour in memes about the LGBTQ+ movement."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ra_hmd.data.files import Row
+from ra_hmd.data.readers.base import (
+    HATE,
+    Expected,
+    Found,
+    Part,
+    Reader,
+    Tree,
+    binary,
+    choice_task,
+    sharegpt_names,
+    yes_no_task,
+)
+from ra_hmd.data.record import Meme
+
+TARGETS = ("undirected", "individual", "community", "organization")
+STANCES = ("neutral", "support", "oppose")
+_COLUMNS = {"name", "hate", "target", "stance", "humour", "split", "text"}
+
+
+class PrideMM(Reader):
+    """Every cell is read as text: a target of `NA` and a caption of `None` or `null` are what they say."""
+
+    name = "pridemm"
+    title = "PrideMM"
+    licence = "none stated: ask the authors"
+    owner = "the authors' repository (MemeCLIP on GitHub)"
+    looked_for = "PrideMM.csv, or RGCL's gt/PrideMM/{train,val,test}.jsonl"
+    tasks = (
+        HATE,
+        choice_task("target", TARGETS, "Whom does its hate target?"),
+        choice_task("stance", STANCES, "What stance does it take on LGBTQ+ people?"),
+        yes_no_task("humour", "humorous"),
+    )
+    expected: Mapping[str, Mapping[str, Expected]] = {
+        "official": {
+            "train": Expected(
+                4328,
+                {
+                    "hate": (2208, 2120),
+                    "target": (666, 219, 986, 249),
+                    "stance": (1252, 1645, 1431),
+                    "humour": (1385, 2943),
+                },
+            ),
+            "val": Expected(
+                228, {"hate": (113, 115), "target": (37, 11, 56, 11), "stance": (66, 82, 80), "humour": (67, 161)}
+            ),
+            "test": Expected(
+                507, {"hate": (260, 247), "target": (68, 19, 122, 38), "stance": (140, 182, 185), "humour": (190, 317)}
+            ),
+        },
+    }
+    sharegpt = sharegpt_names(
+        "pridemm", "PrideMM/sharegpt_PrideMM_{}_instructblip.json", {"train": "", "val": "_dev", "test": "_test"}
+    )
+
+    def layouts(self, tree: Tree) -> list[Found]:
+        tables = [path for path in tree.files if path.suffix.lower() == ".csv" and tree.first(path).keys() >= _COLUMNS]
+        found = [Found("official table", (Part(path),), "official") for path in tables]
+        for group in tree.groups({split: rf"{split}\.jsonl" for split in ("train", "val", "test")}):
+            image = str(tree.first(next(iter(group.values()))).get("img", ""))
+            if re.fullmatch(r"img[\\/]img_\d+\.png", image):
+                parts = tuple(Part(path, split) for split, path in group.items())
+                note = "this layout has the hate task alone"
+                found.append(Found("RA-HMD's jsonl files", parts, "official", notes=(note,)))
+        return found
+
+    def meme(self, row: Row, part: Part, found: Found) -> Meme:
+        del found
+        values = row.values
+        if "img" in values:
+            image, split, hate = Path(values["img"]), part.split, values.get("label")
+            extras = {key: value for key, value in values.items() if key not in ("id", "img", "text", "label")}
+        else:
+            image, split, hate = Path(values["name"]), values["split"], values["hate"]
+            if split not in ("train", "val", "test"):
+                raise ValueError(f"split is {split!r}; it should be train, val or test")
+            extras = {
+                "target": _index(values["target"], TARGETS, "target"),
+                "stance": _index(values["stance"], STANCES, "stance"),
+                "humour": binary(values["humour"], "humour"),
+            }
+        return Meme(
+            id=self.meme_id(values.get("id", image.stem), split),
+            image=image,
+            text=values["text"],
+            label=binary(hate, "hate"),
+            split=split,
+            extras=extras,
+        )
+
+
+def _index(value: str, names: tuple[str, ...], field: str) -> int | None:
+    """Class index of a cell; None for `NA`, which the target of a meme without hate has. Copies that went through
+    pandas say `nan` and `2.0`.
+    """
+    if value.strip().casefold() in ("na", "nan", ""):
+        return None
+    number = float(value)
+    if number not in range(len(names)):
+        raise ValueError(f"{field} is {value!r}; it should be NA or 0 to {len(names) - 1}")
+    return int(number)
