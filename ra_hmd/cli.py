@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ra_hmd.data.commands import data_app
 from ra_hmd.errors import UserError
 
 
@@ -24,7 +25,6 @@ _OPTIONS = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions
 app = typer.Typer(
     cls=_Group, help="Hateful-meme detection with retrieval-augmented large multimodal models.", **_OPTIONS
 )
-data_app = typer.Typer(help="Make and prepare meme data.", **_OPTIONS)
 features_app = typer.Typer(help="Feature stores.", **_OPTIONS)
 app.add_typer(data_app, name="data")
 app.add_typer(features_app, name="features")
@@ -52,19 +52,6 @@ def tiny_lmm(
     from ra_hmd.models.tiny import make_tiny_lmm
 
     print(make_tiny_lmm(family, output, seed=seed))
-
-
-@data_app.command("make-confounders")
-def make_confounders_command(
-    output: Output,
-    size: Annotated[int | None, typer.Option(help="Training memes of domain A; the other parts follow.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
-) -> None:
-    """Draw harmless memes whose label needs both picture and caption, in the layout of Hateful Memes."""
-    from ra_hmd.data.confounders import make_confounders
-
-    options = {} if size is None else {"size": size}
-    print(make_confounders(output, seed=seed, **options))
 
 
 @app.command("extract")

@@ -27,6 +27,11 @@ def clean_caption(text: str) -> str:
     return _SPECIAL.sub(r"< \1 >", text).strip()
 
 
+def special_strings(text: str) -> list[str]:
+    """What in a caption a chat template would read as markup, and `clean_caption` spaces out."""
+    return [match[0] for match in _SPECIAL.finditer(text)]
+
+
 @dataclass(frozen=True)
 class PromptTemplate:
     """A question about a meme: text with one `<image>` and at most one `{text}`, which takes the caption."""
@@ -110,19 +115,21 @@ class Answers:
         raise ValueError(f"answer {answer[:60]!r} begins with neither {expected}")
 
 
+def sharegpt_record(name: str, image: str, question: str, answer: str, label: int | list[int]) -> dict[str, Any]:
+    """A ShareGPT record in the form of the RA-HMD release."""
+    return {
+        "id": name,
+        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+        "images": [image],
+        "label": label,
+    }
+
+
 def to_sharegpt(meme: "Meme", prompt: PromptTemplate, answers: tuple[str, ...] = OFFICIAL_ANSWERS) -> dict[str, Any]:
     """The ShareGPT record of a labelled meme; `answers` are the full answer sentences in class order."""
     if meme.label is None:
         raise UserError(f"Meme {meme.id!r} has no label: it cannot become a training record.")
-    return {
-        "id": meme.id,
-        "messages": [
-            {"role": "user", "content": prompt.render(meme.text)},
-            {"role": "assistant", "content": answers[meme.label]},
-        ],
-        "images": [str(meme.image)],
-        "label": meme.label,
-    }
+    return sharegpt_record(meme.id, str(meme.image), prompt.render(meme.text), answers[meme.label], meme.label)
 
 
 def dataset_info_entry(file_name: str) -> dict[str, Any]:

@@ -138,6 +138,40 @@ def open_backbone(model: str, template: str | None = None, base_model: str | Non
     return Run(folder, InputSettings(template or FAMILY_TEMPLATES[model_type][0]), base_model=model)
 
 
+def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> tuple[MemeEncoder, Any]:
+    """The encoder of an LMM, without its weights, and LLaMA-Factory's `ModelArguments` to load these with.
+
+    Args:
+        base_model: Path or hub name of the LMM.
+        settings: How memes become tokens.
+        arguments: Further fields of `ModelArguments`.
+
+    Raises:
+        UserError: the template is not the model family's, or tokenizer and processor cannot be loaded.
+    """
+    os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
+    from llamafactory.data import get_template_and_fix_tokenizer
+    from llamafactory.hparams import DataArguments, ModelArguments
+    from llamafactory.model import load_config, load_tokenizer
+
+    model_args = ModelArguments(
+        model_name_or_path=base_model,
+        image_max_pixels=settings.image_max_pixels,
+        image_min_pixels=settings.image_min_pixels,
+        **arguments,
+    )
+    data_args = DataArguments(
+        template=settings.template, cutoff_len=settings.cutoff_len, default_system=settings.default_system
+    )
+    try:
+        check_family(load_config(model_args).model_type, settings.template)
+        loaded = load_tokenizer(model_args)
+    except OSError as error:
+        raise UserError(f"{base_model}: its tokenizer and processor cannot be loaded: {error}") from error
+    template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
+    return MemeEncoder(template, **loaded, prompt=settings.prompt, cutoff_len=settings.cutoff_len), model_args
+
+
 class MemeModel:
     """A loaded run: encodes memes and runs them through the LMM and its head."""
 
@@ -148,38 +182,28 @@ class MemeModel:
         dtype: DType = "auto",
         padding_side: Literal["left", "right"] = "left",
     ) -> None:
-        os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
-        from llamafactory.data import SFTDataCollatorWith4DAttentionMask, get_template_and_fix_tokenizer
-        from llamafactory.hparams import DataArguments, ModelArguments
-        from llamafactory.model import load_config, load_tokenizer
+        from llamafactory.data import SFTDataCollatorWith4DAttentionMask
 
-        settings = run.settings
-        model_args = ModelArguments(
-            model_name_or_path=run.base_model,
+        self.run, self.device = run, device
+        self.encoder, model_args = load_encoder(
+            run.base_model,
+            run.settings,
             adapter_name_or_path=",".join(run.base_adapters) or None,
-            image_max_pixels=settings.image_max_pixels,
-            image_min_pixels=settings.image_min_pixels,
-            **run.loading,
             infer_dtype=dtype,
+            **run.loading,
         )
         model_args.device_map = {"": device}
-        data_args = DataArguments(
-            template=settings.template, cutoff_len=settings.cutoff_len, default_system=settings.default_system
-        )
-        check_family(load_config(model_args).model_type, settings.template)
-        loaded = load_tokenizer(model_args)
-        template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
-        loaded["tokenizer"].padding_side = padding_side
-        self.run, self.device = run, device
-        self.encoder = MemeEncoder(template, **loaded, prompt=settings.prompt, cutoff_len=settings.cutoff_len)
-        self.model = self._load_model(model_args, loaded["tokenizer"])
+        tokenizer = self.encoder.tokenizer
+        tokenizer.padding_side = padding_side
+        self.model = self._load_model(model_args, tokenizer)
         self._collator = SFTDataCollatorWith4DAttentionMask(
-            template=template,
+            template=self.encoder.template,
             model=self.model,
             label_pad_token_id=IGNORE,
             attn_implementation=getattr(self.model.config, "_attn_implementation", None),
             compute_dtype=model_args.compute_dtype,
-            **loaded,
+            tokenizer=tokenizer,
+            processor=self.encoder.processor,
         )
 
     def _load_model(self, model_args: Any, tokenizer: Any) -> "PreTrainedModel":

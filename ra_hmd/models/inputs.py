@@ -119,18 +119,26 @@ class MemeEncoder:
         prefix, _ = plugin.process_token_ids([], [], images, [], [], self.tokenizer, self.processor)
         return prefix + self._encode_text(expanded, "")[0]
 
+    @property
+    def budget(self) -> int:
+        """Most tokens that a prompt may have."""
+        return self.cutoff_len - ANSWER_BUDGET
+
+    def count(self, caption: str, image: Image.Image) -> int:
+        """Tokens of the whole question about a meme; more than `budget` means that its caption will be shortened."""
+        return len(self._prompt_ids(caption, [image]))
+
     def encode(self, caption: str, image: Image.Image) -> EncodedPrompt:
         """Tokens of the question about a meme, the caption shortened if it must be.
 
         Raises:
             UserError: not even the empty caption fits, or the prompt does not end in the assistant header.
         """
-        budget = self.cutoff_len - ANSWER_BUDGET
         encoded: dict[str, list[int]] = {}
 
         def excess(text: str) -> int:
             encoded[text] = self._prompt_ids(text, [image])
-            return len(encoded[text]) - budget
+            return len(encoded[text]) - self.budget
 
         fitted = fit_caption(
             caption,

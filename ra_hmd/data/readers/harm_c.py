@@ -23,6 +23,7 @@ from ra_hmd.data.record import Meme
 
 INTENSITIES = ("not harmful", "somewhat harmful", "very harmful")
 TARGETS = ("individual", "organization", "community", "society")
+V0 = "V0 folders"
 
 
 class HarMeme(Reader):
@@ -49,12 +50,8 @@ class HarMeme(Reader):
                 image = str(values.get("image", ""))
                 if "labels" in values and re.fullmatch(rf"{self.prefix}\d+\.png", image):
                     parts = tuple(Part(group[split], split) for split in ("train", "val", "test") if split in group)
-                    found.append(self.describe(Found(_layout(parts[0].path), parts, "V1")))
-        return found
-
-    def describe(self, found: Found) -> Found:
-        """`found` with its release named, or an error for one that must not be used."""
-        return found
+                    found.append(Found(_layout(parts[0].path), parts, "V1"))
+        return sorted(found, key=lambda one: one.layout == V0)
 
     def meme(self, row: Row, part: Part, found: Found) -> Meme:
         del found
@@ -85,7 +82,7 @@ class HarMeme(Reader):
 def _layout(path: Path) -> str:
     names = {name.lower() for name in path.parts}
     if any(name.startswith("harmeme_v0") for name in names):
-        return "V0 folders"
+        return V0
     if "memes" in names and "defaults" in names:
         return "MMF's folders"
     return "RGCL's folders" if path.parent.parent.name == "gt" else "V1 annotations"
@@ -109,7 +106,6 @@ class HarmC(HarMeme):
         "harmc", "HarMeme/sharegpt_Harmeme_{}_instructblip.json", {"train": "", "val": "_dev", "test": "_test"}
     )
 
-    def describe(self, found: Found) -> Found:
-        if "V0" in found.layout:
-            return replace(found, notes=(*found.notes, "V0 folders: Harm-C is expected to be the same as in V1"))
-        return found
+    def layouts(self, tree: Tree) -> list[Found]:
+        notes = ("V0 folders: Harm-C is expected to be the same as in V1",)
+        return [replace(one, notes=notes) if one.layout == V0 else one for one in super().layouts(tree)]

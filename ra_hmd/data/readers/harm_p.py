@@ -1,17 +1,18 @@
 """Harm-P, the US politics part of HarMeme (Pramanick et al., Findings of EMNLP 2021), version 1."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ra_hmd.data.files import jsonl_rows
-from ra_hmd.data.readers.base import Expected, Found, sharegpt_names
-from ra_hmd.data.readers.harm_c import HarMeme
+from ra_hmd.data.readers.base import Expected, Found, Tree, sharegpt_names
+from ra_hmd.data.readers.harm_c import V0, HarMeme
 from ra_hmd.errors import UserError
 
 _V0_TRAIN_ROWS = 3020
 
 
 class HarmP(HarMeme):
-    """Harm-P V1. V0 is refused: it has duplicates, and its authors call it obsolete for harmfulness."""
+    """Harm-P V1. V0 is never read: it has duplicates, and its authors call it obsolete for harmfulness."""
 
     name = "harm_p"
     title = "Harm-P (HarMeme, US politics)"
@@ -30,15 +31,26 @@ class HarmP(HarMeme):
         "harmp", "HarmP/sharegpt_HarmP_{}_instructblip.json", {"train": "", "val": "_dev", "test": "_test"}
     )
 
-    def describe(self, found: Found) -> Found:
-        train = next((part.path for part in found.parts if part.split == "train"), None)
-        why = "its folder says so" if "V0" in found.layout else ""
-        if train is not None and not why and "_v1" not in train.name.lower():
-            rows = sum(1 for _ in jsonl_rows(train))
-            why = f"{train.name} has {rows} rows, V1 has 2938" if rows == _V0_TRAIN_ROWS else ""
-        if why:
+    def layouts(self, tree: Tree) -> list[Found]:
+        judged = [(one, _why_v0(one)) for one in super().layouts(tree)]
+        usable = [one for one, why in judged if not why]
+        obsolete = [(one.parts[0].path.parent, why) for one, why in judged if why]
+        if obsolete and not usable:
+            folder, why = obsolete[0]
             raise UserError(
-                f"{found.parts[0].path.parent} is Harm-P V0 ({why}). It contains duplicates, and its authors call it "
+                f"{folder} is Harm-P V0 ({why}). It contains duplicates, and its authors call it "
                 "obsolete for harmfulness: use V1 (HarMeme_V1/Annotations/Harm-P, files *_v1.jsonl)."
             )
-        return found
+        notes = tuple(f"also there and not read: Harm-P V0 ({why}) in {folder}" for folder, why in obsolete)
+        return [replace(one, notes=notes) for one in usable]
+
+
+def _why_v0(found: Found) -> str:
+    """How one sees that this is V0; "" for V1."""
+    if found.layout == V0:
+        return "its folder says so"
+    train = next((part.path for part in found.parts if part.split == "train"), None)
+    if train is None or "_v1" in train.name.lower():
+        return ""
+    rows = sum(1 for _ in jsonl_rows(train))
+    return f"{train.name} has {rows} rows, V1 has 2938" if rows == _V0_TRAIN_ROWS else ""

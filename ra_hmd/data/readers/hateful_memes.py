@@ -70,8 +70,9 @@ class HatefulMemes(Reader):
 
     def layouts(self, tree: Tree) -> list[Found]:
         found = [self._tables(path) for path in tree.files if self._is_table(tree, path)]
-        for folder in dict.fromkeys(path.parent for path in tree.files if path.suffix.lower() == ".jsonl"):
-            files = {path.name.lower(): path for path in tree.files if path.parent == folder}
+        lines = [path for path in tree.named(r".*\.jsonl") if "set_name" not in tree.first(path)]  # not the add-on's
+        for folder in dict.fromkeys(path.parent for path in lines):
+            files = {path.name.lower(): path for path in lines if path.parent == folder}
             later = [Part(files[f"{split}.jsonl"], split) for split in PHASE_2 if f"{split}.jsonl" in files]
             first = [Part(files[f"{split}.jsonl"], split) for split in PHASE_1 if f"{split}.jsonl" in files]
             parts = later if len(later) > 1 or not first[1:] else first

@@ -1,6 +1,8 @@
 """MAMI, misogyny in memes (Fersini et al., SemEval-2022 task 5)."""
 
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from ra_hmd.data.readers.base import (
     CHOICE_PROMPT,
     Expected,
     Found,
+    ImageFolder,
     Part,
     Reader,
     Task,
@@ -92,6 +95,24 @@ class Mami(Reader):
                 note = "val was cut from the official training set; no sub-labels in this layout"
                 found.append(Found("RA-HMD's jsonl files", parts, "RA-HMD split", notes=(note,)))
         return found
+
+    def _image_folders(
+        self, found: Found, tree: Tree, where: str | Path
+    ) -> tuple[dict[Path, ImageFolder], tuple[str, ...]]:
+        """As for every reader; but a folder of another split that has only a few of a part's file names has other
+        memes under them, so such a part has no images.
+        """
+        folders, notes = super()._image_folders(found, tree, where)
+        shared = Counter(folder.folder for folder in folders.values())
+        for part in found.parts if found.variant == "official" else ():
+            folder = folders.get(part.path)
+            if folder is None or shared[folder.folder] == 1:
+                continue
+            images = [folder.path(meme.image) for _, meme in self._memes(part, found) if isinstance(meme, Meme)]
+            if sum(map(os.path.isfile, images)) * 2 <= len(images):
+                del folders[part.path]
+                notes = (*notes, f"no images for {part.path.name}: all its rows are rejected")
+        return folders, notes
 
     def rows(self, part: Part, found: Found) -> Iterator[Row]:
         if part.path.suffix.lower() == ".jsonl":

@@ -1,0 +1,37 @@
+"""The table of `ra-hmd data list`."""
+
+from rich.table import Table
+
+from ra_hmd.data.readers import READERS
+from ra_hmd.data.readers.base import Expected, Reader
+
+
+def catalogue_table() -> Table:
+    """Every data set: splits and expected rows (of the first task also per class), tasks, licence, owner."""
+    table = Table(title="Data sets (rows and classes of a whole copy)", show_lines=True)
+    for column in ("name", "splits", "tasks", "terms, as we read them", "from"):
+        table.add_column(column, overflow="fold")
+    for reader in READERS.values():
+        table.add_row(reader.name, _splits(reader), _tasks(reader), reader.licence, reader.owner)
+    return table
+
+
+def _splits(reader: type[Reader]) -> str:
+    lines = []
+    for variant, splits in reader.expected.items():
+        if len(reader.expected) > 1:
+            lines.append(f"{variant}:")
+        lines += [f"{split} {_counts(whole, reader.tasks[0].name)}" for split, whole in splits.items()]
+    return "\n".join(lines) or "yours"
+
+
+def _counts(whole: Expected, task: str) -> str:
+    classes = whole.tasks.get(task, ())
+    return f"{whole.rows} ({'/'.join(map(str, classes))})" if 0 < len(classes) < 5 else str(whole.rows)
+
+
+def _tasks(reader: type[Reader]) -> str:
+    named = [task.name for task in reader.tasks if task.member_of is None]
+    members = [task for task in reader.tasks if task.member_of is not None]
+    more = [f"and one per class of {members[0].member_of[0]}"] if members and members[0].member_of else []
+    return ", ".join([*named, *more])

@@ -1,0 +1,64 @@
+"""`ra-hmd data check`: is this copy of a data set whole, sound and fit for training?"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ra_hmd.data.checks.findings import Finding, Findings
+from ra_hmd.data.checks.fix import fix_data
+from ra_hmd.data.checks.report import write_check_report
+from ra_hmd.data.checks.scan import scan
+from ra_hmd.data.dataset import MemeData, open_data
+
+CHECK = "check"
+
+
+def check_data(
+    folder: str | Path,
+    *,
+    config: str | Path | None = None,
+    model: str | None = None,
+    fix: bool = False,
+    workers: int = 1,
+    show: bool = False,
+) -> dict[str, Any]:
+    """Check an imported folder and write `check/report.json`, `check/report.md` and figures into it.
+
+    Args:
+        folder: The folder, of `ra-hmd data import` or with `<split>.jsonl` files.
+        config: Stage 1 YAML file whose token budget the captions must fit.
+        model: Model of that file, where it lies elsewhere.
+        fix: First mend what can be mended without losing anything, then check again.
+        workers: Processes that open images.
+        show: Draw a progress bar.
+
+    Returns:
+        What report.json holds: rows and classes per split, `findings`, `fixed`.
+
+    Raises:
+        UserError: no such folder, or a configuration that cannot be used.
+    """
+    excess = None
+    if config is not None:
+        from ra_hmd.data.checks.budget import excess_tokens
+
+        excess = excess_tokens(config, model)
+    data = open_data(folder)
+    seen, findings = _inspect(data, None if fix else excess, workers=workers, show=show)
+    fixed: list[str] = []
+    if fix:
+        fixed = fix_data(data, seen.bad, [finding.kind for finding in findings])
+        data = open_data(folder)
+        seen, findings = _inspect(data, excess, workers=workers, show=show)
+    return write_check_report(seen, findings, fixed, data.folder / CHECK, config=config)
+
+
+def _inspect(
+    data: MemeData, excess: Callable[[str, int, int], int] | None, *, workers: int, show: bool
+) -> tuple[Findings, list[Finding]]:
+    tasks = tuple(task for task in data.reader.tasks if task.member_of is None)
+    seen = Findings(data, tasks)
+    total = sum(data.manifest.get("splits", {}).values()) or None
+    for split, rows in scan(data, tasks, data.folder / CHECK / "images", workers=workers, total=total, show=show):
+        seen.add(split, rows)
+    return seen, seen.finish(excess)

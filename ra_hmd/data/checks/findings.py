@@ -1,0 +1,286 @@
+"""What a check found, gathered from one pass over the records in a few bytes per row."""
+
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+
+from ra_hmd.data.checks.scan import HUGE_PIXELS, RowFacts
+from ra_hmd.data.dataset import MemeData
+from ra_hmd.data.readers.base import Expected, Task
+
+Severity = Literal["error", "warning", "info"]
+SHOWN = 20
+SAME_IMAGE_BITS = 3  # perceptual hashes of one image, stored twice, differ in so many of 64 bits at most
+_BANDS = SAME_IMAGE_BITS + 1  # two hashes that close agree on one of so many equal pieces
+
+
+@dataclass
+class Finding:
+    """One kind of thing that was found.
+
+    Attributes:
+        kind: Its name, for programs.
+        severity: error: training or evaluation would stop or lie; warning: results may mislead; info: worth knowing.
+        meaning: What it is and what to do.
+        count: How many rows, pairs or splits.
+        examples: The first of them.
+    """
+
+    kind: str
+    severity: Severity
+    meaning: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """Count one more; the first are kept as examples."""
+        self.count += 1
+        if len(self.examples) < SHOWN:
+            self.examples.append(example)
+
+
+_KINDS: dict[str, tuple[Severity, str]] = {
+    "unreadable_row": ("error", "rows that are no record; --fix takes them out"),
+    "missing_image": ("error", "images that are not there; --fix takes their rows out"),
+    "corrupt_image": ("error", "images that cannot be decoded in full; get them again, or --fix takes their rows out"),
+    "duplicate_row": ("error", "rows that are there twice, equal in every field; --fix keeps the first"),
+    "duplicate_id": ("error", "different rows with one id in a split; predictions and bank rows are keyed by it"),
+    "parquet_differs": ("error", "the .parquet file is not the .jsonl file; --fix writes it anew"),
+    "huge_image": ("warning", f"images of more than {HUGE_PIXELS // 10**6} million pixels: not decoded here"),
+    "animated_image": ("warning", "animated images: models see the first frame alone"),
+    "wrong_suffix": ("info", "images of another format than their suffix says; they are opened by content"),
+    "rows": ("warning", "splits with another number of rows than a whole copy of this release has"),
+    "classes": ("warning", "splits with other class counts than a whole copy of this release has"),
+    "missing_split": ("info", "splits of this release that are not in this copy"),
+    "unlabelled": ("info", "splits with rows without a label; they serve neither training nor evaluation"),
+    "rejected_row": ("warning", "rows that the import left out; rejected.jsonl has the reasons"),
+    "id_across_splits": ("warning", "ids that occur in two splits"),
+    "shared_by_design": ("info", "memes that two splits share by design; do not join these splits"),
+    "image_across_splits": ("warning", "images that look the same in two splits, with the same caption: a leak"),
+    "image_across_splits_other_caption": ("info", "images that look the same in two splits, with other captions"),
+    "caption_across_splits": ("info", "captions that occur in two splits; confounders repeat them by design"),
+    "contradicting_label": ("warning", "same image and same caption, other labels"),
+    "over_budget": ("warning", "captions that the given configuration would shorten"),
+    "special_string": ("info", "captions with strings that a chat template reads as markup; prompts space them out"),
+    "empty_caption": ("info", "memes without a caption; `ra-hmd data ocr` can read it from the image"),
+}
+
+
+class Findings:
+    """Collects facts about rows, and turns them into findings at the end.
+
+    Args:
+        data: What is checked.
+        tasks: Whose values `RowFacts.values` are.
+    """
+
+    def __init__(self, data: MemeData, tasks: tuple[Task, ...]) -> None:
+        self.data, self.tasks = data, tasks
+        self.found = {kind: Finding(kind, severity, meaning) for kind, (severity, meaning) in _KINDS.items()}
+        self.rows: Counter[str] = Counter()
+        self.labels: dict[str, dict[str, Counter[int | None]]] = defaultdict(lambda: defaultdict(Counter))
+        self.characters, self.widths, self.heights = array("I"), array("I"), array("I")
+        self.ids: list[str] = []
+        self._splits, self._captions, self._hashes = array("B"), array("Q"), array("Q")
+        self._contents, self._decoded, self._label = array("Q"), array("B"), array("b")
+        self._ordinals = array("I")
+        self.bad: dict[tuple[str, int], str] = {}  # (split, which of its rows) → why it should be taken out
+
+    def add(self, split: str, rows: list[RowFacts]) -> None:
+        """Take in the facts of some rows of a split, in order."""
+        for row in rows:
+            self.rows[split] += 1
+            place = f"{split}: {row.id or row.place}"
+            if row.problem:
+                self._broken("unreadable_row", split, row, f"{row.place}: {row.problem}")
+                continue
+            self._image(split, row, place)
+            for task, value in zip(self.tasks, row.values, strict=True):
+                self.labels[split][task.name].update(value if isinstance(value, list) else [value])
+            if row.special:
+                self.found["special_string"].add(f"{place}: {row.special}")
+            if not row.characters:
+                self.found["empty_caption"].add(place)
+            self.ids.append(row.id)
+            self._ordinals.append(self.rows[split] - 1)
+            self._splits.append(self.data.splits.index(split))
+            self._captions.append(row.caption if row.characters else 0)
+            self._contents.append(row.content)
+            self._hashes.append(row.image.hash or 0)
+            self._decoded.append(row.image.hash is not None)
+            self._label.append(-1 if not isinstance(row.values[0], int) else row.values[0])
+            self.characters.append(row.characters)
+            self.widths.append(row.image.width)
+            self.heights.append(row.image.height)
+
+    def _broken(self, kind: str, split: str, row: RowFacts, example: str) -> None:
+        self.found[kind].add(example)
+        self.bad[split, self.rows[split] - 1] = f"{kind}: {row.problem or row.image.problem}"
+
+    def _image(self, split: str, row: RowFacts, place: str) -> None:
+        image = row.image
+        if image.problem == "missing":
+            self._broken("missing_image", split, row, f"{place}: {row.path}")
+        elif image.problem == "huge":
+            self.found["huge_image"].add(f"{place}: {row.path} ({image.width} x {image.height})")
+        elif image.problem:
+            self._broken("corrupt_image", split, row, f"{place}: {row.path} ({image.problem})")
+        if image.animated:
+            self.found["animated_image"].add(f"{place}: {row.path}")
+        if image.kind:
+            self.found["wrong_suffix"].add(f"{place}: {row.path} is {image.kind}")
+
+    def finish(self, excess: Callable[[str, int, int], int] | None = None) -> list[Finding]:
+        """Compare rows with each other, counts with the registry and captions with the budget; what was found, worst
+        first.
+
+        Args:
+            excess: Tokens over budget of a caption in an image of a width and a height; None leaves that out.
+        """
+        self._duplicates()
+        self._across_splits()
+        self._contradictions()
+        self._counts()
+        self._files()
+        if excess is not None:
+            self._over_budget(excess)
+        order = ("error", "warning", "info")
+        return sorted((one for one in self.found.values() if one.count), key=lambda one: order.index(one.severity))
+
+    def _name(self, row: int) -> str:
+        return f"{self.data.splits[self._splits[row]]}: {self.ids[row]}"
+
+    def _duplicates(self) -> None:
+        first: dict[tuple[int, str], int] = {}
+        elsewhere: dict[str, int] = {}
+        for row, (split, name) in enumerate(zip(self._splits, self.ids, strict=True)):
+            before = first.setdefault((split, name), row)
+            if before != row:
+                same = self._contents[before] == self._contents[row]
+                self.found["duplicate_row" if same else "duplicate_id"].add(self._name(row))
+                if same:
+                    self.bad[self.data.splits[split], self._ordinals[row]] = "duplicate_row: equal to an earlier one"
+            other = elsewhere.setdefault(name, row)
+            if self._splits[other] != split and before == row:
+                kind = "shared_by_design" if self._shared(other, row) else "id_across_splits"
+                self.found[kind].add(f"{self._name(other)} and {self._name(row)}")
+
+    def _shared(self, row: int, other: int) -> bool:
+        """Whether two rows are one meme in two splits that share memes by design."""
+        pair = {self.data.splits[self._splits[row]], self.data.splits[self._splits[other]]}
+        return self.ids[row] == self.ids[other] and any(set(known) == pair for known in self.data.reader.shared)
+
+    def _across_splits(self) -> None:
+        splits = np.frombuffer(self._splits, np.uint8)
+        for rows in _groups(np.frombuffer(self._captions, np.uint64), splits):
+            if self._captions[rows[0]]:
+                self._pair("caption_across_splits", int(rows[0]), int(rows[np.argmax(splits[rows] != splits[rows[0]])]))
+        seen = np.flatnonzero(np.frombuffer(self._decoded, np.uint8))
+        hashes = np.frombuffer(self._hashes, np.uint64)[seen]
+        for one, other in _similar(hashes, splits[seen]):
+            row, twin = int(seen[one]), int(seen[other])
+            same = self._captions[row] == self._captions[twin]
+            self._pair("image_across_splits" if same else "image_across_splits_other_caption", row, twin)
+
+    def _pair(self, kind: str, row: int, other: int) -> None:
+        if not self._shared(row, other):
+            self.found[kind].add(f"{self._name(row)} and {self._name(other)}")
+
+    def _contradictions(self) -> None:
+        labels = np.frombuffer(self._label, np.int8)
+        usable = np.flatnonzero((labels >= 0) & (np.frombuffer(self._decoded, np.uint8) > 0))
+        if not len(usable):
+            return
+        pairs = np.stack([np.frombuffer(array, np.uint64)[usable] for array in (self._captions, self._hashes)], axis=1)
+        _, group = np.unique(pairs, axis=0, return_inverse=True)
+        for rows in _groups(group.reshape(-1), labels[usable]):
+            row, other = usable[rows[0]], usable[rows[np.argmax(labels[usable[rows]] != labels[usable[rows[0]]])]]
+            self.found["contradicting_label"].add(f"{self._name(int(row))} and {self._name(int(other))}")
+
+    def _counts(self) -> None:
+        expected = self.data.expected
+        if self.data.manifest.get("options", {}).get("val_fraction"):
+            expected.pop("train", None)  # a part of it is val now
+        for split, whole in expected.items():
+            if split not in self.rows:
+                self.found["missing_split"].add(f"{split}, {whole.rows} rows")
+            else:
+                self._compare(split, whole)
+        for split in self.rows:
+            missing = self.labels[split][self.tasks[0].name][None]
+            if missing:
+                self.found["unlabelled"].add(f"{split}: {missing} of {self.rows[split]} rows")
+        for row in self.data.rejected():
+            self.found["rejected_row"].add(f"{row['split']}: {row['id'] or row['place']}: {row['reason']}")
+
+    def _compare(self, split: str, whole: Expected) -> None:
+        if self.rows[split] != whole.rows:
+            self.found["rows"].add(f"{split}: {self.rows[split]} rows, expected {whole.rows}")
+        for name, counts in whole.tasks.items():
+            here = self.labels[split][name]
+            ours = tuple(here[index] for index in range(len(counts)))
+            if any(ours) and ours != counts:
+                self.found["classes"].add(f"{split}, {name}: {ours}, expected {counts}")
+
+    def _files(self) -> None:
+        for split in self.data.splits:
+            path = self.data.folder / f"{split}.parquet"
+            if path.is_file() and not _same_rows(path, self.data, split):
+                self.found["parquet_differs"].add(path.name)
+
+    def _over_budget(self, excess: Callable[[str, int, int], int]) -> None:
+        sizes = zip(self.ids, self.widths, self.heights, strict=True)
+        for split in self.data.splits:
+            memes = (meme for _, meme in self.data.rows(split) if not isinstance(meme, str))
+            for meme, (_, width, height) in zip(memes, sizes, strict=False):
+                over = excess(meme.text, width, height) if width and height else 0
+                if over > 0:
+                    self.found["over_budget"].add(f"{split}: {meme.id}, {over} tokens over")
+
+
+def _groups(keys: np.ndarray, kinds: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows [M] of each key that occurs with two kinds or more. `keys` and `kinds` are [N]."""
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order])) + 1
+    for rows in np.split(order, starts):
+        if len(rows) > 1 and len(np.unique(kinds[rows])) > 1:
+            yield rows
+
+
+def _similar(hashes: np.ndarray, splits: np.ndarray) -> Iterable[tuple[int, int]]:
+    """Pairs of rows, of different splits, whose hashes (uint64 [N]) differ in at most `SAME_IMAGE_BITS` bits; one pair
+    for each two hashes.
+    """
+    if not len(hashes):
+        return
+    unique, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    for rows in _groups(group, splits):
+        yield int(rows[0]), int(rows[np.argmax(splits[rows] != splits[rows[0]])])
+    codes = unique.view(np.uint8).reshape(-1, 8)
+    index = faiss.IndexBinaryMultiHash(64, _BANDS, 64 // _BANDS)
+    index.add(codes)
+    limits, _, neighbours = index.range_search(codes, SAME_IMAGE_BITS + 1)  # FAISS: distance below the radius
+    for row in range(len(unique)):
+        for other in neighbours[limits[row] : limits[row + 1]]:
+            if other > row and splits[first[row]] != splits[first[other]]:
+                yield int(first[row]), int(first[other])
+
+
+def _same_rows(path: object, data: MemeData, split: str) -> bool:
+    columns = ["id", "text", "label", "image"]
+    with pq.ParquetFile(path) as file:
+        table = (row for batch in file.iter_batches(4096, columns=columns) for row in batch.to_pylist())
+        for place, meme in data.rows(split):
+            del place
+            row = next(table, None)
+            if isinstance(meme, str) or row is None:
+                return False
+            if (meme.id, meme.text, meme.label, str(meme.image)) != tuple(row[name] for name in columns):
+                return False
+        return next(table, None) is None

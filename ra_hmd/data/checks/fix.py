@@ -1,0 +1,72 @@
+"""What `ra-hmd data check --fix` does: take out rows that nothing can use, and write Parquet files anew."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ra_hmd.data.dataset import DATASET_MANIFEST, REJECTED, MemeData, SplitWriter, json_line
+from ra_hmd.data.record import Meme
+from ra_hmd.errors import UserError
+from ra_hmd.manifest import atomic_path, read_json, write_json
+
+
+def fix_data(data: MemeData, bad: Mapping[tuple[str, int], str], kinds: list[str]) -> list[str]:
+    """Mend an imported folder and say what was done.
+
+    Rows of `bad` move to `rejected.jsonl`, whole and with the reason; nothing is deleted, and no image is touched.
+    Splits whose Parquet file differs are written anew. Everything else that a check finds needs a person.
+
+    Args:
+        data: The folder.
+        bad: (split, which of its rows) → why it goes.
+        kinds: What the check found.
+
+    Raises:
+        UserError: the folder is not an import.
+    """
+    path = data.folder / DATASET_MANIFEST
+    if not path.is_file():
+        raise UserError(f"--fix: {data.folder} was not made by `ra-hmd data import`; import it first.")
+    splits = [split for split in data.splits if "parquet_differs" in kinds or any(key[0] == split for key in bad)]
+    if bad:
+        _append_rejected(data, bad)
+    manifest = read_json(path)
+    done = [f"{split}: row {row + 1} moved to {REJECTED} ({reason})" for (split, row), reason in sorted(bad.items())]
+    for split in splits:
+        kept = 0
+        with SplitWriter(data.folder, split) as writer:
+            for number, (_, meme) in enumerate(data.rows(split)):
+                if isinstance(meme, Meme) and (split, number) not in bad:
+                    writer.write(meme.to_row())
+                    kept += 1
+        manifest["splits"][split] = kept
+    if "parquet_differs" in kinds:
+        done.append("Parquet files written anew from the .jsonl files")
+    if done:
+        write_json(path, {**manifest, "fixed": [*manifest.get("fixed", []), *done]})
+    return done
+
+
+def _append_rejected(data: MemeData, bad: Mapping[tuple[str, int], str]) -> None:
+    before = [json_line(row) for row in data.rejected()]
+    with atomic_path(data.folder / REJECTED) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(before)
+        for split in sorted({split for split, _ in bad}):
+            for number, line in enumerate(_lines(data.folder / f"{split}.jsonl")):
+                if (split, number) in bad:
+                    row = {"split": split, "place": f"{split}.jsonl, row {number + 1}", "id": _id(line)}
+                    row |= {"reason": bad[split, number], "line": line}
+                    if json_line(row) not in before:  # a fix that was stopped in the middle is done again
+                        file.write(json_line(row))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        yield from (line.rstrip("\r\n") for line in file if line.strip())
+
+
+def _id(line: str) -> str | None:
+    try:
+        return str(json.loads(line)["id"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,125 @@
+"""report.json, report.md and the figures of a check."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ra_hmd.data.checks.findings import Finding, Findings
+from ra_hmd.evaluation.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, save_figure
+from ra_hmd.evaluation.report import escape, markdown_table
+from ra_hmd.manifest import plain, run_manifest, write_json, write_text
+
+REPORT = "report.json"
+_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)
+
+
+def write_check_report(
+    seen: Findings, findings: list[Finding], fixed: list[str], output: Path, *, config: str | Path | None
+) -> dict[str, Any]:
+    """Write the report into `output` and return what report.json holds."""
+    report = run_manifest(
+        "data check",
+        folder=str(seen.data.folder),
+        dataset=seen.data.manifest["dataset"],
+        variant=seen.data.manifest.get("variant", ""),
+        config=None if config is None else str(config),
+        rows=dict(seen.rows),
+        classes=_classes(seen),
+        worst=findings[0].severity if findings else None,
+        findings=[plain(vars(finding)) for finding in findings],
+        fixed=fixed,
+    )
+    save_figure(_class_figure(report["classes"]), output / "classes.png")
+    save_figure(_size_figure(seen), output / "sizes.png")
+    write_json(output / REPORT, report)
+    write_text(output / "report.md", _page(seen, report))
+    return report
+
+
+def _classes(seen: Findings) -> dict[str, dict[str, dict[str, int]]]:
+    """Task → split → class name → rows; rows without the label count as `none`."""
+    return {
+        task.name: {
+            split: {
+                ("none" if index is None else _class_name(task.classes, index)): counts[task.name][index]
+                for index in sorted(counts[task.name], key=lambda index: (index is None, index))
+            }
+            for split, counts in seen.labels.items()
+        }
+        for task in seen.tasks
+    }
+
+
+def _class_name(classes: tuple[str, ...], index: int) -> str:
+    return classes[index] if 0 <= index < len(classes) else str(index)
+
+
+def _class_figure(classes: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figure:
+    """Rows per class of the first task, one bar per split and class."""
+    name, splits = next(iter(classes.items()))
+    labels = list(dict.fromkeys(label for counts in splits.values() for label in counts))
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axis = figure.subplots()
+    width = 0.8 / max(len(labels), 1)
+    for number, label in enumerate(labels):
+        heights = [counts.get(label, 0) for counts in splits.values()]
+        colour = GREY if label == "none" else _COLOURS[number % len(_COLOURS)]
+        axis.bar(np.arange(len(splits)) + number * width, heights, width, label=label, color=colour)
+    axis.set_xticks(np.arange(len(splits)) + 0.4 - width / 2, list(splits))
+    axis.set_ylabel("rows")
+    axis.set_title(f"Classes of task {name}")
+    if len(labels) <= 10:
+        axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _size_figure(seen: Findings) -> Figure:
+    """Caption lengths and image sizes, over all splits."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    characters = np.frombuffer(seen.characters, np.uint32)
+    left.hist(np.maximum(characters, 1), bins=np.geomspace(1, max(int(characters.max(initial=2)), 2), 40), color=BLUE)
+    left.set(xscale="log", yscale="log", xlabel="characters", ylabel="memes", title="Captions")
+    widths, heights = (np.frombuffer(sizes, np.uint32).astype(float) for sizes in (seen.widths, seen.heights))
+    pixels = (widths * heights)[widths * heights > 0]
+    right.hist(pixels / 1e6, bins=40, color=GREEN)
+    right.set(yscale="log", xlabel="million pixels", ylabel="memes", title="Images")
+    return figure
+
+
+def _page(seen: Findings, report: Mapping[str, Any]) -> str:
+    data = seen.data
+    lines = [f"# Check of {escape(data.reader.title)}", ""]
+    lines += [f"Folder `{data.folder}`; found as: {escape(data.manifest.get('layout', 'JSON Lines files'))}.", ""]
+    lines += [f"- {escape(note)}" for note in data.manifest.get("notes", [])]
+    rows = [[split, str(count), _expected(seen, split)] for split, count in report["rows"].items()]
+    lines += ["", "## Splits", "", markdown_table(["split", "rows", "in a whole copy"], rows), "## Findings", ""]
+    if not report["findings"]:
+        lines += ["Nothing was found.", ""]
+    for finding in report["findings"]:
+        lines += [
+            f"### {finding['severity']}: {finding['kind']} ({finding['count']})",
+            "",
+            f"{finding['meaning']}.",
+            "",
+        ]
+        lines += [f"- {escape(example)}" for example in finding["examples"]]
+        more = finding["count"] - len(finding["examples"])
+        lines += [*([f"- … and {more} more"] if more else []), ""]
+    if report["fixed"]:
+        lines += ["## Mended", "", *(f"- {escape(text)}" for text in report["fixed"]), ""]
+    lines += ["## Classes", ""]
+    for task, splits in report["classes"].items():
+        labels = list(dict.fromkeys(label for counts in splits.values() for label in counts))
+        cells = [[split, *(str(counts.get(label, 0)) for label in labels)] for split, counts in splits.items()]
+        lines += [f"Task {escape(task)}:", "", markdown_table(["split", *map(escape, labels)], cells)]
+    lines += ["![rows per class](classes.png)", "", "![captions and images](sizes.png)", ""]
+    return "\n".join(lines)
+
+
+def _expected(seen: Findings, split: str) -> str:
+    whole = seen.data.expected.get(split)
+    return "not known" if whole is None else str(whole.rows)

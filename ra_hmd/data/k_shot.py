@@ -1,0 +1,91 @@
+"""K-shot manifests: which labelled memes a few-shot experiment may use."""
+
+import hashlib
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from ra_hmd.data.dataset import open_data
+from ra_hmd.errors import UserError, raise_all
+from ra_hmd.manifest import run_manifest, sha256_bytes, write_json
+
+
+def write_k_shot(
+    folder: str | Path,
+    shots: list[int],
+    *,
+    seeds: int = 5,
+    per_class: bool = True,
+    split: str = "train",
+    task: str | None = None,
+    output: str | Path | None = None,
+) -> Path:
+    """Draw lists of ids for every number of shots and every seed 0 … `seeds` - 1, and write them as one JSON file.
+
+    A meme's place in the draw is a hash of seed and id: the lists do not depend on the order of rows, on a version of
+    a random generator or on what else is drawn, and with one seed the smaller list is the beginning of the larger.
+
+    Args:
+        folder: Imported data set.
+        shots: K, memes per class, or in all without `per_class`.
+        seeds: Number of lists of each size.
+        per_class: Draw K of each class; without it, K of all memes as they come.
+        split: Where to draw from.
+        task: Whose classes; default is the data set's first task. Not a multi-label one.
+        output: The file; default `k_shot/<split>[_<task>].json` in the folder.
+
+    Raises:
+        UserError: numbers that are not positive, an unknown split or task, or a class with too few memes.
+    """
+    data = open_data(folder)
+    chosen = data.task(task)
+    if split not in data.splits:
+        raise UserError(f"{folder} has no split {split!r}; it has {', '.join(data.splits)}.")
+    if not shots or min(shots) < 1 or seeds < 1:
+        raise UserError(f"--shots {shots} and --seeds {seeds} must be 1 or more.")
+    if chosen.multi_label and per_class:
+        raise UserError(f"Task {chosen.name!r} gives a meme several classes: draw with --no-per-class, or name a task.")
+    pools: dict[str, list[str]] = defaultdict(list)
+    for meme in data.memes(split):
+        value = data.value(chosen, meme)
+        if value is not None:
+            pools[chosen.classes[value] if per_class and isinstance(value, int) else "all"].append(meme.id)
+    wanted = chosen.classes if per_class else ("all",)
+    few = [f"{name}: {len(pools[name])} memes, {max(shots)} wanted" for name in wanted if len(pools[name]) < max(shots)]
+    raise_all(few, f"{folder}, {split}, task {chosen.name!r}: too few memes")
+    lists = [
+        {"shots": count, "seed": seed, "ids": [name for pool in wanted for name in _order(pools[pool], seed)[:count]]}
+        for count in sorted(set(shots))
+        for seed in range(seeds)
+    ]
+    path = Path(output or data.folder / "k_shot" / f"{split}{'' if task is None else f'_{task}'}.json")
+    write_json(path, _manifest(data.manifest["dataset"], split, chosen.name, wanted, pools, lists, per_class=per_class))
+    return path
+
+
+def _order(names: list[str], seed: int) -> list[str]:
+    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
+
+
+def _manifest(
+    dataset: str,
+    split: str,
+    task: str,
+    classes: tuple[str, ...],
+    pools: dict[str, list[str]],
+    lists: list[dict[str, Any]],
+    *,
+    per_class: bool,
+) -> dict[str, Any]:
+    pool = sha256_bytes(*(f"{name}\0{member}".encode() for name in classes for member in sorted(pools[name])))
+    return run_manifest(
+        "k_shot",
+        dataset=dataset,
+        split=split,
+        task=task,
+        per_class=per_class,
+        classes=list(classes),
+        pool={name: len(pools[name]) for name in classes},
+        fingerprint=pool,
+        lists=lists,
+    )

@@ -1,0 +1,120 @@
+"""Captions for memes that have none, read from the image: `ra-hmd data ocr`."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ra_hmd.data.dataset import DATASET_MANIFEST, MemeData, json_line, open_data, write_split
+from ra_hmd.data.files import jsonl_rows
+from ra_hmd.data.images import load_image
+from ra_hmd.data.record import Meme
+from ra_hmd.data.text import well_formed
+from ra_hmd.errors import UserError, raise_all
+from ra_hmd.manifest import read_json, write_json
+from ra_hmd.progress import track
+
+if TYPE_CHECKING:
+    from rapidocr import RapidOCR
+
+SOURCE = "text_source"
+_DONE = ".ocr"
+
+
+def fill_captions(folder: str | Path, *, min_score: float = 0.5, show: bool = False) -> dict[str, int]:
+    """Read the words on the image of every meme without a caption, and write them into the records.
+
+    Such a meme's `extras["text_source"]` says `ocr:rapidocr-<version>`, with the lowest score of its lines beside it;
+    `raw_text` stays what the data set's file had. Each result is kept as soon as it is known: stopped and started
+    again, the command continues. Memes on which nothing is read keep their empty caption and are marked too, so that
+    they are not tried again.
+
+    Args:
+        folder: Imported data set.
+        min_score: Lines below this confidence are left out.
+        show: Draw a progress bar.
+
+    Returns:
+        Captions filled per split.
+
+    Raises:
+        UserError: the extra `ocr` is not installed, the folder is not an import, or, after all others were read,
+            images that cannot be decoded.
+    """
+    data = open_data(folder)
+    path = data.folder / DATASET_MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} was not made by `ra-hmd data import`; import it first.")
+    engine, source = _engine()
+    filled: dict[str, int] = {}
+    problems: list[str] = []
+    for split in data.splits:
+        wanted = [meme for meme in data.memes(split) if not meme.text and SOURCE not in meme.extras]
+        if not wanted:
+            continue
+        kept = data.folder / _DONE / f"{split}.jsonl"
+        read = _read_all(wanted, engine, kept, min_score, problems, show=show)
+        write_split(data.folder, split, _with_captions(data, split, read, source))
+        kept.unlink()
+        filled[split] = sum(bool(values["text"]) for values in read.values())
+    manifest = read_json(path)
+    write_json(path, {**manifest, "ocr": {**manifest.get("ocr", {}), **dict.fromkeys(filled, source)}})
+    raise_all(problems, f"{folder}: images that cannot be read, all others were")
+    return filled
+
+
+def _engine() -> tuple["RapidOCR", str]:
+    try:
+        from rapidocr import RapidOCR
+    except ImportError as error:
+        raise UserError("Reading captions needs the extra `ocr`: pip install 'ra-hmd[ocr]'.") from error
+    logging.getLogger("RapidOCR").setLevel(logging.ERROR)
+    return RapidOCR(), f"ocr:rapidocr-{version('rapidocr')}"
+
+
+def _read_all(
+    memes: list[Meme], engine: "RapidOCR", kept: Path, min_score: float, problems: list[str], *, show: bool
+) -> dict[str, dict[str, Any]]:
+    """Id → text and score. A line per meme is added to `kept`, and what is there is not read again."""
+    kept.parent.mkdir(exist_ok=True)
+    rows = jsonl_rows(kept) if kept.is_file() else ()
+    read = {row.values["id"]: row.values for row in rows if not row.problem}  # a torn last line is read again
+    todo = [meme for meme in memes if meme.id not in read]
+    with kept.open("a", encoding="utf-8", newline="\n") as file:
+        file.write("\n")  # ends a torn line
+        for meme in track(((1, meme) for meme in todo), "Reading captions", len(todo), "memes", show=show):
+            try:
+                read[meme.id] = {"id": meme.id, **read_text(engine, meme.image, min_score)}
+            except UserError as error:
+                problems.append(f"{meme.id}: {error}")
+                continue
+            file.write(json_line(read[meme.id]))
+            file.flush()
+    return read
+
+
+def read_text(engine: "RapidOCR", image: str | Path, min_score: float = 0.5) -> dict[str, Any]:
+    """The lines on an image, top to bottom, joined by blanks, as `text`, and the lowest of their scores (0 to 1).
+
+    Raises:
+        UserError: an image that cannot be decoded.
+    """
+    found = engine(np.asarray(load_image(image).convert("RGB"))[..., ::-1])  # the engine takes BGR
+    lines = zip(found.txts or (), found.scores or (), strict=True)
+    good = [(text, score) for text, score in lines if score >= min_score]
+    text = " ".join(well_formed(text).strip() for text, _ in good)
+    return {"text": text, "score": round(min((score for _, score in good), default=0.0), 4)}
+
+
+def _with_captions(data: MemeData, split: str, read: dict[str, dict[str, Any]], source: str) -> Iterator[Meme]:
+    for meme in data.memes(split):
+        if meme.id in read and not meme.text and SOURCE not in meme.extras:
+            values = read[meme.id]
+            extras = {**meme.extras, SOURCE: source, "text_score": values["score"]}
+            yield replace(meme, text=values["text"], extras=extras)
+        else:
+            yield meme

@@ -1,0 +1,160 @@
+"""From imported memes to the files that LLaMA-Factory trains on: `ra-hmd data to-sharegpt`."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ra_hmd.data.dataset import MemeData, json_line, open_data
+from ra_hmd.data.readers.base import Task
+from ra_hmd.data.record import Meme
+from ra_hmd.data.sharegpt import PromptTemplate, dataset_info_entry, sharegpt_record
+from ra_hmd.errors import UserError, raise_all
+from ra_hmd.manifest import atomic_path, read_json, write_json
+
+REGISTRY = "dataset_info.json"
+
+
+@dataclass(frozen=True)
+class ShareGptFile:
+    """One file that was written.
+
+    Attributes:
+        name: Its name in `dataset_info.json`.
+        path: Where it lies.
+        rows: Its records.
+        unlabelled: Memes of the split that have no label in the task, and are not in the file.
+    """
+
+    name: str
+    path: Path
+    rows: int
+    unlabelled: int
+
+
+def write_sharegpt(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    task: str | None = None,
+    prompt: str | None = None,
+    media_dir: str | Path | None = None,
+    name: str | None = None,
+    splits: list[str] | None = None,
+) -> tuple[list[ShareGptFile], PromptTemplate]:
+    """Write one ShareGPT file per labelled split of an imported folder, and enter them in `output/dataset_info.json`.
+
+    Args:
+        folder: The imported folder.
+        output: LLaMA-Factory's `dataset_dir`. Entries of other data sets in its registry stay.
+        task: Labelling to train on; default is the data set's first.
+        prompt: Another question than the task's, with `<image>` once and `{text}` for the caption.
+        media_dir: Write image paths relative to this folder, which is then the `media_dir` to train with; default is
+            absolute paths.
+        name: Name of the training data in the registry, where the official one is not wanted.
+        splits: Only these splits.
+
+    Returns:
+        The files, and the question.
+
+    Raises:
+        UserError: an unknown task or split, no labelled meme at all, or an image that is not below `media_dir`.
+    """
+    data, output = open_data(folder), Path(output)
+    chosen = data.task(task)
+    unknown = sorted(set(splits or []) - set(data.splits))
+    if unknown:
+        raise UserError(f"{folder} has no split {', '.join(unknown)}; it has {', '.join(data.splits)}.")
+    template = PromptTemplate(prompt or chosen.prompt)
+    entries: dict[str, Any] = read_json(output / REGISTRY) if (output / REGISTRY).is_file() else {}
+    files = []
+    for split in splits or data.splits:
+        registered, file_name = _names(data, split, chosen, name)
+        path = output / file_name
+        rows, unlabelled = _write_file(path, data, split, chosen, template, media_dir)
+        files.append(ShareGptFile(registered, path, rows, unlabelled))
+        if rows:
+            entries[registered] = dataset_info_entry(file_name)
+    if not any(file.rows for file in files):
+        others = ", ".join(other.name for other in data.reader.tasks if other != chosen)
+        raise UserError(f"No meme of {folder} has a label in task {chosen.name!r}; other tasks: {others or 'none'}.")
+    write_json(output / REGISTRY, dict(entries))
+    return [file for file in files if file.rows or file.unlabelled], template
+
+
+def _names(data: MemeData, split: str, task: Task, name: str | None) -> tuple[str, str]:
+    """(name in the registry, file name below the data folder) of a split.
+
+    The official names for the first task of a public data set; another task is named in both.
+    """
+    suffix = "" if split == "train" else f"_{split}"
+    stem = name or data.reader.name
+    registered, file_name = f"{stem}{suffix}", f"gt/{stem}/sharegpt_{stem}_{split}_instructblip.json"
+    if name is None and split in data.reader.sharegpt:
+        registered, file_name = data.reader.sharegpt[split]
+    if task == data.reader.tasks[0]:
+        return registered, file_name
+    train = data.reader.sharegpt.get("train", (stem, ""))[0] if name is None else stem
+    return (
+        f"{train}_{task.name}{registered.removeprefix(train)}",
+        file_name.replace("_instructblip.json", f"_{task.name}_choice.json"),
+    )
+
+
+def _write_file(
+    path: Path, data: MemeData, split: str, task: Task, template: PromptTemplate, media_dir: str | Path | None
+) -> tuple[int, int]:
+    """Write the records of a split; returns how many, and how many memes have no label. No file without a record."""
+    outside: list[str] = []
+    records = _records(data, split, task, template, media_dir, outside)
+    unlabelled = 0
+    for first in records:
+        if first is not None:
+            break
+        unlabelled += 1
+    else:
+        return 0, unlabelled
+    rows = 0
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        for record in chain([first], records):
+            if record is None:
+                unlabelled += 1
+                continue
+            file.write(("[\n" if not rows else ",\n") + json_line(record).rstrip("\n"))
+            rows += 1
+        file.write("\n]\n")
+        raise_all(outside, f"Images that are not below --media-dir {media_dir}")
+    return rows, unlabelled
+
+
+def _records(
+    data: MemeData,
+    split: str,
+    task: Task,
+    template: PromptTemplate,
+    media_dir: str | Path | None,
+    outside: list[str],
+) -> Iterator[dict[str, Any] | None]:
+    for meme in data.memes(split):
+        value = data.value(task, meme)
+        if value is None:
+            yield None
+            continue
+        image = str(meme.image)
+        if media_dir is not None:
+            image = os.path.relpath(image, media_dir)
+            if image.startswith(".."):
+                outside.append(f"{meme.id}: {meme.image}")
+        yield sharegpt_record(meme.id, image, template.render(meme.text), _answer(task, value, meme), value)
+
+
+def _answer(task: Task, value: int | list[int], meme: Meme) -> str:
+    if isinstance(value, list):
+        return ", ".join(task.classes[index] for index in value) or "none"
+    if value >= len(task.answers):
+        raise UserError(
+            f"Meme {meme.id!r} is of class {value}, but task {task.name!r} has {len(task.answers)} answers."
+        )
+    return task.answers[value]
