@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ra_hmd.evaluation.checks import store_fingerprint
 from ra_hmd.evaluation.evaluate import INITIAL_HEAD
-from ra_hmd.evaluation.plots import save_figure, training_figure
+from ra_hmd.evaluation.plots import training_figure
 from ra_hmd.features.store import Features
+from ra_hmd.figures import save_figure
 from ra_hmd.manifest import MANIFEST_NAME, plain, read_json, run_manifest, sha256_file, write_json
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, save_head
 from stage2.arguments import Stage2Arguments

@@ -3,7 +3,8 @@
 from rich.table import Table
 
 from ra_hmd.data.readers import READERS
-from ra_hmd.data.readers.base import Expected, Reader
+from ra_hmd.data.readers.base import Reader
+from ra_hmd.data.readers.tasks import Expected
 
 
 def catalogue_table() -> Table:

@@ -143,7 +143,8 @@ def to_sharegpt_command(
     for file in files:
         left = f", {file.unlabelled} without a label left out" if file.unlabelled else ""
         print(f"{file.name}: {file.rows} records{left} · {file.path}" if file.rows else f"{file.name}: no labels")
-    print(f"\nFor the YAML file:\n  dataset_dir: {output}\n  dataset: {files[0].name}")
+    names = [file.name for file in files if file.rows]
+    print(f"\nFor the YAML file:\n  dataset_dir: {output}\n  dataset: {names[0]}")
     if media_dir is not None:
         print(f"  media_dir: {media_dir}")
     if question.template != OFFICIAL_PROMPT:

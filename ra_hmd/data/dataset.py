@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from ra_hmd.data.files import jsonl_rows
 from ra_hmd.data.readers import READERS
-from ra_hmd.data.readers.base import Expected, Reader, Task
+from ra_hmd.data.readers.base import Reader
+from ra_hmd.data.readers.tasks import Expected, Task
 from ra_hmd.data.record import Meme, iter_memes
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.manifest import atomic_path, read_json

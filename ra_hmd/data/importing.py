@@ -27,6 +27,8 @@ from ra_hmd.progress import track
 
 _CHUNK = 2048
 _WORK = ".import"
+_RESERVED = (Path(REJECTED).stem, Path(DATASET_MANIFEST).stem)
+_DEV_SPLITS = ("val", "dev", "dev_seen", "dev_unseen")
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,6 @@ def import_data(
     """
     options, output = options or ImportOptions(), Path(output)
     found = reader.locate(root, images=images, add_on=add_on)
-    splits = {part.split for part in found.parts}
-    if options.val_fraction and splits & {"val", "dev", "dev_seen"}:
-        raise UserError(f"--val-fraction: {reader.title} has a dev split of its own ({found.layout}).")
     content = _content(reader, found, options)
     fingerprint = sha256_bytes(json.dumps(content, sort_keys=True).encode())
     if (output / DATASET_MANIFEST).is_file():
@@ -136,7 +135,7 @@ def _validate_all(
     paths: list[Path] = []
 
     def tasks() -> Iterator[Any]:
-        rows = ((part.split, row.place, meme) for part, row, meme in reader.read(found))
+        rows = ((_checked_split(meme, part.split, options), row.place, meme) for part, row, meme in reader.read(found))
         chunks = iter(lambda: tuple(islice(rows, _CHUNK)), ())
         for number, chunk in enumerate(chunks):
             path = work / f"chunk-{number:06d}.jsonl"
@@ -148,6 +147,16 @@ def _validate_all(
     for _ in track(((size, None) for size in done), "Importing", expected or None, "memes", show=show):
         pass
     return paths
+
+
+def _checked_split(meme: Meme | str, split: str, options: ImportOptions) -> str:
+    """The split of a row, for the files that it goes to."""
+    split = meme.split if isinstance(meme, Meme) else split
+    if split in _RESERVED:
+        raise UserError(f"A split cannot be named {split!r}: this is the name of another file; rename it.")
+    if options.val_fraction and split in _DEV_SPLITS:
+        raise UserError(f"--val-fraction: this data has a dev split of its own, {split!r}; leave the option out.")
+    return split
 
 
 def _validate(path: Path, chunk: tuple[tuple[str, str, Meme | str], ...], options: ImportOptions) -> int:
@@ -181,6 +190,8 @@ def _problem(meme: Meme) -> str:
         return f"its text is {meme.text!r}"
     if not meme.id.strip():
         return "its id is empty"
+    if meme.image == Path():
+        return "image missing: no folder has the images of its file"
     path = str(meme.image)
     if well_formed(path) != path or not os.path.isfile(path):  # noqa: PTH113 - survives odd names
         return f"image missing: {path}"

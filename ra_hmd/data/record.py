@@ -11,6 +11,8 @@ from ra_hmd.data.files import json_rows, jsonl_rows
 from ra_hmd.data.sharegpt import Answers, PromptTemplate
 from ra_hmd.errors import UserError, raise_all
 
+MOST_CLASSES = 128
+
 
 @dataclass(frozen=True)
 class Meme:
@@ -159,7 +161,7 @@ def class_index(value: Any) -> int | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or int(value) != value:
+    if isinstance(value, bool) or value not in range(MOST_CLASSES):
         raise ValueError(f"label {value!r} is not a class index (0, 1, …)")
     return int(value)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.dataset import MemeData, json_line, open_data
-from ra_hmd.data.readers.base import Task
+from ra_hmd.data.readers.tasks import Task
 from ra_hmd.data.record import Meme
 from ra_hmd.data.sharegpt import PromptTemplate, dataset_info_entry, sharegpt_record
 from ra_hmd.errors import UserError, raise_all
@@ -70,7 +70,7 @@ def write_sharegpt(
     template = PromptTemplate(prompt or chosen.prompt)
     entries: dict[str, Any] = read_json(output / REGISTRY) if (output / REGISTRY).is_file() else {}
     files = []
-    for split in splits or data.splits:
+    for split in sorted(splits or data.splits, key=lambda split: (split != "train", split)):
         registered, file_name = _names(data, split, chosen, name)
         path = output / file_name
         rows, unlabelled = _write_file(path, data, split, chosen, template, media_dir)

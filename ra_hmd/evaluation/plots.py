@@ -1,10 +1,6 @@
-"""The report's figures, drawn without a display and without pyplot's global state.
-
-Colours are Okabe and Ito's, told apart by colour-blind readers; line styles and markers repeat the distinction.
-"""
+"""The report's figures."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +12,8 @@ from sklearn.metrics import roc_curve
 
 from ra_hmd.evaluation.metrics import THRESHOLDS, Head
 from ra_hmd.evaluation.scores import ScoredSet
-from ra_hmd.manifest import atomic_path
+from ra_hmd.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, legend_below, panels, plain_text
 from ra_hmd.retrieval.knn import unit_rows
-
-BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#666666"
 
 _HEAD_STYLE: dict[Head, dict[str, str]] = {
     "lmh": {"color": ORANGE, "linestyle": ":"},
@@ -30,28 +24,9 @@ _CLASS_STYLE = ((0, "class 0", BLUE, "o"), (1, "class 1", VERMILION, "^"))
 _MOST_POINTS = 3000
 
 
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a PNG, atomically."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-
-
-def _panels(count: int, width: float = 4.6, height: float = 4.0, rows: int = 1) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(width * count, height * rows), layout="constrained")
-    return figure, figure.subplots(rows, count, squeeze=False)
-
-
-def _plain_text(text: str) -> str:
-    return text.replace("$", r"\$")  # Matplotlib reads $…$ as mathematics.
-
-
-def _legend_below(axis: Axes) -> None:
-    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
-
-
 def roc_figure(sets: Sequence[ScoredSet], metrics: Mapping[str, Any]) -> Figure:
     """ROC curves: one panel per query set, one line per head."""
-    figure, axes = _panels(len(sets))
+    figure, axes = panels(len(sets))
     for axis, scored in zip(axes[0], sets, strict=True):
         axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, label="chance")
         for head, scores in scored.scores.items():
@@ -60,7 +35,7 @@ def roc_figure(sets: Sequence[ScoredSet], metrics: Mapping[str, Any]) -> Figure:
                 continue
             false_positive, true_positive, _ = roc_curve(scored.labels, scores)
             axis.plot(false_positive, true_positive, label=f"{head.upper()} ({area:.3f})", **_HEAD_STYLE[head])
-        axis.set(xlabel="false positive rate", ylabel="true positive rate", title=_plain_text(scored.name))
+        axis.set(xlabel="false positive rate", ylabel="true positive rate", title=plain_text(scored.name))
         axis.set_aspect("equal")
         axis.legend(title="head (AUROC)", loc="lower right", fontsize=8, title_fontsize=8)
     return figure
@@ -69,10 +44,10 @@ def roc_figure(sets: Sequence[ScoredSet], metrics: Mapping[str, Any]) -> Figure:
 def histogram_figure(sets: Sequence[ScoredSet]) -> Figure:
     """Score histograms by class: one row per query set, one column per head; the threshold is drawn."""
     heads = [head for head in THRESHOLDS if any(head in scored.scores for scored in sets)]
-    figure, axes = _panels(len(heads), width=4.0, height=3.0, rows=len(sets))
+    figure, axes = panels(len(heads), width=4.0, height=3.0, rows=len(sets))
     for line, scored in zip(axes, sets, strict=True):
         for axis, head in zip(line, heads, strict=True):
-            axis.set(title=_plain_text(f"{scored.name}: {head.upper()}"), xlabel="score", ylabel="memes")
+            axis.set(title=plain_text(f"{scored.name}: {head.upper()}"), xlabel="score", ylabel="memes")
             if head not in scored.scores:
                 axis.text(0.5, 0.5, "no scores in the store", ha="center", transform=axis.transAxes)
                 continue
@@ -111,7 +86,7 @@ def _projection(axis: Axes, embedding: np.ndarray, labels: np.ndarray, title: st
 def projection_figure(stages: Mapping[str, np.ndarray], labels: np.ndarray, seed: int) -> Figure:
     """PCA of the bank's unit-length embeddings: one panel per stage, the same rows in each (3,000 at most)."""
     rows = np.random.default_rng(seed).permutation(len(labels))[:_MOST_POINTS]
-    figure, axes = _panels(len(stages))
+    figure, axes = panels(len(stages))
     for axis, (title, embedding) in zip(axes[0], stages.items(), strict=True):
         _projection(axis, embedding[rows], labels[rows], title)
     return figure
@@ -119,7 +94,7 @@ def projection_figure(stages: Mapping[str, np.ndarray], labels: np.ndarray, seed
 
 def update_figure(updates: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """RKC accuracy and AUROC against the number of memes added to the bank, with 95 % intervals."""
-    figure, axes = _panels(len(updates))
+    figure, axes = panels(len(updates))
     for axis, (name, curve) in zip(axes[0], updates.items(), strict=True):
         places = np.arange(len(curve))
         styles = (("accuracy", BLUE, "o", "-", -0.05), ("auroc", VERMILION, "s", "--", 0.05))
@@ -135,15 +110,15 @@ def update_figure(updates: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             axis.errorbar(places + shift, values, yerr=[low, high], color=colour, marker=marker, linestyle=line,
                           capsize=3, label=label)  # fmt: skip
         axis.set_xticks(places, [str(entry["added"]) for entry in curve])
-        axis.set(title=_plain_text(name), xlabel="labelled memes added to the bank", ylabel="RKC score of the set")
-        _legend_below(axis)
+        axis.set(title=plain_text(name), xlabel="labelled memes added to the bank", ylabel="RKC score of the set")
+        legend_below(axis)
     return figure
 
 
 def training_figure(epochs: Sequence[Mapping[str, Any]], best_epoch: int) -> Figure:
     """Losses and dev scores per epoch; the kept epoch is marked."""
     score_names = [name for name in epochs[-1] if name.startswith("dev_") and not name.endswith("margin")]
-    figure, axes = _panels(2 if score_names else 1)
+    figure, axes = panels(2 if score_names else 1)
     losses = [("loss", GREEN, "-"), ("contrastive", BLUE, "--"), ("bce", VERMILION, ":")]
     scores = list(zip(score_names, (BLUE, VERMILION, GREEN, PURPLE), ("-", "--", ":", "-."), strict=False))
     for axis, lines, label in zip(axes[0], (losses, scores), ("training loss", "dev score"), strict=False):
@@ -153,5 +128,5 @@ def training_figure(epochs: Sequence[Mapping[str, Any]], best_epoch: int) -> Fig
         axis.axvline(best_epoch, color=GREY, linewidth=1, label=f"kept: epoch {best_epoch}")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(xlabel="epoch", ylabel=label)
-        _legend_below(axis)
+        legend_below(axis)
     return figure

@@ -1,7 +1,7 @@
 """report.md and its figures."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ from rich.table import Table
 
 from ra_hmd.evaluation.bootstrap import CONFIDENCE
 from ra_hmd.evaluation.metrics import METRICS
-from ra_hmd.evaluation.plots import histogram_figure, projection_figure, roc_figure, save_figure, update_figure
+from ra_hmd.evaluation.plots import histogram_figure, projection_figure, roc_figure, update_figure
 from ra_hmd.evaluation.results import HEAD_NAMES, Evaluation
+from ra_hmd.figures import save_figure
 from ra_hmd.manifest import write_text
+from ra_hmd.markdown import escape, markdown_table
 
 _METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -24,12 +26,6 @@ _METRIC_NAMES = {
 _SHOWN_NEIGHBOURS = 3
 
 
-def escape(text: object) -> str:
-    """`text` so that Markdown shows it as it is, on one line, also inside a table cell."""
-    line = " ".join(str(text).split())
-    return re.sub(r"([\\`*_{}\[\]<>()#+\-.!|~&$])", r"\\\1", line)
-
-
 def format_estimate(estimate: Mapping[str, float | None], signed: bool = False) -> str:
     """`0.913 [0.890, 0.934]`, without brackets where there is no interval, `–` where there is no value."""
     if estimate["value"] is None:
@@ -39,12 +35,6 @@ def format_estimate(estimate: Mapping[str, float | None], signed: bool = False) 
     if estimate["low"] is None:
         return text
     return f"{text} [{shape.format(estimate['low'])}, {shape.format(estimate['high'])}]"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; cells are already Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def console_table(result: Mapping[str, Any]) -> Table:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ra_hmd.data.checks.scan import HUGE_PIXELS, RowFacts
 from ra_hmd.data.dataset import MemeData
-from ra_hmd.data.readers.base import Expected, Task
+from ra_hmd.data.readers.tasks import Expected, Task
 
 Severity = Literal["error", "warning", "info"]
 SHOWN = 20
@@ -65,6 +65,11 @@ _KINDS: dict[str, tuple[Severity, str]] = {
     "image_across_splits": ("warning", "images that look the same in two splits, with the same caption: a leak"),
     "image_across_splits_other_caption": ("info", "images that look the same in two splits, with other captions"),
     "caption_across_splits": ("info", "captions that occur in two splits; confounders repeat them by design"),
+    "image_of_two_memes": (
+        "warning",
+        "image files that rows of different ids name; where folders were merged, files "
+        "of one name overwrote each other",
+    ),
     "contradicting_label": ("warning", "same image and same caption, other labels"),
     "over_budget": ("warning", "captions that the given configuration would shorten"),
     "special_string": ("info", "captions with strings that a chat template reads as markup; prompts space them out"),
@@ -89,7 +94,7 @@ class Findings:
         self.ids: list[str] = []
         self._splits, self._captions, self._hashes = array("B"), array("Q"), array("Q")
         self._contents, self._decoded, self._label = array("Q"), array("B"), array("b")
-        self._ordinals = array("I")
+        self._ordinals, self._paths = array("I"), array("Q")
         self.bad: dict[tuple[str, int], str] = {}  # (split, which of its rows) → why it should be taken out
 
     def add(self, split: str, rows: list[RowFacts]) -> None:
@@ -112,6 +117,7 @@ class Findings:
             self._splits.append(self.data.splits.index(split))
             self._captions.append(row.caption if row.characters else 0)
             self._contents.append(row.content)
+            self._paths.append(row.path_hash)
             self._hashes.append(row.image.hash or 0)
             self._decoded.append(row.image.hash is not None)
             self._label.append(-1 if not isinstance(row.values[0], int) else row.values[0])
@@ -144,6 +150,7 @@ class Findings:
             excess: Tokens over budget of a caption in an image of a width and a height; None leaves that out.
         """
         self._duplicates()
+        self._one_image()
         self._across_splits()
         self._contradictions()
         self._counts()
@@ -170,6 +177,12 @@ class Findings:
             if self._splits[other] != split and before == row:
                 kind = "shared_by_design" if self._shared(other, row) else "id_across_splits"
                 self.found[kind].add(f"{self._name(other)} and {self._name(row)}")
+
+    def _one_image(self) -> None:
+        for rows in _groups(np.frombuffer(self._paths, np.uint64), np.arange(len(self.ids))):
+            other = next((row for row in rows if self.ids[row] != self.ids[rows[0]]), None)
+            if other is not None:
+                self.found["image_of_two_memes"].add(f"{self._name(int(rows[0]))} and {self._name(int(other))}")
 
     def _shared(self, row: int, other: int) -> bool:
         """Whether two rows are one meme in two splits that share memes by design."""

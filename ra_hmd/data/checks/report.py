@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ra_hmd.data.checks.findings import Finding, Findings
-from ra_hmd.evaluation.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, save_figure
-from ra_hmd.evaluation.report import escape, markdown_table
+from ra_hmd.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, panels, save_figure
 from ra_hmd.manifest import plain, run_manifest, write_json, write_text
+from ra_hmd.markdown import escape, markdown_table
 
 REPORT = "report.json"
 _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)
@@ -61,8 +61,8 @@ def _class_figure(classes: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Fig
     """Rows per class of the first task, one bar per split and class."""
     name, splits = next(iter(classes.items()))
     labels = list(dict.fromkeys(label for counts in splits.values() for label in counts))
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axes = panels(1, width=7, height=3.6)
+    axis = axes[0, 0]
     width = 0.8 / max(len(labels), 1)
     for number, label in enumerate(labels):
         heights = [counts.get(label, 0) for counts in splits.values()]
@@ -78,8 +78,8 @@ def _class_figure(classes: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Fig
 
 def _size_figure(seen: Findings) -> Figure:
     """Caption lengths and image sizes, over all splits."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, axes = panels(2, height=3.6)
+    left, right = axes[0]
     characters = np.frombuffer(seen.characters, np.uint32)
     left.hist(np.maximum(characters, 1), bins=np.geomspace(1, max(int(characters.max(initial=2)), 2), 40), color=BLUE)
     left.set(xscale="log", yscale="log", xlabel="characters", ylabel="memes", title="Captions")

@@ -16,7 +16,7 @@ from joblib import Parallel, delayed
 from PIL import Image
 
 from ra_hmd.data.dataset import MemeData
-from ra_hmd.data.readers.base import Task
+from ra_hmd.data.readers.tasks import Task
 from ra_hmd.data.record import Meme
 from ra_hmd.data.sharegpt import special_strings
 from ra_hmd.manifest import sha256_bytes, write_text
@@ -56,6 +56,7 @@ class RowFacts:
     problem: str = ""
     id: str = ""
     path: str = ""
+    path_hash: int = 0
     caption: int = 0
     content: int = 0
     characters: int = 0
@@ -99,6 +100,7 @@ def _row_facts(place: str, meme: Meme, image: ImageFacts, data: MemeData, tasks:
         place=place,
         id=meme.id,
         path=str(meme.image),
+        path_hash=_short_hash(str(meme.image)),
         caption=_short_hash(" ".join(meme.text.casefold().split())),
         content=_short_hash(json.dumps(row, sort_keys=True)),
         characters=len(meme.text),

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.files import Row
-from ra_hmd.data.readers.base import SHAREGPT, Found, Part, Reader, Tree
+from ra_hmd.data.readers.base import SHAREGPT, Found, Part, Reader
+from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.record import Meme, class_index
 from ra_hmd.errors import UserError
 
 FIELDS = ("id", "image", "text", "label", "split")
 _TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
-_SPLIT_IN_NAME = re.compile(r"train|dev_seen|dev_unseen|test_seen|test_unseen|dev|val|test", re.IGNORECASE)
+_SPLIT_IN_NAME = re.compile(
+    r"(?<![a-z])(train|dev_seen|dev_unseen|test_seen|test_unseen|dev|val|test)(?![a-z])", re.IGNORECASE
+)
 
 
 class Generic(Reader):
@@ -29,7 +32,7 @@ class Generic(Reader):
     title = "your own data"
     licence = "yours"
     owner = "you"
-    looked_for = ".jsonl, .csv, .tsv or .parquet files that have the image column, or ShareGPT .json files"
+    looked_for = "files with the image column (.jsonl, .csv, .tsv, .parquet) or ShareGPT .json files, here, not below"
 
     def __init__(self, columns: Mapping[str, str] | None = None, labels: Mapping[str, int] | None = None) -> None:
         self.columns, self.labels = dict(columns or {}), dict(labels or {})
@@ -109,8 +112,6 @@ class Generic(Reader):
             if str(value) not in self.labels:
                 raise ValueError(f"label {value!r} is not in --labels {', '.join(self.labels)}")
             return self.labels[str(value)]
-        if isinstance(value, bool):
-            return int(value)
         try:
             index = class_index(float(value))
         except (TypeError, ValueError):

@@ -8,17 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ra_hmd.data.files import Row
-from ra_hmd.data.readers.base import (
-    CHOICE_PROMPT,
-    Expected,
-    Found,
-    Part,
-    Reader,
-    Task,
-    Tree,
-    choice_task,
-    sharegpt_names,
-)
+from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names
+from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
+from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.record import Meme
 
 INTENSITIES = ("not harmful", "somewhat harmful", "very harmful")

@@ -7,18 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.files import Row, csv_rows, jsonl_rows
-from ra_hmd.data.readers.base import (
-    HATE,
-    Expected,
-    Found,
-    Part,
-    Reader,
-    Tree,
-    binary,
-    choice_task,
-    graded,
-    sharegpt_names,
-)
+from ra_hmd.data.readers.base import Found, Part, Reader, binary, graded, sharegpt_names
+from ra_hmd.data.readers.tasks import HATE, Expected, choice_task
+from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.record import Meme
 
 PHASE_1 = {"train": r"train\.jsonl", "dev": r"dev\.jsonl", "test": r"test\.jsonl"}
@@ -116,7 +107,8 @@ class HatefulMemes(Reader):
     def rows(self, part: Part, found: Found) -> Iterator[Row]:
         fine = {}
         for path in found.others.values():
-            fine |= {self.meme_id(row.values["id"], ""): row.values for row in jsonl_rows(path) if not row.problem}
+            rows = (row.values for row in jsonl_rows(path) if "id" in row.values)
+            fine |= {self.meme_id(values["id"], ""): values for values in rows}
         for row in csv_rows(part.path) if part.path.suffix.lower() == ".csv" else jsonl_rows(part.path):
             extra = fine.get(self.meme_id(row.values.get("id", ""), ""))
             yield replace(row, values={**row.values, "fine_grained": extra}) if extra else row
@@ -145,7 +137,7 @@ class HatefulMemes(Reader):
 
 def _is_ours(values: Mapping[str, Any]) -> bool:
     image = values.get("img")
-    return isinstance(image, str) and bool(re.fullmatch(r"img[\\/]\d+\.png", image)) and "gold_hate" not in values
+    return isinstance(image, str) and bool(re.fullmatch(r"img[\\/]\d+\.png", image))
 
 
 def _fine_labels(values: Mapping[str, Any] | None) -> dict[str, Any]:

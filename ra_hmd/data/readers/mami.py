@@ -1,27 +1,15 @@
 """MAMI, misogyny in memes (Fersini et al., SemEval-2022 task 5)."""
 
-import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.files import Row, csv_rows, jsonl_rows
-from ra_hmd.data.readers.base import (
-    CHOICE_PROMPT,
-    Expected,
-    Found,
-    ImageFolder,
-    Part,
-    Reader,
-    Task,
-    Tree,
-    binary,
-    choice_task,
-    sharegpt_names,
-)
+from ra_hmd.data.readers.base import Found, Part, Reader, binary, sharegpt_names
+from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
+from ra_hmd.data.readers.tree import Tree, only
 from ra_hmd.data.record import Meme
 from ra_hmd.errors import UserError
 
@@ -75,18 +63,16 @@ class Mami(Reader):
         tables = {}
         for split, pattern in _OFFICIAL.items():
             ours = [path for path in tree.named(pattern) if _columns(path) >= {"file_name", "Text Transcription"}]
-            if len(ours) > 1:
-                raise UserError(f"{self.title}: more than one table for {split}; name one root: {[*map(str, ours)]}")
-            if ours:
-                tables[split] = ours[0]
+            if (table := only(ours, f"{self.title}, {split}")) is not None:
+                tables[split] = table
         found = []
         if tables:
-            labels = tree.named(r"test_labels\.txt|truth\.txt")
+            labels = only(tree.named(r"test_labels\.txt|truth\.txt"), f"{self.title}, test labels", copies=True)
             notes = [f"no {name} among the files" for name in ("train", "test") if name not in tables]
             if "test" in tables and not labels and "misogynous" not in _columns(tables["test"]):
                 notes.append("no test_labels.txt: the test split has no labels")
             parts = tuple(Part(path, split) for split, path in tables.items())
-            others = {"test labels": labels[0]} if labels else {}
+            others = {"test labels": labels} if labels else {}
             found.append(Found("official tables", parts, "official", others, notes=tuple(notes)))
         for group in tree.groups({split: rf"{split}\.jsonl" for split in ("train", "val", "test")}):
             first = tree.first(next(iter(group.values())))
@@ -95,24 +81,6 @@ class Mami(Reader):
                 note = "val was cut from the official training set; no sub-labels in this layout"
                 found.append(Found("RA-HMD's jsonl files", parts, "RA-HMD split", notes=(note,)))
         return found
-
-    def _image_folders(
-        self, found: Found, tree: Tree, where: str | Path
-    ) -> tuple[dict[Path, ImageFolder], tuple[str, ...]]:
-        """As for every reader; but a folder of another split that has only a few of a part's file names has other
-        memes under them, so such a part has no images.
-        """
-        folders, notes = super()._image_folders(found, tree, where)
-        shared = Counter(folder.folder for folder in folders.values())
-        for part in found.parts if found.variant == "official" else ():
-            folder = folders.get(part.path)
-            if folder is None or shared[folder.folder] == 1:
-                continue
-            images = [folder.path(meme.image) for _, meme in self._memes(part, found) if isinstance(meme, Meme)]
-            if sum(map(os.path.isfile, images)) * 2 <= len(images):
-                del folders[part.path]
-                notes = (*notes, f"no images for {part.path.name}: all its rows are rejected")
-        return folders, notes
 
     def rows(self, part: Part, found: Found) -> Iterator[Row]:
         if part.path.suffix.lower() == ".jsonl":

@@ -1,25 +1,14 @@
 """Memotion 7k (Sharma et al., SemEval-2020 task 8): humour, sarcasm, offence, motivation, sentiment."""
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.files import Row, csv_rows
-from ra_hmd.data.readers.base import (
-    CHOICE_PROMPT,
-    Expected,
-    Found,
-    Part,
-    Reader,
-    Task,
-    Tree,
-    choice_task,
-    graded,
-    sharegpt_names,
-    yes_no_task,
-)
+from ra_hmd.data.readers.base import Found, Part, Reader, graded, sharegpt_names
+from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task, yes_no_task
+from ra_hmd.data.readers.tree import Tree, only
 from ra_hmd.data.record import Meme
 from ra_hmd.errors import UserError
 
@@ -82,17 +71,15 @@ class Memotion(Reader):
     def layouts(self, tree: Tree) -> list[Found]:
         train = [path for path in tree.named(r"labels\.csv") if "overall_sentiment" in tree.first(path)]
         test = [path for path in tree.named(r"2000_testdata\.csv") if "Image_name" in tree.first(path)]
-        truth = tree.named(r"meme_groundtruth\s*\.csv")
-        for paths in (train, test):
-            if len(paths) > 1:
-                raise UserError(f"{self.title}: one table lies there twice; name one root: {[*map(str, paths)]}")
-        parts = [Part(path, split) for split, paths in (("train", train), ("test", test)) for path in paths]
+        tables = {"train": only(train, f"{self.title}, train"), "test": only(test, f"{self.title}, test")}
+        truth = only(tree.named(r"meme_groundtruth\s*\.csv"), f"{self.title}, test labels", copies=True)
+        parts = [Part(path, split) for split, path in tables.items() if path]
         if not parts:
             return []
         notes = ["no official dev split: cut one from train with --val-fraction"] if train else []
         if test and not truth:
             notes.append("no Meme_groundTruth.csv: the test split has no labels")
-        others = {"truth": truth[0]} if truth else {}
+        others = {"truth": truth} if truth else {}
         return [Found("official tables", tuple(parts), "official", others, notes=tuple(notes))]
 
     def rows(self, part: Part, found: Found) -> Iterator[Row]:
@@ -153,5 +140,9 @@ def _truth(path: Path | None) -> dict[str, str]:
     """Image name → label string. Joined by name: the two test files are not in the same order, nor of one length."""
     if path is None:
         return {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return {row["Image_name"].strip(): row["Labels"] for row in csv.DictReader(file)}
+    truth = {}
+    for row in csv_rows(path):
+        if row.problem or not {"Image_name", "Labels"} <= row.values.keys():
+            raise UserError(f"{path}: {row.place}: {row.problem or 'columns Image_name and Labels are needed'}.")
+        truth[row.values["Image_name"].strip()] = row.values["Labels"]
+    return truth

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ra_hmd.data.files import Row, json_rows
-from ra_hmd.data.readers.base import HATE, Expected, Found, Part, Reader, Tree, choice_task, sharegpt_names
+from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names
+from ra_hmd.data.readers.tasks import HATE, Expected, choice_task
+from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.record import Meme
 from ra_hmd.errors import UserError
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.files import Row
-from ra_hmd.data.readers.base import Expected, Found, Part, Reader, Task, Tree, sharegpt_names
+from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names
+from ra_hmd.data.readers.tasks import Expected, Task
+from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.record import Meme
 
 _FILES = {

@@ -5,18 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ra_hmd.data.files import Row
-from ra_hmd.data.readers.base import (
-    HATE,
-    Expected,
-    Found,
-    Part,
-    Reader,
-    Tree,
-    binary,
-    choice_task,
-    sharegpt_names,
-    yes_no_task,
-)
+from ra_hmd.data.readers.base import Found, Part, Reader, binary, sharegpt_names
+from ra_hmd.data.readers.tasks import HATE, Expected, choice_task, yes_no_task
+from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.record import Meme
 
 TARGETS = ("undirected", "individual", "community", "organization")

@@ -1,0 +1,95 @@
+"""Finding annotation files below a folder."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ra_hmd.data.files import rows_of
+from ra_hmd.errors import UserError
+from ra_hmd.manifest import sha256_file
+
+_ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z")
+_FILES_PER_FOLDER = 500  # a folder with more files of a kind holds one file per meme, not annotations
+_DEPTH = 10
+
+
+class Tree:
+    """The annotation files and the folders below some roots, symbolic links followed, each folder once."""
+
+    def __init__(self, *roots: Path) -> None:
+        self.files: list[Path] = []
+        self.folders: list[Path] = []
+        self.archives: list[Path] = []
+        self._first: dict[Path, dict[str, Any]] = {}
+        seen: set[str] = set()
+        for root in roots:
+            self._add(root.absolute(), 0, seen)
+
+    def _add(self, folder: Path, depth: int, seen: set[str]) -> None:
+        real = os.path.realpath(folder)
+        if real in seen or depth > _DEPTH:
+            return
+        seen.add(real)
+        self.folders.append(folder)
+        kinds: dict[str, list[Path]] = defaultdict(list)
+        below = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                suffix = Path(entry.name).suffix.lower()
+                if suffix in _ANNOTATIONS or suffix in _ARCHIVES:
+                    if len(kinds[suffix]) <= _FILES_PER_FOLDER and entry.is_file():
+                        kinds[suffix].append(Path(entry.path))
+                elif entry.is_dir():
+                    below.append(Path(entry.path))
+        for suffix, paths in sorted(kinds.items()):
+            if len(paths) <= _FILES_PER_FOLDER:
+                (self.archives if suffix in _ARCHIVES else self.files).extend(sorted(paths))
+        for path in sorted(below):
+            self._add(path, depth + 1, seen)
+
+    def named(self, pattern: str) -> list[Path]:
+        """Files whose whole name matches, ignoring case."""
+        return [path for path in self.files if re.fullmatch(pattern, path.name, re.IGNORECASE)]
+
+    def first(self, path: Path) -> dict[str, Any]:
+        """Fields of the first good row of a file; {} if there is none."""
+        if path not in self._first:
+            try:
+                rows = islice(rows_of(path), 5)
+                self._first[path] = next((row.values for row in rows if not row.problem), {})
+            except (UserError, OSError):
+                self._first[path] = {}
+        return self._first[path]
+
+    def groups(self, names: Mapping[str, str], *, first: str | None = None) -> list[dict[str, Path]]:
+        """Folders that hold files of these names (role → pattern), as role → path; with `first`, only with that."""
+        found: dict[Path, dict[str, Path]] = defaultdict(dict)
+        for role, pattern in names.items():
+            for path in self.named(pattern):
+                found[path.parent].setdefault(role, path)
+        return [group for group in found.values() if first is None or first in group]
+
+
+def only(paths: list[Path], what: str, *, copies: bool = False) -> Path | None:
+    """The one file of its kind, or None. With `copies`, several with the same content will do.
+
+    Raises:
+        UserError: several.
+    """
+    if len({sha256_file(path) for path in paths} if copies else paths) > 1:
+        shown = "\n".join(f"  - {path}" for path in paths)
+        raise UserError(f"{what}: there is more than one such file; give a root with one of them:\n{shown}")
+    return paths[0] if paths else None
+
+
+def below(paths: list[Path], root: str | Path, limit: int = 8) -> list[str]:
+    """The first of some paths, from `root` on, for a message."""
+    names = [os.path.relpath(path, root) for path in paths]
+    return names[:limit] + ([f"… {len(names) - limit} more"] if len(names) > limit else [])
