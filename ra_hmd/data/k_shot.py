@@ -23,7 +23,7 @@ def write_k_shot(
     """Draw lists of ids for every number of shots and every seed 0 … `seeds` - 1, and write them as one JSON file.
 
     A meme's place in the draw is a hash of seed and id: the lists do not depend on the order of rows, on a version of
-    a random generator or on what else is drawn, and with one seed the smaller list is the beginning of the larger.
+    a random generator or on what else is drawn, and of one seed the smaller list is part of the larger.
 
     Args:
         folder: Imported data set.
@@ -48,8 +48,13 @@ def write_k_shot(
     pools: dict[str, list[str]] = defaultdict(list)
     for meme in data.memes(split):
         value = data.value(chosen, meme)
-        if value is not None:
-            pools[chosen.classes[value] if per_class and isinstance(value, int) else "all"].append(meme.id)
+        if value is None:
+            continue
+        if isinstance(value, int) and value >= len(chosen.classes):
+            raise UserError(
+                f"Meme {meme.id!r} is of class {value}, but task {chosen.name!r} has {len(chosen.classes)} classes."
+            )
+        pools[chosen.classes[value] if per_class and isinstance(value, int) else "all"].append(meme.id)
     wanted = chosen.classes if per_class else ("all",)
     few = [f"{name}: {len(pools[name])} memes, {max(shots)} wanted" for name in wanted if len(pools[name]) < max(shots)]
     raise_all(few, f"{folder}, {split}, task {chosen.name!r}: too few memes")

@@ -1,5 +1,6 @@
 """Captions for memes that have none, read from the image: `ra-hmd data ocr`."""
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ra_hmd.data.dataset import DATASET_MANIFEST, MemeData, json_line, open_data, write_split
+from ra_hmd.data.dataset import DATASET_MANIFEST, MemeData, open_data, write_split
 from ra_hmd.data.files import jsonl_rows
 from ra_hmd.data.images import load_image
 from ra_hmd.data.record import Meme
@@ -72,8 +73,9 @@ def _engine() -> tuple["RapidOCR", str]:
         from rapidocr import RapidOCR
     except ImportError as error:
         raise UserError("Reading captions needs the extra `ocr`: pip install 'ra-hmd[ocr]'.") from error
-    logging.getLogger("RapidOCR").setLevel(logging.ERROR)
-    return RapidOCR(), f"ocr:rapidocr-{version('rapidocr')}"
+    engine = RapidOCR(params={"Global.text_score": 0.0})  # its own threshold would come before `min_score`
+    logging.getLogger("RapidOCR").setLevel(logging.ERROR)  # after the engine, which sets it too
+    return engine, f"ocr:rapidocr-{version('rapidocr')}"
 
 
 def _read_all(
@@ -92,7 +94,7 @@ def _read_all(
             except UserError as error:
                 problems.append(f"{meme.id}: {error}")
                 continue
-            file.write(json_line(read[meme.id]))
+            file.write(json.dumps(read[meme.id]) + "\n")  # ASCII: a torn line is never a torn character
             file.flush()
     return read
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,11 +21,12 @@ _SPECIAL = re.compile(r"<(/?(?:image|video|audio|think|tool_call|tool_response)|
 
 
 def clean_caption(text: str) -> str:
-    """A caption that is safe inside a prompt: outer blanks removed, and markup spaced out (`<image>` → `< image >`).
+    """A caption that is safe inside a prompt: outer blanks removed, markup spaced out (`<image>` → `< image >`), and
+    halves of surrogate pairs, which no tokenizer takes, replaced.
 
     Idempotent, so that a caption read back from a training file gives the same prompt.
     """
-    return _SPECIAL.sub(r"< \1 >", text).strip()
+    return _SPECIAL.sub(r"< \1 >", well_formed(text)).strip()
 
 
 def special_strings(text: str) -> list[str]:

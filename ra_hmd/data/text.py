@@ -7,7 +7,8 @@ TextPolicy = Literal["single_line", "strip", "raw"]
 TEXT_POLICIES = get_args(TextPolicy)
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_LINE_BREAKS = re.compile(r"[^\S\r\n\v\f\x1c-\x1e\x85\u2028\u2029]*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+_BLANKS = re.compile(r"\s+")
+_LINE_BREAK = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 def well_formed(text: str) -> str:
@@ -21,4 +22,7 @@ def normalise(text: str, policy: TextPolicy = "single_line") -> str:
     """
     if policy == "raw":
         return text
-    return (text if policy == "strip" else _LINE_BREAKS.sub(" ", text)).strip()
+    if policy == "single_line":
+        # Whole runs of blanks: one pattern for "blanks around a break" takes quadratic time on a run without a break.
+        text = _BLANKS.sub(lambda blanks: " " if _LINE_BREAK.search(blanks[0]) else blanks[0], text)
+    return text.strip()

@@ -154,6 +154,7 @@ class Reader(ABC):
                 f"No files of {self.title} below {root}. Looked for {self.looked_for}. "
                 f"Annotation files there: {', '.join(below(tree.files, root)) or 'none'}."
                 + (f" Unpack {', '.join(below(tree.archives, root))}." if tree.archives else "")
+                + "".join(f"\n  - {problem}" for problem in tree.unreadable[:5])
             )
         found, *more = candidates
         twice = [other for other in more if other.layout == found.layout]

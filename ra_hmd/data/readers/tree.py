@@ -25,6 +25,7 @@ class Tree:
         self.files: list[Path] = []
         self.folders: list[Path] = []
         self.archives: list[Path] = []
+        self.unreadable: list[str] = []
         self._first: dict[Path, dict[str, Any]] = {}
         seen: set[str] = set()
         for root in roots:
@@ -64,8 +65,9 @@ class Tree:
             try:
                 rows = islice(rows_of(path), 5)
                 self._first[path] = next((row.values for row in rows if not row.problem), {})
-            except (UserError, OSError):
+            except (UserError, OSError) as error:
                 self._first[path] = {}
+                self.unreadable.append(str(error))
         return self._first[path]
 
     def groups(self, names: Mapping[str, str], *, first: str | None = None) -> list[dict[str, Path]]:
