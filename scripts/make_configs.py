@@ -1,4 +1,5 @@
-"""Write `configs/stage1/`: every model × data set × {LoRA, QLoRA}, each with its matched plain-SFT baseline.
+"""Write `data/dataset_info.json`, and `configs/stage1/`: every model × data set × {LoRA, QLoRA}, each with its plain-SFT
+baseline.
 
     python scripts/make_configs.py           # write the files
     python scripts/make_configs.py --check   # change nothing; exit code 1 if the files on disk differ
@@ -15,6 +16,9 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from ra_hmd.data.catalogue import dataset_info
+from ra_hmd.manifest import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "configs" / "stage1"
@@ -350,12 +354,13 @@ def compare(folder: Path = OUTPUT) -> list[str]:
 
 def main() -> int:
     """Write or check the files; the exit code is 1 when the folder does not end up as the recipes say."""
-    parser = argparse.ArgumentParser(description="Write configs/stage1 from one table.")
+    parser = argparse.ArgumentParser(description="Write configs/stage1 and data/dataset_info.json.")
     parser.add_argument("--check", action="store_true", help="change nothing, tell what differs")
     if not parser.parse_args().check:
         for path, text in render_all().items():
             (OUTPUT / path).parent.mkdir(parents=True, exist_ok=True)
             (OUTPUT / path).write_text(text, encoding="utf-8")
+        write_json(ROOT / "data" / "dataset_info.json", dataset_info())
     problems = compare()
     print("\n".join(problems) or f"{len(render_all())} files in {OUTPUT.relative_to(ROOT)} are as their recipes say")
     return 1 if problems else 0

@@ -1,10 +1,13 @@
-"""The table of `ra-hmd data list`."""
+"""All data sets at a glance: the table of `ra-hmd data list`, and the shipped `data/dataset_info.json`."""
+
+from typing import Any
 
 from rich.table import Table
 
 from ra_hmd.data.readers import READERS
 from ra_hmd.data.readers.base import Reader
 from ra_hmd.data.readers.tasks import Expected
+from ra_hmd.data.sharegpt import dataset_info_entry
 
 
 def catalogue_table() -> Table:
@@ -15,6 +18,12 @@ def catalogue_table() -> Table:
     for reader in READERS.values():
         table.add_row(reader.name, _splits(reader), _tasks(reader), reader.licence, reader.owner)
     return table
+
+
+def dataset_info() -> dict[str, Any]:
+    """Entries of every public data set, under the official names and where there is none under ours."""
+    named = [entry for reader in READERS.values() for entry in reader.sharegpt.values()]
+    return {name: dataset_info_entry(file) for name, file in named}
 
 
 def _splits(reader: type[Reader]) -> str:

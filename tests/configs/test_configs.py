@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from ra_hmd.config import load_yaml, unknown_keys
+from ra_hmd.data.catalogue import dataset_info
 from ra_hmd.data.sharegpt import dataset_info_entry
 from ra_hmd.models.head import HeadConfig, MemeHead
 from stage2.arguments import Stage2Arguments
@@ -385,4 +386,6 @@ def test_the_data_registry_names_the_official_files() -> None:
     for name, (folder, stem, dev, test) in names.items():
         for suffix, split in (("", "train"), ("_dev", dev), ("_test", test)):
             expected[name + suffix] = dataset_info_entry(f"gt/{folder}/sharegpt_{stem}_{split}_instructblip.json")
-    assert json.loads((ROOT / "data" / "dataset_info.json").read_text(encoding="utf-8")) == expected
+    shipped = json.loads((ROOT / "data" / "dataset_info.json").read_text(encoding="utf-8"))
+    assert {name: shipped[name] for name in expected} == expected
+    assert shipped == dataset_info(), "run scripts/make_configs.py"
