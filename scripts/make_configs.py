@@ -1,5 +1,5 @@
-"""Write `data/dataset_info.json`, and `configs/stage1/`: every model × data set × {LoRA, QLoRA}, each with its plain-SFT
-baseline.
+"""Write `data/dataset_info.json`, and `configs/stage1/`: every model × data set × {LoRA, QLoRA}, each with its matched
+plain-SFT baseline.
 
     python scripts/make_configs.py           # write the files
     python scripts/make_configs.py --check   # change nothing; exit code 1 if the files on disk differ

@@ -134,6 +134,7 @@ def to_sharegpt_command(
     splits: Annotated[list[str] | None, typer.Option(help="Only this split; may be repeated.")] = None,
 ) -> None:
     """Write the files that LLaMA-Factory trains on, and enter them in dataset_info.json."""
+    from ra_hmd.data.dataset import open_data
     from ra_hmd.data.sharegpt import OFFICIAL_PROMPT
     from ra_hmd.data.sharegpt_files import write_sharegpt
 
@@ -147,7 +148,9 @@ def to_sharegpt_command(
     print(f"\nFor the YAML file:\n  dataset_dir: {output}\n  dataset: {names[0]}")
     if media_dir is not None:
         print(f"  media_dir: {media_dir}")
-    if question.template != OFFICIAL_PROMPT:
+    if len(open_data(folder).task(task).answers) > 2:
+        print("  stage: sft  # there are more than two answers, and `sft-classifier` is binary")
+    elif question.template != OFFICIAL_PROMPT:
         print(f"  prompt_template: {question.template!r}")
 
 

@@ -142,10 +142,10 @@ def _records(
         if value is None:
             yield None
             continue
-        image = os.path.abspath(meme.image)
+        image = os.path.normpath(meme.image.absolute())
         if media_dir is not None:
             image = os.path.relpath(image, media_dir)
-            if image.split(os.sep)[0] == os.pardir:
+            if Path(image).parts[0] == os.pardir:
                 outside.append(f"{meme.id}: {meme.image}")
         yield sharegpt_record(meme.id, image, template.render(meme.text), _answer(task, value, meme), value)
 

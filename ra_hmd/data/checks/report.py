@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ra_hmd.data.checks.findings import Finding, Findings
-from ra_hmd.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, panels, save_figure
+from ra_hmd.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, legend_below, panels, plain_text, save_figure
 from ra_hmd.manifest import plain, run_manifest, write_json, write_text
 from ra_hmd.markdown import escape, markdown_table
 
@@ -58,21 +58,23 @@ def _class_name(classes: tuple[str, ...], index: int) -> str:
 
 
 def _class_figure(classes: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figure:
-    """Rows per class of the first task, one bar per split and class."""
-    name, splits = next(iter(classes.items()))
-    labels = list(dict.fromkeys(label for counts in splits.values() for label in counts))
-    figure, axes = panels(1, width=7, height=3.6)
+    """Rows per class of the first task: groups of bars by split, or by class where there are many classes."""
+    task, counts = next(iter(classes.items()))
+    splits = list(counts)
+    labels = list(dict.fromkeys(label for split in splits for label in counts[split]))
+    many = len(labels) > len(_COLOURS)
+    groups, bars = (labels, splits) if many else (splits, labels)
+    figure, axes = panels(1, width=10 if many else 7, height=5 if many else 4)
     axis = axes[0, 0]
-    width = 0.8 / max(len(labels), 1)
-    for number, label in enumerate(labels):
-        heights = [counts.get(label, 0) for counts in splits.values()]
-        colour = GREY if label == "none" else _COLOURS[number % len(_COLOURS)]
-        axis.bar(np.arange(len(splits)) + number * width, heights, width, label=label, color=colour)
-    axis.set_xticks(np.arange(len(splits)) + 0.4 - width / 2, list(splits))
-    axis.set_ylabel("rows")
-    axis.set_title(f"Classes of task {name}")
-    if len(labels) <= 10:
-        axis.legend(fontsize=8, frameon=False)
+    width = 0.8 / max(len(bars), 1)
+    for number, bar in enumerate(bars):
+        heights = [counts[bar].get(group, 0) if many else counts[group].get(bar, 0) for group in groups]
+        colour = GREY if bar == "none" else _COLOURS[number % len(_COLOURS)]
+        axis.bar(np.arange(len(groups)) + number * width, heights, width, label=plain_text(bar), color=colour)
+    axis.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, [plain_text(group) for group in groups])
+    axis.tick_params("x", rotation=60 if many else 0)
+    axis.set(ylabel="rows", title=f"Classes of task {task}")
+    axis.legend(fontsize=8, frameon=False) if many else legend_below(axis)
     return figure
 
 
@@ -85,8 +87,10 @@ def _size_figure(seen: Findings) -> Figure:
     left.set(xscale="log", yscale="log", xlabel="characters", ylabel="memes", title="Captions")
     widths, heights = (np.frombuffer(sizes, np.uint32).astype(float) for sizes in (seen.widths, seen.heights))
     pixels = (widths * heights)[widths * heights > 0]
-    right.hist(pixels / 1e6, bins=40, color=GREEN)
+    right.hist(pixels / 1e6, bins=np.linspace(0, max(pixels.max(initial=0) / 1e6, 0.1), 41), color=GREEN)
     right.set(yscale="log", xlabel="million pixels", ylabel="memes", title="Images")
+    for axis in (left, right):
+        axis.set_ylim(bottom=0.5)
     return figure
 
 
