@@ -11,14 +11,19 @@ from ra_hmd.errors import UserError
 
 
 class _Group(TyperGroup):
-    """Prints a `UserError` as its sentence and ends with exit code 2."""
+    """Prints a `UserError`, or what the system says of a file, as a sentence, and ends with exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
-            typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
-            raise typer.Exit(2) from error
+            message = str(error)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            message = f"{error.filename}: {error.strerror}."
+        typer.secho(f"Error: {message}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(2)
 
 
 _OPTIONS = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}

@@ -17,21 +17,26 @@ if TYPE_CHECKING:
     from ra_hmd.data.dataset import MemeData
 
 
+# Options that take several values at once, and what one of these looks like.
+_LIST_OPTIONS = {"--shots": r"\d+", "--columns": r".+=.+", "--labels": r".+=.+", "--splits": r"[\w-][\w.-]*"}
+
+
 class _Lists(TyperCommand):
-    """Lets an option that may be repeated take several values at once: `--shots 4 8`, `--columns id=a text=b`."""
+    """Lets options take several values at once: `--shots 4 8`, `--columns id=a text=b`."""
 
     def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
-        repeated = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
         spread: list[str] = []
-        current = ""
-        for number, argument in enumerate(args):
+        option = ""
+        for argument in args:
+            name, _, value = argument.partition("=")
             if argument.startswith("--"):
-                current = argument if argument in repeated else ""
-            elif current and args[number - 1] != current and re.fullmatch(r"\d+|[^=/]+=.*", argument):
-                spread.append(current)
-            elif current and args[number - 1] != current:
-                current = ""
-            spread.append(argument)
+                option = name if name in _LIST_OPTIONS else ""
+                spread += [name, value] if option and value else [argument]
+            elif option and spread[-1] != option and re.fullmatch(_LIST_OPTIONS[option], argument):
+                spread += [option, argument]
+            else:
+                option = option if spread and spread[-1] == option else ""
+                spread.append(argument)
         return super().parse_args(ctx, spread)
 
 
@@ -131,7 +136,7 @@ def to_sharegpt_command(
     prompt: Annotated[str | None, typer.Option(help="Question, with <image> and {text}.")] = None,
     media_dir: Annotated[Path | None, typer.Option(help="Write image paths relative to this folder.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the training data, in place of the official one.")] = None,
-    splits: Annotated[list[str] | None, typer.Option(help="Only this split; may be repeated.")] = None,
+    splits: Annotated[list[str] | None, typer.Option(help="Only these splits: --splits train val.")] = None,
 ) -> None:
     """Write the files that LLaMA-Factory trains on, and enter them in dataset_info.json."""
     from ra_hmd.data.dataset import open_data

@@ -88,13 +88,13 @@ class MemeData:
         """
         for place, meme in self.rows(split):
             if isinstance(meme, str):
-                raise UserError(f"{self.folder}: {place}: {meme}; `ra-hmd data check --fix` takes such rows out.")
+                raise UserError(f"{self.folder}: {place}: {meme}; `ra-hmd data check` lists such rows.")
             yield meme
 
     def rejected(self) -> Iterator[dict[str, Any]]:
         """The rows that were left out, each with split, place and reason."""
         path = self.folder / REJECTED
-        return (row.values for row in jsonl_rows(path)) if path.is_file() else iter(())
+        return (row.values for row in jsonl_rows(path) if not row.problem) if path.is_file() else iter(())
 
 
 def open_data(folder: str | Path) -> MemeData:
@@ -123,7 +123,7 @@ def open_data(folder: str | Path) -> MemeData:
 
 
 class SplitWriter:
-    """Writes one split as `.jsonl` and `.parquet`, row by row; both appear at the end, or neither."""
+    """Writes one split as `.jsonl` and `.parquet`, row by row; each appears at the end, whole."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._stack = ExitStack()

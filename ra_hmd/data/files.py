@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -42,7 +43,7 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
             place = f"{path.name}, line {number}"
             try:
                 value = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 yield Row(place, problem=f"not valid JSON: {error}")
                 continue
             yield _object(place, value)
@@ -68,16 +69,48 @@ def json_rows(path: Path) -> Iterator[Row]:
 
 
 def csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
-    """Rows of a CSV file with a header; every value is text as it stands there ("NA", "None" and "" too)."""
+    """Rows of a CSV file with a header; every value is text as it stands there ("NA", "None" and "" too).
+
+    Raises:
+        UserError: a header with a name twice, or what is no CSV file at all.
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(_decoded(file, path), delimiter=delimiter)
-        header = [name.strip() for name in next(reader, [])]
-        for values in reader:
-            place = f"{path.name}, line {reader.line_num}"
-            if len(values) == len(header):
-                yield Row(place, dict(zip(header, values, strict=True)))
-            elif values:
-                yield Row(place, problem=f"{len(values)} columns, the header has {len(header)}")
+        taken: list[str] = []  # the lines of the present row
+
+        def lines() -> Iterator[str]:
+            for line in _decoded(file, path):
+                taken.append(line)
+                yield line
+
+        reader = csv.reader(lines(), delimiter=delimiter)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            twice = [name for name, count in Counter(header).items() if name and count > 1]
+            if twice:
+                raise UserError(f"{path}: the header has {twice[0]!r} twice; name its columns differently.")
+            taken.clear()
+            for values in reader:
+                row = _csv_row(f"{path.name}, line {reader.line_num}", header, values, taken, delimiter)
+                taken.clear()
+                if values:
+                    yield row
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num} cannot be read as CSV: {error}.") from error
+
+
+def _csv_row(place: str, header: list[str], values: list[str], lines: list[str], delimiter: str) -> Row:
+    """A row, or what is wrong with it: a quote that is not closed swallows the rows that follow."""
+    if len(values) != len(header):
+        return Row(place, problem=f"{len(values)} columns, the header has {len(header)}")
+    if len(lines) > 1:
+        try:
+            next(csv.reader(list(lines), delimiter=delimiter, strict=True))
+            torn = delimiter == "\t" and any("\t" in value for value in values)
+        except csv.Error:
+            torn = True
+        if torn:
+            return Row(place, problem=f"a quote that is not closed: {len(lines)} lines in one row")
+    return Row(place, dict(zip(header, values, strict=True)))
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
@@ -111,6 +144,16 @@ def rows_of(path: Path) -> Iterator[Row]:
                     ".tsv or .parquet.")  # fmt: skip
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a small text file, without their ends.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        return [line.rstrip("\n") for line in _decoded(file, path)]
+
+
 def _is_jsonl(path: Path) -> bool:
     """Whether the first line is one whole JSON object and the file goes on after it."""
     with path.open("rb") as file:
@@ -132,5 +175,6 @@ def _decoded(lines: Iterable[str], path: Path) -> Iterator[str]:
         yield from lines
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it, for example with iconv."
+            f"{path} is not UTF-8 ({error.reason}: {error.object[error.start : error.start + 1]!r}); convert it, "
+            "for example with iconv."
         ) from error

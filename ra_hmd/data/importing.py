@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from ra_hmd.data.dataset import DATASET_MANIFEST, REJECTED, MemeData, SplitWriter, json_line, open_data
 from ra_hmd.data.files import jsonl_rows
 from ra_hmd.data.readers.base import Found, Reader
+from ra_hmd.data.readers.tree import absolute
 from ra_hmd.data.record import Meme
 from ra_hmd.data.text import TextPolicy, normalise, well_formed
 from ra_hmd.errors import UserError
@@ -27,7 +28,8 @@ from ra_hmd.progress import track
 
 _CHUNK = 2048
 _WORK = ".import"
-_RESERVED = (Path(REJECTED).stem, Path(DATASET_MANIFEST).stem)
+_FORMAT = 1  # of the records; a number more when a reader makes other ones
+_MOST_SPLITS = 64
 _DEV_SPLITS = ("val", "dev", "dev_seen", "dev_unseen")
 
 
@@ -77,36 +79,55 @@ def import_data(
     found = reader.locate(root, images=images, add_on=add_on)
     content = _content(reader, found, options)
     fingerprint = sha256_bytes(json.dumps(content, sort_keys=True).encode())
-    if (output / DATASET_MANIFEST).is_file():
-        if read_json(output / DATASET_MANIFEST).get("fingerprint") == fingerprint:
-            return open_data(output)
-        raise UserError(f"{output} holds another import; remove it or give another --output.")
-    if output.is_dir() and any(path.name != _WORK for path in output.iterdir()):
-        raise UserError(f"{output} is not empty and holds no import; give another --output.")
+    if (output / DATASET_MANIFEST).is_file() and not _incomplete(output, fingerprint):
+        return open_data(output)
     work = output / _WORK
+    if output.is_dir() and any(output.iterdir()) and not work.is_dir() and not (output / DATASET_MANIFEST).is_file():
+        raise UserError(f"{output} is not empty and holds no import; give another --output.")
     _prepare(work, fingerprint)
     chunks = _validate_all(reader, found, work, options, workers=workers, show=show)
-    counts = _merge(output, chunks)
-    if not any(counts["rows"].values()):
-        reasons = "; ".join(f"{reason} ({count})" for reason, count in counts["reasons"].most_common(3))
-        shutil.rmtree(work)
-        raise UserError(f"Of {reader.title} below {root} no row could be used: {reasons}.")
-    write_json(
-        output / DATASET_MANIFEST,
-        run_manifest(
-            "dataset",
-            **content,
-            root=str(Path(root).absolute()),
-            images={str(path): str(folder.folder) for path, folder in found.images.items()},
-            notes=list(found.notes),
-            splits={split: counts["rows"][split] for split in sorted(counts["rows"])},
-            rejected=dict(sorted(counts["rejected"].items())),
-            reasons=dict(counts["reasons"].most_common()),
-            fingerprint=fingerprint,
-        ),
+    merged = work / "merged"
+    counts = _merge(merged, chunks)
+    _check_counts(counts, options, reader, root)
+    manifest = run_manifest(
+        "dataset",
+        **content,
+        root=str(absolute(Path(root))),
+        notes=list(found.notes),
+        splits={split: counts["rows"][split] for split in sorted(counts["rows"])},
+        rejected=dict(sorted(counts["rejected"].items())),
+        reasons=dict(counts["reasons"].most_common(20)),
+        fingerprint=fingerprint,
     )
+    for path in sorted(merged.iterdir()):
+        path.replace(output / path.name)
+    write_json(output / DATASET_MANIFEST, manifest)
     shutil.rmtree(work)
     return open_data(output)
+
+
+def _incomplete(output: Path, fingerprint: str) -> bool:
+    """Whether the import that `output` holds is this one, and lacks images that may be there by now.
+
+    Raises:
+        UserError: it is another import, or it was changed since.
+    """
+    manifest = read_json(output / DATASET_MANIFEST)
+    if manifest.get("fingerprint") != fingerprint:
+        raise UserError(f"{output} holds another import; remove it or give another --output.")
+    lacking = any("image" in reason for reason in manifest.get("reasons", {}))
+    if lacking and (manifest.get("fixed") or manifest.get("ocr")):
+        raise UserError(f"{output} was changed by --fix or ocr since it was imported; import into another folder.")
+    return lacking
+
+
+def _check_counts(counts: dict[str, Counter[str]], options: ImportOptions, reader: Reader, root: str | Path) -> None:
+    if not counts["rows"].total():
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in counts["reasons"].most_common(3))
+        raise UserError(f"Of {reader.title} below {root} no row could be used: {reasons}.")
+    if options.val_fraction and not counts["rows"]["val"]:
+        raise UserError("--val-fraction: no row of a split named 'train' was drawn; there are "
+                        f"{', '.join(counts['rows'])}.")  # fmt: skip
 
 
 def _content(reader: Reader, found: Found, options: ImportOptions) -> dict[str, Any]:
@@ -116,6 +137,8 @@ def _content(reader: Reader, found: Found, options: ImportOptions) -> dict[str, 
         "layout": found.layout,
         "variant": found.variant,
         "files": {str(path): sha256_file(path) for path in files},
+        "images": {f"{path}, {split}": str(folder.folder) for (path, split), folder in found.images.items()},
+        "format": _FORMAT,
         "options": plain(vars(options) | reader.options),
     }
 
@@ -125,6 +148,9 @@ def _prepare(work: Path, fingerprint: str) -> None:
     mark = work / "fingerprint.json"
     if work.is_dir() and not (mark.is_file() and read_json(mark).get("fingerprint") == fingerprint):
         shutil.rmtree(work)
+        for path in [*work.parent.glob("*.jsonl"), *work.parent.glob("*.parquet")]:
+            path.unlink()  # of an import that was stopped while it moved its files here
+    shutil.rmtree(work / "merged", ignore_errors=True)
     write_json(mark, {"fingerprint": fingerprint})
 
 
@@ -152,7 +178,7 @@ def _validate_all(
 def _checked_split(meme: Meme | str, split: str, options: ImportOptions) -> str:
     """The split of a row, for the files that it goes to."""
     split = meme.split if isinstance(meme, Meme) else split
-    if split in _RESERVED:
+    if split == Path(REJECTED).stem:
         raise UserError(f"A split cannot be named {split!r}: this is the name of another file; rename it.")
     if options.val_fraction and split in _DEV_SPLITS:
         raise UserError(f"--val-fraction: this data has a dev split of its own, {split!r}; leave the option out.")
@@ -181,7 +207,8 @@ def _reject(split: str, place: str, name: str | None, reason: str) -> dict[str, 
 
 def _record(meme: Meme, options: ImportOptions) -> Meme:
     raw = meme.text if meme.raw_text is None else meme.raw_text
-    return replace(meme, text=normalise(meme.text, options.text), raw_text=raw, split=options.split_of(meme))
+    text, split = normalise(meme.text, options.text), options.split_of(meme)
+    return replace(meme, image=absolute(meme.image), text=text, raw_text=raw, split=split)
 
 
 def _problem(meme: Meme) -> str:
@@ -206,13 +233,13 @@ def _problem(meme: Meme) -> str:
         return f"image cannot be opened: {path} ({error})"
 
 
-def _merge(output: Path, chunks: list[Path]) -> dict[str, Counter[str]]:
+def _merge(folder: Path, chunks: list[Path]) -> dict[str, Counter[str]]:
     """Join the chunks into one pair of files per split; an id that comes again in its split is rejected."""
     counts: dict[str, Counter[str]] = {"rows": Counter(), "rejected": Counter(), "reasons": Counter()}
     seen: set[tuple[str, str]] = set()
     with ExitStack() as stack:
         writers: dict[str, SplitWriter] = {}
-        rejects = stack.enter_context(atomic_path(output / REJECTED))
+        rejects = stack.enter_context(atomic_path(folder / REJECTED))
         rejects = stack.enter_context(rejects.open("w", encoding="utf-8", newline="\n"))
         for chunk in chunks:
             for row in jsonl_rows(chunk):
@@ -229,7 +256,9 @@ def _merge(output: Path, chunks: list[Path]) -> dict[str, Counter[str]]:
                     continue
                 split = record["split"]
                 if split not in writers:
-                    writers[split] = stack.enter_context(SplitWriter(output, split))
+                    if len(writers) == _MOST_SPLITS:
+                        raise UserError(f"More than {_MOST_SPLITS} splits, e.g. {split!r}; is this the right column?")
+                    writers[split] = stack.enter_context(SplitWriter(folder, split))
                 writers[split].write(record)
                 counts["rows"][split] += 1
     return counts

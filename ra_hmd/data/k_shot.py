@@ -7,7 +7,7 @@ from typing import Any
 
 from ra_hmd.data.dataset import open_data
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.manifest import run_manifest, sha256_bytes, write_json
+from ra_hmd.manifest import read_json, run_manifest, sha256_bytes, write_json
 
 
 def write_k_shot(
@@ -32,7 +32,7 @@ def write_k_shot(
         per_class: Draw K of each class; without it, K of all memes as they come.
         split: Where to draw from.
         task: Whose classes; default is the data set's first task. Not a multi-label one.
-        output: The file; default `k_shot/<split>[_<task>].json` in the folder.
+        output: The file; default `k_shot/<split>[_<task>].json` in the folder. Lists that it holds already stay.
 
     Raises:
         UserError: numbers that are not positive, an unknown split or task, or a class with too few memes.
@@ -64,8 +64,28 @@ def write_k_shot(
         for seed in range(seeds)
     ]
     path = Path(output or data.folder / "k_shot" / f"{split}{'' if task is None else f'_{task}'}.json")
-    write_json(path, _manifest(data.manifest["dataset"], split, chosen.name, wanted, pools, lists, per_class=per_class))
+    manifest = _manifest(data.manifest["dataset"], split, chosen.name, wanted, pools, per_class=per_class)
+    before = _lists_before(path, manifest)
+    manifest["lists"] = sorted(
+        lists + [one for one in before if one not in lists], key=lambda one: (one["shots"], one["seed"])
+    )
+    write_json(path, manifest)
     return path
+
+
+def _lists_before(path: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lists that the file holds already, drawn from the same memes.
+
+    Raises:
+        UserError: they were drawn otherwise.
+    """
+    if not path.is_file():
+        return []
+    old = read_json(path)
+    for key in ("fingerprint", "task", "per_class"):
+        if old.get(key) != manifest[key]:
+            raise UserError(f"{path} was drawn from other memes or otherwise ({key}); remove it, or give --output.")
+    return list(old.lists)
 
 
 def _order(names: list[str], seed: int) -> list[str]:
@@ -78,7 +98,6 @@ def _manifest(
     task: str,
     classes: tuple[str, ...],
     pools: dict[str, list[str]],
-    lists: list[dict[str, Any]],
     *,
     per_class: bool,
 ) -> dict[str, Any]:
@@ -92,5 +111,4 @@ def _manifest(
         classes=list(classes),
         pool={name: len(pools[name]) for name in classes},
         fingerprint=pool,
-        lists=lists,
     )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -50,18 +51,22 @@ def fill_captions(folder: str | Path, *, min_score: float = 0.5, show: bool = Fa
     path = data.folder / DATASET_MANIFEST
     if not path.is_file():
         raise UserError(f"{folder} was not made by `ra-hmd data import`; import it first.")
-    engine, source = _engine()
     filled: dict[str, int] = {}
     problems: list[str] = []
+    engine = None
     for split in data.splits:
         wanted = [meme for meme in data.memes(split) if not meme.text and SOURCE not in meme.extras]
         if not wanted:
             continue
+        if engine is None:
+            engine, source = _engine()
         kept = data.folder / _DONE / f"{split}.jsonl"
         read = _read_all(wanted, engine, kept, min_score, problems, show=show)
         write_split(data.folder, split, _with_captions(data, split, read, source))
-        kept.unlink()
+        shutil.rmtree(kept.parent)
         filled[split] = sum(bool(values["text"]) for values in read.values())
+    if engine is None:
+        return {}
     manifest = read_json(path)
     write_json(path, {**manifest, "ocr": {**manifest.get("ocr", {}), **dict.fromkeys(filled, source)}})
     raise_all(problems, f"{folder}: images that cannot be read, all others were")
@@ -84,13 +89,14 @@ def _read_all(
     """Id → text and score. A line per meme is added to `kept`, and what is there is not read again."""
     kept.parent.mkdir(exist_ok=True)
     rows = jsonl_rows(kept) if kept.is_file() else ()
-    read = {row.values["id"]: row.values for row in rows if not row.problem}  # a torn last line is read again
+    lines = (row.values for row in rows if not row.problem)  # a torn last line is read again
+    read = {line["id"]: line for line in lines if line["min_score"] == min_score}
     todo = [meme for meme in memes if meme.id not in read]
     with kept.open("a", encoding="utf-8", newline="\n") as file:
         file.write("\n")  # ends a torn line
         for meme in track(((1, meme) for meme in todo), "Reading captions", len(todo), "memes", show=show):
             try:
-                read[meme.id] = {"id": meme.id, **read_text(engine, meme.image, min_score)}
+                read[meme.id] = {"id": meme.id, "min_score": min_score, **read_text(engine, meme.image, min_score)}
             except UserError as error:
                 problems.append(f"{meme.id}: {error}")
                 continue

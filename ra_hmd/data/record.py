@@ -9,6 +9,7 @@ from typing import Any
 
 from ra_hmd.data.files import json_rows, jsonl_rows
 from ra_hmd.data.sharegpt import Answers, PromptTemplate
+from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError, raise_all
 
 MOST_CLASSES = 128
@@ -120,14 +121,17 @@ def _jsonl_fields(row: dict[str, Any]) -> dict[str, Any]:
     if image is None:
         raise KeyError("'img' (or 'image')")
     own = {key: row[key] for key in ("split", "raw_text") if isinstance(row.get(key), str)}
-    extras = row["extras"] if isinstance(row.get("extras"), dict) else {}
-    known = {"id", "image", "img", "text", "label", *own} | ({"extras"} if extras else set())
+    nested = isinstance(row.get("extras"), dict)
+    known = {"id", "image", "img", "text", "label", *own, *(["extras"] if nested else [])}
+    empty = [name for name in ("id", "text") if row[name] is None]
+    if empty:
+        raise ValueError(f"{empty[0]} is null")
     return {
-        "id": str(row["id"]),
+        "id": well_formed(str(row["id"])),
         "image": image,
-        "text": str(row["text"]),
+        "text": well_formed(str(row["text"])),
         "label": class_index(row.get("label")),
-        "extras": {key: value for key, value in row.items() if key not in known} | extras,
+        "extras": {key: value for key, value in row.items() if key not in known} | (row["extras"] if nested else {}),
         **own,
     }
 

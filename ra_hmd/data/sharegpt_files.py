@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.dataset import MemeData, json_line, open_data
+from ra_hmd.data.readers.generic import FILE_NAME
 from ra_hmd.data.readers.tasks import Task
 from ra_hmd.data.record import Meme
 from ra_hmd.data.sharegpt import PromptTemplate, dataset_info_entry, sharegpt_record
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.manifest import atomic_path, read_json, write_json
+from ra_hmd.manifest import atomic_path, read_json, run_manifest, write_json
 
 REGISTRY = "dataset_info.json"
+ORIGINS = "sharegpt_origins.json"  # file name → where it was written from, and how
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ def write_sharegpt(
 ) -> tuple[list[ShareGptFile], PromptTemplate]:
     """Write one ShareGPT file per labelled split of an imported folder, and enter them in `output/dataset_info.json`.
 
+    `output/sharegpt_origins.json` keeps where each file came from; files that came from elsewhere are not overwritten.
+
     Args:
         folder: The imported folder.
         output: LLaMA-Factory's `dataset_dir`. Entries of other data sets in its registry stay.
@@ -60,28 +64,52 @@ def write_sharegpt(
         The files, and the question.
 
     Raises:
-        UserError: an unknown task or split, no labelled meme at all, or an image that is not below `media_dir`.
+        UserError: an unknown task or split, no labelled meme at all, an image that is not below `media_dir`, or a file
+            there that was not written from this data set.
     """
     data, output = open_data(folder), Path(output)
     chosen = data.task(task)
     unknown = sorted(set(splits or []) - set(data.splits))
     if unknown:
         raise UserError(f"{folder} has no split {', '.join(unknown)}; it has {', '.join(data.splits)}.")
+    if name is not None and not FILE_NAME.fullmatch(name):
+        raise UserError(f"--name {name!r}: it becomes a file name: letters, digits, '-', '_' and '.'.")
     template = PromptTemplate(prompt or chosen.prompt)
     entries: dict[str, Any] = read_json(output / REGISTRY) if (output / REGISTRY).is_file() else {}
+    origins: dict[str, Any] = read_json(output / ORIGINS) if (output / ORIGINS).is_file() else {}
+    names = {
+        split: _names(data, split, chosen, name)
+        for split in sorted(splits or data.splits, key=lambda split: (split != "train", split))
+    }
+    source = str(data.folder.absolute())
+    _check_targets(output, [file for _, file in names.values()], origins, source)
     files = []
-    for split in sorted(splits or data.splits, key=lambda split: (split != "train", split)):
-        registered, file_name = _names(data, split, chosen, name)
+    for split, (registered, file_name) in names.items():
         path = output / file_name
+        origins[file_name] = run_manifest(
+            "sharegpt", source=source, fingerprint=data.manifest.get("fingerprint"), split=split, task=chosen.name,
+            prompt=template.template, media_dir=None if media_dir is None else str(media_dir),
+        )  # fmt: skip
         rows, unlabelled = _write_file(path, data, split, chosen, template, media_dir)
         files.append(ShareGptFile(registered, path, rows, unlabelled))
         if rows:
             entries[registered] = dataset_info_entry(file_name)
+            write_json(output / ORIGINS, dict(origins))
     if not any(file.rows for file in files):
         others = ", ".join(other.name for other in data.reader.tasks if other != chosen)
         raise UserError(f"No meme of {folder} has a label in task {chosen.name!r}; other tasks: {others or 'none'}.")
     write_json(output / REGISTRY, dict(entries))
     return [file for file in files if file.rows or file.unlabelled], template
+
+
+def _check_targets(output: Path, files: list[str], origins: dict[str, Any], source: str) -> None:
+    """Raise `UserError` for files that are there and were not written from this data set."""
+    foreign = [
+        f"{output / file} {'was written from ' + origins[file]['source'] if file in origins else 'is not from here'}"
+        for file in files
+        if (output / file).is_file() and origins.get(file, {}).get("source") != source
+    ]
+    raise_all(foreign, "Files that would be overwritten; remove them, or give another --output or --name")
 
 
 def _names(data: MemeData, split: str, task: Task, name: str | None) -> tuple[str, str]:

@@ -166,7 +166,9 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
     try:
         check_family(load_config(model_args).model_type, settings.template)
         loaded = load_tokenizer(model_args)
-    except OSError as error:
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
         raise UserError(f"{base_model}: its tokenizer and processor cannot be loaded: {error}") from error
     template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
     return MemeEncoder(template, **loaded, prompt=settings.prompt, cutoff_len=settings.cutoff_len), model_args

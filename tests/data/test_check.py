@@ -16,12 +16,12 @@ from engines import BIN, run
 from meme_files import imported, picture, table
 from PIL import Image
 
-from ra_hmd.data.checks import scan
+from ra_hmd.data.checks import fix, scan
 from ra_hmd.data.checks.budget import excess_tokens
 from ra_hmd.data.checks.check import check_data
-from ra_hmd.data.checks.findings import _similar
+from ra_hmd.data.checks.findings import similar_images
 from ra_hmd.data.checks.scan import image_facts
-from ra_hmd.data.dataset import open_data, write_split
+from ra_hmd.data.dataset import MemeData, open_data, write_split
 from ra_hmd.errors import UserError
 from ra_hmd.models.checkpoint import load_encoder
 from ra_hmd.models.inputs import InputSettings
@@ -53,7 +53,7 @@ def copy(whole: Path, tmp_path: Path) -> "Copy":
     for path in folder.glob("*.jsonl"):
         path.write_text(path.read_text().replace(str(whole), str(tmp_path / "whole")))
     for split in ("train", "val", "test"):
-        (folder / f"{split}.parquet").unlink()
+        write_split(folder, split, list(open_data(folder).memes(split)))
     return Copy(folder)
 
 
@@ -66,10 +66,12 @@ class Copy:
     def rows(self, split: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / f"{split}.jsonl").read_text().splitlines()]
 
-    def edit(self, split: str, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    def edit(self, split: str, change: Callable[[list[dict[str, Any]]], None], *, parquet: bool = True) -> None:
         rows = self.rows(split)
         change(rows)
         (self.folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if parquet:
+            write_split(self.folder, split, list(open_data(self.folder).memes(split)))
 
     def image(self, name: str) -> Path:
         return self.folder.parent / "images" / name
@@ -148,6 +150,7 @@ EXPECTED = {
     "duplicate_row": ["train: n20.png"],
     "duplicate_id": ["train: n21.png"],
     "unreadable_row": ["train.jsonl, line 448"],
+    "parquet_differs": ["train.parquet"],
     "rows": ["train: 448 rows, expected 445", "val: 148 rows, expected 149"],
     "classes": ["train, hate: (258, 188), expected (258, 187)", "val, hate: (91, 57), expected (91, 58)"],
     "rejected_row": ["test: n0.png: image missing"],
@@ -184,7 +187,7 @@ def test_fix_takes_out_what_nothing_can_use_and_lists_it(copy: Copy) -> None:
     damage(copy)
     images = {path: path.read_bytes() for path in copy.image("").iterdir()}
     report = check_data(copy.folder, fix=True)
-    assert len(report["fixed"]) == 5
+    assert len(report["fixed"]) == 6
     left = {finding["kind"] for finding in report["findings"]}
     assert left.isdisjoint({"missing_image", "corrupt_image", "unreadable_row", "duplicate_row", "parquet_differs"})
     assert {"duplicate_id", "contradicting_label", "image_across_splits", "huge_image"} <= left
@@ -213,11 +216,8 @@ def test_fix_needs_an_import(memes: Path, tmp_path: Path) -> None:
 
 
 def test_a_parquet_file_that_differs_is_found_and_written_anew(copy: Copy) -> None:
-    check_data(copy.folder, fix=True)
-    data = open_data(copy.folder)
-    assert "parquet_differs" not in copy.found()
-    write_split(copy.folder, "val", list(data.memes("val")))
-    copy.edit("val", lambda rows: rows[5].update(text="changed by hand"))
+    assert copy.found() == {}
+    copy.edit("val", lambda rows: rows[5].update(text="changed by hand"), parquet=False)
     assert copy.found()["parquet_differs"]["examples"] == ["val.parquet"]
     report = check_data(copy.folder, fix=True)
     assert report["findings"] == []
@@ -330,9 +330,12 @@ def test_similar_hashes_are_those_within_four_bits() -> None:
     hashes = np.concatenate([base, base ^ np.array(flips, np.uint64)])
     splits = np.array([0] * 300 + [1] * 300, np.uint8)
     naive = {(a, b) for a in range(300) for b in range(300, 600) if int(hashes[a] ^ hashes[b]).bit_count() <= 4}
-    assert {(min(pair), max(pair)) for pair in _similar(hashes, splits)} == naive
-    assert len(naive) == 200
-    assert list(_similar(hashes[:0], splits[:0])) == []
+    captions = np.array([1] * 300 + [1, 2] * 150, np.uint64)
+    found = list(similar_images(hashes, captions, splits))
+    assert {(min(pair), max(pair)) for *pair, _ in found} == naive
+    assert len(naive) == len(found) == 200
+    assert all(same == (captions[one] == captions[other]) for one, other, same in found)
+    assert list(similar_images(hashes[:0], captions[:0], splits[:0])) == []
 
 
 def test_hostile_files_end_as_findings(tmp_path: Path) -> None:
@@ -347,3 +350,55 @@ def test_hostile_files_end_as_findings(tmp_path: Path) -> None:
     assert image_facts(str(tmp_path)).problem == "missing"
     os.mkfifo(tmp_path / "pipe.png")
     assert image_facts(str(tmp_path / "pipe.png")).problem == "missing"
+
+
+def test_a_leak_behind_a_confounder_is_found() -> None:
+    """Train has a picture with two captions' worth of rows; the same caption comes back in val."""
+    hashes = np.array([7, 7, 7, 2**40 - 1], np.uint64)
+    captions, splits = np.array([1, 2, 1, 3], np.uint64), np.array([0, 1, 1, 0], np.uint8)
+    assert [(min(pair), max(pair), same) for *pair, same in similar_images(hashes, captions, splits)] == [(0, 2, True)]
+
+
+def test_pictures_of_one_colour_are_not_compared(tmp_path: Path) -> None:
+    rows = []
+    for split, colour in (("train", "red"), ("train", "green"), ("val", "blue")):
+        Image.new("RGB", (30, 30), colour).save(tmp_path / f"{colour}.png")
+        rows.append(f"{colour}.png,{colour},{len(rows) % 2},{split}")
+    table(tmp_path / "mine" / "all.csv", "image,text,label,split\n" + "\n".join(rows) + "\n")
+    for path in tmp_path.glob("*.png"):
+        path.rename(tmp_path / "mine" / path.name)
+    imported("generic", tmp_path / "mine", tmp_path / "out")
+    assert check_data(tmp_path / "out")["findings"] == []
+
+
+def test_labels_beyond_the_classes_and_a_lost_parquet_file_are_errors(copy: Copy) -> None:
+    copy.edit("val", lambda rows: rows[0].update(label=5), parquet=False)
+    (copy.folder / "test.parquet").unlink()
+    (copy.folder / "train.parquet").write_bytes(b"torn")
+    found = copy.found()
+    assert found["unknown_class"]["examples"] == ["val: n446.png: hate 5"]
+    assert found["parquet_differs"]["examples"] == ["test.parquet", "train.parquet", "val.parquet"]
+    check_data(copy.folder, fix=True)
+    assert "parquet_differs" not in copy.found()
+
+
+def test_a_fix_that_was_stopped_is_finished_and_listed(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy.image("n1.png").unlink()
+    copy.image("n446.png").unlink()
+    rewrite = fix._rewrite
+
+    def stop_at_val(data: MemeData, split: str, bad: Any) -> int:
+        if split == "val":
+            raise KeyboardInterrupt
+        return rewrite(data, split, bad)
+
+    monkeypatch.setattr(fix, "_rewrite", stop_at_val)
+    with pytest.raises(KeyboardInterrupt):
+        check_data(copy.folder, fix=True)
+    monkeypatch.setattr(fix, "_rewrite", rewrite)
+    report = check_data(copy.folder, fix=True)
+    assert [text.split(" moved")[0] for text in report["fixed"]] == ["train.jsonl, row 1", "val.jsonl, row 1"]
+    manifest = json.loads((copy.folder / "dataset.json").read_text())
+    assert manifest["splits"] == {"test": 149, "train": 444, "val": 148}
+    rejected = [json.loads(line)["id"] for line in (copy.folder / "rejected.jsonl").read_text().splitlines()]
+    assert rejected == ["n1.png", "n446.png"]

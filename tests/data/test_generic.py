@@ -108,9 +108,9 @@ def test_one_file_per_split(tmp_path: Path) -> None:
     table(root / "dev_seen.csv", "id,image,text\n2,img/b.jpg,Rain\n")
     table(root / "my_test.tsv", "id\timage\ttext\n3\timg/c.webp\tCats\n")
     run = imported("generic", root, tmp_path / "out")
-    assert run.manifest["splits"] == {"dev_seen": 1, "my_test": 1, "train": 1}
+    assert run.manifest["splits"] == {"dev_seen": 1, "test": 1, "train": 1}
     assert run.column("dev_seen", "image") == [str(root / "img/b.jpg")]
-    assert run.column("my_test", "id") == ["3"]
+    assert run.column("test", "id") == ["3"]
 
 
 def test_files_below_folders_are_not_read(tmp_path: Path) -> None:
@@ -336,9 +336,9 @@ def test_empty_image_or_text_is_rejected(tmp_path: Path) -> None:
     run = imported("generic", root, tmp_path / "out")
     assert run.column("train", "text") == [""]
     assert reasons(run) == [
-        "its image or text is empty",
-        "its image or text is empty",
-        "its image or text is empty",
+        "its image is '', a text is needed",
+        "its image is None, a text is needed",
+        "its text is None, a text is needed",
         "field 'text' is missing; this row has image",
     ]
 

@@ -107,7 +107,7 @@ def test_rows_that_cannot_be_records_are_rejected_with_place_and_reason(tmp_path
         ("train.jsonl, line 3", "m2", "image missing"),
         ("train.jsonl, line 5", "m3", "id came before in its split"),
         ("train.jsonl, line 6", " ", "its id is empty"),
-        ("train.jsonl, line 7", None, "its image or text is empty"),
+        ("train.jsonl, line 7", None, "its text is None, a text is needed"),
         ("train.jsonl, line 8", "m7", "not an image"),
         ("train.jsonl, line 10", None, "not valid JSON"),
         ("train.jsonl, line 11", None, "a list stands where an object is needed"),

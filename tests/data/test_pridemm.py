@@ -418,7 +418,10 @@ def test_missing_images_are_counted_not_fatal(tmp_path: Path) -> None:
             "reason": f"image missing: {root / 'Images/img_5.png'}",
         },
     ]
-    assert data.manifest["notes"] == ["PrideMM.csv: of its first 6 images 2 are not there"]
+    assert data.manifest["notes"] == [
+        "PrideMM.csv, train: of its first 3 images 1 are not there",
+        "PrideMM.csv, test: of its first 2 images 1 are not there",
+    ]
 
 
 def test_an_image_file_that_is_none_is_rejected(tmp_path: Path) -> None:

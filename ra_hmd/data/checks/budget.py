@@ -31,8 +31,11 @@ def excess_tokens(config: str | Path, model: str | None = None) -> Callable[[str
     path = Path(config)
     if not path.is_file():
         raise UserError(f"--config {path} does not exist; give the YAML file of Stage 1.")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict) or "template" not in values or "model_name_or_path" not in values:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict) or not values.get("template") or not values.get("model_name_or_path"):
         raise UserError(f"--config {path} has no `model_name_or_path` and `template`; give a YAML file of Stage 1.")
     known = {field.name for field in fields(InputSettings)}
     settings = load_dataclass(InputSettings, {key: values[key] for key in values if key in known}, str(path))

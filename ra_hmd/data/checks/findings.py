@@ -1,23 +1,30 @@
 """What a check found, gathered from one pass over the records in a few bytes per row."""
 
+import json
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ra_hmd.data.checks.scan import HUGE_PIXELS, RowFacts
-from ra_hmd.data.dataset import MemeData
+from ra_hmd.data.dataset import DATASET_MANIFEST, MemeData
 from ra_hmd.data.readers.tasks import Expected, Task
+from ra_hmd.data.text import well_formed
 
 Severity = Literal["error", "warning", "info"]
 SHOWN = 20
 # Of 64. An image that is stored again, smaller or in another format, differs in fewer; one with new words in more.
 SAME_IMAGE_BITS = 4
+_BLOCK = 4096
+_MOST_TWINS = 64  # rows of one hash that are compared with each other
 _BANDS = SAME_IMAGE_BITS + 1  # two hashes that close agree on one of so many equal pieces
 
 
@@ -43,7 +50,7 @@ class Finding:
         """Count one more; the first are kept as examples."""
         self.count += 1
         if len(self.examples) < SHOWN:
-            self.examples.append(example)
+            self.examples.append(well_formed(example))
 
 
 _KINDS: dict[str, tuple[Severity, str]] = {
@@ -52,7 +59,7 @@ _KINDS: dict[str, tuple[Severity, str]] = {
     "corrupt_image": ("error", "images that cannot be decoded in full; get them again, or --fix takes their rows out"),
     "duplicate_row": ("error", "rows that are there twice, equal in every field; --fix keeps the first"),
     "duplicate_id": ("error", "different rows with one id in a split; predictions and bank rows are keyed by it"),
-    "parquet_differs": ("error", "the .parquet file is not the .jsonl file; --fix writes it anew"),
+    "parquet_differs": ("error", "the .parquet file is missing or not the .jsonl file; --fix writes it anew"),
     "huge_image": ("warning", f"images of more than {HUGE_PIXELS // 10**6} million pixels: not decoded here"),
     "animated_image": ("warning", "animated images: models see the first frame alone"),
     "wrong_suffix": ("info", "images of another format than their suffix says; they are opened by content"),
@@ -71,6 +78,7 @@ _KINDS: dict[str, tuple[Severity, str]] = {
         "image files that rows of different ids name; where folders were merged, files "
         "of one name overwrote each other",
     ),
+    "unknown_class": ("error", "labels that are no class of the data set's task"),
     "contradicting_label": ("warning", "same image and same caption, other labels"),
     "over_budget": ("warning", "captions that the given configuration would shorten"),
     "special_string": ("info", "captions with strings that a chat template reads as markup; prompts space them out"),
@@ -93,7 +101,7 @@ class Findings:
         self.labels: dict[str, dict[str, Counter[int | None]]] = defaultdict(lambda: defaultdict(Counter))
         self.characters, self.widths, self.heights = array("I"), array("I"), array("I")
         self.ids: list[str] = []
-        self._splits, self._captions, self._hashes = array("B"), array("Q"), array("Q")
+        self._splits, self._captions, self._hashes = array("H"), array("Q"), array("Q")
         self._contents, self._decoded, self._label = array("Q"), array("B"), array("b")
         self._ordinals, self._paths = array("I"), array("Q")
         self.bad: dict[tuple[str, int], str] = {}  # (split, which of its rows) → why it should be taken out
@@ -108,7 +116,10 @@ class Findings:
                 continue
             self._image(split, row, place)
             for task, value in zip(self.tasks, row.values, strict=True):
-                self.labels[split][task.name].update(value if isinstance(value, list) else [value])
+                indices = value if isinstance(value, list) else [value]
+                self.labels[split][task.name].update(indices)
+                if any(index is not None and index not in range(len(task.classes)) for index in indices):
+                    self.found["unknown_class"].add(f"{place}: {task.name} {value}")
             if row.special:
                 self.found["special_string"].add(f"{place}: {row.special}")
             if not row.characters:
@@ -191,16 +202,15 @@ class Findings:
         return self.ids[row] == self.ids[other] and any(set(known) == pair for known in self.data.reader.shared)
 
     def _across_splits(self) -> None:
-        splits = np.frombuffer(self._splits, np.uint8)
+        splits = np.frombuffer(self._splits, np.uint16)
         for rows in _groups(np.frombuffer(self._captions, np.uint64), splits):
             if self._captions[rows[0]]:
                 self._pair("caption_across_splits", int(rows[0]), int(rows[np.argmax(splits[rows] != splits[rows[0]])]))
         seen = np.flatnonzero(np.frombuffer(self._decoded, np.uint8))
-        hashes = np.frombuffer(self._hashes, np.uint64)[seen]
-        for one, other in _similar(hashes, splits[seen]):
-            row, twin = int(seen[one]), int(seen[other])
-            same = self._captions[row] == self._captions[twin]
-            self._pair("image_across_splits" if same else "image_across_splits_other_caption", row, twin)
+        hashes, captions = (np.frombuffer(one, np.uint64)[seen] for one in (self._hashes, self._captions))
+        for one, other, same in similar_images(hashes, captions, splits[seen]):
+            kind = "image_across_splits" if same else "image_across_splits_other_caption"
+            self._pair(kind, int(seen[one]), int(seen[other]))
 
     def _pair(self, kind: str, row: int, other: int) -> None:
         if not self._shared(row, other):
@@ -208,7 +218,8 @@ class Findings:
 
     def _contradictions(self) -> None:
         labels = np.frombuffer(self._label, np.int8)
-        usable = np.flatnonzero((labels >= 0) & (np.frombuffer(self._decoded, np.uint8) > 0))
+        captions = np.frombuffer(self._captions, np.uint64)
+        usable = np.flatnonzero((labels >= 0) & (np.frombuffer(self._decoded, np.uint8) > 0) & (captions > 0))
         if not len(usable):
             return
         pairs = np.stack([np.frombuffer(array, np.uint64)[usable] for array in (self._captions, self._hashes)], axis=1)
@@ -245,7 +256,8 @@ class Findings:
     def _files(self) -> None:
         for split in self.data.splits:
             path = self.data.folder / f"{split}.parquet"
-            if path.is_file() and not _same_rows(path, self.data, split):
+            wanted = path.is_file() or (self.data.folder / DATASET_MANIFEST).is_file()
+            if wanted and not _same_rows(path, self.data, split):
                 self.found["parquet_differs"].add(path.name)
 
     def _over_budget(self, excess: Callable[[str, int, int], int]) -> None:
@@ -267,34 +279,69 @@ def _groups(keys: np.ndarray, kinds: np.ndarray) -> Iterator[np.ndarray]:
             yield rows
 
 
-def _similar(hashes: np.ndarray, splits: np.ndarray) -> Iterable[tuple[int, int]]:
-    """Pairs of rows, of different splits, whose hashes (uint64 [N]) differ in at most `SAME_IMAGE_BITS` bits; one pair
-    for each two hashes.
+def similar_images(hashes: np.ndarray, captions: np.ndarray, splits: np.ndarray) -> Iterator[tuple[int, int, bool]]:
+    """Pairs of rows of different splits whose images look the same: (row, other row, whether the captions are equal).
+
+    Of all rows with two hashes that differ in at most `SAME_IMAGE_BITS` bits one pair is given, one with equal captions
+    if there is one; and of a hash no more than one pair with each kind of partner.
+
+    Args:
+        hashes: uint64 [N].
+        captions: uint64 [N], equal for equal captions; 0 for none.
+        splits: [N].
     """
     if not len(hashes):
         return
-    unique, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-    for rows in _groups(group, splits):
-        yield int(rows[0]), int(rows[np.argmax(splits[rows] != splits[rows[0]])])
+    unique, group = np.unique(hashes, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    rows_of = np.split(order, np.cumsum(np.bincount(group))[:-1])
     codes = unique.view(np.uint8).reshape(-1, 8)
     index = faiss.IndexBinaryMultiHash(64, _BANDS, 64 // _BANDS)
     index.add(codes)
-    limits, _, neighbours = index.range_search(codes, SAME_IMAGE_BITS + 1)  # FAISS: distance below the radius
-    for row in range(len(unique)):
-        for other in neighbours[limits[row] : limits[row + 1]]:
-            if other > row and splits[first[row]] != splits[first[other]]:
-                yield int(first[row]), int(first[other])
+    for start in range(0, len(unique), _BLOCK):
+        limits, _, near = index.range_search(codes[start : start + _BLOCK], SAME_IMAGE_BITS + 1)  # below the radius
+        for number, (first, last) in enumerate(pairwise(limits)):
+            one = start + number
+            found: dict[bool, tuple[int, int]] = {}
+            for other in sorted(int(other) for other in near[first:last] if other >= one):
+                pair = _across(rows_of[one], rows_of[other], captions, splits)
+                if pair is not None:
+                    found.setdefault(pair[2], pair[:2])
+                if len(found) == 2:
+                    break
+            for same, pair in found.items():
+                yield min(pair), max(pair), same
 
 
-def _same_rows(path: object, data: MemeData, split: str) -> bool:
-    columns = ["id", "text", "label", "image"]
-    with pq.ParquetFile(path) as file:
-        table = (row for batch in file.iter_batches(4096, columns=columns) for row in batch.to_pylist())
-        for place, meme in data.rows(split):
-            del place
-            row = next(table, None)
-            if isinstance(meme, str) or row is None:
-                return False
-            if (meme.id, meme.text, meme.label, str(meme.image)) != tuple(row[name] for name in columns):
-                return False
-        return next(table, None) is None
+def _across(
+    rows: np.ndarray, others: np.ndarray, captions: np.ndarray, splits: np.ndarray
+) -> tuple[int, int, bool] | None:
+    """A row of each set, of different splits, with equal captions if possible; None if all are of one split."""
+    seen: dict[tuple[int, int], int] = {}
+    for row in rows[:_MOST_TWINS]:
+        seen.setdefault((int(captions[row]), int(splits[row])), int(row))
+    found = None
+    for other in others[:_MOST_TWINS]:
+        for (caption, split), row in seen.items():
+            if split != splits[other] and row != other:
+                same = caption != 0 and caption == captions[other]
+                if same:
+                    return row, int(other), True
+                found = found or (row, int(other), False)
+    return found
+
+
+def _same_rows(path: Path, data: MemeData, split: str) -> bool:
+    """Whether a Parquet file holds the rows of the split, in every field."""
+    try:
+        with pq.ParquetFile(path) as file:
+            table = (row for batch in file.iter_batches(4096) for row in batch.to_pylist())
+            for _, meme in data.rows(split):
+                row = next(table, None)
+                if isinstance(meme, str) or row is None:
+                    return False
+                if meme.to_row() != {**row, "extras": json.loads(row["extras"])}:
+                    return False
+            return next(table, None) is None
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return False

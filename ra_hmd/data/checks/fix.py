@@ -27,37 +27,45 @@ def fix_data(data: MemeData, bad: Mapping[tuple[str, int], str], kinds: list[str
     path = data.folder / DATASET_MANIFEST
     if not path.is_file():
         raise UserError(f"--fix: {data.folder} was not made by `ra-hmd data import`; import it first.")
-    splits = [split for split in data.splits if "parquet_differs" in kinds or any(key[0] == split for key in bad)]
+    torn = "parquet_differs" in kinds
     if bad:
         _append_rejected(data, bad)
     manifest = read_json(path)
-    done = [f"{split}: row {row + 1} moved to {REJECTED} ({reason})" for (split, row), reason in sorted(bad.items())]
-    for split in splits:
-        kept = 0
-        with SplitWriter(data.folder, split) as writer:
-            for number, (_, meme) in enumerate(data.rows(split)):
-                if isinstance(meme, Meme) and (split, number) not in bad:
-                    writer.write(meme.to_row())
-                    kept += 1
-        manifest["splits"][split] = kept
-    if "parquet_differs" in kinds:
-        done.append("Parquet files written anew from the .jsonl files")
+    for split in data.splits:
+        if torn or any(key[0] == split for key in bad):
+            manifest["splits"][split] = _rewrite(data, split, bad)
+            write_json(path, manifest)
+    moved = [f"{row['place']} moved to {REJECTED} ({row['reason']})" for row in data.rejected() if "line" in row]
+    done = [text for text in moved if text not in manifest.get("fixed", [])]
+    done += ["Parquet files written anew from the .jsonl files"] if torn else []
     if done:
         write_json(path, {**manifest, "fixed": [*manifest.get("fixed", []), *done]})
     return done
 
 
+def _rewrite(data: MemeData, split: str, bad: Mapping[tuple[str, int], str]) -> int:
+    """Write a split without its bad rows; returns how many are left."""
+    kept = 0
+    with SplitWriter(data.folder, split) as writer:
+        for number, (_, meme) in enumerate(data.rows(split)):
+            if isinstance(meme, Meme) and (split, number) not in bad:
+                writer.write(meme.to_row())
+                kept += 1
+    return kept
+
+
 def _append_rejected(data: MemeData, bad: Mapping[tuple[str, int], str]) -> None:
-    before = [json_line(row) for row in data.rejected()]
-    with atomic_path(data.folder / REJECTED) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(before)
+    path = data.folder / REJECTED
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(before + ("\n" if before and not before.endswith("\n") else ""))
         for split in sorted({split for split, _ in bad}):
             for number, line in enumerate(_lines(data.folder / f"{split}.jsonl")):
                 if (split, number) in bad:
                     row = {"split": split, "place": f"{split}.jsonl, row {number + 1}", "id": _id(line)}
-                    row |= {"reason": bad[split, number], "line": line}
-                    if json_line(row) not in before:  # a fix that was stopped in the middle is done again
-                        file.write(json_line(row))
+                    row = json_line(row | {"reason": bad[split, number], "line": line})
+                    if row not in before:  # a fix that was stopped in the middle is done again
+                        file.write(row)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -146,17 +146,28 @@ def image_facts(path: str) -> ImageFacts:
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 width, height = image.size
-                kind, animated = _kind(path, image.format or ""), bool(getattr(image, "is_animated", False))
+                kind, animated = _kind(path, image.format or ""), _is_animated(image)
                 if width * height > HUGE_PIXELS:
                     return ImageFacts(width, height, None, kind, animated, "huge")
                 image.draft("L", (_HASH_SIDE, _HASH_SIDE))  # a JPEG is decoded at a fraction of its size: much faster
                 image.load()
                 bits = imagehash.phash(image.convert("RGBA").convert("L") if image.mode == "P" else image).hash
-                return ImageFacts(width, height, _as_integer(bits), kind, animated)
+                flat = all(low == high for low, high in _extrema(image))  # all of one colour hash alike
+                return ImageFacts(width, height, None if flat else _as_integer(bits), kind, animated)
     except Image.DecompressionBombError:
         return ImageFacts(width, height, problem="huge")
     except Exception as error:  # a decoder may raise anything on hostile bytes; one bad file must not stop the check
         return ImageFacts(width, height, problem=str(error) or type(error).__name__)
+
+
+def _is_animated(image: Image.Image) -> bool:
+    return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+
+
+def _extrema(image: Image.Image) -> list[tuple[float, float]]:
+    """Lowest and highest value of each band."""
+    extrema = image.getextrema()
+    return list(extrema) if isinstance(extrema[0], tuple) else [extrema]
 
 
 def _kind(path: str, kind: str) -> str:

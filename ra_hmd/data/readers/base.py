@@ -1,7 +1,9 @@
 """What a reader of a data set is, and what all of them share."""
 
+import math
 import re
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.files import Row, rows_of
-from ra_hmd.data.readers.image_folders import ImageFolder, Wanted, find_image_folders
+from ra_hmd.data.readers.image_folders import ImageFolder, Source, Wanted, find_image_folders
 from ra_hmd.data.readers.tasks import HATE, Expected, Task
 from ra_hmd.data.readers.tree import Tree, below
 from ra_hmd.data.record import Meme, sharegpt_fields
@@ -18,6 +20,7 @@ from ra_hmd.data.sharegpt import Answers, PromptTemplate
 from ra_hmd.errors import UserError
 
 _SAMPLE = 50
+_MIXED_SAMPLE = 20_000  # rows that are read to see some of each split, where one file holds several
 SHAREGPT = "RA-HMD ShareGPT files"
 
 
@@ -38,7 +41,7 @@ class Found:
         parts: The annotation files, in the order in which they are read.
         variant: Which release this is, a key of `Reader.expected`; "" for one without known counts.
         others: Further files, by role.
-        images: Image folder of each part.
+        images: Image folder of each split of each part.
         notes: What the user should know about this copy.
     """
 
@@ -46,7 +49,7 @@ class Found:
     parts: tuple[Part, ...]
     variant: str = ""
     others: Mapping[str, Path] = field(default_factory=dict)
-    images: Mapping[Path, ImageFolder] = field(default_factory=dict)
+    images: Mapping[Source, ImageFolder] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -108,9 +111,9 @@ class Reader(ABC):
         folder), or as what is wrong with it.
         """
         for part in found.parts:
-            folder = found.images.get(part.path)
             for row, meme in self._memes(part, found):
                 if isinstance(meme, Meme):
+                    folder = found.images.get((part.path, meme.split))
                     meme = replace(meme, image=Path() if folder is None else folder.path(meme.image))  # noqa: PLW2901
                 yield part, row, meme
 
@@ -124,13 +127,20 @@ class Reader(ABC):
                 yield row, self._from_sharegpt(row, part) if sharegpt else self.meme(row, part, found)
             except KeyError as error:
                 yield row, f"field {error} is missing; this row has {', '.join(row.values)}"
-            except (AttributeError, IndexError, TypeError, ValueError) as error:
+            except ValueError as error:
                 yield row, str(error)
+            except (AttributeError, IndexError, TypeError) as error:
+                yield row, f"a field is of another type than it should be ({error})"
 
     def meme_id(self, value: Any, split: str) -> str:
         """The id of a meme from the one in an annotation file."""
         del split
-        return str(value)
+        return given(value, "id")
+
+    def leftovers(self, values: Mapping[str, Any], *used: str) -> dict[str, Any]:
+        """The fields of a row that no attribute of `Meme` holds; one with the name of a task gets `_in_file` added."""
+        tasks = {task.name for task in self.tasks}
+        return {f"{key}_in_file" if key in tasks else key: value for key, value in values.items() if key not in used}
 
     def _from_sharegpt(self, row: Row, part: Part) -> Meme:
         fields = sharegpt_fields(row.values, PromptTemplate(), Answers())
@@ -162,7 +172,8 @@ class Reader(ABC):
             where = "\n".join(dict.fromkeys(f"  - {other.parts[0].path.parent}" for other in (found, *twice)))
             raise UserError(f"{self.title} ({found.layout}) lies below {root} more than once; name one:\n{where}")
         notes = [f"also there and not read: {other.layout} in {other.parts[0].path.parent}" for other in more]
-        folders, image_notes = self._image_folders(found, Tree(Path(images)) if images else tree, images or root)
+        below_images = Tree(Path(images)) if images else tree
+        folders, image_notes = self._image_folders(found, below_images, images or root, trust=bool(images))
         return replace(found, images=folders, notes=(*found.notes, *notes, *image_notes))
 
     def _sharegpt_layouts(self, tree: Tree) -> list[Found]:
@@ -171,30 +182,42 @@ class Reader(ABC):
         return [Found(SHAREGPT, tuple(Part(path, split) for split, path in group.items())) for group in groups]
 
     def _image_folders(
-        self, found: Found, tree: Tree, where: str | Path
-    ) -> tuple[dict[Path, ImageFolder], tuple[str, ...]]:
-        def images(part: Part) -> Iterator[Path]:
-            return (meme.image for _, meme in self._memes(part, found) if isinstance(meme, Meme))
+        self, found: Found, tree: Tree, where: str | Path, *, trust: bool
+    ) -> tuple[dict[Source, ImageFolder], tuple[str, ...]]:
+        def images(part: Part, split: str) -> Iterator[Path]:
+            memes = (meme for _, meme in self._memes(part, found) if isinstance(meme, Meme))
+            return (meme.image for meme in memes if meme.split == split)
 
-        wanted = []
+        samples: dict[Source, list[Path]] = defaultdict(list)
         for part in found.parts:
-            shares = {
-                other.path for other in found.parts for pair in self.shared if {part.split, other.split} == {*pair}
-            }
-            sample = list(islice(images(part), _SAMPLE))
-            if sample:
-                wanted.append(Wanted(part.path, sample, partial(images, part), frozenset(shares)))
-        folders, notes = find_image_folders(wanted, tree)
+            for _, meme in islice(self._memes(part, found), _SAMPLE if part.split else _MIXED_SAMPLE):
+                if isinstance(meme, Meme) and len(samples[part.path, meme.split]) < _SAMPLE:
+                    samples[part.path, meme.split].append(meme.image)
+        parts = {part.path: part for part in found.parts}
+        wanted = []
+        for (path, split), sample in samples.items():
+            shares = {other for other in samples for pair in self.shared if {split, other[1]} == {*pair}}
+            wanted.append(Wanted(path, split, sample, partial(images, parts[path], split), frozenset(shares)))
+        folders, notes = find_image_folders(wanted, tree, trust=trust)
         if not folders:
-            looked = (
-                "; ".join(f"{one.file.name} (looked for {one.sample[0]})" for one in wanted) or "no row can be read"
-            )
+            looked = "; ".join(f"{one.name} (looked for {one.sample[0]})" for one in wanted) or "no row can be read"
             archives = f" Unpack {', '.join(below(tree.archives, where))}." if tree.archives else ""
             raise UserError(
                 f"No images of {self.title} below {where}: {looked}.{archives} "
                 "Give the folder that holds them with --images."
             )
         return folders, tuple(notes)
+
+
+def given(value: Any, name: str) -> str:
+    """A field as text.
+
+    Raises:
+        ValueError: it is empty, null, not a number, or no single value.
+    """
+    if value == "" or not isinstance(value, str | int | float) or (isinstance(value, float) and math.isnan(value)):
+        raise ValueError(f"its {name} is {repr(value)[:40]}, a text is needed")
+    return str(value)
 
 
 def binary(value: Any, name: str) -> int | None:

@@ -1,18 +1,20 @@
 """Anyone's own data: JSON Lines, CSV, TSV or Parquet with a column map, and ShareGPT files as RA-HMD has them."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.files import Row
-from ra_hmd.data.readers.base import SHAREGPT, Found, Part, Reader
+from ra_hmd.data.readers.base import SHAREGPT, Found, Part, Reader, given
 from ra_hmd.data.readers.tree import Tree
-from ra_hmd.data.record import Meme, class_index
+from ra_hmd.data.record import MOST_CLASSES, Meme, class_index
 from ra_hmd.errors import UserError
 
 FIELDS = ("id", "image", "text", "label", "split")
+FILE_NAME = re.compile(r"[\w-][\w.-]*")
 _TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 _SPLIT_IN_NAME = re.compile(
     r"(?<![a-z])(train|dev_seen|dev_unseen|test_seen|test_unseen|dev|val|test)(?![a-z])", re.IGNORECASE
@@ -38,6 +40,9 @@ class Generic(Reader):
         self.columns, self.labels = dict(columns or {}), dict(labels or {})
         self._only: Path | None = None
         unknown = sorted(self.columns.keys() - set(FIELDS))
+        too_high = [f"{name}={index}" for name, index in self.labels.items() if index not in range(MOST_CLASSES)]
+        if too_high:
+            raise UserError(f"--labels {too_high[0]}: a class index is 0 to {MOST_CLASSES - 1}.")
         if unknown:
             raise UserError(f"--columns {', '.join(unknown)}: our fields are {', '.join(FIELDS)}.")
 
@@ -55,7 +60,7 @@ class Generic(Reader):
         files = [self._only] if self._only else here
         sharegpt = [path for path in files if path.suffix.lower() == ".json" and "messages" in tree.first(path)]
         if sharegpt:
-            return [Found(SHAREGPT, tuple(Part(path, _split_of(path)) for path in sharegpt))]
+            return [Found(SHAREGPT, tuple(Part(path, split) for path, split in _splits_of(sharegpt).items()))]
         tables = [path for path in files if path.suffix.lower() in _TABLES]
         lacking = {path: self._lacking(tree.first(path)) for path in tables}
         if tables and all(lacking.values()):
@@ -64,12 +69,14 @@ class Generic(Reader):
             raise UserError(
                 f"{path} has no column {' and no column '.join(columns)}; it has {have}. "
                 f"Say which is which: --columns {' '.join(f'{name}=…' for name in FIELDS[:4])}"
+                + "".join(f"\n  - {problem}" for problem in tree.unreadable[:5])
             )
         good = [path for path in tables if not lacking[path]]
         notes = tuple(
             f"not read: {path.name} has no column {', '.join(lacking[path])}" for path in tables if lacking[path]
         )
-        parts = tuple(Part(path, "" if self._column("split", tree.first(path)) else path.stem) for path in good)
+        splits = _splits_of([path for path in good if not self._column("split", tree.first(path))])
+        parts = tuple(Part(path, splits.get(path, "")) for path in good)
         return [Found("files with columns", parts, notes=notes)] if parts else []
 
     def _lacking(self, values: Mapping[str, Any]) -> list[str]:
@@ -92,17 +99,20 @@ class Generic(Reader):
         for field in ("image", "text", *self.columns):
             if used[field] is None:
                 raise KeyError(self.columns.get(field, field))
-        if values.get(used["image"], True) in (None, "") or values[used["text"]] is None:
-            raise ValueError("its image or text is empty")
-        image = re.sub(r"\{([^{}]*)\}", lambda match: str(values[match[1]]), used["image"]) if "{" in used["image"] \
-            else str(values[used["image"]])  # fmt: skip
+        pattern = used["image"]
+        image = (
+            re.sub(r"\{([^{}]*)\}", lambda match: given(values[match[1]], match[1]), pattern)
+            if "{" in pattern
+            else given(values[pattern], "image")
+        )
+        text = values[used["text"]]
         return Meme(
-            id=str(values[used["id"]] if used["id"] else image),
+            id=given(values[used["id"]], "id") if used["id"] else image,
             image=Path(image),
-            text=str(values[used["text"]]),
+            text=text if text == "" else given(text, "text"),
             label=self._label(values[used["label"]] if used["label"] else None),
             split=part.split or _split_name(values[used["split"]]),
-            extras={key: value for key, value in values.items() if key not in used.values()},
+            extras=self.leftovers(values, *(name for name in used.values() if name)),
         )
 
     def _label(self, value: Any) -> int | None:
@@ -125,12 +135,24 @@ class Generic(Reader):
         return meme if "id" in row.values else replace(meme, id=str(meme.image))
 
 
-def _split_of(path: Path) -> str:
-    match = _SPLIT_IN_NAME.search(path.stem)
-    return match[0].lower() if match else path.stem
+def _splits_of(paths: list[Path]) -> dict[Path, str]:
+    """The split of each file: the one that its name speaks of, or its whole name where two would be the same.
+
+    Raises:
+        UserError: two files of one name.
+    """
+    spoken = {path: match[0].lower() for path in paths if (match := _SPLIT_IN_NAME.search(path.stem))}
+    counts = Counter(spoken.values())
+    splits = {path: spoken[path] if counts[spoken.get(path)] == 1 else path.stem for path in paths}
+    twice = [path.name for path in paths if Counter(splits.values())[splits[path]] > 1]
+    if twice:
+        raise UserError(f"{' and '.join(twice)} would be one split; name them differently, or give one of them.")
+    for split in splits.values():
+        _split_name(split)
+    return splits
 
 
 def _split_name(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[\w-][\w.-]*", value):
+    if not isinstance(value, str) or not FILE_NAME.fullmatch(value):
         raise ValueError(f"split is {value!r}; a split becomes a file name: letters, digits, '-', '_' and '.'")
     return value

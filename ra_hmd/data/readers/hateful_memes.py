@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.files import Row, csv_rows, jsonl_rows
-from ra_hmd.data.readers.base import Found, Part, Reader, binary, graded, sharegpt_names
+from ra_hmd.data.readers.base import Found, Part, Reader, binary, given, graded, sharegpt_names
 from ra_hmd.data.readers.tasks import HATE, Expected, choice_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.record import Meme
@@ -108,9 +108,9 @@ class HatefulMemes(Reader):
         fine = {}
         for path in found.others.values():
             rows = (row.values for row in jsonl_rows(path) if "id" in row.values)
-            fine |= {self.meme_id(values["id"], ""): values for values in rows}
+            fine |= {str(values["id"]).zfill(5): values for values in rows}
         for row in csv_rows(part.path) if part.path.suffix.lower() == ".csv" else jsonl_rows(part.path):
-            extra = fine.get(self.meme_id(row.values.get("id", ""), ""))
+            extra = fine.get(str(row.values.get("id")).zfill(5))
             yield replace(row, values={**row.values, "fine_grained": extra}) if extra else row
 
     def meme(self, row: Row, part: Part, found: Found) -> Meme:
@@ -119,7 +119,7 @@ class HatefulMemes(Reader):
         split = part.split or values["split"]
         if split not in (*PHASE_1, *PHASE_2):
             raise ValueError(f"split is {split!r}; known are {', '.join({**PHASE_2, **PHASE_1})}")
-        extras = {key: value for key, value in values.items() if key not in _COLUMNS}
+        extras = self.leftovers(values, *_COLUMNS)
         return Meme(
             id=self.meme_id(values["id"], split),
             image=Path(values["img"]),
@@ -131,7 +131,7 @@ class HatefulMemes(Reader):
 
     def meme_id(self, value: Any, split: str) -> str:
         del split
-        text = str(value)
+        text = given(value, "id")
         return text.zfill(5) if text.isdecimal() else text
 
 
@@ -141,11 +141,16 @@ def _is_ours(values: Mapping[str, Any]) -> bool:
 
 
 def _fine_labels(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Class indices of the add-on's consensus labels; `pc_empty` and `attack_empty` are no class."""
+    """Class indices of the add-on's consensus labels; `pc_empty` and `attack_empty` are no class. None for a row whose
+    labels are none of ours: an add-on must not cost a record.
+    """
     if not values or "gold_pc" not in values:
         return {}
 
-    def indices(field: str, names: tuple[str, ...]) -> list[int]:
-        return sorted(graded(name, names, field) for name in values[field] if not name.endswith("_empty"))
+    def indices(field: str, names: tuple[str, ...]) -> list[int] | None:
+        try:
+            return sorted(graded(name, names, field) for name in values[field] if not name.endswith("_empty"))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return None
 
     return {"target": indices("gold_pc", CATEGORIES), "attack": indices("gold_attack", ATTACKS)}

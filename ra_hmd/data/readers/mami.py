@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.data.files import Row, csv_rows, jsonl_rows
-from ra_hmd.data.readers.base import Found, Part, Reader, binary, sharegpt_names
+from ra_hmd.data.files import Row, csv_rows, jsonl_rows, read_lines
+from ra_hmd.data.readers.base import Found, Part, Reader, binary, given, sharegpt_names
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
 from ra_hmd.data.readers.tree import Tree, only
 from ra_hmd.data.record import Meme
@@ -95,9 +95,8 @@ class Mami(Reader):
         del found
         values = row.values
         if "img" in values:
-            known = {"id", "img", "text", "label"}
             image, text, label = Path(values["img"]), values["text"], values.get("label")
-            extras = {key: value for key, value in values.items() if key not in known}
+            extras = self.leftovers(values, "id", "img", "text", "label")
         else:
             image, text, label = Path(values["file_name"]), values["Text Transcription"], values.get("misogynous")
             kinds = [i for i, name in enumerate(SUB_LABELS) if binary(values.get(name), name)]
@@ -112,7 +111,7 @@ class Mami(Reader):
         )
 
     def meme_id(self, value: Any, split: str) -> str:
-        return f"{split}_{str(value).removesuffix('_test')}"
+        return f"{split}_{given(value, 'id').removesuffix('_test')}"
 
 
 def _columns(path: Path) -> set[str]:
@@ -127,8 +126,7 @@ def _test_labels(path: Path | None) -> dict[str, dict[str, str]]:
         return {}
     names = ("misogynous", *SUB_LABELS)
     labels = {}
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         file_name, *values = line.strip().split("\t")
         if file_name and len(values) != len(names):
             raise UserError(f"{path}, line {number}: {len(values)} labels after the file name, {len(names)} expected.")

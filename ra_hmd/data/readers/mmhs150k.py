@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ra_hmd.data.files import Row, json_rows
+from ra_hmd.data.files import Row, json_rows, read_lines
 from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names
 from ra_hmd.data.readers.tasks import HATE, Expected, choice_task
-from ra_hmd.data.readers.tree import Tree
+from ra_hmd.data.readers.tree import Tree, only
 from ra_hmd.data.record import Meme
 from ra_hmd.errors import UserError
 
@@ -47,12 +47,11 @@ class Mmhs150k(Reader):
     def layouts(self, tree: Tree) -> list[Found]:
         found = []
         for path in tree.named(r"mmhs150k_gt\.json"):
-            splits = {
-                split: file
-                for split in _SPLITS
-                for file in tree.named(rf"{split}_ids\.txt")
-                if file.is_relative_to(path.parent)
-            }
+            splits = {}
+            for split in _SPLITS:
+                named = [file for file in tree.named(rf"{split}_ids\.txt") if file.is_relative_to(path.parent)]
+                if (file := only(named, f"{self.title}, {split} ids", copies=True)) is not None:
+                    splits[split] = file
             missing = [f"{split}_ids.txt" for split in _SPLITS[1:] if split not in splits]
             if missing:
                 raise UserError(f"{self.title}: {path.parent} lacks splits/{' and '.join(missing)}; get the whole set.")
@@ -98,7 +97,7 @@ class Mmhs150k(Reader):
 
 
 def _ids(path: Path) -> frozenset[str]:
-    return frozenset(path.read_text(encoding="utf-8-sig").split())
+    return frozenset(line.strip() for line in read_lines(path) if line.strip())
 
 
 def _overlap_notes(ids: Mapping[str, frozenset[str]], files: Mapping[str, Path]) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ra_hmd.data.files import Row
 from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names
@@ -66,7 +65,3 @@ class MultiOff(Reader):
     def _from_sharegpt(self, row: Row, part: Part) -> Meme:
         meme = super()._from_sharegpt(row, part)
         return Meme(meme.image.name, meme.image, meme.text, meme.label, meme.split)
-
-    def meme_id(self, value: Any, split: str) -> str:
-        del split
-        return str(value)

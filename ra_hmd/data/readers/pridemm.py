@@ -68,7 +68,7 @@ class PrideMM(Reader):
         values = row.values
         if "img" in values:
             image, split, hate = Path(values["img"]), part.split, values.get("label")
-            extras = {key: value for key, value in values.items() if key not in ("id", "img", "text", "label")}
+            extras = self.leftovers(values, "id", "img", "text", "label")
         else:
             image, split, hate = Path(values["name"]), values["split"], values["hate"]
             if split not in ("train", "val", "test"):

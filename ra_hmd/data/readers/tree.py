@@ -29,26 +29,31 @@ class Tree:
         self._first: dict[Path, dict[str, Any]] = {}
         seen: set[str] = set()
         for root in roots:
-            self._add(root.absolute(), 0, seen)
+            self._add(absolute(root), 0, seen)
 
     def _add(self, folder: Path, depth: int, seen: set[str]) -> None:
         real = os.path.realpath(folder)
-        if real in seen or depth > _DEPTH:
+        if real in seen:
+            return
+        if depth > _DEPTH:
+            self.unreadable.append(f"{folder} lies too deep; name a folder nearer to it")
             return
         seen.add(real)
         self.folders.append(folder)
         kinds: dict[str, list[Path]] = defaultdict(list)
         below = []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                suffix = Path(entry.name).suffix.lower()
-                if suffix in _ANNOTATIONS or suffix in _ARCHIVES:
-                    if len(kinds[suffix]) <= _FILES_PER_FOLDER and entry.is_file():
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    suffix = Path(entry.name).suffix.lower()
+                    if entry.is_dir():
+                        below.append(Path(entry.path))
+                    elif suffix in (*_ANNOTATIONS, *_ARCHIVES) and len(kinds[suffix]) <= _FILES_PER_FOLDER:
                         kinds[suffix].append(Path(entry.path))
-                elif entry.is_dir():
-                    below.append(Path(entry.path))
+        except OSError as error:
+            self.unreadable.append(f"{folder} cannot be read ({error.strerror})")
         for suffix, paths in sorted(kinds.items()):
             if len(paths) <= _FILES_PER_FOLDER:
                 (self.archives if suffix in _ARCHIVES else self.files).extend(sorted(paths))
@@ -70,13 +75,18 @@ class Tree:
                 self.unreadable.append(str(error))
         return self._first[path]
 
-    def groups(self, names: Mapping[str, str], *, first: str | None = None) -> list[dict[str, Path]]:
-        """Folders that hold files of these names (role → pattern), as role → path; with `first`, only with that."""
+    def groups(self, names: Mapping[str, str]) -> list[dict[str, Path]]:
+        """Folders that hold files of these names (role → pattern), each as role → path."""
         found: dict[Path, dict[str, Path]] = defaultdict(dict)
         for role, pattern in names.items():
             for path in self.named(pattern):
                 found[path.parent].setdefault(role, path)
-        return [group for group in found.values() if first is None or first in group]
+        return list(found.values())
+
+
+def absolute(path: Path) -> Path:
+    """An absolute path without `..`: as the file system resolves it, also behind a symbolic link."""
+    return Path(os.path.realpath(path)) if ".." in path.parts else path.absolute()
 
 
 def only(paths: list[Path], what: str, *, copies: bool = False) -> Path | None:
