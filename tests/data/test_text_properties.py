@@ -256,7 +256,11 @@ def test_an_import_gives_back_every_text_and_id(rows: list[tuple[str, str]], kin
         assert {path for path in written if not path.startswith("cache/")} == {
             *("data/a.png", f"data/train.{kind}"),
             *("out/train.jsonl", "out/train.parquet", "out/rejected.jsonl", "out/dataset.json"),
-            *("lf/dataset_info.json", "lf/gt/generic/sharegpt_generic_train_instructblip.json"),
+            *(
+                "lf/dataset_info.json",
+                "lf/sharegpt_origins.json",
+                "lf/gt/generic/sharegpt_generic_train_instructblip.json",
+            ),
         }
 
 
