@@ -204,17 +204,18 @@ class Findings:
     def _across_splits(self) -> None:
         splits = np.frombuffer(self._splits, np.uint16)
         for rows in _groups(np.frombuffer(self._captions, np.uint64), splits):
-            if self._captions[rows[0]]:
-                self._pair("caption_across_splits", int(rows[0]), int(rows[np.argmax(splits[rows] != splits[rows[0]])]))
+            row, other = int(rows[0]), int(rows[np.argmax(splits[rows] != splits[rows[0]])])
+            if self._captions[row] and not self._shared(row, other):
+                self.found["caption_across_splits"].add(f"{self._name(row)} and {self._name(other)}")
         seen = np.flatnonzero(np.frombuffer(self._decoded, np.uint8))
         hashes, captions = (np.frombuffer(one, np.uint64)[seen] for one in (self._hashes, self._captions))
-        for one, other, same in similar_images(hashes, captions, splits[seen]):
-            kind = "image_across_splits" if same else "image_across_splits_other_caption"
-            self._pair(kind, int(seen[one]), int(seen[other]))
 
-    def _pair(self, kind: str, row: int, other: int) -> None:
-        if not self._shared(row, other):
-            self.found[kind].add(f"{self._name(row)} and {self._name(other)}")
+        def shared(one: int, other: int) -> bool:
+            return self._shared(int(seen[one]), int(seen[other]))
+
+        for one, other, same in similar_images(hashes, captions, splits[seen], shared):
+            kind = "image_across_splits" if same else "image_across_splits_other_caption"
+            self.found[kind].add(f"{self._name(int(seen[one]))} and {self._name(int(seen[other]))}")
 
     def _contradictions(self) -> None:
         labels = np.frombuffer(self._label, np.int8)
@@ -279,7 +280,9 @@ def _groups(keys: np.ndarray, kinds: np.ndarray) -> Iterator[np.ndarray]:
             yield rows
 
 
-def similar_images(hashes: np.ndarray, captions: np.ndarray, splits: np.ndarray) -> Iterator[tuple[int, int, bool]]:
+def similar_images(
+    hashes: np.ndarray, captions: np.ndarray, splits: np.ndarray, skip: Callable[[int, int], bool]
+) -> Iterator[tuple[int, int, bool]]:
     """Pairs of rows of different splits whose images look the same: (row, other row, whether the captions are equal).
 
     Of all rows with two hashes that differ in at most `SAME_IMAGE_BITS` bits one pair is given, one with equal captions
@@ -289,6 +292,7 @@ def similar_images(hashes: np.ndarray, captions: np.ndarray, splits: np.ndarray)
         hashes: uint64 [N].
         captions: uint64 [N], equal for equal captions; 0 for none.
         splits: [N].
+        skip: Whether a pair of rows is one meme, in two splits by design.
     """
     if not len(hashes):
         return
@@ -304,7 +308,7 @@ def similar_images(hashes: np.ndarray, captions: np.ndarray, splits: np.ndarray)
             one = start + number
             found: dict[bool, tuple[int, int]] = {}
             for other in sorted(int(other) for other in near[first:last] if other >= one):
-                pair = _across(rows_of[one], rows_of[other], captions, splits)
+                pair = _across(rows_of[one], rows_of[other], captions, splits, skip)
                 if pair is not None:
                     found.setdefault(pair[2], pair[:2])
                 if len(found) == 2:
@@ -314,7 +318,11 @@ def similar_images(hashes: np.ndarray, captions: np.ndarray, splits: np.ndarray)
 
 
 def _across(
-    rows: np.ndarray, others: np.ndarray, captions: np.ndarray, splits: np.ndarray
+    rows: np.ndarray,
+    others: np.ndarray,
+    captions: np.ndarray,
+    splits: np.ndarray,
+    skip: Callable[[int, int], bool],
 ) -> tuple[int, int, bool] | None:
     """A row of each set, of different splits, with equal captions if possible; None if all are of one split."""
     seen: dict[tuple[int, int], int] = {}
@@ -323,7 +331,7 @@ def _across(
     found = None
     for other in others[:_MOST_TWINS]:
         for (caption, split), row in seen.items():
-            if split != splits[other] and row != other:
+            if split != splits[other] and row != other and not skip(row, int(other)):
                 same = caption != 0 and caption == captions[other]
                 if same:
                     return row, int(other), True
