@@ -204,8 +204,10 @@ class Findings:
     def _across_splits(self) -> None:
         splits = np.frombuffer(self._splits, np.uint16)
         for rows in _groups(np.frombuffer(self._captions, np.uint64), splits):
-            row, other = int(rows[0]), int(rows[np.argmax(splits[rows] != splits[rows[0]])])
-            if self._captions[row] and not self._shared(row, other):
+            row = int(rows[0])
+            others = (int(other) for other in rows[1:] if splits[other] != splits[row])
+            other = next((other for other in others if not self._shared(row, other)), None)
+            if self._captions[row] and other is not None:
                 self.found["caption_across_splits"].add(f"{self._name(row)} and {self._name(other)}")
         seen = np.flatnonzero(np.frombuffer(self._decoded, np.uint8))
         hashes, captions = (np.frombuffer(one, np.uint64)[seen] for one in (self._hashes, self._captions))
