@@ -79,7 +79,12 @@ def _notes(args: Stage2Arguments, outcome: Outcome, train: Features, dev: Featur
         shared = len(set(train.ids) & set(dev.ids))
         if shared:
             notes.append(f"{shared} ids of {args.dev} are also in {args.train}: the choice of the epoch is optimistic.")
-    for kind, knob in (("positives", "pseudo_gold_positives"), ("hard_negatives", "hard_negatives")):
+    knobs = {
+        "positives": "pseudo_gold_positives",
+        "hard_negatives": "hard_negatives",
+        "hard_positives": "hard_positives",
+    }
+    for kind, knob in knobs.items():
         short = outcome.mining[-1][kind]["anchors_short"]
         if short:
             notes.append(f"{short} anchors have fewer {kind.replace('_', ' ')} in the data than asked; lower `{knob}`.")

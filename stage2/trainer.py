@@ -5,6 +5,7 @@ Shapes: B batch, H hidden size, N train rows, D embedding, P pseudo-gold positiv
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import HeadConfig, MemeHead, classification_loss, load_head
 from stage2.arguments import Stage2Arguments
 from stage2.losses.contrastive import contrastive_loss
+from stage2.losses.naive import naive_loss
+from stage2.losses.triplet import triplet_loss
 from stage2.mining import Mined, mine
 from stage2.outputs import Outcome, save_outcome
 
@@ -111,6 +114,22 @@ def parameter_groups(head: nn.Module, weight_decay: float) -> list[dict[str, Any
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": biases, "weight_decay": 0.0}]
 
 
+def _loss_function(args: Stage2Arguments) -> Callable[..., Tensor]:
+    """The retrieval-guided loss with its settings; called with tensors and `weights`."""
+    common = {"similarity": args.similarity, "in_batch_negatives": args.in_batch_negatives}
+    if args.loss == "triplet":
+        return partial(triplet_loss, margin=args.margin, **common)
+    if args.loss == "naive":
+        return partial(naive_loss, **common)
+    return partial(contrastive_loss, temperature=args.temperature, **common)
+
+
+def _balanced(labels: Tensor) -> Tensor:
+    """Weight [C] of each class with which all classes weigh the same and the mean weight of a meme is 1."""
+    counts = torch.bincount(labels)
+    return len(labels) / (len(counts) * counts.clamp(min=1))
+
+
 class Trainer:
     """One Stage 2 run in memory: call `fit`, then `outcome`.
 
@@ -129,6 +148,8 @@ class Trainer:
         self.head = head.to(device)
         self.hidden = hidden_tensor(train).to(device)
         self.labels = torch.tensor(train.labels, device=device)
+        self.class_weights = _balanced(self.labels) if args.class_weights == "balanced" else None
+        self.loss = _loss_function(args)
         self.dev_hidden = hidden_tensor(dev).to(device) if dev is not None else None
         self.optimizer = torch.optim.AdamW(parameter_groups(self.head, args.weight_decay), lr=args.lr)
         self.order = torch.Generator().manual_seed(args.seed)
@@ -177,7 +198,9 @@ class Trainer:
             self.train.ids,
             positives=self.args.pseudo_gold_positives,
             hard_negatives=self.args.hard_negatives,
-            metric=self.args.metric,
+            hard_positives=self.args.hard_positives,
+            positive_depth=self.args.positive_depth,
+            similarity=self.args.similarity,
         )
         self.mining.append({"epoch": epoch, **mined.statistics()})
         return mined
@@ -189,7 +212,7 @@ class Trainer:
     def _train_epoch(self, epoch: int, mined: Mined, advance: Callable[[], None]) -> dict[str, float]:
         """One pass; returns the mean losses. Nothing in a step waits for the device."""
         device = self.hidden.device
-        positives = torch.from_numpy(mined.positives.rows).to(device)
+        positives = torch.from_numpy(mined.all_positives()).to(device)
         hard_negatives = torch.from_numpy(mined.hard_negatives.rows).to(device)
         totals = torch.zeros(len(_LOSSES), device=device)
         not_finite = torch.zeros((), dtype=torch.long, device=device)
@@ -215,17 +238,17 @@ class Trainer:
         """Total, contrastive and BCE loss [3] of the anchors `rows` [B], with bank rows [B, P] and [B, M]."""
         output = self.head(self.hidden[rows])
         labels = self.labels[rows]
-        contrastive = contrastive_loss(
+        weights = None if self.class_weights is None else self.class_weights[labels]
+        contrastive = self.loss(
             output.embedding,
             labels,
             self.bank[positives.clamp(min=0)],
             positives >= 0,
             self.bank[hard_negatives.clamp(min=0)],
             hard_negatives >= 0,
-            metric=self.args.metric,
-            in_batch_negatives=self.args.in_batch_negatives,
+            weights=weights,
         )
-        bce = classification_loss(output.logits, labels)
+        bce = classification_loss(output.logits, labels, weights)
         weight = self.args.ce_weight
         return torch.stack([(1 - weight) * contrastive + weight * bce, contrastive, bce])
 
@@ -269,7 +292,7 @@ class Trainer:
             parts.append(f"{self.args.select_by} {entry[self.args.select_by]:.4f}")
         if mined["inverted"] is not None:
             parts.append(f"{mined['inverted']:.1%} of anchors nearer to a negative")
-        for kind in ("positives", "hard_negatives"):
+        for kind in ("positives", "hard_negatives", "hard_positives"):
             if mined[kind]["anchors_short"]:
                 parts.append(f"{mined[kind]['anchors_short']} anchors short of {kind.replace('_', ' ')}")
         return ", ".join(parts)

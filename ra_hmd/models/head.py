@@ -160,8 +160,13 @@ def load_head_weights(head: MemeHead, folder: str | Path) -> None:
         raise UserError(f"{Path(folder) / HEAD_WEIGHTS} does not fit {HEAD_CONFIG}: {error}") from error
 
 
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of class logits [B, C] against class indices [B]: binary cross-entropy for C = 1, else softmax."""
+def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean loss of class logits [B, C] against class indices [B]: binary cross-entropy for C = 1, else softmax.
+
+    With `weights` [B] a weighted mean; their sum must be above zero.
+    """
     if logits.shape[1] == 1:
-        return nn.functional.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype))
-    return nn.functional.cross_entropy(logits, labels)
+        losses = nn.functional.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction="none")
+    else:
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()

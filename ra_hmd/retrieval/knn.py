@@ -14,7 +14,7 @@ import numpy as np
 
 from ra_hmd.errors import UserError
 
-Metric = Literal["cos", "ip"]
+Metric = Literal["cos", "ip", "l2"]
 VoteWeights = Literal["arithmetic", "mean"]
 
 ABSENT = -1
@@ -68,7 +68,7 @@ def search(
         queries: [Q, D].
         bank: [N, D]; N may be smaller than K, also 0.
         k: K, at least 1.
-        metric: `cos`, in [-1, 1], or `ip`, the raw inner product.
+        metric: `cos`, in [-1, 1], `ip`, the raw inner product, or `l2`, the squared distance with a minus sign.
         query_ids: Q ids; give both or neither.
         bank_ids: N ids.
 
@@ -91,7 +91,7 @@ def search(
         query_codes, bank_codes, excludable = _id_codes(query_ids, bank_ids)
     if metric == "cos":
         queries, bank = unit_rows(queries), unit_rows(bank)
-    rows, similarity = _flat_search(queries, bank, k + excludable)
+    rows, similarity = _flat_search(queries, bank, k + excludable, metric)
     if metric == "cos":
         similarity = similarity.clip(-1, 1)
     keep = rows != ABSENT
@@ -172,16 +172,16 @@ def _gpu_resources() -> Any:
     return faiss.StandardGpuResources()
 
 
-def _flat_search(queries: np.ndarray, bank: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows int64 and inner products float32, both [Q, min(depth, N) at least depth columns], -1 and 0 where absent."""
+def _flat_search(queries: np.ndarray, bank: np.ndarray, depth: int, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """Rows int64 and similarities float32, both [Q, depth], -1 and 0 where absent."""
     rows = np.full((len(queries), depth), ABSENT, dtype=np.int64)
     similarity = np.zeros((len(queries), depth), dtype=np.float32)
     reach = min(depth, len(bank))
     if reach == 0 or len(queries) == 0:
         return rows, similarity
-    index = faiss.IndexFlatIP(bank.shape[1])
+    index = faiss.IndexFlatL2(bank.shape[1]) if metric == "l2" else faiss.IndexFlatIP(bank.shape[1])
     if faiss.get_num_gpus() > 0 and reach <= _GPU_MAX_K:
         index = faiss.index_cpu_to_gpu(_gpu_resources(), 0, index)
     index.add(np.ascontiguousarray(bank))
     similarity[:, :reach], rows[:, :reach] = index.search(np.ascontiguousarray(queries), reach)
-    return rows, similarity
+    return rows, -similarity if metric == "l2" else similarity

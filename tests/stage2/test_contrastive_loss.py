@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stage2.losses.contrastive import contrastive_loss
+from stage2.losses.similarity import Similarity
 
 B, P, M, D = 7, 3, 2, 5
 
@@ -59,7 +60,7 @@ def naive_loss(inputs, metric, in_batch_negatives):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_equals_naive_loops(dtype, metric, in_batch, classes):
     inputs = make_inputs(dtype, classes=classes)
-    loss = contrastive_loss(**inputs, metric=metric, in_batch_negatives=in_batch)
+    loss = contrastive_loss(**inputs, similarity=Similarity(metric), in_batch_negatives=in_batch)
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert loss.item() == pytest.approx(naive_loss(inputs, metric, in_batch), rel=1e-5)
 
@@ -70,12 +71,12 @@ def test_closed_forms():
     label = torch.zeros(1, dtype=torch.long)
     same, opposite = one[None], -one[None]
     # Only a positive: nothing to tell it from.
-    assert contrastive_loss(one, label, same, there, opposite, nothing, metric="cos").item() == 0
+    assert contrastive_loss(one, label, same, there, opposite, nothing, similarity=Similarity("cos")).item() == 0
     # cos(+) = 1, cos(−) = −1.
-    loss = contrastive_loss(one, label, same, there, opposite, there, metric="cos")
+    loss = contrastive_loss(one, label, same, there, opposite, there, similarity=Similarity("cos"))
     assert loss.item() == pytest.approx(math.log1p(math.exp(-2)))
     # <a, b> / D = ±1/2.
-    loss = contrastive_loss(one, label, same, there, opposite, there, metric="ip")
+    loss = contrastive_loss(one, label, same, there, opposite, there, similarity=Similarity("ip"))
     assert loss.item() == pytest.approx(math.log1p(math.exp(-1)))
 
 
@@ -104,11 +105,11 @@ def test_row_order_changes_neither_loss_nor_gradient(metric):
     inputs = make_inputs()
     order = torch.tensor([3, 0, 6, 2, 5, 1, 4])
     anchors = inputs["anchors"].requires_grad_()
-    contrastive_loss(**inputs, metric=metric).backward()
+    contrastive_loss(**inputs, similarity=Similarity(metric)).backward()
     straight, anchors.grad = anchors.grad.clone(), None
-    loss = contrastive_loss(**{name: value[order] for name, value in inputs.items()}, metric=metric)
+    loss = contrastive_loss(**{name: value[order] for name, value in inputs.items()}, similarity=Similarity(metric))
     loss.backward()
-    assert torch.allclose(loss, contrastive_loss(**inputs, metric=metric))
+    assert torch.allclose(loss, contrastive_loss(**inputs, similarity=Similarity(metric)))
     assert torch.allclose(straight, anchors.grad)
 
 
@@ -119,7 +120,10 @@ def test_what_is_masked_does_not_matter(metric):
     for name, mask in (("positives", "positive_mask"), ("hard_negatives", "hard_negative_mask")):
         other[name] = torch.where(inputs[mask][..., None], inputs[name], 1e6)
     other["positives"][0] = 3.0  # also where the anchor has no positive at all
-    assert torch.allclose(contrastive_loss(**inputs, metric=metric), contrastive_loss(**other, metric=metric))
+    assert torch.allclose(
+        contrastive_loss(**inputs, similarity=Similarity(metric)),
+        contrastive_loss(**other, similarity=Similarity(metric)),
+    )
 
 
 @pytest.mark.parametrize("metric", ["cos", "ip"])
@@ -127,7 +131,7 @@ def test_what_is_masked_does_not_matter(metric):
 def test_finite_for_extreme_embeddings(metric, scale):
     inputs = make_inputs(torch.float32, scale=scale)
     inputs["anchors"].requires_grad_()
-    loss = contrastive_loss(**inputs, metric=metric)
+    loss = contrastive_loss(**inputs, similarity=Similarity(metric))
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(inputs["anchors"].grad).all()
@@ -140,7 +144,7 @@ def test_gradient(metric, in_batch):
 
     def loss(anchors, positives, hard_negatives):
         changed = {"anchors": anchors, "positives": positives, "hard_negatives": hard_negatives}
-        return contrastive_loss(**inputs | changed, metric=metric, in_batch_negatives=in_batch)
+        return contrastive_loss(**inputs | changed, similarity=Similarity(metric), in_batch_negatives=in_batch)
 
     tensors = [inputs[name].requires_grad_() for name in ("anchors", "positives", "hard_negatives")]
     assert torch.autograd.gradcheck(loss, tensors)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ra_hmd.retrieval.knn import Neighbours, search
+from stage2.losses.similarity import Similarity
 from stage2.mining import Mined, check_mined, mine
 
 
@@ -38,7 +39,9 @@ def test_mining_equals_brute_force(seed, rows, classes, names, positives, hard_n
     embeddings = rng.normal(size=(rows, 4)).astype(np.float32)
     labels = rng.integers(0, classes, rows)
     ids = [str(i) for i in rng.integers(0, names, rows)]
-    mined = mine(embeddings, labels, ids, positives=positives, hard_negatives=hard_negatives, metric=metric)
+    mined = mine(
+        embeddings, labels, ids, positives=positives, hard_negatives=hard_negatives, similarity=Similarity(metric)
+    )
     for near, k, same in ((mined.positives, positives, True), (mined.hard_negatives, hard_negatives, False)):
         assert near.rows.shape == (rows, k)
         for anchor in range(rows):
@@ -61,7 +64,7 @@ def test_hard_negatives_are_found_where_a_search_of_12_finds_none(separated, met
     embeddings, labels, ids = separated
     shallow = search(embeddings, embeddings, 12, metric=metric)
     assert (labels[shallow.rows] == labels[:, None]).all(), "the data must defeat a 12-deep search"
-    mined = mine(embeddings, labels, ids, positives=2, hard_negatives=3, metric=metric)
+    mined = mine(embeddings, labels, ids, positives=2, hard_negatives=3, similarity=Similarity(metric))
     assert mined.hard_negatives.present.all()
     assert mined.positives.present.all()
 
@@ -69,14 +72,14 @@ def test_hard_negatives_are_found_where_a_search_of_12_finds_none(separated, met
 @pytest.mark.parametrize("metric", ["cos", "ip"])
 def test_the_anchor_is_never_its_own_positive(separated, metric):
     embeddings, labels, ids = separated
-    mined = mine(embeddings, labels, ids, positives=1, hard_negatives=1, metric=metric)
+    mined = mine(embeddings, labels, ids, positives=1, hard_negatives=1, similarity=Similarity(metric))
     assert (mined.positives.rows[:, 0] != np.arange(400)).all()
 
 
 def test_every_copy_of_an_id_is_excluded(separated):
     embeddings, labels, _ = separated
     ids = [f"m{row // 8}" for row in range(400)]  # eight copies of each id, four in each class
-    mined = mine(embeddings, labels, ids, positives=5, hard_negatives=5, metric="cos")
+    mined = mine(embeddings, labels, ids, positives=5, hard_negatives=5, similarity=Similarity("cos"))
     for near in (mined.positives, mined.hard_negatives):
         assert near.present.all()
         assert all(ids[row] != ids[anchor] for anchor in range(400) for row in near.rows[anchor])
@@ -85,7 +88,7 @@ def test_every_copy_of_an_id_is_excluded(separated):
 def test_statistics_count_what_is_missing():
     embeddings = np.eye(4, dtype=np.float32)
     labels = np.array([0, 0, 0, 1])
-    mined = mine(embeddings, labels, list("abcd"), positives=2, hard_negatives=2, metric="cos")
+    mined = mine(embeddings, labels, list("abcd"), positives=2, hard_negatives=2, similarity=Similarity("cos"))
     statistics = mined.statistics()
     assert statistics["anchors"] == 4
     positives, negatives = statistics["positives"], statistics["hard_negatives"]
@@ -116,3 +119,54 @@ def test_a_faulty_search_is_caught(kind, row, message):
     faulty: Mined = dataclasses.replace(mined, **{kind: Neighbours(rows, getattr(mined, kind).similarity)})
     with pytest.raises(RuntimeError, match=message):
         check_mined(faulty, labels, ids)
+
+
+@pytest.mark.parametrize(
+    "similarity",
+    [Similarity("l2"), Similarity("l2", normalise=True), Similarity("l2", squared=False)],
+    ids=str,
+)
+def test_l2_mining_equals_brute_force(similarity):
+    rng = np.random.default_rng(3)
+    embeddings = rng.normal(size=(60, 4)).astype(np.float32)
+    labels = rng.integers(0, 3, 60)
+    mined = mine(embeddings, labels, [str(i) for i in range(60)], positives=2, hard_negatives=3, similarity=similarity)
+    vectors = embeddings.astype(np.float64)
+    if similarity.normalise:
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    distance = np.square(vectors[:, None] - vectors[None]).sum(axis=2)
+    values = -(distance if similarity.squared else np.sqrt(distance)) / 4
+    np.fill_diagonal(values, -np.inf)
+    for near, k, allowed in (
+        (mined.positives, 2, labels[:, None] == labels[None]),
+        (mined.hard_negatives, 3, labels[:, None] != labels[None]),
+    ):
+        expected = -np.sort(-np.where(allowed, values, -np.inf), axis=1)[:, :k]
+        np.testing.assert_allclose(near.similarity, expected, atol=1e-4)
+
+
+def test_hard_positives_are_the_least_similar_of_the_retrieved():
+    rng = np.random.default_rng(4)
+    embeddings = rng.normal(size=(80, 4)).astype(np.float32)
+    labels, ids = np.arange(80) % 2, [str(i) for i in range(80)]
+    cos = Similarity("cos")
+    mined = mine(
+        embeddings, labels, ids, positives=2, hard_negatives=1, hard_positives=3, positive_depth=9, similarity=cos
+    )
+    deep = mine(embeddings, labels, ids, positives=9, hard_negatives=0, similarity=cos).positives
+    assert (mined.positives.rows == deep.rows[:, :2]).all()
+    assert (mined.hard_positives.rows == deep.rows[:, [8, 7, 6]]).all()
+    assert (mined.all_positives() == np.concatenate([deep.rows[:, :2], deep.rows[:, [8, 7, 6]]], axis=1)).all()
+    assert mined.statistics()["hard_positives"]["anchors_short"] == 0
+
+
+def test_hard_positives_of_a_small_class_are_no_pseudo_gold_ones():
+    embeddings = np.eye(6, dtype=np.float32) + 0.1
+    labels, ids = np.array([0, 0, 0, 0, 1, 1]), list("abcdef")
+    mined = mine(embeddings, labels, ids, positives=2, hard_negatives=0, hard_positives=2)
+    assert (mined.hard_positives.present.sum(axis=1) == [1, 1, 1, 1, 0, 0]).all()
+    for near, hard in zip(mined.positives.rows, mined.hard_positives.rows, strict=True):
+        assert not set(near[near >= 0]) & set(hard[hard >= 0])
+    alone = mine(embeddings, labels, ids, positives=0, hard_negatives=1, hard_positives=1)
+    assert alone.positives.rows.shape == (6, 0)
+    assert alone.hard_positives.present.all()

@@ -33,9 +33,11 @@ def test_defaults_are_the_released_ones():
     ("changes", "messages"),
     [
         ({"epochs": 0, "lr": -1, "ce_weight": 2}, ["`epochs` is 0", "`lr` is -1", "`ce_weight` is 2.0"]),
-        ({"metric": "l2", "lr": "fast"}, ["'l2' is not one of", "`lr`"]),
+        ({"metric": "l1", "lr": "fast"}, ["'l1' is not one of", "`lr`"]),
         ({"lr": float("nan"), "weight_decay": -0.1}, ["`lr` is nan", "`weight_decay` is -0.1"]),
         ({"hard_negatives": 0, "in_batch_negatives": False}, ["no negatives"]),
+        ({"pseudo_gold_positives": 0}, ["the contrastive loss has no positives"]),
+        ({"temperature": 0, "margin": -1, "loss": "triplet"}, ["`temperature` is 0", "`margin` is -1"]),
         ({"init_head": "h", "num_layers": 3, "proj_dim": 8}, ["`num_layers` is set", "`proj_dim` is set"]),
         ({"dev": "t"}, ["chosen on training data"]),
         ({"output_dir": "h", "init_head": "h"}, ["`output_dir` is `init_head`"]),

@@ -49,6 +49,45 @@ def test_a_fresh_head_learns_and_the_best_epoch_is_saved(world, metric):
     assert history.epochs[-1].loss < history.epochs[1].loss
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "triplet"},
+        {"loss": "triplet", "hard_positives": 2, "hard_negatives": 3},
+        {"loss": "naive"},
+        {"metric": "l2", "l2_normalise": True, "temperature": 0.05},
+        {"metric": "l2", "l2_squared": False, "loss": "triplet"},
+        {"temperature": 0.1, "hard_positives": 3, "pseudo_gold_positives": 0},
+        {"class_weights": "balanced"},
+    ],
+    ids=str,
+)
+def test_every_loss_and_similarity_learns(world, changes):
+    args = world.arguments(**changes)
+    result = run_stage2(args)
+    history = read_json(args.output_dir / "history.json").epochs
+    assert result["dev"]["dev_rkc_auroc"] > history[0].dev_rkc_auroc + 0.1
+    assert read_json(args.output_dir / "ra_hmd.json").arguments.loss == args.loss
+
+
+def test_the_loss_alone_pulls_classes_apart(world):
+    """Without cross-entropy: what is learnt comes from retrieval."""
+    for loss in ("contrastive", "triplet", "naive"):
+        args = world.arguments(loss=loss, ce_weight=0.0, output_dir=world.folder / loss)
+        result = run_stage2(args)
+        assert result["dev"]["dev_rkc_auroc"] > result["dev_before"]["dev_rkc_auroc"] + 0.1, loss
+
+
+def test_balanced_weights_make_each_class_weigh_the_same(world, features):
+    rare = features(400, 0, "rare")
+    keep = np.flatnonzero((rare.labels == 0) | (np.cumsum(rare.labels) <= 20))
+    args = world.arguments(train=world.store("rare", rare.select(keep)), class_weights="balanced")
+    trainer = Trainer(args, MemeHead(HeadConfig(16, proj_dim=32)), read_features(args.train), None, torch.device("cpu"))
+    weights = trainer.class_weights[trainer.labels]
+    assert weights[trainer.labels == 0].sum().item() == pytest.approx(weights[trainer.labels == 1].sum().item())
+    assert weights.mean().item() == pytest.approx(1)
+
+
 def test_what_is_left_in_the_folder(world):
     save_fresh_head(world.folder / "stage1")
     inputs = {"template": "qwen2_vl", "image_max_pixels": 1024}
@@ -282,7 +321,7 @@ def test_a_mined_self_match_would_stop_training(world, monkeypatch):
     """The official code's positives, for every anchor its own row, do not pass unnoticed."""
     own = np.arange(400)[:, None]
     faulty = Neighbours(own, np.ones((400, 1), np.float32))
-    mined = Mined(faulty, faulty)
+    mined = Mined(faulty, faulty, faulty)
     features = read_features(world.folder / "train")
     with pytest.raises(RuntimeError, match="anchor itself"):
         stage2.mining.check_mined(mined, features.labels, features.ids)
@@ -305,10 +344,10 @@ def test_command_line(world, capsys):
     assert done.returncode == 0, done.stderr
     manifest = read_json(world.folder / "cli" / "ra_hmd.json")
     assert (manifest.arguments.epochs, manifest.arguments.lr) == (1, 1e-3)
-    failed = run(str(config), "epoch=1", "metric=l2")
+    failed = run(str(config), "epoch=1", "metric=l1")
     assert failed.returncode == 2
     assert "did you mean `epochs`" in failed.stderr
-    assert "'l2' is not one of 'cos', 'ip'" in failed.stderr
+    assert "'l1' is not one of 'cos', 'ip', 'l2'" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert main([]) == 2
     assert "usage" in capsys.readouterr().err
