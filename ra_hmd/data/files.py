@@ -71,6 +71,8 @@ def json_rows(path: Path) -> Iterator[Row]:
 def csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
     """Rows of a CSV file with a header; every value is text as it stands there ("NA", "None" and "" too).
 
+    A quote that is not closed costs nothing: the lines that it would swallow are read one by one.
+
     Raises:
         UserError: a header with a name twice, or what is no CSV file at all.
     """
@@ -90,27 +92,39 @@ def csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
                 raise UserError(f"{path}: the header has {twice[0]!r} twice; name its columns differently.")
             taken.clear()
             for values in reader:
-                row = _csv_row(f"{path.name}, line {reader.line_num}", header, values, taken, delimiter)
+                block, last = list(taken), reader.line_num
                 taken.clear()
-                if values:
-                    yield row
+                if not values:
+                    continue
+                if any('"' in line for line in block) and not _is_whole(block, delimiter):
+                    yield from _line_by_line(block, last, path, header, delimiter)
+                else:
+                    yield _csv_row(f"{path.name}, line {last}", header, values)
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num} cannot be read as CSV: {error}.") from error
 
 
-def _csv_row(place: str, header: list[str], values: list[str], lines: list[str], delimiter: str) -> Row:
-    """A row, or what is wrong with it: a quote that is not closed swallows the rows that follow."""
+def _csv_row(place: str, header: list[str], values: list[str]) -> Row:
     if len(values) != len(header):
         return Row(place, problem=f"{len(values)} columns, the header has {len(header)}")
-    if len(lines) > 1:
-        try:
-            next(csv.reader(list(lines), delimiter=delimiter, strict=True))
-            torn = delimiter == "\t" and any("\t" in value for value in values)
-        except csv.Error:
-            torn = True
-        if torn:
-            return Row(place, problem=f"a quote that is not closed: {len(lines)} lines in one row")
     return Row(place, dict(zip(header, values, strict=True)))
+
+
+def _is_whole(lines: list[str], delimiter: str) -> bool:
+    """Whether lines are one row with its quotes in order. Cells with a TAB in a TAB-separated file are none."""
+    try:
+        (values,) = csv.reader(lines, delimiter=delimiter, strict=True)
+    except (csv.Error, ValueError):
+        return False
+    return delimiter != "\t" or len(lines) == 1 or not any("\t" in value for value in values)
+
+
+def _line_by_line(lines: list[str], last: int, path: Path, header: list[str], delimiter: str) -> Iterator[Row]:
+    """Rows of lines that a quote out of order made one: each by itself, quotes that do not fit as they are."""
+    for number, line in enumerate(lines, last - len(lines) + 1):
+        quoting = csv.QUOTE_MINIMAL if _is_whole([line], delimiter) else csv.QUOTE_NONE
+        for values in csv.reader([line], delimiter=delimiter, quoting=quoting):
+            yield _csv_row(f"{path.name}, line {number}", header, values)
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:

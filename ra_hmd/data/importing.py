@@ -28,6 +28,7 @@ from ra_hmd.progress import track
 
 _CHUNK = 2048
 _WORK = ".import"
+_MOVED = "moved.json"
 _FORMAT = 1  # of the records; a number more when a reader makes other ones
 _MOST_SPLITS = 64
 _DEV_SPLITS = ("val", "dev", "dev_seen", "dev_unseen")
@@ -77,14 +78,15 @@ def import_data(
     """
     options, output = options or ImportOptions(), Path(output)
     found = reader.locate(root, images=images, add_on=add_on)
-    content = _content(reader, found, options)
+    content = _content(reader, found, options, images)
     fingerprint = sha256_bytes(json.dumps(content, sort_keys=True).encode())
+    folders = {f"{path}, {split}": str(folder.folder) for (path, split), folder in found.images.items()}
     if (output / DATASET_MANIFEST).is_file() and not _incomplete(output, fingerprint):
         return open_data(output)
     work = output / _WORK
     if output.is_dir() and any(output.iterdir()) and not work.is_dir() and not (output / DATASET_MANIFEST).is_file():
         raise UserError(f"{output} is not empty and holds no import; give another --output.")
-    _prepare(work, fingerprint)
+    _prepare(work, sha256_bytes(fingerprint.encode(), json.dumps(folders).encode()))
     chunks = _validate_all(reader, found, work, options, workers=workers, show=show)
     merged = work / "merged"
     counts = _merge(merged, chunks)
@@ -93,13 +95,16 @@ def import_data(
         "dataset",
         **content,
         root=str(absolute(Path(root))),
-        notes=list(found.notes),
+        image_folders=folders,
+        notes=[*found.notes, *_unlabelled_notes(counts, reader)],
         splits={split: counts["rows"][split] for split in sorted(counts["rows"])},
         rejected=dict(sorted(counts["rejected"].items())),
         reasons=dict(counts["reasons"].most_common(20)),
         fingerprint=fingerprint,
     )
-    for path in sorted(merged.iterdir()):
+    files = sorted(merged.iterdir())
+    write_json(work / _MOVED, {"names": [path.name for path in files]})
+    for path in files:
         path.replace(output / path.name)
     write_json(output / DATASET_MANIFEST, manifest)
     shutil.rmtree(work)
@@ -107,18 +112,29 @@ def import_data(
 
 
 def _incomplete(output: Path, fingerprint: str) -> bool:
-    """Whether the import that `output` holds is this one, and lacks images that may be there by now.
+    """Whether the import that `output` holds is this one, and lacks images that may be there by now. One that --fix or
+    ocr changed since is left alone.
 
     Raises:
-        UserError: it is another import, or it was changed since.
+        UserError: it is another import.
     """
     manifest = read_json(output / DATASET_MANIFEST)
     if manifest.get("fingerprint") != fingerprint:
         raise UserError(f"{output} holds another import; remove it or give another --output.")
-    lacking = any("image" in reason for reason in manifest.get("reasons", {}))
-    if lacking and (manifest.get("fixed") or manifest.get("ocr")):
-        raise UserError(f"{output} was changed by --fix or ocr since it was imported; import into another folder.")
-    return lacking
+    lacking = any(reason.startswith(("image ", "not an image")) for reason in manifest.get("reasons", {}))
+    return lacking and not manifest.get("fixed") and not manifest.get("ocr")
+
+
+def _unlabelled_notes(counts: dict[str, Counter[str]], reader: Reader) -> list[str]:
+    """What is said of splits whose memes have no label, where the data set's first task gives one."""
+    if reader.tasks[0].multi_label:
+        return []
+    rows = counts["rows"]
+    return [
+        f"{split}: {count} of {rows[split]} memes have no label"
+        for split, count in counts["unlabelled"].items()
+        if count
+    ]
 
 
 def _check_counts(counts: dict[str, Counter[str]], options: ImportOptions, reader: Reader, root: str | Path) -> None:
@@ -130,14 +146,14 @@ def _check_counts(counts: dict[str, Counter[str]], options: ImportOptions, reade
                         f"{', '.join(counts['rows'])}.")  # fmt: skip
 
 
-def _content(reader: Reader, found: Found, options: ImportOptions) -> dict[str, Any]:
+def _content(reader: Reader, found: Found, options: ImportOptions, images: str | Path | None) -> dict[str, Any]:
     files = [part.path for part in found.parts] + list(found.others.values())
     return {
         "dataset": reader.name,
         "layout": found.layout,
         "variant": found.variant,
         "files": {str(path): sha256_file(path) for path in files},
-        "images": {f"{path}, {split}": str(folder.folder) for (path, split), folder in found.images.items()},
+        "images": None if images is None else str(absolute(Path(images))),
         "format": _FORMAT,
         "options": plain(vars(options) | reader.options),
     }
@@ -147,9 +163,10 @@ def _prepare(work: Path, fingerprint: str) -> None:
     """Make the folder of finished chunks, without those of another import."""
     mark = work / "fingerprint.json"
     if work.is_dir() and not (mark.is_file() and read_json(mark).get("fingerprint") == fingerprint):
+        moved = read_json(work / _MOVED)["names"] if (work / _MOVED).is_file() else []
+        for name in moved:  # of an import that was stopped while it moved its files here
+            (work.parent / name).unlink(missing_ok=True)
         shutil.rmtree(work)
-        for path in [*work.parent.glob("*.jsonl"), *work.parent.glob("*.parquet")]:
-            path.unlink()  # of an import that was stopped while it moved its files here
     shutil.rmtree(work / "merged", ignore_errors=True)
     write_json(mark, {"fingerprint": fingerprint})
 
@@ -235,7 +252,12 @@ def _problem(meme: Meme) -> str:
 
 def _merge(folder: Path, chunks: list[Path]) -> dict[str, Counter[str]]:
     """Join the chunks into one pair of files per split; an id that comes again in its split is rejected."""
-    counts: dict[str, Counter[str]] = {"rows": Counter(), "rejected": Counter(), "reasons": Counter()}
+    counts: dict[str, Counter[str]] = {
+        "rows": Counter(),
+        "rejected": Counter(),
+        "reasons": Counter(),
+        "unlabelled": Counter(),
+    }
     seen: set[tuple[str, str]] = set()
     with ExitStack() as stack:
         writers: dict[str, SplitWriter] = {}
@@ -261,4 +283,5 @@ def _merge(folder: Path, chunks: list[Path]) -> dict[str, Counter[str]]:
                     writers[split] = stack.enter_context(SplitWriter(folder, split))
                 writers[split].write(record)
                 counts["rows"][split] += 1
+                counts["unlabelled"][split] += record["label"] is None
     return counts

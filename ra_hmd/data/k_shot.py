@@ -82,7 +82,7 @@ def _lists_before(path: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     old = read_json(path)
-    for key in ("fingerprint", "task", "per_class"):
+    for key in ("dataset", "split", "task", "per_class", "fingerprint"):
         if old.get(key) != manifest[key]:
             raise UserError(f"{path} was drawn from other memes or otherwise ({key}); remove it, or give --output.")
     return list(old.lists)

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.dataset import MemeData, json_line, open_data
 from ra_hmd.data.readers.generic import FILE_NAME
 from ra_hmd.data.readers.tasks import Task
+from ra_hmd.data.readers.tree import absolute
 from ra_hmd.data.record import Meme
 from ra_hmd.data.sharegpt import PromptTemplate, dataset_info_entry, sharegpt_record
 from ra_hmd.errors import UserError, raise_all
@@ -81,20 +81,31 @@ def write_sharegpt(
         split: _names(data, split, chosen, name)
         for split in sorted(splits or data.splits, key=lambda split: (split != "train", split))
     }
-    source = str(data.folder.absolute())
-    _check_targets(output, [file for _, file in names.values()], origins, source)
+    source = str(absolute(data.folder))
+    _check_targets(output, list(names.values()), entries, origins, source)
     files = []
     for split, (registered, file_name) in names.items():
-        path = output / file_name
+        if all(data.value(chosen, meme) is None for meme in data.memes(split)):
+            files.append(ShareGptFile(registered, output / file_name, 0, sum(1 for _ in data.memes(split))))
+            continue
+        before = dict(origins)
         origins[file_name] = run_manifest(
-            "sharegpt", source=source, fingerprint=data.manifest.get("fingerprint"), split=split, task=chosen.name,
-            prompt=template.template, media_dir=None if media_dir is None else str(media_dir),
-        )  # fmt: skip
-        rows, unlabelled = _write_file(path, data, split, chosen, template, media_dir)
-        files.append(ShareGptFile(registered, path, rows, unlabelled))
-        if rows:
-            entries[registered] = dataset_info_entry(file_name)
-            write_json(output / ORIGINS, dict(origins))
+            "sharegpt",
+            source=source,
+            fingerprint=data.manifest.get("fingerprint"),
+            split=split,
+            task=chosen.name,
+            prompt=template.template,
+            media_dir=None if media_dir is None else str(media_dir),
+        )
+        write_json(output / ORIGINS, dict(origins))
+        try:
+            rows, unlabelled = _write_file(output / file_name, data, split, chosen, template, media_dir)
+        except UserError:
+            write_json(output / ORIGINS, before) if before else (output / ORIGINS).unlink()
+            raise
+        files.append(ShareGptFile(registered, output / file_name, rows, unlabelled))
+        entries[registered] = dataset_info_entry(file_name)
     if not any(file.rows for file in files):
         others = ", ".join(other.name for other in data.reader.tasks if other != chosen)
         raise UserError(f"No meme of {folder} has a label in task {chosen.name!r}; other tasks: {others or 'none'}.")
@@ -102,14 +113,21 @@ def write_sharegpt(
     return [file for file in files if file.rows or file.unlabelled], template
 
 
-def _check_targets(output: Path, files: list[str], origins: dict[str, Any], source: str) -> None:
-    """Raise `UserError` for files that are there and were not written from this data set."""
-    foreign = [
+def _check_targets(
+    output: Path, names: list[tuple[str, str]], entries: dict[str, Any], origins: dict[str, Any], source: str
+) -> None:
+    """Raise `UserError` for files, and names in the registry, that are of other data."""
+    problems = [
         f"{output / file} {'was written from ' + origins[file]['source'] if file in origins else 'is not from here'}"
-        for file in files
+        for _, file in names
         if (output / file).is_file() and origins.get(file, {}).get("source") != source
     ]
-    raise_all(foreign, "Files that would be overwritten; remove them, or give another --output or --name")
+    problems += [
+        f"{name!r} in {output / REGISTRY} is {entries[name].get('file_name')}"
+        for name, file in names
+        if name in entries and entries[name].get("file_name") != file
+    ]
+    raise_all(problems, "What is of other data would be overwritten; remove it, or give another --output or --name")
 
 
 def _names(data: MemeData, split: str, task: Task, name: str | None) -> tuple[str, str]:
@@ -134,19 +152,11 @@ def _names(data: MemeData, split: str, task: Task, name: str | None) -> tuple[st
 def _write_file(
     path: Path, data: MemeData, split: str, task: Task, template: PromptTemplate, media_dir: str | Path | None
 ) -> tuple[int, int]:
-    """Write the records of a split; returns how many, and how many memes have no label. No file without a record."""
+    """Write the records of a split; returns how many, and how many memes have no label."""
     outside: list[str] = []
-    records = _records(data, split, task, template, media_dir, outside)
-    unlabelled = 0
-    for first in records:
-        if first is not None:
-            break
-        unlabelled += 1
-    else:
-        return 0, unlabelled
-    rows = 0
+    rows = unlabelled = 0
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for record in chain([first], records):
+        for record in _records(data, split, task, template, media_dir, outside):
             if record is None:
                 unlabelled += 1
                 continue

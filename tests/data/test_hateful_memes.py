@@ -147,7 +147,10 @@ def test_phase_2_as_downloaded(tmp_path: Path) -> None:
     assert got.manifest["layout"] == "phase 2, integer ids"
     assert got.manifest["variant"] == "phase 2"
     assert got.manifest["splits"] == {"dev_seen": 1, "dev_unseen": 2, "test_seen": 1, "test_unseen": 1, "train": 3}
-    assert got.manifest["notes"] == ["without labels: test_seen, test_unseen"]
+    assert got.manifest["notes"] == [
+        "test_seen: 1 of 1 memes have no label",
+        "test_unseen: 1 of 1 memes have no label",
+    ]
     assert got.column("train", "extras") == [{}, {}, {}]
     assert got.rejected == []
 
@@ -183,7 +186,7 @@ def test_kaggle_mirror_is_phase_1_and_says_so(tmp_path: Path) -> None:
     assert got.manifest["layout"] == "phase 1, integer ids"
     assert got.manifest["notes"] == [
         "phase 1 (as on Kaggle): phase 2 corrected labels, so results are not comparable",
-        "without labels: test",
+        "test: 2 of 2 memes have no label",
     ]
 
 

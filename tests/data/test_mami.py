@@ -379,7 +379,10 @@ def test_missing_test_labels_leave_the_label_null_and_a_note(tmp_path: Path) -> 
     assert data.column("test", "label") == [None, None]
     assert data.column("test", "extras.kind") == [None, None]
     assert data.column("train", "label") == [0, 1, 1]
-    assert data.manifest["notes"] == ["no test_labels.txt: the test split has no labels"]
+    assert data.manifest["notes"] == [
+        "no test_labels.txt: the test split has no labels",
+        "test: 2 of 2 memes have no label",
+    ]
 
 
 def test_one_number_in_training_and_test_is_two_memes(official_copy: Imported) -> None:

@@ -229,7 +229,10 @@ def test_without_truth_no_test_row_has_a_label(tmp_path: Path) -> None:
     make_test(tmp_path, truth="")
     run = imported("memotion", tmp_path, tmp_path / "out")
     assert run.column("test", "label") == [None, None, None, None]
-    assert run.manifest["notes"] == ["no Meme_groundTruth.csv: the test split has no labels"]
+    assert run.manifest["notes"] == [
+        "no Meme_groundTruth.csv: the test split has no labels",
+        "test: 4 of 4 memes have no label",
+    ]
 
 
 def test_truth_file_with_a_blank_before_the_dot(tmp_path: Path) -> None:

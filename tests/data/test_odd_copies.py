@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from data_copies import TEXTS, hateful_memes, mami, mmhs150k
 from meme_files import Imported, imported, jsonl, picture, table
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 
 from ra_hmd.cli import app
 from ra_hmd.data import importing
+from ra_hmd.data.checks.check import check_data
+from ra_hmd.data.checks.findings import similar_images
 from ra_hmd.data.files import csv_rows
 from ra_hmd.data.importing import ImportOptions, import_data
 from ra_hmd.data.readers import get_reader
@@ -45,6 +48,40 @@ def test_a_split_without_its_folder_gets_no_images(tmp_path: Path) -> None:
     assert list(data.rows) == ["train"]
     assert len(data.rejected) == 60
     assert "no images for val.csv (looked for 0.png): all its rows are rejected" in data.manifest["notes"]
+
+
+def test_a_split_with_part_of_its_own_images_gets_these(tmp_path: Path) -> None:
+    gone = tuple(f"val/{i}.png" for i in range(40))
+    data = imported("generic", two_folders(tmp_path / "mine", missing=gone), tmp_path / "out")
+    assert {Path(row["image"]).parent.name for row in data.rows["val"]} == {"val"}
+    assert (len(data.rows["val"]), len(data.rejected)) == (20, 40)
+
+
+def test_split_names_in_another_case_than_their_folders(tmp_path: Path) -> None:
+    rows = [f"{s}{i},{i}.png,{TEXTS[i]},{i % 2},{s}" for s in ("Train", "Test") for i in range(4)]
+    for split in ("Train", "Test"):
+        for i in range(4):
+            picture(tmp_path / "mine" / split / f"{i}.png")
+    table(tmp_path / "mine" / "all.csv", "id,image,text,label,split\n" + "\n".join(rows) + "\n")
+    data = imported("generic", tmp_path / "mine", tmp_path / "out")
+    assert {Path(row["image"]).parent.name for row in data.rows["Test"]} == {"Test"}
+
+
+def test_a_folder_that_came_later_is_taken_in(tmp_path: Path) -> None:
+    root = two_folders(tmp_path / "mine")
+    (root / "val").rename(tmp_path / "later")
+    assert "val" not in imported("generic", root, tmp_path / "out").rows
+    (tmp_path / "later").rename(root / "val")
+    assert len(imported("generic", root, tmp_path / "out").rows["val"]) == 60
+
+
+def test_the_same_command_leaves_a_mended_import_alone(tmp_path: Path) -> None:
+    root = hateful_memes(tmp_path / "fb")
+    (root / "img" / "00002.png").unlink()
+    imported("hateful_memes", root, tmp_path / "out")
+    (root / "img" / "00003.png").unlink()
+    check_data(tmp_path / "out", fix=True)
+    assert len(imported("hateful_memes", root, tmp_path / "out").rows["train"]) == 2
 
 
 def test_a_folder_that_the_user_names_is_trusted(tmp_path: Path) -> None:
@@ -121,20 +158,25 @@ def test_another_image_folder_is_another_import(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t"])
-def test_a_quote_that_is_not_closed_is_told(delimiter: str, tmp_path: Path) -> None:
+def test_a_quote_that_is_not_closed_costs_no_row(delimiter: str, tmp_path: Path) -> None:
     lines = ["id,image,text", '1,a.png,"never closed', "2,b.png,tea", "3,c.png,milk"]
     path = table(tmp_path / "x.csv", "\n".join(line.replace(",", delimiter) for line in lines) + "\n")
-    (row,) = csv_rows(path, delimiter)
-    assert row.problem == "a quote that is not closed: 3 lines in one row"
+    rows = list(csv_rows(path, delimiter))
+    assert [row.values["text"] for row in rows] == ['"never closed', "tea", "milk"]
+    assert [row.place for row in rows] == ["x.csv, line 2", "x.csv, line 3", "x.csv, line 4"]
 
 
-def test_a_quote_that_another_row_closes_swallows_nothing_in_silence(tmp_path: Path) -> None:
-    path = table(
-        tmp_path / "x.tsv", 'id\timage\ttext\n1\ta.png\t"open\n2\tb.png\ttea\n3\tc.png\tclosed"\n4\td.png\tx\n'
-    )
-    bad, good = csv_rows(path, "\t")
-    assert bad.problem.startswith("a quote that is not closed")
-    assert good.values["id"] == "4"
+def test_a_quote_that_another_row_closes_swallows_nothing(tmp_path: Path) -> None:
+    lines = ["id\timage\ttext", '1\ta.png\t"open', "2\tb.png\ttea", '3\tc.png\tclosed"', "4\td.png\tx"]
+    rows = csv_rows(table(tmp_path / "x.tsv", "\n".join(lines) + "\n"), "\t")
+    assert [row.values["text"] for row in rows] == ['"open', "tea", 'closed"', "x"]
+
+
+def test_quotes_inside_a_line_are_whole(tmp_path: Path) -> None:
+    lines = ["id\ttext", '1\t"HELLO" SHE SAID', '2\t"all of it"', '3\ta "word" inside', '4\t"two ""words"""', '5\t"end']
+    rows = csv_rows(table(tmp_path / "x.tsv", "\n".join(lines)), "\t")
+    expected = ['"HELLO" SHE SAID', "all of it", 'a "word" inside', 'two "words"', '"end']
+    assert [row.values["text"] for row in rows] == expected
 
 
 def test_a_caption_over_several_lines_is_whole(tmp_path: Path) -> None:
@@ -245,6 +287,36 @@ def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
         )
     with pytest.raises(UserError, match=r"train\.csv and train\.tsv would be one split"):
         imported("generic", tmp_path / "mine", tmp_path / "out")
+
+
+def test_labels_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    root = mami(tmp_path / "mami")
+    with (root / "test_labels.txt").open("a") as file:
+        file.write("15001.jpg\t0\t0\t0\t0\t0\n")
+    with pytest.raises(UserError, match=r"line 3: other labels for '15001\.jpg' than before"):
+        imported("mami", root, tmp_path / "out")
+
+
+def test_labels_that_join_to_no_row_are_told(tmp_path: Path) -> None:
+    root = mami(tmp_path / "mami")
+    table(root / "test_labels.txt", "15001\t1\t0\t0\t0\t0\n")
+    assert "test: 2 of 2 memes have no label" in imported("mami", root, tmp_path / "out").manifest["notes"]
+
+
+def test_a_repeated_picture_within_a_split_is_information(tmp_path: Path) -> None:
+    root = hateful_memes(tmp_path / "fb")
+    shutil.copy(root / "img" / "00001.png", root / "img" / "00004.png")
+    imported("hateful_memes", root, tmp_path / "out")
+    found = {finding["kind"]: finding for finding in check_data(tmp_path / "out")["findings"]}
+    assert found["repeated_image"]["examples"] == ["train: 00001 and train: 00004"]
+    assert found["repeated_image"]["severity"] == "info"
+
+
+def test_a_leak_among_many_twins_is_found() -> None:
+    captions = np.array([*range(1, 201), 7], np.uint64)
+    splits = np.array([0] * 200 + [1], np.uint8)
+    found = list(similar_images(np.full(201, 12345, np.uint64), captions, splits, lambda *_: False))
+    assert found == [(6, 200, True)]
 
 
 def test_training_files_of_other_data_are_not_overwritten(tmp_path: Path) -> None:

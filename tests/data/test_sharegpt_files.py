@@ -14,7 +14,7 @@ from ra_hmd.cli import app
 from ra_hmd.data.importing import ImportOptions
 from ra_hmd.data.record import read_memes
 from ra_hmd.data.sharegpt import PromptTemplate
-from ra_hmd.data.sharegpt_files import ShareGptFile, write_sharegpt
+from ra_hmd.data.sharegpt_files import ORIGINS, ShareGptFile, write_sharegpt
 from ra_hmd.errors import UserError
 
 QUESTION = '<image> This is an image with: "{}" written on it. Is it hateful?'
@@ -472,7 +472,7 @@ def test_no_label_at_all_is_an_error_that_names_other_tasks(tmp_path: Path) -> N
 def test_other_entries_of_the_registry_stay(tmp_path: Path, data: Callable[[str], Path]) -> None:
     mine = {
         "mine": {"file_name": "mine.json", "ranking": True},
-        "harmc": {"file_name": "old.json"},
+        "harmc": {"file_name": "gt/HarMeme/sharegpt_Harmeme_train_instructblip.json", "num_samples": 3},
         "é": {"hf_hub_url": "x/y"},
     }
     table(tmp_path / "dataset_info.json", json.dumps(mine))
@@ -482,6 +482,9 @@ def test_other_entries_of_the_registry_stay(tmp_path: Path, data: Callable[[str]
     assert [*found] == ["mine", "harmc", "é", "multioff_test"]
     assert (found["mine"], found["é"]) == (mine["mine"], mine["é"])
     assert found["harmc"] == {"file_name": "gt/HarMeme/sharegpt_Harmeme_train_instructblip.json", **ENTRY}
+    table(tmp_path / "dataset_info.json", json.dumps({"harmc_test": {"file_name": "old.json"}}))
+    with pytest.raises(UserError, match="'harmc_test' in .* is old.json"):
+        write_sharegpt(data("harm_c") / "out", tmp_path, splits=["test"])
 
 
 def test_a_broken_registry_is_left_as_it_is(tmp_path: Path, data: Callable[[str], Path]) -> None:
@@ -545,6 +548,6 @@ def test_a_class_without_an_answer_is_an_error(tmp_path: Path) -> None:
 def test_writing_again_gives_the_same_bytes(tmp_path: Path, data: Callable[[str], Path]) -> None:
     def written() -> dict[str, bytes]:
         write_sharegpt(data("harm_p") / "out", tmp_path)
-        return {path.name: path.read_bytes() for path in tmp_path.rglob("*.json")}
+        return {path.name: path.read_bytes() for path in tmp_path.rglob("*.json") if path.name != ORIGINS}
 
     assert written() == written()

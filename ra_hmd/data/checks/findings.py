@@ -24,7 +24,7 @@ SHOWN = 20
 # Of 64. An image that is stored again, smaller or in another format, differs in fewer; one with new words in more.
 SAME_IMAGE_BITS = 4
 _BLOCK = 4096
-_MOST_TWINS = 64  # rows of one hash that are compared with each other
+_MOST_TWINS = 4  # rows of one hash, caption and split that are compared with others
 _BANDS = SAME_IMAGE_BITS + 1  # two hashes that close agree on one of so many equal pieces
 
 
@@ -65,6 +65,7 @@ _KINDS: dict[str, tuple[Severity, str]] = {
     "wrong_suffix": ("info", "images of another format than their suffix says; they are opened by content"),
     "rows": ("warning", "splits with another number of rows than a whole copy of this release has"),
     "classes": ("warning", "splits with other class counts than a whole copy of this release has"),
+    "shared_count": ("warning", "splits that share another number of memes than in a whole copy of this release"),
     "missing_split": ("info", "splits of this release that are not in this copy"),
     "unlabelled": ("info", "splits with rows without a label; they serve neither training nor evaluation"),
     "rejected_row": ("warning", "rows that the import left out; rejected.jsonl has the reasons"),
@@ -72,10 +73,11 @@ _KINDS: dict[str, tuple[Severity, str]] = {
     "shared_by_design": ("info", "memes that two splits share by design; do not join these splits"),
     "image_across_splits": ("warning", "images that look the same in two splits, with the same caption: a leak"),
     "image_across_splits_other_caption": ("info", "images that look the same in two splits, with other captions"),
+    "repeated_image": ("info", "images that look the same within a split: confounders, or files that went astray"),
     "caption_across_splits": ("info", "captions that occur in two splits; confounders repeat them by design"),
     "image_of_two_memes": (
         "warning",
-        "image files that rows of different ids name; where folders were merged, files "
+        "image files that two splits name for different ids; where folders were merged, files "
         "of one name overwrote each other",
     ),
     "unknown_class": ("error", "labels that are no class of the data set's task"),
@@ -163,6 +165,7 @@ class Findings:
         """
         self._duplicates()
         self._one_image()
+        self._repeated()
         self._across_splits()
         self._contradictions()
         self._counts()
@@ -191,10 +194,22 @@ class Findings:
                 self.found[kind].add(f"{self._name(other)} and {self._name(row)}")
 
     def _one_image(self) -> None:
-        for rows in _groups(np.frombuffer(self._paths, np.uint64), np.arange(len(self.ids))):
-            other = next((row for row in rows if self.ids[row] != self.ids[rows[0]]), None)
+        for rows in _groups(np.frombuffer(self._paths, np.uint64), np.frombuffer(self._splits, np.uint16)):
+            apart = (row for row in rows if self._splits[row] != self._splits[rows[0]])
+            other = next((row for row in apart if self.ids[row] != self.ids[rows[0]]), None)
             if other is not None:
                 self.found["image_of_two_memes"].add(f"{self._name(int(rows[0]))} and {self._name(int(other))}")
+
+    def _repeated(self) -> None:
+        seen = np.flatnonzero(np.frombuffer(self._decoded, np.uint8))
+        hashes = np.frombuffer(self._hashes, np.uint64)[seen]
+        splits = np.frombuffer(self._splits, np.uint16)[seen]
+        order = np.lexsort((splits, hashes))
+        same = (np.diff(hashes[order]) == 0) & (np.diff(splits[order]) == 0)
+        for one, other in zip(order[:-1][same], order[1:][same], strict=True):
+            row, twin = int(seen[one]), int(seen[other])
+            if self._paths[row] != self._paths[twin]:
+                self.found["repeated_image"].add(f"{self._name(row)} and {self._name(twin)}")
 
     def _shared(self, row: int, other: int) -> bool:
         """Whether two rows are one meme in two splits that share memes by design."""
@@ -240,6 +255,11 @@ class Findings:
                 self.found["missing_split"].add(f"{split}, {whole.rows} rows")
             else:
                 self._compare(split, whole)
+        whole = {split for split, counts in expected.items() if self.rows[split] == counts.rows}
+        for pair, count in self.data.reader.shared.items():
+            here = self.found["shared_by_design"].count
+            if whole.issuperset(pair) and here != count:
+                self.found["shared_count"].add(f"{' and '.join(pair)}: {here} memes, expected {count}")
         for split in self.rows:
             missing = self.labels[split][self.tasks[0].name][None]
             if missing:
@@ -327,17 +347,23 @@ def _across(
     skip: Callable[[int, int], bool],
 ) -> tuple[int, int, bool] | None:
     """A row of each set, of different splits, with equal captions if possible; None if all are of one split."""
-    seen: dict[tuple[int, int], int] = {}
-    for row in rows[:_MOST_TWINS]:
-        seen.setdefault((int(captions[row]), int(splits[row])), int(row))
+    by_caption: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    by_split: dict[int, list[int]] = defaultdict(list)
+    for row in map(int, rows):
+        for place in (by_caption[int(captions[row])], by_split):
+            if len(place[int(splits[row])]) < _MOST_TWINS:
+                place[int(splits[row])].append(row)
     found = None
-    for other in others[:_MOST_TWINS]:
-        for (caption, split), row in seen.items():
-            if split != splits[other] and row != other and not skip(row, int(other)):
-                same = caption != 0 and caption == captions[other]
-                if same:
-                    return row, int(other), True
-                found = found or (row, int(other), False)
+    for other in map(int, others):
+        caption, split = int(captions[other]), int(splits[other])
+        if caption:
+            same = by_caption.get(caption, {})
+            for row in (row for key, group in same.items() if key != split for row in group):
+                if not skip(row, other):
+                    return row, other, True
+        if found is None:
+            apart = (row for key, group in by_split.items() if key != split for row in group)
+            found = next(((row, other, False) for row in apart if not skip(row, other)), None)
     return found
 
 

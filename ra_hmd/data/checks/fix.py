@@ -28,33 +28,32 @@ def fix_data(data: MemeData, bad: Mapping[tuple[str, int], str], kinds: list[str
     if not path.is_file():
         raise UserError(f"--fix: {data.folder} was not made by `ra-hmd data import`; import it first.")
     torn = "parquet_differs" in kinds
-    if bad:
-        _append_rejected(data, bad)
     manifest = read_json(path)
+    fix = manifest.get("fixes", 0) + 1
+    if bad:
+        _append_rejected(data, bad, fix)
     for split in data.splits:
         if torn or any(key[0] == split for key in bad):
-            manifest["splits"][split] = _rewrite(data, split, bad)
-            write_json(path, manifest)
-    moved = [f"{row['place']} moved to {REJECTED} ({row['reason']})" for row in data.rejected() if "line" in row]
-    done = [text for text in moved if text not in manifest.get("fixed", [])]
+            _rewrite(data, split, bad)
+    moved = [row for row in data.rejected() if row.get("fix") == fix]
+    done = [f"{row['place']} ({row['id']}) moved to {REJECTED} ({row['reason']})" for row in moved]
     done += ["Parquet files written anew from the .jsonl files"] if torn else []
     if done:
-        write_json(path, {**manifest, "fixed": [*manifest.get("fixed", []), *done]})
+        counts = {split: sum(1 for _ in _lines(data.folder / f"{split}.jsonl")) for split in data.splits}
+        fixed = [*manifest.get("fixed", []), *done]
+        write_json(path, {**manifest, "splits": counts, "fixes": fix, "fixed": fixed})
     return done
 
 
-def _rewrite(data: MemeData, split: str, bad: Mapping[tuple[str, int], str]) -> int:
-    """Write a split without its bad rows; returns how many are left."""
-    kept = 0
+def _rewrite(data: MemeData, split: str, bad: Mapping[tuple[str, int], str]) -> None:
+    """Write a split without its bad rows."""
     with SplitWriter(data.folder, split) as writer:
         for number, (_, meme) in enumerate(data.rows(split)):
             if isinstance(meme, Meme) and (split, number) not in bad:
                 writer.write(meme.to_row())
-                kept += 1
-    return kept
 
 
-def _append_rejected(data: MemeData, bad: Mapping[tuple[str, int], str]) -> None:
+def _append_rejected(data: MemeData, bad: Mapping[tuple[str, int], str], fix: int) -> None:
     path = data.folder / REJECTED
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -63,7 +62,7 @@ def _append_rejected(data: MemeData, bad: Mapping[tuple[str, int], str]) -> None
             for number, line in enumerate(_lines(data.folder / f"{split}.jsonl")):
                 if (split, number) in bad:
                     row = {"split": split, "place": f"{split}.jsonl, row {number + 1}", "id": _id(line)}
-                    row = json_line(row | {"reason": bad[split, number], "line": line})
+                    row = json_line(row | {"reason": bad[split, number], "fix": fix, "line": line})
                     if row not in before:  # a fix that was stopped in the middle is done again
                         file.write(row)
 

@@ -85,9 +85,6 @@ class HatefulMemes(Reader):
             notes.append("phase 1 (as on Kaggle): phase 2 corrected labels, so results are not comparable")
         if rest:
             notes.append(f"not read: {', '.join(rest)}, which belong to phase 1")
-        unlabelled = [part.split for part in parts if "label" not in tree.first(part.path)]
-        if unlabelled:
-            notes.append(f"without labels: {', '.join(unlabelled)}")
         return Found(f"{phase}, {kind} ids{place}", tuple(parts), phase, notes=tuple(notes))
 
     @staticmethod
@@ -105,8 +102,9 @@ class HatefulMemes(Reader):
         return {f"fine-grained {path.name}": path for path in files}
 
     def rows(self, part: Part, found: Found) -> Iterator[Row]:
-        fine = {}
-        for path in found.others.values():
+        fine: dict[str, Mapping[str, Any]] = {}
+        # dev_seen and dev_unseen share memes: the file of the same name comes last, and wins.
+        for path in sorted(found.others.values(), key=lambda path: path.stem == part.path.stem):
             rows = (row.values for row in jsonl_rows(path) if "id" in row.values)
             fine |= {str(values["id"]).zfill(5): values for values in rows}
         for row in csv_rows(part.path) if part.path.suffix.lower() == ".csv" else jsonl_rows(part.path):

@@ -58,7 +58,7 @@ class Wanted:
     def nearness(self, folder: Path) -> tuple[int, bool]:
         """How near a folder is: by steps from the file, and by being named after the split."""
         steps = len(Path(os.path.relpath(folder, self.file.parent)).parts)
-        return -steps, bool(self.split) and self.split in folder.name.lower()
+        return -steps, bool(self.split) and self.split.lower() in folder.name.lower()
 
 
 def find_image_folders(
@@ -68,32 +68,43 @@ def find_image_folders(
 
     One folder per split, without a second to fall back to: another split's folder may have another meme under the same
     name. For the same reason a split does not get a folder that is nearer to another one, if what it has of its names
-    are that one's memes; unless `trust`, where the user named the folder.
+    are that one's memes; it gets the next best one then. With `trust` it does: the user named the folder.
     """
-    folders: dict[Source, ImageFolder] = {}
+    ranked = {one.source: _rank(one, tree) for one in wanted}
+    folders = {source: found[0][1] for source, found in ranked.items() if found}
     notes = []
     for one in wanted:
-        ranked = [
-            (count * 2 >= len(one.sample), _shared_names(folder, one.file), one.nearness(folder), not flat,
-             _likeness(folder, one.file), count, folder)
-            for folder in tree.folders
-            for flat in (False, True)
-            if (count := one.hits(ImageFolder(folder, flat)))
-        ]  # fmt: skip
-        if ranked:
-            best = max(ranked)
-            folders[one.source] = ImageFolder(best[-1], flat=not best[3])
-            twins = {str(other[-1]) for other in ranked if other[:4] == best[:4]} - {str(best[-1])}
-            notes += [f"{one.name}: images taken from {best[-1]}; {twin} has the same names" for twin in twins]
-    borrowed = [one.source for one in wanted if not trust and _is_borrowed(one, wanted, folders)]
-    for source in borrowed:
-        del folders[source]
+        while not trust and _is_borrowed(one, wanted, folders):
+            ranked[one.source] = [rank for rank in ranked[one.source] if rank[1].folder != folders[one.source].folder]
+            del folders[one.source]
+            if ranked[one.source]:
+                folders[one.source] = ranked[one.source][0][1]
     for one in wanted:
         if one.source not in folders:
             notes.append(f"no images for {one.name} (looked for {one.sample[0]}): all its rows are rejected")
-        elif missing := len(one.sample) - one.hits(folders[one.source]):
+            continue
+        best = ranked[one.source][0][0]
+        chosen = folders[one.source]
+        twins = {str(other.folder) for rank, other in ranked[one.source] if rank[1:4] == best[1:4]}
+        notes += [
+            f"{one.name}: images taken from {chosen.folder}; {twin} has the same names"
+            for twin in sorted(twins - {str(chosen.folder)})
+        ]
+        if missing := len(one.sample) - one.hits(chosen):
             notes.append(f"{one.name}: of its first {len(one.sample)} images {missing} are not there")
     return folders, notes
+
+
+def _rank(one: Wanted, tree: Tree) -> list[tuple[tuple[object, ...], ImageFolder]]:
+    """Every folder with some of the sample, best first: with half of it, near, alike in name."""
+    found = []
+    for folder in tree.folders:
+        for flat in (False, True):
+            count = one.hits(ImageFolder(folder, flat))
+            if count:
+                names = _shared_names(folder, one.file), one.nearness(folder), not flat, _likeness(folder, one.file)
+                found.append(((count * 2 >= len(one.sample), *names, count, str(folder)), ImageFolder(folder, flat)))
+    return sorted(found, key=lambda rank: rank[0], reverse=True)
 
 
 def _is_borrowed(one: Wanted, wanted: list[Wanted], folders: dict[Source, ImageFolder]) -> bool:

@@ -130,5 +130,7 @@ def _test_labels(path: Path | None) -> dict[str, dict[str, str]]:
         file_name, *values = line.strip().split("\t")
         if file_name and len(values) != len(names):
             raise UserError(f"{path}, line {number}: {len(values)} labels after the file name, {len(names)} expected.")
-        labels[file_name] = dict(zip(names, values, strict=False))
+        known = dict(zip(names, values, strict=False))
+        if labels.setdefault(file_name, known) != known:
+            raise UserError(f"{path}, line {number}: other labels for {file_name!r} than before; get an intact copy.")
     return labels

@@ -144,5 +144,7 @@ def _truth(path: Path | None) -> dict[str, str]:
     for row in csv_rows(path):
         if row.problem or not {"Image_name", "Labels"} <= row.values.keys():
             raise UserError(f"{path}: {row.place}: {row.problem or 'columns Image_name and Labels are needed'}.")
-        truth[row.values["Image_name"].strip()] = row.values["Labels"]
+        name, label = row.values["Image_name"].strip(), row.values["Labels"]
+        if truth.setdefault(name, label) != label:
+            raise UserError(f"{path}: {row.place}: another label for {name!r} than before; get an intact copy.")
     return truth
