@@ -151,7 +151,7 @@ class Trainer:
         self.class_weights = _balanced(self.labels) if args.class_weights == "balanced" else None
         self.loss = _loss_function(args)
         self.dev_hidden = hidden_tensor(dev).to(device) if dev is not None else None
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.head, args.weight_decay), lr=args.lr)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.head, args.weight_decay), lr=args.lr, fused=True)
         self.order = torch.Generator().manual_seed(args.seed)
         self.initial_state = self._state()
         self.best_state, self.best_epoch = self.initial_state, 0
