@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 from accelerate import PartialState
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,6 +16,7 @@ from ra_hmd.errors import UserError, raise_all
 from ra_hmd.features.store import UNLABELLED, Features, FeatureWriter
 from ra_hmd.models.checkpoint import DType, MemeModel, Run
 from ra_hmd.models.classifier import ClassifierOutput
+from ra_hmd.progress import track
 
 
 def extract(
@@ -131,20 +131,16 @@ def _write_shards(
     pending: dict[int, dict[str, np.ndarray]] = {}
     todo = iter(shards)
     shard = next(todo)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not show) as progress:
-        task = progress.add_task("Extracting", total=sum(map(len, plan)), rate="")
-        for rows, batch in zip(plan, loader, strict=True):
-            if isinstance(batch, UserError):
-                raise batch
-            pending |= _rows(rows, model.score(batch))
-            speed = progress.tasks[task].speed
-            progress.update(task, advance=len(rows), rate=f"{speed:.1f} memes/s" if speed else "")
-            first, last = writer.bounds(shard)
-            if len(pending) == last - first:
-                writer.write(shard, _features(memes, first, last, pending))
-                pending = {}
-                shard = next(todo, shard)
+    batches = ((len(rows), (rows, batch)) for rows, batch in zip(plan, loader, strict=True))
+    for rows, batch in track(batches, "Extracting", sum(map(len, plan)), "memes", show=show):
+        if isinstance(batch, UserError):
+            raise batch
+        pending |= _rows(rows, model.score(batch))
+        first, last = writer.bounds(shard)
+        if len(pending) == last - first:
+            writer.write(shard, _features(memes, first, last, pending))
+            pending = {}
+            shard = next(todo, shard)
 
 
 def _rows(rows: list[int], output: ClassifierOutput) -> dict[int, dict[str, np.ndarray]]:

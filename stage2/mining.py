@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.retrieval.knn import ABSENT, Neighbours, search, unit_rows
-from stage2.losses.similarity import Similarity
+from stage2.losses.similarity import OFFICIAL, Similarity
 
-_OFFICIAL = Similarity()
 _QUANTILES = {"min": 0.0, "q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 
 
@@ -72,7 +71,7 @@ def mine(
     hard_negatives: int,
     hard_positives: int = 0,
     positive_depth: int = 12,
-    similarity: Similarity = _OFFICIAL,
+    similarity: Similarity = OFFICIAL,
 ) -> Mined:
     """Search the bank once per class and side, so that the asked number is found whenever it exists.
 

@@ -78,3 +78,17 @@ def imported(
     reader = get_reader(name, columns=columns, labels=labels)
     import_data(reader, root, output, options=options, **folders)
     return Imported(output)
+
+
+def records(got: Imported, images: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """(id, image below `images`, label, text, raw text) of every record, each image being there."""
+    for split, row in [(split, row) for split, rows in got.rows.items() for row in rows]:
+        assert Path(row["image"]).is_file()
+        assert row["split"] == split
+    return {
+        split: [
+            (row["id"], str(Path(row["image"]).relative_to(images)), row["label"], row["text"], row["raw_text"])
+            for row in rows
+        ]
+        for split, rows in got.rows.items()
+    }

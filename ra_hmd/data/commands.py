@@ -2,7 +2,6 @@
 
 import os
 import re
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,14 +39,6 @@ class _Lists(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
-class TextChoice(StrEnum):
-    """`ra_hmd.data.text.TextPolicy` for the command line."""
-
-    SINGLE_LINE = "single_line"
-    STRIP = "strip"
-    RAW = "raw"
-
-
 data_app = typer.Typer(
     help="Import, check and prepare meme data.",
     no_args_is_help=True,
@@ -78,7 +69,7 @@ def import_command(
     output: Output,
     images: Annotated[Path | None, typer.Option(help="Folder with the images, if not below ROOT.")] = None,
     add_on: Annotated[Path | None, typer.Option(help="Folder with further annotations, if not below ROOT.")] = None,
-    text: Annotated[TextChoice, typer.Option(help="What is done to captions.")] = TextChoice.SINGLE_LINE,
+    text: Annotated[str, typer.Option(help="What is done to captions: single_line, strip or raw.")] = "single_line",
     val_fraction: Annotated[float, typer.Option(min=0, max=0.9, help="Share of train that becomes val.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of that cut.")] = 0,
     columns: Annotated[list[str] | None, typer.Option(help="generic: our field=its column …")] = None,
@@ -86,9 +77,12 @@ def import_command(
     workers: Workers = _WORKERS,
 ) -> None:
     """Read a data set as it lies on disk and write validated records. Stopped and started again, it continues."""
+    from ra_hmd.config import choose
     from ra_hmd.data.importing import ImportOptions, import_data
     from ra_hmd.data.readers import get_reader
+    from ra_hmd.data.text import TEXT_POLICIES
 
+    choose("--text", text, TEXT_POLICIES)
     reader = get_reader(dataset, columns=_pairs("--columns", columns), labels=_indices(labels))
     data = import_data(
         reader,
@@ -96,7 +90,7 @@ def import_command(
         output,
         images=images,
         add_on=add_on,
-        options=ImportOptions(text.value, val_fraction, seed),
+        options=ImportOptions(text, val_fraction, seed),
         workers=workers,
         show=True,
     )

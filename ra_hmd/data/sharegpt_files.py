@@ -85,11 +85,11 @@ def write_sharegpt(
     _check_targets(output, list(names.values()), entries, origins, source)
     files = []
     for split, (registered, file_name) in names.items():
-        if all(data.value(chosen, meme) is None for meme in data.memes(split)):
-            files.append(ShareGptFile(registered, output / file_name, 0, sum(1 for _ in data.memes(split))))
+        unlabelled = _rows_if_unlabelled(data, split, chosen)
+        if unlabelled is not None:
+            files.append(ShareGptFile(registered, output / file_name, 0, unlabelled))
             continue
-        before = dict(origins)
-        origins[file_name] = run_manifest(
+        origin = run_manifest(
             "sharegpt",
             source=source,
             fingerprint=data.manifest.get("fingerprint"),
@@ -98,12 +98,16 @@ def write_sharegpt(
             prompt=template.template,
             media_dir=None if media_dir is None else str(media_dir),
         )
-        write_json(output / ORIGINS, dict(origins))
+        write_json(output / ORIGINS, origins | {file_name: origin})
         try:
             rows, unlabelled = _write_file(output / file_name, data, split, chosen, template, media_dir)
         except UserError:
-            write_json(output / ORIGINS, before) if before else (output / ORIGINS).unlink()
+            if origins:
+                write_json(output / ORIGINS, origins)
+            else:
+                (output / ORIGINS).unlink()
             raise
+        origins[file_name] = origin
         files.append(ShareGptFile(registered, output / file_name, rows, unlabelled))
         entries[registered] = dataset_info_entry(file_name)
     if not any(file.rows for file in files):
@@ -111,6 +115,16 @@ def write_sharegpt(
         raise UserError(f"No meme of {folder} has a label in task {chosen.name!r}; other tasks: {others or 'none'}.")
     write_json(output / REGISTRY, dict(entries))
     return [file for file in files if file.rows or file.unlabelled], template
+
+
+def _rows_if_unlabelled(data: MemeData, split: str, task: Task) -> int | None:
+    """How many memes a split has if none has a label in the task, else None."""
+    count = 0
+    for meme in data.memes(split):
+        if data.value(task, meme) is not None:
+            return None
+        count += 1
+    return count
 
 
 def _check_targets(

@@ -5,9 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from stage2.losses.similarity import Similarity, mean_over_anchors
-
-_OFFICIAL = Similarity()
+from stage2.losses.similarity import OFFICIAL, Similarity, mean_over_anchors, other_class
 
 
 def contrastive_loss(
@@ -18,7 +16,7 @@ def contrastive_loss(
     hard_negatives: Tensor,
     hard_negative_mask: Tensor,
     *,
-    similarity: Similarity = _OFFICIAL,
+    similarity: Similarity = OFFICIAL,
     temperature: float = 1.0,
     in_batch_negatives: bool = True,
     weights: Tensor | None = None,
@@ -74,9 +72,7 @@ def contrastive_loss(
 
     log_p = _log_terms(similarity.to(anchors, positives) / temperature, positive_mask)
     log_h = _log_terms(similarity.to(anchors, hard_negatives) / temperature, hard_negative_mask)
-    opposite = labels[:, None] != labels[None, :]
-    if not in_batch_negatives:
-        opposite = torch.zeros_like(opposite)
+    opposite = other_class(labels, in_batch_negatives)
     log_n = (similarity.within(anchors) / temperature).masked_fill(~opposite, -math.inf)
 
     log_total = torch.logsumexp(torch.cat([log_p, log_h, log_n], dim=1), dim=1)

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from stage2.losses.similarity import Similarity, masked_mean, mean_over_anchors
-
-_OFFICIAL = Similarity()
+from stage2.losses.similarity import OFFICIAL, Similarity, masked_mean, mean_over_anchors, other_class
 
 
 def naive_loss(
@@ -16,7 +14,7 @@ def naive_loss(
     hard_negatives: Tensor,
     hard_negative_mask: Tensor,
     *,
-    similarity: Similarity = _OFFICIAL,
+    similarity: Similarity = OFFICIAL,
     in_batch_negatives: bool = True,
     weights: Tensor | None = None,
 ) -> Tensor:
@@ -42,16 +40,8 @@ def naive_loss(
     Source: RGCL's official code (`--loss naive`). A missing hard negative is left out by a mask there too, but a
     missing positive is a zero vector; here its anchor is left out.
     """
-    gaps, valid = similarity_gaps(
-        anchors,
-        labels,
-        positives,
-        positive_mask,
-        hard_negatives,
-        hard_negative_mask,
-        similarity=similarity,
-        in_batch_negatives=in_batch_negatives,
-    )
+    rows = (positives, positive_mask, hard_negatives, hard_negative_mask)
+    gaps, valid = similarity_gaps(anchors, labels, *rows, similarity=similarity, in_batch_negatives=in_batch_negatives)
     return mean_over_anchors(gaps, valid, weights)
 
 
@@ -68,9 +58,7 @@ def similarity_gaps(
 ) -> tuple[Tensor, Tensor]:
     """N_i + H_i − P_i [B] of `naive_loss`, and which anchors have a positive and a negative [B]."""
     anchors, positives, hard_negatives = map(similarity.prepare, (anchors, positives, hard_negatives))
-    opposite = labels[:, None] != labels[None, :]
-    if not in_batch_negatives:
-        opposite = torch.zeros_like(opposite)
+    opposite = other_class(labels, in_batch_negatives)
     in_batch = masked_mean(similarity.within(anchors), opposite)
     hard = torch.where(hard_negative_mask, similarity.to(anchors, hard_negatives), 0).sum(dim=1)
     positive = masked_mean(similarity.to(anchors, positives), positive_mask)

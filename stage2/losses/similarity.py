@@ -58,6 +58,16 @@ class Similarity:
         return -distance / width
 
 
+OFFICIAL = Similarity()
+"""The similarity of the released RA-HMD script."""
+
+
+def other_class(labels: Tensor, wanted: bool) -> Tensor:
+    """bool [B, B]: which rows of the batch are negatives of which anchor; none where in-batch ones are not `wanted`."""
+    opposite = labels[:, None] != labels[None, :]
+    return opposite if wanted else torch.zeros_like(opposite)
+
+
 def mean_over_anchors(losses: Tensor, valid: Tensor, weights: Tensor | None) -> Tensor:
     """Mean of losses [B] over the anchors where `valid` [B], weighted by `weights` [B]; without any of them a zero that
     is still attached to the graph.

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 from stage2.losses.naive import similarity_gaps
-from stage2.losses.similarity import Similarity, mean_over_anchors
-
-_OFFICIAL = Similarity()
+from stage2.losses.similarity import OFFICIAL, Similarity, mean_over_anchors
 
 
 def triplet_loss(
@@ -17,7 +15,7 @@ def triplet_loss(
     hard_negatives: Tensor,
     hard_negative_mask: Tensor,
     *,
-    similarity: Similarity = _OFFICIAL,
+    similarity: Similarity = OFFICIAL,
     margin: float = 0.1,
     in_batch_negatives: bool = True,
     weights: Tensor | None = None,
@@ -45,14 +43,6 @@ def triplet_loss(
 
     Source: RGCL (arXiv 2311.08110), the loss of its released script.
     """
-    gaps, valid = similarity_gaps(
-        anchors,
-        labels,
-        positives,
-        positive_mask,
-        hard_negatives,
-        hard_negative_mask,
-        similarity=similarity,
-        in_batch_negatives=in_batch_negatives,
-    )
+    rows = (positives, positive_mask, hard_negatives, hard_negative_mask)
+    gaps, valid = similarity_gaps(anchors, labels, *rows, similarity=similarity, in_batch_negatives=in_batch_negatives)
     return mean_over_anchors(torch.relu(gaps + margin), valid, weights)

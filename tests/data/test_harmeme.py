@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from meme_files import Imported, imported, jsonl, picture
+from meme_files import Imported, imported, jsonl, picture, records
 
 from ra_hmd.data.importing import ImportOptions
 from ra_hmd.data.readers import get_reader
@@ -76,20 +76,6 @@ def pictures(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> Path:
     for row in (row for rows in splits.values() for row in rows):
         picture(folder / row["image"])
     return folder
-
-
-def records(got: Imported, images: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """(id, image below `images`, label, text, raw text) of every record, each image being there."""
-    for split, row in [(split, row) for split, rows in got.rows.items() for row in rows]:
-        assert Path(row["image"]).is_file()
-        assert row["split"] == split
-    return {
-        split: [
-            (row["id"], str(Path(row["image"]).relative_to(images)), row["label"], row["text"], row["raw_text"])
-            for row in rows
-        ]
-        for split, rows in got.rows.items()
-    }
 
 
 def momenta(root: Path) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from meme_files import Imported, imported, jsonl, picture, table
+from meme_files import imported, jsonl, picture, records, table
 
 from ra_hmd.data.importing import ImportOptions
 from ra_hmd.data.readers import get_reader
@@ -120,20 +120,6 @@ def sharegpt_files(folder: Path) -> Path:
     for split, rows in files.items():
         (folder / f"sharegpt_FB_{split}_instructblip.json").write_text(json.dumps(rows, indent=4))
     return folder
-
-
-def records(got: Imported, images: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """(id, image below `images`, label, text, raw text) of every record, each image being there."""
-    for split, row in [(split, row) for split, rows in got.rows.items() for row in rows]:
-        assert Path(row["image"]).is_file()
-        assert row["split"] == split
-    return {
-        split: [
-            (row["id"], str(Path(row["image"]).relative_to(images)), row["label"], row["text"], row["raw_text"])
-            for row in rows
-        ]
-        for split, rows in got.rows.items()
-    }
 
 
 def test_phase_2_as_downloaded(tmp_path: Path) -> None:

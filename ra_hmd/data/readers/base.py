@@ -62,6 +62,19 @@ def sharegpt_names(name: str, file: str, splits: Mapping[str, str]) -> dict[str,
     return {ours: (f"{name}{suffix}", f"gt/{file.format(rest[0])}") for ours, *rest, suffix in pairs}
 
 
+def split_files(tree: Tree, first: Mapping[str, str], stem: str = "") -> list[tuple[Part, ...]]:
+    """Each folder's train, val and test `.jsonl` (with `stem` before the suffix), where the first row of the first file
+    has the fields of `first`, with values that match as a whole.
+    """
+    found = []
+    for group in tree.groups({split: rf"{split}{stem}\.jsonl" for split in ("train", "val", "test")}):
+        parts = tuple(Part(path, split) for split, path in group.items())
+        values = tree.first(parts[0].path)
+        if all(field in values and re.fullmatch(pattern, str(values[field])) for field, pattern in first.items()):
+            found.append(parts)
+    return found
+
+
 class Reader(ABC):
     """Reads one data set in whatever layout it lies below a folder.
 

@@ -2,13 +2,12 @@
 shares with it.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from ra_hmd.data.files import Row
-from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names
+from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names, split_files
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.record import Meme
@@ -35,14 +34,9 @@ class HarMeme(Reader):
     stems: tuple[str, ...] = ("",)
 
     def layouts(self, tree: Tree) -> list[Found]:
-        found = []
-        for stem in self.stems:
-            for group in tree.groups({split: rf"{split}{stem}\.jsonl" for split in ("train", "val", "test")}):
-                values = tree.first(next(iter(group.values())))
-                image = str(values.get("image", ""))
-                if "labels" in values and re.fullmatch(rf"{self.prefix}\d+\.png", image):
-                    parts = tuple(Part(group[split], split) for split in ("train", "val", "test") if split in group)
-                    found.append(Found(_layout(parts[0].path), parts, "V1"))
+        first = {"image": rf"{self.prefix}\d+\.png", "labels": "(?s).*"}
+        files = [parts for stem in self.stems for parts in split_files(tree, first, stem)]
+        found = [Found(_layout(parts[0].path), parts, "V1") for parts in files]
         return sorted(found, key=lambda one: one.layout == V0)
 
     def meme(self, row: Row, part: Part, found: Found) -> Meme:

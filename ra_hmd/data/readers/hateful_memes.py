@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.data.files import Row, csv_rows, jsonl_rows
+from ra_hmd.data.files import Row, jsonl_rows
 from ra_hmd.data.readers.base import Found, Part, Reader, binary, given, graded, sharegpt_names
 from ra_hmd.data.readers.tasks import HATE, Expected, choice_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.record import Meme
 
-PHASE_1 = {"train": r"train\.jsonl", "dev": r"dev\.jsonl", "test": r"test\.jsonl"}
-PHASE_2 = {split: rf"{split}\.jsonl" for split in ("train", "dev_seen", "dev_unseen", "test_seen", "test_unseen")}
+PHASE_1 = ("train", "dev", "test")
+PHASE_2 = ("train", "dev_seen", "dev_unseen", "test_seen", "test_unseen")
 FINE = {"train": r"train\.jsonl?", "dev_seen": r"dev_seen\.jsonl?", "dev_unseen": r"dev_unseen\.jsonl?",
         "test": r"test\.jsonl?"}  # fmt: skip
 CATEGORIES = ("religion", "race", "sex", "nationality", "disability")
@@ -107,7 +107,7 @@ class HatefulMemes(Reader):
         for path in sorted(found.others.values(), key=lambda path: path.stem == part.path.stem):
             rows = (row.values for row in jsonl_rows(path) if "id" in row.values)
             fine |= {str(values["id"]).zfill(5): values for values in rows}
-        for row in csv_rows(part.path) if part.path.suffix.lower() == ".csv" else jsonl_rows(part.path):
+        for row in super().rows(part, found):
             extra = fine.get(str(row.values.get("id")).zfill(5))
             yield replace(row, values={**row.values, "fine_grained": extra}) if extra else row
 
@@ -116,7 +116,7 @@ class HatefulMemes(Reader):
         values = row.values
         split = part.split or values["split"]
         if split not in (*PHASE_1, *PHASE_2):
-            raise ValueError(f"split is {split!r}; known are {', '.join({**PHASE_2, **PHASE_1})}")
+            raise ValueError(f"split is {split!r}; known are {', '.join(dict.fromkeys((*PHASE_2, *PHASE_1)))}")
         extras = self.leftovers(values, *_COLUMNS)
         return Meme(
             id=self.meme_id(values["id"], split),

@@ -1,13 +1,12 @@
 """MAMI, misogyny in memes (Fersini et al., SemEval-2022 task 5)."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.files import Row, csv_rows, jsonl_rows, read_lines
-from ra_hmd.data.readers.base import Found, Part, Reader, binary, given, sharegpt_names
+from ra_hmd.data.readers.base import Found, Part, Reader, binary, given, sharegpt_names, split_files
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
 from ra_hmd.data.readers.tree import Tree, only
 from ra_hmd.data.record import Meme
@@ -74,13 +73,9 @@ class Mami(Reader):
             parts = tuple(Part(path, split) for split, path in tables.items())
             others = {"test labels": labels} if labels else {}
             found.append(Found("official tables", parts, "official", others, notes=tuple(notes)))
-        for group in tree.groups({split: rf"{split}\.jsonl" for split in ("train", "val", "test")}):
-            first = tree.first(next(iter(group.values())))
-            if re.fullmatch(r"img[\\/]\d+(_test)?\.jpg", str(first.get("img", ""))):
-                parts = tuple(Part(path, split) for split, path in group.items())
-                note = "val was cut from the official training set; no sub-labels in this layout"
-                found.append(Found("RA-HMD's jsonl files", parts, "RA-HMD split", notes=(note,)))
-        return found
+        notes = ("val was cut from the official training set; no sub-labels in this layout",)
+        files = split_files(tree, {"img": r"img[\\/]\d+(_test)?\.jpg"})
+        return found + [Found("RA-HMD's jsonl files", parts, "RA-HMD split", notes=notes) for parts in files]
 
     def rows(self, part: Part, found: Found) -> Iterator[Row]:
         if part.path.suffix.lower() == ".jsonl":

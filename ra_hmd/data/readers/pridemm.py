@@ -1,11 +1,10 @@
 """PrideMM (Shah et al., EMNLP 2024): hate, target, stance and humour in memes about the LGBTQ+ movement."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from ra_hmd.data.files import Row
-from ra_hmd.data.readers.base import Found, Part, Reader, binary, sharegpt_names
+from ra_hmd.data.readers.base import Found, Part, Reader, binary, sharegpt_names, split_files
 from ra_hmd.data.readers.tasks import HATE, Expected, choice_task, yes_no_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.record import Meme
@@ -55,13 +54,9 @@ class PrideMM(Reader):
     def layouts(self, tree: Tree) -> list[Found]:
         tables = [path for path in tree.files if path.suffix.lower() == ".csv" and tree.first(path).keys() >= _COLUMNS]
         found = [Found("official table", (Part(path),), "official") for path in tables]
-        for group in tree.groups({split: rf"{split}\.jsonl" for split in ("train", "val", "test")}):
-            image = str(tree.first(next(iter(group.values()))).get("img", ""))
-            if re.fullmatch(r"img[\\/]img_\d+\.png", image):
-                parts = tuple(Part(path, split) for split, path in group.items())
-                note = "this layout has the hate task alone"
-                found.append(Found("RA-HMD's jsonl files", parts, "official", notes=(note,)))
-        return found
+        notes = ("this layout has the hate task alone",)
+        files = split_files(tree, {"img": r"img[\\/]img_\d+\.png"})
+        return found + [Found("RA-HMD's jsonl files", parts, "official", notes=notes) for parts in files]
 
     def meme(self, row: Row, part: Part, found: Found) -> Meme:
         del found

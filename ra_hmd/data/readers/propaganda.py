@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ra_hmd.data.files import Row
-from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names
+from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names, split_files
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.record import Meme
@@ -79,13 +79,8 @@ class Propaganda(Reader):
     )
 
     def layouts(self, tree: Tree) -> list[Found]:
-        found = []
-        for group in tree.groups({split: rf"{split}\.jsonl" for split in ("train", "val", "test")}):
-            values = tree.first(next(iter(group.values())))
-            if "labels" in values and re.fullmatch(r"\d+_image(_batch_\d+)?\.png", str(values.get("image", ""))):
-                parts = tuple(Part(path, split) for split, path in group.items())
-                found.append(Found("official annotations", parts, "official"))
-        return found
+        files = split_files(tree, {"image": r"\d+_image(_batch_\d+)?\.png", "labels": "(?s).*"})
+        return [Found("official annotations", parts, "official") for parts in files]
 
     def meme(self, row: Row, part: Part, found: Found) -> Meme:
         del found
