@@ -10,12 +10,13 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ra_hmd.data.images import image_size, load_image
+from ra_hmd.data.images import image_size, load_image, perceptual_hash
 from ra_hmd.data.record import Meme
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.features.store import UNLABELLED, Features, FeatureWriter
+from ra_hmd.features.store import Features, FeatureWriter
 from ra_hmd.models.checkpoint import DType, MemeModel, Run
 from ra_hmd.models.classifier import ClassifierOutput
+from ra_hmd.problem import UNLABELLED
 from ra_hmd.progress import track
 
 
@@ -103,17 +104,21 @@ class _EncodedMemes(Dataset):
     def __len__(self) -> int:
         return len(self._memes)
 
-    def __getitem__(self, row: int) -> dict[str, Any] | UserError:
+    def __getitem__(self, row: int) -> tuple[dict[str, Any], int] | UserError:
         meme = self._memes[row]
         try:
-            return self._model.encode(meme.text, load_image(meme.image))
+            image = load_image(meme.image)
+            return self._model.encode(meme.text, image), perceptual_hash(image) or 0
         except ValueError as error:  # a UserError, or what the host's plugin says of the image
             return UserError(f"meme {meme.id!r}: {error}")
 
-    def collate(self, rows: list[Any]) -> dict[str, Tensor] | UserError:
-        """A batch, or the first problem among its rows."""
+    def collate(self, rows: list[Any]) -> tuple[dict[str, Tensor], list[int]] | UserError:
+        """A batch and the hashes of its images, or the first problem among its rows."""
         problem = next((row for row in rows if isinstance(row, UserError)), None)
-        return self._model.collate(rows) if problem is None else problem
+        if problem is not None:
+            return problem
+        encoded, hashes = zip(*rows, strict=True)
+        return self._model.collate(list(encoded)), list(hashes)
 
 
 def _write_shards(
@@ -135,7 +140,8 @@ def _write_shards(
     for rows, batch in track(batches, "Extracting", sum(map(len, plan)), "memes", show=show):
         if isinstance(batch, UserError):
             raise batch
-        pending |= _rows(rows, model.score(batch))
+        inputs, hashes = batch
+        pending |= _rows(rows, model.score(inputs), hashes)
         first, last = writer.bounds(shard)
         if len(pending) == last - first:
             writer.write(shard, _features(memes, first, last, pending))
@@ -143,11 +149,12 @@ def _write_shards(
             shard = next(todo, shard)
 
 
-def _rows(rows: list[int], output: ClassifierOutput) -> dict[int, dict[str, np.ndarray]]:
+def _rows(rows: list[int], output: ClassifierOutput, hashes: list[int]) -> dict[int, dict[str, np.ndarray]]:
     columns = {"hidden": output.hidden, "lmh_score": output.answer_probs[:, 1:]}
     if output.logits is not None:
         columns |= {"embedding": output.embedding, "lrc_logit": output.logits}
     arrays = {name: tensor.float().cpu().numpy() for name, tensor in columns.items()}
+    arrays["image_hashes"] = np.array(hashes, dtype=np.uint64)
     return {row: {name: array[i] for name, array in arrays.items()} for i, row in enumerate(rows)}
 
 
@@ -156,4 +163,5 @@ def _features(memes: list[Meme], first: int, last: int, rows: dict[int, dict[str
     part = memes[first:last]
     labels = np.array([UNLABELLED if meme.label is None else meme.label for meme in part])
     matrices = {name: np.stack([rows[row][name] for row in range(first, last)]) for name in names}
-    return Features([meme.id for meme in part], labels, **matrices)
+    texts, extras = [meme.text for meme in part], [meme.extras for meme in part]
+    return Features([meme.id for meme in part], labels, texts=texts, extras=extras, **matrices)

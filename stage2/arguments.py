@@ -6,7 +6,7 @@ from typing import Literal
 
 from ra_hmd.config import coerce_fields
 from ra_hmd.errors import raise_all
-from ra_hmd.retrieval.knn import VoteWeights
+from ra_hmd.retrieval.voting import VoteWeights
 from stage2.losses.similarity import LossMetric, Similarity
 
 LossName = Literal["contrastive", "triplet", "naive"]

@@ -17,17 +17,19 @@ from torch import Tensor, nn
 
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.checks import (
-    check_binary,
     check_head_fits,
     check_output,
     check_same_origin,
+    check_store,
     head_fingerprint,
     store_fingerprint,
 )
 from ra_hmd.evaluation.metrics import THRESHOLDS, binary_metrics
-from ra_hmd.evaluation.scores import Bank, Voting, hidden_tensor, run_head
 from ra_hmd.features.store import Features, read_features
-from ra_hmd.models.head import HeadConfig, MemeHead, classification_loss, load_head
+from ra_hmd.models.head import HeadConfig, MemeHead, load_head
+from ra_hmd.models.objective import Objective
+from ra_hmd.retrieval.embedded import Embedded, hidden_tensor, run_head
+from ra_hmd.retrieval.voting import Voting
 from stage2.arguments import Stage2Arguments
 from stage2.losses.contrastive import contrastive_loss
 from stage2.losses.naive import naive_loss
@@ -74,11 +76,11 @@ def _read_stores(args: Stage2Arguments) -> tuple[Features, Features | None]:
     if args.init_head is not None:
         known[str(args.init_head)] = head_fingerprint(args.init_head)
     dev = read_features(args.dev) if args.dev is not None else None
-    check_binary(train, args.train)
+    check_store(train, args.train)
     if len(set(train.labels.tolist())) < 2:
         raise UserError(f"{args.train} has memes of class {train.labels[0]} only; training needs both classes.")
     if dev is not None:
-        check_binary(dev, args.dev)
+        check_store(dev, args.dev)
         if args.select_by.endswith("auroc") and len(set(dev.labels.tolist())) < 2:
             raise UserError(
                 f"{args.dev} has memes of class {dev.labels[0]} only, so `select_by: {args.select_by}` is undefined; "
@@ -248,7 +250,7 @@ class Trainer:
             hard_negatives >= 0,
             weights=weights,
         )
-        bce = classification_loss(output.logits, labels, weights)
+        bce = Objective()(output.logits, labels, weights)
         weight = self.args.ce_weight
         return torch.stack([(1 - weight) * contrastive + weight * bce, contrastive, bce])
 
@@ -272,9 +274,10 @@ class Trainer:
         if self.dev is None or self.dev_hidden is None:
             return {}
         embedding, logits = run_head(self.head, self.dev_hidden)
-        bank = Bank(self.train.ids, self.train.labels, self.bank.cpu().numpy())
-        queries = Bank(self.dev.ids, self.dev.labels, embedding.cpu().numpy())
-        rkc = Voting(self.args.topk, self.args.weights).scores(queries, bank)
+        bank = Embedded(self.train.ids, self.train.labels, self.bank.cpu().numpy())
+        queries = Embedded(self.dev.ids, self.dev.labels, embedding.cpu().numpy())
+        voting = Voting(self.args.topk, self.args.weights)
+        rkc = voting.vote(bank.nearest(queries, voting.topk), bank.labels).scores[:, 0]
         lrc = expit(logits[:, 0].double().cpu().numpy())
         scores: dict[str, float | None] = {}
         for head, values in (("rkc", rkc), ("lrc", lrc)):

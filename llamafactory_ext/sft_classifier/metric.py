@@ -16,7 +16,7 @@ from torchmetrics.classification import (
 )
 from transformers import EvalPrediction
 
-from ra_hmd.models.head import classification_loss
+from ra_hmd.models.objective import Objective
 
 
 def binary_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
@@ -47,7 +47,7 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     gathered = {name: torch.from_numpy(np.asarray(value)) for name, value in _arrays(prediction).items()}
     labels = torch.from_numpy(np.asarray(prediction.label_ids)).long()
     logits = gathered["lrc_logit"].float()
-    result = {"lrc_loss": float(classification_loss(logits, labels))}
+    result = {"lrc_loss": float(Objective()(logits, labels))}
     result["lmh_loss"] = float(gathered["lm_loss_sum"].double().sum() / gathered["lm_tokens"].sum())
     scores = {"lrc": torch.sigmoid(logits[:, 0]), "lmh": gathered["answer_probs"].float()[:, 1]}
     for head, score in scores.items():

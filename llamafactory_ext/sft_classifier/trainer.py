@@ -15,7 +15,8 @@ from transformers.trainer_utils import PredictionOutput
 from ra_hmd.errors import raise_all
 from ra_hmd.manifest import MANIFEST_NAME, plain, write_json, write_jsonl
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, base_model, head_of, is_head_parameter
-from ra_hmd.models.head import classification_loss, has_head, load_head_weights, save_head
+from ra_hmd.models.head import has_head, load_head_weights, save_head
+from ra_hmd.models.objective import Objective
 
 
 class ClassifierTrainer(CustomSeq2SeqTrainer):
@@ -41,7 +42,7 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         inputs = {key: value for key, value in inputs.items() if key != "sample_index"}
         labels = inputs.pop("class_labels")
         outputs = model(**inputs)
-        lrc_loss = classification_loss(outputs["logits"], labels)
+        lrc_loss = Objective()(outputs["logits"], labels)
         lm_weight, lrc_weight = self.finetuning_args.loss_ratio
         if model.training:
             self._parts += torch.stack([outputs["lm_loss"].detach(), lrc_loss.detach(), lrc_loss.new_ones(())])

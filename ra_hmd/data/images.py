@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import imagehash
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ra_hmd.errors import UserError
@@ -30,3 +32,13 @@ def image_size(path: str | Path) -> tuple[int, int]:
             return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return 0, 0
+
+
+def perceptual_hash(image: Image.Image) -> int | None:
+    """64-bit perceptual hash (imagehash's pHash) of a decoded image; None for one of one colour: all hash alike."""
+    bits = imagehash.phash(image.convert("RGBA").convert("L") if image.mode == "P" else image).hash
+    extrema = image.getextrema()
+    bands = extrema if isinstance(extrema[0], tuple) else [extrema]
+    if all(low == high for low, high in bands):
+        return None
+    return int.from_bytes(np.packbits(bits.reshape(-1)).tobytes(), "little")

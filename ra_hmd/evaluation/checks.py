@@ -10,6 +10,7 @@ from ra_hmd.errors import UserError, raise_all
 from ra_hmd.features.store import STORE_MANIFEST, Features
 from ra_hmd.manifest import MANIFEST_NAME, fingerprint_model, plain, read_json, sha256_file
 from ra_hmd.models.head import HeadConfig
+from ra_hmd.problem import BINARY, Problem
 
 DATA_KEYS = ("data", "head", "dtype")
 """Parts of a store's fingerprint that may differ between comparable stores: other memes, another head on top of the
@@ -61,25 +62,20 @@ def _short(value: Any) -> str:
 
 
 def check_head_fits(config: HeadConfig, head_place: str | Path, features: Features, store_place: str | Path) -> None:
-    """Raise `UserError` unless a binary head takes the store's hidden states."""
+    """Raise `UserError` unless the head takes the store's hidden states."""
     width = features.hidden.shape[1]
     if config.input_dim != width:
         raise UserError(
             f"The head in {head_place} takes hidden states of size {config.input_dim}, those in {store_place} have "
             f"{width}: they come from different LMMs. Extract the features with this head's checkpoint."
         )
-    if config.output_dim != 1:
-        raise UserError(f"The head in {head_place} has {config.output_dim} outputs; one (class 0 or 1) is needed here.")
 
 
-def check_binary(features: Features, place: str | Path) -> None:
-    """Raise `UserError` unless the store has rows, all labelled 0 or 1, with finite hidden states."""
+def check_store(features: Features, place: str | Path, problem: Problem = BINARY) -> None:
+    """Raise `UserError` unless the store has rows, all labelled as `problem` has it, with finite hidden states."""
     if not len(features):
         raise UserError(f"{place} has no rows.")
-    features.require_labels(place)
-    unknown = sorted(set(features.labels.tolist()) - {0, 1})
-    if unknown:
-        raise UserError(f"{place} has labels {unknown[:5]}; classes 0 and 1 are expected.")
+    problem.check(features.labels, place)
     finite = np.isfinite(features.hidden).all(axis=1)
     if not finite.all():
         row = int(np.flatnonzero(~finite)[0])

@@ -3,30 +3,31 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from ra_hmd.errors import UserError, raise_all
+from ra_hmd.errors import UserError
 from ra_hmd.evaluation.bootstrap import metric_estimates
 from ra_hmd.evaluation.checks import (
-    check_binary,
     check_head_fits,
     check_output,
     check_same_origin,
+    check_store,
     head_fingerprint,
     store_fingerprint,
 )
 from ra_hmd.evaluation.metrics import THRESHOLDS
 from ra_hmd.evaluation.report import write_report
 from ra_hmd.evaluation.results import Evaluation, find_evidence, predictions
-from ra_hmd.evaluation.scores import Bank, ScoredSet, Voting, score_set
+from ra_hmd.evaluation.scores import ScoredSet, score_set
 from ra_hmd.evaluation.update import check_update, update_curve
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.manifest import MANIFEST_NAME, plain, run_manifest, sha256_file, write_json, write_jsonl
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, has_head, load_head
-from ra_hmd.retrieval.knn import VoteWeights
+from ra_hmd.retrieval.embedded import Embedded
+from ra_hmd.retrieval.voting import VoteWeights, Voting
 
 INITIAL_HEAD = "initial_head"
 """Folder in a Stage 2 output that holds the head it started from."""
@@ -80,13 +81,15 @@ def evaluate(
         UserError: stores and head that do not belong together, unlabelled rows, a leak, clashing names.
     """
     checkpoint, bank, output = Path(checkpoint), Path(bank), Path(output)
-    voting = _voting(topk, weights, bootstrap_samples)
+    if bootstrap_samples < 0:
+        raise UserError(f"bootstrap_samples is {bootstrap_samples}, it must not be negative.")
+    voting = Voting(topk, weights)
     head = load_head(checkpoint).to(device if device is not None else Accelerator().device)
     check_output(output, "evaluation")
     named = _named(queries)
     stores = _read_stores([bank, *named.values(), *([Path(update)] if update else [])], head, checkpoint)
-    examples = Bank.of(stores[bank], head)
-    added = Bank.of(stores[Path(update)], head) if update else None
+    examples = Embedded.of(stores[bank], head)
+    added = Embedded.of(stores[Path(update)], head) if update else None
     if added is not None:
         check_update(update, added, update_sizes, {name: stores[path].ids for name, path in named.items()})
 
@@ -107,16 +110,6 @@ def evaluate(
     return _write(result, output)
 
 
-def _voting(topk: int, weights: str, samples: int) -> Voting:
-    problems = [f"topk is {topk}, it must be at least 1."] if topk < 1 else []
-    if weights not in get_args(VoteWeights):
-        problems.append(f"weights is {weights!r}, it must be one of {', '.join(get_args(VoteWeights))}.")
-    if samples < 0:
-        problems.append(f"bootstrap_samples is {samples}, it must not be negative.")
-    raise_all(problems, "The evaluation's settings do not fit")
-    return Voting(topk, weights)
-
-
 def _named(queries: Sequence[str | Path]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     if not queries:
@@ -134,7 +127,7 @@ def _named(queries: Sequence[str | Path]) -> dict[str, Path]:
 def _read_stores(folders: Sequence[Path], head: MemeHead, checkpoint: Path) -> dict[Path, Features]:
     stores = {folder: read_features(folder) for folder in folders}
     for folder, features in stores.items():
-        check_binary(features, folder)
+        check_store(features, folder)
         check_head_fits(head.config, checkpoint, features, folder)
     fingerprints = {str(folder): store_fingerprint(features) for folder, features in stores.items()}
     check_same_origin(fingerprints)  # each with the bank
@@ -160,10 +153,10 @@ def _add_before(result: Evaluation, bank: Features, before: str | Path | None, h
         return
     earlier = load_head(place).to(next(head.parameters()).device)
     check_head_fits(earlier.config, place, bank, result.bank_place)
-    result.before, result.before_place = Bank.of(bank, earlier).embedding, place
+    result.before, result.before_place = Embedded.of(bank, earlier).embedding, place
 
 
-def _notes(result: Evaluation, added: Bank | None) -> list[str]:
+def _notes(result: Evaluation, added: Embedded | None) -> list[str]:
     notes = []
     for scored in result.sets:
         if "lmh" not in scored.scores:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.evaluation.metrics import THRESHOLDS, Head
-from ra_hmd.evaluation.scores import Bank, ScoredSet, Voting
+from ra_hmd.evaluation.scores import ScoredSet
+from ra_hmd.retrieval.embedded import Embedded
+from ra_hmd.retrieval.voting import Voting
 
 HEAD_NAMES: dict[Head, str] = {
     "lmh": "LMH (language-model head)",
@@ -41,7 +43,7 @@ class Evaluation:
 
     checkpoint: Path
     bank_place: Path
-    bank: Bank
+    bank: Embedded
     voting: Voting
     sets: list[ScoredSet]
     metrics: dict[str, dict[str, dict[str, dict[str, float | None]]]]
@@ -57,7 +59,7 @@ class Evaluation:
     manifest: dict[str, Any] = field(default_factory=dict)
 
 
-def find_evidence(scored: ScoredSet, bank: Bank, memes: int = 5) -> list[dict[str, Any]]:
+def find_evidence(scored: ScoredSet, bank: Embedded, memes: int = 5) -> list[dict[str, Any]]:
     """For the first `memes` of a set: every head's score, and the neighbours behind the KNN vote.
 
     A neighbour's `vote` is what it adds to the score (the votes add up to it); its `share` is its part of all votes

@@ -9,7 +9,8 @@ import numpy as np
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.bootstrap import metric_estimates, paired_gain
 from ra_hmd.evaluation.metrics import THRESHOLDS
-from ra_hmd.evaluation.scores import Bank, Voting
+from ra_hmd.retrieval.embedded import Embedded
+from ra_hmd.retrieval.voting import Voting
 
 
 def nested_order(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -24,7 +25,9 @@ def nested_order(labels: np.ndarray, seed: int) -> np.ndarray:
     return np.stack([rows[:shortest] for rows in shuffled], axis=1).reshape(-1)
 
 
-def check_update(place: str | Path, update: Bank, sizes: Sequence[int], queries: Mapping[str, Sequence[str]]) -> None:
+def check_update(
+    place: str | Path, update: Embedded, sizes: Sequence[int], queries: Mapping[str, Sequence[str]]
+) -> None:
     """Refuse an update that leaks into a query set, lacks a class, or is too small for the sizes.
 
     Args:
@@ -54,7 +57,14 @@ def check_update(place: str | Path, update: Bank, sizes: Sequence[int], queries:
 
 
 def update_curve(
-    queries: Bank, bank: Bank, update: Bank, sizes: Sequence[int], voting: Voting, *, samples: int, seed: int
+    queries: Embedded,
+    bank: Embedded,
+    update: Embedded,
+    sizes: Sequence[int],
+    voting: Voting,
+    *,
+    samples: int,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """RKC of one query set with the bank, then with the bank and n rows of `update`, for each n of `sizes`.
 
@@ -66,7 +76,8 @@ def update_curve(
     curve: list[dict[str, Any]] = []
     correct_at_start = None
     for size in [0, *sorted(set(sizes))]:
-        scores = voting.scores(queries, bank.plus(update.select(order[:size])))
+        grown = bank.plus(update.select(order[:size]))
+        scores = voting.vote(grown.nearest(queries, voting.topk), grown.labels).scores[:, 0]
         correct = (scores >= THRESHOLDS["rkc"]) == (queries.labels == 1)
         estimates = metric_estimates(
             scores, queries.labels, THRESHOLDS["rkc"], samples=samples, seed=seed, names=("accuracy", "auroc")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.features.store import UNLABELLED, Features, read_features, write_features
+from ra_hmd.features.store import Features, read_features, write_features
 from ra_hmd.manifest import atomic_path, sha256_file
+from ra_hmd.problem import UNLABELLED
 
 _KEYS = ("ids", "feats", "labels")
 

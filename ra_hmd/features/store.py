@@ -1,5 +1,6 @@
 """Feature stores: sharded Parquet with a manifest, written atomically, resumable."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ import pyarrow.parquet as pq
 
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.manifest import atomic_path, plain, read_json, run_manifest, write_json
+from ra_hmd.problem import UNLABELLED
 
 STORE_MANIFEST = "manifest.json"
-UNLABELLED = -1
 _MATRICES = ("hidden", "embedding", "lrc_logit", "lmh_score")
+_COLUMNS = ("ids", "labels", *_MATRICES, "texts", "image_hashes", "extras")
+_FORMAT = 2  # 1 had no captions, image hashes, extras; still read
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,16 @@ class Features:
 
     Attributes:
         ids: N ids.
-        labels: int64 [N], class index or `UNLABELLED`.
+        labels: int64 [N], class index, or [N, C] of 0 and 1 where a meme may have several classes; `UNLABELLED` where
+            unknown.
         hidden: float32 [N, H], the LMM's hidden state at the last prompt token.
         embedding: float32 [N, D], the head's retrieval embedding, or None without a head.
         lrc_logit: float32 [N, C], the head's logits, or None without a head.
-        lmh_score: float32 [N, C], p(positive answer) by the LM, or None where unknown.
+        lmh_score: float32 [N, C], p(answer) by the LM, of the positive one or of each of C; None where unknown.
+        texts: N captions, or None where the store has none.
+        image_hashes: uint64 [N], perceptual hashes of the images (0: of one colour, alike to none), or None where
+            the store has none.
+        extras: N dictionaries of further fields (fine labels, time), or None where the store has none.
         manifest: The store's manifest ({} for features that were not read from a store).
     """
 
@@ -37,10 +45,13 @@ class Features:
     embedding: np.ndarray | None = None
     lrc_logit: np.ndarray | None = None
     lmh_score: np.ndarray | None = None
+    texts: list[str] | None = None
+    image_hashes: np.ndarray | None = None
+    extras: list[dict[str, Any]] | None = None
     manifest: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        lengths = {name: len(getattr(self, name)) for name in ("ids", "labels", *_MATRICES)
+        lengths = {name: len(getattr(self, name)) for name in _COLUMNS
                    if getattr(self, name) is not None}  # fmt: skip
         if len(set(lengths.values())) > 1:
             raise ValueError(f"features of different lengths: {lengths}")
@@ -50,14 +61,13 @@ class Features:
 
     def select(self, rows: np.ndarray) -> "Features":
         """The given rows (indices [M]), in the given order."""
-        matrices = {name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in _MATRICES}
-        return Features([self.ids[row] for row in rows], self.labels[rows], **matrices, manifest=self.manifest)
-
-    def require_labels(self, place: str | Path) -> None:
-        """Raise `UserError` unless every row has a label."""
-        missing = int((self.labels == UNLABELLED).sum())
-        if missing:
-            raise UserError(f"{place}: {missing} of {len(self)} rows have no label; training and evaluation need one.")
+        chosen: dict[str, Any] = {}
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            chosen[name] = [column[row] for row in rows] if isinstance(column, list) else column
+            if isinstance(column, np.ndarray):
+                chosen[name] = column[rows]
+        return Features(**chosen, manifest=self.manifest)
 
 
 class FeatureWriter:
@@ -87,8 +97,11 @@ class FeatureWriter:
             raise UserError(f"{folder} holds Parquet files without a manifest; choose another output folder.")
 
     def _check_same(self, manifest: dict[str, Any]) -> None:
-        old = {**manifest.get("fingerprint", {}), "rows": manifest.get("rows"), "shard_size": manifest["shard_size"]}
-        new = {**self.fingerprint, "rows": self.rows, "shard_size": self.shard_size}
+        old = {
+            **manifest.get("fingerprint", {}),
+            **{key: manifest.get(key) for key in ("rows", "shard_size", "format")},
+        }
+        new = {**self.fingerprint, "rows": self.rows, "shard_size": self.shard_size, "format": _FORMAT}
         differing = [f"{key}: the store has {old.get(key)!r}, this run has {new.get(key)!r}"
                      for key in sorted({*old, *new}) if old.get(key) != new.get(key)]  # fmt: skip
         raise_all(differing, f"{self.folder} was made from something else; choose another output folder or remove it")
@@ -104,6 +117,7 @@ class FeatureWriter:
             self.folder / STORE_MANIFEST,
             run_manifest(
                 "features",
+                format=_FORMAT,
                 fingerprint=self.fingerprint,
                 rows=self.rows,
                 shard_size=self.shard_size,
@@ -130,13 +144,19 @@ class FeatureWriter:
         first, last = self.bounds(shard)
         if len(features) != last - first:
             raise ValueError(f"shard {shard} needs {last - first} rows, got {len(features)}")
-        labels = pa.array(features.labels, pa.int64(), mask=features.labels == UNLABELLED)
-        columns = {"id": pa.array(features.ids, pa.string()), "label": labels}
+        columns = {"id": pa.array(features.ids, pa.string()), "label": _label_column(features.labels)}
         for name in _MATRICES:
             matrix = getattr(features, name)
             if matrix is not None:
                 values = pa.array(np.ascontiguousarray(matrix, dtype=np.float32).reshape(-1))
                 columns[name] = pa.FixedSizeListArray.from_arrays(values, matrix.shape[1])
+        if features.texts is not None:
+            columns["text"] = pa.array(features.texts, pa.string())
+        if features.image_hashes is not None:
+            columns["image_hash"] = pa.array(features.image_hashes, pa.uint64())
+        if features.extras is not None:
+            lines = [json.dumps(plain(extras), ensure_ascii=False) for extras in features.extras]
+            columns["extras"] = pa.array(lines, pa.string())  # JSON: its fields differ from data set to data set
         with atomic_path(self.shard_path(shard)) as temporary:
             pq.write_table(pa.table(columns), temporary, compression="zstd")
 
@@ -178,9 +198,27 @@ def read_features(folder: str | Path) -> Features:
     ids = table["id"].to_pylist()
     doubled = [f"id {name!r} occurs {count} times" for name, count in Counter(ids).items() if count > 1]
     raise_all(doubled, f"{folder}: ids must be unique")
-    labels = table["label"].fill_null(UNLABELLED).to_numpy()
-    matrices = {name: _matrix(table[name]) for name in _MATRICES if name in table.column_names}
-    return Features(ids, labels, **matrices, manifest=manifest)
+    columns: dict[str, Any] = {name: _matrix(table[name]) for name in _MATRICES if name in table.column_names}
+    if "text" in table.column_names:
+        columns["texts"] = table["text"].to_pylist()
+    if "image_hash" in table.column_names:
+        columns["image_hashes"] = table["image_hash"].to_numpy()
+    if "extras" in table.column_names:
+        columns["extras"] = [json.loads(line) for line in table["extras"].to_pylist()]
+    return Features(ids, _labels(table["label"]), **columns, manifest=manifest)
+
+
+def _label_column(labels: np.ndarray) -> pa.Array:
+    """Class indices as nullable integers, several classes per row as a fixed-size list of 0 and 1 (-1: unlabelled)."""
+    if labels.ndim == 1:
+        return pa.array(labels, pa.int64(), mask=labels == UNLABELLED)
+    return pa.FixedSizeListArray.from_arrays(pa.array(labels.reshape(-1), pa.int8()), labels.shape[1])
+
+
+def _labels(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_fixed_size_list(column.type):
+        return _matrix(column).astype(np.int64)
+    return column.fill_null(UNLABELLED).to_numpy()
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ra_hmd.config import coerce_fields, load_dataclass
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.manifest import atomic_path, read_json, write_json
+from ra_hmd.problem import Problem, ProblemType
 
 HEAD_WEIGHTS = "head.safetensors"
 HEAD_CONFIG = "head.json"
@@ -29,6 +30,7 @@ class HeadConfig:
         input_dropout: Dropout on the input.
         dropout: Dropout after each block; empty means none. One value more than there are blocks is accepted and
             not used, as the official files have it.
+        problem_type: What the logits mean.
     """
 
     input_dim: int
@@ -37,9 +39,10 @@ class HeadConfig:
     output_dim: int = 1
     input_dropout: float = 0.0
     dropout: tuple[float, ...] = ()
+    problem_type: ProblemType = "binary"
 
     def __post_init__(self) -> None:
-        names = ("input_dim", "num_layers", "proj_dim", "output_dim", "input_dropout", "dropout")
+        names = ("input_dim", "num_layers", "proj_dim", "output_dim", "input_dropout", "dropout", "problem_type")
         problems = coerce_fields(self, names, "head")
         if not problems:
             problems = [f"`{name}` is {getattr(self, name)}, it must be at least 1." for name in names[:4]
@@ -51,7 +54,16 @@ class HeadConfig:
                 )
             rates = (self.input_dropout, *self.dropout)
             problems += [f"dropout rate {rate} is not in [0, 1)." for rate in rates if not 0 <= rate < 1]
+            try:
+                Problem(self.problem_type, self.output_dim)
+            except UserError as error:
+                problems.append(str(error))
         raise_all(problems, "The head's configuration does not fit")
+
+    @property
+    def problem(self) -> Problem:
+        """What the head decides."""
+        return Problem(self.problem_type, self.output_dim)
 
     @property
     def blocks(self) -> int:
@@ -147,7 +159,7 @@ def load_head(folder: str | Path) -> MemeHead:
 def load_head_weights(head: MemeHead, folder: str | Path) -> None:
     """Copy the weights saved in `folder` into `head` (same shape)."""
     saved = read_head_config(folder)
-    shape = ("input_dim", "num_layers", "proj_dim", "output_dim")
+    shape = ("input_dim", "num_layers", "proj_dim", "output_dim", "problem_type")
     differing = [
         f"`{name}` is {getattr(saved, name)} in {folder} and {getattr(head.config, name)} here"
         for name in shape
@@ -158,15 +170,3 @@ def load_head_weights(head: MemeHead, folder: str | Path) -> None:
         head.load_state_dict(load_file(Path(folder) / HEAD_WEIGHTS))
     except RuntimeError as error:
         raise UserError(f"{Path(folder) / HEAD_WEIGHTS} does not fit {HEAD_CONFIG}: {error}") from error
-
-
-def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean loss of class logits [B, C] against class indices [B]: binary cross-entropy for C = 1, else softmax.
-
-    With `weights` [B] a weighted mean; their sum must be above zero.
-    """
-    if logits.shape[1] == 1:
-        losses = nn.functional.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction="none")
-    else:
-        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()

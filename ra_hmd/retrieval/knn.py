@@ -1,4 +1,4 @@
-"""Exact neighbour search through FAISS, and the retrieval-augmented KNN classifier (RKC).
+"""Exact neighbour search through FAISS.
 
 Shapes: Q queries, N bank rows, D embedding, K neighbours.
 """
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -15,7 +15,6 @@ import numpy as np
 from ra_hmd.errors import UserError
 
 Metric = Literal["cos", "ip", "l2"]
-VoteWeights = Literal["arithmetic", "mean"]
 
 ABSENT = -1
 _GPU_MAX_K = 2048  # limit of FAISS's GPU kernels; deeper searches run on the CPU index
@@ -101,48 +100,6 @@ def search(
     order = np.lexsort((rows, -similarity, ~keep), axis=1)[:, :k]
     rows, similarity, keep = (np.take_along_axis(array, order, axis=1) for array in (rows, similarity, keep))
     return Neighbours(np.where(keep, rows, ABSENT), np.where(keep, similarity, np.float32(0)))
-
-
-def rkc_votes(neighbours: Neighbours, bank_labels: np.ndarray, weights: VoteWeights = "arithmetic") -> np.ndarray:
-    """float64 [Q, K]: what each neighbour adds to its query's score; absent neighbours add 0.
-
-    vote_k = w_k · (2·y_k − 1) · sim_k / Σ_k w_k over the neighbours that are present, with w = K, K−1, …, 1
-    (`arithmetic`) or all ones (`mean`).
-
-    Args:
-        neighbours: Cosine neighbours of the queries.
-        bank_labels: [N], 0 or 1.
-        weights: How ranks are weighted.
-
-    Raises:
-        UserError: labels other than 0 and 1, unknown weights, or a query without any neighbour.
-
-    Source: RA-HMD's retrieval-augmented KNN classifier, as in the official evaluation code (`use_sim`).
-    """
-    bank_labels = np.asarray(bank_labels)
-    if not np.isin(bank_labels, (0, 1)).all():
-        unknown = sorted(set(bank_labels.tolist()) - {0, 1})
-        raise UserError(f"The bank has labels {unknown[:5]}; the KNN vote is between classes 0 and 1.")
-    if weights not in get_args(VoteWeights):
-        raise UserError(f"Vote weights {weights!r} are unknown; choose one of {', '.join(get_args(VoteWeights))}.")
-    lonely = np.flatnonzero(~neighbours.present.any(axis=1))
-    if len(lonely):
-        raise UserError(
-            f"{len(lonely)} queries have no neighbour (first: row {lonely[0]}): the bank is empty or holds nothing "
-            "but the query itself. Give a bank with other labelled memes."
-        )
-    k = neighbours.rows.shape[1]
-    ranks = np.arange(k, 0, -1, dtype=np.float64) if weights == "arithmetic" else np.ones(k)
-    share = np.where(neighbours.present, ranks, 0)
-    share /= share.sum(axis=1, keepdims=True)
-    # Row -1 is a valid index in NumPy: its share of 0 takes it out.
-    signs = 2 * bank_labels[neighbours.rows].astype(np.float64) - 1
-    return share * signs * neighbours.similarity
-
-
-def rkc_scores(neighbours: Neighbours, bank_labels: np.ndarray, weights: VoteWeights = "arithmetic") -> np.ndarray:
-    """float64 [Q] in [−1, 1]: the sum of `rkc_votes`. A query is of class 1 if and only if its score is ≥ 0."""
-    return rkc_votes(neighbours, bank_labels, weights).sum(axis=1)
 
 
 def _as_matrix(array: np.ndarray, name: str) -> np.ndarray:

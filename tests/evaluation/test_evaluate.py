@@ -15,13 +15,14 @@ from ra_hmd.errors import UserError
 from ra_hmd.evaluation.evaluate import INITIAL_HEAD, UPDATE_KEY
 from ra_hmd.evaluation.metrics import METRICS, binary_metrics
 from ra_hmd.evaluation.report import console_table
-from ra_hmd.evaluation.scores import run_head
 from ra_hmd.evaluation.update import nested_order
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.manifest import read_json, sha256_file, write_json
 from ra_hmd.markdown import escape
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, MemeHead, load_head
-from ra_hmd.retrieval.knn import rkc_scores, search
+from ra_hmd.retrieval.embedded import run_head
+from ra_hmd.retrieval.knn import search
+from ra_hmd.retrieval.voting import Voting
 
 
 def test_metrics_are_those_of_the_three_heads(lab):
@@ -34,7 +35,7 @@ def test_metrics_are_those_of_the_three_heads(lab):
     expected = {
         "lmh": (test.lmh_score[:, 0], 0.5),
         "lrc": (expit(test.hidden[:, 0].astype(np.float64)), 0.5),
-        "rkc": (rkc_scores(search(embed(test.hidden), embed(bank.hidden), 20), bank.labels), 0.0),
+        "rkc": (Voting().vote(search(embed(test.hidden), embed(bank.hidden), 20), bank.labels).scores[:, 0], 0.0),
     }
     written = json.loads((lab.folder / "out" / "metrics.json").read_text())
     assert written == result["metrics"]
@@ -225,7 +226,7 @@ def test_a_head_of_another_adapter_or_stage_2_run_is_refused(lab):
     (stage1 / "adapter_model.safetensors").write_bytes(b"weights")
     with pytest.raises(UserError, match=r"adapter: '[0-9a-f]+.* in .*stage1"):
         lab.evaluate(checkpoint=stage1)
-    with pytest.raises(UserError, match="has 3 outputs"):
+    with pytest.raises(UserError, match="has one output, not 3"):
         lab.evaluate(checkpoint=lab.head("many", output_dim=3))
     with pytest.raises(UserError, match="has no trained head"):
         lab.evaluate(checkpoint=lab.folder / "bank")
@@ -255,8 +256,10 @@ def test_names_settings_and_outputs_are_checked(lab):
         lab.evaluate(queries=[])
     with pytest.raises(UserError, match="cannot be called 'bank_update'"):
         lab.evaluate(queries=[lab.store(UPDATE_KEY, lab.features(10, 2, "t"))])
-    with pytest.raises(UserError, match=r"(?s)topk is 0.*weights is 'flat'.*bootstrap_samples is -1"):
-        lab.evaluate(topk=0, weights="flat", bootstrap_samples=-1)
+    with pytest.raises(UserError, match=r"(?s)topk is 0.*weights 'flat' are unknown"):
+        lab.evaluate(topk=0, weights="flat")
+    with pytest.raises(UserError, match="bootstrap_samples is -1"):
+        lab.evaluate(bootstrap_samples=-1)
     with pytest.raises(UserError, match="holds a feature store"):
         lab.evaluate(output=lab.folder / "bank")
     write_json(lab.folder / "head" / "ra_hmd.json", {"kind": "stage1"})

@@ -7,13 +7,13 @@ import pytest
 from ra_hmd.errors import UserError
 from ra_hmd.features.store import (
     STORE_MANIFEST,
-    UNLABELLED,
     Features,
     FeatureWriter,
     read_features,
     write_features,
 )
 from ra_hmd.manifest import read_json
+from ra_hmd.problem import BINARY, UNLABELLED
 
 FINGERPRINT = {"model": "m", "adapter": None, "inputs.cutoff_len": 64}
 
@@ -167,4 +167,4 @@ def test_select_keeps_rows_together():
 
 def test_labels_can_be_required():
     with pytest.raises(UserError, match="4 of 10 rows have no label"):
-        make_features().require_labels("store")
+        BINARY.check(make_features().labels, "store")

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ra_hmd.errors import UserError
-from ra_hmd.retrieval.knn import ABSENT, Neighbours, rkc_scores, rkc_votes, search, unit_rows
+from ra_hmd.retrieval.knn import ABSENT, Neighbours, search, unit_rows
+from ra_hmd.retrieval.voting import Voting
+
+
+def rkc_votes(neighbours, labels, weights="arithmetic"):
+    return Voting(weights=weights).vote(neighbours, labels).contributions[..., 0]
+
+
+def rkc_scores(neighbours, labels, weights="arithmetic"):
+    return rkc_votes(neighbours, labels, weights).sum(axis=1)
 
 
 def naive_neighbours(queries, bank, k, metric="cos", query_ids=None, bank_ids=None):

@@ -13,11 +13,12 @@ import stage2.trainer
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.evaluate import INITIAL_HEAD
 from ra_hmd.evaluation.metrics import auroc
-from ra_hmd.evaluation.scores import Bank, Voting
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.manifest import read_json, sha256_file, write_json
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, MemeHead, load_head, save_head
+from ra_hmd.retrieval.embedded import Embedded
 from ra_hmd.retrieval.knn import Neighbours
+from ra_hmd.retrieval.voting import Voting
 from stage2.__main__ import main
 from stage2.mining import Mined
 from stage2.trainer import Trainer, parameter_groups, run_stage2
@@ -26,7 +27,9 @@ from stage2.trainer import Trainer, parameter_groups, run_stage2
 def dev_auroc(folder, train, dev):
     head = load_head(folder)
     train, dev = read_features(train), read_features(dev)
-    return auroc(Voting().scores(Bank.of(dev, head), Bank.of(train, head)), dev.labels)
+    bank = Embedded.of(train, head)
+    neighbours = bank.nearest(Embedded.of(dev, head), 20)
+    return auroc(Voting().vote(neighbours, bank.labels).scores[:, 0], dev.labels)
 
 
 def save_fresh_head(folder, seed=3, **config):

@@ -10,12 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import imagehash
-import numpy as np
 from joblib import Parallel, delayed
 from PIL import Image
 
 from ra_hmd.data.dataset import MemeData
+from ra_hmd.data.images import perceptual_hash
 from ra_hmd.data.readers.tasks import Task
 from ra_hmd.data.record import Meme
 from ra_hmd.data.sharegpt import special_strings
@@ -151,9 +150,7 @@ def image_facts(path: str) -> ImageFacts:
                     return ImageFacts(width, height, None, kind, animated, "huge")
                 image.draft("L", (_HASH_SIDE, _HASH_SIDE))  # a JPEG is decoded at a fraction of its size: much faster
                 image.load()
-                bits = imagehash.phash(image.convert("RGBA").convert("L") if image.mode == "P" else image).hash
-                flat = all(low == high for low, high in _extrema(image))  # all of one colour hash alike
-                return ImageFacts(width, height, None if flat else _as_integer(bits), kind, animated)
+                return ImageFacts(width, height, perceptual_hash(image), kind, animated)
     except Image.DecompressionBombError:
         return ImageFacts(width, height, problem="huge")
     except Exception as error:  # a decoder may raise anything on hostile bytes; one bad file must not stop the check
@@ -164,17 +161,7 @@ def _is_animated(image: Image.Image) -> bool:
     return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
 
 
-def _extrema(image: Image.Image) -> list[tuple[float, float]]:
-    """Lowest and highest value of each band."""
-    extrema = image.getextrema()
-    return list(extrema) if isinstance(extrema[0], tuple) else [extrema]
-
-
 def _kind(path: str, kind: str) -> str:
     expected = Image.registered_extensions().get(os.path.splitext(path)[1].lower())  # noqa: PTH122
     actual = _SAME_FORMAT.get(kind, kind)
     return "" if expected == actual else actual
-
-
-def _as_integer(bits: np.ndarray) -> int:
-    return int.from_bytes(np.packbits(bits.reshape(-1)).tobytes(), "little")

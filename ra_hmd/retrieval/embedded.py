@@ -1,0 +1,70 @@
+"""Memes as points: what a head makes of features, and the search among them.
+
+Shapes: N rows, Q queries, H hidden size, D embedding, C outputs, K neighbours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ra_hmd.features.store import Features
+from ra_hmd.models.head import MemeHead
+from ra_hmd.retrieval.knn import Neighbours, search
+
+
+def hidden_tensor(features: Features) -> Tensor:
+    """The hidden states [N, H] as a float32 tensor on the CPU; shares memory where it can."""
+    return torch.from_numpy(np.require(features.hidden, np.float32, ["C", "W"]))
+
+
+def run_head(head: MemeHead, hidden: Tensor, batch_size: int = 4096) -> tuple[Tensor, Tensor]:
+    """Embeddings [N, D] and logits [N, C] of hidden states [N, H], in evaluation mode, without gradient.
+
+    Batches are moved to the head's device and results stay there; the head's mode is restored.
+    """
+    device = next(head.parameters()).device
+    training = head.training
+    head.eval()
+    try:
+        with torch.no_grad():
+            parts = [head(batch.to(device)) for batch in hidden.split(batch_size)]
+    finally:
+        head.train(training)
+    return torch.cat([part.embedding for part in parts]), torch.cat([part.logits for part in parts])
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Memes as a head sees them: N ids, labels [N] or [N, C], embeddings [N, D]. A bank in memory, or its queries."""
+
+    ids: Sequence[str]
+    labels: np.ndarray
+    embedding: np.ndarray
+
+    @classmethod
+    def of(cls, features: Features, head: MemeHead) -> "Embedded":
+        """Features as seen by `head`."""
+        embedding, _ = run_head(head, hidden_tensor(features))
+        return cls(features.ids, features.labels, embedding.cpu().numpy())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def plus(self, other: "Embedded") -> "Embedded":
+        """These rows, then the other's."""
+        return Embedded(
+            [*self.ids, *other.ids],
+            np.concatenate([self.labels, other.labels]),
+            np.concatenate([self.embedding, other.embedding]),
+        )
+
+    def select(self, rows: np.ndarray) -> "Embedded":
+        """The given rows, in the given order."""
+        return Embedded([self.ids[row] for row in rows], self.labels[rows], self.embedding[rows])
+
+    def nearest(self, queries: "Embedded", k: int) -> Neighbours:
+        """The K nearest of these rows to each query, by cosine; rows with the query's own id are left out."""
+        return search(queries.embedding, self.embedding, k, query_ids=queries.ids, bank_ids=self.ids)
