@@ -1,4 +1,4 @@
-"""Exact neighbour search through FAISS.
+"""Neighbour search through FAISS: exhaustive, beyond a size approximate.
 
 Shapes: Q queries, N bank rows, D embedding, K neighbours.
 """
@@ -6,18 +6,16 @@ Shapes: Q queries, N bank rows, D embedding, K neighbours.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
-import faiss
 import numpy as np
 
 from ra_hmd.errors import UserError
+from ra_hmd.retrieval.index import IndexKind, build_index
 
 Metric = Literal["cos", "ip", "l2"]
 
 ABSENT = -1
-_GPU_MAX_K = 2048  # limit of FAISS's GPU kernels; deeper searches run on the CPU index
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,9 @@ def search(
     metric: Metric = "cos",
     query_ids: Sequence[str] | None = None,
     bank_ids: Sequence[str] | None = None,
+    index: IndexKind = "auto",
 ) -> Neighbours:
-    """The K nearest bank rows of each query, by exhaustive search.
+    """The K nearest bank rows of each query: by exhaustive search, of a large bank by an approximate one.
 
     With ids, a bank row that has the query's own id is never its neighbour, however often the id occurs and
     whether or not the row is among the nearest: the search goes deeper by as many rows as can be excluded. Equal
@@ -70,9 +69,11 @@ def search(
         metric: `cos`, in [-1, 1], `ip`, the raw inner product, or `l2`, the squared distance with a minus sign.
         query_ids: Q ids; give both or neither.
         bank_ids: N ids.
+        index: How to search, see `build_index`; `auto` is exhaustive up to `EXACT_ROWS` rows, and what is
+            approximate has a recall@20 of 0.99 on the queries.
 
     Raises:
-        UserError: K below 1, widths that differ, values that are not finite.
+        UserError: K below 1, widths that differ, values that are not finite, an unknown index.
     """
     queries, bank = _as_matrix(queries, "queries"), _as_matrix(bank, "bank")
     if k < 1:
@@ -90,7 +91,9 @@ def search(
         query_codes, bank_codes, excludable = _id_codes(query_ids, bank_ids)
     if metric == "cos":
         queries, bank = unit_rows(queries), unit_rows(bank)
-    rows, similarity = _flat_search(queries, bank, k + excludable, metric)
+    kind = "flat" if not len(bank) else index
+    built = build_index(bank, metric="l2" if metric == "l2" else "ip", kind=kind, queries=queries)
+    rows, similarity = built.search(queries, k + excludable)
     if metric == "cos":
         similarity = similarity.clip(-1, 1)
     keep = rows != ABSENT
@@ -122,23 +125,3 @@ def _id_codes(query_ids: Sequence[str], bank_ids: Sequence[str]) -> tuple[np.nda
     query_codes = np.array([codes.get(name, -1) for name in query_ids], dtype=np.int64)
     counts = Counter(bank_codes.tolist())
     return query_codes, bank_codes, max((counts.get(code, 0) for code in set(query_codes.tolist())), default=0)
-
-
-@cache
-def _gpu_resources() -> Any:
-    return faiss.StandardGpuResources()
-
-
-def _flat_search(queries: np.ndarray, bank: np.ndarray, depth: int, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
-    """Rows int64 and similarities float32, both [Q, depth], -1 and 0 where absent."""
-    rows = np.full((len(queries), depth), ABSENT, dtype=np.int64)
-    similarity = np.zeros((len(queries), depth), dtype=np.float32)
-    reach = min(depth, len(bank))
-    if reach == 0 or len(queries) == 0:
-        return rows, similarity
-    index = faiss.IndexFlatL2(bank.shape[1]) if metric == "l2" else faiss.IndexFlatIP(bank.shape[1])
-    if faiss.get_num_gpus() > 0 and reach <= _GPU_MAX_K:
-        index = faiss.index_cpu_to_gpu(_gpu_resources(), 0, index)
-    index.add(np.ascontiguousarray(bank))
-    similarity[:, :reach], rows[:, :reach] = index.search(np.ascontiguousarray(queries), reach)
-    return rows, -similarity if metric == "l2" else similarity

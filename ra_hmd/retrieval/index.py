@@ -1,0 +1,252 @@
+"""Which FAISS index searches: exhaustive up to a size, then approximate with a recall that was measured.
+
+Shapes: N rows, Q queries, D embedding.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import faiss
+import numpy as np
+
+from ra_hmd.errors import UserError, raise_all
+
+IndexKind = Literal["auto", "flat", "ivf", "hnsw"]
+IndexMetric = Literal["ip", "l2"]
+
+EXACT_ROWS = 200_000
+"""Up to so many rows `auto` searches exhaustively."""
+RECALL_DEPTH = 20
+_RECALL_SAMPLE = 256
+_GPU_MAX_K = 2048  # limit of FAISS's GPU kernels; deeper searches run on the CPU index
+_TRAIN_PER_LIST = 40  # one more than the number below which FAISS warns
+_HNSW_LINKS, _HNSW_BUILD = 32, 200
+_HNSW_MAX_SEARCH = 4096
+
+
+class SearchIndex:
+    """Rows that can be searched, numbered in the order in which they were added.
+
+    Attributes:
+        kind: `flat`, `ivf` or `hnsw`.
+        metric: `ip` or `l2`.
+        recall: Measured recall@20 of the last `tune`; 1 for `flat`.
+    """
+
+    def __init__(self, index: faiss.Index, kind: str, metric: IndexMetric, recall: float = 1.0) -> None:
+        self.kind, self.metric, self.recall = kind, metric, recall
+        self._index = index
+        self._on_gpu: Any = None
+
+    def __len__(self) -> int:
+        return self._index.ntotal
+
+    def add(self, rows: np.ndarray) -> None:
+        """Append rows [M, D]; what was learnt of the earlier ones (the lists of `ivf`) stays."""
+        self._index.add(np.ascontiguousarray(rows, dtype=np.float32))
+        self._on_gpu = None
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """The float32 vectors [M, D] of row numbers [M], as they were added."""
+        return self._index.reconstruct_batch(np.ascontiguousarray(rows, dtype=np.int64))
+
+    def search(
+        self, queries: np.ndarray, depth: int, *, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The `depth` most similar rows of each query [Q, D].
+
+        Args:
+            queries: [Q, D].
+            depth: At least 1; may exceed N.
+            allowed: bool [N], rows that may be found; default: all.
+
+        Returns:
+            Rows int64 and similarities float32 (inner product, or squared distance with a minus sign), both
+            [Q, depth], most similar first, -1 and 0 where absent.
+        """
+        rows = np.full((len(queries), depth), -1, dtype=np.int64)
+        similarity = np.zeros((len(queries), depth), dtype=np.float32)
+        reach = min(depth, len(self))
+        if reach == 0 or len(queries) == 0:
+            return rows, similarity
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if allowed is not None and allowed.all():
+            allowed = None
+        on_gpu = self._gpu_index() if allowed is None and reach <= _GPU_MAX_K else None
+        if on_gpu is None:
+            similarity[:, :reach], rows[:, :reach] = self._search_cpu(queries, reach, allowed, self._width)
+        else:
+            similarity[:, :reach], rows[:, :reach] = on_gpu.search(queries, reach)
+        # Lists or paths that were looked through may hold fewer than there are: then look everywhere.
+        there = reach if allowed is None else min(reach, int(allowed.sum()))
+        short = np.flatnonzero((rows[:, :there] < 0).any(axis=1))
+        if self.kind != "flat" and len(short):
+            near, found = self._search_cpu(queries[short], reach, allowed, self._widest)
+            similarity[short, :reach], rows[short, :reach] = near, found
+        similarity = -similarity if self.metric == "l2" else similarity
+        return rows, np.where(rows < 0, np.float32(0), similarity)
+
+    def _search_cpu(
+        self, queries: np.ndarray, depth: int, allowed: np.ndarray | None, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """FAISS's distances and rows, among the allowed ones, looking as widely as `width` says."""
+        selector = None
+        if allowed is not None:
+            bits = np.packbits(allowed, bitorder="little")
+            selector = faiss.IDSelectorBitmap(len(allowed), faiss.swig_ptr(bits))
+        if self.kind == "ivf":
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=width)
+        elif self.kind == "hnsw":
+            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(width, depth))
+        else:
+            parameters = None if selector is None else faiss.SearchParameters(sel=selector)
+        return self._index.search(queries, depth, params=parameters)
+
+    @property
+    def _width(self) -> int:
+        """Lists that are looked through (`ivf`), or length of the list of candidates (`hnsw`)."""
+        if self.kind == "ivf":
+            return self._index.nprobe
+        return self._index.hnsw.efSearch if self.kind == "hnsw" else 0
+
+    @property
+    def _widest(self) -> int:
+        return self._index.nlist if self.kind == "ivf" else len(self)
+
+    def _gpu_index(self) -> Any:
+        """A copy on the first GPU, or None: without a GPU, and for HNSW, which FAISS searches on CPUs only."""
+        if self._on_gpu is None and self.kind != "hnsw" and faiss.get_num_gpus() > 0:
+            self._on_gpu = faiss.index_cpu_to_gpu(_gpu_resources(), 0, self._index)
+        return self._on_gpu
+
+    def tune(self, target: float, queries: np.ndarray, rows: np.ndarray) -> None:
+        """Search as widely as recall@20 of `queries` against exhaustive search of `rows` [N, D] asks for.
+
+        A row that is as similar as the 20th exact neighbour counts as found, whichever of several equals it is.
+
+        Raises:
+            UserError: `hnsw` does not reach the target at its widest.
+        """
+        if self.kind == "flat" or not len(queries) or not len(rows):
+            return
+        depth = min(RECALL_DEPTH, len(rows))
+        metric = faiss.METRIC_L2 if self.metric == "l2" else faiss.METRIC_INNER_PRODUCT
+        worst = faiss.knn(queries, np.ascontiguousarray(rows), depth, metric)[0][:, -1:]
+        worst = -worst if self.metric == "l2" else worst
+        tolerance = 1e-5 * np.maximum(np.abs(worst), 1)  # two kernels round differently
+        widest = self._widest if self.kind == "ivf" else _HNSW_MAX_SEARCH
+        width = 1 if self.kind == "ivf" else 2 * depth
+        while True:
+            self._set_width(width)
+            found, near = self.search(queries, depth)
+            self.recall = float(((found >= 0) & (near >= worst - tolerance)).mean())
+            if self.recall >= target:
+                return
+            if width >= widest:
+                raise UserError(
+                    f"An {self.kind} index of {len(rows)} rows reaches recall@{depth} {self.recall:.4f} at its widest, "
+                    f"{target} is asked for; choose index `ivf` or `flat`."
+                )
+            width = min(2 * width, widest)
+
+    def _set_width(self, width: int) -> None:
+        if self.kind == "ivf":
+            self._index.nprobe = width
+        else:
+            self._index.hnsw.efSearch = width
+        self._on_gpu = None
+
+    def save(self, path: str | Path) -> None:
+        """Write FAISS's file; `kind`, `metric` and `recall` are the caller's to keep."""
+        faiss.write_index(self._index, str(path))
+
+    @classmethod
+    def load(cls, path: str | Path, kind: str, metric: IndexMetric, recall: float) -> "SearchIndex":
+        """Read what `save` wrote."""
+        return cls(faiss.read_index(str(path)), kind, metric, recall)
+
+
+def resolve_kind(kind: IndexKind, rows: int) -> str:
+    """`flat`, `ivf` or `hnsw`: what `kind` means for so many rows.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    if kind not in get_args(IndexKind):
+        raise UserError(f"Index {kind!r} is unknown; choose one of {', '.join(get_args(IndexKind))}.")
+    if kind == "auto":
+        return "flat" if rows <= EXACT_ROWS else "ivf"
+    return kind
+
+
+def build_index(
+    rows: np.ndarray,
+    *,
+    metric: IndexMetric = "ip",
+    kind: IndexKind = "auto",
+    seed: int = 0,
+    recall_target: float = 0.99,
+    queries: np.ndarray | None = None,
+) -> SearchIndex:
+    """Index rows for search. For cosine, give unit rows and metric `ip`.
+
+    `flat` is exhaustive. `ivf` sorts rows into 2·√N lists by k-means and looks through the nearest lists of a query.
+    `hnsw` walks a graph of near rows. The last two look as widely as the recall asks for. A GPU, where FAISS sees one,
+    searches `flat` and `ivf`. With one seed and one number of threads, `flat` and `ivf` are repeatable; the graph of
+    `hnsw` depends on which thread was faster.
+
+    Args:
+        rows: float32 [N, D]; N may be 0.
+        metric: `ip`, or `l2`, the squared distance.
+        kind: `auto` is `flat` up to `EXACT_ROWS` rows, then `ivf`.
+        seed: Of the rows that k-means and the recall are computed from.
+        recall_target: Least recall@20 in (0, 1].
+        queries: float32 [Q, D], some of those that will come, to measure recall with; default: some of the rows.
+
+    Raises:
+        UserError: unknown kind or metric, a target outside (0, 1], a target that `hnsw` cannot reach.
+    """
+    kind = resolve_kind(kind, len(rows))
+    problems = [] if 0 < recall_target <= 1 else [f"Recall {recall_target} is asked for, it must be in (0, 1]."]
+    if metric not in get_args(IndexMetric):
+        problems.append(f"Metric {metric!r} is unknown to an index; choose one of {', '.join(get_args(IndexMetric))}.")
+    raise_all(problems, "The index cannot be built")
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    rng = np.random.default_rng(seed)
+    index = SearchIndex(_empty(rows, kind, metric, rng, seed), kind, metric)
+    index.add(rows)
+    sample = rows if queries is None else np.ascontiguousarray(queries, dtype=np.float32)
+    if kind != "flat" and len(sample):
+        index.tune(recall_target, sample[_choose(rng, len(sample), _RECALL_SAMPLE)], rows)
+    return index
+
+
+def _empty(rows: np.ndarray, kind: str, metric: IndexMetric, rng: np.random.Generator, seed: int) -> faiss.Index:
+    """An index of the kind, without rows; `ivf` has learnt its lists from `rows`."""
+    width = rows.shape[1]
+    code = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
+    if kind == "flat":
+        return faiss.IndexFlat(width, code)
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(width, _HNSW_LINKS, code)
+        index.hnsw.efConstruction = _HNSW_BUILD
+        return index
+    if not len(rows):
+        raise UserError("An `ivf` index learns its lists from rows, and there are none; use `auto` or `flat`.")
+    lists = max(1, min(round(2 * len(rows) ** 0.5), len(rows) // _TRAIN_PER_LIST))
+    index = faiss.IndexIVFFlat(faiss.IndexFlat(width, code), width, lists, code)
+    index.cp.seed = seed
+    index.train(rows[_choose(rng, len(rows), lists * _TRAIN_PER_LIST)])
+    index.set_direct_map_type(faiss.DirectMap.Array)  # to give vectors back by row
+    return index
+
+
+def _choose(rng: np.random.Generator, total: int, count: int) -> np.ndarray:
+    """`count` of `total` numbers in rising order, or all."""
+    return np.sort(rng.choice(total, count, replace=False)) if total > count else np.arange(total)
+
+
+@cache
+def _gpu_resources() -> Any:
+    return faiss.StandardGpuResources()
