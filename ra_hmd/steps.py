@@ -1,0 +1,105 @@
+"""Commands one after another, as a user would type them; what an earlier run finished is not done again."""
+
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ra_hmd.errors import UserError
+from ra_hmd.manifest import read_json, run_manifest, write_json
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command."""
+
+    title: str
+    command: list[str]
+
+    @property
+    def line(self) -> str:
+        """The command as a line for a shell."""
+        return shlex.join(self.command)
+
+
+def run_steps(
+    kind: str, steps: Sequence[Step], output: Path, *, console: Console, **content: Any
+) -> Mapping[str, float]:
+    """Run the steps in order; `<output>/<kind>.json` remembers the finished ones by their command line.
+
+    Args:
+        kind: Of the run: names the manifest.
+        steps: The commands.
+        output: Folder for `<kind>.json` and `logs`.
+        console: Where to print.
+        content: Further fields of the manifest.
+
+    Returns:
+        Command line → seconds that it took, of every finished step, also of earlier runs.
+
+    Raises:
+        UserError: a step failed; the message ends with the end of its log.
+    """
+    record = output / f"{kind}.json"
+    seconds = dict(read_json(record).seconds) if record.is_file() else {}
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("", total=len(steps))
+        for number, step in enumerate(steps, 1):
+            progress.update(task, description=step.title)
+            console.print(f"[bold]{number}. {step.title}[/bold]\n   $ {step.line}", highlight=False, soft_wrap=True)
+            if step.line in seconds:
+                console.print("   already done")
+            else:
+                seconds[step.line] = _run(step, output / "logs" / f"{number:02d}.log")
+                console.print(f"   {seconds[step.line]:.0f} s")
+                write_json(record, run_manifest(kind, **content, seconds=seconds))
+            progress.advance(task)
+    return seconds
+
+
+def overrides(values: Mapping[str, object]) -> list[str]:
+    """`key=value` words, as `llamafactory-cli train` and `ra-hmd stage2` take them."""
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def ra_hmd(*words: str, **options: object) -> list[str]:
+    """The words of a `ra-hmd` command; options in Python's spelling."""
+    given = ((f"--{key.replace('_', '-')}", str(value)) for key, value in options.items())
+    return ["ra-hmd", *words, *(word for pair in given for word in pair)]
+
+
+def configs_folder(name: str) -> Path:
+    """Folder `name` of the YAML files: the checkout's, or the one that the wheel installed."""
+    places = [Path(__file__).parents[1] / "configs", Path(sysconfig.get_path("data")) / "share" / "ra-hmd" / "configs"]
+    for place in places:
+        if (place / name).is_dir():
+            here = Path.cwd()
+            return place.relative_to(here) / name if place.is_relative_to(here) else place / name
+    raise UserError(f"The {name}'s YAML files are missing; looked in {' and '.join(map(str, places))}.")
+
+
+def _run(step: Step, log: Path) -> float:
+    """Run a command of this environment; its output goes to `log`. Returns seconds."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    binaries = Path(sys.executable).parent
+    env = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
+    env.setdefault("OMP_NUM_THREADS", "1")  # with tensors as small as these, more threads only wait for each other
+    start = time.monotonic()
+    env.setdefault("CUDA_VISIBLE_DEVICES", "0")  # on several GPUs the same files would train fewer steps
+    with log.open("w", encoding="utf-8") as file:
+        command = [str(binaries / step.command[0]), *step.command[1:]]
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, check=False)
+    if done.returncode != 0:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+        raise UserError(f"Step {step.title!r} failed (exit code {done.returncode}); the end of {log}:\n{tail}")
+    return round(time.monotonic() - start, 1)
