@@ -27,7 +27,7 @@ class Estimate:
 
 
 def interval(
-    statistic: Callable[[np.ndarray], np.ndarray], rows: int, *, samples: int, seed: int
+    statistic: Callable[[np.ndarray], np.ndarray], rows: int, *, samples: int, seed: int, width: int = 1
 ) -> tuple[float | None, float | None]:
     """Percentile interval of a statistic of row numbers.
 
@@ -38,6 +38,7 @@ def interval(
         rows: N.
         samples: R in all; 0 gives no interval.
         seed: Of the resampling. The same seed draws the same rows, whatever the statistic.
+        width: How many numbers the statistic holds per drawn row; bounds the memory, changes nothing.
     """
     if samples < 1 or rows < 2:
         return None, None
@@ -48,7 +49,7 @@ def interval(
             (np.arange(rows),),
             lambda drawn, axis=-1: statistic(np.atleast_2d(drawn)),
             n_resamples=samples,
-            batch=max(1, _BATCH_ROWS // rows),
+            batch=max(1, _BATCH_ROWS // (rows * width)),
             vectorized=True,
             method="percentile",
             confidence_level=CONFIDENCE,

@@ -62,10 +62,10 @@ def resampled_metric(
         if name == "accuracy":
             return (tn + tp) / rows.shape[-1]
         if name == "precision":
-            return _ratio(tp, tp + fp)
+            return ratio(tp, tp + fp)
         if name == "recall":
-            return _ratio(tp, tp + fn)
-        positive_f1, negative_f1 = _ratio(2 * tp, 2 * tp + fp + fn), _ratio(2 * tn, 2 * tn + fp + fn)
+            return ratio(tp, tp + fn)
+        positive_f1, negative_f1 = ratio(2 * tp, 2 * tp + fp + fn), ratio(2 * tn, 2 * tn + fp + fn)
         if name == "f1":
             return positive_f1
         if name == "macro_f1":
@@ -76,27 +76,38 @@ def resampled_metric(
     return metric
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """The quotient, 0 where the denominator is 0."""
     return np.where(denominator > 0, numerator / np.maximum(denominator, 1), 0.0)
 
 
 def _resampled_auroc(scores: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """AUROC of resamples from how often each row was drawn: the scores are sorted once, not once per resample."""
-    order = np.argsort(scores, kind="stable")
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    ordered = scores[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # first row of each group of tied scores
-    positive = labels[order] == 1
+    area = weighted_auroc(scores, labels == 1)
+    return lambda rows: area(draw_counts(rows, len(scores)))
 
-    def metric(rows: np.ndarray) -> np.ndarray:
-        resamples, n = rows.shape[0], len(scores)
-        flat = (place[rows] + n * np.arange(resamples)[:, None]).ravel()
-        drawn = np.bincount(flat, minlength=resamples * n).reshape(resamples, n)
+
+def draw_counts(rows: np.ndarray, size: int) -> np.ndarray:
+    """How often [R, N] each of `size` rows N is among the drawn row numbers [R, drawn]."""
+    resamples = rows.shape[0]
+    flat = (rows + size * np.arange(resamples)[:, None]).ravel()
+    return np.bincount(flat, minlength=resamples * size).reshape(resamples, size)
+
+
+def weighted_auroc(scores: np.ndarray, positive: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from how often each row counts [R, N] to the AUROC [R], NaN where it is undefined.
+
+    The scores [N] are sorted once, not once per resample.
+    """
+    order = np.argsort(scores, kind="stable")
+    ordered, positive = scores[order], positive[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # first row of each group of tied scores
+
+    def area(counts: np.ndarray) -> np.ndarray:
+        drawn = counts[:, order]
         above = np.add.reduceat(drawn * positive, starts, axis=1)
         below = np.add.reduceat(drawn * ~positive, starts, axis=1)
         won = (above * (np.cumsum(below, axis=1) - below / 2)).sum(axis=1)
         pairs = above.sum(axis=1) * below.sum(axis=1)
         return np.where(pairs > 0, won / np.maximum(pairs, 1), np.nan)
 
-    return metric
+    return area

@@ -1,0 +1,178 @@
+"""Metrics of any problem: binary scores, one of C classes, or any number of them, with their intervals.
+
+Shapes: Q memes, C outputs of the problem (1 if binary), R resamples.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
+
+from ra_hmd.evaluation.bootstrap import Estimate, interval, metric_estimates
+from ra_hmd.evaluation.metrics import (
+    METRICS,
+    THRESHOLDS,
+    Head,
+    auroc,
+    draw_counts,
+    ratio,
+    resampled_metric,
+    weighted_auroc,
+)
+from ra_hmd.problem import Problem
+
+CLASS_METRICS = ("accuracy", "auroc", "micro_auroc", "macro_f1", "micro_f1")
+"""Of several classes. `auroc` is the mean over classes of one class against the rest."""
+
+
+def metric_names(problem: Problem) -> tuple[str, ...]:
+    """The metrics that are reported for a problem."""
+    return METRICS if problem.kind == "binary" else CLASS_METRICS
+
+
+def official_thresholds(head: Head, problem: Problem) -> np.ndarray:
+    """float64 [C]: the thresholds of the released code. One of C classes has none, the highest score decides."""
+    return np.full(problem.outputs, THRESHOLDS[head])
+
+
+def decide(scores: np.ndarray, thresholds: np.ndarray, problem: Problem) -> np.ndarray:
+    """Verdicts in the shape of labels: int64 [Q], or [Q, C] for `multi_label`.
+
+    Args:
+        scores: [Q, C].
+        thresholds: [C]; a score at or above it means yes. `single_label` takes the highest score instead.
+        problem: What the scores mean.
+    """
+    if problem.kind == "single_label":
+        return scores.argmax(axis=1)
+    verdicts = (scores >= thresholds).astype(np.int64)
+    return verdicts if problem.kind == "multi_label" else verdicts[:, 0]
+
+
+def exact_match(verdicts: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """bool [Q]: where the verdict is wholly right, of `multi_label` in every class."""
+    return (verdicts == labels).reshape(len(labels), -1).all(axis=1)
+
+
+def _telling(member: np.ndarray) -> np.ndarray:
+    """bool [C]: classes that some memes have and some do not: only these have an AUROC."""
+    return member.any(axis=0) & ~member.all(axis=0)
+
+
+def class_values(
+    scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, problem: Problem
+) -> dict[str, float | None]:
+    """The `CLASS_METRICS` of scores [Q, C] of several classes.
+
+    Accuracy is of the whole verdict (`multi_label`: subset accuracy). Macro-F1 averages over the classes, of
+    `single_label` over those that occur among labels or verdicts. AUROC leaves out classes that all or no memes have;
+    the micro AUROC takes every pair of meme and class as one case. None where undefined.
+    """
+    member, verdicts = problem.membership(labels), decide(scores, thresholds, problem)
+    known = _telling(member)
+    return {
+        "accuracy": float(accuracy_score(labels, verdicts)),
+        "auroc": float(roc_auc_score(member[:, known], scores[:, known], average="macro")) if known.any() else None,
+        "micro_auroc": auroc(scores.ravel(), member.ravel().astype(np.int64)),
+        "macro_f1": float(f1_score(labels, verdicts, average="macro", zero_division=0)),
+        "micro_f1": float(f1_score(labels, verdicts, average="micro", zero_division=0)),
+    }
+
+
+def resampled(
+    name: str, scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, problem: Problem
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from row numbers [R, Q] to the metric `name` of each resample [R]; defined as in `class_values`.
+
+    A resample's AUROC is the mean over the classes that have one in it; NaN where none has.
+    """
+    if problem.kind == "binary":
+        return resampled_metric(name, scores[:, 0], labels, float(thresholds[0]))
+    member, size = problem.membership(labels), len(labels)
+    if name == "auroc":
+        areas = [weighted_auroc(scores[:, c], member[:, c]) for c in np.flatnonzero(_telling(member))]
+        return lambda rows: _mean_of_known(np.stack([area(draw_counts(rows, size)) for area in areas]))
+    if name == "micro_auroc":
+        area = weighted_auroc(scores.ravel(), member.ravel())
+        return lambda rows: area(np.repeat(draw_counts(rows, size), problem.outputs, axis=1))
+    verdicts = decide(scores, thresholds, problem)
+    if name == "accuracy":
+        right = exact_match(verdicts, labels)
+        return lambda rows: right[rows].mean(axis=-1)
+    return _resampled_f1(name, member, problem.membership(verdicts), problem)
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean [R] over the first axis of [C, R] without the NaNs; NaN where there is nothing else."""
+    known = np.isfinite(values)
+    counts = known.sum(axis=0)
+    return np.where(counts > 0, np.where(known, values, 0).sum(axis=0) / np.maximum(counts, 1), np.nan)
+
+
+def _resampled_f1(
+    name: str, member: np.ndarray, predicted: np.ndarray, problem: Problem
+) -> Callable[[np.ndarray], np.ndarray]:
+    hits, either = (member & predicted).astype(np.float64), member.astype(np.float64) + predicted
+
+    def metric(rows: np.ndarray) -> np.ndarray:
+        counts = draw_counts(rows, len(member)).astype(np.float64)
+        doubled, total = 2 * counts @ hits, counts @ either  # [R, C]: 2 TP, and 2 TP + FP + FN
+        if name == "micro_f1":
+            return ratio(doubled.sum(axis=1), total.sum(axis=1))
+        if name == "macro_f1":
+            classes = (total > 0).sum(axis=1) if problem.kind == "single_label" else problem.outputs
+            return ratio(doubled, total).sum(axis=1) / classes
+        raise KeyError(f"metric {name!r} is none of {', '.join(CLASS_METRICS)}")
+
+    return metric
+
+
+def estimates(
+    scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, problem: Problem, *, samples: int, seed: int
+) -> dict[str, Estimate]:
+    """The metrics of a problem, each with its interval over resampled memes.
+
+    Args:
+        scores: [Q, C].
+        labels: As the problem has them.
+        thresholds: [C].
+        problem: What they mean.
+        samples: Resamples; 0 for no intervals.
+        seed: Of the resampling.
+    """
+    if problem.kind == "binary":
+        return metric_estimates(scores[:, 0], labels, float(thresholds[0]), samples=samples, seed=seed)
+    found = {}
+    for name, value in class_values(scores, labels, thresholds, problem).items():
+        low, high = None, None
+        if value is not None:
+            statistic = resampled(name, scores, labels, thresholds, problem)
+            low, high = interval(statistic, len(labels), samples=samples, seed=seed, width=problem.outputs)
+        found[name] = Estimate(value, low, high)
+    return found
+
+
+def per_class(
+    scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, problem: Problem, *, samples: int, seed: int
+) -> list[dict[str, Any]]:
+    """One row per class of several, this class against the rest: `class`, `memes` in it, AUROC with its interval,
+    precision, recall and F1 of the verdicts.
+    """
+    member = problem.membership(labels)
+    predicted = problem.membership(decide(scores, thresholds, problem))
+    rows = []
+    for c in range(problem.outputs):
+        truth, said = member[:, c].astype(np.int64), predicted[:, c]
+        area = metric_estimates(scores[:, c], truth, 0.0, samples=samples, seed=seed, names=("auroc",))["auroc"]
+        rows.append(
+            {
+                "class": c,
+                "memes": int(truth.sum()),
+                "auroc": area.as_dict(),
+                "precision": float(precision_score(truth, said, zero_division=0)),
+                "recall": float(recall_score(truth, said, zero_division=0)),
+                "f1": float(f1_score(truth, said, zero_division=0)),
+            }
+        )
+    return rows

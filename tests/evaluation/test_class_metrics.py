@@ -1,0 +1,116 @@
+"""Metrics of several classes against scikit-learn, and their resamples against the plain metric of each resample."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+
+from ra_hmd.evaluation.class_metrics import (
+    CLASS_METRICS,
+    class_values,
+    decide,
+    estimates,
+    official_thresholds,
+    per_class,
+    resampled,
+)
+from ra_hmd.evaluation.metrics import binary_metrics
+from ra_hmd.problem import BINARY, Problem
+
+SINGLE, MULTI = Problem("single_label", 4), Problem("multi_label", 4)
+
+
+def case(problem, rows=90, seed=0, ties=False):
+    rng = np.random.default_rng(seed)
+    if problem.kind == "single_label":
+        labels = rng.integers(0, 4, rows)
+        scores = rng.random((rows, 4)) + 0.5 * np.eye(4)[labels]
+    else:
+        labels = (rng.random((rows, 4)) < [0.5, 0.3, 0.2, 0.1]).astype(int)
+        scores = np.clip(rng.random((rows, 4)) + 0.3 * labels - 0.1, 0, 1)
+    return (scores.round(1) if ties else scores), labels
+
+
+def test_single_label_values_are_scikit_learn_s():
+    scores, labels = case(SINGLE)
+    values = class_values(scores, labels, official_thresholds("lrc", SINGLE), SINGLE)
+    predicted, member = scores.argmax(axis=1), np.eye(4, dtype=int)[labels]
+    assert values == {
+        "accuracy": pytest.approx(accuracy_score(labels, predicted)),
+        "auroc": pytest.approx(np.mean([roc_auc_score(member[:, c], scores[:, c]) for c in range(4)])),
+        "micro_auroc": pytest.approx(roc_auc_score(member, scores, average="micro")),
+        "macro_f1": pytest.approx(f1_score(labels, predicted, average="macro")),
+        "micro_f1": pytest.approx(f1_score(labels, predicted, average="micro")),
+    }
+    assert values["micro_f1"] == pytest.approx(values["accuracy"])
+
+
+def test_multi_label_values_are_scikit_learn_s():
+    scores, labels = case(MULTI)
+    thresholds = np.array([0.5, 0.6, 0.4, 0.7])
+    predicted = (scores >= thresholds).astype(int)
+    assert class_values(scores, labels, thresholds, MULTI) == {
+        "accuracy": pytest.approx(accuracy_score(labels, predicted)),
+        "auroc": pytest.approx(roc_auc_score(labels, scores, average="macro")),
+        "micro_auroc": pytest.approx(roc_auc_score(labels, scores, average="micro")),
+        "macro_f1": pytest.approx(f1_score(labels, predicted, average="macro")),
+        "micro_f1": pytest.approx(f1_score(labels, predicted, average="micro")),
+    }
+
+
+@pytest.mark.parametrize("problem", [SINGLE, MULTI], ids=lambda problem: problem.kind)
+@pytest.mark.parametrize("name", CLASS_METRICS)
+@pytest.mark.parametrize("ties", [False, True])
+def test_resamples_equal_the_plain_metric_of_each_resample(problem, name, ties):
+    scores, labels = case(problem, rows=30, ties=ties)
+    thresholds = np.full(4, 0.5)
+    rows = np.random.default_rng(1).integers(0, 30, (40, 30))
+    found = resampled(name, scores, labels, thresholds, problem)(rows)
+    expected = [class_values(scores[line], labels[line], thresholds, problem)[name] for line in rows]
+    assert found == pytest.approx(np.array(expected, dtype=float), abs=1e-12)
+
+
+def test_a_class_that_never_occurs_has_no_auroc_and_counts_as_defined():
+    scores, labels = case(SINGLE)
+    labels = np.where(labels == 3, 0, labels)
+    scores[:, 3] = 0  # never said either
+    values = class_values(scores, labels, np.zeros(4), SINGLE)
+    three = Problem("single_label", 3)
+    narrow = class_values(scores[:, :3], labels, np.zeros(3), three)
+    assert {name: values[name] for name in ("accuracy", "auroc", "macro_f1")} == pytest.approx(
+        {name: narrow[name] for name in ("accuracy", "auroc", "macro_f1")}
+    )
+    rows = per_class(scores, labels, np.zeros(4), SINGLE, samples=20, seed=0)
+    assert rows[3]["auroc"] == {"value": None, "low": None, "high": None}
+    nothing = class_values(scores, np.zeros(90, int), np.zeros(4), SINGLE)
+    assert nothing["auroc"] is None
+
+
+def test_decisions():
+    scores = np.array([[0.2, 0.5], [0.9, 0.4], [0.3, 0.3]])
+    assert decide(scores, np.array([0.3, 0.5]), Problem("multi_label", 2)).tolist() == [[0, 1], [1, 0], [1, 0]]
+    assert decide(scores, np.array([9.0, 9.0]), Problem("single_label", 2)).tolist() == [1, 0, 0]
+    assert decide(scores[:, :1], np.array([0.3]), BINARY).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("problem", [SINGLE, MULTI], ids=lambda problem: problem.kind)
+def test_intervals_hold_the_value_and_row_order_does_not_matter(problem, monkeypatch):
+    scores, labels = case(problem, rows=200)
+    thresholds = np.full(4, 0.5)
+    found = estimates(scores, labels, thresholds, problem, samples=200, seed=3)
+    assert list(found) == list(CLASS_METRICS)
+    for estimate in found.values():
+        assert estimate.low < estimate.value < estimate.high
+    order = np.random.default_rng(0).permutation(200)
+    moved = estimates(scores[order], labels[order], thresholds, problem, samples=0, seed=3)
+    assert {name: item.value for name, item in moved.items()} == pytest.approx(
+        {name: item.value for name, item in found.items()}
+    )
+    monkeypatch.setattr("ra_hmd.evaluation.bootstrap._BATCH_ROWS", 200 * 4 * 7)
+    assert estimates(scores, labels, thresholds, problem, samples=200, seed=3) == found
+
+
+def test_binary_is_the_old_path():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.random((50, 1)), rng.integers(0, 2, 50)
+    found = estimates(scores, labels, np.array([0.4]), BINARY, samples=0, seed=0)
+    assert {name: item.value for name, item in found.items()} == binary_metrics(scores[:, 0], labels, 0.4)
