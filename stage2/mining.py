@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import faiss
 import numpy as np
+from ra_hmd.retrieval.index import IndexKind
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ra_hmd.retrieval.knn import ABSENT, Neighbours, search, unit_rows
 from stage2.losses.similarity import OFFICIAL, Similarity
+from stage2.sparse import SparseIndex
 
 _QUANTILES = {"min": 0.0, "q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 
@@ -72,29 +77,34 @@ def mine(
     hard_positives: int = 0,
     positive_depth: int = 12,
     similarity: Similarity = OFFICIAL,
+    index: IndexKind = "auto",
+    sparse: SparseIndex | None = None,
 ) -> Mined:
     """Search the bank once per class and side, so that the asked number is found whenever it exists.
 
     Positives come from the anchor's own class and hard negatives from all other classes, each by a search among
-    those rows alone; rows with the anchor's id are excluded from both (RGCL: g⁺ = argmax over G \\ {g_i}). The
-    official code searches 12 candidates for both together, the anchor among them: it retrieves the anchor itself
-    as its positive, and finds no hard negative once the classes have separated.
+    those rows alone; rows with the anchor's id are excluded from both (RGCL: g⁺ = argmax over G \\ {g_i}). Where a meme
+    may have several classes, positives have one in common with the anchor and hard negatives none; memes without any
+    class are positives of each other. The official code searches 12 candidates for both together, the anchor among
+    them: it retrieves the anchor itself as its positive, and finds no hard negative once the classes have separated.
 
     Args:
         embeddings: [N, D], of the whole bank, made in evaluation mode without gradient.
-        labels: [N], class indices; any number of classes.
-        ids: N ids; one id may occur several times.
+        labels: [N], class indices, any number of classes; or [N, C] of 0 and 1.
+        ids: N ids; one id may occur several times, and names that near-duplicates share exclude these.
         positives: P.
         hard_negatives: M; 0 for none.
         hard_positives: R; 0 for none.
         positive_depth: Rows of the anchor's class that are retrieved to choose hard positives from.
         similarity: The loss's.
+        index: How FAISS searches: exactly up to a size, then approximately.
+        sparse: Retrieve by words instead; what is similar in words only may then be far away in the embedding.
     """
-    if similarity.metric == "l2" and similarity.normalise:
+    if similarity.metric == "cos" or (similarity.metric == "l2" and similarity.normalise):
         embeddings = unit_rows(embeddings)
     depth = max(positives + hard_positives, positive_depth) if hard_positives else positives
-    same = _search_classes(embeddings, labels, ids, depth, similarity, same=True)
-    other = _search_classes(embeddings, labels, ids, hard_negatives, similarity, same=False)
+    find = _Finder(embeddings, labels, ids, similarity, index, sparse)
+    same, other = find(depth, same=True), find(hard_negatives, same=False)
     mined = Mined(
         positives=Neighbours(same.rows[:, :positives], same.similarity[:, :positives]),
         hard_negatives=other,
@@ -104,29 +114,69 @@ def mine(
     return mined
 
 
-def _search_classes(
-    embeddings: np.ndarray, labels: np.ndarray, ids: Sequence[str], k: int, similarity: Similarity, *, same: bool
-) -> Neighbours:
-    """The k nearest rows of each anchor's own class, or of all other classes."""
-    rows = np.full((len(labels), k), ABSENT, dtype=np.int64)
-    found = np.zeros((len(labels), k), dtype=np.float32)
-    for label in np.unique(labels) if k else ():
-        anchors = np.flatnonzero(labels == label)
-        candidates = anchors if same else np.flatnonzero(labels != label)
-        near = search(
-            embeddings[anchors],
-            embeddings[candidates],
-            k,
-            metric=similarity.metric,
-            query_ids=[ids[row] for row in anchors],
-            bank_ids=[ids[row] for row in candidates],
-        )
-        if len(candidates):
-            rows[anchors] = np.where(near.present, candidates[near.rows], ABSENT)
-        found[anchors] = near.similarity
-    if similarity.metric == "l2" and not similarity.squared:
-        found = -np.sqrt(np.maximum(-found, 0))
-    return Neighbours(rows, found if similarity.metric == "cos" else found / embeddings.shape[1])
+def alike(labels: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """bool [N]: which rows of labels [N] or [N, C] are positives of a row labelled `label` ([] or [C])."""
+    if labels.ndim == 1:
+        return labels == label
+    return (labels @ label > 0) if label.any() else ~labels.any(axis=1)
+
+
+class _Finder:
+    """The K nearest rows of each anchor's own class, or of the other classes."""
+
+    def __init__(
+        self,
+        embeddings: np.ndarray,
+        labels: np.ndarray,
+        ids: Sequence[str],
+        similarity: Similarity,
+        index: IndexKind,
+        sparse: SparseIndex | None,
+    ) -> None:
+        self.embeddings, self.labels, self.similarity = embeddings, labels, similarity
+        self.index, self.sparse = index, sparse
+        self.codes = np.unique(np.asarray(ids, dtype=object).astype(str), return_inverse=True)[1].reshape(-1)
+        self.kinds, self.kind_of = np.unique(labels, axis=0, return_inverse=True)
+
+    def __call__(self, k: int, *, same: bool) -> Neighbours:
+        rows = np.full((len(self.labels), k), ABSENT, dtype=np.int64)
+        found = np.zeros((len(self.labels), k), dtype=np.float32)
+        for number, kind in enumerate(self.kinds) if k else ():
+            anchors = np.flatnonzero(self.kind_of.reshape(-1) == number)
+            candidates = alike(self.labels, kind) == same
+            if self.sparse is not None:
+                rows[anchors] = self.sparse.nearest(anchors, candidates, k, self.codes)
+                found[anchors] = self._similarity(anchors, rows[anchors])
+                continue
+            allowed = np.flatnonzero(candidates)
+            near = search(
+                self.embeddings[anchors],
+                self.embeddings[allowed],
+                k,
+                metric="l2" if self.similarity.metric == "l2" else "ip",
+                query_ids=self.codes[anchors],
+                bank_ids=self.codes[allowed],
+                index=self.index,
+            )
+            if len(allowed):
+                rows[anchors] = np.where(near.present, allowed[near.rows], ABSENT)
+            found[anchors] = self._scaled(near.similarity)
+        return Neighbours(rows, found)
+
+    def _similarity(self, anchors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Similarities [A, K] of anchors [A] to the rows [A, K] that words have found; 0 where there is none."""
+        here, there = self.embeddings[anchors][:, None], self.embeddings[rows]
+        raw = -np.square(here - there) if self.similarity.metric == "l2" else here * there
+        raw = raw.sum(axis=2)
+        return np.where(rows == ABSENT, 0, self._scaled(raw)).astype(np.float32)
+
+    def _scaled(self, raw: np.ndarray) -> np.ndarray:
+        """Products, or squared distances with a minus sign, on the loss's scale."""
+        if self.similarity.metric == "cos":
+            return raw.clip(-1, 1)
+        if self.similarity.metric == "l2" and not self.similarity.squared:
+            raw = -np.sqrt(np.maximum(-raw, 0))
+        return raw / self.embeddings.shape[1]
 
 
 def _least_similar(found: Neighbours, count: int, *, skip: int) -> Neighbours:
@@ -156,7 +206,36 @@ def check_mined(mined: Mined, labels: np.ndarray, ids: Sequence[str]) -> None:
         rows = near.rows[anchors, columns]
         if ((rows < 0) | (rows >= len(labels))).any():
             raise RuntimeError(f"mining returned a {kind} outside the bank of {len(labels)} rows")
-        if ((labels[anchors] == labels[rows]) != same).any():
+        if (_paired(labels[anchors], labels[rows]) != same).any():
             raise RuntimeError(f"mining returned a {kind} of the wrong class")
         if (names[anchors] == names[rows]).any():
             raise RuntimeError(f"mining returned the anchor itself as its {kind}")
+
+
+def _paired(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """bool [L]: whether each row of labels is a positive of the row at the same place of `others`."""
+    if labels.ndim == 1:
+        return labels == others
+    return ((labels * others).sum(axis=1) > 0) | ~(labels.any(axis=1) | others.any(axis=1))
+
+
+def near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
+    """Group number int64 [N] of each image: images whose hashes differ in at most `bits` bits share one, also through
+    others between them. An image of one colour (hash 0) is alone.
+
+    Args:
+        hashes: uint64 [N] perceptual hashes.
+        bits: 0 to 32.
+    """
+    unique, place = np.unique(hashes, return_inverse=True)
+    codes = unique.view(np.uint8).reshape(-1, 8)
+    bands = max(bits, 1) + 1  # two hashes that close agree on one of so many equal pieces
+    index = faiss.IndexBinaryMultiHash(64, bands, 64 // bands)
+    index.add(codes)
+    limits, _, near = index.range_search(codes, bits + 1)  # below the radius
+    one = np.repeat(np.arange(len(unique)), np.diff(limits.astype(np.int64)))
+    pairs = coo_array((np.ones(len(near), bool), (one, near)), shape=(len(unique), len(unique)))
+    groups = connected_components(pairs, directed=False)[1][place.reshape(-1)].astype(np.int64)
+    plain_colour = np.flatnonzero(hashes == 0)
+    groups[plain_colour] = groups.max(initial=0) + 1 + np.arange(len(plain_colour))
+    return groups

@@ -1,19 +1,23 @@
 """What a Stage 2 run leaves in its folder."""
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from ra_hmd.evaluation.checks import store_fingerprint
-from ra_hmd.evaluation.evaluate import INITIAL_HEAD
-from ra_hmd.evaluation.plots import training_figure
 from ra_hmd.features.store import Features
 from ra_hmd.figures import save_figure
-from ra_hmd.manifest import MANIFEST_NAME, plain, read_json, run_manifest, sha256_file, write_json
-from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, save_head
+from ra_hmd.manifest import MANIFEST_NAME, plain, read_json, run_manifest, sha256_file, write_json, write_text
+from ra_hmd.markdown import escape, markdown_table
+from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, HeadConfig, save_head
 from stage2.arguments import Stage2Arguments
+from stage2.plots import mining_figure, sweep_figure, training_figure
 
 CARRIED = ("base_model", "inputs", "prompt", "pixels")
 """Fields of a Stage 1 manifest that a user of the refined head needs as well."""
@@ -29,7 +33,7 @@ class Outcome:
         initial_state: Weights before the first step.
         best_epoch: The kept epoch; 0 is the initial head.
         history: Losses and dev scores per epoch, epoch 0 first.
-        mining: Mining statistics per epoch.
+        mining: Mining statistics of each search.
     """
 
     config: HeadConfig
@@ -41,32 +45,128 @@ class Outcome:
 
 
 def save_outcome(args: Stage2Arguments, outcome: Outcome, train: Features, dev: Features | None) -> dict[str, Any]:
-    """Write head, history, mining statistics, curves and manifest; return the summary of `run_stage2`."""
+    """Write head, history, mining statistics, figures and, last, the manifest; return the summary of `run_stage2`."""
     folder = args.output_dir
-    select_by = args.select_by if dev is not None else None
     notes = _notes(args, outcome, train, dev)
     save_head(folder, outcome.config, outcome.state)
     if args.init_head is not None:
         # A copy, so that a report can compare before and after wherever this folder is moved.
         save_head(folder / INITIAL_HEAD, outcome.config, outcome.initial_state)
+    select_by = args.select_by if dev is not None else None
     history = {"select_by": select_by, "best_epoch": outcome.best_epoch, "epochs": outcome.history}
     write_json(folder / "history.json", history)
-    write_json(folder / "mining.json", {"metric": args.metric, "epochs": outcome.mining})
+    write_json(folder / "mining.json", {"metric": args.metric, "searches": outcome.mining})
     save_figure(training_figure(outcome.history, outcome.best_epoch), folder / "curves.png")
+    save_figure(mining_figure(outcome.mining, args.metric), folder / "mining.png")
     write_json(folder / MANIFEST_NAME, _manifest(args, outcome, train, dev, notes))
+    return _summary(folder, history, notes)
 
+
+def finished_run(args: Stage2Arguments, train: Features, dev: Features | None) -> dict[str, Any] | None:
+    """The summary of the run in `args.output_dir` if it was made with these settings and from this data, else None."""
+    path = args.output_dir / MANIFEST_NAME
+    if not path.is_file():
+        return None
+    manifest = read_json(path)
+    same = manifest.get("arguments") == plain(vars(args)) and manifest.get("features") == _features(args, train, dev)
+    if not same or manifest.get("init_head") != _origin(args.init_head)["init_head"]:
+        return None
+    return _summary(args.output_dir, read_json(args.output_dir / "history.json"), manifest.notes)
+
+
+def _summary(folder: Path, history: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     def dev_scores(entry: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in entry.items() if name.startswith("dev_")}
 
+    epochs, best_epoch = history["epochs"], history["best_epoch"]
     return {
         "output_dir": str(folder),
-        "best_epoch": outcome.best_epoch,
-        "epochs": args.epochs,
-        "select_by": select_by,
-        "dev": dev_scores(outcome.history[outcome.best_epoch]),
-        "dev_before": dev_scores(outcome.history[0]),
-        "notes": notes,
+        "best_epoch": best_epoch,
+        "epochs": len(epochs) - 1,
+        "select_by": history["select_by"],
+        "dev": dev_scores(epochs[best_epoch]),
+        "dev_before": dev_scores(epochs[0]),
+        "notes": list(notes),
     }
+
+
+def save_seeds(args: Stage2Arguments, runs: Sequence[dict[str, Any]], console: Console) -> dict[str, Any]:
+    """Write seeds.json and a manifest: each seed's dev scores, and their mean and standard deviation over seeds."""
+    seeds = list(range(args.seed, args.seed + args.seeds))
+    result = {
+        "output_dir": str(args.output_dir),
+        "select_by": runs[0]["select_by"],
+        "runs": [{"seed": seed, **run} for seed, run in zip(seeds, runs, strict=True)],
+        **_spread(runs),
+    }
+    if result["select_by"] is not None:
+        scores = [run["dev"][args.select_by] for run in runs]
+        result["best"] = {
+            "seed": seeds[scores.index(max(scores))],
+            "output_dir": runs[scores.index(max(scores))]["output_dir"],
+        }
+    write_json(args.output_dir / "seeds.json", result)
+    write_json(args.output_dir / MANIFEST_NAME, run_manifest("stage2_seeds", arguments=plain(vars(args)), seeds=seeds))
+    table = Table(title=f"Dev scores over {len(seeds)} seeds, mean ± standard deviation")
+    for column in ("score", "initial head", "kept epoch"):
+        table.add_column(column)
+    for name, mean in result["dev_mean"].items():
+        before = format_spread(result["dev_before_mean"][name], result["dev_before_std"][name])
+        table.add_row(name, before, format_spread(mean, result["dev_std"][name]))
+    console.print(table)
+    return result
+
+
+def _spread(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Mean and sample standard deviation over seeds of each dev score; None where a run has none."""
+    spread: dict[str, dict[str, float | None]] = {}
+    for part in ("dev", "dev_before"):
+        means, deviations = spread.setdefault(f"{part}_mean", {}), spread.setdefault(f"{part}_std", {})
+        for name in runs[0][part]:
+            values = [run[part][name] for run in runs]
+            known = None not in values
+            means[name] = statistics.fmean(values) if known else None
+            deviations[name] = statistics.stdev(values) if known and len(values) > 1 else None
+    return spread
+
+
+def format_spread(mean: float | None, deviation: float | None) -> str:
+    """`0.913 ± 0.004`; the mean alone where there is one seed, `–` where there is no value."""
+    if mean is None:
+        return "–"
+    return f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
+
+
+def save_sweep(
+    args: Stage2Arguments, points: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]], console: Console
+) -> dict[str, Any]:
+    """Write sweep.json, sweep.md, sweep.png and a manifest: every setting's dev score, the best one named."""
+    trials = []
+    for point, result in zip(points, results, strict=True):
+        several = result if "dev_mean" in result else _spread([result])
+        mean, deviation = several["dev_mean"][args.select_by], several["dev_std"][args.select_by]
+        trials.append({"settings": point, "output_dir": result["output_dir"], "mean": mean, "std": deviation})
+    best = max(range(len(trials)), key=lambda number: trials[number]["mean"])
+    sweep = {"output_dir": str(args.output_dir), "select_by": args.select_by, "seeds": args.seeds, "trials": trials}
+    sweep["best"] = {"trial": best, **trials[best]}
+    write_json(args.output_dir / "sweep.json", plain(sweep))
+    rows = [
+        [f"{'**' if number == best else ''}{number}{'**' if number == best else ''}",
+         *(escape(value) for value in trial["settings"].values()), format_spread(trial["mean"], trial["std"])]
+        for number, trial in enumerate(trials)
+    ]  # fmt: skip
+    header = ["trial", *(escape(name) for name in points[0]), escape(args.select_by)]
+    text = (
+        f"# Sweep\n\n{escape(args.select_by)}, mean ± standard deviation over {args.seeds} seeds; best: trial {best}."
+        " A score that was the best of several is optimistic: measure the chosen head on data that chose nothing.\n\n"
+    )
+    write_text(args.output_dir / "sweep.md", text + markdown_table(header, rows))
+    save_figure(sweep_figure(trials, args.select_by, best), args.output_dir / "sweep.png")
+    write_json(args.output_dir / MANIFEST_NAME, run_manifest("stage2_sweep", arguments=plain(vars(args)), best=best))
+    console.print(
+        f"Best of {len(trials)} by {args.select_by}: {trials[best]['output_dir']}", highlight=False, soft_wrap=True
+    )
+    return sweep
 
 
 def _notes(args: Stage2Arguments, outcome: Outcome, train: Features, dev: Features | None) -> list[str]:
@@ -86,7 +186,13 @@ def _notes(args: Stage2Arguments, outcome: Outcome, train: Features, dev: Featur
     }
     for kind, knob in knobs.items():
         short = outcome.mining[-1][kind]["anchors_short"]
-        if short:
+        if short and args.compat == "official":
+            notes.append(
+                f"{short} anchors found fewer {kind.replace('_', ' ')} than asked among {args.official_depth}."
+            )
+        elif short and args.mining == "sparse":
+            notes.append(f"{short} anchors share words with fewer {kind.replace('_', ' ')} than asked; lower `{knob}`.")
+        elif short:
             notes.append(f"{short} anchors have fewer {kind.replace('_', ' ')} in the data than asked; lower `{knob}`.")
     return notes
 
@@ -94,20 +200,24 @@ def _notes(args: Stage2Arguments, outcome: Outcome, train: Features, dev: Featur
 def _manifest(
     args: Stage2Arguments, outcome: Outcome, train: Features, dev: Features | None, notes: list[str]
 ) -> dict[str, Any]:
-    stores = {"train": (args.train, train)} | ({"dev": (args.dev, dev)} if dev is not None else {})
     return run_manifest(
         "stage2",
         arguments=plain(vars(args)),
         seed=args.seed,
         best_epoch=outcome.best_epoch,
         head_sha256=sha256_file(args.output_dir / HEAD_WEIGHTS),
-        features={
-            name: {"path": str(path), "rows": len(features), "fingerprint": plain(store_fingerprint(features))}
-            for name, (path, features) in stores.items()
-        },
+        features=_features(args, train, dev),
         notes=notes,
         **_origin(args.init_head),
     )
+
+
+def _features(args: Stage2Arguments, train: Features, dev: Features | None) -> dict[str, Any]:
+    stores = {"train": (args.train, train)} | ({"dev": (args.dev, dev)} if dev is not None else {})
+    return {
+        name: {"path": str(path), "rows": len(features), "fingerprint": plain(store_fingerprint(features))}
+        for name, (path, features) in stores.items()
+    }
 
 
 def _origin(init_head: Path | None) -> dict[str, Any]:

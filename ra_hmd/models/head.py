@@ -17,6 +17,9 @@ from ra_hmd.problem import Problem, ProblemType
 HEAD_WEIGHTS = "head.safetensors"
 HEAD_CONFIG = "head.json"
 
+INITIAL_HEAD = "initial_head"
+"""Folder in a Stage 2 output that holds the head it started from."""
+
 
 @dataclass(frozen=True)
 class HeadConfig:

@@ -23,6 +23,7 @@ import torch
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, MemeHead
 from stage2.arguments import Stage2Arguments
+from stage2.memory import keep_freed_memory
 from stage2.trainer import Trainer
 
 WIDTH, BATCH, DEV = 1024, 64, 1500
@@ -53,24 +54,28 @@ def bare_products(hidden: torch.Tensor, dev: torch.Tensor, labels: torch.Tensor)
     _ = (dev @ weight.T) @ bank.T
 
 
-def epoch(trainer: Trainer, number: int) -> dict[str, float]:
-    """Seconds of the parts of one epoch."""
+def timed(owner: Any, name: str, seconds: dict[str, float], part: str) -> None:
+    """Add what a method takes to `seconds[part]`."""
+    method = getattr(owner, name)
+
+    def wrapper(*args: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return method(*args)
+        finally:
+            seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - begin
+
+    setattr(owner, name, wrapper)
+
+
+def epoch(trainer: Trainer, number: int, seconds: dict[str, float]) -> dict[str, float]:
+    """Seconds of one epoch and of its parts, which the trainer's timed methods add to `seconds`."""
+    seconds.clear()
     begin = time.perf_counter()
-    mined = trainer._mine(number)
-    after_mining = time.perf_counter()
-    losses = trainer._train_epoch(number, mined, lambda: None)
-    after_steps = time.perf_counter()
-    trainer.bank = trainer._embed_bank()
-    after_bank = time.perf_counter()
-    trainer._close_epoch(number, losses)
-    end = time.perf_counter()
-    return {
-        "search": after_mining - begin,
-        "steps": after_steps - after_mining,
-        "bank": after_bank - after_steps,
-        "dev": end - after_bank,
-        "epoch": end - begin,
-    }
+    losses = trainer.train_epoch(number, lambda: None)
+    trainer.close_epoch(number, losses)
+    total = time.perf_counter() - begin
+    return {**seconds, "steps": total - sum(seconds.values()), "epoch": total}
 
 
 def measure(rows: int, hidden: int, epochs: int) -> dict[str, Any]:
@@ -82,12 +87,17 @@ def measure(rows: int, hidden: int, epochs: int) -> dict[str, Any]:
         head = MemeHead(HeadConfig(hidden, proj_dim=WIDTH))
         trainer = Trainer(args, head, train, dev, torch.device("cpu"))
         states, dev_states, labels = trainer.hidden, trainer.dev_hidden, trainer.labels
+        spent: dict[str, float] = {}
+        timed(trainer.miner, "refresh", spent, "search")
+        timed(trainer, "_embed_bank", spent, "bank")
+        timed(trainer, "_dev_scores", spent, "dev")
+        keep_freed_memory()
         parts, bare = [], []
         for number in range(1, epochs + 2):  # the first of each warms up
             begin = time.perf_counter()
             bare_products(states, dev_states, labels)
             bare.append(time.perf_counter() - begin)
-            parts.append(epoch(trainer, number))
+            parts.append(epoch(trainer, number, spent))
     seconds = {name: statistics.median(part[name] for part in parts[1:]) for name in parts[0]}
     products = statistics.median(bare[1:])
     return {"rows": rows, "hidden": hidden, **seconds, "bare_products": products, "ratio": seconds["epoch"] / products}

@@ -44,7 +44,7 @@ def contrastive_loss(
     Inputs:
         ==================  =========  =====================================================
         anchors             [B, D]     embeddings with gradient
-        labels              [B]        class indices, any number of classes
+        labels              [B]        class indices, any number of classes; [B, C] of 0 and 1 for label sets
         positives           [B, P, D]  bank rows of the anchor's class, constants in training
         positive_mask       [B, P]     bool, True where found
         hard_negatives      [B, M, D]  bank rows of other classes; M may be 0
@@ -83,4 +83,4 @@ def contrastive_loss(
 def _log_terms(scores: Tensor, mask: Tensor) -> Tensor:
     """Logarithms [B, K] whose exponentials add up to the mean of exp s over the unmasked K; −inf where masked."""
     count = mask.sum(dim=1, keepdim=True).clamp(min=1)
-    return scores.masked_fill(~mask, -math.inf) - count.log().to(scores.dtype)
+    return scores.masked_fill(~mask, -math.inf) - count.to(scores.dtype).log()

@@ -62,9 +62,20 @@ OFFICIAL = Similarity()
 """The similarity of the released RA-HMD script."""
 
 
+def same_class(labels: Tensor) -> Tensor:
+    """bool [B, B]: which rows are positives of each other: of one class (labels [B]), or with a class in common (labels
+    [B, C] of 0 and 1; rows without any class are alike).
+    """
+    if labels.ndim == 1:
+        return labels[:, None] == labels[None, :]
+    member = labels.float()
+    none = ~labels.bool().any(dim=1)
+    return (member @ member.T > 0) | (none[:, None] & none[None, :])
+
+
 def other_class(labels: Tensor, wanted: bool) -> Tensor:
     """bool [B, B]: which rows of the batch are negatives of which anchor; none where in-batch ones are not `wanted`."""
-    opposite = labels[:, None] != labels[None, :]
+    opposite = ~same_class(labels)
     return opposite if wanted else torch.zeros_like(opposite)
 
 

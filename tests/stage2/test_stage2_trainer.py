@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import stage2.trainer
+import stage2.mining
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.evaluate import INITIAL_HEAD
 from ra_hmd.evaluation.metrics import auroc
@@ -21,7 +21,8 @@ from ra_hmd.retrieval.knn import Neighbours
 from ra_hmd.retrieval.voting import Voting
 from stage2.__main__ import main
 from stage2.mining import Mined
-from stage2.trainer import Trainer, parameter_groups, run_stage2
+from stage2.run import run_stage2
+from stage2.trainer import Trainer, parameter_groups
 
 
 def dev_auroc(folder, train, dev):
@@ -106,6 +107,7 @@ def test_what_is_left_in_the_folder(world):
         "history.json",
         "mining.json",
         "curves.png",
+        "mining.png",
         "ra_hmd.json",
         INITIAL_HEAD,
     }
@@ -120,7 +122,7 @@ def test_what_is_left_in_the_folder(world):
     assert manifest.features.dev.fingerprint == read_features(args.dev).manifest["fingerprint"]
     initial = (args.output_dir / INITIAL_HEAD / HEAD_WEIGHTS).read_bytes()
     assert initial == (world.folder / "stage1" / HEAD_WEIGHTS).read_bytes()
-    mining = read_json(args.output_dir / "mining.json").epochs
+    mining = read_json(args.output_dir / "mining.json").searches
     assert [entry.epoch for entry in mining] == [1, 2]
 
 
@@ -155,11 +157,11 @@ def test_mining_finds_all_it_is_asked_for_to_the_last_epoch(world, features):
     world.store("easy", features(300, 5, "easy", noise=0.05))
     args = world.arguments(train=world.folder / "easy", dev=None, epochs=20, hard_negatives=3, pseudo_gold_positives=2)
     run_stage2(args)
-    for entry in read_json(args.output_dir / "mining.json").epochs:
+    for entry in read_json(args.output_dir / "mining.json").searches:
         for kind, asked in (("positives", 2), ("hard_negatives", 3)):
             assert entry[kind].found == asked * 300
             assert entry[kind].anchors_short == 0
-    last = read_json(args.output_dir / "mining.json").epochs[-1]
+    last = read_json(args.output_dir / "mining.json").searches[-1]
     assert last.hard_negatives.similarity.median < last.positives.similarity.median
 
 
@@ -197,16 +199,22 @@ def make_trainer(world, **changes):
     return Trainer(args, head, read_features(args.train), None, torch.device("cpu"))
 
 
-def test_total_loss_weighs_the_two_and_the_bank_gets_no_gradient(world):
+def give(trainer, monkeypatch, positives, hard_negatives):
+    """Let every batch have these rows."""
+    monkeypatch.setattr(trainer.miner, "rows", lambda anchors, embedding: (positives, hard_negatives))
+
+
+def test_total_loss_weighs_the_two_and_the_bank_gets_no_gradient(world, monkeypatch):
     trainer = make_trainer(world, ce_weight=0.25)
     assert not trainer.bank.requires_grad
     rows = torch.arange(8)
-    total, contrastive, bce = trainer._losses(rows, rows[:, None] + 10, rows[:, None] + 20)
-    assert total.item() == pytest.approx(0.75 * contrastive.item() + 0.25 * bce.item())
+    give(trainer, monkeypatch, rows[:, None] + 10, rows[:, None] + 20)
+    total, retrieval, classification = trainer._losses(rows)
+    assert total.item() == pytest.approx(0.75 * retrieval.item() + 0.25 * classification.item())
 
 
 @pytest.mark.parametrize("kind", ["positives", "hard_negatives"])
-def test_an_absent_row_is_not_row_minus_one(world, kind):
+def test_an_absent_row_is_not_row_minus_one(world, kind, monkeypatch):
     """-1 as an index is the last bank row; it must be masked."""
     trainer = make_trainer(world)
     rows = torch.arange(8)
@@ -215,16 +223,16 @@ def test_an_absent_row_is_not_row_minus_one(world, kind):
         "hard_negatives": torch.stack([rows + 30, rows + 40], 1),
     }
     mined[kind][:, 1] = -1
-    before = trainer._losses(rows, **mined)
+    give(trainer, monkeypatch, **mined)
+    before = trainer._losses(rows)
     trainer.bank[-1] = 100.0
     trainer.bank[0] = 100.0
-    assert torch.equal(before, trainer._losses(rows, **mined))
+    assert torch.equal(before, trainer._losses(rows))
 
 
 def test_a_step_never_waits_for_the_device(world, monkeypatch):
     """Values leave the device once an epoch, not once a step; a step has no `.item()`."""
     trainer = make_trainer(world)
-    mined = trainer._mine(1)
     calls = Counter()
 
     def spy(name):
@@ -239,8 +247,8 @@ def test_a_step_never_waits_for_the_device(world, monkeypatch):
 
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
         spy(name)
-    trainer._train_epoch(1, mined, lambda: None)
-    assert calls == {"tolist": 1, "__bool__": 1}
+    trainer.train_epoch(1, lambda: None)
+    assert calls == {"cpu": 1, "numpy": 1, "tolist": 1, "__bool__": 1}  # the bank to its search, the losses to the log
 
 
 def test_an_epoch_covers_every_row_once(world):
@@ -296,8 +304,8 @@ def test_stores_and_heads_that_do_not_belong_together(world, features):
     save_fresh_head(world.folder / "narrow", input_dim=8)
     with pytest.raises(UserError, match=r"takes hidden states of size 8.*have 16"):
         run_stage2(world.arguments(init_head=world.folder / "narrow", proj_dim=None))
-    save_fresh_head(world.folder / "many", output_dim=3)
-    with pytest.raises(UserError, match="has 3 outputs"):
+    save_fresh_head(world.folder / "many", output_dim=3, problem_type="multi_label")
+    with pytest.raises(UserError, match="one class index per row; `problem_type: multi_label`"):
         run_stage2(world.arguments(init_head=world.folder / "many", proj_dim=None))
 
 

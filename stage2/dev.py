@@ -1,0 +1,57 @@
+"""Scores on the development split, by which an epoch, a seed or a setting is chosen.
+
+Shapes: Q dev rows, C outputs.
+"""
+
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from torch import Tensor
+
+from ra_hmd.evaluation.metrics import THRESHOLDS, binary_metrics
+from ra_hmd.problem import Problem
+from ra_hmd.retrieval.embedded import Embedded
+from ra_hmd.retrieval.voting import Voting
+
+METRICS = ("auroc", "accuracy", "macro_f1")
+
+
+def dev_scores(
+    bank: Embedded, queries: Embedded, logits: Tensor, voting: Voting, problem: Problem
+) -> dict[str, float | None]:
+    """`dev_<head>_<metric>` of the KNN vote (rkc) and the logistic head (lrc), and `dev_rkc_margin`.
+
+    AUROC and F1 of several classes are means over the classes; the accuracy of label sets asks for the whole set. The
+    margin is how far the mean vote is on the right side: it tells apart epochs whose other scores are equal.
+
+    Args:
+        bank: The training split as embedded now.
+        queries: The dev split.
+        logits: Its logits [Q, C].
+        voting: The vote.
+        problem: What labels mean.
+    """
+    rkc = voting.vote(bank.nearest(queries, voting.topk), bank.labels, problem).scores
+    lrc = problem.probabilities(logits.double()).cpu().numpy()
+    scores: dict[str, float | None] = {}
+    for head, values in (("rkc", rkc), ("lrc", lrc)):
+        if problem.kind == "binary":
+            found = binary_metrics(values[:, 0], queries.labels, THRESHOLDS[head], METRICS)
+        else:
+            found = _class_metrics(values, queries.labels, THRESHOLDS[head], problem)
+        scores |= {f"dev_{head}_{name}": value for name, value in found.items()}
+    signs = 2 * problem.membership(queries.labels) - 1.0
+    scores["dev_rkc_margin"] = float((signs * rkc).mean())
+    return scores
+
+
+def _class_metrics(
+    scores: np.ndarray, labels: np.ndarray, threshold: float, problem: Problem
+) -> dict[str, float | None]:
+    member = problem.membership(labels)
+    known = member.any(axis=0) & ~member.all(axis=0)
+    predicted = scores.argmax(axis=1) if problem.kind == "single_label" else (scores >= threshold).astype(np.int64)
+    return {
+        "auroc": float(roc_auc_score(member[:, known], scores[:, known], average="macro")) if known.any() else None,
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+    }

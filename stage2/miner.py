@@ -1,0 +1,85 @@
+"""Which bank rows each anchor of a batch is compared with, and when they are looked for again.
+
+Shapes: B batch, N bank rows, D embedding, P positives, M hard negatives.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ra_hmd.errors import UserError
+from ra_hmd.features.store import Features
+from stage2.arguments import Stage2Arguments
+from stage2.mining import mine, near_duplicates
+from stage2.official_mining import mine_official, official_rows
+from stage2.sparse import SparseIndex, documents
+
+
+class Miner:
+    """Mines the training set, which is the bank, for its own rows.
+
+    `compat: corrected` searches for every anchor when the bank is refreshed, with its embedding in the bank.
+    `compat: official` searches for each batch, with the embeddings that it has in training, dropout included.
+
+    Args:
+        args: The settings.
+        train: The training set.
+
+    Attributes:
+        statistics: Of each search of the whole bank (`Mined.statistics`), with its epoch and step.
+
+    Raises:
+        UserError: captions or image hashes that the settings need and the store has not.
+    """
+
+    def __init__(self, args: Stage2Arguments, train: Features) -> None:
+        self.statistics: list[dict[str, Any]] = []
+        self._official = args.compat == "official"
+        counts = {"positives": args.pseudo_gold_positives, "hard_negatives": args.hard_negatives}
+        if self._official:
+            self._search = partial(official_rows, depth=args.official_depth, similarity=args.similarity, **counts)
+            self._mine = partial(mine_official, depth=args.official_depth, similarity=args.similarity, **counts)
+        else:
+            self._mine = partial(
+                mine,
+                labels=train.labels,
+                ids=_names(args, train),
+                hard_positives=args.hard_positives,
+                positive_depth=args.positive_depth,
+                similarity=args.similarity,
+                index=args.index,
+                sparse=SparseIndex(documents(train, args.object_words, str(args.train)))
+                if args.mining == "sparse"
+                else None,
+                **counts,
+            )
+
+    def refresh(self, bank: Tensor, labels: Tensor, epoch: int, step: int) -> None:
+        """Mine in the bank [N, D] as it is now, labels [N] or [N, C]; keep the statistics."""
+        mined = self._mine(bank, labels) if self._official else self._mine(bank.cpu().numpy())
+        self.statistics.append({"epoch": epoch, "step": step, **mined.statistics()})
+        self._bank, self._bank_labels = bank, labels
+        self._positives = torch.from_numpy(mined.all_positives()).to(bank.device)
+        self._hard_negatives = torch.from_numpy(mined.hard_negatives.rows).to(bank.device)
+
+    def rows(self, anchors: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Bank rows [B, P] and [B, M], -1 where there is none, for bank rows `anchors` [B] with embeddings [B, D]."""
+        if not self._official:
+            return self._positives[anchors], self._hard_negatives[anchors]
+        labels = self._bank_labels[anchors]
+        positives, hard_negatives, _ = self._search(embedding.detach(), labels, self._bank, self._bank_labels)
+        return positives, hard_negatives
+
+
+def _names(args: Stage2Arguments, train: Features) -> Sequence[str]:
+    """What excludes a row as the anchor's partner: its id, or the group of its near-duplicate image."""
+    if args.near_duplicate_bits is None:
+        return train.ids
+    if train.image_hashes is None:
+        raise UserError(
+            f"{args.train} has no image hashes, which `near_duplicate_bits` needs; extract it again with this version."
+        )
+    return near_duplicates(train.image_hashes, args.near_duplicate_bits).astype(str).tolist()
