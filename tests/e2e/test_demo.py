@@ -20,6 +20,9 @@ def test_quick_demo(tmp_path: Path) -> None:
     assert metrics["a_test"]["rkc"]["auroc"]["low"] <= metrics["a_test"]["rkc"]["auroc"]["value"]
     assert (tmp_path / "out dir/report/report.md").is_file()
     assert len(list((tmp_path / "out dir/report").glob("*.png"))) >= 4
+    searches = json.loads((tmp_path / "out dir/stage2/mining.json").read_text())["searches"]
+    assert [search["epoch"] for search in searches] == list(range(1, 11)), "one search in each of the ten epochs"
+    assert all(search["hard_negatives"]["found"] == search["anchors"] for search in searches), "one for every anchor"
 
     again = run(command, tmp_path)
     assert again.returncode == 0
