@@ -1,5 +1,7 @@
 """`ra-hmd`: each command is one call into the library. Heavy modules are imported inside the commands."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -192,6 +194,85 @@ def demo_command(
     from ra_hmd.demo import run_demo
 
     run_demo(output, quick=quick)
+
+
+@app.command("cross-eval")
+def cross_eval_command(
+    config: Annotated[Path, typer.Argument(help="YAML file: systems, targets, heads, banks (docs/studies.md).")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+    final: Annotated[bool, typer.Option("--final", help="Open test splits; each opening is recorded.")] = False,
+) -> None:
+    """Test what was trained on one data set on others: a matrix by head and bank, with K-shot banks of the target."""
+    from ra_hmd.config import load_yaml
+    from ra_hmd.evaluation.cross_eval import cross_eval
+    from ra_hmd.evaluation.cross_settings import CrossEvalArguments
+
+    args = load_yaml(CrossEvalArguments, config, overrides or [])
+    words = ["ra-hmd", "cross-eval", str(config), *(overrides or []), *(["--final"] if final else [])]
+    result = cross_eval(args, final=final, command=shlex.join(words))
+    for gap in dict.fromkeys(f"{gap['reason']} {gap['command']}".strip() for gap in result["missing"]):
+        typer.echo(f"Missing: {gap}", err=True)
+    print(args.output_dir / "cross_eval.md")
+
+
+@app.command("staleness")
+def staleness_command(
+    checkpoint: Annotated[Path, typer.Option(help="Stage 1 run or Stage 2 folder: whose head decides.")],
+    bank: Annotated[list[Path], typer.Option(help="Feature store; several: without --period-key, periods in order.")],
+    output: Output,
+    queries: Annotated[
+        list[Path] | None, typer.Option(help="Feature store that is judged; default: the bank's own memes.")
+    ] = None,
+    period_key: Annotated[str | None, typer.Option(help="Field of the memes' extras that tells the period.")] = None,
+    order: Annotated[str | None, typer.Option(help="The periods' names in order, as in a,b,c.")] = None,
+    date_part: Annotated[str, typer.Option(help="Of dates: day, month or year.")] = "day",
+    bins: Annotated[int | None, typer.Option(help="So many periods of numbers or dates, about equal in memes.")] = None,
+    window: Annotated[int | None, typer.Option(help="A bank holds only its last so many periods.")] = None,
+    bank_size: Annotated[int | None, typer.Option(help="Draw so many memes for each bank, class-balanced.")] = None,
+    min_memes: Annotated[int, typer.Option(help="Periods with fewer memes are not judged.")] = 20,
+    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
+    weights: Annotated[str, typer.Option(help="Vote weights: arithmetic, mean or similarity.")] = "arithmetic",
+    bootstrap_samples: Annotated[int, typer.Option(min=100, help="Resamples of each interval.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of resampling and of the draw.")] = 0,
+    final: Annotated[bool, typer.Option("--final", help="Open test splits; each opening is recorded.")] = False,
+) -> None:
+    """What the KNN vote loses as its bank ages: memes of each period judged by banks of every age."""
+    from ra_hmd.config import load_dataclass
+    from ra_hmd.evaluation.staleness import StalenessSettings, staleness
+
+    values = {
+        "key": period_key,
+        "order": order.split(",") if order else [],
+        "date_part": date_part,
+        "bins": bins,
+        "window": window,
+        "bank_size": bank_size,
+        "min_memes": min_memes,
+        "topk": topk,
+        "weights": weights,
+        "bootstrap_samples": bootstrap_samples,
+        "seed": seed,
+    }
+    settings = load_dataclass(StalenessSettings, values, "staleness")
+    command = shlex.join(["ra-hmd", *sys.argv[1:]])
+    result = staleness(checkpoint, bank, output, queries=queries or (), settings=settings, final=final, command=command)
+    for note in result["notes"]:
+        typer.echo(note, err=True)
+    print(output / "staleness.md")
+
+
+@app.command("ablate")
+def ablate_command(
+    output: Output,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant, with seeds 42, 43, …")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Little training: that it works, not how well.")] = False,
+    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
+    bootstrap_samples: Annotated[int, typer.Option(min=100, help="Resamples of each interval.")] = 1000,
+) -> None:
+    """What each stage contributes: five variants under one recipe, on drawn memes and a tiny Qwen2-VL."""
+    from ra_hmd.ablate import run_ablation
+
+    run_ablation(output, seeds=seeds, quick=quick, topk=topk, bootstrap_samples=bootstrap_samples)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`ra-hmd demo`: the whole pipeline on drawn memes and a tiny Qwen2-VL, as the commands that a user would type."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,8 @@ from ra_hmd.data.confounders import unimodal_oracle
 from ra_hmd.steps import Step, configs_folder, overrides, ra_hmd, run_steps
 
 _HEADS = ("lmh", "lrc", "rkc")
-_PARTS = (("a", "train"), ("a", "dev"), ("a", "test"), ("b", "train"), ("b", "test"))
+PARTS = (("a", "train"), ("a", "dev"), ("a", "test"), ("b", "train"), ("b", "test"))
+UPDATE_LIMIT = 256  # memes of domain B's training split that an update of the bank may draw from
 
 
 def run_demo(output: str | Path, *, quick: bool = False, console: Console | None = None) -> Path:
@@ -37,36 +39,60 @@ def run_demo(output: str | Path, *, quick: bool = False, console: Console | None
 
 def demo_steps(output: Path, *, quick: bool = False) -> list[Step]:
     """The commands, in order."""
-    configs, data, features = configs_folder("demo"), output / "data", output / "features"
-    tiny, pretrained = output / "tiny_qwen2_vl", output / "tiny_qwen2_vl_pretrained"
+    configs, features = configs_folder("demo"), output / "features"
     stage1, stage2 = output / "stage1_qwen2_vl", output / "stage2"
-    size = ["--size", "256"] if quick else []
-    epochs = {"num_train_epochs": 1} if quick else {}
-
-    def train(name: str, model: Path, folder: Path) -> list[str]:
-        paths = {"model_name_or_path": model, "dataset_dir": data, "output_dir": folder}
-        return ["llamafactory-cli", "train", str(configs / name), *overrides(paths | epochs)]
-
-    def extract(domain: str, split: str) -> list[str]:
-        place = features / f"{domain}_{split}"
-        words = ra_hmd("extract", checkpoint=stage1, data=data / domain, split=split, output=place)
-        return [*words, "--limit", "256"] if (domain, split) == ("b", "train") else words
-
+    train = {"dataset_dir": output / "data"} | ({"num_train_epochs": 1} if quick else {})
     refine = {"train": features / "a_train", "dev": features / "a_dev", "init_head": stage1, "output_dir": stage2}
     classify = ra_hmd("evaluate", checkpoint=stage2, bank=features / "a_train", queries=features / "a_test")
     classify += ra_hmd(queries=features / "b_test", update=features / "b_train", output=output / "report")[1:]
     return [
-        Step("Build a tiny Qwen2-VL", ra_hmd("tiny-lmm", family="qwen2_vl", output=tiny)),
-        Step("Draw memes", [*ra_hmd("data", "make-confounders", output=data), *size]),
-        Step("Pre-train it to write captions (stock stage: sft)", train("pretrain_qwen2_vl.yaml", tiny, pretrained)),
-        Step("Stage 1: LoRA and head on domain A", train("stage1_qwen2_vl.yaml", pretrained, stage1)),
-        *(Step(f"Extract embeddings: domain {d.upper()}, {split}", extract(d, split)) for d, split in _PARTS),
+        *pretraining_steps(output, quick=quick),
+        Step(
+            "Stage 1: LoRA and head on domain A",
+            train_words(configs / "stage1_qwen2_vl.yaml", pretrained_model(output), stage1, train),
+        ),
+        *extract_steps("Extract embeddings", output / "data", features, checkpoint=stage1),
         Step(
             "Stage 2: refine the head with retrieval-guided contrast",
             ["ra-hmd", "stage2", str(configs / "stage2.yaml"), *overrides(refine)],
         ),
         Step("Classify by three heads; update the bank without retraining", classify),
     ]
+
+
+def pretraining_steps(output: Path, *, quick: bool = False) -> list[Step]:
+    """What comes before Stage 1: a tiny model, memes, and a model that has seen pictures and captions."""
+    tiny, data = output / "tiny_qwen2_vl", output / "data"
+    size = ["--size", "256"] if quick else []
+    train = {"dataset_dir": data} | ({"num_train_epochs": 1} if quick else {})
+    words = train_words(configs_folder("demo") / "pretrain_qwen2_vl.yaml", tiny, pretrained_model(output), train)
+    return [
+        Step("Build a tiny Qwen2-VL", ra_hmd("tiny-lmm", family="qwen2_vl", output=tiny)),
+        Step("Draw memes", [*ra_hmd("data", "make-confounders", output=data), *size]),
+        Step("Pre-train it to write captions (stock stage: sft)", words),
+    ]
+
+
+def pretrained_model(output: Path) -> Path:
+    """Folder of the model that `pretraining_steps` leaves."""
+    return output / "tiny_qwen2_vl_pretrained"
+
+
+def train_words(config: Path, model: Path, folder: Path, values: Mapping[str, object]) -> list[str]:
+    """`llamafactory-cli train` of `model` by `config` into `folder`, with further keys."""
+    paths = {"model_name_or_path": model, "dataset_dir": values["dataset_dir"], "output_dir": folder}
+    return ["llamafactory-cli", "train", str(config), *overrides(paths | values)]
+
+
+def extract_steps(title: str, data: Path, features: Path, *words: str, checkpoint: Path) -> list[Step]:
+    """Features of both domains' splits, into `features`/<domain>_<split>; `words` are further options."""
+    steps = []
+    for domain, split in PARTS:
+        place = features / f"{domain}_{split}"
+        command = ra_hmd("extract", *words, checkpoint=checkpoint, data=data / domain, split=split, output=place)
+        limit = ["--limit", str(UPDATE_LIMIT)] if (domain, split) == ("b", "train") else []
+        steps.append(Step(f"{title}: domain {domain.upper()}, {split}", command + limit, group=str(features)))
+    return steps
 
 
 def _print_results(output: Path, console: Console) -> None:

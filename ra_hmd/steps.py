@@ -7,8 +7,11 @@ import sys
 import sysconfig
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from rich.console import Console
@@ -20,10 +23,17 @@ from ra_hmd.manifest import read_json, run_manifest, write_json
 
 @dataclass(frozen=True)
 class Step:
-    """One command."""
+    """One command.
+
+    Attributes:
+        title: For people.
+        command: Its words.
+        group: Neighbours in the list with the same group do not need each other: they may run at the same time.
+    """
 
     title: str
     command: list[str]
+    group: str = ""
 
     @property
     def line(self) -> str:
@@ -32,7 +42,7 @@ class Step:
 
 
 def run_steps(
-    kind: str, steps: Sequence[Step], output: Path, *, console: Console, **content: Any
+    kind: str, steps: Sequence[Step], output: Path, *, console: Console, jobs: int = 1, **content: Any
 ) -> Mapping[str, float]:
     """Run the steps in order; `<output>/<kind>.json` remembers the finished ones by their command line.
 
@@ -41,6 +51,7 @@ def run_steps(
         steps: The commands.
         output: Folder for `<kind>.json` and `logs`.
         console: Where to print.
+        jobs: How many steps of a group run at the same time.
         content: Further fields of the manifest.
 
     Returns:
@@ -51,19 +62,30 @@ def run_steps(
     """
     record = output / f"{kind}.json"
     seconds = dict(read_json(record).seconds) if record.is_file() else {}
+    lock = Lock()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("", total=len(steps))
-        for number, step in enumerate(steps, 1):
-            progress.update(task, description=step.title)
+
+        def do(number: int, step: Step) -> None:
             console.print(f"[bold]{number}. {step.title}[/bold]\n   $ {step.line}", highlight=False, soft_wrap=True)
             if step.line in seconds:
                 console.print("   already done")
             else:
-                seconds[step.line] = _run(step, output / "logs" / f"{number:02d}.log")
-                console.print(f"   {seconds[step.line]:.0f} s")
-                write_json(record, run_manifest(kind, **content, seconds=seconds))
+                progress.update(task, description=step.title)
+                took = _run(step, output / "logs" / f"{number:02d}.log")
+                console.print(f"   {f'{number}. took ' if jobs > 1 and step.group else ''}{took:.0f} s")
+                with lock:
+                    seconds[step.line] = took
+                    write_json(record, run_manifest(kind, **content, seconds=seconds))
             progress.advance(task)
+
+        numbered = list(enumerate(steps, 1))
+        for _, group in groupby(numbered, lambda one: one[1].group or one[0]):
+            with ThreadPoolExecutor(jobs) as pool:
+                done = [pool.submit(do, number, step) for number, step in group]
+            for future in done:  # all have ended; what was finished beside a failure is remembered
+                future.result()
     return seconds
 
 
