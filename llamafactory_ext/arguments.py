@@ -1,5 +1,6 @@
 """The YAML keys of stage `sft-classifier`, on top of LLaMA-Factory's own."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,6 +10,9 @@ from ra_hmd.config import coerce_fields
 from ra_hmd.data.sharegpt import OFFICIAL_PROMPT, Answers, PromptTemplate
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.models.head import HeadConfig
+from ra_hmd.models.inputs import expected_answers
+from ra_hmd.models.objective import ClassWeights, Objective
+from ra_hmd.problem import Problem, ProblemType
 
 STAGE = "sft-classifier"
 
@@ -27,7 +31,7 @@ class ClassifierFinetuningArguments(FinetuningArguments):
     )
     loss_ratio: list[float] = field(
         default_factory=lambda: [1.0, 1.0],
-        metadata={"help": "sft-classifier: weights r0, r1 of the loss r0 * L_LM + r1 * L_BCE."},
+        metadata={"help": "sft-classifier: r0, r1 of the loss r0 * L_LM + r1 * L_LRC; with rgcl also r2, of L_RGCL."},
     )
     classifier_lr: float = field(
         default=1e-4,
@@ -43,7 +47,29 @@ class ClassifierFinetuningArguments(FinetuningArguments):
     )
     output_dim: int = field(
         default=1,
-        metadata={"help": "sft-classifier: logits of the head; 1 is binary."},
+        metadata={"help": "sft-classifier: logits of the head: 1 is binary, else the number of classes."},
+    )
+    problem_type: ProblemType = field(
+        default="binary",
+        metadata={"help": "sft-classifier: binary, single_label (one of C classes) or multi_label (any of C classes)."},
+    )
+    classification_loss: Literal["cross_entropy", "focal"] = field(
+        default="cross_entropy",
+        metadata={"help": "sft-classifier: loss of the head: cross_entropy (BCE unless single_label) or focal."},
+    )
+    focal_gamma: float = field(
+        default=2.0,
+        metadata={"help": "sft-classifier: gamma of classification_loss focal; 0 is cross-entropy."},
+    )
+    class_weights: ClassWeights = field(
+        default="none",
+        metadata={
+            "help": "sft-classifier: what a class weighs: none, balanced (1/n) or effective_number (in between)."
+        },
+    )
+    class_balance_beta: float = field(
+        default=0.999,
+        metadata={"help": "sft-classifier: beta of class_weights effective_number: 0 is none, towards 1 balanced."},
     )
     input_dropout: float = field(
         default=0.0,
@@ -69,6 +95,10 @@ class ClassifierFinetuningArguments(FinetuningArguments):
         default="No",
         metadata={"help": "sft-classifier: first word of the answer of class 0."},
     )
+    answers: list[str] | None = field(
+        default=None,
+        metadata={"help": "sft-classifier: of C classes, in order, how each answer begins; multi_label: the names."},
+    )
     prompt_template: str = field(
         default=OFFICIAL_PROMPT,
         metadata={"help": "sft-classifier: the question of the data, with <image> once and {text} for the caption."},
@@ -76,6 +106,42 @@ class ClassifierFinetuningArguments(FinetuningArguments):
     overlong_caption: Literal["shorten", "error"] = field(
         default="shorten",
         metadata={"help": "sft-classifier: a caption that does not fit in cutoff_len is shortened, or refused."},
+    )
+    rgcl: bool = field(
+        default=False,
+        metadata={"help": "sft-classifier: add a retrieval-guided loss on the head's embedding (joint training)."},
+    )
+    rgcl_loss: Literal["contrastive", "triplet", "naive"] = field(
+        default="contrastive",
+        metadata={"help": "sft-classifier, rgcl: which loss, as in Stage 2 (docs/stage2.md)."},
+    )
+    rgcl_metrics: Literal["cos", "ip", "l2"] = field(
+        default="ip",
+        metadata={"help": "sft-classifier, rgcl: similarity of loss and mining: cos, ip (inner product / D), l2."},
+    )
+    rgcl_reindex_every: int = field(
+        default=250,
+        metadata={"help": "sft-classifier, rgcl: optimizer steps after which the bank is embedded and mined again."},
+    )
+    rgcl_warmup: int = field(
+        default=0,
+        metadata={"help": "sft-classifier, rgcl: optimizer steps before this loss begins; no bank until then."},
+    )
+    rgcl_hard_negatives: int = field(
+        default=1,
+        metadata={"help": "sft-classifier, rgcl: nearest rows of other classes per anchor; 0: none."},
+    )
+    rgcl_pseudo_gold_positives: int = field(
+        default=1,
+        metadata={"help": "sft-classifier, rgcl: nearest other rows of the same class per anchor."},
+    )
+    rgcl_temperature: float = field(
+        default=1.0,
+        metadata={"help": "sft-classifier, rgcl_loss contrastive: similarities are divided by it."},
+    )
+    rgcl_margin: float = field(
+        default=0.1,
+        metadata={"help": "sft-classifier, rgcl_loss triplet: how much nearer positives must be."},
     )
 
     def __post_init__(self) -> None:
@@ -88,18 +154,85 @@ class ClassifierFinetuningArguments(FinetuningArguments):
     def _cross_check(self) -> list[str]:
         problems = [f"`{name}` cannot be combined with stage {STAGE}: remove it." for name in _FOREIGN
                     if getattr(self, name, None)]  # fmt: skip
-        if len(self.loss_ratio) != 2 or min(self.loss_ratio, default=-1) < 0 or sum(self.loss_ratio) == 0:
-            problems.append(f"`loss_ratio` is {self.loss_ratio}; give two weights >= 0, not both 0: [r0, r1].")
+        most = 3 if self.rgcl else 2
+        ratio = self.loss_ratio
+        if not 2 <= len(ratio) <= most or min(ratio, default=-1) < 0 or sum(ratio) == 0:
+            third = " (and r2 with `rgcl: true`)" if len(ratio) == 3 else ""
+            problems.append(f"`loss_ratio` is {ratio}; give two weights >= 0, not both 0: [r0, r1]{third}.")
         if self.classifier_lr <= 0:
             problems.append(f"`classifier_lr` is {self.classifier_lr}; it must be above 0.")
-        if self.output_dim != 1:
-            problems.append(f"`output_dim` is {self.output_dim}; this version trains the binary head (1).")
-        for build in (lambda: self.head_config(1), lambda: self.answers, lambda: self.prompt):
+        if self.focal_gamma < 0:
+            problems.append(f"`focal_gamma` is {self.focal_gamma}; it must not be negative.")
+        if not 0 <= self.class_balance_beta < 1:
+            problems.append(f"`class_balance_beta` is {self.class_balance_beta}; it must lie in [0, 1).")
+        problems += self._answer_problems() + self._rgcl_problems()
+        for build in (lambda: self.head_config(1), lambda: self.prompt):
             try:
                 build()
             except UserError as error:
                 problems.append(str(error))
         return problems
+
+    def _answer_problems(self) -> list[str]:
+        """What keeps `problem_type`, `output_dim` and the answers from fitting together."""
+        if self.problem_type == "binary":
+            problems = [f"`{name}` is {getattr(self, name)!r}; give the first word of the answer alone."
+                        for name in ("negative_answer", "positive_answer")
+                        if not re.fullmatch(r"\w+", getattr(self, name))]  # fmt: skip
+            if self.output_dim > 1:
+                problems.append(
+                    f"`output_dim` is {self.output_dim}; set `problem_type: single_label` or `multi_label`."
+                )
+            if self.answers is not None:
+                problems.append("`answers` are of several classes; of a binary problem set `positive_answer` and "
+                                "`negative_answer`.")  # fmt: skip
+            return problems or self._same_answers()
+        if self.answers is None or len(self.answers) != self.output_dim:
+            return [
+                f"`output_dim` is {self.output_dim}, and `answers` are {self.answers}; give the answers of all "
+                "classes, in class order (`ra-hmd data to-sharegpt --task` writes the class names)."
+            ]
+        return self._same_answers()
+
+    def _same_answers(self) -> list[str]:
+        try:
+            _ = self.expected_answers
+        except UserError as error:
+            return [str(error)]
+        return []
+
+    def _rgcl_problems(self) -> list[str]:
+        names = [name for name in OUR_FIELDS if name.startswith("rgcl_")]
+        if not self.rgcl:
+            defaults = type(self).__dataclass_fields__
+            return [f"`{name}` is set without `rgcl: true`; set that too, or remove it." for name in names
+                    if getattr(self, name) != defaults[name].default]  # fmt: skip
+        least = {"rgcl_reindex_every": 1, "rgcl_pseudo_gold_positives": 1, "rgcl_warmup": 0, "rgcl_hard_negatives": 0}
+        problems = [f"`{name}` is {getattr(self, name)}; it must be at least {low}." for name, low in least.items()
+                    if getattr(self, name) < low]  # fmt: skip
+        if self.rgcl_temperature <= 0:
+            problems.append(f"`rgcl_temperature` is {self.rgcl_temperature}; it must be above 0.")
+        if self.rgcl_margin < 0:
+            problems.append(f"`rgcl_margin` is {self.rgcl_margin}; it must not be negative.")
+        if self.loss_weights[2] == 0:
+            problems.append("`rgcl: true`, but its weight in `loss_ratio` is 0; remove one of them.")
+        return problems
+
+    @property
+    def loss_weights(self) -> tuple[float, float, float]:
+        """r0, r1 and r2 of the three losses; r2 is 1 unless given."""
+        r0, r1, *r2 = self.loss_ratio
+        return r0, r1, r2[0] if r2 else 1.0
+
+    @property
+    def problem(self) -> Problem:
+        """What a label means."""
+        return Problem(self.problem_type, self.output_dim)
+
+    @property
+    def objective(self) -> Objective:
+        """The head's loss."""
+        return Objective(self.problem, self.focal_gamma if self.classification_loss == "focal" else 0.0)
 
     def head_config(self, hidden_size: int) -> HeadConfig:
         """Shape of the head on an LMM of the given hidden size."""
@@ -110,12 +243,13 @@ class ClassifierFinetuningArguments(FinetuningArguments):
             self.output_dim,
             self.input_dropout,
             tuple(self.dropout or ()),
+            self.problem_type,
         )
 
     @property
-    def answers(self) -> Answers:
-        """First words of the answers, in class order."""
-        return Answers((self.negative_answer, self.positive_answer))
+    def expected_answers(self) -> Answers:
+        """How answers begin, or what they list, in class order."""
+        return expected_answers(self.problem_type, self.answers or (), self.negative_answer, self.positive_answer)
 
     @property
     def prompt(self) -> PromptTemplate:

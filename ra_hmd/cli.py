@@ -67,6 +67,7 @@ def extract_command(
     data: Annotated[str, typer.Option(help="File (.jsonl, ShareGPT .json), folder, or data set name.")],
     output: Output,
     split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
+    task: Annotated[str | None, typer.Option(help="Imported folder: the task whose labels to keep.")] = None,
     dataset_dir: Annotated[Path, typer.Option(help="Folder of dataset_info.json.")] = Path("data"),
     media_dir: Annotated[Path | None, typer.Option(help="Where relative image paths start.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many memes.")] = None,
@@ -83,21 +84,30 @@ def extract_command(
 ) -> None:
     """Dump an LMM's features of memes. Stopped and started again, it continues; also under torchrun."""
     from ra_hmd.config import choose
-    from ra_hmd.data.resolve import resolve_memes
+    from ra_hmd.data.resolve import imported_task, resolve_memes
     from ra_hmd.extract import extract
     from ra_hmd.models.checkpoint import open_backbone, open_run
 
     choose("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     choose("--padding-side", padding_side, ("left", "right"))
     run = open_backbone(checkpoint, template, base_model) if backbone_only else open_run(checkpoint, base_model)
+    labelling = None if task is None else imported_task(data, task)
+    settings = run.settings
     memes = resolve_memes(
-        data, split, run.settings.prompt, run.settings.answers, dataset_dir, media_dir or run.media_dir
+        data,
+        split,
+        settings.prompt,
+        settings.expected_answers,
+        dataset_dir,
+        media_dir or run.media_dir,
+        task=labelling,
     )
     folder = extract(
         run,
         memes[:limit],
         output,
         split=split,
+        label_classes=len(labelling.classes) if labelling is not None and labelling.multi_label else None,
         batch_size=batch_size,
         shard_size=shard_size,
         num_workers=workers,

@@ -26,6 +26,7 @@ def extract(
     output: str | Path,
     *,
     split: str = "",
+    label_classes: int | None = None,
     batch_size: int = 16,
     shard_size: int = 512,
     num_workers: int = 2,
@@ -42,6 +43,7 @@ def extract(
         memes: The data, in the order of the store.
         output: Folder of the store.
         split: Recorded in the manifest.
+        label_classes: C, where a meme may have several labels; default is that of a multi-label run.
         batch_size: Memes per forward pass; memes of similar length share one.
         shard_size: Rows per file; a stop loses at most one unfinished shard per rank.
         num_workers: Processes that decode images beside each rank.
@@ -49,9 +51,11 @@ def extract(
         padding_side: Of the batches.
 
     Raises:
-        UserError: unreadable images (all listed before the model is loaded), or `output` holds other features.
+        UserError: unreadable images (all listed before the model is loaded), labels of another kind, or `output` holds
+            other features.
     """
     state = PartialState()
+    classes = _label_classes(run, memes, label_classes)
     sizes = [image_size(meme.image) for meme in memes]
     bad = [f"meme {m.id!r}: image {m.image} is missing or not an image" for m, size in zip(memes, sizes, strict=True)
            if size == (0, 0)]  # fmt: skip
@@ -63,10 +67,35 @@ def extract(
     if shards:
         model = MemeModel(run, state.device, dtype, padding_side)
         plan = [batch for shard in shards for batch in _batches(writer, shard, memes, sizes, run, batch_size)]
-        _write_shards(model, memes, writer, shards, plan, num_workers, show=state.is_main_process)
+        _write_shards(model, memes, classes, writer, shards, plan, num_workers, show=state.is_main_process)
     if not writer.missing():  # whichever rank is last finds nothing missing
         writer.finish()
     return Path(output)
+
+
+def _label_classes(run: Run, memes: list[Meme], given: int | None) -> int | None:
+    """C, where labels are sets of classes; None where they are single classes.
+
+    Raises:
+        UserError: sets in some place where single classes belong, or the other way round, or classes past C.
+    """
+    problem = run.settings.problem
+    classes = given or (problem.outputs if problem.kind == "multi_label" else None)
+    if problem.kind == "multi_label" and classes != problem.outputs:
+        raise UserError(f"The data has {classes} classes, and the run in {run.folder} {problem.outputs}.")
+    wanted = int if classes is None else tuple
+    other = next((meme for meme in memes if meme.label is not None and not isinstance(meme.label, wanted)), None)
+    if other is not None:
+        expected = "one class index" if classes is None else f"a list of some of {classes} class indices"
+        raise UserError(
+            f"Meme {other.id!r} has the label {other.label}, {expected} is expected; of an imported folder choose the "
+            "labels with --task."
+        )
+    if classes is not None:
+        past = [f"meme {meme.id!r}: {meme.label}" for meme in memes
+                if isinstance(meme.label, tuple) and max(meme.label, default=0) >= classes]  # fmt: skip
+        raise_all(past, f"Labels that are not among {classes} classes")
+    return classes
 
 
 def fingerprint_memes(memes: list[Meme]) -> str:
@@ -124,6 +153,7 @@ class _EncodedMemes(Dataset):
 def _write_shards(
     model: MemeModel,
     memes: list[Meme],
+    classes: int | None,
     writer: FeatureWriter,
     shards: list[int],
     plan: list[list[int]],
@@ -141,16 +171,20 @@ def _write_shards(
         if isinstance(batch, UserError):
             raise batch
         inputs, hashes = batch
-        pending |= _rows(rows, model.score(inputs), hashes)
+        pending |= _rows(rows, model.score(inputs), hashes, binary=model.run.settings.problem.kind == "binary")
         first, last = writer.bounds(shard)
         if len(pending) == last - first:
-            writer.write(shard, _features(memes, first, last, pending))
+            writer.write(shard, _features(memes, classes, first, last, pending))
             pending = {}
             shard = next(todo, shard)
 
 
-def _rows(rows: list[int], output: ClassifierOutput, hashes: list[int]) -> dict[int, dict[str, np.ndarray]]:
-    columns = {"hidden": output.hidden, "lmh_score": output.answer_probs[:, 1:]}
+def _rows(
+    rows: list[int], output: ClassifierOutput, hashes: list[int], *, binary: bool
+) -> dict[int, dict[str, np.ndarray]]:
+    columns = {"hidden": output.hidden}
+    if output.answer_probs is not None:
+        columns["lmh_score"] = output.answer_probs[:, 1:] if binary else output.answer_probs
     if output.logits is not None:
         columns |= {"embedding": output.embedding, "lrc_logit": output.logits}
     arrays = {name: tensor.float().cpu().numpy() for name, tensor in columns.items()}
@@ -158,10 +192,24 @@ def _rows(rows: list[int], output: ClassifierOutput, hashes: list[int]) -> dict[
     return {row: {name: array[i] for name, array in arrays.items()} for i, row in enumerate(rows)}
 
 
-def _features(memes: list[Meme], first: int, last: int, rows: dict[int, dict[str, np.ndarray]]) -> Features:
+def _label_array(memes: list[Meme], classes: int | None) -> np.ndarray:
+    """Labels int64 [N], or of sets of C classes [N, C] of 0 and 1; `UNLABELLED` where a meme has none."""
+    if classes is None:
+        return np.array([UNLABELLED if meme.label is None else meme.label for meme in memes], dtype=np.int64)
+    labels = np.zeros((len(memes), classes), dtype=np.int64)
+    for row, meme in enumerate(memes):
+        if isinstance(meme.label, tuple):
+            labels[row, list(meme.label)] = 1
+        else:
+            labels[row] = UNLABELLED
+    return labels
+
+
+def _features(
+    memes: list[Meme], classes: int | None, first: int, last: int, rows: dict[int, dict[str, np.ndarray]]
+) -> Features:
     names = rows[first].keys()
     part = memes[first:last]
-    labels = np.array([UNLABELLED if meme.label is None else meme.label for meme in part])
     matrices = {name: np.stack([rows[row][name] for row in range(first, last)]) for name in names}
     texts, extras = [meme.text for meme in part], [meme.extras for meme in part]
-    return Features([meme.id for meme in part], labels, texts=texts, extras=extras, **matrices)
+    return Features([meme.id for meme in part], _label_array(part, classes), texts=texts, extras=extras, **matrices)

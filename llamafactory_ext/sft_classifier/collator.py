@@ -12,7 +12,8 @@ from ra_hmd.models.classifier import answer_spans
 
 @dataclass
 class ClassifierCollator(SFTDataCollatorWith4DAttentionMask):
-    """Adds to the host's batch: class_labels [B], sample_index [B], answer_positions [B, A], answer_labels [B, A].
+    """Adds to the host's batch: class_labels [B] (multi-label: [B, C] of 0 and 1), sample_index [B], answer_positions
+    [B, A], answer_labels [B, A].
 
     `labels` [B, T] is left out: the loss is computed at the answer positions alone. Needs `model`, for M-RoPE.
     """

@@ -12,11 +12,15 @@ from torchmetrics.classification import (
     BinaryF1Score,
     BinaryPrecision,
     BinaryRecall,
+    MulticlassAccuracy,
     MulticlassF1Score,
+    MultilabelExactMatch,
+    MultilabelF1Score,
 )
 from transformers import EvalPrediction
 
 from ra_hmd.models.objective import Objective
+from ra_hmd.problem import BINARY, Problem
 
 
 def binary_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
@@ -39,19 +43,50 @@ def binary_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+def class_metrics(scores: Tensor, labels: Tensor, problem: Problem) -> dict[str, float]:
+    """Metrics of probabilities [N, C] against labels [N], or [N, C] of 0 and 1 (`multi_label`, at threshold 0.5).
+
+    Accuracy (of `multi_label` the subset accuracy: every class of a meme right), macro-F1, micro-F1, and the mean over
+    classes of the one-vs-rest AUROC, which leaves out a class that all or no memes have.
+    """
+    classes = problem.outputs
+    if problem.kind == "multi_label":
+        member, kind, options = labels, MultilabelF1Score, {"num_labels": classes}
+        values = {"accuracy": MultilabelExactMatch(num_labels=classes)(scores, labels)}
+    else:
+        member, kind, options = (
+            torch.nn.functional.one_hot(labels, classes),
+            MulticlassF1Score,
+            {"num_classes": classes},
+        )
+        values = {"accuracy": MulticlassAccuracy(num_classes=classes, average="micro")(scores, labels)}
+    values |= {f"{average}_f1": kind(average=average, **options)(scores, labels) for average in ("macro", "micro")}
+    areas = [BinaryAUROC()(scores[:, c], member[:, c]) for c in range(classes) if len(member[:, c].unique()) == 2]
+    if areas:
+        values["auroc"] = torch.stack(areas).mean()
+    return {name: float(value) for name, value in values.items()}
+
+
+def compute_metrics(prediction: EvalPrediction, objective: Objective | None = None) -> dict[str, float]:
     """`lrc_…` and `lmh_…` metrics from what `ClassifierTrainer.prediction_step` gathers over all ranks.
 
-    Losses are means over the whole set: of binary cross-entropy (lrc), of the answers' token cross-entropy (lmh).
+    Losses are means over the whole set: of the head's loss without class weights (lrc), of the answers' token
+    cross-entropy (lmh). Where no one token of an answer tells its classes, `lmh_loss` is all of LMH.
     """
+    objective = objective or Objective()
+    problem = objective.problem
     gathered = {name: torch.from_numpy(np.asarray(value)) for name, value in _arrays(prediction).items()}
     labels = torch.from_numpy(np.asarray(prediction.label_ids)).long()
     logits = gathered["lrc_logit"].float()
-    result = {"lrc_loss": float(Objective()(logits, labels))}
+    result = {"lrc_loss": float(objective(logits, labels))}
     result["lmh_loss"] = float(gathered["lm_loss_sum"].double().sum() / gathered["lm_tokens"].sum())
-    scores = {"lrc": torch.sigmoid(logits[:, 0]), "lmh": gathered["answer_probs"].float()[:, 1]}
+    scores = {"lrc": problem.probabilities(logits)}
+    if "answer_probs" in gathered:
+        answers = gathered["answer_probs"].float()
+        scores["lmh"] = answers[:, 1:] if problem == BINARY else answers
     for head, score in scores.items():
-        result |= {f"{head}_{name}": value for name, value in binary_metrics(score, labels).items()}
+        found = binary_metrics(score[:, 0], labels) if problem == BINARY else class_metrics(score, labels, problem)
+        result |= {f"{head}_{name}": value for name, value in found.items()}
     return result
 
 

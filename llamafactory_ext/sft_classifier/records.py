@@ -5,6 +5,7 @@ are exchanged while our stage loads its data, and put back.
 """
 
 import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +21,15 @@ from llamafactory.data.processor import SupervisedDatasetProcessor
 from llamafactory.extras import logging
 from llamafactory.extras.misc import has_tokenized_data
 
+from ra_hmd.config import load_dataclass
 from ra_hmd.data.images import load_image
+from ra_hmd.data.record import class_set
 from ra_hmd.data.sharegpt import Answers
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.manifest import read_json, write_json
+from ra_hmd.manifest import plain, read_json, write_json
 from ra_hmd.models.classifier import IGNORE
 from ra_hmd.models.inputs import InputSettings, MemeEncoder
+from ra_hmd.problem import UNLABELLED
 
 if TYPE_CHECKING:
     from llamafactory.data.data_utils import DatasetModule
@@ -53,9 +57,17 @@ def align_with_extras(dataset: Dataset, attributes: Any, data_args: Any, trainin
         raise UserError(f"Data set {attributes.dataset_name} has neither an `id` nor an image column.")
     ids = [str(name[0]) if isinstance(name, list) and name else str(name) for name in names]
     labels = dataset["label"] if "label" in dataset.column_names else [None] * len(ids)
-    labels = ["" if label is None else f"{label:g}" if isinstance(label, float) else str(label) for label in labels]
     aligned = aligned.add_column("_sample_id", ids, feature=Value("string"))
-    return aligned.add_column("_label", labels, feature=Value("string"))
+    return aligned.add_column("_label", list(map(_label_text, labels)), feature=Value("string"))
+
+
+def _label_text(label: Any) -> str:
+    """A label as text, which every kind of label has in common; "" where there is none."""
+    if label is None:
+        return ""
+    if isinstance(label, list):
+        return json.dumps(label)
+    return f"{label:g}" if isinstance(label, float) else str(label)
 
 
 class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
@@ -66,12 +78,15 @@ class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Rows of input_ids, attention_mask, labels, media paths, sample_id, class_label, shortened, problem."""
         args = self.finetuning_args
-        encoder = MemeEncoder(self.template, self.tokenizer, self.processor, args.prompt, self.data_args.cutoff_len)
+        encoder = MemeEncoder(
+            self.template, self.tokenizer, self.processor, args.prompt, self.data_args.cutoff_len, args.expected_answers
+        )
+        no_label = [UNLABELLED] * args.output_dim if args.problem_type == "multi_label" else UNLABELLED
         rows = defaultdict(list)
         for index in range(len(examples["_prompt"])):
             example = {key: column[index] for key, column in examples.items()}
             # A bad row needs values too: a shard of empty lists would have no type, and could not join the others.
-            row = {"input_ids": [0], "labels": [IGNORE], "class_label": -1, "shortened": False, "problem": ""}
+            row = {"input_ids": [0], "labels": [IGNORE], "class_label": no_label, "shortened": False, "problem": ""}
             try:
                 row |= self._encode_row(example, encoder)
             except ValueError as error:  # a UserError, or what the host's plugin says of the record
@@ -92,7 +107,7 @@ class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
                 f"its question {question[:100]!r} was not made by `prompt_template` {args.prompt_template!r}; "
                 "set `prompt_template` to the question of this data"
             )
-        class_label = _class_label(example["_label"], answer, args.answers)
+        class_label = _class_label(example["_label"], answer, args.expected_answers)
         prompt = encoder.encode(caption, load_image(example["_images"][0]))
         if prompt.shortened and args.overlong_caption == "error":
             raise UserError(f"its caption of {len(caption)} characters does not fit in cutoff_len {encoder.cutoff_len}")
@@ -122,11 +137,35 @@ def _single_turn(example: dict[str, Any]) -> tuple[str, str]:
     return messages[0]["content"], messages[1]["content"]
 
 
-def _class_label(column: str, answer: str, answers: Answers) -> int:
+def _class_label(column: str, answer: str, answers: Answers) -> int | list[int]:
+    """The class index of a record, or for several classes 0 and 1 of each.
+
+    Raises:
+        ValueError: the answer is none of `answers` (of several classes: and there is no label), or the label is not
+            what the answer says.
+    """
+    if answers.several:
+        chosen = _label_set(column, answer, answers)
+        return [int(index in chosen) for index in range(len(answers.words))]
     by_answer = answers.label_of(answer)
     if column and column != str(by_answer):
         raise UserError(f"its `label` is {column}, but its answer {answer[:60]!r} means {by_answer}; mend one of them")
     return by_answer
+
+
+def _label_set(column: str, answer: str, answers: Answers) -> tuple[int, ...]:
+    if not column:
+        return answers.label_of(answer)
+    chosen = class_set(json.loads(column) if column.startswith("[") else column, len(answers.words))
+    try:
+        by_answer = answers.label_of(answer)
+    except ValueError:  # an answer in other words says nothing against the label
+        return chosen
+    if chosen != by_answer:
+        raise UserError(
+            f"its `label` is {column}, but its answer {answer[:60]!r} means {list(by_answer)}; mend one of them"
+        )
+    return chosen
 
 
 @contextmanager
@@ -172,10 +211,10 @@ def load_records(
     except DatasetGenerationError as error:
         raise UserError(
             f"A data file cannot be read: {error.__cause__ or error}. A column must have one type in all rows: "
-            "write every `id` as text and every `label` as an integer."
+            "write every `id` as text and every `label` as an integer (of a multi-label task as a list of integers)."
         ) from error
     if tokenized is not None and training_args.should_save:
-        write_json(tokenized, settings.to_dict())
+        write_json(tokenized, plain(settings.to_dict()))
     return {name: _each(part, _checked, name) for name, part in module.items()}
 
 
@@ -216,8 +255,11 @@ def _each(part: Any, function: Any, name: str) -> Any:
 def _check_tokenized(path: Path, settings: InputSettings) -> None:
     if not path.is_file():
         raise UserError(f"`tokenized_path` {path.parent} was not made by this stage (no class labels); remove it.")
-    saved, ours = read_json(path), settings.to_dict()
-    differing = [f"{key}: {saved.get(key)!r} there, {ours[key]!r} here" for key in ours if saved.get(key) != ours[key]]
+    # Read as settings: what was saved before a setting existed has its default.
+    saved, ours = (
+        plain(one.to_dict()) for one in (load_dataclass(InputSettings, read_json(path), str(path)), settings)
+    )
+    differing = [f"{key}: {saved[key]!r} there, {ours[key]!r} here" for key in ours if saved[key] != ours[key]]
     raise_all(differing, f"`tokenized_path` {path.parent} was made with other settings; remove it or set them back")
 
 
@@ -235,14 +277,14 @@ def _checked(dataset: Dataset, name: str) -> Dataset:
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Row count, rows per class and a fingerprint of ids, labels and tokens, for the manifest."""
+    """Row count, rows per class (of a multi-label task: with it) and a fingerprint of ids, labels and tokens."""
     digest = hashlib.sha256()
     for row in dataset.select_columns(["sample_id", "class_label", "input_ids"]):
         digest.update(f"{row['sample_id']}\0{row['class_label']}\0{len(row['input_ids'])}\0".encode())
         digest.update(np.asarray(row["input_ids"], dtype=np.int32).tobytes())
-    counts = Counter(dataset["class_label"])
-    return {
-        "rows": len(dataset),
-        "rows_per_class": {str(label): counts[label] for label in sorted(counts)},
-        "fingerprint": digest.hexdigest(),
-    }
+    labels = np.asarray(dataset["class_label"])
+    if labels.ndim == 1:
+        counts = {str(label): int(count) for label, count in zip(*np.unique(labels, return_counts=True), strict=True)}
+    else:
+        counts = {str(index): int(count) for index, count in enumerate(labels.sum(axis=0))}
+    return {"rows": len(dataset), "rows_per_class": counts, "fingerprint": digest.hexdigest()}

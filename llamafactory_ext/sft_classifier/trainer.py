@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PredictionOutput
 
+from llamafactory_ext.sft_classifier.rgcl import RetrievalGuidance
 from ra_hmd.errors import raise_all
 from ra_hmd.manifest import MANIFEST_NAME, plain, write_json, write_jsonl
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, base_model, head_of, is_head_parameter
 from ra_hmd.models.head import has_head, load_head_weights, save_head
-from ra_hmd.models.objective import Objective
+from ra_hmd.models.objective import class_weights, weights_of
 
 
 class ClassifierTrainer(CustomSeq2SeqTrainer):
-    """Minimises `r0 * L_LM + r1 * L_BCE` (RA-HMD, Stage 1).
+    """Minimises `r0 * L_LM + r1 * L_LRC` (RA-HMD, Stage 1), with `rgcl` also `r2 * L_RGCL`.
 
     Args:
         manifest: Written into every checkpoint, so that each opens as a run.
@@ -32,29 +33,55 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         # As the host does for multimodal models: a mean per micro-batch, averaged over accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.manifest = manifest
-        self._parts = torch.zeros(3, device=self.args.device)  # sums of L_LM and L_BCE, number of micro-batches
+        # Sums of L_LM, L_LRC and L_RGCL; micro-batches, and those of them with L_RGCL.
+        self._parts = torch.zeros(5, device=self.args.device)
+        self._class_weights: Tensor | None = None
+        self._guidance: RetrievalGuidance | None = None
+        if self.args.do_train:
+            self._prepare_objectives()
         self.add_callback(_RestoreBestHead(self))
+
+    def _prepare_objectives(self) -> None:
+        """What the losses need to know of the whole training set: class weights, and who is whose neighbour."""
+        args, labels = self.finetuning_args, np.asarray(self.train_dataset["class_label"])
+        weights = class_weights(labels, args.problem, args.class_weights, args.class_balance_beta)
+        if weights is not None:
+            self._class_weights = torch.from_numpy(weights).to(self.args.device)
+        if args.rgcl:
+            self._guidance = RetrievalGuidance(self, labels, self.train_dataset["sample_id"])
+            self.add_callback(self._guidance)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Tensor | tuple[Tensor, ClassifierOutput]:
-        """The weighted sum of both losses, each a mean over the batch."""
-        inputs = {key: value for key, value in inputs.items() if key != "sample_index"}
-        labels = inputs.pop("class_labels")
+        """The weighted sum of the losses, each a mean over the batch.
+
+        In evaluation class weights and L_RGCL, which are of the training set, are left aside.
+        """
+        inputs = dict(inputs)
+        labels, sample_index = inputs.pop("class_labels"), inputs.pop("sample_index")
         outputs = model(**inputs)
-        lrc_loss = Objective()(outputs["logits"], labels)
-        lm_weight, lrc_weight = self.finetuning_args.loss_ratio
+        weights = weights_of(labels, self._class_weights) if model.training else None
+        lrc_loss = self.finetuning_args.objective(outputs["logits"], labels, weights)
+        r0, r1, r2 = self.finetuning_args.loss_weights
+        loss = r0 * outputs["lm_loss"] + r1 * lrc_loss
         if model.training:
-            self._parts += torch.stack([outputs["lm_loss"].detach(), lrc_loss.detach(), lrc_loss.new_ones(())])
-        loss = lm_weight * outputs["lm_loss"] + lrc_weight * lrc_loss
+            one = torch.ones_like(lrc_loss)
+            rgcl_loss, counted = torch.zeros_like(lrc_loss), torch.zeros_like(lrc_loss)
+            if self._guidance is not None and self._guidance.active:
+                rgcl_loss, counted = self._guidance.loss(outputs["embedding"], labels, sample_index, weights), one
+                loss = loss + r2 * rgcl_loss
+            self._parts += torch.stack([outputs["lm_loss"], lrc_loss, rgcl_loss, one, counted]).detach()
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the two parts of the training loss (mean over ranks since the last log) and the head's learning rate."""
+        """Add the parts of the training loss (mean over ranks since the last log) and the head's learning rate."""
         if "loss" in logs:
             parts = self.accelerator.reduce(self._parts, reduction="sum").tolist()
-            if parts[2]:
-                logs |= {"lm_loss": parts[0] / parts[2], "lrc_loss": parts[1] / parts[2]}
+            if parts[3]:
+                logs |= {"lm_loss": parts[0] / parts[3], "lrc_loss": parts[1] / parts[3]}
+            if parts[4]:
+                logs["rgcl_loss"] = parts[2] / parts[4]
             self._parts.zero_()
             if "learning_rate" in logs:  # both groups follow one schedule
                 logs["classifier_lr"] = (
@@ -125,7 +152,7 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         ignore_keys: list[str] | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Tensor] | None, Tensor | None]:
-        """One forward pass for both heads: loss, named predictions ([B, …] each) and class labels [B]."""
+        """One forward pass for both heads: loss, named predictions ([B, …] each) and class labels [B] or [B, C]."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
@@ -133,25 +160,35 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
             return loss.detach(), None, None
         predictions = {
             "lrc_logit": outputs["logits"].float(),
-            "answer_probs": outputs["answer_probs"].float(),
             "lm_loss_sum": outputs["token_loss"].sum(dim=1).float(),
             "lm_tokens": (inputs["answer_labels"] != IGNORE).sum(dim=1),
             "sample_index": inputs["sample_index"],
         }
+        if outputs.get("answer_probs") is not None:
+            predictions["answer_probs"] = outputs["answer_probs"].float()
         return loss.detach(), predictions, inputs["class_labels"]
 
     def write_predictions(self, path: Path, dataset: Any, output: PredictionOutput) -> None:
-        """Write `{id, label, lmh_score, lrc_score}` per record, in the order of the data (rank 0)."""
+        """Write `{id, label, lmh_score, lrc_score}` per record, in the order of the data (rank 0).
+
+        Of more than two classes the scores are lists, and so is the label of a multi-label problem, of class indices.
+        """
         if not self.is_world_process_zero():
             return
+        problem = self.finetuning_args.problem
         values = {name: np.asarray(value) for name, value in output.predictions.items()}
-        lrc = torch.from_numpy(values["lrc_logit"]).double().sigmoid().numpy()[:, 0]
-        rows = {
-            int(index): {"label": int(label), "lmh_score": float(lmh), "lrc_score": float(score)}
-            for index, label, lmh, score in zip(
-                values["sample_index"], output.label_ids, values["answer_probs"][:, 1], lrc, strict=True
-            )
-        }
+        scores = {"lrc_score": problem.probabilities(torch.from_numpy(values["lrc_logit"]).double()).numpy()}
+        if "answer_probs" in values:
+            probs = values["answer_probs"]
+            scores = {"lmh_score": probs[:, 1:] if problem.kind == "binary" else probs} | scores
+        labels = np.asarray(output.label_ids)
+        rows = {}
+        for position, index in enumerate(values["sample_index"]):
+            label = labels[position]
+            row: dict[str, Any] = {"label": int(label) if label.ndim == 0 else np.flatnonzero(label).tolist()}
+            for name, score in scores.items():
+                row[name] = float(score[position, 0]) if problem.kind == "binary" else score[position].tolist()
+            rows[int(index)] = row
         write_jsonl(path, ({"id": name, **rows[index]} for index, name in enumerate(dataset["sample_id"])))
 
 

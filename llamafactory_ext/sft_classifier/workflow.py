@@ -1,5 +1,6 @@
 """Stage `sft-classifier` from parsed arguments to saved run (mirrors the host's `train/sft/workflow.py`)."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from llamafactory_ext.arguments import STAGE
 from llamafactory_ext.sft_classifier.collator import ClassifierCollator
 from llamafactory_ext.sft_classifier.metric import compute_metrics
 from llamafactory_ext.sft_classifier.records import describe, load_records
+from llamafactory_ext.sft_classifier.rgcl import check_rgcl
 from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer, load_weights
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.manifest import fingerprint_model, plain, run_manifest, write_json
@@ -58,13 +60,15 @@ def run_sft_classifier(
     settings = input_settings(model_args, data_args, finetuning_args)
     tokenizer_module = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
+    reader = _reader(template, tokenizer_module, settings, fused=bool(model_args.enable_liger_kernel))
     records = load_records(template, model_args, data_args, training_args, finetuning_args, tokenizer_module, settings)
+    if finetuning_args.rgcl and training_args.do_train:
+        check_rgcl(records["train_dataset"], training_args, finetuning_args)
     model = _load_lmm(tokenizer_module["tokenizer"], model_args, finetuning_args, training_args.do_train)
     if getattr(model, "is_quantized", False) and not training_args.do_train:
         model._hf_peft_config_loaded = True  # as the host does, so that a quantised model may predict
 
     head_config = finetuning_args.head_config(config.get_text_config().hidden_size)
-    reader = _reader(template, tokenizer_module, settings, fused=bool(model_args.enable_liger_kernel))
     checkpoint = _resume_checkpoint(training_args)
     _attach(model, head_config, reader, _head_source(model_args, training_args, checkpoint), training_args.seed)
 
@@ -83,7 +87,7 @@ def run_sft_classifier(
             **tokenizer_module,
         ),
         callbacks=callbacks,
-        compute_metrics=compute_metrics,
+        compute_metrics=partial(compute_metrics, objective=finetuning_args.objective),
         **records,
         **tokenizer_module,
     )
@@ -135,12 +139,16 @@ def input_settings(
         negative_answer=finetuning_args.negative_answer,
         embed_mode=finetuning_args.embed_mode,
         embed_layer=finetuning_args.embed_layer,
+        problem_type=finetuning_args.problem_type,
+        answers=tuple(finetuning_args.answers or ()),
     )
 
 
 def _reader(template: Any, tokenizer_module: dict[str, Any], settings: InputSettings, *, fused: bool) -> Reader:
     encoder = MemeEncoder(template, **tokenizer_module, prompt=settings.prompt, cutoff_len=settings.cutoff_len)
-    answer_ids = tuple(encoder.answer_token_ids(settings.answers))
+    if settings.problem.kind == "multi_label":
+        logger.info_rank0("LMH has no score: an answer lists any number of classes, and no one token tells them.")
+    answer_ids = tuple(encoder.answer_token_ids(settings.expected_answers))
     return Reader(answer_ids, settings.embed_mode, settings.embed_layer, fused)
 
 
@@ -219,7 +227,7 @@ def _manifest(
         finetuning_type=finetuning_args.finetuning_type,
         seed=training_args.seed,
         world_size=training_args.world_size,
-        inputs=settings.to_dict(),
+        inputs=plain(settings.to_dict()),
         head=plain(vars(head_config)),
         data=described,
         arguments={key: plain(value.to_dict()) for key, value in parts.items()},
@@ -245,8 +253,10 @@ def _train(trainer: ClassifierTrainer, records: dict[str, Any], checkpoint: Path
         evaluated = records.get("eval_dataset")
         prefixes = [f"eval_{name}" for name in evaluated] if isinstance(evaluated, dict) else ["eval"]
         names = ("loss", "lrc_auroc", "lmh_auroc", "lrc_accuracy", "lmh_accuracy")
-        keys = ["loss", "lm_loss", "lrc_loss", *(f"{prefix}_{name}" for prefix in prefixes for name in names)]
-        plot_loss(trainer.args.output_dir, keys=keys)
+        keys = ["loss", "lm_loss", "lrc_loss", "rgcl_loss"]
+        keys += [f"{prefix}_{name}" for prefix in prefixes for name in names]
+        logged = set().union(*trainer.state.log_history)
+        plot_loss(trainer.args.output_dir, keys=[key for key in keys if key in logged])
 
 
 def _predict(trainer: ClassifierTrainer, datasets: Any) -> None:

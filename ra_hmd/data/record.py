@@ -23,7 +23,7 @@ class Meme:
         id: Unique within a data set; a string also where the file has a number.
         image: Path of the image.
         text: The caption.
-        label: Class index, or None where the file has none.
+        label: Class index, of a task that gives a meme several classes their indices; None where the file has none.
         split: Name of the split, for the record.
         extras: Further fields; of an imported set also the class index of each further task.
         raw_text: The caption as the data set's file has it, where `text` was normalised.
@@ -32,7 +32,7 @@ class Meme:
     id: str
     image: Path
     text: str
-    label: int | None = None
+    label: int | tuple[int, ...] | None = None
     split: str = ""
     extras: dict[str, Any] = field(default_factory=dict)
     raw_text: str | None = None
@@ -101,7 +101,7 @@ def read_memes(
         path: The file.
         split: Recorded in each meme that does not name its own.
         prompt: Needed for ShareGPT: the template whose `{text}` holds the caption.
-        answers: Needed for ShareGPT records without a `label`.
+        answers: Needed for ShareGPT records without a `label`, and for those whose `label` is a list.
         media_dir: Folder that relative image paths start from.
 
     Raises:
@@ -140,7 +140,8 @@ def sharegpt_fields(row: dict[str, Any], prompt: PromptTemplate, answers: Answer
     """Fields of a meme from its ShareGPT record: id, image (as written there), text and label.
 
     Raises:
-        ValueError: a question that `prompt` did not make, or an answer that `answers` do not know.
+        ValueError: a question that `prompt` did not make, an answer that `answers` do not know, or a label that is none
+            (with `answers.several`: no list of them).
     """
     question, answer = (message.get("content", message.get("value")) for message in row["messages"][-2:])
     caption = prompt.caption_of(question)
@@ -148,7 +149,8 @@ def sharegpt_fields(row: dict[str, Any], prompt: PromptTemplate, answers: Answer
         raise ValueError(f"its question was not made by the prompt {prompt.template!r}: {question[:120]!r}")
     images = row["images"]
     image = images if isinstance(images, str) else images[0]
-    label = class_index(row.get("label"))
+    given = row.get("label")
+    label = class_set(given, len(answers.words)) if answers.several else class_index(given)
     return {
         "id": str(row.get("id", image)),
         "image": image,
@@ -168,6 +170,24 @@ def class_index(value: Any) -> int | None:
     if isinstance(value, bool) or value not in range(MOST_CLASSES):
         raise ValueError(f"label {value!r} is not a class index (0, 1, …)")
     return int(value)
+
+
+def class_set(value: Any, classes: int) -> tuple[int, ...] | None:
+    """A label of several classes as their indices, in order; None stays None.
+
+    Raises:
+        ValueError: it is no list of different indices below `classes`.
+    """
+    if value is None:
+        return None
+    known = range(classes)
+    if (
+        not isinstance(value, list)
+        or any(isinstance(index, bool) or index not in known for index in value)
+        or len(set(value)) < len(value)
+    ):
+        raise ValueError(f"label {value!r} is not a list of different class indices from 0 to {classes - 1}")
+    return tuple(sorted(int(index) for index in value))
 
 
 def find_image(image: str, folders: list[Path], otherwise: Path) -> Path:

@@ -1,7 +1,10 @@
 """From what a user names on the command line to memes."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from ra_hmd.data.dataset import DATASET_MANIFEST, open_data
+from ra_hmd.data.readers.tasks import Task
 from ra_hmd.data.record import Meme, read_memes
 from ra_hmd.data.sharegpt import Answers, PromptTemplate
 from ra_hmd.errors import UserError
@@ -15,16 +18,21 @@ def resolve_memes(
     answers: Answers,
     dataset_dir: str | Path = "data",
     media_dir: str | Path | None = None,
+    task: Task | None = None,
 ) -> list[Meme]:
     """The memes of `data`: a file, a folder with `<split>.jsonl`, or a data set of `dataset_info.json`.
 
     A data set's split is looked up as `<data>_<split>`, or as `<data>` itself for `train`. Images are looked for under
     `media_dir`; for a data set that is `dataset_dir` unless given, as in LLaMA-Factory.
 
+    With `task`, one of the imported folder `data` (`imported_task`), labels are those of that task.
+
     Raises:
         UserError: nothing of that name, with what was looked for.
     """
     path = Path(data)
+    if task is not None:
+        return _with_labels_of(task, path, read_memes(path / f"{split}.jsonl", split=split))
     if path.is_file():
         return read_memes(path, split=split, prompt=prompt, answers=answers, media_dir=media_dir)
     if path.is_dir():
@@ -42,3 +50,26 @@ def resolve_memes(
         raise UserError(f"Data set {name} of {registry} is not a local file; save it as one, and give that.")
     file = folder / entries[name]["file_name"]
     return read_memes(file, split=split, prompt=prompt, answers=answers, media_dir=media_dir or folder)
+
+
+def imported_task(data: str, name: str) -> Task:
+    """The task of that name of the imported folder `data`.
+
+    Raises:
+        UserError: `data` is not one, or has no such task.
+    """
+    if not (Path(data) / DATASET_MANIFEST).is_file():
+        raise UserError(
+            f"--task {name}: {data} is not an imported folder (`ra-hmd data import`), and only those know their tasks. "
+            "Of a training file the labels are those of its own task; leave --task out."
+        )
+    return open_data(data).task(name)
+
+
+def _with_labels_of(task: Task, folder: Path, memes: list[Meme]) -> list[Meme]:
+    data = open_data(folder)
+    values = [data.value(task, meme) for meme in memes]
+    return [
+        replace(meme, label=tuple(value) if isinstance(value, list) else value)
+        for meme, value in zip(memes, values, strict=True)
+    ]

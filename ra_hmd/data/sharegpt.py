@@ -15,6 +15,8 @@ IMAGE_PLACEHOLDER = "<image>"
 TEXT_SLOT = "{text}"
 OFFICIAL_PROMPT = f'{IMAGE_PLACEHOLDER} This is an image with: "{TEXT_SLOT}" written on it. Is it hateful?'
 OFFICIAL_ANSWERS = ("No. It is not a hateful meme.", "Yes. It is a hateful meme.")
+NO_CLASS = "none"
+"""The answer about a meme that has none of several classes."""
 
 # What a chat template or LLaMA-Factory would read as markup: media placeholders and `<|…|>` control tokens.
 _SPECIAL = re.compile(r"<(/?(?:image|video|audio|think|tool_call|tool_response)|\|[^<>\s]*\|)>", re.IGNORECASE)
@@ -93,28 +95,68 @@ def fit_caption(
 
 @dataclass(frozen=True)
 class Answers:
-    """The words that begin an answer, in class order: index 0 is the negative class."""
+    """What answers say, in class order: index 0 is the first, for two classes the negative one.
+
+    Attributes:
+        words: How the answer of each class begins; with `several`, the name that an answer lists for each class.
+        several: An answer may name any number of classes, with commas between them, or `none`.
+    """
 
     words: tuple[str, ...] = ("No", "Yes")
+    several: bool = False
 
     def __post_init__(self) -> None:
-        folded = [word.casefold() for word in self.words]
-        if len(set(folded)) < max(len(folded), 2) or not all(re.fullmatch(r"\w+", word) for word in self.words):
-            raise UserError(f"Answers {self.words!r} must be two or more different single words.")
+        names = [_folded(word) for word in self.words]
+        fewest = 1 if self.several else 2
+        if len(set(names)) < max(len(names), fewest) or not all(re.search(r"\w", name) for name in names):
+            raise UserError(
+                f"Answers {self.words!r} must be {'one' if self.several else 'two'} or more, all different, with "
+                "letters or digits in each."
+            )
+        if self.several and NO_CLASS in names:
+            raise UserError(f"Answers {self.words!r}: {NO_CLASS!r} means that a meme has no class; name it otherwise.")
 
-    def label_of(self, answer: str) -> int:
-        """Class index of an answer, by its first word (case is ignored).
+    def label_of(self, answer: str) -> int | tuple[int, ...]:
+        """Class index of an answer, by its first words (case is ignored, the longest match counts); with `several`, the
+        class indices that it lists.
 
         Raises:
-            ValueError: the first word is none of ours.
+            ValueError: it begins with none of ours, or is no list of ours.
         """
-        match = re.match(r"\W*(\w+)", answer)
-        first = match.group(1).casefold() if match else ""
-        for index, word in enumerate(self.words):
-            if first == word.casefold():
-                return index
-        expected = " or ".join(map(repr, self.words))
-        raise ValueError(f"answer {answer[:60]!r} begins with neither {expected}")
+        return self._listed(answer) if self.several else self._first(answer)
+
+    def _first(self, answer: str) -> int:
+        index, _ = self._match(re.sub(r"^\W+", "", _folded(answer)))
+        if index is None:
+            expected = " or ".join(map(repr, self.words))
+            raise ValueError(f"answer {answer[:60]!r} begins with neither {expected}")
+        return index
+
+    def _listed(self, answer: str) -> tuple[int, ...]:
+        rest = _folded(answer).removesuffix(".")
+        if rest == NO_CLASS:
+            return ()
+        found = set()
+        while True:
+            index, rest = self._match(rest)
+            if index is None or (rest and not rest.startswith(",")):
+                raise ValueError(f"answer {answer[:60]!r} is no list of {', '.join(self.words)}, or {NO_CLASS!r}")
+            found.add(index)
+            if not rest:
+                return tuple(sorted(found))
+            rest = rest.removeprefix(",").lstrip()
+
+    def _match(self, folded: str) -> tuple[int | None, str]:
+        """The class that folded text begins with, the longest if several do, and what comes after it."""
+        for index in sorted(range(len(self.words)), key=lambda i: -len(_folded(self.words[i]))):
+            name = _folded(self.words[index])
+            if re.match(re.escape(name) + r"(?!\w)", folded):
+                return index, folded[len(name) :].lstrip()
+        return None, folded
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def sharegpt_record(name: str, image: str, question: str, answer: str, label: int | list[int]) -> dict[str, Any]:
@@ -128,10 +170,16 @@ def sharegpt_record(name: str, image: str, question: str, answer: str, label: in
 
 
 def to_sharegpt(meme: "Meme", prompt: PromptTemplate, answers: tuple[str, ...] = OFFICIAL_ANSWERS) -> dict[str, Any]:
-    """The ShareGPT record of a labelled meme; `answers` are the full answer sentences in class order."""
+    """The ShareGPT record of a labelled meme; `answers` are the full answer sentences in class order, of a meme with
+    several labels the names that its answer lists.
+    """
     if meme.label is None:
         raise UserError(f"Meme {meme.id!r} has no label: it cannot become a training record.")
-    return sharegpt_record(meme.id, str(meme.image), prompt.render(meme.text), answers[meme.label], meme.label)
+    question, image = prompt.render(meme.text), str(meme.image)
+    if isinstance(meme.label, tuple):
+        answer = ", ".join(answers[index] for index in meme.label) or NO_CLASS
+        return sharegpt_record(meme.id, image, question, answer, list(meme.label))
+    return sharegpt_record(meme.id, image, question, answers[meme.label], meme.label)
 
 
 def dataset_info_entry(file_name: str) -> dict[str, Any]:

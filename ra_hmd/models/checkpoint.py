@@ -171,7 +171,14 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
     except (OSError, ValueError) as error:
         raise UserError(f"{base_model}: its tokenizer and processor cannot be loaded: {error}") from error
     template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
-    return MemeEncoder(template, **loaded, prompt=settings.prompt, cutoff_len=settings.cutoff_len), model_args
+    encoder = MemeEncoder(
+        template,
+        **loaded,
+        prompt=settings.prompt,
+        cutoff_len=settings.cutoff_len,
+        answers=settings.expected_answers,
+    )
+    return encoder, model_args
 
 
 class MemeModel:
@@ -227,7 +234,7 @@ class MemeModel:
                     f"The head in {self.run.head} does not fit {self.run.base_model} (hidden size {width})."
                 )
         settings = self.run.settings
-        answer_ids = tuple(self.encoder.answer_token_ids(settings.answers))
+        answer_ids = tuple(self.encoder.answer_token_ids(settings.expected_answers))
         attach_head(model, head, Reader(answer_ids, settings.embed_mode, settings.embed_layer))
         return model.to(self.device).eval() if not self.run.quantized else model.eval()
 

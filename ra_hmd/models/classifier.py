@@ -25,7 +25,8 @@ class ClassifierOutput(ModelOutput):
         logits: [B, C], the head's logits, before the sigmoid.
         embedding: [B, D], the retrieval embedding.
         hidden: [B, H], what the head read.
-        answer_probs: [B, W], probabilities of the W answer words relative to each other, in class order.
+        answer_probs: [B, W], probabilities of the W answers relative to each other, in class order (None where no one
+            token tells them apart).
         lm_loss: [], mean token cross-entropy over the answers (None without answers).
         token_loss: [B, A], cross-entropy of each answer token, 0 where there is none (None if it was fused).
     """
@@ -43,7 +44,7 @@ class Reader:
     """How hidden states are read.
 
     Attributes:
-        answer_ids: First token id of each answer word, in class order.
+        answer_ids: First token id of each answer, in class order; empty where answers list several classes.
         embed_mode: The last prompt token, or the mean over the prompt.
         embed_layer: The last layer (after the final norm) or the one before it.
         fused: Compute the LM loss with Liger's fused linear cross-entropy, which never holds the logits.
@@ -141,10 +142,12 @@ def _classify(
         result.lm_loss = _fused_loss(model.lm_head, answer_states, answer_labels)
         return result
     if answer_labels is None:
+        if not reader.answer_ids:
+            return result
         answer_states = answer_states[:, :1]
     token_logits = model.lm_head(answer_states).float()
-    words = token_logits[:, 0, list(reader.answer_ids)]
-    result.answer_probs = words.softmax(dim=-1)
+    if reader.answer_ids:
+        result.answer_probs = token_logits[:, 0, list(reader.answer_ids)].softmax(dim=-1)
     if answer_labels is not None:
         flat = F.cross_entropy(
             token_logits.flatten(0, 1), answer_labels.flatten(), ignore_index=IGNORE, reduction="none"

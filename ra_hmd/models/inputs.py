@@ -4,6 +4,7 @@ LLaMA-Factory's template and multimodal plugin do the tokenising, so what is tra
 `infer_seqlen` would cut an over-long prompt at its end, where the head reads; here the caption is shortened instead.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,13 +12,14 @@ from PIL import Image
 
 from ra_hmd.data.sharegpt import OFFICIAL_PROMPT, Answers, PromptTemplate, fit_caption
 from ra_hmd.errors import UserError
+from ra_hmd.problem import Problem, ProblemType
 
 if TYPE_CHECKING:
     from llamafactory.data.template import Template
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-# Tokens of `cutoff_len` that are kept free for the answer. A constant, because a caption that was shortened by the
-# length of its own answer would give the label away.
+# Fewest tokens of `cutoff_len` that are kept free for the answer. The same for every meme of a task, because a caption
+# that was shortened by the length of its own answer would give the label away.
 ANSWER_BUDGET = 16
 
 # Templates that fit a family. `qwen3_vl` is a reasoning template: it moves the last prompt token.
@@ -31,7 +33,10 @@ FAMILY_TEMPLATES = {
 
 @dataclass(frozen=True)
 class InputSettings:
-    """Everything that decides which tokens and which hidden state a meme becomes. Saved in the run's manifest."""
+    """Everything that decides which tokens and which hidden state a meme becomes. Saved in the run's manifest.
+
+    `answers` are those of C classes, in class order; a binary problem has `negative_answer` and `positive_answer`.
+    """
 
     template: str
     cutoff_len: int = 1024
@@ -43,6 +48,8 @@ class InputSettings:
     negative_answer: str = "No"
     embed_mode: Literal["last_token", "pool"] = "last_token"
     embed_layer: Literal["last", "penultimate"] = "last"
+    problem_type: ProblemType = "binary"
+    answers: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> PromptTemplate:
@@ -50,9 +57,14 @@ class InputSettings:
         return PromptTemplate(self.prompt_template)
 
     @property
-    def answers(self) -> Answers:
-        """First words of the answers, in class order."""
-        return Answers((self.negative_answer, self.positive_answer))
+    def problem(self) -> Problem:
+        """What a label means."""
+        return Problem(self.problem_type, len(self.answers) or 1)
+
+    @property
+    def expected_answers(self) -> Answers:
+        """How answers begin, or what they list, in class order."""
+        return expected_answers(self.problem_type, self.answers, self.negative_answer, self.positive_answer)
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest and for fingerprints."""
@@ -65,6 +77,11 @@ class EncodedPrompt:
 
     ids: list[int]
     shortened: bool
+
+
+def expected_answers(kind: ProblemType, answers: Sequence[str], negative: str, positive: str) -> Answers:
+    """The answers of a problem: `answers` in class order, of a binary one `negative` and `positive`."""
+    return Answers((negative, positive)) if kind == "binary" else Answers(tuple(answers), kind == "multi_label")
 
 
 def check_family(model_type: str, template: str) -> None:
@@ -86,6 +103,7 @@ class MemeEncoder:
         processor: The model's processor, with the pixel limits set on it.
         prompt: The question.
         cutoff_len: Longest sequence, answer included.
+        answers: The answers; room is kept for the longest one.
     """
 
     def __init__(
@@ -95,10 +113,12 @@ class MemeEncoder:
         processor: "ProcessorMixin",
         prompt: PromptTemplate,
         cutoff_len: int,
+        answers: Answers | None = None,
     ) -> None:
         self.template, self.tokenizer, self.processor = template, tokenizer, processor
         self.prompt, self.cutoff_len = prompt, cutoff_len
         self.tail = self._assistant_header()
+        self.answer_budget = max([ANSWER_BUDGET, *map(len, map(self.encode_answer, _longest(answers or Answers())))])
 
     def _assistant_header(self) -> list[int]:
         """The token ids that end every prompt of this template, whatever the question."""
@@ -122,7 +142,7 @@ class MemeEncoder:
     @property
     def budget(self) -> int:
         """Most tokens that a prompt may have."""
-        return self.cutoff_len - ANSWER_BUDGET
+        return self.cutoff_len - self.answer_budget
 
     def count(self, caption: str, image: Image.Image) -> int:
         """Tokens of the whole question about a meme; more than `budget` means that its caption will be shortened."""
@@ -148,8 +168,9 @@ class MemeEncoder:
         )
         if fitted is None:
             raise UserError(
-                f"its image and question alone need {min(map(len, encoded.values()))} tokens and {ANSWER_BUDGET} are "
-                f"kept for the answer, but `cutoff_len` is {self.cutoff_len}; raise it or lower `image_max_pixels`"
+                f"its image and question alone need {min(map(len, encoded.values()))} tokens and "
+                f"{self.answer_budget} are kept for the answer, but `cutoff_len` is {self.cutoff_len}; raise it or "
+                "lower `image_max_pixels`"
             )
         ids = encoded[fitted]
         if ids[-len(self.tail) :] != self.tail:
@@ -162,12 +183,26 @@ class MemeEncoder:
         return target + [self.tokenizer.eos_token_id] * self.template.efficient_eos
 
     def answer_token_ids(self, answers: Answers) -> list[int]:
-        """First token id of each answer word, in class order: what the LM head is asked for.
+        """First token id of each answer, in class order: what the LM head is asked for. None of an answer that lists
+        any number of classes: no one token says them.
 
         Raises:
-            UserError: two words begin with the same token.
+            UserError: two answers begin with the same token.
         """
-        ids = [self.encode_answer(word)[0] for word in answers.words]
-        if len(set(ids)) < len(ids):
-            raise UserError(f"The answers {answers.words} begin with the same token; choose others.")
-        return ids
+        if answers.several:
+            return []
+        first: dict[int, str] = {}
+        for word in answers.words:
+            token = self.encode_answer(word)[0]
+            if token in first:
+                raise UserError(
+                    f"The answers {first[token]!r} and {word!r} begin with the same token, by which the LM head tells "
+                    "classes apart; give the data answers with different first words."
+                )
+            first[token] = word
+        return list(first)
+
+
+def _longest(answers: Answers) -> list[str]:
+    """Answers of which one is the longest."""
+    return [", ".join(answers.words)] if answers.several else list(answers.words)

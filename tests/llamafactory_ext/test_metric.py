@@ -6,7 +6,10 @@ import torch
 from transformers import EvalPrediction
 
 from llamafactory_ext.sft_classifier.metric import compute_metrics
+from ra_hmd.evaluation.class_metrics import class_values, official_thresholds
 from ra_hmd.evaluation.metrics import binary_metrics
+from ra_hmd.models.objective import Objective
+from ra_hmd.problem import Problem
 
 
 def prediction(labels: list[int]) -> EvalPrediction:
@@ -48,3 +51,35 @@ def test_auroc_is_left_out_when_one_class_is_missing() -> None:
     found = compute_metrics(prediction([1, 1, 1]))
     assert "lrc_auroc" not in found
     assert "lrc_accuracy" in found
+
+
+@pytest.mark.parametrize("kind", ["single_label", "multi_label"])
+def test_several_classes_have_the_numbers_of_evaluate(kind: str) -> None:
+    # Class 3 has no rows, class 2 of the label sets has all of them: neither has an AUROC.
+    problem, rng = Problem(kind, 4), np.random.default_rng(1)
+    labels = rng.integers(0, 3, 40) if kind == "single_label" else rng.integers(0, 2, (40, 4))
+    if kind == "multi_label":
+        labels[:, 2], labels[:, 3] = 1, 0
+    given = prediction([0] * 40)
+    given.label_ids, given.predictions["lrc_logit"] = labels, rng.normal(size=(40, 4)).astype(np.float32)
+    given.predictions["answer_probs"] = rng.dirichlet(np.ones(4), 40).astype(np.float32)
+    if kind == "multi_label":
+        del given.predictions["answer_probs"]
+    found = compute_metrics(given, Objective(problem))
+    scores = {"lrc": problem.probabilities(torch.from_numpy(given.predictions["lrc_logit"])).numpy()}
+    if kind == "single_label":
+        scores["lmh"] = given.predictions["answer_probs"]
+    for head, score in scores.items():
+        expected = class_values(score, labels, official_thresholds(head, problem), problem)
+        names = ("accuracy", "auroc", "macro_f1", "micro_f1")
+        assert [found[f"{head}_{name}"] for name in names] == pytest.approx([expected[name] for name in names])
+    assert ("lmh_auroc" in found) == (kind == "single_label")
+
+
+def test_auroc_of_classes_is_left_out_where_no_class_has_one() -> None:
+    given = prediction([2, 2, 2])
+    given.predictions["lrc_logit"] = np.zeros((3, 3), dtype=np.float32)
+    given.predictions["answer_probs"] = np.full((3, 3), 1 / 3, dtype=np.float32)
+    found = compute_metrics(given, Objective(Problem("single_label", 3)))
+    assert "lrc_auroc" not in found
+    assert found["lrc_loss"] == pytest.approx(np.log(3))

@@ -1,0 +1,199 @@
+"""Joint training, the combined ablation of RA-HMD: the retrieval-guided loss of Stage 2 inside Stage 1.
+
+Shapes: B batch, N training memes, D embedding, C classes, P pseudo-gold positives, M hard negatives.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+from ra_hmd.errors import UserError, raise_all
+from ra_hmd.progress import track
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from llamafactory.hparams import TrainingArguments
+
+    from llamafactory_ext.arguments import ClassifierFinetuningArguments
+    from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer
+
+
+def check_rgcl(dataset: "Dataset", training_args: "TrainingArguments", args: "ClassifierFinetuningArguments") -> None:
+    """Raise `UserError` where no anchor could have a negative."""
+    problems = []
+    if training_args.per_device_train_batch_size == 1 and args.rgcl_hard_negatives == 0:
+        problems.append("`rgcl_hard_negatives: 0` leaves the batch's other memes, and `per_device_train_batch_size` is "
+                        "1; raise one of them.")  # fmt: skip
+    kinds = np.unique(np.asarray(list(dataset["class_label"])), axis=0)
+    if kinds.ndim == 2:
+        none = ~kinds.any(axis=1)
+        alike = (kinds @ kinds.T > 0) | (none[:, None] & none)
+    else:
+        alike = np.eye(len(kinds), dtype=bool)
+    if alike.all():
+        problems.append("no two memes of the training data are of different classes, so there is no negative; train on "
+                        "data with several classes, or without `rgcl`.")  # fmt: skip
+    raise_all(problems, "`rgcl: true` cannot work")
+
+
+class RetrievalGuidance(TrainerCallback):
+    """The bank of joint training, and the loss against it.
+
+    The bank is the embedding of the whole training set by the head as it is. It is made, and mined, before the first
+    step after `rgcl_warmup` optimizer steps, then every `rgcl_reindex_every`, and when training resumes.
+
+    Args:
+        trainer: Whose model, data and processes are used.
+        labels: Of the training set, [N] or [N, C].
+        ids: Of the training set; memes of one id are not each other's neighbours.
+
+    Source: RA-HMD's ablation with both stages in one. The official code for it does not run, and counts micro-batches
+    where it should count optimizer steps.
+    """
+
+    def __init__(self, trainer: "ClassifierTrainer", labels: np.ndarray, ids: Sequence[str]) -> None:
+        self._trainer, self._labels, self._ids = trainer, labels, list(ids)
+        self._args: ClassifierFinetuningArguments = trainer.finetuning_args
+        self._loss = retrieval_loss(self._args)
+        self._loader: DataLoader | None = None
+        self.bank: Tensor | None = None
+        self.positives = self.hard_negatives = torch.empty(0, 0, dtype=torch.long)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a bank: the loss counts from then on."""
+        return self.bank is not None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse a warm-up that never ends."""
+        if self._args.rgcl_warmup >= state.max_steps:
+            raise UserError(
+                f"`rgcl_warmup` is {self._args.rgcl_warmup}, but training has {state.max_steps} steps: the loss would "
+                "never count. Lower it, or leave `rgcl` out."
+            )
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make or renew the bank where it is due. Called once per optimizer step, before its first micro-batch."""
+        since = state.global_step - self._args.rgcl_warmup
+        if since >= 0 and (self.bank is None or since % self._args.rgcl_reindex_every == 0):
+            self.refresh()
+
+    def loss(self, embedding: Tensor, labels: Tensor, sample_index: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The loss [] of anchors [B, D] with labels [B] or [B, C], rows `sample_index` [B] of the training set.
+
+        What was mined is constant; in-batch negatives are those of this process's batch. `weights` are those of the
+        head's loss; a meme's weight is the mean over its classes.
+        """
+        bank = self.bank
+        positives, hard_negatives = self.positives[sample_index], self.hard_negatives[sample_index]
+        return self._loss(
+            embedding,
+            labels,
+            bank[positives.clamp(min=0)],
+            positives >= 0,
+            bank[hard_negatives.clamp(min=0)],
+            hard_negatives >= 0,
+            weights=weights if weights is None or weights.ndim == 1 else weights.mean(dim=1),
+        )
+
+    def refresh(self) -> None:
+        """Embed the training set, mine in it on the first process, and log what was found."""
+        from stage2.losses.similarity import Similarity
+        from stage2.mining import mine
+
+        trainer, args, start = self._trainer, self._args, time.monotonic()
+        self.bank = bank = self._embed()
+        asked = args.rgcl_pseudo_gold_positives, args.rgcl_hard_negatives
+        rows, found = torch.empty(len(bank), sum(asked), dtype=torch.long), [{}]
+        if trainer.accelerator.is_main_process:
+            mined = mine(
+                bank.cpu().numpy(),
+                self._labels,
+                self._ids,
+                positives=asked[0],
+                hard_negatives=asked[1],
+                similarity=Similarity(args.rgcl_metrics),
+            )
+            rows = torch.from_numpy(np.concatenate([mined.all_positives(), mined.hard_negatives.rows], axis=1))
+            found = [_summary(mined.statistics(), time.monotonic() - start)]
+        rows = broadcast(rows.to(bank.device))
+        self.positives, self.hard_negatives = rows.split(asked, dim=1)
+        trainer.log(broadcast_object_list(found)[0])
+
+    def _embed(self) -> Tensor:
+        """Embeddings [N, D] of the training set in evaluation mode, the same on every process.
+
+        Each process embeds a part. Rows find their place by index, so that neither the sampler's order nor the repeats
+        that fill up its last batch matter. The random state stays as it was: training goes on as without the pass.
+        """
+        trainer = self._trainer
+        model, gather = trainer.model, trainer.accelerator.gather
+        training, bank = model.training, None
+        seen = torch.zeros(len(self._ids), dtype=torch.bool, device=trainer.args.device)
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), trainer.compute_loss_context_manager():
+            for batch in self._batches():
+                inputs = trainer._prepare_inputs(batch)
+                own = inputs.pop("sample_index")
+                for name in ("class_labels", "answer_labels"):
+                    del inputs[name]
+                embedding, index = gather((model(**inputs)["embedding"].float().contiguous(), own))
+                bank = embedding.new_zeros(len(seen), embedding.shape[1]) if bank is None else bank
+                bank[index], seen[index] = embedding, True
+        model.train(training)
+        if bank is None or not seen.all():
+            raise RuntimeError(f"the pass over the training set left out {int((~seen).sum())} of {len(seen)} memes")
+        return bank
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        trainer = self._trainer
+        if self._loader is None:
+            # Not the trainer's own: that may drop the last batch.
+            self._loader = trainer.accelerator.prepare(
+                DataLoader(
+                    trainer.train_dataset,
+                    batch_size=trainer.args.per_device_eval_batch_size,
+                    collate_fn=trainer.data_collator,
+                    num_workers=trainer.args.dataloader_num_workers,
+                    pin_memory=trainer.args.dataloader_pin_memory,
+                    prefetch_factor=trainer.args.dataloader_prefetch_factor,
+                )
+            )
+        show = trainer.is_world_process_zero() and not trainer.args.disable_tqdm
+        counted = ((1, batch) for batch in self._loader)
+        return track(counted, "Embedding the bank", len(self._loader), "batches", show=show)
+
+
+def retrieval_loss(args: "ClassifierFinetuningArguments") -> Callable[..., Tensor]:
+    """Stage 2's loss of that name with the settings of joint training."""
+    from stage2.losses.contrastive import contrastive_loss
+    from stage2.losses.naive import naive_loss
+    from stage2.losses.similarity import Similarity
+    from stage2.losses.triplet import triplet_loss
+
+    similarity = Similarity(args.rgcl_metrics)
+    if args.rgcl_loss == "triplet":
+        return partial(triplet_loss, similarity=similarity, margin=args.rgcl_margin)
+    if args.rgcl_loss == "naive":
+        return partial(naive_loss, similarity=similarity)
+    return partial(contrastive_loss, similarity=similarity, temperature=args.rgcl_temperature)
+
+
+def _summary(statistics: dict[str, Any], seconds: float) -> dict[str, float]:
+    """What the training log says of a mining: numbers alone."""
+    summary = {"rgcl_reindex_seconds": round(seconds, 2)}
+    for name, kind in (("positive", "positives"), ("negative", "hard_negatives")):
+        summary[f"rgcl_anchors_without_{name}"] = statistics[kind]["anchors_without"]
+        if statistics[kind]["similarity"]:
+            summary[f"rgcl_{name}_similarity"] = statistics[kind]["similarity"]["median"]
+    if statistics["inverted"] is not None:
+        summary["rgcl_inverted"] = statistics["inverted"]
+    return summary
