@@ -3,10 +3,9 @@
 Shapes: Q dev rows, C outputs.
 """
 
-import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from torch import Tensor
 
+from ra_hmd.evaluation.class_metrics import class_values, official_thresholds
 from ra_hmd.evaluation.metrics import THRESHOLDS, binary_metrics
 from ra_hmd.problem import Problem
 from ra_hmd.retrieval.embedded import Embedded
@@ -37,21 +36,8 @@ def dev_scores(
         if problem.kind == "binary":
             found = binary_metrics(values[:, 0], queries.labels, THRESHOLDS[head], METRICS)
         else:
-            found = _class_metrics(values, queries.labels, THRESHOLDS[head], problem)
-        scores |= {f"dev_{head}_{name}": value for name, value in found.items()}
+            found = class_values(values, queries.labels, official_thresholds(head, problem), problem)
+        scores |= {f"dev_{head}_{name}": found[name] for name in METRICS}
     signs = 2 * problem.membership(queries.labels) - 1.0
     scores["dev_rkc_margin"] = float((signs * rkc).mean())
     return scores
-
-
-def _class_metrics(
-    scores: np.ndarray, labels: np.ndarray, threshold: float, problem: Problem
-) -> dict[str, float | None]:
-    member = problem.membership(labels)
-    known = member.any(axis=0) & ~member.all(axis=0)
-    predicted = scores.argmax(axis=1) if problem.kind == "single_label" else (scores >= threshold).astype(np.int64)
-    return {
-        "auroc": float(roc_auc_score(member[:, known], scores[:, known], average="macro")) if known.any() else None,
-        "accuracy": float(accuracy_score(labels, predicted)),
-        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
-    }
