@@ -1,5 +1,5 @@
 """Write `data/dataset_info.json`, and `configs/stage1/`: every model × data set × {LoRA, QLoRA}, each with its matched
-plain-SFT baseline.
+plain-SFT baseline; beside these `EXTRAS`, tasks of several classes and the combined ablation, for one model each.
 
     python scripts/make_configs.py           # write the files
     python scripts/make_configs.py --check   # change nothing; exit code 1 if the files on disk differ
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ra_hmd.data.catalogue import dataset_info
+from ra_hmd.data.readers import READERS
+from ra_hmd.data.readers.tasks import Task
 from ra_hmd.manifest import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +58,7 @@ class Dataset:
     """A data set and what the official files set for it.
 
     Attributes:
-        file: Stem of the YAML file.
+        file: Stem of the YAML file, and the name of the data set's reader.
         name: Name in `data/dataset_info.json`; the dev split is `<name>_dev`.
         title: Name for people.
         epochs: `num_train_epochs`.
@@ -94,22 +96,39 @@ DATASETS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """One file: a model, a data set, with or without 4-bit weights, RA-HMD Stage 1 or its plain-SFT baseline."""
+    """One file: a model, a data set, with or without 4-bit weights, RA-HMD Stage 1 or its plain-SFT baseline.
+
+    Attributes:
+        task: A task of several classes instead of the binary one.
+        rgcl: Both stages in one, the combined ablation.
+    """
 
     model: Model
     dataset: Dataset
     quantized: bool
     sft: bool
+    task: Task | None = None
+    rgcl: bool = False
 
     @property
     def variant(self) -> str:
-        """`lora` or `qlora`, with `_sft` for the baseline."""
-        return ("qlora" if self.quantized else "lora") + ("_sft" if self.sft else "")
+        """`lora` or `qlora`, with `_sft` for the baseline and `_rgcl` for the combined ablation."""
+        return ("qlora" if self.quantized else "lora") + ("_sft" if self.sft else "") + ("_rgcl" if self.rgcl else "")
+
+    @property
+    def stem(self) -> str:
+        """Name of the file without its suffix."""
+        return "_".join([self.dataset.file, *([self.task.name] if self.task else []), self.variant])
 
     @property
     def path(self) -> Path:
         """Path below `configs/stage1`."""
-        return Path(self.model.folder) / f"{self.dataset.file}_{self.variant}.yaml"
+        return Path(self.model.folder) / f"{self.stem}.yaml"
+
+    @property
+    def data(self) -> str:
+        """Name of the training data in `dataset_info.json`; the dev split is `<name>_dev`."""
+        return f"{self.dataset.name}_{self.task.name}" if self.task else self.dataset.name
 
     @property
     def batch(self) -> int:
@@ -137,6 +156,21 @@ def recipes() -> Iterator[Recipe]:
             for quantized in (False, True):
                 for sft in (False, True):
                     yield Recipe(model, dataset, quantized, sft)
+    yield from EXTRAS
+
+
+def _extra(folder: str, file: str, task: str | None = None, *, rgcl: bool = False) -> Recipe:
+    model = next(model for model in MODELS if model.folder == folder)
+    dataset = next(dataset for dataset in DATASETS if dataset.file == file)
+    named = next((one for one in READERS[file].tasks if one.name == task), None)
+    return Recipe(model, dataset, quantized=True, sft=False, task=named, rgcl=rgcl)
+
+
+EXTRAS = (
+    _extra("qwen2_5_vl_7b", "harm_c", "intensity"),
+    _extra("qwen2_5_vl_7b", "mami", "kind"),
+    _extra("qwen2_vl_7b", "hateful_memes", rgcl=True),
+)
 
 
 def render_all() -> dict[Path, str]:
@@ -147,19 +181,22 @@ def render_all() -> dict[Path, str]:
 def _header(recipe: Recipe) -> list[str]:
     file = f"configs/stage1/{recipe.path.as_posix()}"
     method = "plain SFT baseline" if recipe.sft else "RA-HMD Stage 1"
+    if recipe.rgcl:
+        method = "RA-HMD, both stages in one (combined ablation)"
+    title = f"{recipe.dataset.title}, {recipe.task.name}" if recipe.task else recipe.dataset.title
     adapter = "LoRA over 4-bit weights (QLoRA)" if recipe.quantized else "LoRA"
     # Eight GPUs take the place of whatever accumulation one GPU needs.
     batch = f"per_device_train_batch_size={GLOBAL_BATCH // GPUS}"
     if recipe.batch < GLOBAL_BATCH:
         batch += " gradient_accumulation_steps=1"
     return [
-        f"{recipe.model.title} · {recipe.dataset.title} · {adapter} · {method}",
+        f"{recipe.model.title} · {title} · {adapter} · {method}",
         "Written by scripts/make_configs.py: change the recipe there, not here.",
         "",
         "Needs",
         f"  model   {recipe.model.hub}, from the Hugging Face hub or a local folder",
-        f"  data    `{recipe.dataset.name}` and `{recipe.dataset.name}_dev` of data/dataset_info.json",
-        "          (data/README.md says where the files go)",
+        f"  data    `{recipe.data}` and `{recipe.data}_dev` of data/dataset_info.json",
+        *_origin_of_data(recipe),
         f"  memory  {_weights(recipe)},",
         "          activations come on top; not measured here",
         "",
@@ -177,6 +214,18 @@ def _header(recipe: Recipe) -> list[str]:
         *textwrap.wrap(_origin(recipe), 112),
         *(line for text in _differences(recipe) for line in _bullet(text)),
     ]
+
+
+def _origin_of_data(recipe: Recipe) -> list[str]:
+    if recipe.task is None:
+        return ["          (data/README.md says where the files go)"]
+    file = recipe.dataset.file
+    lines = [f"          ra-hmd data to-sharegpt data/imported/{file} --task {recipe.task.name} --output data"]
+    if file == "mami":
+        lines.append(
+            "          (sub-labels are in the official tables; import these with --val-fraction 0.1 for a dev split)"
+        )
+    return lines
 
 
 def _bullet(text: str) -> list[str]:
@@ -202,7 +251,12 @@ def _overrides(recipe: Recipe) -> list[str]:
         "seed=43 output_dir=saves/NAME": "another run beside this one",
     }
     if not recipe.sft:
-        pairs["'loss_ratio=[0.0,1.0]'"] = "the head's loss alone; [1.0,0.0] is the language model's"
+        if recipe.rgcl:
+            pairs["'loss_ratio=[1.0,1.0,0.5]'"] = "half the weight of the retrieval-guided loss"
+        else:
+            pairs["'loss_ratio=[0.0,1.0]'"] = "the head's loss alone; [1.0,0.0] is the language model's"
+    if recipe.task:
+        pairs["class_weights=effective_number"] = "rare classes count more; `balanced` is more of it"
     return [f"  {key:<38}{meaning}" for key, meaning in pairs.items()]
 
 
@@ -215,7 +269,17 @@ def _origin(recipe: Recipe) -> str:
             "official SFT files are another recipe than the official Stage 1 files, so comparing those two mixes "
             "recipe and method. Theirs, and what else differs here:"
         )
-    if recipe.model.official:
+    if recipe.task:
+        source = (
+            "There is no official file for this model or this task; the hyper-parameters are the official ones of "
+            "Qwen2-VL-7B on the binary task of this data set"
+        )
+    elif recipe.rgcl:
+        source = (
+            "There is no official file for this ablation, and the official code for it does not run. The "
+            "hyper-parameters are those of the official Stage 1 file; `rgcl_reindex_every` is the paper's"
+        )
+    elif recipe.model.official:
         source = "The hyper-parameters of the official file for this model and data set"
     else:
         source = (
@@ -246,6 +310,14 @@ def _differences(recipe: Recipe) -> list[str]:
             "classifier_lr=4.0e-5 does the same.",
             "The checkpoint that is best on dev is kept; the official files leave that choice to the reader.",
         ]
+    if recipe.rgcl:
+        lines += [
+            "Loss, similarity and the numbers of positives and negatives are those of the released Stage 2 script; the "
+            "third weight in `loss_ratio` and no warm-up are our choice.",
+            "The bank is renewed by optimizer steps; the official code counts micro-batches.",
+            "In-batch negatives are those of one GPU's micro-batch: with a smaller one there are fewer, and the loss "
+            "is another.",
+        ]
     if not recipe.model.liger:
         lines.append("`enable_liger_kernel: false`. LLaMA-Factory 0.9.5 has no Liger patch for Qwen3-VL.")
         lines.append("`template: qwen3_vl_nothink`. With `qwen3_vl` an empty thought comes before the answer.")
@@ -271,14 +343,21 @@ def _model(recipe: Recipe) -> list[str]:
 def _method(recipe: Recipe) -> list[str]:
     head = []
     if not recipe.sft:
+        ratio = (
+            "[1.0, 1.0, 1.0]  # language model, head, retrieval"
+            if recipe.rgcl
+            else "[1.0, 1.0]  # language model, head"
+        )
         head = [
-            "loss_ratio: [1.0, 1.0]  # language model, head",
+            f"loss_ratio: {ratio}",
             "classifier_lr: 1.0e-4",
             f"num_layers: {recipe.dataset.num_layers}",
         ]
         if recipe.dataset.dropout:
             rates = ", ".join(map(str, recipe.dataset.dropout))
             head.append(f"dropout: [{rates}]  # as in the official files: the last value has no block to use it")
+        head += _several_classes(recipe.task) if recipe.task else []
+        head += _joint() if recipe.rgcl else []
     return [
         f"stage: {'sft' if recipe.sft else 'sft-classifier'}",
         "do_train: true",
@@ -291,11 +370,33 @@ def _method(recipe: Recipe) -> list[str]:
     ]
 
 
+def _several_classes(task: Task) -> list[str]:
+    answers = task.classes if task.multi_label else task.answers
+    return [
+        f"problem_type: {'multi_label' if task.multi_label else 'single_label'}",
+        f"output_dim: {len(task.classes)}",
+        f"answers: [{', '.join(answers)}]  # in class order",
+        f"prompt_template: '{task.prompt}'",
+    ]
+
+
+def _joint() -> list[str]:
+    return [
+        "rgcl: true",
+        "rgcl_loss: contrastive",
+        "rgcl_metrics: ip",
+        "rgcl_reindex_every: 250  # optimizer steps",
+        "rgcl_warmup: 0",
+        "rgcl_hard_negatives: 1",
+        "rgcl_pseudo_gold_positives: 1",
+    ]
+
+
 def _data(recipe: Recipe) -> list[str]:
     return [
         "dataset_dir: data",
-        f"dataset: {recipe.dataset.name}",
-        f"eval_dataset: {recipe.dataset.name}_dev",
+        f"dataset: {recipe.data}",
+        f"eval_dataset: {recipe.data}_dev",
         f"template: {recipe.model.template}",
         "cutoff_len: 1024",
         "overwrite_cache: true",
@@ -306,7 +407,7 @@ def _data(recipe: Recipe) -> list[str]:
 
 def _output(recipe: Recipe) -> list[str]:
     return [
-        f"output_dir: saves/{recipe.model.folder}/{recipe.dataset.file}_{recipe.variant}",
+        f"output_dir: saves/{recipe.model.folder}/{recipe.stem}",
         "logging_steps: 10",
         "save_steps: 50",
         "save_total_limit: 2  # the best and the last",

@@ -17,10 +17,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from meme_files import imported, jsonl, picture, table
 
 from ra_hmd.config import load_yaml, unknown_keys
 from ra_hmd.data.catalogue import dataset_info
+from ra_hmd.data.importing import ImportOptions
 from ra_hmd.data.sharegpt import dataset_info_entry
+from ra_hmd.data.sharegpt_files import write_sharegpt
 from ra_hmd.models.head import HeadConfig, MemeHead
 from stage2.arguments import Stage2Arguments
 
@@ -29,6 +32,11 @@ STAGE1 = ROOT / "configs" / "stage1"
 FILES = sorted(STAGE1.rglob("*.yaml"))
 CLASSIFIER_FILES = [path for path in FILES if not path.stem.endswith("_sft")]
 SFT_FILES = [path for path in FILES if path.stem.endswith("_sft")]
+CLASS_FILES = {  # data set and task of the files of several classes
+    STAGE1 / "qwen2_5_vl_7b/harm_c_intensity_qlora.yaml": ("harm_c", "intensity"),
+    STAGE1 / "qwen2_5_vl_7b/mami_kind_qlora.yaml": ("mami", "kind"),
+}
+JOINT_FILE = STAGE1 / "qwen2_vl_7b/hateful_memes_qlora_rgcl.yaml"
 
 # epochs, linear layers of the head, per-device batch of the 2B model and of the others (method-and-peers 1.1.2)
 OFFICIAL = {
@@ -88,7 +96,8 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 class TestFiles:
     def test_the_folder_holds_what_the_table_says_and_nothing_else(self, make_configs: ModuleType) -> None:
         assert make_configs.compare(STAGE1) == []
-        assert len(FILES) == len(make_configs.render_all()) == 96
+        assert len(FILES) == len(make_configs.render_all()) == 99
+        assert {*CLASS_FILES, JOINT_FILE} <= {*FILES}
 
     def test_compare_tells_missing_changed_and_extra_files(self, make_configs: ModuleType, tmp_path: Path) -> None:
         for path, text in make_configs.render_all().items():
@@ -157,7 +166,8 @@ class TestParser:
         sft = path.stem.endswith("_sft")
         args = parse(path, plugin=not sft)
         (dataset,), (dev,) = args.data.dataset, args.data.eval_dataset
-        epochs, num_layers, small_batch, batch = OFFICIAL[dataset]
+        official = dataset.partition("_")[0]  # a task of several classes has the recipe of its data set
+        epochs, num_layers, small_batch, batch = OFFICIAL[official]
         batch = small_batch if path.parent.name == "qwen2_vl_2b" else batch
 
         assert args.training.num_train_epochs == epochs
@@ -188,7 +198,7 @@ class TestParser:
         assert args.data.template == ("qwen3_vl_nothink" if "qwen3" in path.parent.name else "qwen2_vl")
         assert args.data.template in TEMPLATES
         registry = json.loads((ROOT / args.data.dataset_dir / "dataset_info.json").read_text(encoding="utf-8"))
-        assert {dataset, dev} <= registry.keys()
+        assert path in CLASS_FILES or {dataset, dev} <= registry.keys()
         assert dev == f"{dataset}_dev"
         assert "_test" not in path.read_text(encoding="utf-8")
 
@@ -197,7 +207,9 @@ class TestParser:
         else:
             assert args.finetuning.num_layers == num_layers
             assert (args.finetuning.dropout or []) == ([] if dataset == "hatefulmemes" else [0.2, 0.4, 0.1])
-            assert args.finetuning.loss_ratio == [1.0, 1.0]
+            assert args.finetuning.loss_ratio == [1.0, 1.0] + [1.0] * (path == JOINT_FILE)
+            assert args.finetuning.rgcl is (path == JOINT_FILE)
+            assert (args.finetuning.problem_type != "binary") is (path in CLASS_FILES)
             assert args.finetuning.classifier_lr == pytest.approx(1e-4)
 
     @pytest.mark.parametrize("path", CLASSIFIER_FILES, ids=name_of)
@@ -228,6 +240,55 @@ class TestParser:
         assert args.model.flash_attn == "sdpa"
         if path not in SFT_FILES:
             assert args.finetuning.loss_ratio == [0.0, 1.0]
+
+
+class TestSeveralClasses:
+    @pytest.mark.parametrize("path", CLASS_FILES, ids=name_of)
+    def test_answers_and_question_are_those_of_the_task(self, path: Path, parse) -> None:
+        from ra_hmd.data.readers import READERS
+
+        name, task = CLASS_FILES[path]
+        chosen = next(one for one in READERS[name].tasks if one.name == task)
+        args = parse(path, plugin=True).finetuning
+        assert args.problem_type == ("multi_label" if chosen.multi_label else "single_label")
+        assert args.expected_answers.words == (chosen.classes if chosen.multi_label else chosen.answers)
+        assert args.prompt.template == chosen.prompt
+        assert args.problem.outputs == len(chosen.classes)
+
+    @pytest.mark.parametrize("path", CLASS_FILES, ids=name_of)
+    def test_the_command_in_the_header_writes_the_data_that_the_file_names(self, path: Path, tmp_path: Path) -> None:
+        name, task = CLASS_FILES[path]
+        assert f"ra-hmd data to-sharegpt data/imported/{name} --task {task} --output data" in path.read_text()
+        options = None
+        if name == "harm_c":
+            for split in ("train", "val"):
+                picture(tmp_path / "images/covid_memes_1.png")
+                row = {"id": "covid_memes_1", "image": "covid_memes_1.png", "labels": ["not harmful"], "text": "tea"}
+                jsonl(tmp_path / f"{split}.jsonl", [row])
+        else:
+            columns = ("file_name", "misogynous", "shaming", "stereotype", "objectification", "violence")
+            rows = ["\t".join([*columns, "Text Transcription"])]
+            for number in range(20):
+                picture(tmp_path / f"{number}.jpg")
+                rows.append(f"{number}.jpg\t0\t0\t0\t0\t0\ttea at {number}")
+            table(tmp_path / "training.csv", "\n".join(rows) + "\n")
+            assert "--val-fraction 0.1" in path.read_text()
+            options = ImportOptions(val_fraction=0.1)
+        imported(name, tmp_path, tmp_path / "imported", options=options)
+        files, _ = write_sharegpt(tmp_path / "imported", tmp_path / "data", task=task)
+        values = load(path)
+        assert {values["dataset"], values["eval_dataset"]} == {file.name for file in files}
+
+    def test_joint_training_has_the_released_settings_of_stage_2(self, parse) -> None:
+        args, stage2 = parse(JOINT_FILE, plugin=True).finetuning, Stage2Arguments(train=Path("a"), output_dir=Path("b"))
+        assert (args.rgcl_loss, args.rgcl_metrics) == (stage2.loss, stage2.metric)
+        asked = (args.rgcl_pseudo_gold_positives, args.rgcl_hard_negatives)
+        assert asked == (stage2.pseudo_gold_positives, stage2.hard_negatives)
+        assert (args.rgcl_reindex_every, args.rgcl_warmup) == (250, 0)
+        plain = load(JOINT_FILE.with_name("hateful_memes_qlora.yaml"))
+        joint = load(JOINT_FILE)
+        differing = {key for key in joint.keys() | plain.keys() if joint.get(key) != plain.get(key)}
+        assert differing == {"loss_ratio", "output_dir", *(key for key in joint if key.startswith("rgcl"))}
 
 
 ROPE = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1000000.0}
@@ -311,7 +372,7 @@ class TestArchitectures:
             assert isinstance(config, HeadConfig)
             assert config.input_dim == hidden
             output = MemeHead(config)(torch.zeros(2, hidden))
-            assert output.logits.shape == (2, 1)
+            assert output.logits.shape == (2, {"intensity": 3, "kind": 4}.get(CLASS_FILES.get(path, ("", ""))[1], 1))
             assert output.embedding.shape == (2, 1024)
 
     def test_lora_goes_into_every_linear_layer_of_the_language_model_and_nowhere_else(self, built, parse) -> None:
