@@ -1,5 +1,6 @@
 """`ra-hmd data …`: each command is one call into the library. Heavy modules are imported inside the commands."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -147,9 +148,11 @@ def to_sharegpt_command(
     print(f"\nFor the YAML file:\n  dataset_dir: {output}\n  dataset: {names[0]}")
     if media_dir is not None:
         print(f"  media_dir: {media_dir}")
-    if len(open_data(folder).task(task).answers) > 2:
-        print("  stage: sft  # there are more than two answers, and `sft-classifier` is binary")
-    elif question.template != OFFICIAL_PROMPT:
+    chosen = open_data(folder).task(task)
+    if chosen.multi_label or len(chosen.answers) > 2:
+        print(f"  problem_type: {'multi_label' if chosen.multi_label else 'single_label'}")
+        print(f"  output_dim: {len(chosen.classes)}\n  answers: {json.dumps(chosen.answers, ensure_ascii=False)}")
+    if question.template != OFFICIAL_PROMPT:
         print(f"  prompt_template: {question.template!r}")
 
 

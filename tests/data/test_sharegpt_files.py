@@ -444,7 +444,7 @@ def test_what_the_command_says_of_tasks_media_and_prompts(tmp_path: Path, data: 
     command = ["data", "to-sharegpt", str(folder / "out"), "--output", str(tmp_path), "--splits", "val", "--task"]
     told = CliRunner().invoke(app, [*command, "target", "--media-dir", str(folder / "data")])
     assert told.exit_code == 0, told.output
-    assert told.output.splitlines()[:-1] == [
+    assert told.output.splitlines() == [
         "pridemm_target_dev: 2 records, 2 without a label left out"
         f" · {tmp_path}/gt/PrideMM/sharegpt_PrideMM_val_target_choice.json",
         "",
@@ -452,8 +452,12 @@ def test_what_the_command_says_of_tasks_media_and_prompts(tmp_path: Path, data: 
         f"  dataset_dir: {tmp_path}",
         "  dataset: pridemm_target_dev",
         f"  media_dir: {folder / 'data'}",
+        "  problem_type: single_label",
+        "  output_dim: 4",
+        '  answers: ["undirected", "individual", "community", "organization"]',
+        '  prompt_template: \'<image> This is an image with: "{text}" written on it. Whom does its hate target? '
+        "Answer with one of: undirected, individual, community, organization.'",
     ]
-    assert told.output.splitlines()[-1].startswith("  stage: sft  #")
     told = CliRunner().invoke(app, [*command, "humour", "--prompt", "<image> {text}?"])
     assert told.output.splitlines()[0].startswith("pridemm_humour_dev: 4 records · ")
     assert told.output.splitlines()[-1] == "  prompt_template: '<image> {text}?'"
