@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from ra_hmd.data.commands import data_app
 from ra_hmd.errors import UserError
+from ra_hmd.retrieval.commands import bank_app
 
 
 class _Group(TyperGroup):
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 features_app = typer.Typer(help="Feature stores.", **_OPTIONS)
 app.add_typer(data_app, name="data")
+app.add_typer(bank_app, name="bank")
 app.add_typer(features_app, name="features")
 
 Output = Annotated[Path, typer.Option("--output", help="Where to write.")]

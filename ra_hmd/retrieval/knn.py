@@ -75,7 +75,7 @@ def search(
     Raises:
         UserError: K below 1, widths that differ, values that are not finite, an unknown index.
     """
-    queries, bank = _as_matrix(queries, "queries"), _as_matrix(bank, "bank")
+    queries, bank = as_matrix(queries, "queries"), as_matrix(bank, "bank")
     if k < 1:
         raise UserError(f"K is {k}; at least one neighbour must be asked for.")
     if queries.shape[1] != bank.shape[1]:
@@ -105,7 +105,12 @@ def search(
     return Neighbours(np.where(keep, rows, ABSENT), np.where(keep, similarity, np.float32(0)))
 
 
-def _as_matrix(array: np.ndarray, name: str) -> np.ndarray:
+def as_matrix(array: np.ndarray, name: str) -> np.ndarray:
+    """`array` as a float32 matrix of finite numbers; `name` is for the message.
+
+    Raises:
+        UserError: values that are not finite.
+    """
     array = np.asarray(array, dtype=np.float32)
     if array.ndim != 2:
         raise ValueError(f"{name} have shape {array.shape}, a matrix is needed")

@@ -1,0 +1,322 @@
+"""`ra-hmd bank …`: each command is one call into the library. Heavy modules are imported inside the commands."""
+
+import getpass
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ra_hmd.errors import UserError
+
+if TYPE_CHECKING:
+    from ra_hmd.problem import Problem
+    from ra_hmd.retrieval.bank import Bank
+    from ra_hmd.retrieval.state import Entry
+    from ra_hmd.retrieval.voting import Voting
+
+bank_app = typer.Typer(
+    help="The example bank: labelled memes that vote, with a history.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Place = Annotated[str, typer.Argument(help="Folder, file ….db (Milvus Lite), or http://host:port#name (Milvus).")]
+Checkpoint = Annotated[Path, typer.Option(help="Stage 1 run or Stage 2 folder: whose head embeds.")]
+Store = Annotated[Path, typer.Option("--features", help="Feature store of the memes.")]
+Queries = Annotated[Path, typer.Option(help="Feature store of the memes to judge.")]
+Author = Annotated[str | None, typer.Option(help="Who changes it; default: the login name.")]
+Reason = Annotated[str, typer.Option(help="Why; the log keeps it.")]
+Source = Annotated[str | None, typer.Option(help="Where the memes come from; default: the store's path.")]
+Note = Annotated[str, typer.Option(help="Kept with every row.")]
+Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for other processes.")]
+Lock = Annotated[Path | None, typer.Option(help="Milvus cluster: lock file that all writers see.")]
+Token = Annotated[str | None, typer.Option(envvar="RA_HMD_MILVUS_TOKEN", help="Milvus cluster: user:password or key.")]
+Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+TopK = Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")]
+Weights = Annotated[str, typer.Option(help="arithmetic, mean or similarity.")]
+MinSimilarity = Annotated[float | None, typer.Option(help="Neighbours below this cosine do not vote.")]
+Prior = Annotated[bool, typer.Option("--prior-correction", help="Every class weighs the same in the bank.")]
+
+
+@bank_app.command("create")
+def create_command(
+    bank: Place,
+    checkpoint: Checkpoint,
+    features: Store,
+    reason: Reason = "created",
+    author: Author = None,
+    backend: Annotated[str | None, typer.Option(help="faiss or milvus; default: as BANK looks.")] = None,
+    index: Annotated[str, typer.Option(help="auto, flat, ivf or hnsw.")] = "auto",
+    recall: Annotated[float, typer.Option(help="Least recall@20 of an approximate index in a folder.")] = 0.99,
+    seed: Annotated[int, typer.Option(help="Of such an index.")] = 0,
+    source: Source = None,
+    note: Note = "",
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Make a bank from a feature store, embedded by a head."""
+    from ra_hmd.retrieval.bank import backend_of, create_bank
+    from ra_hmd.retrieval.from_store import embed_store
+
+    if backend not in (None, backend_of(bank)):
+        raise UserError(
+            f"--backend {backend}: {bank} is a place of backend {backend_of(bank)!r}; `faiss` keeps a folder, `milvus` "
+            "a file ….db or an address http://host:port#name."
+        )
+    found = embed_store(checkpoint, features)
+    with create_bank(
+        bank,
+        found.rows(source, note),
+        found.embedded.embedding,
+        fingerprint=found.fingerprint,
+        author=author or _login(),
+        reason=reason,
+        problem=found.problem,
+        index=index,
+        recall_target=recall,
+        seed=seed,
+        wait=wait,
+        **_milvus(bank, lock, token),
+    ) as opened:
+        _say(opened.log[-1], bank)
+
+
+@bank_app.command("add")
+def add_command(
+    bank: Place,
+    checkpoint: Checkpoint,
+    features: Store,
+    reason: Reason,
+    author: Author = None,
+    source: Source = None,
+    note: Note = "",
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Add the memes of a feature store."""
+    from ra_hmd.retrieval.from_store import embed_store
+
+    found = embed_store(checkpoint, features)
+    with _open(bank, wait, lock, token) as opened:
+        found.check_for(opened)
+        rows = found.rows(source, note)
+        _say(opened.add(rows, found.embedded.embedding, author=author or _login(), reason=reason), bank)
+
+
+@bank_app.command("remove")
+def remove_command(
+    bank: Place,
+    reason: Reason,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids.")] = None,
+    ids_file: Annotated[Path | None, typer.Option(help="A file with one id per line.")] = None,
+    author: Author = None,
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Remove memes. Earlier versions keep them."""
+    given = [*(ids or []), *(_lines(ids_file) if ids_file else [])]
+    with _open(bank, wait, lock, token) as opened:
+        _say(opened.remove(given, author=author or _login(), reason=reason), bank)
+
+
+@bank_app.command("relabel")
+def relabel_command(
+    bank: Place,
+    labels: Annotated[list[str], typer.Argument(help="id=label …; with several classes id=0,1,0.")],
+    reason: Reason,
+    author: Author = None,
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Give memes other labels."""
+    with _open(bank, wait, lock, token) as opened:
+        new = _labels(labels, opened.problem)
+        _say(opened.relabel(new, author=author or _login(), reason=reason), bank)
+
+
+@bank_app.command("rollback")
+def rollback_command(
+    bank: Place,
+    to: Annotated[int, typer.Option(help="The version to restore.")],
+    reason: Reason,
+    author: Author = None,
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Restore a version, as a new version: nothing of the history is lost."""
+    with _open(bank, wait, lock, token) as opened:
+        _say(opened.rollback(to, author=author or _login(), reason=reason), bank)
+
+
+@bank_app.command("info")
+def info_command(bank: Place, as_json: Json = False, wait: Wait = 60.0, lock: Lock = None, token: Token = None) -> None:
+    """Size, classes, version, index, and what made the embeddings."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    with _open(bank, wait, lock, token) as opened:
+        info = opened.info()
+    if as_json:
+        print(json.dumps(info, ensure_ascii=False, indent=2))
+        return
+    table = Table(show_header=False)
+    flat = {key: value for key, value in info.items() if key != "fingerprint"}
+    flat |= {f"fingerprint · {key}": value for key, value in info["fingerprint"].items()}
+    for key, value in flat.items():
+        table.add_row(key, escape(str(value)))
+    Console().print(table)
+
+
+@bank_app.command("log")
+def log_command(bank: Place, as_json: Json = False, wait: Wait = 60.0, lock: Lock = None, token: Token = None) -> None:
+    """Every version: what was done, by whom, when and why."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    with _open(bank, wait, lock, token) as opened:
+        entries = [entry.to_dict() for entry in opened.log]
+    if as_json:
+        print(json.dumps(entries, ensure_ascii=False, indent=2))
+        return
+    table = Table("version", "time", "author", "action", "change", "rows", "reason")
+    for entry in reversed(entries):
+        change = ", ".join(f"{count} {what}" for what, count in entry["counts"].items() if count and what != "rows")
+        change = f"to version {entry['restores']}: {change}" if entry["restores"] else change
+        cells = (entry["version"], entry["time"], entry["author"], entry["action"], change, entry["counts"]["rows"])
+        table.add_row(*(escape(str(cell)) for cell in (*cells, entry["reason"])))
+    Console().print(table)
+
+
+@bank_app.command("search")
+def search_command(
+    bank: Place,
+    checkpoint: Checkpoint,
+    queries: Queries,
+    topk: TopK = 20,
+    weights: Weights = "arithmetic",
+    min_similarity: MinSimilarity = None,
+    prior_correction: Prior = False,
+    output: Annotated[Path | None, typer.Option(help="Evidence of every query, as JSON.")] = None,
+    show: Annotated[int, typer.Option(min=0, help="Queries to print.")] = 20,
+    as_json: Json = False,
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Judge memes by their nearest neighbours, and show these."""
+    from ra_hmd.retrieval.evidence import print_evidence, search_evidence
+
+    voting = _voting(topk, weights, min_similarity, prior_correction)
+    with _open(bank, wait, lock, token) as opened:
+        evidence = search_evidence(opened, checkpoint, queries, voting)
+    if output is not None:
+        from ra_hmd.manifest import write_json
+
+        write_json(output, evidence)
+        print(output)
+    if as_json:
+        print(json.dumps(evidence, ensure_ascii=False, indent=2))
+    elif output is None:
+        print_evidence(evidence, show)
+
+
+@bank_app.command("effect")
+def effect_command(
+    bank: Place,
+    checkpoint: Checkpoint,
+    queries: Queries,
+    add: Annotated[Path | None, typer.Option(help="Feature store of memes to add.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="Id to remove; may be given several times.")] = None,
+    relabel: Annotated[list[str] | None, typer.Option(help="id=label; may be given several times.")] = None,
+    topk: TopK = 20,
+    weights: Weights = "arithmetic",
+    min_similarity: MinSimilarity = None,
+    prior_correction: Prior = False,
+    as_json: Json = False,
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Show which verdicts a change would flip. Nothing is changed."""
+    from ra_hmd.retrieval.effect import Planned, effect
+    from ra_hmd.retrieval.evidence import print_effect
+    from ra_hmd.retrieval.from_store import embed_store
+
+    voting = _voting(topk, weights, min_similarity, prior_correction)
+    asked = embed_store(checkpoint, queries, labelled=False)
+    new = embed_store(checkpoint, add) if add else None
+    with _open(bank, wait, lock, token) as opened:
+        for found in (asked, new):
+            if found is not None:
+                found.check_for(opened)
+        added = (new.rows(), new.embedded.embedding) if new else None
+        planned = Planned(added, remove or [], _labels(relabel or [], opened.problem))
+        result = effect(opened, asked.embedded, planned, voting)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        print_effect(result)
+
+
+def _open(bank: str, wait: float, lock: Path | None, token: str | None) -> "Bank":
+    from ra_hmd.retrieval.bank import open_bank
+
+    return open_bank(bank, wait=wait, **_milvus(bank, lock, token))
+
+
+def _milvus(bank: str, lock: Path | None, token: str | None) -> dict[str, Any]:
+    """The options of that backend; they mean nothing to the other."""
+    from ra_hmd.retrieval.bank import backend_of
+
+    if backend_of(bank) == "milvus":
+        return {"lock": lock, "token": token}
+    if lock is not None:
+        raise UserError(f"--lock {lock}: only a Milvus cluster needs one, {bank} has its own.")
+    return {}
+
+
+def _voting(topk: int, weights: str, min_similarity: float | None, prior_correction: bool) -> "Voting":
+    from ra_hmd.retrieval.voting import Voting
+
+    return Voting(topk, weights, min_similarity, prior_correction)
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:
+        raise UserError("This account has no login name; give --author.") from error
+
+
+def _say(entry: "Entry", bank: str) -> None:
+    change = ", ".join(f"{count} {what}" for what, count in entry.counts.items() if count and what != "rows")
+    print(f"{bank}: version {entry.version}, {change or 'no rows'}; {entry.counts['rows']} rows")
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _labels(given: list[str], problem: "Problem") -> dict[str, Any]:
+    """`id=label` pairs; a label of several classes is a list of 0 and 1."""
+    labels: dict[str, Any] = {}
+    for item in given:
+        name, mark, text = item.rpartition("=")
+        parts = text.split(",")
+        if not mark or not all(part.strip().isdecimal() for part in parts):
+            raise UserError(f"{item!r}: write id=label, the label a class index, or 0,1,… with several classes.")
+        if name in labels:
+            raise UserError(f"id {name!r} is given twice.")
+        numbers = [int(part) for part in parts]
+        if problem.kind != "multi_label" and len(numbers) > 1:
+            raise UserError(f"{item!r}: this bank has one class per meme.")
+        labels[name] = numbers if problem.kind == "multi_label" else numbers[0]
+    return labels

@@ -1,0 +1,150 @@
+"""What a change would do to verdicts, before it is made.
+
+Shapes: Q queries, N bank rows, M rows to add, K neighbours, C outputs.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from ra_hmd.errors import UserError, raise_all
+from ra_hmd.problem import UNLABELLED, Problem
+from ra_hmd.retrieval.bank import Bank
+from ra_hmd.retrieval.embedded import Embedded
+from ra_hmd.retrieval.knn import ABSENT, Neighbours, unit_rows
+from ra_hmd.retrieval.state import Rows, check_new
+from ra_hmd.retrieval.voting import Votes, Voting
+
+ABSTAINED = "abstained"
+
+
+def verdicts(votes: Votes, problem: Problem) -> list[Any]:
+    """Per query the class, for `multi_label` a list of 0 and 1, or `ABSTAINED`."""
+    scores = votes.scores
+    if problem.kind == "single_label":
+        decided = scores.argmax(axis=1).tolist()
+    elif problem.kind == "binary":
+        decided = (scores[:, 0] >= 0).astype(int).tolist()
+    else:
+        decided = (scores >= 0).astype(int).tolist()
+    return [ABSTAINED if abstains else verdict for verdict, abstains in zip(decided, votes.abstained, strict=True)]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A change that is not made yet.
+
+    Attributes:
+        add: New rows and their embeddings [M, D].
+        remove: Ids.
+        relabel: Id to label.
+    """
+
+    add: tuple[Rows, np.ndarray] | None = None
+    remove: Sequence[str] = ()
+    relabel: Mapping[str, Any] = field(default_factory=dict)
+
+
+def effect(bank: Bank, queries: Embedded, planned: Planned, voting: Voting) -> dict[str, Any]:
+    """Vote with the bank as it is and as it would be.
+
+    Returns:
+        `version`, `queries`, `flips` (`id`, `label`, `from`, `to`, `score_before`, `score_after`), `flip_counts` of
+        (from → to), `abstained`; where queries are labelled, `paired`: how many there are, accuracy before and after,
+        `gained` and `lost` verdicts, and the two-sided exact p of McNemar's test. An abstention counts as wrong.
+
+    Raises:
+        UserError: nothing is planned; what is planned could not be done.
+    """
+    before = voting.vote(bank.nearest(queries, voting.topk), bank.labels, bank.problem)
+    after = voting.vote(*_changed(bank, queries, planned, voting.topk), bank.problem)
+    old, new = verdicts(before, bank.problem), verdicts(after, bank.problem)
+    flips = [
+        {
+            "id": name,
+            "label": label,
+            "from": one,
+            "to": other,
+            "score_before": before.scores[line].tolist(),
+            "score_after": after.scores[line].tolist(),
+        }
+        for line, (name, label, one, other) in enumerate(
+            zip(queries.ids, queries.labels.tolist(), old, new, strict=True)
+        )
+        if one != other
+    ]
+    counts = Counter(f"{flip['from']} → {flip['to']}" for flip in flips)
+    return {
+        "version": bank.version,
+        "queries": len(queries),
+        "flips": flips,
+        "flip_counts": dict(counts.most_common()),
+        "abstained": {"before": int(before.abstained.sum()), "after": int(after.abstained.sum())},
+        "paired": _paired(queries.labels, old, new),
+    }
+
+
+def _changed(bank: Bank, queries: Embedded, planned: Planned, k: int) -> tuple[Neighbours, np.ndarray]:
+    """Neighbours in, and labels of, the bank as it would be: its rows that stay, then the new ones."""
+    if planned.add is None and not planned.remove and not planned.relabel:
+        raise UserError("No change is given; use --add, --remove or --relabel.")
+    bank.removal(planned.remove)
+    bank.relabelling(planned.relabel)
+    both = sorted(set(planned.remove) & set(planned.relabel))
+    raise_all([f"id {name!r}" for name in both], "These would be removed and relabelled")
+    place = {name: number for number, name in enumerate(bank.ids)}
+    labels = bank.labels.copy()
+    for name, label in planned.relabel.items():
+        labels[place[name]] = label
+    stays = np.ones(len(bank), bool)
+    stays[[place[name] for name in planned.remove]] = False
+    near = bank.nearest(queries, k, without=planned.remove)
+    renumbered = np.cumsum(stays) - 1
+    rows = np.where(near.present, renumbered[near.rows], ABSENT) if len(bank) else near.rows
+    near, labels = Neighbours(rows, near.similarity), labels[stays]
+    if planned.add is None:
+        return near, labels
+    new, embedding = planned.add
+    embedding = check_new(new, embedding, bank.problem, bank.dimension)
+    present = [f"id {name!r}" for name in new.ids if name in place and name not in set(planned.remove)]
+    raise_all(present, f"{bank.place} has these already")
+    return _with_new(near, queries, new.ids, embedding, first=len(labels)), np.concatenate([labels, new.labels])
+
+
+def _with_new(near: Neighbours, queries: Embedded, ids: Sequence[str], embedding: np.ndarray, first: int) -> Neighbours:
+    """The K nearest among the K found and M new rows, which are numbered from `first` on."""
+    k = near.rows.shape[1]
+    vectors, names = unit_rows(embedding).astype(np.float64), np.array(ids, dtype=object)
+    numbers = np.arange(first, first + len(names))
+    rows, similarity = near.rows.copy(), near.similarity.copy()
+    for line, query in enumerate(unit_rows(queries.embedding).astype(np.float64)):
+        value = np.einsum("cd,d->c", vectors, query).clip(-1, 1).astype(np.float32)
+        other = names != queries.ids[line]
+        candidates = np.concatenate([near.rows[line], numbers[other]])
+        values = np.concatenate([near.similarity[line], value[other]])
+        order = np.lexsort((candidates, -values, candidates == ABSENT))[:k]
+        rows[line], similarity[line] = candidates[order], values[order]
+    return Neighbours(rows, similarity)
+
+
+def _paired(labels: np.ndarray, old: list[Any], new: list[Any]) -> dict[str, Any] | None:
+    known = (labels != UNLABELLED).reshape(len(labels), -1).all(axis=1)
+    if not known.any():
+        return None
+    truth = labels.tolist()
+    right = np.array([[verdict == truth[line] for line, verdict in enumerate(side)] for side in (old, new)])[:, known]
+    gained, lost = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
+    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    accuracy = right.mean(axis=1).tolist()
+    return {
+        "labelled": int(known.sum()),
+        "accuracy_before": accuracy[0],
+        "accuracy_after": accuracy[1],
+        "gained": gained,
+        "lost": lost,
+        "p": p,
+    }
