@@ -158,23 +158,46 @@ def stage2_command(
 
 @app.command("evaluate")
 def evaluate_command(
-    checkpoint: Annotated[Path, typer.Option(help="Stage 1 run or Stage 2 folder: whose head decides.")],
-    bank: Annotated[Path, typer.Option(help="Feature store of the labelled examples.")],
+    checkpoint: Annotated[
+        list[Path], typer.Option(help="Stage 1 run or Stage 2 folder: whose head decides; several: as seeds of one.")
+    ],
+    bank: Annotated[str, typer.Option(help="Labelled examples: a feature store, or an example bank (folder or URI).")],
     queries: Annotated[list[Path], typer.Option(help="Feature store to classify; may be given several times.")],
     output: Output,
+    final: Annotated[bool, typer.Option("--final", help="Open test splits; each time is recorded.")] = False,
+    dev: Annotated[
+        Path | None, typer.Option(help="Feature store of dev: choose thresholds and calibration, store them.")
+    ] = None,
+    thresholds: Annotated[str, typer.Option(help="stored (beside the head, if there) or official.")] = "stored",
+    criterion: Annotated[
+        str, typer.Option(help="With --dev, what is best: macro_f1, accuracy, f1 or youden.")
+    ] = "macro_f1",
+    calibration: Annotated[str, typer.Option(help="With --dev: temperature or isotonic.")] = "temperature",
+    compare: Annotated[
+        list[Path] | None, typer.Option(help="Earlier evaluation, to compare with meme by meme; several times.")
+    ] = None,
+    groups: Annotated[
+        list[str] | None, typer.Option(help="Break down by a field, FIELD or DATASET:FIELD; several times.")
+    ] = None,
     update: Annotated[Path | None, typer.Option(help="Feature store of labelled memes to add to the bank.")] = None,
     update_sizes: Annotated[str, typer.Option(help="How many of them to add, e.g. 8,32,128.")] = "8,32,128",
     before: Annotated[Path | None, typer.Option(help="Head to draw the bank with for comparison.")] = None,
     topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
-    weights: Annotated[str, typer.Option(help="Vote weights: arithmetic or mean.")] = "arithmetic",
+    weights: Annotated[str, typer.Option(help="Vote weights: arithmetic, mean or similarity.")] = "arithmetic",
+    min_similarity: Annotated[
+        float | None, typer.Option(help="Abstain without a neighbour as similar as this.")
+    ] = None,
+    prior_correction: Annotated[
+        bool, typer.Option("--prior-correction", help="Let the bank's classes weigh the same.")
+    ] = False,
     bootstrap_samples: Annotated[int, typer.Option(min=100, help="Resamples of each interval.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of resampling and of the choice of memes to add.")] = 0,
 ) -> None:
-    """Compare the three heads (LMH, LRC, RKC) with 95 % intervals, and write a report."""
-    from ra_hmd.config import choose, coerce
+    """Compare the three heads (LMH, LRC, RKC) with 95 % intervals, and write a report (docs/evaluation.md)."""
+    from ra_hmd.config import coerce
     from ra_hmd.evaluation.evaluate import evaluate
+    from ra_hmd.evaluation.plan import Choice
 
-    choose("--weights", weights, ("arithmetic", "mean"))
     try:
         sizes = coerce(update_sizes.split(","), list[int]) if update else []
     except ValueError as error:
@@ -188,6 +211,12 @@ def evaluate_command(
         output,
         topk=topk,
         weights=weights,
+        final=final,
+        choice=Choice(dev, thresholds, criterion, calibration),
+        compare=compare or (),
+        groups=groups or (),
+        min_similarity=min_similarity,
+        prior_correction=prior_correction,
         update=update,
         update_sizes=sizes,
         before=before,
@@ -236,7 +265,7 @@ def staleness_command(
         list[Path] | None, typer.Option(help="Feature store that is judged; default: the bank's own memes.")
     ] = None,
     period_key: Annotated[str | None, typer.Option(help="Field of the memes' extras that tells the period.")] = None,
-    order: Annotated[str | None, typer.Option(help="The periods' names in order, as in a,b,c.")] = None,
+    order: Annotated[str | None, typer.Option(help="Names of the periods in order, as in a,b,c.")] = None,
     date_part: Annotated[str, typer.Option(help="Of dates: day, month or year.")] = "day",
     bins: Annotated[int | None, typer.Option(help="So many periods of numbers or dates, about equal in memes.")] = None,
     window: Annotated[int | None, typer.Option(help="A bank holds only its last so many periods.")] = None,

@@ -45,6 +45,7 @@ def demo_steps(output: Path, *, quick: bool = False) -> list[Step]:
     refine = {"train": features / "a_train", "dev": features / "a_dev", "init_head": stage1, "output_dir": stage2}
     classify = ra_hmd("evaluate", checkpoint=stage2, bank=features / "a_train", queries=features / "a_test")
     classify += ra_hmd(queries=features / "b_test", update=features / "b_train", output=output / "report")[1:]
+    classify.append("--final")
     return [
         *pretraining_steps(output, quick=quick),
         Step(

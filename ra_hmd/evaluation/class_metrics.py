@@ -3,7 +3,7 @@
 Shapes: Q memes, C outputs of the problem (1 if binary), R resamples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,7 +129,14 @@ def _resampled_f1(
 
 
 def estimates(
-    scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, problem: Problem, *, samples: int, seed: int
+    scores: np.ndarray,
+    labels: np.ndarray,
+    thresholds: np.ndarray,
+    problem: Problem,
+    *,
+    samples: int,
+    seed: int,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Estimate]:
     """The metrics of a problem, each with its interval over resampled memes.
 
@@ -140,12 +147,15 @@ def estimates(
         problem: What they mean.
         samples: Resamples; 0 for no intervals.
         seed: Of the resampling.
+        names: Only these of `metric_names`.
     """
+    names = names or metric_names(problem)
     if problem.kind == "binary":
-        return metric_estimates(scores[:, 0], labels, float(thresholds[0]), samples=samples, seed=seed)
-    found = {}
-    for name, value in class_values(scores, labels, thresholds, problem).items():
-        low, high = None, None
+        threshold = float(thresholds[0])
+        return metric_estimates(scores[:, 0], labels, threshold, samples=samples, seed=seed, names=names)
+    found, values = {}, class_values(scores, labels, thresholds, problem)
+    for name in names:
+        value, low, high = values[name], None, None
         if value is not None:
             statistic = resampled(name, scores, labels, thresholds, problem)
             low, high = interval(statistic, len(labels), samples=samples, seed=seed, width=problem.outputs)

@@ -1,7 +1,7 @@
 """`ra-hmd evaluate`: the three heads side by side on query sets, with intervals, evidence and bank updates."""
 
-import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from ra_hmd.errors import UserError
-from ra_hmd.evaluation.bootstrap import metric_estimates
+from ra_hmd.evaluation.analysis import analyse
+from ra_hmd.evaluation.banks import Examples, open_examples
 from ra_hmd.evaluation.checks import (
     check_head_fits,
     check_output,
@@ -18,26 +19,30 @@ from ra_hmd.evaluation.checks import (
     head_fingerprint,
     store_fingerprint,
 )
-from ra_hmd.evaluation.metrics import THRESHOLDS
-from ra_hmd.evaluation.report import write_report
-from ra_hmd.evaluation.results import Evaluation, find_evidence, predictions
+from ra_hmd.evaluation.class_metrics import estimates
+from ra_hmd.evaluation.comparison import OtherRun, read_run
+from ra_hmd.evaluation.decision import Decision, apply_decision, check_dev, choose_decision, read_decision
+from ra_hmd.evaluation.groups import find_groups
+from ra_hmd.evaluation.lockout import open_queries
+from ra_hmd.evaluation.outputs import UPDATE_KEY, write_evaluation, write_seeds
+from ra_hmd.evaluation.plan import Choice, Plan
+from ra_hmd.evaluation.results import Evaluation, find_evidence
 from ra_hmd.evaluation.scores import ScoredSet, score_set
+from ra_hmd.evaluation.seeds import expand_checkpoints
 from ra_hmd.evaluation.update import check_update, update_curve
 from ra_hmd.features.store import Features, read_features
-from ra_hmd.manifest import MANIFEST_NAME, plain, run_manifest, sha256_file, write_json, write_jsonl
+from ra_hmd.manifest import plain, run_manifest, sha256_file
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, has_head, load_head
+from ra_hmd.progress import track
 from ra_hmd.retrieval.embedded import Embedded
 from ra_hmd.retrieval.voting import VoteWeights, Voting
 
 INITIAL_HEAD = "initial_head"
 """Folder in a Stage 2 output that holds the head it started from."""
 
-UPDATE_KEY = "bank_update"
-"""The one key of metrics.json that is not a query set."""
-
 
 def evaluate(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Sequence[str | Path],
     bank: str | Path,
     queries: Sequence[str | Path],
     output: str | Path,
@@ -48,66 +53,92 @@ def evaluate(
     bootstrap_samples: int = 1000,
     seed: int = 0,
     *,
+    final: bool = False,
+    choice: Choice | None = None,
+    compare: Sequence[str | Path] = (),
+    groups: Sequence[str] = (),
+    min_similarity: float | None = None,
+    prior_correction: bool = False,
     before: str | Path | None = None,
     device: str | torch.device | None = None,
     commands: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score query sets with the LM head, the logistic regression and the KNN vote; write metrics and report.
 
-    A query whose id is in the bank does not vote for itself; how many there are is counted. Bank, queries and update
-    are embedded anew by the checkpoint's head from the stores' hidden states.
+    A query whose id is in the bank does not vote for itself; how many there are is counted. Stores are embedded anew
+    by the checkpoint's head from their hidden states.
 
     Args:
-        checkpoint: Folder with a head: a Stage 1 run or a Stage 2 output.
-        bank: Feature store of the labelled examples.
+        checkpoint: Folder with a head: a Stage 1 run or a Stage 2 output. Several, or a Stage 2 run of several seeds,
+            are evaluated each in a folder of its own, and together.
+        bank: Feature store of the labelled examples, or an example bank.
         queries: Feature stores of the labelled query sets; a set is called by its folder's name.
-        output: Folder for metrics.json, evidence.json, predictions.jsonl, report.md, PNGs and the manifest.
+        output: Folder for metrics, report, figures and manifest.
         topk: K of the vote.
-        weights: Rank weights of the vote.
+        weights: Weights of the vote.
         update: Feature store whose labelled rows are added to the bank, to show what an update does.
         update_sizes: How many rows, for example (8, 32, 128); each sample is class-balanced and holds the smaller ones.
         bootstrap_samples: Resamples behind each 95 % interval; 0 for none.
         seed: Of the resamples and of the update's sample.
+        final: Score test splits too; each time is written down beside the head.
+        choice: Where thresholds and calibration come from.
+        compare: Earlier evaluations (folders or predictions.jsonl) to compare with, meme by meme.
+        groups: Fields of the memes to break results down by, `FIELD` or `DATASET:FIELD`.
+        min_similarity: The vote abstains where no neighbour is as similar as this.
+        prior_correction: Let every class of the bank weigh the same.
         before: Folder with the head to compare the bank's projection with; by default the one that Stage 2 started
             from, where `checkpoint` is a Stage 2 output.
         device: Where the head runs; by default what accelerate finds.
         commands: What the report names as the commands that led to it; by default this one.
 
     Returns:
-        `metrics` (set → head → metric → value, low, high), `updates` (set → list of sizes), `notes`, `rows`
-        (set → memes), `output` and `report` (path of report.md).
+        `metrics` (set → head → metric → value, low, high; of several checkpoints also std and runs), `updates` (set →
+        list of sizes), `notes`, `rows` (set → memes), `output` and `report` (path of report.md).
 
     Raises:
-        UserError: stores and head that do not belong together, unlabelled rows, a leak, clashing names.
+        UserError: stores and head that do not belong together, unlabelled rows, a leak, clashing names, test data
+            without `final`.
     """
-    checkpoint, bank, output = Path(checkpoint), Path(bank), Path(output)
     if bootstrap_samples < 0:
         raise UserError(f"bootstrap_samples is {bootstrap_samples}, it must not be negative.")
-    voting = Voting(topk, weights)
-    head = load_head(checkpoint).to(device if device is not None else Accelerator().device)
-    check_output(output, "evaluation")
-    named = _named(queries)
-    stores = _read_stores([bank, *named.values(), *([Path(update)] if update else [])], head, checkpoint)
-    examples = Embedded.of(stores[bank], head)
-    added = Embedded.of(stores[Path(update)], head) if update else None
-    if added is not None:
-        check_update(update, added, update_sizes, {name: stores[path].ids for name, path in named.items()})
-
-    sets = [score_set(name, path, stores[path], head, examples, voting) for name, path in named.items()]
-    result = Evaluation(checkpoint, bank, examples, voting, sets, {}, bootstrap_samples, seed)
-    result.update_place = Path(update) if update else None
-    result.commands = list(commands) or [_command(result, list(named.values()), output, update_sizes, before)]
-    _add_before(result, stores[bank], before, head)
-    for scored in sets:
-        result.metrics[scored.name] = _head_metrics(scored, bootstrap_samples, seed)
-        result.evidence[scored.name] = find_evidence(scored, examples)
-        if added is not None:
-            result.updates[scored.name] = update_curve(
-                scored.queries, examples, added, update_sizes, voting, samples=bootstrap_samples, seed=seed
-            )
-    result.notes = _notes(result, added)
-    result.manifest = _manifest(result, stores, update_sizes)
-    return _write(result, output)
+    plan = Plan(
+        checkpoints=expand_checkpoints(checkpoint),
+        bank=bank,
+        queries=_named(queries),
+        output=Path(output),
+        voting=Voting(topk, weights, min_similarity, prior_correction),
+        update=Path(update) if update is not None else None,
+        update_sizes=update_sizes,
+        samples=bootstrap_samples,
+        seed=seed,
+        final=final,
+        choice=choice or Choice(),
+        compare=tuple(map(Path, compare)),
+        groups=tuple(groups),
+        before=Path(before) if before is not None else None,
+        commands=tuple(commands),
+    )
+    device = device if device is not None else Accelerator().device
+    heads = {name: load_head(folder).to(device) for name, folder in plan.checkpoints.items()}
+    check_output(plan.output, "evaluation")
+    others = [read_run(place) for place in plan.compare]
+    stores = {folder: read_features(folder) for folder in plan.stores()}
+    for name, head in heads.items():
+        _check_stores(plan, stores, head, plan.checkpoints[name])
+    if plan.update is not None:
+        ids = {name: stores[path].ids for name, path in plan.queries.items()}
+        check_update(plan.update, stores[plan.update], plan.update_sizes, ids)
+    opened = open_queries(
+        {folder: stores[folder] for folder in plan.queries.values()},
+        list(plan.checkpoints.values()),
+        final=final,
+        command=" && ".join(plan.commands or (plan.command(),)),
+        banks={folder: stores[folder] for folder in plan.labelled()},
+    )
+    results = {name: _evaluate_one(plan, name, head, stores, others, opened) for name, head in heads.items()}
+    if len(results) == 1:
+        return write_evaluation(next(iter(results.values())), plan.output)
+    return write_seeds(results, plan.output)
 
 
 def _named(queries: Sequence[str | Path]) -> dict[str, Path]:
@@ -124,105 +155,156 @@ def _named(queries: Sequence[str | Path]) -> dict[str, Path]:
     return named
 
 
-def _read_stores(folders: Sequence[Path], head: MemeHead, checkpoint: Path) -> dict[Path, Features]:
-    stores = {folder: read_features(folder) for folder in folders}
+def _check_stores(plan: Plan, stores: Mapping[Path, Features], head: MemeHead, checkpoint: Path) -> None:
+    problem = head.config.problem
     for folder, features in stores.items():
-        check_store(features, folder)
+        check_store(features, folder, problem)
         check_head_fits(head.config, checkpoint, features, folder)
     fingerprints = {str(folder): store_fingerprint(features) for folder, features in stores.items()}
-    check_same_origin(fingerprints)  # each with the bank
+    check_same_origin(fingerprints)  # each with the first: the bank, where it is a store
     check_same_origin({str(checkpoint): head_fingerprint(checkpoint), **fingerprints})
-    return stores
+    for name, folder in plan.queries.items():
+        for text in plan.groups:
+            find_groups(name, stores[folder].extras, text)
+    if plan.choice.dev is not None:
+        check_dev(plan.choice.dev, stores[Path(plan.choice.dev)], problem)
+
+
+def _evaluate_one(
+    plan: Plan,
+    name: str,
+    head: MemeHead,
+    stores: Mapping[Path, Features],
+    others: Sequence[OtherRun],
+    opened: Mapping[str, Any],
+) -> Evaluation:
+    """Everything about one head."""
+    checkpoint, problem = plan.checkpoints[name], head.config.problem
+    examples = open_examples(plan.bank, stores, head, checkpoint, in_memory=plan.update is not None)
+    added = Embedded.of(stores[plan.update], head) if plan.update is not None else None
+    decision = _decision(plan, checkpoint, head, stores, examples)
+    sets = [
+        score_set(name, path, stores[path], head, examples.rows, plan.voting) for name, path in plan.queries.items()
+    ]
+    result = Evaluation(checkpoint, problem, plan.bank, examples.rows, plan.voting, dict(opened), decision, sets, {},
+                        plan.samples, plan.seed, update_place=plan.update)  # fmt: skip
+    result.commands = list(plan.commands) or [plan.command()]
+    _add_before(result, plan, stores, head)
+    for scored in track([(len(scored), scored) for scored in sets], "Evaluating", sum(map(len, sets)), "memes"):
+        if decision is not None:
+            apply_decision(decision, scored, examples.state, plan.voting)
+        result.metrics[scored.name] = _head_metrics(scored, plan.samples, plan.seed)
+        result.evidence[scored.name] = find_evidence(scored, examples.rows)
+        result.analysis[scored.name] = analyse(
+            scored, others=others, groups=plan.groups, samples=plan.samples, seed=plan.seed
+        )
+        if added is not None:
+            result.updates[scored.name] = update_curve(
+                scored.queries, examples.rows, added, plan.update_sizes, plan.voting, problem=problem,
+                thresholds=scored.rules["rkc"].thresholds, samples=plan.samples, seed=plan.seed,
+            )  # fmt: skip
+    result.notes = _notes(result, added)
+    result.manifest = _manifest(result, plan, examples, stores)
+    return result
+
+
+def _decision(
+    plan: Plan, checkpoint: Path, head: MemeHead, stores: Mapping[Path, Features], examples: Examples
+) -> Decision | None:
+    """What dev decides now, stored beside the head, or what is stored there."""
+    choice = plan.choice
+    if choice.dev is None:
+        return read_decision(checkpoint) if choice.thresholds == "stored" else None
+    place = Path(choice.dev)
+    scored = score_set("dev", place, stores[place], head, examples.rows, plan.voting)
+    decision = choose_decision(
+        scored, place, stores[place], head=checkpoint, bank=examples.state, voting=plan.voting,
+        criterion=choice.criterion, calibration=choice.calibration,
+    )  # fmt: skip
+    decision.write(checkpoint)
+    return decision
 
 
 def _head_metrics(scored: ScoredSet, samples: int, seed: int) -> dict[str, dict[str, dict[str, float | None]]]:
     return {
         head: {
             name: estimate.as_dict()
-            for name, estimate in metric_estimates(
-                scores, scored.labels, THRESHOLDS[head], samples=samples, seed=seed
+            for name, estimate in estimates(
+                scores, scored.labels, scored.rules[head].thresholds, scored.problem, samples=samples, seed=seed
             ).items()
         }
         for head, scores in scored.scores.items()
     }
 
 
-def _add_before(result: Evaluation, bank: Features, before: str | Path | None, head: MemeHead) -> None:
-    place = Path(before) if before is not None else result.checkpoint / INITIAL_HEAD
-    if before is None and not has_head(place):
+def _add_before(result: Evaluation, plan: Plan, stores: Mapping[Path, Features], head: MemeHead) -> None:
+    """The bank as seen by the head that Stage 2 started from; an example bank holds embeddings of one head only."""
+    place = plan.before if plan.before is not None else result.checkpoint / INITIAL_HEAD
+    if (plan.before is None and not has_head(place)) or Path(plan.bank) not in stores:
         return
+    bank = stores[Path(plan.bank)]
     earlier = load_head(place).to(next(head.parameters()).device)
-    check_head_fits(earlier.config, place, bank, result.bank_place)
+    check_head_fits(earlier.config, place, bank, plan.bank)
     result.before, result.before_place = Embedded.of(bank, earlier).embedding, place
 
 
 def _notes(result: Evaluation, added: Embedded | None) -> list[str]:
     notes = []
     for scored in result.sets:
-        if "lmh" not in scored.scores:
-            notes.append(f"{scored.name}: LMH is left out, the feature store has no LMH scores.")
+        notes += [f"{scored.name}: {note}" for note in scored.notes]
         if scored.in_bank:
             notes.append(f"{scored.name}: {scored.in_bank} query ids are also in the bank; none votes for itself.")
-        present = sorted(set(scored.labels.tolist()))
-        if len(present) < 2:
-            notes.append(f"{scored.name}: all memes are of class {present[0]}, so the AUROC is undefined.")
+        if scored.abstained.any():
+            notes.append(
+                f"{scored.name}: RKC abstains on {int(scored.abstained.sum())} memes, whose score is 0; its metrics "
+                "count them with the verdict of that score, the section on abstention leaves them out."
+            )
+        member = scored.problem.membership(scored.labels)
+        constant = [str(c) for c in range(member.shape[1]) if member[:, c].all() or not member[:, c].any()]
+        if constant and scored.problem.kind == "binary":
+            notes.append(f"{scored.name}: all memes are of class {scored.labels[0]}, so the AUROC is undefined.")
+        elif constant:
+            notes.append(f"{scored.name}: AUROC leaves out classes that all or no memes have: {', '.join(constant)}.")
     if added is not None:
         shared = len(set(added.ids) & set(result.bank.ids))
         if shared:
             notes.append(f"{shared} rows of the update are already in the bank; they vote twice when drawn.")
+    if result.decision is None:
+        notes.append(
+            "The thresholds are the official ones, and scores are taken for probabilities as they are: `--dev` chooses "
+            "thresholds and a calibration, and stores them beside the head."
+        )
     return notes
 
 
-def _command(
-    result: Evaluation, queries: Sequence[Path], output: Path, sizes: Sequence[int], before: str | Path | None
-) -> str:
-    """The command line of `ra-hmd evaluate` that does the same."""
-    words = ["ra-hmd", "evaluate", "--checkpoint", result.checkpoint, "--bank", result.bank_place]
-    for folder in queries:
-        words += ["--queries", folder]
-    words += ["--output", output, "--topk", result.voting.topk, "--weights", result.voting.weights]
-    if result.update_place is not None:
-        words += ["--update", result.update_place, "--update-sizes", ",".join(map(str, sizes))]
-    if before is not None:
-        words += ["--before", before]
-    words += ["--bootstrap-samples", result.samples, "--seed", result.seed]
-    return shlex.join(map(str, words))
-
-
-def _manifest(result: Evaluation, stores: Mapping[Path, Features], sizes: Sequence[int]) -> dict[str, Any]:
+def _manifest(result: Evaluation, plan: Plan, examples: Examples, stores: Mapping[Path, Features]) -> dict[str, Any]:
     arguments = {
         "checkpoint": result.checkpoint,
-        "bank": result.bank_place,
-        "queries": {scored.name: len(scored.queries) for scored in result.sets},
-        "topk": result.voting.topk,
-        "weights": result.voting.weights,
-        "update": result.update_place,
-        "update_sizes": list(sizes),
-        "bootstrap_samples": result.samples,
+        "bank": plan.bank,
+        "queries": {scored.name: len(scored) for scored in result.sets},
+        **asdict(plan.voting),
+        "update": plan.update,
+        "update_sizes": list(plan.update_sizes),
+        "bootstrap_samples": plan.samples,
         "before": result.before_place,
+        **asdict(plan.choice),
+        "compare": plan.compare,
+        "groups": plan.groups,
+    }
+    decisions = {
+        scored.name: {
+            head: {"thresholds": rule.thresholds.tolist(), "chosen": rule.chosen} for head, rule in scored.rules.items()
+        }
+        for scored in result.sets
     }
     return run_manifest(
         "evaluation",
         arguments=plain(arguments),
         seed=result.seed,
+        **result.opened,
         head_sha256=sha256_file(result.checkpoint / HEAD_WEIGHTS),
+        bank=dict(examples.state),
+        decisions=decisions,
         features={str(folder): plain(store_fingerprint(features)) for folder, features in stores.items()},
         commands=result.commands,
     )
-
-
-def _write(result: Evaluation, output: Path) -> dict[str, Any]:
-    update = {UPDATE_KEY: result.updates} if result.updates else {}
-    write_json(output / "metrics.json", {**result.metrics, **update})
-    write_json(output / "evidence.json", result.evidence)
-    write_jsonl(output / "predictions.jsonl", [row for scored in result.sets for row in predictions(scored)])
-    write_json(output / MANIFEST_NAME, result.manifest)
-    report = write_report(result, output)
-    return {
-        "metrics": result.metrics,
-        "updates": result.updates,
-        "notes": result.notes,
-        "rows": {scored.name: len(scored.queries) for scored in result.sets},
-        "output": str(output),
-        "report": str(report),
-    }

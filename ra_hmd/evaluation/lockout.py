@@ -29,14 +29,22 @@ def split_name(features: Features, place: str | Path) -> str:
     return str((features.manifest or {}).get("split") or Path(place).absolute().name)
 
 
-def is_test_split(name: str) -> bool:
-    """Whether a split of this name must be taken for test data.
+def names_test(name: str) -> bool:
+    """Whether `test` is a word of a split's name (`test`, `test_seen`, `b-test`)."""
+    return bool(_words(name) & _TEST)
 
-    `test` as a word (`test`, `test_seen`, `b-test`) says so. A name that says neither test nor train or dev is taken
-    for test too: a lock that opens when nothing is known would not be one.
+
+def is_test_split(name: str) -> bool:
+    """Whether a query set of this split must be taken for test data.
+
+    A name that says neither test nor train or dev is taken for it too: a lock that opens when nothing is known would
+    not be one.
     """
-    words = set(re.findall(r"[a-z]+", name.lower()))
-    return bool(words & _TEST) or not words & _OTHER
+    return names_test(name) or not _words(name) & _OTHER
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", name.lower()))
 
 
 def store_digest(features: Features) -> str:
@@ -47,7 +55,12 @@ def store_digest(features: Features) -> str:
 
 
 def open_queries(
-    stores: Mapping[str | Path, Features], heads: Sequence[str | Path], *, final: bool, command: str
+    stores: Mapping[str | Path, Features],
+    heads: Sequence[str | Path],
+    *,
+    final: bool,
+    command: str,
+    banks: Mapping[str | Path, Features] | None = None,
 ) -> dict[str, Any]:
     """Let query sets be scored, or refuse: the test split needs `final`. Call it before anything is scored.
 
@@ -56,6 +69,8 @@ def open_queries(
         heads: Folders of the heads that will score them; each gets a line per call in which a test split is opened.
         final: Whether the user said `--final`.
         command: The command line, for the record.
+        banks: Place to features of labelled examples: they count where their split's name says test. A name that says
+            nothing is no hindrance here, examples are training data.
 
     Returns:
         For the run's manifest: `final`, `test_sets` (place → split name) and `opened_before` (head → how many earlier
@@ -66,6 +81,9 @@ def open_queries(
     """
     names = {str(place): split_name(features, place) for place, features in stores.items()}
     tests = {place: name for place, name in names.items() if is_test_split(name)}
+    for place, features in (banks or {}).items():
+        if names_test(split_name(features, place)):
+            tests[str(place)] = split_name(features, place)
     if tests and not final:
         raise_all(
             [f"{place} (split {name!r})" for place, name in tests.items()],
@@ -75,10 +93,10 @@ def open_queries(
         )
     before = {str(head): len(final_records(head)) for head in heads}
     if tests:
-        lines = {place: store_digest(features) for place, features in stores.items() if str(place) in tests}
+        found = {str(place): features for place, features in {**(banks or {}), **stores}.items()}
         opened = [
-            {"store": str(place), "split": tests[str(place)], "rows": len(stores[place]), "sha256": digest}
-            for place, digest in lines.items()
+            {"store": place, "split": name, "rows": len(found[place]), "sha256": store_digest(found[place])}
+            for place, name in tests.items()
         ]
         for head in dict.fromkeys(map(Path, heads)):
             _append(head / FINAL_RECORD, {"time": _now(), "command": command, "test_sets": opened})

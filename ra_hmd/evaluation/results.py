@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.evaluation.metrics import THRESHOLDS, Head
-from ra_hmd.evaluation.scores import ScoredSet
+from ra_hmd.evaluation.decision import Decision
+from ra_hmd.evaluation.metrics import Head
+from ra_hmd.evaluation.scores import Bank, ScoredSet
+from ra_hmd.problem import Problem
 from ra_hmd.retrieval.embedded import Embedded
 from ra_hmd.retrieval.voting import Voting
 
@@ -24,13 +26,17 @@ class Evaluation:
 
     Attributes:
         checkpoint: The head's folder.
-        bank_place: The bank's folder.
+        problem: What it decides.
+        bank_place: The bank's folder or URI.
         bank: Its rows, as embedded by the head.
         before: [N, D'], the bank as embedded by the head that Stage 2 started from, or None.
         before_place: Where that head is.
         sets: The query sets.
-        voting: K and weights.
+        voting: The vote's settings.
+        opened: What `open_queries` said of test data.
+        decision: What dev decided, or None: official thresholds.
         metrics: Set name → head → metric → {value, low, high}.
+        analysis: Set name → calibration, abstention, comparisons, classes, groups.
         update_place: Folder of the rows added to the bank, or None.
         updates: Set name → update curve; empty without an update.
         evidence: Set name → the first memes with their nearest bank rows.
@@ -42,13 +48,17 @@ class Evaluation:
     """
 
     checkpoint: Path
-    bank_place: Path
-    bank: Embedded
+    problem: Problem
+    bank_place: Path | str
+    bank: Bank
     voting: Voting
+    opened: dict[str, Any]
+    decision: Decision | None
     sets: list[ScoredSet]
     metrics: dict[str, dict[str, dict[str, dict[str, float | None]]]]
     samples: int
     seed: int
+    analysis: dict[str, dict[str, Any]] = field(default_factory=dict)
     before: np.ndarray | None = None
     before_place: Path | None = None
     update_place: Path | None = None
@@ -58,46 +68,59 @@ class Evaluation:
     commands: list[str] = field(default_factory=list)
     manifest: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def embedding(self) -> np.ndarray | None:
+        """[N, D], the bank's embeddings where they are in memory."""
+        return self.bank.embedding if isinstance(self.bank, Embedded) else None
 
-def find_evidence(scored: ScoredSet, bank: Embedded, memes: int = 5) -> list[dict[str, Any]]:
+
+def find_evidence(scored: ScoredSet, bank: Bank, memes: int = 5) -> list[dict[str, Any]]:
     """For the first `memes` of a set: every head's score, and the neighbours behind the KNN vote.
 
-    A neighbour's `vote` is what it adds to the score (the votes add up to it); its `share` is its part of all votes
-    regardless of sign.
+    A neighbour's `vote` is what it adds to the score (the votes add up to it), of several classes a list; its `share`
+    is its part of all votes regardless of sign.
     """
+    verdicts, labels = scored.verdicts("rkc"), bank.labels
     evidence = []
     for row, name in enumerate(scored.queries.ids[:memes]):
-        strength = np.abs(scored.votes[row])
+        strength = np.abs(scored.votes[row]).sum(axis=1)
         total = float(strength.sum())
         neighbours = [
             {
                 "id": bank.ids[found],
-                "label": int(bank.labels[found]),
+                "label": labels[found].tolist(),
                 "similarity": float(scored.neighbours.similarity[row, rank]),
-                "vote": float(scored.votes[row, rank]),
+                "vote": plain_score(scored.votes[row, rank], scored.problem),
                 "share": float(strength[rank]) / total if total else 0.0,
             }
             for rank, found in enumerate(scored.neighbours.rows[row])
             if found >= 0
         ]
-        scores = {head: float(values[row]) for head, values in scored.scores.items()}
-        verdict = int(scores["rkc"] >= THRESHOLDS["rkc"])
         evidence.append(
             {
                 "id": name,
-                "label": int(scored.labels[row]),
-                "scores": scores,
-                "rkc_class": verdict,
+                "label": scored.labels[row].tolist(),
+                "scores": {head: plain_score(values[row], scored.problem) for head, values in scored.scores.items()},
+                "rkc_class": verdicts[row].tolist(),
                 "neighbours": neighbours,
             }
         )
     return evidence
 
 
+def plain_score(values: np.ndarray, problem: Problem) -> float | list[float]:
+    """Values [C] for JSON: one number if binary, else a list."""
+    return float(values[0]) if problem.kind == "binary" else values.tolist()
+
+
 def predictions(scored: ScoredSet) -> list[dict[str, Any]]:
-    """One row per meme of a set: set, id, label and each head's score."""
-    columns = {f"{head}_score": values.tolist() for head, values in scored.scores.items()}
+    """One row per meme of a set: set, id, label and each head's score; lists where there are several classes."""
     return [
-        {"set": scored.name, "id": name, "label": int(label), **{key: values[row] for key, values in columns.items()}}
-        for row, (name, label) in enumerate(zip(scored.queries.ids, scored.labels, strict=True))
+        {
+            "set": scored.name,
+            "id": name,
+            "label": scored.labels[row].tolist(),
+            **{f"{head}_score": plain_score(values[row], scored.problem) for head, values in scored.scores.items()},
+        }
+        for row, name in enumerate(scored.queries.ids)
     ]

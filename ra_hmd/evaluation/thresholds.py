@@ -75,3 +75,10 @@ def best_thresholds(
         if 0 < member[:, c].sum() < len(member):
             chosen[c] = best_threshold(scores[:, c], member[:, c], criterion, float(official[c]))
     return chosen
+
+
+def criterion_of(criterion: Criterion, verdicts: np.ndarray, labels: np.ndarray, problem: Problem) -> float:
+    """The criterion of verdicts, both in the shape of labels; of several classes the mean of each against the rest."""
+    said, member = problem.membership(verdicts), problem.membership(labels)
+    tp, fp, fn = (said & member).sum(axis=0), (said & ~member).sum(axis=0), (~said & member).sum(axis=0)
+    return float(criterion_values(criterion, tp, fp, fn, len(member) - tp - fp - fn).mean())

@@ -67,6 +67,7 @@ class Lab:
             "output": self.folder / "out",
             "bootstrap_samples": 50,
             "device": "cpu",
+            "final": True,
         }
         return evaluate(**settings | changes)
 

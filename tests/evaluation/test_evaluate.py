@@ -59,7 +59,7 @@ def test_everything_is_written(lab):
     output = lab.folder / "out"
     assert {path.name for path in output.iterdir()} == {
         "metrics.json", "evidence.json", "predictions.jsonl", "ra_hmd.json", "report.md",
-        "roc.png", "scores.png", "bank.png", "bank_update.png",
+        "analysis.json", "roc.png", "scores.png", "reliability.png", "abstention.png", "bank.png", "bank_update.png",
     }  # fmt: skip
     manifest = read_json(output / "ra_hmd.json")
     assert manifest.kind == "evaluation"

@@ -59,6 +59,17 @@ def test_each_opening_is_one_line_beside_each_head(tmp_path):
     assert opened == {"store": "t", "split": "test", "rows": 2, "sha256": store_digest(stores["t"])}
 
 
+def test_a_bank_counts_where_it_says_test(tmp_path):
+    assert not open_queries({"d": store("dev")}, [tmp_path], final=False, command="c", banks={"pool": store()})[
+        "test_sets"
+    ]
+    with pytest.raises(UserError, match="b \\(split 'test'"):
+        open_queries({"d": store("dev")}, [tmp_path], final=False, command="c", banks={"b": store("test")})
+    opened = open_queries({"d": store("dev")}, [tmp_path], final=True, command="c", banks={"b": store("test")})
+    assert opened["test_sets"] == {"b": "test"}
+    assert [item["store"] for item in final_records(tmp_path)[0]["test_sets"]] == ["b"]
+
+
 def test_the_digest_is_of_ids_labels_and_fingerprint():
     plain = store("test")
     others = [store("test", ("a", "c")), Features(["a", "b"], np.array([1, 0]), plain.hidden)]

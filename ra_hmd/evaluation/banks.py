@@ -1,0 +1,73 @@
+"""The labelled examples of an evaluation: a feature store, embedded by the head, or an example bank on disk."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ra_hmd.errors import UserError
+from ra_hmd.evaluation.checks import check_same_origin, store_fingerprint
+from ra_hmd.evaluation.lockout import store_digest
+from ra_hmd.evaluation.scores import Bank
+from ra_hmd.features.store import Features
+from ra_hmd.manifest import sha256_bytes, sha256_file
+from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead
+from ra_hmd.retrieval.bank import Bank as StoredBank
+from ra_hmd.retrieval.bank import is_bank, open_bank
+from ra_hmd.retrieval.embedded import Embedded
+from ra_hmd.retrieval.from_store import HEAD_KEY
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled examples, and what tells this state of them from another.
+
+    Attributes:
+        rows: To search.
+        state: For manifests: `place`, `sha256`, of an example bank also `version`.
+    """
+
+    rows: Bank
+    state: Mapping[str, Any]
+
+
+def open_examples(
+    place: str | Path, stores: Mapping[Path, Features], head: MemeHead, checkpoint: Path, *, in_memory: bool = False
+) -> Examples:
+    """The examples at `place`, as seen by the head of `checkpoint`.
+
+    Args:
+        place: Folder of a feature store that is among `stores`, or folder or URI of an example bank.
+        stores: The feature stores that were read, the query sets among them.
+        head: Embeds a feature store.
+        checkpoint: Where the head is.
+        in_memory: An example bank is copied into memory, so that rows can be added for a trial.
+
+    Raises:
+        UserError: an example bank of another head, LMM, adapter, prompt or problem.
+    """
+    if not is_bank(place):
+        features = stores[Path(place)]
+        return Examples(Embedded.of(features, head), {"place": str(place), "sha256": store_digest(features)})
+    bank = open_bank(place)
+    weights = sha256_file(checkpoint / HEAD_WEIGHTS)
+    if bank.fingerprint.get(HEAD_KEY) != weights:
+        raise UserError(
+            f"The head in {checkpoint} (sha256 {weights[:12]}…) is not the one that embedded {place} "
+            f"({str(bank.fingerprint.get(HEAD_KEY))[:12]}…); give that head, or create a bank with this one."
+        )
+    if bank.problem != head.config.problem:
+        raise UserError(
+            f"{place} holds labels of {bank.problem}, the head in {checkpoint} decides {head.config.problem}."
+        )
+    check_same_origin({str(place): bank.fingerprint, **{str(p): store_fingerprint(f) for p, f in stores.items()}})
+    state = {"place": str(place), "version": bank.version, "sha256": _bank_digest(bank)}
+    return Examples(bank.to_embedded() if in_memory else bank, state)
+
+
+def _bank_digest(bank: StoredBank) -> str:
+    """SHA-256 of a version: how its embeddings were made, ids and labels."""
+    stated = json.dumps(bank.fingerprint, sort_keys=True)
+    ids = json.dumps(bank.ids, ensure_ascii=False)
+    return sha256_bytes(stated.encode(), ids.encode(), bank.labels.astype("<i8").tobytes())
