@@ -32,13 +32,10 @@ from ra_hmd.evaluation.seeds import expand_checkpoints
 from ra_hmd.evaluation.update import check_update, update_curve
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.manifest import plain, run_manifest, sha256_file
-from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, has_head, load_head
+from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, MemeHead, has_head, load_head
 from ra_hmd.progress import track
 from ra_hmd.retrieval.embedded import Embedded
 from ra_hmd.retrieval.voting import VoteWeights, Voting
-
-INITIAL_HEAD = "initial_head"
-"""Folder in a Stage 2 output that holds the head it started from."""
 
 
 def evaluate(
