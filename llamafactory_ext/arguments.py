@@ -214,7 +214,7 @@ class ClassifierFinetuningArguments(FinetuningArguments):
             problems.append(f"`rgcl_temperature` is {self.rgcl_temperature}; it must be above 0.")
         if self.rgcl_margin < 0:
             problems.append(f"`rgcl_margin` is {self.rgcl_margin}; it must not be negative.")
-        if self.loss_weights[2] == 0:
+        if self.loss_ratio[2:] == [0]:
             problems.append("`rgcl: true`, but its weight in `loss_ratio` is 0; remove one of them.")
         return problems
 

@@ -77,7 +77,7 @@ def history(output: Path, key: str) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def one_rank(stage1_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen memes in four accumulated steps, each bank and each batch's loss saved; checkpoints every two steps."""
+    """Two epochs of four accumulated steps, each bank and each batch's loss saved; checkpoints every two steps."""
     folder = tmp_path_factory.mktemp("joint")
     config = stage1_config(
         folder / "out",
@@ -91,6 +91,8 @@ def one_rank(stage1_config: Config, tmp_path_factory: pytest.TempPathFactory) ->
         num_train_epochs=2,
         per_device_train_batch_size=3,
         gradient_accumulation_steps=2,
+        per_device_eval_batch_size=5,
+        dataloader_drop_last=True,  # of training batches; the bank has every meme
         save_strategy="steps",
         save_steps=2,
         plot_loss=True,
@@ -147,7 +149,7 @@ def test_resuming_where_the_bank_is_renewed_gives_the_same_weights(one_rank: Pat
         assert max(float((whole[key] - resumed[key]).abs().max()) for key in whole) <= 1e-6
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
 def test_two_ranks_share_one_bank(stage1_config: Config, memes: Path, tmp_path: Path, engine: str) -> None:
     # 18 memes on two ranks in batches of four: the last batches are filled up with repeats.
     config = stage1_config(
@@ -158,7 +160,7 @@ def test_two_ranks_share_one_bank(stage1_config: Config, memes: Path, tmp_path: 
         per_device_train_batch_size=4,
         per_device_eval_batch_size=4,
         do_eval=True,
-        **({"deepspeed": str(ROOT / "configs/deepspeed/zero2.json")} if engine == "zero2" else {}),
+        deepspeed=None if engine == "ddp" else str(ROOT / f"configs/deepspeed/{engine}.json"),
     )
     probe(config, tmp_path, ranks=2)
     labels = [meme.label for meme in read_memes(memes / "confounders_a.json", media_dir=memes)[:18]]
@@ -224,6 +226,7 @@ def test_losses_and_metrics_are_those_of_stage_2() -> None:
         ({"rgcl_warmup": 10}, "`rgcl_warmup` is set without `rgcl: true`"),
         ({"loss_ratio": [1, 1, 1]}, r"give two weights >= 0, not both 0: \[r0, r1\] \(and r2 with `rgcl: true`\)"),
         ({"rgcl": True, "loss_ratio": [1, 1, 0]}, "its weight in `loss_ratio` is 0"),
+        ({"rgcl": True, "loss_ratio": [1]}, r"give two weights >= 0, not both 0: \[r0, r1\]"),
         ({"rgcl": True, "rgcl_reindex_every": 0}, "`rgcl_reindex_every` is 0; it must be at least 1"),
         ({"rgcl": True, "rgcl_pseudo_gold_positives": 0}, "`rgcl_pseudo_gold_positives` is 0"),
         ({"rgcl": True, "rgcl_metrics": "dot"}, "'dot' is not one of 'cos', 'ip', 'l2'"),

@@ -156,6 +156,19 @@ def test_labels_follow_from_the_answers(train_records: Callable[..., Path], clas
         assert {**dict.fromkeys(counts, 0), **data.rows_per_class} == counts
 
 
+@pytest.mark.parametrize("kind", ["single", "several"])
+def test_class_weights_weigh_the_training_loss(train_records: Callable[..., Path], kind: str) -> None:
+    # The first step's loss is of the same head on the same batch: only the weights of its memes differ.
+    found, labels = {}, []
+    for weights in ("none", "balanced"):
+        output = train_records(
+            kind, lambda records: labels.append([r["label"] for r in records]), class_weights=weights
+        )
+        found[weights] = json.loads((output / "trainer_state.json").read_text())["log_history"][0]["lrc_loss"]
+    assert len({labels[0].count(label) for label in labels[0]}) > 1
+    assert abs(found["none"] - found["balanced"]) > 1e-4
+
+
 def test_bad_labels_of_several_classes_are_listed_together(train_records: Callable[..., Path]) -> None:
     def edit(records: Records) -> None:
         for record, label, answer in zip(
