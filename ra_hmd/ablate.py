@@ -19,7 +19,17 @@ from ra_hmd.errors import raise_all
 from ra_hmd.evaluation.checks import check_head_fits, check_store
 from ra_hmd.evaluation.lockout import open_queries
 from ra_hmd.evaluation.metrics import THRESHOLDS, Head
-from ra_hmd.evaluation.study import METRIC_TITLES, STUDY_METRICS, Cell, Seen, error_bars, estimate, format_cell
+from ra_hmd.evaluation.report import format_estimate
+from ra_hmd.evaluation.study import (
+    METRIC_TITLES,
+    STUDY_METRICS,
+    Cell,
+    Seen,
+    error_bars,
+    estimate,
+    format_cell,
+    paired_change,
+)
 from ra_hmd.evaluation.update import nested_order
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.figures import BLUE, GREEN, ORANGE, PURPLE, panels, save_figure
@@ -135,7 +145,7 @@ def run_ablation(
     seconds = run_steps("ablate", steps, output, console=console, jobs=_JOBS, quick=quick, seeds=numbers)
     command = " ".join(ra_hmd("ablate", output=output, seeds=seeds, topk=topk, bootstrap_samples=bootstrap_samples))
     command += " --quick" if quick else ""
-    results, opened = _results(output, numbers, voting, bootstrap_samples, command)
+    results, changes, opened = _results(output, numbers, voting, bootstrap_samples, command)
     manifest = run_manifest(
         "ablation",
         command=command,
@@ -151,13 +161,15 @@ def run_ablation(
         },
         commands={step.line: seconds[step.line] for step in steps},
     )
-    write_json(output / "ablation.json", {"seeds": numbers, "variants": results})
+    write_json(output / "ablation.json", {"seeds": numbers, "variants": results, "against_full": changes})
     save_figure(_figure(results), output / "ablation.png")
-    write_text(output / "ablation.md", _markdown(results, manifest))
+    write_text(output / "ablation.md", _markdown(results, changes, manifest))
     write_json(output / MANIFEST_NAME, manifest)
     _print(results, console)
     minutes = sum(seconds[step.line] for step in steps) / 60
-    console.print(f"Report: {output / 'ablation.md'}  ({minutes:.1f} minutes of commands)", highlight=False, soft_wrap=True)
+    console.print(
+        f"Report: {output / 'ablation.md'}  ({minutes:.1f} minutes of commands)", highlight=False, soft_wrap=True
+    )
     return output / "ablation.md"
 
 
@@ -177,7 +189,8 @@ def _seed_steps(output: Path, seed: int, *, quick: bool) -> list[Step]:
     data, model, folder = output / "data", pretrained_model(output), output / f"seed-{seed}"
     stage1, joint, sft, merged = folder / "stage1", folder / "joint", folder / "sft", folder / "sft_merged"
     demo, ablate = configs_folder("demo"), configs_folder("ablate")
-    common = {"dataset_dir": data, "seed": seed} | ({"num_train_epochs": 1} if quick else {})
+    # So few steps would be over before the first log.
+    common = {"dataset_dir": data, "seed": seed} | ({"num_train_epochs": 1, "logging_steps": 4} if quick else {})
     both = common | (_JOINT_QUICK if quick else _JOINT)
     export = {"model_name_or_path": model, "adapter_name_or_path": sft, "template": "qwen2_vl", "export_dir": merged}
 
@@ -217,8 +230,8 @@ def _seed_steps(output: Path, seed: int, *, quick: bool) -> list[Step]:
 
 def _results(
     output: Path, seeds: Sequence[int], voting: Voting, samples: int, command: str
-) -> tuple[dict[str, dict[str, Cell]], dict[str, Any]]:
-    """Variant → column → cell, and what the lock-out says of the test splits."""
+) -> tuple[dict[str, dict[str, Cell]], dict[str, dict[str, Any]], dict[str, Any]]:
+    """Variant → column → cell; the same of the AUROC minus that of `full`, paired; what the lock-out says."""
     scores: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in VARIANTS}
     opened: dict[str, Any] = {}
     labels: dict[str, np.ndarray] = {}
@@ -231,13 +244,17 @@ def _results(
         )
         labels |= {store: features.labels for store, features in tests.items()}
         scores[name].append(_columns(head, stores, tests, voting))
-    results: dict[str, dict[str, Cell]] = {}
-    for name, judged in scores.items():
-        results[name] = {}
-        for column, (head, store, _) in SETTINGS.items():
-            cells = [run[column] for run in judged]
-            results[name][column] = estimate(cells, labels[store], THRESHOLDS[head], samples=samples, seed=0)
-    return results, opened
+    results: dict[str, dict[str, Cell]] = {name: {} for name in VARIANTS}
+    changes: dict[str, dict[str, Any]] = {name: {} for name in VARIANTS if name != "full"}
+    for column, (head, store, _) in SETTINGS.items():
+        base = [run[column] for run in scores["full"]]
+        for name, judged in scores.items():
+            runs_of = [run[column] for run in judged]
+            fixed = {"samples": samples, "seed": 0}
+            results[name][column] = estimate(runs_of, labels[store], THRESHOLDS[head], **fixed)
+            if name != "full":
+                changes[name][column] = paired_change(runs_of, base, labels[store], THRESHOLDS[head], **fixed)
+    return results, changes, opened
 
 
 def _columns(head_folder: Path, stores: Path, tests: Mapping[str, Features], voting: Voting) -> dict[str, np.ndarray]:
@@ -259,7 +276,7 @@ def _columns(head_folder: Path, stores: Path, tests: Mapping[str, Features], vot
     return columns
 
 
-def _markdown(results: dict[str, dict[str, Cell]], manifest: dict[str, Any]) -> str:
+def _markdown(results: dict[str, dict[str, Cell]], changes: dict[str, dict[str, Any]], manifest: dict[str, Any]) -> str:
     seeds = manifest["seeds"]
     text = (
         "# Ablation\n\nA tiny Qwen2-VL on drawn memes: domain A, on which it was trained, and domain B, whose labels "
@@ -276,6 +293,11 @@ def _markdown(results: dict[str, dict[str, Cell]], manifest: dict[str, Any]) -> 
             for name, cells in results.items()
         ]
         text += f"\n## {METRIC_TITLES[metric]}\n\n{markdown_table(header, rows)}"
+    rows = [
+        [VARIANTS[name].title, *(format_estimate(cells[column], signed=True) for column in SETTINGS)]
+        for name, cells in changes.items()
+    ]
+    text += "\n## AUROC minus that of `full`, paired\n\n" + markdown_table(["change", *SETTINGS], rows)
     text += "\n![AUROC of the variants](ablation.png)\n\n## The variants\n\n"
     text += "".join(f"- **{variant.title}**: {variant.what}\n" for variant in VARIANTS.values())
     text += (
@@ -305,7 +327,7 @@ def _figure(results: dict[str, dict[str, Cell]]) -> Figure:
         axis.axhline(0.5, color="0.6", linewidth=0.8)
         axis.set_xticks(range(len(results)), [VARIANTS[name].title for name in results], rotation=20)
         axis.set(title=f"domain {domain}, test", ylabel="AUROC")
-        axis.legend(fontsize=8, loc="best")
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=4, frameon=False)
     return figure
 
 

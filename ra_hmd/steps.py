@@ -6,15 +6,16 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ra_hmd.errors import UserError
@@ -68,10 +69,11 @@ def run_steps(
         task = progress.add_task("", total=len(steps))
 
         def do(number: int, step: Step) -> None:
-            console.print(f"[bold]{number}. {step.title}[/bold]\n   $ {step.line}", highlight=False, soft_wrap=True)
-            if step.line in seconds:
-                console.print("   already done")
-            else:
+            done_before = step.line in seconds
+            text = f"[bold]{number}. {escape(step.title)}[/bold]\n   $ {escape(step.line)}"
+            # One print: steps of a group print at the same time.
+            console.print(text + ("\n   already done" if done_before else ""), highlight=False, soft_wrap=True)
+            if not done_before:
                 progress.update(task, description=step.title)
                 took = _run(step, output / "logs" / f"{number:02d}.log")
                 console.print(f"   {f'{number}. took ' if jobs > 1 and step.group else ''}{took:.0f} s")
@@ -80,13 +82,30 @@ def run_steps(
                     write_json(record, run_manifest(kind, **content, seconds=seconds))
             progress.advance(task)
 
-        numbered = list(enumerate(steps, 1))
-        for _, group in groupby(numbered, lambda one: one[1].group or one[0]):
-            with ThreadPoolExecutor(jobs) as pool:
-                done = [pool.submit(do, number, step) for number, step in group]
-            for future in done:  # all have ended; what was finished beside a failure is remembered
-                future.result()
+        for _, group in groupby(enumerate(steps, 1), lambda one: one[1].group or one[0]):
+            _run_group(do, list(group), jobs)
     return seconds
+
+
+def _run_group(do: Callable[[int, Step], None], group: Sequence[tuple[int, Step]], jobs: int) -> None:
+    """Do the numbered steps, `jobs` at a time; after the first failure, or Ctrl-C, none is begun."""
+    stop = Event()
+
+    def unless_stopped(number: int, step: Step) -> None:
+        if stop.is_set():
+            return
+        try:
+            do(number, step)
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for future in [pool.submit(unless_stopped, number, step) for number, step in group]:
+                future.result()
+        finally:
+            stop.set()
 
 
 def overrides(values: Mapping[str, object]) -> list[str]:

@@ -27,12 +27,12 @@ from ra_hmd.evaluation.checks import (
 )
 from ra_hmd.evaluation.cross_report import write_cross_report
 from ra_hmd.evaluation.cross_settings import CROSS_METRICS, CrossEvalArguments, Kind, System, Target
-from ra_hmd.evaluation.lockout import open_queries, store_digest
+from ra_hmd.evaluation.lockout import open_queries, split_name, store_digest
 from ra_hmd.evaluation.metrics import THRESHOLDS
 from ra_hmd.evaluation.study import Seen, estimate, require_binary
 from ra_hmd.features.store import STORE_MANIFEST, Features, read_features
 from ra_hmd.manifest import MANIFEST_NAME, plain, read_json, run_manifest, sha256_bytes, sha256_file, write_json
-from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, load_head
+from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, load_head, read_head_config
 from ra_hmd.progress import track
 from ra_hmd.retrieval.embedded import Embedded
 from ra_hmd.steps import ra_hmd
@@ -76,6 +76,8 @@ def cross_eval(args: CrossEvalArguments, *, final: bool = False, command: str = 
             memes of the judged split or that the train store lacks; nothing to compute.
     """
     check_output(args.output_dir, "cross_eval")
+    for system in args.systems.values():
+        require_binary(read_head_config(system.head), system.head)
     shots = {name: _shot_lists(target, name, args.shots) for name, target in args.targets.items()}
     pairs = [(system, target) for system in args.systems for target in args.targets]
     _check_open(args, pairs, final=final)
@@ -180,7 +182,6 @@ class _SystemJudge:
         self.args, self.name, self.system = args, name, system
         self.trained_on = system.trained_on or name
         self.head: MemeHead = load_head(system.head).to(Accelerator().device)
-        require_binary(self.head, system.head)
         self.head_sha256 = sha256_file(system.head / HEAD_WEIGHTS)
         self._origins = {str(system.head): head_fingerprint(system.head)}
         self._bank: tuple[_Store, Embedded] | None = None
@@ -265,8 +266,9 @@ class _Pair:
         }
         digest = sha256_bytes(json.dumps(key, sort_keys=True).encode())
         path = args.output_dir / "cells" / f"{digest}.json"
+        judged = {"store": str(queries.place), "split": split_name(queries.features, queries.place)}
         if path.is_file():
-            return dict(read_json(path))
+            return {**judged, **read_json(path)}
         self._once("opened", self._open)
         seen: Seen = self._once("seen", self._see)
         if kind.head == "rkc":
@@ -285,7 +287,7 @@ class _Pair:
             names=CROSS_METRICS,
         )
         write_json(path, cell)
-        return cell
+        return {**judged, **cell}
 
     def _banks(self, kind: Kind) -> list[tuple[str, Callable[[], Embedded]]]:
         """Per run (one, or the seeds of a K-shot bank): a digest of the bank, and how to get it."""

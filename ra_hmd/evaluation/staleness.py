@@ -39,7 +39,7 @@ from ra_hmd.evaluation.study import (
 )
 from ra_hmd.evaluation.update import nested_order
 from ra_hmd.features.store import Features, read_features
-from ra_hmd.figures import BLUE, VERMILION, legend_below, panels, plain_text, save_figure
+from ra_hmd.figures import BLUE, VERMILION, panels, plain_text, save_figure
 from ra_hmd.manifest import MANIFEST_NAME, plain, run_manifest, sha256_file, write_json, write_text
 from ra_hmd.markdown import escape, markdown_table
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, load_head
@@ -54,7 +54,7 @@ class StalenessSettings:
 
     Attributes:
         key: Field of the memes' `extras` that tells the period; None: each store is a period.
-        order: The periods' names in order, where they are names.
+        order: The periods' names in order, where they are names; without a key, what to call the stores' periods.
         date_part: Dates are cut to it.
         bins: Make so many periods of about equally many memes of numbers or dates; None: one per value.
         window: A bank holds the memes of the last so many periods; None: of all since the first.
@@ -85,8 +85,8 @@ class StalenessSettings:
             for name, low in least.items()
             if getattr(self, name) is not None and getattr(self, name) < low
         ]
-        if self.key is None and (self.order or self.bins):
-            problems.append("`order` and `bins` are of a period key; without one each store is a period, as given.")
+        if self.key is None and self.bins:
+            problems.append("`bins` are of a period key; without one each store is a period, as given.")
         if self.order and self.bins:
             problems.append("`order` names the periods, `bins` makes them; give one.")
         raise_all(problems, "The settings of the staleness study do not fit")
@@ -132,8 +132,10 @@ def staleness(
     checkpoint, output = Path(checkpoint), Path(output)
     check_output(output, "staleness")
     head = load_head(checkpoint).to(Accelerator().device)
-    require_binary(head, checkpoint)
+    require_binary(head.config, checkpoint)
     judged = list(queries) or list(banks)
+    twice = [str(place) for place, count in Counter(map(Path, banks)).items() if count > 1]
+    raise_all(twice, "Bank stores that are given twice would vote twice; give each once")
     stores = {Path(place): read_features(place) for place in dict.fromkeys([*banks, *judged])}
     _check(stores, head, checkpoint)
     names, bank_periods, query_periods = _periods(stores, [Path(p) for p in banks], [Path(p) for p in judged], settings)
@@ -178,9 +180,11 @@ def _periods(
                 f"{len(banks)} bank stores and {len(judged)} query stores: without a period key each pair is a period; "
                 "give as many of both, in order."
             )
-        names = [place.absolute().name for place in banks]
+        names = list(settings.order) or [place.absolute().name for place in banks]
+        if len(names) != len(banks):
+            raise UserError(f"--order names {len(names)} periods, there are {len(banks)} bank stores; name each once.")
         doubled = [f"{name} ({count} times)" for name, count in Counter(names).items() if count > 1]
-        raise_all(doubled, "Two periods would have one name; rename a store's folder")
+        raise_all(doubled, "Two periods would have one name; name them with --order")
         numbers = [np.repeat(np.arange(len(names)), [len(stores[place]) for place in side]) for side in (banks, judged)]
     else:
         values = [
@@ -349,5 +353,5 @@ def _figure(result: Mapping[str, Any]) -> Figure:
             )
         axis.set_xticks(range(1, len(names)), [plain_text(name) for name in names[1:]], rotation=30, ha="right")
         axis.set(xlabel="period of the judged memes", ylabel=f"RKC {METRIC_TITLES[metric]}")
-        legend_below(axis)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.27), ncols=2, frameon=False)
     return figure

@@ -15,10 +15,10 @@ import numpy as np
 from scipy.special import expit
 
 from ra_hmd.errors import UserError
-from ra_hmd.evaluation.bootstrap import interval
+from ra_hmd.evaluation.bootstrap import Estimate, interval
 from ra_hmd.evaluation.metrics import Head, binary_metrics, resampled_metric
 from ra_hmd.features.store import Features
-from ra_hmd.models.head import MemeHead
+from ra_hmd.models.head import HeadConfig, MemeHead
 from ra_hmd.problem import BINARY
 from ra_hmd.retrieval.embedded import Embedded, hidden_tensor, run_head
 from ra_hmd.retrieval.voting import Voting
@@ -59,11 +59,11 @@ class Seen:
         return voting.vote(bank.nearest(self.rows, voting.topk), bank.labels).scores[:, 0]
 
 
-def require_binary(head: MemeHead, place: str | Path) -> None:
-    """Raise `UserError` unless the head decides between two classes."""
-    if head.config.problem != BINARY:
+def require_binary(config: HeadConfig, place: str | Path) -> None:
+    """Raise `UserError` unless the head in `place` decides between two classes."""
+    if config.problem != BINARY:
         raise UserError(
-            f"The head in {place} has `problem_type: {head.config.problem_type}`; this study compares data sets by "
+            f"The head in {place} has `problem_type: {config.problem_type}`; this study compares data sets by "
             "the class that they share, of binary heads. Use `ra-hmd evaluate` for the others."
         )
 
@@ -102,6 +102,37 @@ def estimate(
             "std": statistics.stdev(values) if known and len(values) > 1 else None,
         }
     return cell
+
+
+def paired_change(
+    runs: Sequence[np.ndarray],
+    base: Sequence[np.ndarray],
+    labels: np.ndarray,
+    threshold: float,
+    *,
+    samples: int,
+    seed: int,
+    name: str = "auroc",
+) -> dict[str, float | None]:
+    """The metric's mean over `runs` minus that over `base`, on the same memes [Q], with its paired interval.
+
+    Returns:
+        `value`, `low`, `high`; None where the metric is undefined.
+    """
+    means: list[float] = []
+    for group in (runs, base):
+        values = [binary_metrics(scores, labels, threshold, (name,))[name] for scores in group]
+        if not values or None in values:
+            return Estimate(None).as_dict()
+        means.append(statistics.fmean(values))
+    after, before = ([resampled_metric(name, scores, labels, threshold) for scores in group] for group in (runs, base))
+    low, high = interval(
+        lambda rows: np.mean([part(rows) for part in after], axis=0) - np.mean([part(rows) for part in before], axis=0),
+        len(labels),
+        samples=samples,
+        seed=seed,
+    )
+    return Estimate(means[0] - means[1], low, high).as_dict()
 
 
 def format_cell(item: Mapping[str, Any]) -> str:

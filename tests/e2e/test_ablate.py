@@ -25,8 +25,16 @@ def test_quick_ablation(tmp_path: Path) -> None:
     done = run(command, tmp_path)
     assert done.returncode == 0, done.stdout[-6000:]
     output = tmp_path / "out"
-    variants = json.loads((output / "ablation.json").read_text())["variants"]
+    ablation = json.loads((output / "ablation.json").read_text())
+    variants = ablation["variants"]
     assert set(variants) == set(VARIANTS)
+    assert set(ablation["against_full"]) == set(VARIANTS) - {"full"}
+    for name, cells in ablation["against_full"].items():
+        for column, change in cells.items():
+            both = [variants[one][column]["auroc"]["value"] for one in (name, "full")]
+            assert change["value"] == pytest.approx(both[0] - both[1])
+            assert change["low"] <= change["high"]
+    assert ablation["against_full"]["no_stage2"]["A · LMH"] == {"value": 0, "low": 0, "high": 0}
     for cells in variants.values():
         assert set(cells) == set(SETTINGS)
         for cell in cells.values():
@@ -97,13 +105,18 @@ def test_bad_numbers_are_refused_before_anything_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_step_that_fails_is_told_and_the_others_are_kept(tmp_path: Path) -> None:
-    good = [Step(f"good {number}", ["python", "-c", f"print({number})"], "g") for number in range(3)]
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_step_that_fails_is_told_and_what_was_done_is_kept(jobs: int, tmp_path: Path) -> None:
+    good = [Step(f"good {number}", ["python", "-c", f"print({number})"], "g") for number in range(6)]
     bad = Step("bad", ["python", "-c", "import sys; print('the reason'); sys.exit(3)"], "g")
     console = Console(record=True, width=200)
+    steps = [good[0], bad, *good[1:], Step("later", ["python", "-V"])]
     with pytest.raises(UserError, match=r"(?s)Step 'bad' failed \(exit code 3\).*the reason"):
-        run_steps("kind", [good[0], bad, *good[1:], Step("later", ["python", "-V"])], tmp_path, console=console, jobs=2)
-    assert set(read_json(tmp_path / "kind.json").seconds) == {step.line for step in good}
+        run_steps("kind", steps, tmp_path, console=console, jobs=jobs)
+    kept = set(read_json(tmp_path / "kind.json").seconds)
+    assert kept == {good[0].line} if jobs == 1 else good[0].line in kept and good[5].line not in kept
     assert "later" not in console.export_text()
-    assert set(run_steps("kind", good, tmp_path, console=console)) == {step.line for step in good}
-    assert console.export_text().count("already done") == 3
+    assert set(run_steps("kind", good, tmp_path, console=console, jobs=jobs)) == {step.line for step in good}
+    assert console.export_text().count("already done") == len(kept)
+    logs = sorted(path.read_text() for path in (tmp_path / "logs").iterdir())
+    assert "5\n" in logs

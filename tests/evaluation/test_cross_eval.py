@@ -1,7 +1,9 @@
 """The cross-evaluation matrix: cells recomputed from scratch, gaps, resuming, the lock, leaks."""
 
 import json
+import re
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from ra_hmd.evaluation.lockout import final_records
 from ra_hmd.features.store import read_features
 from ra_hmd.manifest import read_json, write_json
 
+ROOT = Path(__file__).parents[2]
 SHOTS, SEEDS = (2, 5), 3
 
 
@@ -224,8 +227,9 @@ def test_the_test_split_needs_final_and_leaves_a_record(lab, cross):
     manifest = read_json(lab.folder / "out/ra_hmd.json")
     assert manifest.final is True
     assert len(manifest.test) == 2
-    cross_eval(cross(targets=targets), final=True)
+    again = cross_eval(cross(targets=targets), final=True)
     assert len(final_records(lab.folder / "alpha/head")) == 1, "what is done is not opened again"
+    assert {cell["split"] for cell in again["cells"]} == {"test"}
 
 
 def test_examples_from_the_judged_split_are_refused(lab, cross):
@@ -282,6 +286,16 @@ def test_all_problems_of_the_file_are_told_together(cross):
         cross(systems={"x": {"head": "h", "features": "f/{target}"}}, topk=0, heads=["rkc", "rkc"], bootstrap_samples=0)
     for text in ("must contain {split}", "topk is 0", "each once", "`bootstrap_samples` is 0"):
         assert text in str(error.value)
+
+
+def test_the_example_file_and_that_of_the_documentation_can_be_read(tmp_path):
+    shipped = load_yaml(CrossEvalArguments, ROOT / "configs/studies/cross_eval_confounders.yaml", ["shots=[8]"])
+    assert shipped.shots == (8,)
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/studies.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "cross.yaml").write_text(example)
+    documented = load_yaml(CrossEvalArguments, tmp_path / "cross.yaml", ["targets.harm_c.split=dev"])
+    assert documented.targets["harm_c"].split == "dev"
+    assert str(documented.systems["harm_c"].store("hateful_memes", "test_seen")).endswith("hateful_memes/test_seen")
 
 
 def test_the_command_line(lab, cross):

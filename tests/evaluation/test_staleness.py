@@ -104,10 +104,18 @@ def test_stores_in_order_are_periods_of_their_own(lab):
     (cell,) = result["cells"]
     assert (cell["period"], cell["frozen_at"], cell["bank_rows"]) == ("new", "old", 80)
     assert [one["queries"] for one in result["periods"]] == [40, 40]
+    named = replace(few, order=("then", "now"))
+    again = staleness(lab.folder / "head", banks, lab.folder / "out", queries=queries, settings=named, final=True)
+    assert again["cells"] == [cell | {"period": "now", "frozen_at": "then"}]
+    one = replace(few, order=("then",))
+    with pytest.raises(UserError, match="--order names 1 periods, there are 2 bank stores"):
+        staleness(lab.folder / "head", banks, lab.folder / "out", queries=queries, settings=one, final=True)
     with pytest.raises(UserError, match="2 bank stores and 1 query stores"):
         staleness(lab.folder / "head", banks, lab.folder / "out", queries=queries[:1], settings=few, final=True)
     with pytest.raises(UserError, match="one period"):
         staleness(lab.folder / "head", banks[:1], lab.folder / "out", settings=few, final=True)
+    with pytest.raises(UserError, match="given twice"):
+        staleness(lab.folder / "head", [banks[1], *banks], lab.folder / "out", settings=few, final=True)
     with pytest.raises(UserError, match=r"new \(2 times\)"):
         staleness(lab.folder / "head", [banks[1], queries[1]], lab.folder / "out", settings=few, final=True)
 
@@ -207,3 +215,9 @@ def test_bins_keep_the_order_and_equal_values_together(raw, bins):
         assert by_value.setdefault(value, period) == period
     ordered = [by_value[value] for value in sorted(by_value)]
     assert ordered == sorted(ordered)
+
+
+def test_a_head_of_several_classes_is_refused(lab, store):
+    lab.head("several", output_dim=3, problem_type="single_label")
+    with pytest.raises(UserError, match="`problem_type: single_label`"):
+        staleness(lab.folder / "several", [store], lab.folder / "out", settings=FEW)
