@@ -24,7 +24,7 @@ from ra_hmd.problem import BINARY, Problem
 from ra_hmd.retrieval.embedded import Embedded
 from ra_hmd.retrieval.index import IndexKind, resolve_kind
 from ra_hmd.retrieval.knn import ABSENT, Neighbours, as_matrix, unit_rows
-from ra_hmd.retrieval.state import Action, Change, Entry, Rows, State, check_entry, check_new
+from ra_hmd.retrieval.state import Action, Change, Entry, Rows, State, check_entry, check_new, differing
 from ra_hmd.retrieval.store import Store, nearest_rows
 
 FORMAT = 1
@@ -227,9 +227,9 @@ class Bank:
         except ValueError as error:
             raise UserError(f"The new labels do not fit {self.place}: {error}.") from error
         if not len(new):
-            new = _label_shape(self.problem)
+            return Change.of(_label_shape(self.problem))
         self.problem.check(new, "The new labels")
-        differs = (self._state.rows.labels[numbers] != new).reshape(len(new), -1).any(axis=1)
+        differs = differing(self._state.rows.labels[numbers], new)
         return Change.of(new, relabelled=numbers[differs], new_labels=new[differs])
 
     def rollback(self, version: int, *, author: str, reason: str) -> Entry:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from ra_hmd.errors import UserError
 from ra_hmd.manifest import atomic_path, read_json, write_json
-from ra_hmd.retrieval.index import SearchIndex, build_index, resolve_kind
+from ra_hmd.retrieval.index import RECALL_SAMPLE, SearchIndex, build_index, choose, resolve_kind
 from ra_hmd.retrieval.knn import ABSENT, unit_rows
 from ra_hmd.retrieval.state import State
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _POINTER = "index.json"
 _STALE_GROWTH, _STALE_DEAD = 2.0, 0.5
+_RETUNE = 0.05  # share of rows that came or went since the recall was measured
 _BLOCK = 65_536
 
 
@@ -29,6 +30,8 @@ class FaissSearch:
 
     `flat` holds exactly the rows of the state. `ivf` and `hnsw` keep removed rows, which a mask hides, until the bank
     has doubled or half of the rows are gone; they are written to `cache/`, and read from there by the next process.
+    Their recall is measured again, and they look more widely, when a twentieth of the rows has come or gone. It is
+    the recall of queries like the rows of the index.
     """
 
     def __init__(self, store: "FolderStore") -> None:
@@ -37,6 +40,7 @@ class FaissSearch:
         self._rows = np.zeros(0, np.int64)  # row number of each place in the index …
         self._place = np.zeros(0, np.int64)  # … and place of each row number
         self._built = 0  # how many rows the index was built from
+        self._tuned = np.zeros(0, np.int64)  # row numbers that there were when the recall was measured
 
     def prepare(self, state: State) -> None:
         """Make the index hold every row of the state."""
@@ -60,6 +64,9 @@ class FaissSearch:
             self._rows = np.concatenate([self._rows, block])
         self._place = np.full(len(state.alive), ABSENT)
         self._place[self._rows] = np.arange(len(self._rows))
+        now = np.flatnonzero(state.alive)
+        if kind != "flat" and len(np.setxor1d(now, self._tuned)) > _RETUNE * len(self._tuned):
+            self._tune(state)
 
     def _stale(self, kind: str, state: State) -> bool:
         if self._index.kind != kind or (len(self._rows) and self._rows.max() >= len(state.alive)):
@@ -74,7 +81,7 @@ class FaissSearch:
             width = self._store.settings["dimension"]
             self._index, self._rows = build_index(np.zeros((0, width), np.float32), kind="flat"), self._rows[:0]
             return
-        self._rows = np.flatnonzero(state.alive)
+        self._rows = self._tuned = np.flatnonzero(state.alive)
         self._built = len(self._rows)
         settings = self._store.settings
         self._index = build_index(
@@ -84,6 +91,14 @@ class FaissSearch:
             recall_target=settings["recall_target"],
         )
         self._save()
+
+    def _tune(self, state: State) -> None:
+        """Measure the recall of queries like any row that the index holds, also of removed ones."""
+        settings, allowed = self._store.settings, state.alive[self._rows]
+        sample = choose(np.random.default_rng(settings["seed"]), len(self._rows), RECALL_SAMPLE)
+        queries = self._index.vectors(sample)
+        self._index.tune(settings["recall_target"], queries, own=allowed[sample], allowed=allowed)
+        self._tuned = np.flatnonzero(state.alive)
 
     def candidates(self, queries: np.ndarray, depth: int, allowed: np.ndarray) -> np.ndarray:
         """Row numbers int64 [Q, depth] of the most similar allowed rows; -1 where absent."""
@@ -140,4 +155,4 @@ class FaissSearch:
         except (UserError, OSError, ValueError, RuntimeError):  # not there, or replaced meanwhile: it is built again
             return
         if len(index) == len(rows):
-            self._index, self._rows, self._built = index, rows, about.built
+            self._index, self._rows, self._tuned, self._built = index, rows, rows, about.built

@@ -18,7 +18,8 @@ IndexMetric = Literal["ip", "l2"]
 EXACT_ROWS = 200_000
 """Up to so many rows `auto` searches exhaustively."""
 RECALL_DEPTH = 20
-_RECALL_SAMPLE = 256
+RECALL_SAMPLE = 256
+_SPARE = 0.5  # share of the allowed misses that is kept in reserve for other queries than the sample
 _GPU_MAX_K = 2048  # limit of FAISS's GPU kernels; deeper searches run on the CPU index
 _TRAIN_PER_LIST = 40  # one more than the number below which FAISS warns
 _HNSW_LINKS, _HNSW_BUILD = 32, 200
@@ -31,7 +32,7 @@ class SearchIndex:
     Attributes:
         kind: `flat`, `ivf` or `hnsw`.
         metric: `ip` or `l2`.
-        recall: Measured recall@20 of the last `tune`; 1 for `flat`.
+        recall: recall@20 as `tune` measured it; 1 for `flat`.
     """
 
     def __init__(self, index: faiss.Index, kind: str, metric: IndexMetric, recall: float = 1.0) -> None:
@@ -120,35 +121,56 @@ class SearchIndex:
             self._on_gpu = faiss.index_cpu_to_gpu(_gpu_resources(), 0, self._index)
         return self._on_gpu
 
-    def tune(self, target: float, queries: np.ndarray, rows: np.ndarray) -> None:
-        """Search as widely as recall@20 of `queries` against exhaustive search of `rows` [N, D] asks for.
+    def tune(
+        self, target: float, queries: np.ndarray, *, own: np.ndarray | None = None, allowed: np.ndarray | None = None
+    ) -> None:
+        """Search as widely as recall@20 of `queries` against exhaustive search asks for.
 
-        A row that is as similar as the 20th exact neighbour counts as found, whichever of several equals it is.
+        Half of the misses that the target allows are kept in reserve, because other queries will come. A row that is
+        as similar as the 20th exact neighbour counts as found, whichever of several equals it is.
+
+        Args:
+            target: Least recall.
+            queries: [Q, D].
+            own: bool [Q], queries that are themselves rows that may be found, which does not count; default: none.
+            allowed: bool [N], rows that may be found; default: all.
 
         Raises:
             UserError: `hnsw` does not reach the target at its widest.
         """
-        if self.kind == "flat" or not len(queries) or not len(rows):
+        own = np.zeros(len(queries), bool) if own is None else own
+        most = len(self) if allowed is None else int(allowed.sum())
+        depth = min(RECALL_DEPTH, most - 1)
+        if self.kind == "flat" or not len(queries) or depth < 1:
             return
-        depth = min(RECALL_DEPTH, len(rows))
-        metric = faiss.METRIC_L2 if self.metric == "l2" else faiss.METRIC_INNER_PRODUCT
-        worst = faiss.knn(queries, np.ascontiguousarray(rows), depth, metric)[0][:, -1:]
-        worst = -worst if self.metric == "l2" else worst
+        exact = self._exhaustive(queries, depth + 1, allowed)
+        worst = np.take_along_axis(exact, depth - 1 + own.astype(int)[:, None], axis=1)
         tolerance = 1e-5 * np.maximum(np.abs(worst), 1)  # two kernels round differently
         widest = self._widest if self.kind == "ivf" else _HNSW_MAX_SEARCH
         width = 1 if self.kind == "ivf" else 2 * depth
         while True:
             self._set_width(width)
-            found, near = self.search(queries, depth)
-            self.recall = float(((found >= 0) & (near >= worst - tolerance)).mean())
-            if self.recall >= target:
+            found, near = self.search(queries, depth + 1, allowed=allowed)
+            hits = ((found >= 0) & (near >= worst - tolerance)).sum(axis=1) - own
+            self.recall = float((hits.clip(0, depth) / depth).mean())
+            if self.recall >= target + _SPARE * (1 - target):
                 return
             if width >= widest:
-                raise UserError(
-                    f"An {self.kind} index of {len(rows)} rows reaches recall@{depth} {self.recall:.4f} at its widest, "
-                    f"{target} is asked for; choose index `ivf` or `flat`."
-                )
+                break
             width = min(2 * width, widest)
+        if self.recall < target:
+            raise UserError(
+                f"An {self.kind} index of {len(self)} rows reaches recall@{depth} {self.recall:.4f} at its widest, "
+                f"{target} is asked for; choose index `ivf` or `flat`."
+            )
+
+    def _exhaustive(self, queries: np.ndarray, depth: int, allowed: np.ndarray | None) -> np.ndarray:
+        """The similarities [Q, depth] that a search of every allowed row gives."""
+        if self.kind == "hnsw":
+            flat = SearchIndex(faiss.downcast_index(self._index.storage), "flat", self.metric)
+            return flat.search(queries, depth, allowed=allowed)[1]
+        near, _ = self._search_cpu(queries, depth, allowed, self._widest)
+        return -near if self.metric == "l2" else near
 
     def _set_width(self, width: int) -> None:
         if self.kind == "ivf":
@@ -217,8 +239,9 @@ def build_index(
     index = SearchIndex(_empty(rows, kind, metric, rng, seed), kind, metric)
     index.add(rows)
     sample = rows if queries is None else np.ascontiguousarray(queries, dtype=np.float32)
-    if kind != "flat" and len(sample):
-        index.tune(recall_target, sample[_choose(rng, len(sample), _RECALL_SAMPLE)], rows)
+    if kind != "flat":
+        sample = sample[choose(rng, len(sample), RECALL_SAMPLE)]
+        index.tune(recall_target, sample, own=np.full(len(sample), queries is None))
     return index
 
 
@@ -237,12 +260,12 @@ def _empty(rows: np.ndarray, kind: str, metric: IndexMetric, rng: np.random.Gene
     lists = max(1, min(round(2 * len(rows) ** 0.5), len(rows) // _TRAIN_PER_LIST))
     index = faiss.IndexIVFFlat(faiss.IndexFlat(width, code), width, lists, code)
     index.cp.seed = seed
-    index.train(rows[_choose(rng, len(rows), lists * _TRAIN_PER_LIST)])
+    index.train(rows[choose(rng, len(rows), lists * _TRAIN_PER_LIST)])
     index.set_direct_map_type(faiss.DirectMap.Array)  # to give vectors back by row
     return index
 
 
-def _choose(rng: np.random.Generator, total: int, count: int) -> np.ndarray:
+def choose(rng: np.random.Generator, total: int, count: int) -> np.ndarray:
     """`count` of `total` numbers in rising order, or all."""
     return np.sort(rng.choice(total, count, replace=False)) if total > count else np.arange(total)
 

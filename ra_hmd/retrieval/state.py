@@ -223,7 +223,7 @@ class State:
         before[: len(old.alive)] = old.alive
         kept = np.flatnonzero(before)
         now, then = self.rows.labels[kept], old.rows.labels[kept]
-        differs = (now != then).reshape(len(kept), -1).any(axis=1)
+        differs = differing(now, then)
         return Change.of(
             self.rows.labels,
             removed=np.flatnonzero(self.alive & ~before),
@@ -231,6 +231,11 @@ class State:
             relabelled=kept[differs],
             new_labels=then[differs],
         )
+
+
+def differing(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """bool [M]: which rows of labels [M] or [M, C] are not the same."""
+    return (labels != others).any(axis=tuple(range(1, labels.ndim)))
 
 
 def check_entry(author: str, reason: str) -> None:
@@ -253,7 +258,8 @@ def check_new(rows: Rows, embedding: np.ndarray, problem: Problem, dimension: in
         raise UserError(
             f"The new embeddings have {embedding.shape[1]} dimensions, the bank has {dimension}; embed with its head."
         )
-    problem.check(rows.labels, "The new memes")
+    if len(rows):
+        problem.check(rows.labels, "The new memes")
     seen: set[str] = set()
     doubled = [f"id {name!r}" for name in rows.ids if name in seen or seen.add(name)]
     raise_all(doubled, "The new memes hold these more than once")
