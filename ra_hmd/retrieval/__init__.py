@@ -1,1 +1,1 @@
-"""Exact nearest-neighbour search over an example bank, and the vote of its labels."""
+"""Nearest-neighbour search, the vote of labelled neighbours, and the example bank that keeps them."""

@@ -152,14 +152,16 @@ class Bank:
                 f"The queries have {embedding.shape[1]} dimensions and {self.place} has {self.dimension}; embed both "
                 "with the same head."
             )
-        allowed = self._state.alive.copy()
-        allowed[[self._row_of[name] for name in without if name in self._row_of]] = False
-        own = np.array([self._row_of.get(name, ABSENT) for name in queries.ids], dtype=np.int64)
         with self._alone:
+            allowed = self._state.alive
+            if without:
+                allowed = allowed.copy()
+                allowed[[self._row_of[name] for name in without if name in self._row_of]] = False
+            own = np.array([self._row_of.get(name, ABSENT) for name in queries.ids], dtype=np.int64)
             self._store.prepare(self._state)
             rows, similarity = nearest_rows(self._store, self._state, unit_rows(embedding), own, k, allowed)
-        place = np.cumsum(self._state.alive) - 1
-        return Neighbours(np.where(rows == ABSENT, ABSENT, place[rows]) if len(place) else rows, similarity)
+            places = np.searchsorted(self._members, rows)
+        return Neighbours(np.where(rows == ABSENT, ABSENT, places), similarity)
 
     def to_embedded(self, version: int | None = None) -> Embedded:
         """The bank in memory, at this or an earlier version: ids, labels, embeddings as the head made them."""

@@ -39,11 +39,16 @@ class FaissSearch:
         self._index: SearchIndex | None = None
         self._rows = np.zeros(0, np.int64)  # row number of each place in the index …
         self._place = np.zeros(0, np.int64)  # … and place of each row number
+        self._state: State | None = None  # what the index was prepared for, …
+        self._mask = np.zeros(0, bool)  # … and which places hold a row of it
         self._built = 0  # how many rows the index was built from
         self._tuned = np.zeros(0, np.int64)  # row numbers that there were when the recall was measured
 
     def prepare(self, state: State) -> None:
-        """Make the index hold every row of the state."""
+        """Make the index hold every row of the state; free where it does already."""
+        if state is self._state:
+            return
+        self._state = None  # until all below has worked
         kind = resolve_kind(self._store.settings["index"], int(state.alive.sum()))
         if kind != "flat" and not state.alive.any():
             kind = "flat"
@@ -67,6 +72,7 @@ class FaissSearch:
         now = np.flatnonzero(state.alive)
         if kind != "flat" and len(np.setxor1d(now, self._tuned)) > _RETUNE * len(self._tuned):
             self._tune(state)
+        self._state, self._mask = state, state.alive[self._rows]
 
     def _stale(self, kind: str, state: State) -> bool:
         if self._index.kind != kind or (len(self._rows) and self._rows.max() >= len(state.alive)):
@@ -102,7 +108,7 @@ class FaissSearch:
 
     def candidates(self, queries: np.ndarray, depth: int, allowed: np.ndarray) -> np.ndarray:
         """Row numbers int64 [Q, depth] of the most similar allowed rows; -1 where absent."""
-        mask = allowed[self._rows]
+        mask = self._mask if allowed is self._state.alive else allowed[self._rows]
         places, _ = self._index.search(queries, depth, allowed=None if self._index.kind == "flat" else mask)
         if not len(self._rows):
             return places

@@ -19,8 +19,10 @@ EXACT_ROWS = 200_000
 """Up to so many rows `auto` searches exhaustively."""
 RECALL_DEPTH = 20
 RECALL_SAMPLE = 256
-_SPARE = 0.5  # share of the allowed misses that is kept in reserve for other queries than the sample
-_GPU_MAX_K = 2048  # limit of FAISS's GPU kernels; deeper searches run on the CPU index
+# Share of the allowed misses that is kept in reserve, because other queries will come than the sample; more for a
+# graph, whose links were made for the very rows that the sample is taken from.
+_RESERVE = {"ivf": 0.5, "hnsw": 0.8}
+_GPU_MOST = 2048  # neighbours, and lists, that FAISS's GPU kernels take; beyond, the CPU index is searched
 _TRAIN_PER_LIST = 40  # one more than the number below which FAISS warns
 _HNSW_LINKS, _HNSW_BUILD = 32, 200
 _HNSW_MAX_SEARCH = 4096
@@ -74,7 +76,7 @@ class SearchIndex:
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if allowed is not None and allowed.all():
             allowed = None
-        on_gpu = self._gpu_index() if allowed is None and reach <= _GPU_MAX_K else None
+        on_gpu = self._gpu_index() if allowed is None and max(reach, self._width) <= _GPU_MOST else None
         if on_gpu is None:
             similarity[:, :reach], rows[:, :reach] = self._search_cpu(queries, reach, allowed, self._width)
         else:
@@ -126,7 +128,7 @@ class SearchIndex:
     ) -> None:
         """Search as widely as recall@20 of `queries` against exhaustive search asks for.
 
-        Half of the misses that the target allows are kept in reserve, because other queries will come. A row that is
+        A part of the misses that the target allows is kept in reserve, because other queries will come. A row that is
         as similar as the 20th exact neighbour counts as found, whichever of several equals it is.
 
         Args:
@@ -146,18 +148,24 @@ class SearchIndex:
         exact = self._exhaustive(queries, depth + 1, allowed)
         worst = np.take_along_axis(exact, depth - 1 + own.astype(int)[:, None], axis=1)
         tolerance = 1e-5 * np.maximum(np.abs(worst), 1)  # two kernels round differently
-        widest = self._widest if self.kind == "ivf" else _HNSW_MAX_SEARCH
-        width = 1 if self.kind == "ivf" else 2 * depth
-        while True:
+
+        def recall(width: int) -> float:
             self._set_width(width)
             found, near = self.search(queries, depth + 1, allowed=allowed)
             hits = ((found >= 0) & (near >= worst - tolerance)).sum(axis=1) - own
             self.recall = float((hits.clip(0, depth) / depth).mean())
-            if self.recall >= target + _SPARE * (1 - target):
-                return
-            if width >= widest:
-                break
-            width = min(2 * width, widest)
+            return self.recall
+
+        asked = target + _RESERVE[self.kind] * (1 - target)
+        widest = self._widest if self.kind == "ivf" else _HNSW_MAX_SEARCH
+        width = 1 if self.kind == "ivf" else 2 * depth
+        narrow = width - 1
+        while recall(width) < asked and width < widest:
+            narrow, width = width, min(2 * width, widest)
+        while self.recall >= asked and width - narrow > max(width // 8, 1):  # between the last two
+            middle = (narrow + width) // 2
+            narrow, width = (narrow, middle) if recall(middle) >= asked else (middle, width)
+            recall(width)
         if self.recall < target:
             raise UserError(
                 f"An {self.kind} index of {len(self)} rows reaches recall@{depth} {self.recall:.4f} at its widest, "

@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from ra_hmd.errors import UserError
 from ra_hmd.manifest import sha256_bytes
+from ra_hmd.progress import track
 from ra_hmd.retrieval.folder_store import locked
 from ra_hmd.retrieval.index import EXACT_ROWS
 from ra_hmd.retrieval.knn import ABSENT, unit_rows
@@ -38,6 +39,7 @@ _DEEPEST = 16_384  # results that Milvus gives per query
 _MESSAGE = 4 << 20  # bytes of rows per request
 _GET = 1000  # rows per request
 _MASKED = 2000  # removed rows that are named in a search; more are left out of its result instead
+_SHOWN = 10_000  # rows from which on a bar is shown
 _SECONDS = 120  # per request; without, the client tries a bad one for minutes
 _NO_VECTOR = [0.0, 1.0]  # each collection must have one
 
@@ -222,15 +224,13 @@ class MilvusStore:
         chunks = [encoded[first : first + _TEXT] for first in range(0, len(encoded), _TEXT)]
         for number, chunk in enumerate(chunks):
             self._insert_text("changes", entry.version * _CHUNKS + number, chunk)
-        if not self.lite:
-            for part in ("rows", "changes"):
-                self._client.flush(self._collection(part), timeout=_SECONDS)
         about = {"entry": entry.to_dict(), "chunks": len(chunks)}
         self._insert_text("log", entry.version, json.dumps(about, ensure_ascii=False))
 
     def _insert_rows(self, version: int, change: Change, new: np.ndarray, number: int) -> None:
         size = max(1, min(_GET, _MESSAGE // (4 * new.shape[1])))
-        for first in range(0, len(new), size):
+        blocks = ((min(size, len(new) - first), first) for first in range(0, len(new), size))
+        for first in track(blocks, "Writing rows", len(new), "rows", show=len(new) > _SHOWN):
             rows = [
                 {"key": number + place, "version": version, "id": change.added.ids[place], "vector": new[place]}
                 for place in range(first, min(first + size, len(new)))

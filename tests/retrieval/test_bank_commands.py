@@ -67,8 +67,15 @@ EMBED = ("--checkpoint", "@head")
 ASK = (*EMBED, "--queries", "@queries")
 
 
-@pytest.mark.parametrize("place", ["@b", "@b.db"])
-def test_a_life_by_commands(lab, place):
+def test_milvus_by_commands(lab):
+    lab("create", "@b.db", *EMBED, "--features", "@bank", "--backend", "milvus")
+    lab("add", "@b.db", *EMBED, "--features", "@new", "--reason", "news")
+    assert json.loads(lab("info", "@b.db", "--json"))["rows"] == 50
+    lab("create", "@b.db", *EMBED, "--features", "@bank", fails="holds a bank already")
+
+
+def test_a_life_by_commands(lab):
+    place = "@b"
     said = lab("create", place, *EMBED, "--features", "@bank", "--source", "round 1", "--author", "ana")
     assert "version 1, 40 added; 40 rows" in said
     assert "10 added; 50 rows" in lab(

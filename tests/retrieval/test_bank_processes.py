@@ -37,12 +37,12 @@ def test_200_kills_of_a_writer_lose_and_tear_nothing(tmp_path):
 
 
 def test_kills_of_a_milvus_lite_writer_lose_and_tear_nothing(tmp_path):
-    result = run("kill", tmp_path / "bank.db", 6)
+    result = run("kill", tmp_path / "bank.db", 5)
     assert result["acknowledged"] > 0
     assert result["version"] == 1 + result["acknowledged"] + result["unacknowledged"]
 
 
-@pytest.mark.parametrize(("name", "each"), [("bank", 60), ("bank.db", 4)])
+@pytest.mark.parametrize(("name", "each"), [("bank", 40), ("bank.db", 3)])
 def test_two_writers_lose_no_update(tmp_path, name, each):
     """Every acknowledged change has a version of its own, and the log replays to what the bank holds."""
     result = run("writers", tmp_path / name, each)
