@@ -6,12 +6,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from ra_hmd.retrieval.index import IndexKind
-
 from ra_hmd.config import coerce_fields, unknown_keys
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.models.objective import ClassWeights
 from ra_hmd.problem import Problem, ProblemType
+from ra_hmd.retrieval.index import IndexKind
 from ra_hmd.retrieval.voting import VoteWeights, Voting
 from stage2.losses.official import LossName
 from stage2.losses.similarity import LossMetric, Similarity

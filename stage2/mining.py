@@ -9,10 +9,10 @@ from typing import Any
 
 import faiss
 import numpy as np
-from ra_hmd.retrieval.index import IndexKind
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ra_hmd.retrieval.index import IndexKind
 from ra_hmd.retrieval.knn import ABSENT, Neighbours, search, unit_rows
 from stage2.losses.similarity import OFFICIAL, Similarity
 from stage2.sparse import SparseIndex
