@@ -247,7 +247,8 @@ def _evidence(result: Evaluation) -> str:
                 f"{escape(item['id'])} ({_short(item['label'])}, {item['similarity']:.3f}, {_short(item['vote'])})"
                 for item in meme["neighbours"][:_SHOWN_NEIGHBOURS]
             ]
-            cells = [_short(meme["label"]), _short(meme["rkc_class"]), _short(meme["scores"]["rkc"])]
+            verdict = "abstains" if meme["rkc_class"] is None else _short(meme["rkc_class"])
+            cells = [_short(meme["label"]), verdict, _short(meme["scores"]["rkc"])]
             rows.append([escape(meme["id"]), *cells, "<br>".join(near)])
         header = ["meme", "class", "RKC says", "score", "nearest examples"]
         text += f"\n### {escape(name)}\n\n{markdown_table(header, rows)}"

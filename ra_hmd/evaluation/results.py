@@ -78,7 +78,7 @@ def find_evidence(scored: ScoredSet, bank: Bank, memes: int = 5) -> list[dict[st
     """For the first `memes` of a set: every head's score, and the neighbours behind the KNN vote.
 
     A neighbour's `vote` is what it adds to the score (the votes add up to it), of several classes a list; its `share`
-    is its part of all votes regardless of sign.
+    is its part of all votes regardless of sign. `rkc_class` is None where the vote abstained.
     """
     verdicts, labels = scored.verdicts("rkc"), bank.labels
     evidence = []
@@ -101,7 +101,7 @@ def find_evidence(scored: ScoredSet, bank: Bank, memes: int = 5) -> list[dict[st
                 "id": name,
                 "label": scored.labels[row].tolist(),
                 "scores": {head: plain_score(values[row], scored.problem) for head, values in scored.scores.items()},
-                "rkc_class": verdicts[row].tolist(),
+                "rkc_class": None if scored.abstained[row] else verdicts[row].tolist(),
                 "neighbours": neighbours,
             }
         )

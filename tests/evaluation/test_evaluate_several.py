@@ -256,6 +256,8 @@ def test_abstention_is_reported_as_coverage(lab):
     nothing = lab.evaluate(min_similarity=1.0)
     assert nothing["metrics"]["test"]["rkc"]["auroc"]["value"] == 0.5
     assert read(lab, "analysis.json")["test"]["calibration"]["rkc"] is None
+    assert {meme["rkc_class"] for meme in read(lab, "evidence.json")["test"]} == {None}
+    assert "| abstains | +0.000 |" in (lab.folder / "out" / "report.md").read_text()
 
 
 def test_prior_correction_and_weights_reach_the_vote(lab):
