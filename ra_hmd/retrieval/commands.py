@@ -2,6 +2,8 @@
 
 import getpass
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -240,18 +242,25 @@ def effect_command(
     weights: Weights = "arithmetic",
     min_similarity: MinSimilarity = None,
     prior_correction: Prior = False,
+    final: Annotated[bool, typer.Option("--final", help="Queries are a labelled test split; it is recorded.")] = False,
     as_json: Json = False,
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
 ) -> None:
     """Show which verdicts a change would flip. Nothing is changed."""
+    from ra_hmd.evaluation.lockout import names_test, open_queries, split_name
+    from ra_hmd.problem import UNLABELLED
     from ra_hmd.retrieval.effect import Planned, effect
     from ra_hmd.retrieval.evidence import print_effect
     from ra_hmd.retrieval.from_store import embed_store
 
     voting = _voting(topk, weights, min_similarity, prior_correction)
     asked = embed_store(checkpoint, queries, labelled=False)
+    if (asked.embedded.labels != UNLABELLED).any() and names_test(split_name(asked.features, queries)):
+        open_queries(
+            {queries: asked.features}, [checkpoint], final=final, command=shlex.join(["ra-hmd", *sys.argv[1:]])
+        )
     new = embed_store(checkpoint, add) if add else None
     with _open(bank, wait, lock, token) as opened:
         for found in (asked, new):

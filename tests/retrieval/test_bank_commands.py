@@ -216,3 +216,15 @@ def test_errors_of_the_command_line(lab):
     lab("effect", "@b", *ASK, fails="No change is given")
     lab("search", "@b", *ASK, "--weights", "loud", fails="arithmetic, mean, similarity")
     assert json.loads(lab("info", "@b", "--json"))["version"] == 1
+
+
+def test_a_labelled_test_split_is_asked_on_purpose_only(lab):
+    lab("create", "@b", *EMBED, "--features", "@bank")
+    lab.store("memes_test", 12, 3)
+    ask = (*EMBED, "--queries", "@memes_test", "--remove", "bank1")
+    lab("effect", "@b", *ask, fails="is scored only with `--final`")
+    assert not (lab.folder / "head" / "final_evaluations.jsonl").exists()
+    lab("effect", "@b", *ask, "--final")
+    assert len((lab.folder / "head" / "final_evaluations.jsonl").read_text().splitlines()) == 1
+    lab.store("open_test", 12, 4, labels=np.full(12, -1))
+    lab("effect", "@b", *EMBED, "--queries", "@open_test", "--remove", "bank1")
