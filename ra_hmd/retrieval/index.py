@@ -19,9 +19,8 @@ EXACT_ROWS = 200_000
 """Up to so many rows `auto` searches exhaustively."""
 RECALL_DEPTH = 20
 RECALL_SAMPLE = 256
-# Share of the allowed misses that is kept in reserve, because other queries will come than the sample; more for a
-# graph, whose links were made for the very rows that the sample is taken from.
-_RESERVE = {"ivf": 0.5, "hnsw": 0.8}
+_RESERVE = 0.5  # share of the allowed misses that is kept back, because other queries will come than the sample
+_STEP = 0.7
 _GPU_MOST = 2048  # neighbours, and lists, that FAISS's GPU kernels take; beyond, the CPU index is searched
 _TRAIN_PER_LIST = 40  # one more than the number below which FAISS warns
 _HNSW_LINKS, _HNSW_BUILD = 32, 200
@@ -135,6 +134,7 @@ class SearchIndex:
             target: Least recall.
             queries: [Q, D].
             own: bool [Q], queries that are themselves rows that may be found, which does not count; default: none.
+                A graph finds its own rows more easily than other memes: `hnsw` is asked for points beside them.
             allowed: bool [N], rows that may be found; default: all.
 
         Raises:
@@ -145,6 +145,8 @@ class SearchIndex:
         depth = min(RECALL_DEPTH, most - 1)
         if self.kind == "flat" or not len(queries) or depth < 1:
             return
+        if self.kind == "hnsw" and own.any():
+            queries, own = self._beside(queries, depth, allowed), np.zeros(len(queries), bool)
         exact = self._exhaustive(queries, depth + 1, allowed)
         worst = np.take_along_axis(exact, depth - 1 + own.astype(int)[:, None], axis=1)
         tolerance = 1e-5 * np.maximum(np.abs(worst), 1)  # two kernels round differently
@@ -156,7 +158,7 @@ class SearchIndex:
             self.recall = float((hits.clip(0, depth) / depth).mean())
             return self.recall
 
-        asked = target + _RESERVE[self.kind] * (1 - target)
+        asked = target + _RESERVE * (1 - target)
         widest = self._widest if self.kind == "ivf" else _HNSW_MAX_SEARCH
         width = 1 if self.kind == "ivf" else 2 * depth
         narrow = width - 1
@@ -171,6 +173,11 @@ class SearchIndex:
                 f"An {self.kind} index of {len(self)} rows reaches recall@{depth} {self.recall:.4f} at its widest, "
                 f"{target} is asked for; choose index `ivf` or `flat`."
             )
+
+    def _beside(self, queries: np.ndarray, depth: int, allowed: np.ndarray | None) -> np.ndarray:
+        """Points [Q, D] that lie among rows without being one: a step along the difference of two neighbours."""
+        near, _ = self.search(queries, depth + 1, allowed=allowed)
+        return queries + np.float32(_STEP) * (self.vectors(near[:, depth // 2]) - self.vectors(near[:, depth]))
 
     def _exhaustive(self, queries: np.ndarray, depth: int, allowed: np.ndarray | None) -> np.ndarray:
         """The similarities [Q, depth] that a search of every allowed row gives."""
