@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SAID, bank_of, labels_of, make_rows, points, queries_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_banks import SAID, bank_of, labels_of, make_rows, points, queries_of
 
 from ra_hmd.errors import UserError
 from ra_hmd.problem import Problem

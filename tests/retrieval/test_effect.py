@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from conftest import SAID, bank_of, labels_of, make_rows, points, queries_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from small_banks import SAID, bank_of, labels_of, make_rows, points, queries_of
 
 from ra_hmd.errors import UserError
 from ra_hmd.problem import Problem

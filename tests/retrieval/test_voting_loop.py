@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import bank_of, labels_of, queries_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_banks import bank_of, labels_of, queries_of
 
 from ra_hmd.errors import UserError
 from ra_hmd.problem import Problem
