@@ -65,7 +65,7 @@ class Problem:
             raise UserError(
                 f"{place} has {labels.shape[1]} labels per row; `problem_type: {self.kind}` needs one, use multi_label."
             )
-        missing = int((labels == UNLABELLED).reshape(len(labels), -1).any(axis=1).sum())
+        missing = int(_columns(labels == UNLABELLED).any(axis=1).sum())
         if missing:
             raise UserError(
                 f"{place}: {missing} of {len(labels)} rows have no label; training and evaluation need one."
@@ -81,7 +81,7 @@ class Problem:
         labels = np.asarray(labels)
         if self.kind == "single_label":
             return labels[:, None] == np.arange(self.outputs)
-        return labels.reshape(len(labels), -1) == 1
+        return _columns(labels) == 1
 
     def signs(self, labels: np.ndarray) -> np.ndarray:
         """float64 [N, C]: what a row says of each output: +1 for and −1 against; `single_label` has 0 for against."""
@@ -91,6 +91,11 @@ class Problem:
     def probabilities(self, logits: "Tensor") -> "Tensor":
         """Probabilities [N, C] of logits [N, C]: softmax over single labels, else one sigmoid per output."""
         return logits.softmax(dim=-1) if self.kind == "single_label" else logits.sigmoid()
+
+
+def _columns(labels: np.ndarray) -> np.ndarray:
+    """Labels [N] as [N, 1], label sets [N, C] as they are; N may be 0."""
+    return labels[:, None] if labels.ndim == 1 else labels
 
 
 BINARY = Problem()
