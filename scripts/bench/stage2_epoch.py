@@ -5,8 +5,10 @@
 embedding the bank, of all similarities that mining looks at, and of the dev vote: float32, the same shapes, the same
 threads, nothing else. The two are timed in turns, and medians compared.
 
-    python scripts/bench/stage2_epoch.py [--rows 8500] [--epochs 3] [--output result.json]
-    python scripts/bench/stage2_epoch.py --rows 25000 50000 100000 --epochs 1 --hidden 512   # how the parts grow
+Then one epoch each at 25,000, 50,000 and 100,000 rows of 512, to see how the parts grow: what is not search should grow
+with the rows, exhaustive search with their square.
+
+    python scripts/bench/stage2_epoch.py [--rows 8500] [--epochs 3] [--growth 25000 50000 100000] [--output result.json]
 """
 
 import argparse
@@ -78,11 +80,12 @@ def epoch(trainer: Trainer, number: int, seconds: dict[str, float]) -> dict[str,
     return {**seconds, "steps": total - sum(seconds.values()), "epoch": total}
 
 
-def measure(rows: int, hidden: int, epochs: int) -> dict[str, Any]:
-    """Median seconds of an epoch and its parts, and of the bare products."""
+def measure(rows: int, hidden: int, epochs: int, *, alone: bool, index: str) -> dict[str, Any]:
+    """Median seconds of an epoch and its parts, and of the bare products; `alone`: of one epoch, without these."""
     train, dev = features(rows, hidden, 0), features(DEV, hidden, 1)
     with tempfile.TemporaryDirectory() as name:
-        args = Stage2Arguments(train=Path(name) / "train", dev=Path(name) / "dev", output_dir=Path(name) / "out")
+        folders = {"train": Path(name) / "train", "dev": Path(name) / "dev", "output_dir": Path(name) / "out"}
+        args = Stage2Arguments(**folders, index=index)
         torch.manual_seed(0)
         head = MemeHead(HeadConfig(hidden, proj_dim=WIDTH))
         trainer = Trainer(args, head, train, dev, torch.device("cpu"))
@@ -92,6 +95,8 @@ def measure(rows: int, hidden: int, epochs: int) -> dict[str, Any]:
         timed(trainer, "_embed_bank", spent, "bank")
         timed(trainer, "_dev_scores", spent, "dev")
         keep_freed_memory()
+        if alone:
+            return {"rows": rows, "hidden": hidden, "index": index, **epoch(trainer, 1, spent)}
         parts, bare = [], []
         for number in range(1, epochs + 2):  # the first of each warms up
             begin = time.perf_counter()
@@ -100,20 +105,30 @@ def measure(rows: int, hidden: int, epochs: int) -> dict[str, Any]:
             parts.append(epoch(trainer, number, spent))
     seconds = {name: statistics.median(part[name] for part in parts[1:]) for name in parts[0]}
     products = statistics.median(bare[1:])
-    return {"rows": rows, "hidden": hidden, **seconds, "bare_products": products, "ratio": seconds["epoch"] / products}
+    return {
+        "rows": rows,
+        "hidden": hidden,
+        "index": index,
+        **seconds,
+        "bare_products": products,
+        "ratio": seconds["epoch"] / products,
+    }
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[8500])
+    parser.add_argument("--rows", type=int, nargs="*", default=[8500], help="Sizes to compare with the bare products.")
     parser.add_argument("--hidden", type=int, default=3584)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--growth", type=int, nargs="*", default=[25_000, 50_000, 100_000])
+    parser.add_argument("--index", default="auto", help="flat, ivf, hnsw or auto.")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     results = []
-    for rows in options.rows:
-        result = measure(rows, options.hidden, options.epochs)
+    jobs = [(rows, options.hidden, False) for rows in options.rows] + [(rows, 512, True) for rows in options.growth]
+    for rows, hidden, alone in jobs:
+        result = measure(rows, hidden, options.epochs, alone=alone, index=options.index)
         results.append(result)
         print("  ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
                         for name, value in result.items()), flush=True)  # fmt: skip
