@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import stage2.mining
+import stage2.trainer
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.metrics import auroc
 from ra_hmd.features.store import Features, read_features
@@ -21,7 +23,7 @@ from ra_hmd.retrieval.voting import Voting
 from stage2.__main__ import main
 from stage2.mining import Mined
 from stage2.run import run_stage2
-from stage2.trainer import Trainer, parameter_groups
+from stage2.trainer import Trainer, clip_gradients, parameter_groups
 
 
 def dev_auroc(folder, train, dev):
@@ -246,8 +248,27 @@ def test_a_step_never_waits_for_the_device(world, monkeypatch):
 
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
         spy(name)
+    monkeypatch.setattr(
+        stage2.trainer, "clip_gradients", lambda *clip: nn.utils.clip_grad_norm_(clip[0].parameters(), 1)
+    )
     trainer.train_epoch(1, lambda: None)
     assert calls == {"cpu": 1, "numpy": 1, "tolist": 1, "__bool__": 1}  # the bank to its search, the losses to the log
+
+
+@pytest.mark.parametrize("length", [0.5, 1.0, 3.0, float("inf"), float("nan")])
+def test_gradients_are_clipped_as_torch_does(length):
+    heads = [MemeHead(HeadConfig(4, proj_dim=8)) for _ in range(2)]
+    for head in heads:
+        torch.manual_seed(0)
+        grads = [torch.randn_like(parameter) for parameter in head.parameters()]
+        whole = torch.cat([grad.reshape(-1) for grad in grads]).norm()
+        for parameter, grad in zip(head.parameters(), grads, strict=True):
+            parameter.grad = grad * (length / whole)
+    found = clip_gradients(heads[0], 1.0)
+    expected = nn.utils.clip_grad_norm_(heads[1].parameters(), 1.0)
+    assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
+    for one, other in zip(heads[0].parameters(), heads[1].parameters(), strict=True):
+        assert torch.equal(one.grad.nan_to_num(7), other.grad.nan_to_num(7))
 
 
 def test_an_epoch_covers_every_row_once(world):
