@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ra_hmd.errors import UserError
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import MemeHead
-from ra_hmd.models.objective import Objective, class_weights, weights_of
+from ra_hmd.models.objective import Objective, anchor_weights, class_weights, weights_of
 from ra_hmd.retrieval.embedded import Embedded, hidden_tensor, run_head
 from stage2.arguments import Stage2Arguments
 from stage2.dev import dev_scores
@@ -169,7 +169,7 @@ class Trainer:
             positives >= 0,
             self.bank[hard_negatives.clamp(min=0)],
             hard_negatives >= 0,
-            weights=weights if weights is None or weights.ndim == 1 else weights.mean(dim=1),
+            weights=anchor_weights(weights),
         )
         classification = self.objective(output.logits, labels, weights)
         weight = self.args.ce_weight

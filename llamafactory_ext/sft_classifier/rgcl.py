@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from ra_hmd.errors import UserError, raise_all
+from ra_hmd.models.objective import anchor_weights
 from ra_hmd.progress import track
 
 if TYPE_CHECKING:
@@ -28,17 +29,14 @@ if TYPE_CHECKING:
 
 def check_rgcl(dataset: "Dataset", training_args: "TrainingArguments", args: "ClassifierFinetuningArguments") -> None:
     """Raise `UserError` where no anchor could have a negative."""
+    from stage2.losses.similarity import same_class
+
     problems = []
     if training_args.per_device_train_batch_size == 1 and args.rgcl_hard_negatives == 0:
         problems.append("`rgcl_hard_negatives: 0` leaves the batch's other memes, and `per_device_train_batch_size` is "
                         "1; raise one of them.")  # fmt: skip
     kinds = np.unique(np.asarray(list(dataset["class_label"])), axis=0)
-    if kinds.ndim == 2:
-        none = ~kinds.any(axis=1)
-        alike = (kinds @ kinds.T > 0) | (none[:, None] & none)
-    else:
-        alike = np.eye(len(kinds), dtype=bool)
-    if alike.all():
+    if same_class(torch.from_numpy(kinds)).all():
         problems.append("no two memes of the training data are of different classes, so there is no negative; train on "
                         "data with several classes, or without `rgcl`.")  # fmt: skip
     raise_all(problems, "`rgcl: true` cannot work")
@@ -101,7 +99,7 @@ class RetrievalGuidance(TrainerCallback):
             positives >= 0,
             bank[hard_negatives.clamp(min=0)],
             hard_negatives >= 0,
-            weights=weights if weights is None or weights.ndim == 1 else weights.mean(dim=1),
+            weights=anchor_weights(weights),
         )
 
     def refresh(self) -> None:

@@ -92,3 +92,8 @@ def weights_of(labels: Tensor, weights: Tensor | None) -> Tensor | None:
     if weights is None or weights.ndim == 1:
         return None if weights is None else weights[labels]
     return torch.where(labels == 1, weights[1], weights[0])
+
+
+def anchor_weights(weights: Tensor | None) -> Tensor | None:
+    """One weight per meme [B] for a loss that is not per class: of label sets [B, C] the mean over the classes."""
+    return weights if weights is None or weights.ndim == 1 else weights.mean(dim=1)
