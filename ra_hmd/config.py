@@ -21,7 +21,7 @@ def number(value: Any) -> float:
 
 
 def coerce(value: Any, kind: Any) -> Any:
-    """`value` as type `kind` (int, float, bool, str, Path, list, tuple, Literal, Optional of these).
+    """`value` as type `kind` (int, float, bool, str, Path, list, tuple, Literal, a dataclass, Optional of these).
 
     Raises:
         ValueError: the value does not fit; the message says what was expected.
@@ -39,6 +39,15 @@ def coerce(value: Any, kind: Any) -> Any:
         if isinstance(value, str) or not isinstance(value, list | tuple):
             raise ValueError(f"{value!r} is not a list")
         return origin(coerce(item, args[0]) for item in value)
+    return _coerce_one(value, kind)
+
+
+def _coerce_one(value: Any, kind: Any) -> Any:
+    """`coerce` of what is no collection."""
+    if dataclasses.is_dataclass(kind) and not isinstance(value, kind):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{value!r} is not a mapping")
+        return load_dataclass(kind, value, kind.__name__)
     if kind is float:
         return number(value)
     if kind is int:

@@ -16,6 +16,7 @@ from ra_hmd.problem import UNLABELLED
 
 STORE_MANIFEST = "manifest.json"
 _MATRICES = ("hidden", "embedding", "lrc_logit", "lmh_score")
+_MODALITIES = ("image_features", "text_features")  # an encoder's columns; together `Features.hidden`
 _COLUMNS = ("ids", "labels", *_MATRICES, "texts", "image_hashes", "extras")
 _FORMAT = 2  # 1 had no captions, image hashes, extras; still read
 
@@ -28,7 +29,8 @@ class Features:
         ids: N ids.
         labels: int64 [N], class index, or [N, C] of 0 and 1 where a meme may have several classes; `UNLABELLED` where
             unknown.
-        hidden: float32 [N, H], the LMM's hidden state at the last prompt token.
+        hidden: float32 [N, H], the LMM's hidden state at the last prompt token; of an encoder the image features, then
+            the text features.
         embedding: float32 [N, D], the head's retrieval embedding, or None without a head.
         lrc_logit: float32 [N, C], the head's logits, or None without a head.
         lmh_score: float32 [N, C], p(answer) by the LM, of the positive one or of each of C; None where unknown.
@@ -37,6 +39,7 @@ class Features:
             the store has none.
         extras: N dictionaries of further fields (fine labels, time), or None where the store has none.
         manifest: The store's manifest ({} for features that were not read from a store).
+        modalities: Of an encoder: how many of the H columns are image features, and how many text features.
     """
 
     ids: list[str]
@@ -49,12 +52,15 @@ class Features:
     image_hashes: np.ndarray | None = None
     extras: list[dict[str, Any]] | None = None
     manifest: dict[str, Any] | None = None
+    modalities: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in _COLUMNS
                    if getattr(self, name) is not None}  # fmt: skip
         if len(set(lengths.values())) > 1:
             raise ValueError(f"features of different lengths: {lengths}")
+        if self.modalities is not None and sum(self.modalities) != self.hidden.shape[1]:
+            raise ValueError(f"{self.modalities} image and text features are not {self.hidden.shape[1]} columns")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,7 +73,7 @@ class Features:
             chosen[name] = [column[row] for row in rows] if isinstance(column, list) else column
             if isinstance(column, np.ndarray):
                 chosen[name] = column[rows]
-        return Features(**chosen, manifest=self.manifest)
+        return Features(**chosen, manifest=self.manifest, modalities=self.modalities)
 
 
 class FeatureWriter:
@@ -145,8 +151,11 @@ class FeatureWriter:
         if len(features) != last - first:
             raise ValueError(f"shard {shard} needs {last - first} rows, got {len(features)}")
         columns = {"id": pa.array(features.ids, pa.string()), "label": _label_column(features.labels)}
-        for name in _MATRICES:
-            matrix = getattr(features, name)
+        matrices = {name: getattr(features, name) for name in _MATRICES}
+        if features.modalities is not None:
+            parts = np.split(matrices.pop("hidden"), [features.modalities[0]], axis=1)
+            matrices = dict(zip(_MODALITIES, parts, strict=True)) | matrices
+        for name, matrix in matrices.items():
             if matrix is not None:
                 values = pa.array(np.ascontiguousarray(matrix, dtype=np.float32).reshape(-1))
                 columns[name] = pa.FixedSizeListArray.from_arrays(values, matrix.shape[1])
@@ -199,6 +208,9 @@ def read_features(folder: str | Path) -> Features:
     doubled = [f"id {name!r} occurs {count} times" for name, count in Counter(ids).items() if count > 1]
     raise_all(doubled, f"{folder}: ids must be unique")
     columns: dict[str, Any] = {name: _matrix(table[name]) for name in _MATRICES if name in table.column_names}
+    if _MODALITIES[0] in table.column_names:
+        parts = [_matrix(table[name]) for name in _MODALITIES]
+        columns |= {"hidden": np.concatenate(parts, axis=1), "modalities": tuple(part.shape[1] for part in parts)}
     if "text" in table.column_names:
         columns["texts"] = table["text"].to_pylist()
     if "image_hash" in table.column_names:

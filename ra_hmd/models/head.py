@@ -1,9 +1,12 @@
-"""The MLP and logistic-regression head: trained in Stage 1, refined in Stage 2, asked at inference."""
+"""The MLP and logistic-regression head: trained in Stage 1, refined in Stage 2, asked at inference.
+
+In front of it may stand a fusion of image and text features (CLIP-family encoders).
+"""
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,6 +15,8 @@ from torch import Tensor, nn
 from ra_hmd.config import coerce_fields, load_dataclass
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.manifest import atomic_path, read_json, write_json
+from ra_hmd.models.fusion import Fusion, FusionConfig, cross_linear
+from ra_hmd.models.layers import Float32Linear
 from ra_hmd.problem import Problem, ProblemType
 
 HEAD_WEIGHTS = "head.safetensors"
@@ -26,14 +31,17 @@ class HeadConfig:
     """Shape of a head.
 
     Attributes:
-        input_dim: H, the LMM's hidden size.
+        input_dim: H, the LMM's hidden size; with a fusion, of image and text features together.
         num_layers: Linear layers in all; `num_layers - 1` of them are blocks of Linear, ReLU, Dropout.
         proj_dim: D, width of the blocks and of the retrieval embedding.
         output_dim: C logits; 1 is the binary case.
-        input_dropout: Dropout on the input.
+        input_dropout: Dropout on the input, or on the fused vector.
         dropout: Dropout after each block; empty means none. One value more than there are blocks is accepted and
             not used, as the official files have it.
         problem_type: What the logits mean.
+        embedding: The retrieval embedding is the last block's output after its ReLU and dropout (`relu`, RA-HMD), or
+            that of its linear layer (`linear`, RGCL).
+        fusion: How image and text features become the MLP's input; None where the input is one vector.
     """
 
     input_dim: int
@@ -43,9 +51,12 @@ class HeadConfig:
     input_dropout: float = 0.0
     dropout: tuple[float, ...] = ()
     problem_type: ProblemType = "binary"
+    embedding: Literal["relu", "linear"] = "relu"
+    fusion: FusionConfig | None = None
 
     def __post_init__(self) -> None:
         names = ("input_dim", "num_layers", "proj_dim", "output_dim", "input_dropout", "dropout", "problem_type")
+        names += ("embedding", "fusion")
         problems = coerce_fields(self, names, "head")
         if not problems:
             problems = [f"`{name}` is {getattr(self, name)}, it must be at least 1." for name in names[:4]
@@ -54,6 +65,11 @@ class HeadConfig:
                 problems.append(
                     f"`dropout` has {len(self.dropout)} values; with num_layers {self.num_layers} give "
                     f"{self.blocks} (one per hidden block), or leave it out."
+                )
+            if self.fusion is not None and self.fusion.input_dim != self.input_dim:
+                problems.append(
+                    f"`input_dim` is {self.input_dim}, its fusion takes {self.fusion.image_dim} image and "
+                    f"{self.fusion.text_dim} text features, {self.fusion.input_dim} in all."
                 )
             rates = (self.input_dropout, *self.dropout)
             problems += [f"dropout rate {rate} is not in [0, 1)." for rate in rates if not 0 <= rate < 1]
@@ -74,9 +90,14 @@ class HeadConfig:
         return self.num_layers - 1
 
     @property
+    def mlp_dim(self) -> int:
+        """Width of what the first linear layer takes: H, or the fused vector's."""
+        return self.input_dim if self.fusion is None else self.fusion.output_dim
+
+    @property
     def embedding_dim(self) -> int:
-        """D, width of the retrieval embedding (H when there is no hidden block)."""
-        return self.proj_dim if self.blocks else self.input_dim
+        """D, width of the retrieval embedding (that of the MLP's input when there is no hidden block)."""
+        return self.proj_dim if self.blocks else self.mlp_dim
 
 
 class HeadOutput(NamedTuple):
@@ -85,28 +106,29 @@ class HeadOutput(NamedTuple):
     logits: Tensor
     """[B, C], before the sigmoid."""
     embedding: Tensor
-    """[B, D], output of the last block, after ReLU and dropout."""
-
-
-class Float32Linear(nn.Linear):
-    """A linear layer that multiplies in float32 also where DeepSpeed holds its weights in another dtype."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to [B, in]; gives float32 [B, out]."""
-        return nn.functional.linear(x.float(), self.weight.float(), self.bias.float())
+    """[B, D], of the last block."""
+    projected: dict[str, Tensor] | None = None
+    """With a fusion: modality → its projection [B, n], of length 1."""
 
 
 class MemeHead(nn.Module):
-    """MLP blocks, then logistic regression (RA-HMD, official `Classifier`; embedding after ReLU).
+    """Fusion, if any, then MLP blocks, then logistic regression.
 
-    Always computes in float32, whatever the dtype of its input, of its weights (DeepSpeed may cast them) or of an
-    enclosing autocast.
+    Without a fusion it is RA-HMD's (official `Classifier`), with one Hate-CLIPper's and RGCL's.
+
+    Computes in float32, whatever the dtype of its input, of its weights (DeepSpeed may cast them) or of an enclosing
+    autocast, unless `autocast_dtype` is set.
+
+    Attributes:
+        autocast_dtype: Dtype of its matrix products; None is float32. What it gives is float32 all the same.
     """
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.config = config
-        widths = [config.input_dim, *[config.proj_dim] * config.blocks]
+        self.autocast_dtype: torch.dtype | None = None
+        self.fusion = None if config.fusion is None else Fusion(config.fusion)
+        widths = [config.mlp_dim, *[config.proj_dim] * config.blocks]
         self.layers = nn.ModuleList(Float32Linear(a, b) for a, b in pairwise(widths))
         rates = config.dropout or (0.0,) * config.blocks
         self.dropouts = nn.ModuleList(nn.Dropout(rate) for rate in rates[: config.blocks])
@@ -114,12 +136,27 @@ class MemeHead(nn.Module):
         self.output = Float32Linear(config.embedding_dim, config.output_dim)
 
     def forward(self, hidden: Tensor) -> HeadOutput:
-        """Score hidden states [B, H]."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            x = self.input_dropout(hidden.float())
+        """Score hidden states (features) [B, H]."""
+        enabled = self.autocast_dtype is not None
+        with torch.autocast(hidden.device.type, dtype=self.autocast_dtype, enabled=enabled):
+            projected = None if self.fusion is None else self.fusion.project(hidden.float())
+            x, first = self._input(hidden, projected)
+            embedding = x
             for layer, dropout in zip(self.layers, self.dropouts, strict=True):
-                x = dropout(torch.relu(layer(x)))
-            return HeadOutput(logits=self.output(x), embedding=x)
+                linear = first if first is not None else layer(x)
+                first = None
+                x = dropout(torch.relu(linear))
+                embedding = x if self.config.embedding == "relu" else linear
+            return HeadOutput(self.output(x).float(), embedding.float(), projected)
+
+    def _input(self, hidden: Tensor, projected: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+        """The MLP's input [B, W]; or, where it is not made, its first layer's output [B, D] in its second place."""
+        if self.fusion is None or projected is None:
+            return self.input_dropout(hidden.float()), None
+        drops = self.training and self.input_dropout.p > 0  # then every element of the product is dropped by itself
+        if self.fusion.config.kind == "cross" and self.config.blocks and not drops:
+            return hidden, cross_linear(projected, self.layers[0])
+        return self.input_dropout(self.fusion.fuse(projected)), None
 
     def embed(self, hidden: Tensor) -> Tensor:
         """Retrieval embeddings [B, D] of hidden states [B, H]."""
@@ -162,7 +199,7 @@ def load_head(folder: str | Path) -> MemeHead:
 def load_head_weights(head: MemeHead, folder: str | Path) -> None:
     """Copy the weights saved in `folder` into `head` (same shape)."""
     saved = read_head_config(folder)
-    shape = ("input_dim", "num_layers", "proj_dim", "output_dim", "problem_type")
+    shape = ("input_dim", "num_layers", "proj_dim", "output_dim", "problem_type", "embedding", "fusion")
     differing = [
         f"`{name}` is {getattr(saved, name)} in {folder} and {getattr(head.config, name)} here"
         for name in shape

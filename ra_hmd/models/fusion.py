@@ -1,0 +1,137 @@
+"""Image and text features made one vector: Hate-CLIPper's projections and fusions.
+
+Shapes: B batch, I image features, T text features, n projected width (`map_dim`), W fused width, O outputs of the layer
+that takes the fused vector.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ra_hmd.config import coerce_fields
+from ra_hmd.errors import raise_all
+from ra_hmd.models.layers import Float32Linear
+
+FusionKind = Literal["align", "concat", "cross", "cross_nd", "align_concat", "image", "text"]
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """How two modalities become one vector.
+
+    Attributes:
+        image_dim: I.
+        text_dim: T.
+        kind: `align` element-wise product; `concat`; `cross` outer product; `cross_nd` outer product without its
+            diagonal (which is `align`); `align_concat` product and both; `image`, `text` one modality alone.
+        map_dim: n, width of each projection.
+        mapping_layers: Linear layers of each projection; 0: none, the features as they are.
+        map_dropout: Dropout after each of them.
+    """
+
+    image_dim: int
+    text_dim: int
+    kind: FusionKind = "align"
+    map_dim: int = 1024
+    mapping_layers: int = 1
+    map_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        names = ("image_dim", "text_dim", "kind", "map_dim", "mapping_layers", "map_dropout")
+        problems = coerce_fields(self, names, "fusion")
+        if not problems:
+            problems = [f"`{name}` is {getattr(self, name)}, it must be at least 1." for name in
+                        ("image_dim", "text_dim", "map_dim") if getattr(self, name) < 1]  # fmt: skip
+            if self.mapping_layers < 0:
+                problems.append(f"`mapping_layers` is {self.mapping_layers}, it must not be negative.")
+            if not 0 <= self.map_dropout < 1:
+                problems.append(f"`map_dropout` {self.map_dropout} is not in [0, 1).")
+            products = ("align", "cross_nd", "align_concat")
+            if self.kind in products and not self.mapping_layers and self.image_dim != self.text_dim:
+                problems.append(
+                    f"`kind: {self.kind}` multiplies features of {self.image_dim} and {self.text_dim} dimensions "
+                    "element by element; `mapping_layers: 1` makes them equally long."
+                )
+        raise_all(problems, "The fusion's configuration does not fit")
+
+    @property
+    def input_dim(self) -> int:
+        """I + T: a meme's features are its image features, then its text features."""
+        return self.image_dim + self.text_dim
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that it looks at."""
+        return (self.kind,) if self.kind in ("image", "text") else ("image", "text")
+
+    def width_of(self, modality: str) -> int:
+        """Width of a modality after its projection."""
+        return self.map_dim if self.mapping_layers else {"image": self.image_dim, "text": self.text_dim}[modality]
+
+    @property
+    def output_dim(self) -> int:
+        """W."""
+        image, text = self.width_of("image"), self.width_of("text")
+        widths = {"align": image, "concat": image + text, "cross": image * text, "cross_nd": image * (image - 1)}
+        widths |= {"align_concat": 3 * image, "image": image, "text": text}
+        return widths[self.kind]
+
+
+class Fusion(nn.Module):
+    """Projects each modality, normalises it to length 1, and fuses (Hate-CLIPper, arXiv 2210.05916, section 3)."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = {"image": config.image_dim, "text": config.text_dim}
+        self.maps = nn.ModuleDict({name: _projection(config, widths[name]) for name in config.modalities})
+
+    def project(self, features: Tensor) -> dict[str, Tensor]:
+        """Modality → [B, n] of length 1, from features [B, I + T]."""
+        parts = dict(zip(("image", "text"), features.split([self.config.image_dim, self.config.text_dim], 1),
+                         strict=True))  # fmt: skip
+        return {name: F.normalize(layers(parts[name]).float(), dim=1) for name, layers in self.maps.items()}
+
+    def fuse(self, projected: dict[str, Tensor]) -> Tensor:
+        """[B, W] from what `project` gives."""
+        kind = self.config.kind
+        if kind in ("image", "text"):
+            return projected[kind]
+        image, text = projected["image"], projected["text"]
+        if kind == "align":
+            return image * text
+        if kind == "concat":
+            return torch.cat([image, text], dim=1)
+        if kind == "align_concat":
+            return torch.cat([image * text, image, text], dim=1)
+        product = image[:, :, None] * text[:, None, :]
+        if kind == "cross_nd":
+            # Of the n·n values but the first, every (n + 1)-th is on the diagonal.
+            width = product.shape[1]
+            return product.flatten(1)[:, 1:].reshape(-1, width - 1, width + 1)[:, :, :-1].flatten(1)
+        return product.flatten(1)
+
+
+def _projection(config: FusionConfig, width: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for number in range(config.mapping_layers):
+        layers += [nn.ReLU()] * bool(number)
+        layers += [Float32Linear(width, config.map_dim), nn.Dropout(config.map_dropout)]
+        width = config.map_dim
+    return nn.Sequential(*layers)
+
+
+def cross_linear(projected: dict[str, Tensor], layer: nn.Linear) -> Tensor:
+    """`layer` applied to the outer product of image and text, [B, O], without making the product.
+
+    Row o of the weight [O, n·n] is a matrix A_o, and its output is image · A_o · text.
+    """
+    image, text = projected["image"], projected["text"]
+    weight = layer.weight.float().view(-1, image.shape[1], text.shape[1])
+    return F.bilinear(image, text, weight, layer.bias.float())
+
+
+FUSIONS: tuple[FusionKind, ...] = get_args(FusionKind)
