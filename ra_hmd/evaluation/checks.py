@@ -17,6 +17,10 @@ DATA_KEYS = ("data", "head", "dtype")
 same LMM, another rounding. All other parts decide what a hidden state means."""
 
 
+_HEAD_KINDS = ("stage2", "head", "linear_probe", "zero_shot")
+"""Kinds of runs that end in a head and state the features that it takes."""
+
+
 def store_fingerprint(features: Features) -> dict[str, Any]:
     """The fingerprint in a store's manifest; empty for features that were not read from a store."""
     return dict((features.manifest or {}).get("fingerprint", {}))
@@ -25,11 +29,11 @@ def store_fingerprint(features: Features) -> dict[str, Any]:
 def head_fingerprint(folder: str | Path) -> dict[str, Any]:
     """What is known of the features that the head in `folder` was trained on; empty where nothing is.
 
-    A Stage 2 output states its training store's fingerprint; beside a Stage 1 head lies the adapter or the tuned LMM.
+    What was trained on features states their store's fingerprint; beside a Stage 1 head lies the adapter or the tuned LMM.
     """
     folder = Path(folder)
     manifest = read_json(folder / MANIFEST_NAME) if (folder / MANIFEST_NAME).is_file() else {}
-    if manifest.get("kind") == "stage2":
+    if manifest.get("kind") in _HEAD_KINDS:
         return dict(manifest["features"]["train"]["fingerprint"])
     if (folder / "adapter_model.safetensors").is_file():
         return {"adapter": sha256_file(folder / "adapter_model.safetensors")}
