@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from ra_hmd.data.shot_lists import read_shot_lists, shot_rows
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.checks import (
     check_head_fits,
@@ -78,7 +79,10 @@ def cross_eval(args: CrossEvalArguments, *, final: bool = False, command: str = 
     check_output(args.output_dir, "cross_eval")
     for system in args.systems.values():
         require_binary(read_head_config(system.head), system.head)
-    shots = {name: _shot_lists(target, name, args.shots) for name, target in args.targets.items()}
+    shots = {
+        name: {} if target.k_shot is None else read_shot_lists(target.k_shot, target.train_split, args.shots)
+        for name, target in args.targets.items()
+    }
     pairs = [(system, target) for system in args.systems for target in args.targets]
     _check_open(args, pairs, final=final)
     cells: list[dict[str, Any]] = []
@@ -114,34 +118,6 @@ def _kinds(args: CrossEvalArguments, shots: Mapping[int, Any]) -> Iterator[Kind]
                 yield from (Kind(head, bank, count) for count in shots)
             else:
                 yield Kind(head, bank)
-
-
-def _shot_lists(target: Target, name: str, wanted: Sequence[int] | None) -> dict[int, dict[int, list[str]]]:
-    """K → seed → ids, of the target's K-shot manifest; {} without one.
-
-    Raises:
-        UserError: not a K-shot manifest, drawn from another split, or without the wanted K.
-    """
-    if target.k_shot is None:
-        return {}
-    manifest = read_json(target.k_shot)
-    if manifest.get("kind") != "k_shot":
-        raise UserError(f"targets.{name}: {target.k_shot} holds no K-shot lists; write them with `ra-hmd data k-shot`.")
-    if manifest.split != target.train_split:
-        raise UserError(
-            f"targets.{name}: the lists in {target.k_shot} were drawn from split {manifest.split!r}, examples come "
-            f"from {target.train_split!r}; draw them again with `--split {target.train_split}`."
-        )
-    lists: dict[int, dict[int, list[str]]] = {}
-    for one in manifest.lists:
-        lists.setdefault(one["shots"], {})[one["seed"]] = list(one["ids"])
-    absent = sorted(set(wanted or ()) - set(lists))
-    if absent:
-        raise UserError(
-            f"targets.{name}: {target.k_shot} has lists of {sorted(lists)} shots, not of {absent}; draw them with "
-            "`ra-hmd data k-shot`, or change `shots`."
-        )
-    return {count: lists[count] for count in sorted(wanted or lists)}
 
 
 def _check_open(args: CrossEvalArguments, pairs: Sequence[tuple[str, str]], *, final: bool) -> None:
@@ -301,25 +277,18 @@ class _Pair:
         if kind.bank == "target":
             self._refuse_leak(_qualify(store.features.ids, self.target), f"the bank {store.place}")
             return [(store.digest, self._target_bank)]
-        row_of = {name: row for row, name in enumerate(store.features.ids)}
         banks = []
         for seed, ids in self.shots[kind.shots or 0].items():
             place = f"the {kind.shots}-shot list of seed {seed} in {self.judge.args.targets[self.target].k_shot}"
             self._refuse_leak(_qualify(ids, self.target), place)
-            self._check_list(ids, row_of, store, place)
-            rows = np.array([row_of[name] for name in ids])
+            rows = np.array(shot_rows(ids, store.features.ids, place, store.place))
+            self._check_classes(store.features.labels[rows], store, place)
             digest = sha256_bytes(store.digest.encode(), *(name.encode() for name in ids))
             banks.append((digest, lambda rows=rows: self._target_bank().select(rows)))
         return banks
 
-    def _check_list(self, ids: Sequence[str], row_of: Mapping[str, int], store: _Store, place: str) -> None:
-        absent = [name for name in ids if name not in row_of]
-        if absent:
-            raise UserError(
-                f"{place} names {len(absent)} memes that {store.place} lacks, for example {absent[:3]}; extract the "
-                "features of the data that the lists were drawn from, without --limit."
-            )
-        present = np.unique(store.features.labels[[row_of[name] for name in ids]])
+    def _check_classes(self, labels: np.ndarray, store: _Store, place: str) -> None:
+        present = np.unique(labels)
         if len(present) < 2:
             raise UserError(
                 f"{place} holds memes of class {present[0]} alone, by the labels in {store.place}: it was drawn by "
