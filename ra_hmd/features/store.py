@@ -16,7 +16,8 @@ from ra_hmd.problem import UNLABELLED
 
 STORE_MANIFEST = "manifest.json"
 _MATRICES = ("hidden", "embedding", "lrc_logit", "lmh_score")
-_MODALITIES = ("image_features", "text_features")  # an encoder's columns; together `Features.hidden`
+MODALITIES = ("image_features", "text_features")
+"""An encoder's columns in a store; together `Features.hidden`."""
 _COLUMNS = ("ids", "labels", *_MATRICES, "texts", "image_hashes", "extras")
 _FORMAT = 2  # 1 had no captions, image hashes, extras; still read
 
@@ -154,7 +155,7 @@ class FeatureWriter:
         matrices = {name: getattr(features, name) for name in _MATRICES}
         if features.modalities is not None:
             parts = np.split(matrices.pop("hidden"), [features.modalities[0]], axis=1)
-            matrices = dict(zip(_MODALITIES, parts, strict=True)) | matrices
+            matrices = dict(zip(MODALITIES, parts, strict=True)) | matrices
         for name, matrix in matrices.items():
             if matrix is not None:
                 values = pa.array(np.ascontiguousarray(matrix, dtype=np.float32).reshape(-1))
@@ -197,7 +198,8 @@ def read_features(folder: str | Path) -> Features:
     folder = Path(folder)
     manifest = read_json(folder / STORE_MANIFEST)
     if not manifest.get("complete"):
-        raise UserError(f"{folder} is incomplete: run its `ra-hmd extract` command again, it continues.")
+        command = "encode" if "encoder" in manifest else "extract"
+        raise UserError(f"{folder} is incomplete: run its `ra-hmd {command}` command again, it continues.")
     if not manifest.rows:
         raise UserError(f"{folder} has no rows.")
     paths = [folder / f"part-{shard:05d}.parquet" for shard in range(manifest.shards)]
@@ -208,8 +210,8 @@ def read_features(folder: str | Path) -> Features:
     doubled = [f"id {name!r} occurs {count} times" for name, count in Counter(ids).items() if count > 1]
     raise_all(doubled, f"{folder}: ids must be unique")
     columns: dict[str, Any] = {name: _matrix(table[name]) for name in _MATRICES if name in table.column_names}
-    if _MODALITIES[0] in table.column_names:
-        parts = [_matrix(table[name]) for name in _MODALITIES]
+    if MODALITIES[0] in table.column_names:
+        parts = [_matrix(table[name]) for name in MODALITIES]
         columns |= {"hidden": np.concatenate(parts, axis=1), "modalities": tuple(part.shape[1] for part in parts)}
     if "text" in table.column_names:
         columns["texts"] = table["text"].to_pylist()
