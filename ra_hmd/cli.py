@@ -63,6 +63,18 @@ def tiny_lmm(
     print(make_tiny_lmm(family, output, seed=seed))
 
 
+@app.command("tiny-encoder")
+def tiny_encoder(
+    output: Output,
+    family: Annotated[str, typer.Option(help="clip, altclip, align, siglip or siglip2.")] = "clip",
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+) -> None:
+    """Build a CPU-sized image–text encoder from its config, with tokenizer and image processor."""
+    from ra_hmd.encoders.tiny import make_tiny_encoder
+
+    print(make_tiny_encoder(family, output, seed=seed))
+
+
 @app.command("extract")
 def extract_command(
     checkpoint: Annotated[str, typer.Option(help="Stage 1 run, checkpoint, merged export, or (bare) a model.")],
