@@ -24,8 +24,8 @@ import torch
 
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, MemeHead
+from ra_hmd.training.memory import keep_freed_memory
 from stage2.arguments import Stage2Arguments
-from stage2.memory import keep_freed_memory
 from stage2.trainer import Trainer
 
 WIDTH, BATCH, DEV = 1024, 64, 1500

@@ -1,74 +1,75 @@
-"""What a Stage 2 run leaves in its folder."""
+"""What a training leaves in its folder."""
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from ra_hmd.evaluation.checks import store_fingerprint
 from ra_hmd.features.store import Features
 from ra_hmd.figures import save_figure
-from ra_hmd.manifest import MANIFEST_NAME, plain, read_json, run_manifest, sha256_file, write_json, write_text
+from ra_hmd.manifest import (
+    MANIFEST_NAME,
+    plain,
+    read_json,
+    run_manifest,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+    write_text,
+)
 from ra_hmd.markdown import escape, markdown_table
-from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, HeadConfig, save_head
-from stage2.arguments import Stage2Arguments
-from stage2.plots import mining_figure, sweep_figure, training_figure
+from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, save_head
+from ra_hmd.training.arguments import HeadArguments
+from ra_hmd.training.plots import sweep_figure, training_figure
+from ra_hmd.training.start import Stores
+from ra_hmd.training.trainer import Outcome
 
 CARRIED = ("base_model", "inputs", "prompt", "pixels")
 """Fields of a Stage 1 manifest that a user of the refined head needs as well."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A finished run.
-
-    Attributes:
-        config: Shape of the head.
-        state: Weights of the kept epoch.
-        initial_state: Weights before the first step.
-        best_epoch: The kept epoch; 0 is the initial head.
-        history: Losses and dev scores per epoch, epoch 0 first.
-        mining: Mining statistics of each search.
-    """
-
-    config: HeadConfig
-    state: dict[str, Tensor]
-    initial_state: dict[str, Tensor]
-    best_epoch: int
-    history: list[dict[str, Any]]
-    mining: list[dict[str, Any]]
-
-
-def save_outcome(args: Stage2Arguments, outcome: Outcome, train: Features, dev: Features | None) -> dict[str, Any]:
-    """Write head, history, mining statistics, figures and, last, the manifest; return the summary of `run_stage2`."""
+def save_outcome(args: HeadArguments, outcome: Outcome, stores: Stores) -> dict[str, Any]:
+    """Write head, history, figures, what a subclass adds and, last, the manifest; return the run's summary."""
     folder = args.output_dir
-    notes = _notes(args, outcome, train, dev)
+    notes = [*_notes(args, outcome, stores), *outcome.notes]
     save_head(folder, outcome.config, outcome.state)
-    if args.init_head is not None:
+    if outcome.initial_state is not None:
         # A copy, so that a report can compare before and after wherever this folder is moved.
         save_head(folder / INITIAL_HEAD, outcome.config, outcome.initial_state)
-    select_by = args.select_by if dev is not None else None
+    select_by = args.select_by if stores.dev is not None else None
     history = {"select_by": select_by, "best_epoch": outcome.best_epoch, "epochs": outcome.history}
     write_json(folder / "history.json", history)
-    write_json(folder / "mining.json", {"metric": args.metric, "searches": outcome.mining})
-    save_figure(training_figure(outcome.history, outcome.best_epoch), folder / "curves.png")
-    save_figure(mining_figure(outcome.mining, args.metric), folder / "mining.png")
-    write_json(folder / MANIFEST_NAME, _manifest(args, outcome, train, dev, notes))
+    for name, table in outcome.tables.items():
+        write_json(folder / name, table)
+    save_figure(training_figure(outcome.history, outcome.best_epoch, outcome.losses), folder / "curves.png")
+    for name, figure in outcome.figures.items():
+        save_figure(figure, folder / name)
+    manifest = run_manifest(
+        args.KIND,
+        arguments=plain(vars(args)),
+        seed=args.seed,
+        best_epoch=outcome.best_epoch,
+        head_sha256=sha256_file(folder / HEAD_WEIGHTS),
+        features=_features(args, stores),
+        notes=notes,
+        **_origin(args.init_head),
+        **_encoder(stores.train),
+    )
+    write_json(folder / MANIFEST_NAME, manifest)
     return _summary(folder, history, notes)
 
 
-def finished_run(args: Stage2Arguments, train: Features, dev: Features | None) -> dict[str, Any] | None:
+def finished_run(args: HeadArguments, stores: Stores) -> dict[str, Any] | None:
     """The summary of the run in `args.output_dir` if it was made with these settings and from this data, else None."""
     path = args.output_dir / MANIFEST_NAME
     if not path.is_file():
         return None
     manifest = read_json(path)
-    same = manifest.get("arguments") == plain(vars(args)) and manifest.get("features") == _features(args, train, dev)
+    same = manifest.get("arguments") == plain(vars(args)) and manifest.get("features") == _features(args, stores)
     if not same or manifest.get("init_head") != _origin(args.init_head)["init_head"]:
         return None
     return _summary(args.output_dir, read_json(args.output_dir / "history.json"), manifest.notes)
@@ -90,7 +91,7 @@ def _summary(folder: Path, history: dict[str, Any], notes: list[str]) -> dict[st
     }
 
 
-def save_seeds(args: Stage2Arguments, runs: Sequence[dict[str, Any]], console: Console) -> dict[str, Any]:
+def save_seeds(args: HeadArguments, runs: Sequence[dict[str, Any]], console: Console) -> dict[str, Any]:
     """Write seeds.json and a manifest: each seed's dev scores, and their mean and standard deviation over seeds."""
     seeds = list(range(args.seed, args.seed + args.seeds))
     result = {
@@ -106,7 +107,9 @@ def save_seeds(args: Stage2Arguments, runs: Sequence[dict[str, Any]], console: C
             "output_dir": runs[scores.index(max(scores))]["output_dir"],
         }
     write_json(args.output_dir / "seeds.json", result)
-    write_json(args.output_dir / MANIFEST_NAME, run_manifest("stage2_seeds", arguments=plain(vars(args)), seeds=seeds))
+    write_json(
+        args.output_dir / MANIFEST_NAME, run_manifest(f"{args.KIND}_seeds", arguments=plain(vars(args)), seeds=seeds)
+    )
     table = Table(title=f"Dev scores over {len(seeds)} seeds, mean ± standard deviation")
     for column in ("score", "initial head", "kept epoch"):
         table.add_column(column)
@@ -138,7 +141,7 @@ def format_spread(mean: float | None, deviation: float | None) -> str:
 
 
 def save_sweep(
-    args: Stage2Arguments, points: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]], console: Console
+    args: HeadArguments, points: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]], console: Console
 ) -> dict[str, Any]:
     """Write sweep.json, sweep.md, sweep.png and a manifest: every setting's dev score, the best one named."""
     trials = []
@@ -162,62 +165,37 @@ def save_sweep(
     )
     write_text(args.output_dir / "sweep.md", text + markdown_table(header, rows))
     save_figure(sweep_figure(trials, args.select_by, best), args.output_dir / "sweep.png")
-    write_json(args.output_dir / MANIFEST_NAME, run_manifest("stage2_sweep", arguments=plain(vars(args)), best=best))
+    write_json(
+        args.output_dir / MANIFEST_NAME, run_manifest(f"{args.KIND}_sweep", arguments=plain(vars(args)), best=best)
+    )
     console.print(
         f"Best of {len(trials)} by {args.select_by}: {trials[best]['output_dir']}", highlight=False, soft_wrap=True
     )
     return sweep
 
 
-def _notes(args: Stage2Arguments, outcome: Outcome, train: Features, dev: Features | None) -> list[str]:
+def _notes(args: HeadArguments, outcome: Outcome, stores: Stores) -> list[str]:
+    if stores.dev is None:
+        return [f"No dev store was given: the last epoch ({outcome.best_epoch}) was kept."]
     notes = []
-    if dev is None:
-        notes.append(f"No dev store was given: the last epoch ({outcome.best_epoch}) was kept.")
-    else:
-        if outcome.best_epoch == 0:
-            notes.append(f"No epoch was better on dev than the initial head ({args.init_head}): it was kept unchanged.")
-        shared = len(set(train.ids) & set(dev.ids))
-        if shared:
-            notes.append(f"{shared} ids of {args.dev} are also in {args.train}: the choice of the epoch is optimistic.")
-    knobs = {
-        "positives": "pseudo_gold_positives",
-        "hard_negatives": "hard_negatives",
-        "hard_positives": "hard_positives",
-    }
-    for kind, knob in knobs.items():
-        short = outcome.mining[-1][kind]["anchors_short"]
-        if short and args.compat == "official":
-            notes.append(
-                f"{short} anchors found fewer {kind.replace('_', ' ')} than asked among {args.official_depth}."
-            )
-        elif short and args.mining == "sparse":
-            notes.append(f"{short} anchors share words with fewer {kind.replace('_', ' ')} than asked; lower `{knob}`.")
-        elif short:
-            notes.append(f"{short} anchors have fewer {kind.replace('_', ' ')} in the data than asked; lower `{knob}`.")
+    if outcome.best_epoch == 0:
+        notes.append(f"No epoch was better on dev than the initial head ({args.init_head}): it was kept unchanged.")
+    shared = len(set(stores.train.ids) & set(stores.dev.ids))
+    if shared:
+        notes.append(f"{shared} ids of {args.dev} are also in {args.train}: the choice of the epoch is optimistic.")
     return notes
 
 
-def _manifest(
-    args: Stage2Arguments, outcome: Outcome, train: Features, dev: Features | None, notes: list[str]
-) -> dict[str, Any]:
-    return run_manifest(
-        "stage2",
-        arguments=plain(vars(args)),
-        seed=args.seed,
-        best_epoch=outcome.best_epoch,
-        head_sha256=sha256_file(args.output_dir / HEAD_WEIGHTS),
-        features=_features(args, train, dev),
-        notes=notes,
-        **_origin(args.init_head),
-    )
-
-
-def _features(args: Stage2Arguments, train: Features, dev: Features | None) -> dict[str, Any]:
-    stores = {"train": (args.train, train)} | ({"dev": (args.dev, dev)} if dev is not None else {})
-    return {
+def _features(args: HeadArguments, stores: Stores) -> dict[str, Any]:
+    places = {"train": (args.train, stores.train)} | ({"dev": (args.dev, stores.dev)} if stores.dev is not None else {})
+    described: dict[str, Any] = {
         name: {"path": str(path), "rows": len(features), "fingerprint": plain(store_fingerprint(features))}
-        for name, (path, features) in stores.items()
+        for name, (path, features) in places.items()
     }
+    if args.k_shot is not None:
+        # Of the memes, not of the file: lists may be added to that, and each list stays.
+        described["train"]["k_shot"] = sha256_bytes(*(name.encode() for name in stores.train.ids))
+    return described
 
 
 def _origin(init_head: Path | None) -> dict[str, Any]:
@@ -228,3 +206,9 @@ def _origin(init_head: Path | None) -> dict[str, Any]:
     manifest = read_json(path) if path.is_file() else {}
     origin = {"path": str(init_head), "sha256": sha256_file(init_head / HEAD_WEIGHTS), "kind": manifest.get("kind")}
     return {"init_head": origin, **{key: plain(manifest[key]) for key in CARRIED if key in manifest}}
+
+
+def _encoder(train: Features) -> dict[str, Any]:
+    """How another meme is encoded alike, where an encoder made the features."""
+    encoder = (train.manifest or {}).get("encoder")
+    return {} if encoder is None else {"encoder": plain(encoder)}

@@ -1,0 +1,151 @@
+"""What a training starts from: stores, the rows of a K-shot list, the initial head; and whether they fit together."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ra_hmd.data.shot_lists import read_shot_list, shot_rows
+from ra_hmd.errors import UserError, raise_all
+from ra_hmd.evaluation.checks import (
+    check_head_fits,
+    check_same_origin,
+    check_store,
+    head_fingerprint,
+    store_fingerprint,
+)
+from ra_hmd.features.store import Features, read_features
+from ra_hmd.models.fusion import FusionConfig
+from ra_hmd.models.head import HeadConfig, MemeHead, load_head_weights, read_head_config
+from ra_hmd.problem import Problem
+from ra_hmd.training.arguments import FUSION_SHAPE, HeadArguments
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The data of a run: the training rows, and dev where there is one."""
+
+    train: Features
+    dev: Features | None
+
+
+def read_stores(args: HeadArguments) -> Stores:
+    """Read the stores, in full, and check them.
+
+    Raises:
+        UserError: labels that are missing, of one class or not as the head has them; features that were made otherwise.
+    """
+    train, problem = read_features(args.train), _problem(args)
+    known = {str(args.train): store_fingerprint(train)}
+    if args.init_head is not None:
+        known[str(args.init_head)] = head_fingerprint(args.init_head)
+    dev = read_features(args.dev) if args.dev is not None else None
+    check_store(train, args.train, problem)
+    _check_classes(train, args.train, problem, "; training needs both classes")
+    if dev is not None:
+        check_store(dev, args.dev, problem)
+        if args.select_by.endswith("auroc"):
+            why = f", so `select_by: {args.select_by}` is undefined; give a dev store with both classes, or select by "
+            _check_classes(dev, args.dev, problem, why + "an accuracy")
+        if dev.hidden.shape[1] != train.hidden.shape[1]:
+            raise UserError(
+                f"Hidden states have size {train.hidden.shape[1]} in {args.train} and {dev.hidden.shape[1]} in "
+                f"{args.dev}: they come from different models. Make both with one checkpoint."
+            )
+        known[str(args.dev)] = store_fingerprint(dev)
+    check_same_origin(known)
+    return Stores(train, dev)
+
+
+def training_rows(args: HeadArguments, train: Features) -> Features:
+    """The rows of the asked K-shot list, in the store's order; all rows without `k_shot`.
+
+    Raises:
+        UserError: no such list, a list of another split, memes that the store lacks, or of one class only.
+    """
+    if args.k_shot is None or args.shots is None:
+        return train
+    ids = read_shot_list(args.k_shot, args.shots, args.shot_seed, (train.manifest or {}).get("split"))
+    chosen = train.select(np.array(shot_rows(ids, train.ids, args.k_shot, args.train)))
+    place = f"{args.k_shot}, {args.shots} shots, seed {args.shot_seed},"
+    _check_classes(chosen, place, _problem(args), "; training needs both classes")
+    return chosen
+
+
+def head_config(args: HeadArguments, train: Features) -> HeadConfig:
+    """Shape of the initial head: a fresh one's, or that of `init_head`, with the asked dropout.
+
+    Raises:
+        UserError: a fusion that the store has no modalities for, or the other way round; a shape that does not fit.
+    """
+    if args.init_head is not None:
+        config = read_head_config(args.init_head)
+        check_head_fits(config, args.init_head, train, args.train)
+        return _with_dropout(args, config)
+    names = ("num_layers", "proj_dim", "problem_type", "output_dim", "embedding", "input_dropout")
+    shape = _asked(args, names)
+    blocks = shape.get("num_layers", HeadConfig.num_layers) - 1
+    fusion = _fresh_fusion(args, train)
+    dropout = _each_block(_asked(args, ("dropout",)).get("dropout", ()), blocks)
+    return HeadConfig(input_dim=train.hidden.shape[1], fusion=fusion, dropout=dropout, **shape)
+
+
+def initial_head(args: HeadArguments, train: Features) -> MemeHead:
+    """The head of `init_head`, or a fresh one, with the asked dropout."""
+    head = MemeHead(head_config(args, train))
+    if args.init_head is not None:
+        load_head_weights(head, args.init_head)
+    return head
+
+
+def _problem(args: HeadArguments) -> Problem:
+    return args.problem if args.init_head is None else read_head_config(args.init_head).problem
+
+
+def _check_classes(features: Features, place: Any, problem: Problem, why: str) -> None:
+    member = problem.membership(features.labels)
+    if not (member.any(axis=0) & ~member.all(axis=0)).any():
+        raise UserError(f"{place} has memes of class {features.labels[0]} only{why}.")
+
+
+def _asked(args: HeadArguments, names: tuple[str, ...]) -> dict[str, Any]:
+    """The named settings of a fresh head: what is set, else the command's own; without those that nobody set."""
+    values = {name: getattr(args, name) for name in names}
+    values = {name: args.FRESH.get(name) if value is None else value for name, value in values.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _each_block(rates: tuple[float, ...], blocks: int) -> tuple[float, ...]:
+    return rates * blocks if len(rates) == 1 else rates
+
+
+def _with_dropout(args: HeadArguments, config: HeadConfig) -> HeadConfig:
+    """A trained head's shape, with the dropout that is set."""
+    changes: dict[str, Any] = {}
+    if args.input_dropout is not None:
+        changes["input_dropout"] = args.input_dropout
+    if args.dropout is not None:
+        changes["dropout"] = _each_block(args.dropout, config.blocks)
+    if args.map_dropout is not None:
+        if config.fusion is None:
+            raise UserError(f"`map_dropout` is set, but the head in {args.init_head} has no fusion; remove it.")
+        changes["fusion"] = replace(config.fusion, map_dropout=args.map_dropout)
+    return replace(config, **changes)
+
+
+def _fresh_fusion(args: HeadArguments, train: Features) -> FusionConfig | None:
+    names = (*FUSION_SHAPE, "map_dropout")
+    if train.modalities is None:
+        problems = [f"`{name}` is {getattr(args, name)}, but {args.train} has one vector of {train.hidden.shape[1]} "
+                    "per meme, not image and text features (`ra-hmd encode`); remove it."
+                    for name in ("fusion", *names) if getattr(args, name) not in (None, "none")]  # fmt: skip
+        raise_all(problems, "There is nothing to fuse")
+        return None
+    kind = args.fusion or args.FRESH.get("fusion")
+    image, text = train.modalities
+    if kind is None:
+        raise UserError(
+            f"{args.train} has {image} image and {text} text features: say with `fusion` how the head joins them, "
+            "`align` as RGCL does, or `none` for one vector of both."
+        )
+    return None if kind == "none" else FusionConfig(image, text, kind=kind, **_asked(args, names))

@@ -1,0 +1,250 @@
+"""One training of a head in memory, on features that stay as they are.
+
+Shapes: B batch, H hidden size, N train rows, D embedding, C outputs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from ra_hmd.errors import UserError
+from ra_hmd.features.store import Features
+from ra_hmd.models.head import HeadConfig, HeadOutput, MemeHead
+from ra_hmd.models.objective import Objective, class_weights
+from ra_hmd.retrieval.embedded import Embedded, hidden_tensor, run_head
+from ra_hmd.training.arguments import HeadArguments
+from ra_hmd.training.dev import dev_scores
+
+_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW groups: matrices decay, biases do not."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    biases = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": biases, "weight_decay": 0.0}]
+
+
+def clip_gradients(model: nn.Module, limit: float) -> Tensor:
+    """Scale gradients that are longer than `limit` together down to it; returns the norm [] that they had.
+
+    As `clip_grad_norm_`, to the bit, but on the CPU, where asking for a value waits for nothing, short gradients are
+    not multiplied by 1: that pass over 15 MB takes a tenth of a step or more.
+    """
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+    if not (norm.is_cpu and norm <= limit - 1e-6):
+        nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
+    return norm
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run.
+
+    Attributes:
+        config: Shape of the head.
+        state: Weights of the kept epoch.
+        initial_state: Weights before the first step, where they were trained before.
+        best_epoch: The kept epoch; 0 is the initial head.
+        losses: Names of the losses in `history`.
+        history: Losses and dev scores per epoch, epoch 0 first.
+        notes: What a reader must know.
+        tables: Further JSON files: name → content.
+        figures: Further figures: name → figure.
+    """
+
+    config: HeadConfig
+    state: dict[str, Tensor]
+    initial_state: dict[str, Tensor] | None
+    best_epoch: int
+    losses: Sequence[str]
+    history: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+
+class HeadTrainer:
+    """One run: call `fit`, then `outcome`. A subclass says what the loss is (`_losses`).
+
+    Args:
+        args: The settings.
+        head: The initial head; trained in place.
+        train: Features that are trained on and that are the bank.
+        dev: Features that choose the epoch, or None.
+        device: Where head and features live.
+
+    Attributes:
+        model: All that is trained: the head, and what a subclass adds to it.
+        losses: Names of what `_losses` gives, the total first.
+    """
+
+    LOWER: ClassVar[str] = "Lower `lr` ({lr})"
+    """What helps against gradients that are not finite."""
+
+    losses: tuple[str, ...] = ("loss", "classification")
+
+    def __init__(
+        self, args: HeadArguments, head: MemeHead, train: Features, dev: Features | None, device: torch.device
+    ) -> None:
+        self.args, self.train, self.dev = args, train, dev
+        self.head = head.to(device)
+        self.model = nn.ModuleList([self.head, *self._parts()]).to(device)
+        self.problem = head.config.problem
+        self.hidden = hidden_tensor(train).to(device)
+        self.labels = torch.tensor(train.labels, device=device)
+        weights = class_weights(train.labels, self.problem, args.class_weights, args.class_balance_beta)
+        self.class_weights = None if weights is None else torch.from_numpy(weights).to(device)
+        self.objective = Objective(self.problem, args.gamma)
+        self.dev_hidden = hidden_tensor(dev).to(device) if dev is not None else None
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, args.weight_decay), lr=args.lr, fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=args.mixed_precision == "fp16")
+        self.left_out = 0
+        self.order = torch.Generator().manual_seed(args.seed)
+        self.initial_state = None if args.init_head is None else self._state()
+        self.best_state, self.best_epoch = self.initial_state, 0
+        self.best_key: tuple[float, float] | None = None
+        self.history: list[dict[str, Any]] = []
+        self._bank: Tensor | None = None
+
+    @property
+    def bank(self) -> Tensor:
+        """The training set as last embedded [N, D], without gradient."""
+        if self._bank is None:
+            self._bank = self._embed_bank()
+        return self._bank
+
+    def fit(self) -> None:
+        """Train for the asked number of epochs, or until dev has not improved for `patience` of them."""
+        steps = -(-len(self.train) // self.args.batch_size)
+        columns = (TextColumn(self.args.TITLE), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns) as progress:
+            task = progress.add_task("", total=steps * self.args.epochs)
+            self.close_epoch(0, {})
+            for epoch in range(1, self.args.epochs + 1):
+                losses = self.train_epoch(epoch, lambda: progress.advance(task))
+                self.close_epoch(epoch, losses)
+                progress.console.print(", ".join(self._told()), soft_wrap=True, highlight=False)
+                if self.args.patience is not None and epoch - self.best_epoch >= self.args.patience:
+                    progress.console.print(f"No better dev score for {self.args.patience} epochs: stopped.")
+                    break
+
+    def outcome(self) -> Outcome:
+        """What there is to save."""
+        if self.best_state is None:
+            raise RuntimeError("no epoch was closed that could be kept")
+        return Outcome(
+            config=self.head.config,
+            state=self.best_state,
+            initial_state=self.initial_state,
+            best_epoch=self.best_epoch,
+            losses=self.losses,
+            history=self.history,
+            notes=self._notes(),
+        )
+
+    def train_epoch(self, epoch: int, advance: Callable[[], None]) -> dict[str, float]:
+        """Pass once through the data; returns the mean losses. No step waits for the device."""
+        device = self.hidden.device
+        totals = torch.zeros(len(self.losses), device=device)
+        not_finite = torch.zeros((), dtype=torch.long, device=device)
+        self.model.train()
+        for step, rows in enumerate(self._batches()):
+            self._before_step(epoch, step)
+            losses = self._losses(rows)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(losses[0]).backward()
+            self.scaler.unscale_(self.optimizer)
+            norm = clip_gradients(self.model, self.args.grad_clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            totals += losses.detach() * len(rows)
+            not_finite += ~torch.isfinite(norm)
+            advance()
+        self.model.eval()
+        self._bank = None
+        if not_finite:
+            self._not_finite(epoch, int(not_finite))
+        return dict(zip(self.losses, (totals / len(self.train)).tolist(), strict=True))
+
+    def close_epoch(self, epoch: int, losses: dict[str, float]) -> None:
+        """Record an epoch and keep its head if it is the best so far."""
+        scores = self._dev_scores()
+        self.history.append({"epoch": epoch, **losses, **scores})
+        if epoch == 0 and self.args.init_head is None:
+            return  # An untrained head is no candidate.
+        if not scores:
+            better = epoch > 0
+        else:
+            key = (scores[self.args.select_by], scores["dev_rkc_margin"])
+            better = self.best_key is None or key > self.best_key
+            self.best_key = key if better else self.best_key
+        if better:
+            self.best_state, self.best_epoch = self._state(), epoch
+
+    def _parts(self) -> list[nn.Module]:
+        """Modules that are trained beside the head, and thrown away after training."""
+        return []
+
+    def _before_step(self, epoch: int, step: int) -> None:
+        """What happens before a step; the model stays in training mode."""
+
+    def _losses(self, rows: Tensor) -> Tensor:
+        """The losses of the rows [B], the total first."""
+        raise NotImplementedError
+
+    def _notes(self) -> list[str]:
+        """What a reader of the run must know about the training."""
+        if not self.left_out:
+            return []
+        return [f"fp16: {self.left_out} steps overflowed and were left out; the loss is then scaled less."]
+
+    def _told(self) -> list[str]:
+        """What the terminal shows of the last epoch."""
+        entry = self.history[-1]
+        parts = ", ".join(f"{name.replace('_', ' ')} {entry[name]:.4f}" for name in self.losses[1:])
+        told = [f"epoch {entry['epoch']}: loss {entry['loss']:.4f} ({parts})"]
+        if self.args.select_by in entry:
+            told.append(f"{self.args.select_by} {entry[self.args.select_by]:.4f}")
+        return told
+
+    def _run(self, rows: Tensor) -> HeadOutput:
+        """The head's output of the rows [B], its products in the asked precision."""
+        self.head.autocast_dtype = _DTYPES[self.args.mixed_precision]
+        try:
+            return self.head(self.hidden[rows])
+        finally:
+            self.head.autocast_dtype = None  # bank and dev are seen as they will be once the head is deployed
+
+    def _not_finite(self, epoch: int, steps: int) -> None:
+        """Stop, as gradients of so many steps were not finite; with loss scaling, only if scaling less did not help."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1:
+            self.left_out += steps
+            return
+        raise UserError(
+            f"{self.args.TITLE}, epoch {epoch}: the gradient was not finite in {steps} steps. "
+            f"{self.LOWER.format(lr=self.args.lr)}; nothing was saved."
+        )
+
+    def _state(self) -> dict[str, Tensor]:
+        return {name: value.detach().to("cpu", copy=True) for name, value in self.head.state_dict().items()}
+
+    def _embed_bank(self) -> Tensor:
+        return run_head(self.head, self.hidden)[0]
+
+    def _batches(self) -> Iterator[Tensor]:
+        order = torch.randperm(len(self.train), generator=self.order)
+        yield from order.to(self.hidden.device).split(self.args.batch_size)
+
+    def _dev_scores(self) -> dict[str, float | None]:
+        if self.dev is None or self.dev_hidden is None:
+            return {}
+        embedding, logits = run_head(self.head, self.dev_hidden)
+        bank = Embedded(self.train.ids, self.train.labels, self.bank.cpu().numpy())
+        queries = Embedded(self.dev.ids, self.dev.labels, embedding.cpu().numpy())
+        return dev_scores(bank, queries, logits, self.args.voting, self.problem)
