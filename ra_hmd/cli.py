@@ -238,6 +238,41 @@ def evaluate_command(
     print(output / "report.md")
 
 
+@app.command("predict")
+def predict_command(
+    checkpoint: Annotated[Path, typer.Option(help="Folder with a head: whose verdict is asked.")],
+    queries: Annotated[Path, typer.Option(help="Feature store of the memes; labels are not looked at.")],
+    output: Output,
+    head: Annotated[str, typer.Option(help="Who decides: lrc, rkc (needs --bank) or lmh.")] = "lrc",
+    style: Annotated[
+        str, typer.Option("--format", help="hateclipper-csv (id, prob_hate, pred_label) or jsonl (with neighbours).")
+    ] = "jsonl",
+    bank: Annotated[
+        str | None, typer.Option(help="Labelled examples: a feature store, or an example bank (folder or URI).")
+    ] = None,
+    thresholds: Annotated[str, typer.Option(help="stored (beside the head, if there) or official.")] = "stored",
+    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
+    weights: Annotated[str, typer.Option(help="Vote weights: arithmetic, mean or similarity.")] = "arithmetic",
+    min_similarity: Annotated[
+        float | None, typer.Option(help="Abstain without a neighbour as similar as this.")
+    ] = None,
+    prior_correction: Annotated[
+        bool, typer.Option("--prior-correction", help="Let the bank's classes weigh the same.")
+    ] = False,
+) -> None:
+    """Write a head's verdict on each meme of a feature store, labelled or not (docs/evaluation.md)."""
+    from ra_hmd.predict import predict
+    from ra_hmd.retrieval.voting import Voting
+
+    voting = Voting(topk, weights, min_similarity, prior_correction)
+    command = shlex.join(["ra-hmd", *sys.argv[1:]])
+    done = predict(checkpoint, queries, output, head=head, style=style, bank=bank, voting=voting,
+                   thresholds=thresholds, command=command)  # fmt: skip
+    for note in done["notes"]:
+        typer.echo(note, err=True)
+    print(f"{output}: {done['rows']} memes")
+
+
 @app.command("demo")
 def demo_command(
     output: Output,

@@ -29,7 +29,8 @@ def store_fingerprint(features: Features) -> dict[str, Any]:
 def head_fingerprint(folder: str | Path) -> dict[str, Any]:
     """What is known of the features that the head in `folder` was trained on; empty where nothing is.
 
-    What was trained on features states their store's fingerprint; beside a Stage 1 head lies the adapter or the tuned LMM.
+    What was trained on features states their store's fingerprint; beside a Stage 1 head lies the adapter or the tuned
+    LMM.
     """
     folder = Path(folder)
     manifest = read_json(folder / MANIFEST_NAME) if (folder / MANIFEST_NAME).is_file() else {}
@@ -75,11 +76,15 @@ def check_head_fits(config: HeadConfig, head_place: str | Path, features: Featur
         )
 
 
-def check_store(features: Features, place: str | Path, problem: Problem = BINARY) -> None:
-    """Raise `UserError` unless the store has rows, all labelled as `problem` has it, with finite hidden states."""
+def check_store(features: Features, place: str | Path, problem: Problem = BINARY, *, labelled: bool = True) -> None:
+    """Raise `UserError` unless the store has rows, with finite hidden states, all labelled as `problem` has it.
+
+    With `labelled: False` nothing is asked of the labels.
+    """
     if not len(features):
         raise UserError(f"{place} has no rows.")
-    problem.check(features.labels, place)
+    if labelled:
+        problem.check(features.labels, place)
     finite = np.isfinite(features.hidden).all(axis=1)
     if not finite.all():
         row = int(np.flatnonzero(~finite)[0])

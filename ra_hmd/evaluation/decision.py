@@ -176,6 +176,15 @@ def apply_decision(decision: Decision, scored: ScoredSet, bank: Mapping[str, Any
             f"official thresholds, no calibration: {shared} memes are among those that the stored ones were chosen on."
         )
         return
+    use_rules(decision, scored, bank, voting)
+
+
+def use_rules(decision: Decision, scored: ScoredSet, bank: Mapping[str, Any], voting: Voting) -> None:
+    """Give a set the chosen rules, those of the RKC only with the bank and vote that they were chosen with.
+
+    Unlike `apply_decision` this does not ask whether the memes are those of dev. So a meme's verdict does not depend on
+    which other memes are asked for; metrics of such verdicts would be too good.
+    """
     changed = ["bank"] if decision.bank["sha256"] != bank["sha256"] else []
     changed += ["vote"] if plain(dict(decision.voting)) != plain(asdict(voting)) else []
     for name in scored.scores:

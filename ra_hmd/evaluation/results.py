@@ -1,5 +1,6 @@
 """What an evaluation found, as handed from `evaluate` to the report."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,20 +75,19 @@ class Evaluation:
         return self.bank.embedding if isinstance(self.bank, Embedded) else None
 
 
-def find_evidence(scored: ScoredSet, bank: Bank, memes: int = 5) -> list[dict[str, Any]]:
-    """For the first `memes` of a set: every head's score, and the neighbours behind the KNN vote.
+def vote_evidence(scored: ScoredSet, bank: Bank, memes: int | None = None) -> Iterator[list[dict[str, Any]]]:
+    """For each meme of a set (of the first `memes`): the neighbours behind the KNN vote, the nearest first.
 
     A neighbour's `vote` is what it adds to the score (the votes add up to it), of several classes a list; its `share`
-    is its part of all votes regardless of sign. `rkc_class` is None where the vote abstained.
+    is its part of all votes regardless of sign.
     """
-    verdicts, labels = scored.verdicts("rkc"), bank.labels
-    evidence = []
-    for row, name in enumerate(scored.queries.ids[:memes]):
+    ids, labels = bank.ids, bank.labels  # of an example bank both are made anew each time
+    for row in range(len(scored))[:memes]:
         strength = np.abs(scored.votes[row]).sum(axis=1)
         total = float(strength.sum())
-        neighbours = [
+        yield [
             {
-                "id": bank.ids[found],
+                "id": ids[found],
                 "label": labels[found].tolist(),
                 "similarity": float(scored.neighbours.similarity[row, rank]),
                 "vote": plain_score(scored.votes[row, rank], scored.problem),
@@ -96,16 +96,24 @@ def find_evidence(scored: ScoredSet, bank: Bank, memes: int = 5) -> list[dict[st
             for rank, found in enumerate(scored.neighbours.rows[row])
             if found >= 0
         ]
-        evidence.append(
-            {
-                "id": name,
-                "label": scored.labels[row].tolist(),
-                "scores": {head: plain_score(values[row], scored.problem) for head, values in scored.scores.items()},
-                "rkc_class": None if scored.abstained[row] else verdicts[row].tolist(),
-                "neighbours": neighbours,
-            }
-        )
-    return evidence
+
+
+def find_evidence(scored: ScoredSet, bank: Bank, memes: int = 5) -> list[dict[str, Any]]:
+    """For the first `memes` of a set: every head's score, and the neighbours behind the KNN vote (`vote_evidence`).
+
+    `rkc_class` is None where the vote abstained.
+    """
+    verdicts = scored.verdicts("rkc")
+    return [
+        {
+            "id": scored.queries.ids[row],
+            "label": scored.labels[row].tolist(),
+            "scores": {head: plain_score(values[row], scored.problem) for head, values in scored.scores.items()},
+            "rkc_class": None if scored.abstained[row] else verdicts[row].tolist(),
+            "neighbours": neighbours,
+        }
+        for row, neighbours in enumerate(vote_evidence(scored, bank, memes))
+    ]
 
 
 def plain_score(values: np.ndarray, problem: Problem) -> float | list[float]:

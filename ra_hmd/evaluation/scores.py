@@ -19,7 +19,7 @@ from ra_hmd.models.head import MemeHead
 from ra_hmd.problem import Problem
 from ra_hmd.retrieval.embedded import Embedded, hidden_tensor, run_head
 from ra_hmd.retrieval.knn import Neighbours
-from ra_hmd.retrieval.voting import Voting
+from ra_hmd.retrieval.voting import Votes, Voting
 
 
 class Bank(Protocol):
@@ -60,11 +60,11 @@ class ScoredSet:
         name: Of the set.
         problem: What labels and scores mean.
         queries: Ids, labels and embeddings of the queries.
-        neighbours: Of the RKC.
+        neighbours: Of the RKC; none (K = 0) without a bank.
         votes: [Q, K, C], what each neighbour adds to the RKC scores.
         abstained: bool [Q], where no neighbour was similar enough to vote.
         in_bank: How many query ids also occur in the bank.
-        scores: Head to scores [Q, C]; without `lmh` where the store has none.
+        scores: Head to scores [Q, C]; without `lmh` where the store has none, without `rkc` where there is no bank.
         rules: Head to how it decides.
         extras: Further fields of each meme, or None where the store has none.
         notes: What a reader must know of the set.
@@ -105,9 +105,11 @@ class ScoredSet:
 
 
 def score_set(
-    name: str, place: str | Path, features: Features, head: MemeHead, bank: Bank, voting: Voting
+    name: str, place: str | Path, features: Features, head: MemeHead, bank: Bank | None, voting: Voting
 ) -> ScoredSet:
-    """Score a query set with every head that it has scores for; the rules are the official ones.
+    """Score a query set with every head that it has scores for, the RKC where there is a bank; by official rules.
+
+    Labels are passed on and play no part.
 
     Raises:
         UserError: LMH scores that are not finite.
@@ -115,8 +117,6 @@ def score_set(
     problem, notes = head.config.problem, []
     embedding, logits = run_head(head, hidden_tensor(features))
     queries = Embedded(features.ids, features.labels, embedding.cpu().numpy())
-    neighbours = bank.nearest(queries, voting.topk)
-    votes = voting.vote(neighbours, bank.labels, problem)
     scores: dict[Head, np.ndarray] = {}
     if features.lmh_score is None:
         notes.append("LMH is left out, the feature store has no LMH scores.")
@@ -130,8 +130,15 @@ def score_set(
         if not np.isfinite(scores["lmh"]).all():
             raise UserError(f"{place} has LMH scores that are not finite; extract it again.")
     scores["lrc"] = problem.probabilities(logits.double()).cpu().numpy()
-    scores["rkc"] = votes.scores
+    if bank is None:
+        nobody = np.empty((len(features), 0))
+        neighbours = Neighbours(nobody.astype(np.int64), nobody.astype(np.float32))
+        votes, in_bank = Votes(np.zeros((len(features), 0, problem.outputs)), np.zeros(len(features), dtype=bool)), 0
+    else:
+        neighbours = bank.nearest(queries, voting.topk)
+        votes = voting.vote(neighbours, bank.labels, problem)
+        scores["rkc"] = votes.scores
+        in_bank = len(set(bank.ids) & set(features.ids))
     rules = {which: Rule.official(which, problem) for which in scores}
-    in_bank = len(set(bank.ids) & set(features.ids))
     return ScoredSet(name, problem, queries, neighbours, votes.contributions, votes.abstained, in_bank, scores, rules,
                      features.extras, notes)  # fmt: skip
