@@ -131,6 +131,51 @@ def extract_command(
     print(f"{folder}: {len(memes[:limit])} memes")
 
 
+@app.command("encode")
+def encode_command(
+    encoder: Annotated[str, typer.Option(help="Preset (docs/encoders.md), folder, or name on the Hugging Face hub.")],
+    data: Annotated[str, typer.Option(help="File (.jsonl, ShareGPT .json), folder, or data set name.")],
+    output: Output,
+    split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
+    features: Annotated[str, typer.Option(help="pooled, or projected into the space of both modalities.")] = "pooled",
+    long_text: Annotated[str, typer.Option(help="Captions past the model's limit: truncate, or average.")] = "truncate",
+    revision: Annotated[str | None, typer.Option(help="Of the model on the hub.")] = None,
+    task: Annotated[str | None, typer.Option(help="Imported folder: the task whose labels to keep.")] = None,
+    dataset_dir: Annotated[Path, typer.Option(help="Folder of dataset_info.json.")] = Path("data"),
+    media_dir: Annotated[Path | None, typer.Option(help="Where relative image paths start.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many memes.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Memes per call of the model.")] = 32,
+    shard_size: Annotated[int, typer.Option(min=1, help="Rows per file.")] = 512,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Image and text features of memes by a frozen CLIP-like encoder. Continues like extract; also under torchrun."""
+    from ra_hmd.data.resolve import imported_task, resolve_memes
+    from ra_hmd.data.sharegpt import Answers, PromptTemplate
+    from ra_hmd.encoders.encode import describe_captions, encode
+    from ra_hmd.encoders.encoder import Encoder, EncoderSettings
+    from ra_hmd.features.store import STORE_MANIFEST
+    from ra_hmd.manifest import read_json
+
+    opened = Encoder(EncoderSettings(encoder, revision, features, long_text, dtype))
+    labelling = None if task is None else imported_task(data, task)
+    memes = resolve_memes(data, split, PromptTemplate(), Answers(), dataset_dir, media_dir, task=labelling)[:limit]
+    folder = encode(
+        opened,
+        memes,
+        output,
+        split=split,
+        label_classes=len(labelling.classes) if labelling is not None and labelling.multi_label else None,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        num_workers=workers,
+    )
+    print(f"{folder}: {len(memes)} memes")
+    note = describe_captions(**read_json(folder / STORE_MANIFEST).captions, long_text=long_text)
+    if note:
+        typer.echo(note, err=True)
+
+
 @features_app.command("import")
 def features_import(
     source: Annotated[Path, typer.Argument(help="Official .pt file (ids, feats, labels).")],
@@ -153,6 +198,18 @@ def features_export(
 
     export_pt(store, output)
     print(output)
+
+
+@app.command("train-head")
+def train_head_command(
+    config: Annotated[Path, typer.Argument(help="YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+) -> None:
+    """Train a head by classification on image and text features (Hate-CLIPper; docs/stage2.md)."""
+    from ra_hmd.config import load_yaml
+    from ra_hmd.training.train_head import TrainHeadArguments, train_head
+
+    train_head(load_yaml(TrainHeadArguments, config, overrides or []))
 
 
 @app.command("stage2")
