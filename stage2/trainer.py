@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ra_hmd.errors import UserError
 from ra_hmd.features.store import Features
-from ra_hmd.models.head import MemeHead
+from ra_hmd.models.head import HeadConfig, MemeHead
 from ra_hmd.models.objective import anchor_weights, weights_of
 from ra_hmd.training.trainer import HeadTrainer, Outcome
 from stage2.arguments import Stage2Arguments
@@ -48,7 +48,7 @@ class Trainer(HeadTrainer):
         device: Where head and features live.
 
     Raises:
-        UserError: `compat: official` with label sets; captions or image hashes that are asked for and missing.
+        UserError: captions or image hashes that are asked for and missing.
     """
 
     LOWER: ClassVar[str] = "Lower `lr` ({lr}), or set `metric: cos` if the embeddings are very long"
@@ -60,12 +60,15 @@ class Trainer(HeadTrainer):
         self, args: Stage2Arguments, head: MemeHead, train: Features, dev: Features | None, device: torch.device
     ) -> None:
         super().__init__(args, head, train, dev, device)
-        if args.compat == "official" and self.problem.kind == "multi_label":
+        self.loss = retrieval_loss(args)
+        self.miner = Miner(args, train)
+
+    @classmethod
+    def check(cls, args: Stage2Arguments, config: HeadConfig, train: Features) -> None:
+        if args.compat == "official" and config.problem.kind == "multi_label":
             raise UserError(
                 f"`compat: official` has one class per meme; {args.train} has sets of them. Use `corrected`."
             )
-        self.loss = retrieval_loss(args)
-        self.miner = Miner(args, train)
 
     def outcome(self) -> Outcome:
         """What there is to save, with the mining statistics."""
@@ -86,7 +89,7 @@ class Trainer(HeadTrainer):
 
     def _losses(self, rows: Tensor) -> Tensor:
         """Total, retrieval and classification loss [3] of the anchors `rows` [B]."""
-        output = self._run(rows)
+        output = self._apply(self.head, self.hidden[rows])
         positives, hard_negatives = self.miner.rows(rows, output.embedding)
         labels = self.labels[rows]
         weights = weights_of(labels, self.class_weights)

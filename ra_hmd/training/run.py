@@ -47,7 +47,8 @@ def run_training(args: HeadArguments, trainer: type[HeadTrainer]) -> dict[str, A
     trials, several = list(args.trials()), args.seeds > 1 or args.sweep is not None
     for run in (run for _, trial in trials for run in trial.runs()):
         check_output(run.output_dir, run.KIND)
-        head_config(run, training_rows(run, stores.train))
+        rows = training_rows(run, stores.train)
+        trainer.check(run, head_config(run, rows), rows)
     keep_freed_memory()
     console = Console()
     results = []

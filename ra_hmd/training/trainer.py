@@ -112,6 +112,10 @@ class HeadTrainer:
         self.history: list[dict[str, Any]] = []
         self._bank: Tensor | None = None
 
+    @classmethod
+    def check(cls, args: HeadArguments, config: HeadConfig, train: Features) -> None:
+        """Raise `UserError` if a head of this shape cannot be trained so on these rows."""
+
     @property
     def bank(self) -> Tensor:
         """The training set as last embedded [N, D], without gradient."""
@@ -213,13 +217,13 @@ class HeadTrainer:
             told.append(f"{self.args.select_by} {entry[self.args.select_by]:.4f}")
         return told
 
-    def _run(self, rows: Tensor) -> HeadOutput:
-        """The head's output of the rows [B], its products in the asked precision."""
-        self.head.autocast_dtype = _DTYPES[self.args.mixed_precision]
+    def _apply(self, head: MemeHead, features: Tensor) -> HeadOutput:
+        """A head's output of features [B, H], its products in the asked precision."""
+        head.autocast_dtype = _DTYPES[self.args.mixed_precision]
         try:
-            return self.head(self.hidden[rows])
+            return head(features)
         finally:
-            self.head.autocast_dtype = None  # bank and dev are seen as they will be once the head is deployed
+            head.autocast_dtype = None  # bank and dev are seen as they will be once the head is deployed
 
     def _not_finite(self, epoch: int, steps: int) -> None:
         """Stop, as gradients of so many steps were not finite; with loss scaling, only if scaling less did not help."""
