@@ -222,7 +222,7 @@ def test_bad_input_is_refused_before_anything_is_written(lab):
         ({"head": "svm"}, "head 'svm' is unknown; choose one of lmh, lrc, rkc"),
         ({"style": "xml"}, "format 'xml' is unknown; choose one of hateclipper-csv, jsonl"),
         ({"queries": lab / "other", "head": "rkc", "bank": lab / "bank"}, "not made alike"),
-        ({"queries": lab / "wide"}, "takes hidden states of size 7"),
+        ({"queries": lab / "wide"}, "takes 4 image and 3 text features, .* has one vector of 9"),
         ({"queries": lab / "broken"}, "not finite, the first is 'o2'"),
         ({"queries": lab / "mute", "head": "lmh"}, "mute: `--head lmh` has no answer. LMH is left out"),
         ({"head": "rkc", "bank": lab / "unlabelled"}, "5 of 5 rows have no label"),

@@ -67,8 +67,14 @@ def _short(value: Any) -> str:
 
 
 def check_head_fits(config: HeadConfig, head_place: str | Path, features: Features, store_place: str | Path) -> None:
-    """Raise `UserError` unless the head takes the store's hidden states."""
-    width = features.hidden.shape[1]
+    """Raise `UserError` unless the head takes the store's hidden states, or its image and text features."""
+    fusion, width = config.fusion, features.hidden.shape[1]
+    if fusion is not None and features.modalities != (fusion.image_dim, fusion.text_dim):
+        have = f"one vector of {width}" if features.modalities is None else "{} and {}".format(*features.modalities)
+        raise UserError(
+            f"The head in {head_place} takes {fusion.image_dim} image and {fusion.text_dim} text features, "
+            f"{store_place} has {have}: make the features with the head's encoder (`ra-hmd encode`)."
+        )
     if config.input_dim != width:
         raise UserError(
             f"The head in {head_place} takes hidden states of size {config.input_dim}, those in {store_place} have "

@@ -5,7 +5,7 @@ that takes the fused vector.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from ra_hmd.config import coerce_fields
 from ra_hmd.errors import raise_all
 from ra_hmd.models.layers import Float32Linear
+
+_COPIED = 1 << 24  # values of `cross_nd`'s weight that are copied at a time: 64 MB
 
 FusionKind = Literal["align", "concat", "cross", "cross_nd", "align_concat", "image", "text"]
 
@@ -25,8 +27,9 @@ class FusionConfig:
     Attributes:
         image_dim: I.
         text_dim: T.
-        kind: `align` element-wise product; `concat`; `cross` outer product; `cross_nd` outer product without its
-            diagonal (which is `align`); `align_concat` product and both; `image`, `text` one modality alone.
+        kind: `align` element-wise product; `concat`; `cross` outer product, row by row; `cross_nd` outer product
+            without its diagonal (which is `align`); `align_concat` product, image, text; `image`, `text` one modality
+            alone.
         map_dim: n, width of each projection.
         mapping_layers: Linear layers of each projection; 0: none, the features as they are.
         map_dropout: Dropout after each of them.
@@ -55,6 +58,8 @@ class FusionConfig:
                     f"`kind: {self.kind}` multiplies features of {self.image_dim} and {self.text_dim} dimensions "
                     "element by element; `mapping_layers: 1` makes them equally long."
                 )
+            if self.kind == "cross_nd" and self.width_of("image") == 1:
+                problems.append("`kind: cross_nd` leaves nothing of 1 × 1 products; use more dimensions.")
         raise_all(problems, "The fusion's configuration does not fit")
 
     @property
@@ -66,6 +71,11 @@ class FusionConfig:
     def modalities(self) -> tuple[str, ...]:
         """The modalities that it looks at."""
         return (self.kind,) if self.kind in ("image", "text") else ("image", "text")
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the fused vector is an outer product, about n² wide."""
+        return self.kind in ("cross", "cross_nd")
 
     def width_of(self, modality: str) -> int:
         """Width of a modality after its projection."""
@@ -108,11 +118,19 @@ class Fusion(nn.Module):
         if kind == "align_concat":
             return torch.cat([image * text, image, text], dim=1)
         product = image[:, :, None] * text[:, None, :]
-        if kind == "cross_nd":
-            # Of the n·n values but the first, every (n + 1)-th is on the diagonal.
-            width = product.shape[1]
-            return product.flatten(1)[:, 1:].reshape(-1, width - 1, width + 1)[:, :, :-1].flatten(1)
-        return product.flatten(1)
+        return product.flatten(1) if kind == "cross" else _without_diagonal(product)
+
+    def linear(self, projected: dict[str, Tensor], layer: nn.Linear) -> Tensor:
+        """`layer` on the fused vector, [B, O]; without gradients the outer product of `cross`, `cross_nd` is not made.
+
+        4,096 rows of n = 1024 would be 17 GB of it. `scripts/bench/cross_fusion.py`: the bilinear forms are as fast or
+        faster and need almost no memory, but their gradients take many times as long as those of the product; and a
+        training batch of it, B·n² values, is small beside the gradient of the weight, O·n².
+        """
+        if torch.is_grad_enabled() or not self.config.is_product:
+            return layer(self.fuse(projected))
+        image, text, diagonal = projected["image"], projected["text"], self.config.kind == "cross"
+        return cross_linear(image, text, layer.weight.float(), layer.bias.float(), diagonal=diagonal)
 
 
 def _projection(config: FusionConfig, width: int) -> nn.Sequential:
@@ -124,14 +142,35 @@ def _projection(config: FusionConfig, width: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def cross_linear(projected: dict[str, Tensor], layer: nn.Linear) -> Tensor:
-    """`layer` applied to the outer product of image and text, [B, O], without making the product.
+def cross_linear(image: Tensor, text: Tensor, weight: Tensor, bias: Tensor, *, diagonal: bool = True) -> Tensor:
+    """A linear layer on the outer product of image and text, without the product: a bilinear form per output.
 
-    Row o of the weight [O, n·n] is a matrix A_o, and its output is image · A_o · text.
+    Row o of the weight is a matrix A_o, and its output is image · A_o · text + b_o.
+
+    Args:
+        image: [B, n].
+        text: [B, m].
+        weight: [O, n·m]; without the diagonal [O, n·(n - 1)].
+        bias: [O].
+        diagonal: Whether the weight has the products of equal places (`cross`) or not (`cross_nd`).
+
+    Returns:
+        [B, O]. It can be differentiated, but slowly: see `Fusion.linear`.
     """
-    image, text = projected["image"], projected["text"]
-    weight = layer.weight.float().view(-1, image.shape[1], text.shape[1])
-    return F.bilinear(image, text, weight, layer.bias.float())
+    if diagonal:
+        return F.bilinear(image, text, weight.view(-1, image.shape[1], text.shape[1]), bias)
+    rows = max(1, _COPIED // image.shape[1] ** 2)
+    parts = [F.bilinear(image, text, _with_diagonal(part, image.shape[1])) for part in weight.split(rows)]
+    return torch.cat(parts, dim=1) + bias
 
 
-FUSIONS: tuple[FusionKind, ...] = get_args(FusionKind)
+def _without_diagonal(matrices: Tensor) -> Tensor:
+    """[B, n, n] → [B, n·(n - 1)]: of the n·n values but the first, every (n + 1)-th is on the diagonal."""
+    width = matrices.shape[1]
+    return matrices.flatten(1)[:, 1:].reshape(-1, width - 1, width + 1)[:, :, :-1].flatten(1)
+
+
+def _with_diagonal(rows: Tensor, width: int) -> Tensor:
+    """[B, n·(n - 1)] → [B, n, n] with zeros on the diagonal."""
+    filled = F.pad(rows.view(-1, width - 1, width), (0, 1)).flatten(1)
+    return F.pad(filled, (1, 0)).view(-1, width, width)

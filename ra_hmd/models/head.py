@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from ra_hmd.config import coerce_fields, load_dataclass
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.manifest import atomic_path, read_json, write_json
-from ra_hmd.models.fusion import Fusion, FusionConfig, cross_linear
+from ra_hmd.models.fusion import Fusion, FusionConfig
 from ra_hmd.models.layers import Float32Linear
 from ra_hmd.problem import Problem, ProblemType
 
 HEAD_WEIGHTS = "head.safetensors"
 HEAD_CONFIG = "head.json"
+
+_WIDEST_EMBEDDING = 1 << 16  # 4,096 rows of it are 1 GB; the product of a `cross` head without a block is far wider
 
 INITIAL_HEAD = "initial_head"
 """Folder in a Stage 2 output that holds the head it started from."""
@@ -70,6 +72,12 @@ class HeadConfig:
                 problems.append(
                     f"`input_dim` is {self.input_dim}, its fusion takes {self.fusion.image_dim} image and "
                     f"{self.fusion.text_dim} text features, {self.fusion.input_dim} in all."
+                )
+            if not problems and self.embedding_dim > _WIDEST_EMBEDDING:
+                problems.append(
+                    f"`num_layers: {self.num_layers}` and `proj_dim: {self.proj_dim}` make retrieval embeddings of "
+                    f"{self.embedding_dim} values; at most {_WIDEST_EMBEDDING} are searched. `num_layers: 2` takes "
+                    "them from a block behind the fusion."
                 )
             rates = (self.input_dropout, *self.dropout)
             problems += [f"dropout rate {rate} is not in [0, 1)." for rate in rates if not 0 <= rate < 1]
@@ -140,23 +148,22 @@ class MemeHead(nn.Module):
         enabled = self.autocast_dtype is not None
         with torch.autocast(hidden.device.type, dtype=self.autocast_dtype, enabled=enabled):
             projected = None if self.fusion is None else self.fusion.project(hidden.float())
-            x, first = self._input(hidden, projected)
+            x = self._input(hidden, projected)
             embedding = x
             for layer, dropout in zip(self.layers, self.dropouts, strict=True):
-                linear = first if first is not None else layer(x)
-                first = None
+                linear = self.fusion.linear(projected, layer) if x is None else layer(x)
                 x = dropout(torch.relu(linear))
                 embedding = x if self.config.embedding == "relu" else linear
             return HeadOutput(self.output(x).float(), embedding.float(), projected)
 
-    def _input(self, hidden: Tensor, projected: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
-        """The MLP's input [B, W]; or, where it is not made, its first layer's output [B, D] in its second place."""
+    def _input(self, hidden: Tensor, projected: dict[str, Tensor] | None) -> Tensor | None:
+        """The MLP's input [B, W]; None where the fusion applies the first layer itself, without dropout before it."""
         if self.fusion is None or projected is None:
-            return self.input_dropout(hidden.float()), None
-        drops = self.training and self.input_dropout.p > 0  # then every element of the product is dropped by itself
-        if self.fusion.config.kind == "cross" and self.config.blocks and not drops:
-            return hidden, cross_linear(projected, self.layers[0])
-        return self.input_dropout(self.fusion.fuse(projected)), None
+            return self.input_dropout(hidden.float())
+        drops = self.training and self.config.input_dropout > 0  # every element of a product is dropped by itself
+        if self.config.blocks and not drops:
+            return None
+        return self.input_dropout(self.fusion.fuse(projected))
 
     def embed(self, hidden: Tensor) -> Tensor:
         """Retrieval embeddings [B, D] of hidden states [B, H]."""
@@ -191,8 +198,9 @@ def load_head(folder: str | Path) -> MemeHead:
     Raises:
         UserError: no head there, or its tensors do not have the shapes that its JSON promises.
     """
-    head = MemeHead(read_head_config(folder))
-    load_head_weights(head, folder)
+    with torch.device("meta"):  # a cross head has 4 GB of weights: they are not drawn before they are read
+        head = MemeHead(read_head_config(folder))
+    _load(head, folder, assign=True)
     return head.eval()
 
 
@@ -206,7 +214,12 @@ def load_head_weights(head: MemeHead, folder: str | Path) -> None:
         if getattr(saved, name) != getattr(head.config, name)
     ]
     raise_all(differing, "The saved head has another shape")
+    _load(head, folder)
+
+
+def _load(head: MemeHead, folder: str | Path, *, assign: bool = False) -> None:
+    tensors = {name: tensor.float() for name, tensor in load_file(Path(folder) / HEAD_WEIGHTS).items()}
     try:
-        head.load_state_dict(load_file(Path(folder) / HEAD_WEIGHTS))
+        head.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
         raise UserError(f"{Path(folder) / HEAD_WEIGHTS} does not fit {HEAD_CONFIG}: {error}") from error
