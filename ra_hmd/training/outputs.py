@@ -189,7 +189,12 @@ def _notes(args: HeadArguments, outcome: Outcome, stores: Stores) -> list[str]:
 def _features(args: HeadArguments, stores: Stores) -> dict[str, Any]:
     places = {"train": (args.train, stores.train)} | ({"dev": (args.dev, stores.dev)} if stores.dev is not None else {})
     described: dict[str, Any] = {
-        name: {"path": str(path), "rows": len(features), "fingerprint": plain(store_fingerprint(features))}
+        name: {
+            "path": str(path),
+            "rows": len(features),
+            "fingerprint": plain(store_fingerprint(features)),
+            "source": plain((features.manifest or {}).get("source")),
+        }
         for name, (path, features) in places.items()
     }
     if args.k_shot is not None:

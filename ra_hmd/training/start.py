@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ra_hmd.data.readers import READERS
 from ra_hmd.data.shot_lists import read_shot_list, shot_rows
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.checks import (
@@ -15,8 +16,9 @@ from ra_hmd.evaluation.checks import (
     store_fingerprint,
 )
 from ra_hmd.features.store import Features, read_features
+from ra_hmd.manifest import read_json
 from ra_hmd.models.fusion import FusionConfig
-from ra_hmd.models.head import HeadConfig, MemeHead, load_head_weights, read_head_config
+from ra_hmd.models.head import HeadConfig, MemeHead, load_head, read_head_config
 from ra_hmd.problem import Problem
 from ra_hmd.training.arguments import FUSION_SHAPE, HeadArguments
 
@@ -61,11 +63,16 @@ def training_rows(args: HeadArguments, train: Features) -> Features:
     """The rows of the asked K-shot list, in the store's order; all rows without `k_shot`.
 
     Raises:
-        UserError: no such list, a list of another split, memes that the store lacks, or of one class only.
+        UserError: no such list, a list of another data set or split, memes that the store lacks, or of one class only.
     """
     if args.k_shot is None or args.shots is None:
         return train
-    ids = read_shot_list(args.k_shot, args.shots, args.shot_seed, (train.manifest or {}).get("split"))
+    manifest = train.manifest or {}
+    source = manifest.get("source") or {}
+    ids = read_shot_list(args.k_shot, args.shots, args.shot_seed, source.get("split") or manifest.get("split"))
+    drawn, stored = read_json(args.k_shot).get("dataset"), source.get("dataset")
+    if {drawn, stored} <= set(READERS) and drawn != stored:  # names of other data are the user's own
+        raise UserError(f"The lists in {args.k_shot} were drawn from {drawn}, and {args.train} holds {stored}.")
     chosen = train.select(np.array(shot_rows(ids, train.ids, args.k_shot, args.train)))
     place = f"{args.k_shot}, {args.shots} shots, seed {args.shot_seed},"
     _check_classes(chosen, place, _problem(args), "; training needs both classes")
@@ -94,7 +101,7 @@ def initial_head(args: HeadArguments, train: Features) -> MemeHead:
     """The head of `init_head`, or a fresh one, with the asked dropout."""
     head = MemeHead(head_config(args, train))
     if args.init_head is not None:
-        load_head_weights(head, args.init_head)
+        head.load_state_dict(load_head(args.init_head).state_dict())
     return head
 
 
