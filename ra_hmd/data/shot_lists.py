@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from ra_hmd.data.readers import READERS
 from ra_hmd.errors import UserError
+from ra_hmd.features.store import Features
 from ra_hmd.manifest import read_json
 
 
@@ -69,3 +73,19 @@ def shot_rows(listed: Sequence[str], ids: Sequence[str], list_place: str | Path,
         )
     chosen = set(listed)
     return [row for row, name in enumerate(ids) if name in chosen]
+
+
+def take_shots(features: Features, place: str | Path, path: str | Path, shots: int, seed: int) -> Features:
+    """The rows of one list, in the order of the store at `place`.
+
+    Raises:
+        UserError: see `read_shot_list`; a list of another data set or split, as far as the store says what it is of;
+            memes that the store lacks.
+    """
+    manifest = features.manifest or {}
+    source = manifest.get("source") or {}
+    ids = read_shot_list(path, shots, seed, source.get("split") or manifest.get("split"))
+    drawn, stored = read_json(path).get("dataset"), source.get("dataset")
+    if {drawn, stored} <= set(READERS) and drawn != stored:  # names of other data are the user's own
+        raise UserError(f"The lists in {path} were drawn from {drawn}, and {place} holds {stored}.")
+    return features.select(np.array(shot_rows(ids, features.ids, path, place), dtype=np.int64))

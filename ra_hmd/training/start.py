@@ -3,10 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from ra_hmd.data.readers import READERS
-from ra_hmd.data.shot_lists import read_shot_list, shot_rows
+from ra_hmd.data.shot_lists import take_shots
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.checks import (
     check_head_fits,
@@ -16,7 +13,6 @@ from ra_hmd.evaluation.checks import (
     store_fingerprint,
 )
 from ra_hmd.features.store import Features, read_features
-from ra_hmd.manifest import read_json
 from ra_hmd.models.fusion import FusionConfig
 from ra_hmd.models.head import HeadConfig, MemeHead, load_head, read_head_config
 from ra_hmd.problem import Problem
@@ -67,13 +63,7 @@ def training_rows(args: HeadArguments, train: Features) -> Features:
     """
     if args.k_shot is None or args.shots is None:
         return train
-    manifest = train.manifest or {}
-    source = manifest.get("source") or {}
-    ids = read_shot_list(args.k_shot, args.shots, args.shot_seed, source.get("split") or manifest.get("split"))
-    drawn, stored = read_json(args.k_shot).get("dataset"), source.get("dataset")
-    if {drawn, stored} <= set(READERS) and drawn != stored:  # names of other data are the user's own
-        raise UserError(f"The lists in {args.k_shot} were drawn from {drawn}, and {args.train} holds {stored}.")
-    chosen = train.select(np.array(shot_rows(ids, train.ids, args.k_shot, args.train)))
+    chosen = take_shots(train, args.train, args.k_shot, args.shots, args.shot_seed)
     place = f"{args.k_shot}, {args.shots} shots, seed {args.shot_seed},"
     _check_classes(chosen, place, _problem(args), "; training needs both classes")
     return chosen
