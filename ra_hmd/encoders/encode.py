@@ -1,5 +1,6 @@
 """Write an encoder's features of memes: sharded, resumable, over as many processes as torchrun starts."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ra_hmd.data.record import Meme
@@ -13,6 +14,7 @@ def encode(
     output: str | Path,
     *,
     split: str = "",
+    source: Mapping[str, str | None] | None = None,
     label_classes: int | None = None,
     batch_size: int = 32,
     shard_size: int = 512,
@@ -29,6 +31,7 @@ def encode(
         memes: The data, in the order of the store.
         output: Folder of the store.
         split: Recorded in the manifest.
+        source: What the memes are (`describe_source`); recorded in the manifest.
         label_classes: C, where a meme may have several labels.
         batch_size: Memes per call of each tower; memes with captions of similar length share one.
         shard_size: Rows per file; a stop loses at most one unfinished shard per rank.
@@ -57,6 +60,7 @@ def encode(
         num_workers=num_workers,
         description="Encoding",
         split=split,
+        source=source,
         encoder=encoder.settings.to_dict(),
         captions=captions,
     )

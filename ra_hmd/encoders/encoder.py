@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor
 
 from ra_hmd.config import coerce_fields
-from ra_hmd.encoders.presets import PRESETS
+from ra_hmd.encoders.presets import PRESETS, Preset
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.manifest import fingerprint_model, sha256_bytes
 from ra_hmd.models.checkpoint import DType
@@ -99,6 +100,7 @@ class Encoder:
     def __init__(self, settings: EncoderSettings) -> None:
         from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
+        self._preset = None if Path(settings.path).is_dir() else PRESETS.get(settings.path)
         self.settings, self._folder = _locate(settings)
         name = self.settings.path
         try:
@@ -115,6 +117,9 @@ class Encoder:
             self.image_processor = AutoImageProcessor.from_pretrained(self._folder, backend="torchvision")
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{name}: its tokenizer and image processor cannot be loaded: {error}") from error
+        names = self.tokenizer.vocab_files_names.values()
+        if not any((self._folder / file).is_file() for file in names):  # transformers makes an empty one, silently
+            raise UserError(f"{name} has no tokenizer; put one of {', '.join(names)} of this model into the folder.")
         self._prefix, self._suffix = self._special_tokens()
         text = self._config.text_config
         # XLM-R counts positions from the padding's index on.
@@ -135,10 +140,8 @@ class Encoder:
         """Raise `UserError` unless the image processor gives what the vision tower takes."""
         if self.family == "align":
             return  # convolutions take any size
-        from PIL import Image
-
         config = self._config.vision_config
-        given = self.pixels(Image.new("RGB", (32, 24)))["pixel_values"].shape[-1]
+        given = self.pixels(new_image("RGB", (32, 24)))["pixel_values"].shape[-1]
         taken = config.patch_size**2 * config.num_channels if self.family == "siglip2" else config.image_size
         if given != taken:
             raise UserError(
@@ -161,7 +164,21 @@ class Encoder:
             raise UserError(f"{name}: its weights cannot be loaded: {error}") from error
         raise_all(sorted(report["missing_keys"]), f"{name} lacks weights that the model needs")
         self.model = model.to(device).eval().requires_grad_(False)
+        if self._preset is not None:
+            self._check_widths(self._preset)
         return self
+
+    def _check_widths(self, preset: Preset) -> None:
+        """Raise `UserError` unless features are as wide as the preset says."""
+        blank = self.columns(self.collate([self.encode("", new_image("RGB", (32, 24)))]))
+        found = tuple(column.shape[1] for column in blank.values())
+        projected = self.settings.features == "projected"
+        expected = (preset.projection_dim,) * 2 if projected else (preset.image_dim, preset.text_dim)
+        if found != expected:
+            raise UserError(
+                f"{self.settings.path} at {self.settings.revision} gives {found[0]} image and {found[1]} text "
+                f"features, {expected[0]} and {expected[1]} are expected; give another --revision."
+            )
 
     def fingerprint(self) -> dict[str, Any]:
         """What a feature depends on, apart from the meme: two equal ones give equal features."""
@@ -293,8 +310,6 @@ def _locate(settings: EncoderSettings) -> tuple[EncoderSettings, Path]:
     Raises:
         UserError: neither a folder nor loadable.
     """
-    from huggingface_hub import snapshot_download
-
     folder = Path(settings.path)
     if folder.is_dir():
         if settings.revision is not None:
@@ -302,9 +317,22 @@ def _locate(settings: EncoderSettings) -> tuple[EncoderSettings, Path]:
         return settings, folder
     name = PRESETS[settings.path].hub if settings.path in PRESETS else settings.path
     try:
-        folder = Path(snapshot_download(name, revision=settings.revision, allow_patterns=_HUB_FILES))
+        folder = _download(name, settings.revision, _HUB_FILES)
         if not any(folder.glob("*.safetensors")):
-            snapshot_download(name, revision=settings.revision, allow_patterns=["pytorch_model*.bin"])
+            _download(name, settings.revision, ["pytorch_model*.bin"])
     except (OSError, ValueError) as error:
         raise UserError(f"{settings.path} is no folder and cannot be loaded: {error}\n{_known()}") from error
     return replace(settings, path=name, revision=folder.name), folder
+
+
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """The folder of a model of the hub at a commit, downloaded or as it was downloaded before."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except OSError as error:
+        try:  # offline, a commit whose files are all there would not be taken otherwise
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
+        except OSError:
+            raise error from None
