@@ -57,7 +57,7 @@ def save_outcome(args: HeadArguments, outcome: Outcome, stores: Stores) -> dict[
         features=_features(args, stores),
         notes=notes,
         **_origin(args.init_head),
-        **_encoder(stores.train),
+        **describe_encoder(stores.train),
     )
     write_json(folder / MANIFEST_NAME, manifest)
     return _summary(folder, history, notes)
@@ -186,20 +186,33 @@ def _notes(args: HeadArguments, outcome: Outcome, stores: Stores) -> list[str]:
     return notes
 
 
+def describe_features(place: Path, features: Features) -> dict[str, Any]:
+    """A store that a head came from, for the head's manifest."""
+    return {
+        "path": str(place),
+        "rows": len(features),
+        "fingerprint": plain(store_fingerprint(features)),
+        "source": plain((features.manifest or {}).get("source")),
+    }
+
+
+def describe_encoder(train: Features) -> dict[str, Any]:
+    """How another meme is encoded alike, where an encoder made the features: the field `encoder` of a manifest."""
+    encoder = (train.manifest or {}).get("encoder")
+    return {} if encoder is None else {"encoder": plain(encoder)}
+
+
+def describe_shots(train: Features) -> dict[str, Any]:
+    """Which rows of a store were taken by a K-shot list."""
+    # Of the memes, not of the file: lists may be added to that, and each list stays.
+    return {"k_shot": sha256_bytes(*(name.encode() for name in train.ids))}
+
+
 def _features(args: HeadArguments, stores: Stores) -> dict[str, Any]:
     places = {"train": (args.train, stores.train)} | ({"dev": (args.dev, stores.dev)} if stores.dev is not None else {})
-    described: dict[str, Any] = {
-        name: {
-            "path": str(path),
-            "rows": len(features),
-            "fingerprint": plain(store_fingerprint(features)),
-            "source": plain((features.manifest or {}).get("source")),
-        }
-        for name, (path, features) in places.items()
-    }
+    described = {name: describe_features(path, features) for name, (path, features) in places.items()}
     if args.k_shot is not None:
-        # Of the memes, not of the file: lists may be added to that, and each list stays.
-        described["train"]["k_shot"] = sha256_bytes(*(name.encode() for name in stores.train.ids))
+        described["train"] |= describe_shots(stores.train)
     return described
 
 
@@ -211,9 +224,3 @@ def _origin(init_head: Path | None) -> dict[str, Any]:
     manifest = read_json(path) if path.is_file() else {}
     origin = {"path": str(init_head), "sha256": sha256_file(init_head / HEAD_WEIGHTS), "kind": manifest.get("kind")}
     return {"init_head": origin, **{key: plain(manifest[key]) for key in CARRIED if key in manifest}}
-
-
-def _encoder(train: Features) -> dict[str, Any]:
-    """How another meme is encoded alike, where an encoder made the features."""
-    encoder = (train.manifest or {}).get("encoder")
-    return {} if encoder is None else {"encoder": plain(encoder)}
