@@ -32,6 +32,8 @@ def coerce(value: Any, kind: Any) -> Any:
             return None
         return coerce(value, next(arg for arg in args if arg is not type(None)))
     if origin is typing.Literal:
+        if value is False and "no" in args:
+            return "no"  # which YAML 1.1 reads as false
         if value not in args:
             raise ValueError(f"{value!r} is not one of {', '.join(map(repr, args))}")
         return value

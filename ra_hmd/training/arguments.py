@@ -194,8 +194,6 @@ class HeadArguments:
             yield replace(self, seed=seed, seeds=1, shot_seed=shot_seed, output_dir=folder)
 
     def __post_init__(self) -> None:
-        if self.mixed_precision is False:
-            self.mixed_precision = "no"  # which YAML 1.1 reads as false
         problems = coerce_fields(self, [item.name for item in fields(self)], self.TITLE)
         if not problems:
             problems = [*self._range_problems(), *self._cross_problems(), *self._sweep_problems()]
