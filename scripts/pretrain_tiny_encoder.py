@@ -1,0 +1,170 @@
+"""Train a tiny encoder contrastively on drawn memes: pictures against sentences about what they show. A few minutes.
+
+    ra-hmd data make-confounders --output outputs/confounders
+    python scripts/pretrain_tiny_encoder.py --family clip --data outputs/confounders --output outputs/encoders/clip
+
+The loss is the family's own: softmax over the batch (CLIP, AltCLIP, ALIGN), or a sigmoid for each pair (SigLIP).
+
+What supervises it: each training picture, of both domains, goes with a sentence about its subject. Half of the time
+this is a description ("The picture shows the cat."), else the caption of any training meme that talks about that
+subject. A meme's own caption cannot be its sentence: half of them talk about something else. Read from
+`attributes.jsonl` are the subjects of picture and text of training memes, which the descriptions in
+`confounders_captions` tell as well. Labels, dev and test memes are not read. Yet the label of a drawn meme follows from
+the two subjects: the encoder is taught what the label is about, as web data has taught published ones what things are
+called. Scores on these memes show that the steps work, not how good an encoder is.
+"""
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ra_hmd.data.confounders import DOMAINS
+from ra_hmd.data.images import load_image
+from ra_hmd.encoders.encoder import Encoder, EncoderSettings
+from ra_hmd.encoders.tiny import EncoderFamily, make_tiny_encoder
+from ra_hmd.errors import UserError
+from ra_hmd.manifest import MANIFEST_NAME, new_folder, plain, run_manifest, sha256_file, write_json
+from ra_hmd.progress import track
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What there is to learn from.
+
+    Attributes:
+        images: Paths of N training pictures.
+        subjects: What each shows.
+        captions: Subject → captions of training memes about it.
+        fingerprint: Domain → SHA-256 of its attributes.
+    """
+
+    images: list[Path]
+    subjects: list[str]
+    captions: dict[str, list[str]]
+    fingerprint: dict[str, str]
+
+    def sentence(self, row: int, rng: random.Random) -> str:
+        """A sentence about picture `row`."""
+        subject = self.subjects[row]
+        described = f"The picture shows the {subject}."
+        about = self.captions.get(subject)
+        return rng.choice(about) if about and rng.random() < 0.5 else described
+
+
+def read_lesson(data: Path) -> Lesson:
+    """The training memes of both domains in the folder that `ra-hmd data make-confounders` made."""
+    lesson = Lesson([], [], {}, {})
+    for domain in DOMAINS:
+        path = data / domain.name / "attributes.jsonl"
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; give --data the output of `ra-hmd data make-confounders`.")
+        lesson.fingerprint[domain.name] = sha256_file(path)
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            if row["split"] == "train":
+                text = row["text"]
+                lesson.images.append(path.parent / "img" / f"{row['id']}.png")
+                lesson.subjects.append(row["image"]["subject"])
+                lesson.captions.setdefault(text["topic"], []).append(text["wording"].format(noun=text["noun"]))
+    return lesson
+
+
+def decode(encoder: Encoder, paths: list[Path]) -> dict[str, Tensor]:
+    """What the vision tower takes, [N, …] each; half precision is finer than the 8 bits that it comes from."""
+    shown = track(((1, path) for path in paths), "Decoding", len(paths), "pictures")
+    rows = [encoder.pixels(load_image(path)) for path in shown]
+    columns = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    return {name: column.half() if column.is_floating_point() else column for name, column in columns.items()}
+
+
+def set_start(model: nn.Module) -> None:
+    """Temperature and bias to begin with, where a family's config has none that learns in minutes."""
+    with torch.no_grad():
+        if hasattr(model, "temperature"):  # ALIGN: its factor itself, 1 in the config
+            model.temperature.fill_(0.1)
+        elif hasattr(model, "logit_bias"):  # SigLIP (arXiv 2303.15343, section 3.2)
+            model.logit_scale.fill_(math.log(10))
+            model.logit_bias.fill_(-10)
+
+
+def train(encoder: Encoder, lesson: Lesson, options: argparse.Namespace) -> list[dict[str, float]]:
+    """Train `encoder.model`; returns the mean loss and the seconds of each epoch."""
+    pictures = decode(encoder, lesson.images)
+    model = encoder.model.requires_grad_(True).train()
+    set_start(model)
+    rows = list(range(len(lesson.images)))
+    size = min(options.batch_size, len(rows))
+    steps = len(rows) // size  # a last batch of few pairs would be easier than the others
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=options.epochs * steps)
+    rng = random.Random(options.seed)
+    torch.manual_seed(options.seed)
+    history = []
+    for epoch in range(1, options.epochs + 1):
+        began = time.monotonic()
+        rng.shuffle(rows)
+        batches = [rows[step * size : (step + 1) * size] for step in range(steps)]
+        total = torch.zeros((), device=model.device)
+        for batch in track(((size, batch) for batch in batches), f"Epoch {epoch}", steps * size, "pairs"):
+            tokens = encoder.collate_text([encoder.pieces(lesson.sentence(row, rng)) for row in batch])
+            del tokens["shares"]
+            inputs = {name: value[batch] for name, value in pictures.items()} | tokens
+            inputs = {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
+            inputs = {name: value.to(model.device) for name, value in inputs.items()}
+            loss = model(**inputs, return_loss=True).loss
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            total += loss.detach()
+        history.append({"epoch": epoch, "loss": total.item() / steps, "seconds": time.monotonic() - began})
+        print(f"epoch {epoch}: loss {history[-1]['loss']:.3f}, {history[-1]['seconds']:.0f} s", flush=True)
+    return history
+
+
+def pretrain(options: argparse.Namespace) -> Path:
+    """Make the encoder's folder, which is complete or absent."""
+    for name in ("epochs", "batch_size"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}, it must be at least 1.")
+    lesson = read_lesson(options.data)
+    with new_folder(options.output) as folder:
+        make_tiny_encoder(options.family, folder, seed=options.seed)
+        encoder = Encoder(EncoderSettings(str(folder))).load(Accelerator().device)
+        history = train(encoder, lesson, options)
+        encoder.model.save_pretrained(folder)
+        arguments: dict[str, Any] = plain(vars(options))
+        data = {"pictures": len(lesson.images), "attributes": lesson.fingerprint}
+        manifest = run_manifest("tiny_encoder", arguments=arguments, data=data, history=history)
+        write_json(folder / MANIFEST_NAME, manifest)
+    return options.output
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=get_args(EncoderFamily), default="clip")
+    parser.add_argument("--data", type=Path, required=True, help="Output of `ra-hmd data make-confounders`.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder to make.")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3, help="Highest learning rate of the one cycle.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the weights, the order, the choice of sentences.")
+    try:
+        print(pretrain(parser.parse_args()))
+    except UserError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()
