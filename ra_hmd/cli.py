@@ -98,7 +98,7 @@ def extract_command(
 ) -> None:
     """Dump an LMM's features of memes. Stopped and started again, it continues; also under torchrun."""
     from ra_hmd.config import choose
-    from ra_hmd.data.resolve import imported_task, resolve_memes
+    from ra_hmd.data.resolve import describe_source, imported_task, resolve_memes
     from ra_hmd.extract import extract
     from ra_hmd.models.checkpoint import open_backbone, open_run
 
@@ -121,6 +121,7 @@ def extract_command(
         memes[:limit],
         output,
         split=split,
+        source=describe_source(data, split, task),
         label_classes=len(labelling.classes) if labelling is not None and labelling.multi_label else None,
         batch_size=batch_size,
         shard_size=shard_size,
@@ -150,7 +151,7 @@ def encode_command(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
     """Image and text features of memes by a frozen CLIP-like encoder. Continues like extract; also under torchrun."""
-    from ra_hmd.data.resolve import imported_task, resolve_memes
+    from ra_hmd.data.resolve import describe_source, imported_task, resolve_memes
     from ra_hmd.data.sharegpt import Answers, PromptTemplate
     from ra_hmd.encoders.encode import describe_captions, encode
     from ra_hmd.encoders.encoder import Encoder, EncoderSettings
@@ -165,6 +166,7 @@ def encode_command(
         memes,
         output,
         split=split,
+        source=describe_source(data, split, task),
         label_classes=len(labelling.classes) if labelling is not None and labelling.multi_label else None,
         batch_size=batch_size,
         shard_size=shard_size,
@@ -328,6 +330,22 @@ def predict_command(
     for note in done["notes"]:
         typer.echo(note, err=True)
     print(f"{output}: {done['rows']} memes")
+
+
+@app.command("results")
+def results_command(
+    folders: Annotated[
+        list[str], typer.Argument(help="Folders with evaluations and cross-evaluations; NAME=FOLDER names the system.")
+    ],
+    output: Output = Path("results.md"),
+) -> None:
+    """One table of all systems over all data sets, published numbers beside it; also JSON, CSV and a picture."""
+    from ra_hmd.evaluation.results_page import write_results
+
+    done = write_results(folders, output, command=shlex.join(["ra-hmd", *sys.argv[1:]]))
+    for note in done["notes"]:
+        typer.echo(note, err=True)
+    print(output)
 
 
 @app.command("demo")

@@ -1,5 +1,6 @@
 """Dump an LMM's features of memes: sharded, resumable, over as many processes as torchrun starts."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ def extract(
     output: str | Path,
     *,
     split: str = "",
+    source: Mapping[str, str | None] | None = None,
     label_classes: int | None = None,
     batch_size: int = 16,
     shard_size: int = 512,
@@ -34,6 +36,7 @@ def extract(
         memes: The data, in the order of the store.
         output: Folder of the store.
         split: Recorded in the manifest.
+        source: What the memes are (`describe_source`); recorded in the manifest.
         label_classes: C, where a meme may have several labels; default is that of a multi-label run.
         batch_size: Memes per forward pass; memes of similar length share one.
         shard_size: Rows per file; a stop loses at most one unfinished shard per rank.
@@ -65,6 +68,7 @@ def extract(
         shard_size=shard_size,
         num_workers=num_workers,
         split=split,
+        source=source,
         run=str(run.folder),
     )
 

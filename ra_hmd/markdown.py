@@ -14,3 +14,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; cells are already Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def fenced(lines: Sequence[str], language: str = "sh") -> str:
+    """Lines of code as a block, with a fence that none of them can close."""
+    longest = max((len(run) for line in lines for run in re.findall(r"`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n" + "\n".join(lines) + f"\n{fence}\n"

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ra_hmd.data.dataset import DATASET_MANIFEST, open_data
+from ra_hmd.data.readers import READERS
+from ra_hmd.data.readers.generic import Generic
 from ra_hmd.data.readers.tasks import Task
 from ra_hmd.data.record import Meme, read_memes
 from ra_hmd.data.sharegpt import Answers, PromptTemplate
@@ -50,6 +52,33 @@ def resolve_memes(
         raise UserError(f"Data set {name} of {registry} is not a local file; save it as one, and give that.")
     file = folder / entries[name]["file_name"]
     return read_memes(file, split=split, prompt=prompt, answers=answers, media_dir=media_dir or folder)
+
+
+def describe_source(data: str, split: str, task: str | None = None) -> dict[str, str | None]:
+    """What the memes of `data` are, for the manifests of what is made from them.
+
+    Args:
+        data: As `resolve_memes` takes it.
+        split: Its split.
+        task: Name of the task whose labels are taken, where one was asked for.
+
+    Returns:
+        `dataset`: the name of a public data set's reader; else that of the folder or file. `split`: as the reader calls
+        it. `task`: of a public data set the first, unless another was asked for. `place`: `data`.
+    """
+    path, place = Path(data), str(data)
+    if (path / DATASET_MANIFEST).is_file() and (reader := open_data(path).reader) is not Generic:
+        return {"dataset": reader.name, "split": split, "task": task or reader.tasks[0].name, "place": place}
+    if path.exists():
+        whole = path.absolute()
+        name = whole.name if path.is_dir() else whole.parent.name if path.stem == split else path.stem
+        return {"dataset": name, "split": split, "task": task, "place": place}
+    names = (f"{data}_{split}", *([data] if split == "train" else []))
+    for reader in READERS.values():
+        for ours, (name, _) in reader.sharegpt.items():
+            if name in names:
+                return {"dataset": reader.name, "split": ours, "task": reader.tasks[0].name, "place": place}
+    return {"dataset": data, "split": split, "task": None, "place": place}
 
 
 def imported_task(data: str, name: str) -> Task:

@@ -28,6 +28,7 @@ from ra_hmd.evaluation.checks import (
 )
 from ra_hmd.evaluation.cross_report import write_cross_report
 from ra_hmd.evaluation.cross_settings import CROSS_METRICS, CrossEvalArguments, Kind, System, Target
+from ra_hmd.evaluation.described import describe_head, describe_store
 from ra_hmd.evaluation.lockout import open_queries, split_name, store_digest
 from ra_hmd.evaluation.metrics import THRESHOLDS
 from ra_hmd.evaluation.study import Seen, estimate, require_binary
@@ -88,18 +89,25 @@ def cross_eval(args: CrossEvalArguments, *, final: bool = False, command: str = 
     cells: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
     openings: list[dict[str, Any]] = []
-    total = sum(len(list(_kinds(args, shots[target]))) for _, target in pairs)
+    total = sum(len(list(_kinds(args, args.systems[system], shots[target]))) for system, target in pairs)
     for entry in track(
         ((1, one) for one in _compute(args, shots, openings, final, command)), "Cross-evaluation", total, "cells"
     ):
         (missing if "reason" in entry else cells).append(entry)
     if not cells:
         reasons = [f"{one['reason']} {one['command']}".strip() for one in missing]
+        reasons = reasons or [f"heads: {list(args.heads)}: features of an encoder have no LMH; add lrc or rkc."]
         raise_all(list(dict.fromkeys(reasons)), "Nothing can be evaluated yet")
     result = {"cells": cells, "missing": missing}
     arguments = plain(asdict(args))
     manifest = run_manifest(
-        "cross_eval", command=command, arguments=arguments, seed=args.seed, final=final, test=openings
+        "cross_eval",
+        command=command,
+        arguments=arguments,
+        seed=args.seed,
+        final=final,
+        test=openings,
+        systems={name: describe_head(system.head) for name, system in args.systems.items()},
     )
     write_json(args.output_dir / "cross_eval.json", result)
     write_cross_report(args, result, command, args.output_dir)
@@ -107,9 +115,11 @@ def cross_eval(args: CrossEvalArguments, *, final: bool = False, command: str = 
     return result
 
 
-def _kinds(args: CrossEvalArguments, shots: Mapping[int, Any]) -> Iterator[Kind]:
-    """The heads and banks of one target."""
+def _kinds(args: CrossEvalArguments, system: System, shots: Mapping[int, Any]) -> Iterator[Kind]:
+    """The heads and banks of one system on one target; features of an encoder have no LMH."""
     for head in args.heads:
+        if head == "lmh" and system.of_encoder():
+            continue
         if head != "rkc":
             yield Kind(head)
             continue
@@ -142,7 +152,7 @@ def _compute(
         judge = _SystemJudge(args, name, system)
         for target_name in args.targets:
             pair = _Pair(judge, target_name, shots[target_name], final=final, command=command)
-            for kind in _kinds(args, shots[target_name]):
+            for kind in _kinds(args, system, shots[target_name]):
                 where = {"system": name, "trained_on": judge.trained_on, "target": target_name, **asdict(kind)}
                 try:
                     yield {**where, **pair.cell(kind)}
@@ -171,7 +181,7 @@ class _SystemJudge:
         """
         place = self.system.store(target, split)
         if not (place / STORE_MANIFEST).is_file():
-            raise _MissingError(f"{place} does not exist.", self._extract_command(target, split, place))
+            raise _MissingError(f"{place} does not exist.", self._features_command(target, split, place))
         features = read_features(place)
         check_store(features, place)
         check_head_fits(self.head.config, self.system.head, features, place)
@@ -195,11 +205,14 @@ class _SystemJudge:
             self._bank = store, self.embedded(store, self.trained_on)
         return self._bank
 
-    def _extract_command(self, target: str, split: str, place: Path) -> str:
+    def _features_command(self, target: str, split: str, place: Path) -> str:
+        """The command that makes a missing store: by the encoder that the head's features come from, or by an LMM."""
         known = self.args.targets.get(target, Target())
-        checkpoint = self.system.checkpoint or self.system.head
-        words = ra_hmd("extract", checkpoint=checkpoint, data=known.data or target, split=split, output=place)
-        return shlex.join(words)
+        options = {"data": known.data or target, "split": split, "output": place}
+        encoder = self.system.encoder_options()
+        if encoder:
+            return shlex.join(ra_hmd("encode", **encoder, **options))
+        return shlex.join(ra_hmd("extract", checkpoint=self.system.checkpoint or self.system.head, **options))
 
 
 class _Pair:
@@ -242,7 +255,11 @@ class _Pair:
         }
         digest = sha256_bytes(json.dumps(key, sort_keys=True).encode())
         path = args.output_dir / "cells" / f"{digest}.json"
-        judged = {"store": str(queries.place), "split": split_name(queries.features, queries.place)}
+        judged = {
+            "store": str(queries.place),
+            "split": split_name(queries.features, queries.place),
+            "judged": describe_store(queries.place, queries.features.manifest),
+        }
         if path.is_file():
             return {**judged, **read_json(path)}
         self._once("opened", self._open)

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 from ra_hmd.config import coerce_fields, load_dataclass
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.metrics import Head
+from ra_hmd.manifest import MANIFEST_NAME, read_json
+from ra_hmd.models.head import read_head_config
 from ra_hmd.retrieval.voting import VoteWeights, Voting
 
 BankKind = Literal["train", "k_shot", "target"]
@@ -17,7 +19,7 @@ CROSS_METRICS: tuple[CrossMetric, ...] = get_args(CrossMetric)
 
 @dataclass
 class System:
-    """A trained model: a head, and the features that its LMM gives of every data set."""
+    """A trained model: a head, and the features that its LMM or encoder gives of every data set."""
 
     head: Path = field(metadata={"help": "Stage 1 run or Stage 2 folder: whose head decides."})
     features: str = field(
@@ -28,6 +30,13 @@ class System:
     checkpoint: Path | None = field(
         default=None, metadata={"help": "Stage 1 run to extract with, for the commands that are told; null: `head`."}
     )
+    encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "As `ra-hmd encode --encoder` takes it, for the commands that are told; null: that of the head's "
+            "features, if an encoder made them."
+        },
+    )
     trained_on: str | None = field(
         default=None, metadata={"help": "Target whose train split is its training bank; null: the system's own name."}
     )
@@ -36,13 +45,28 @@ class System:
         """Folder of the features of a target's split."""
         return Path(self.features.replace("{target}", target).replace("{split}", split))
 
+    def encoder_options(self) -> dict[str, str]:
+        """Options of `ra-hmd encode` that give features like the head's; {} where no encoder made those."""
+        path = self.head / MANIFEST_NAME
+        stated = (read_json(path) if path.is_file() else {}).get("encoder") or {}
+        if self.encoder is None and (self.checkpoint is not None or not stated):
+            return {}
+        options = {"encoder": self.encoder or stated["path"]}
+        names = ["features", "long_text", "dtype", *(["revision"] if self.encoder is None else [])]
+        return options | {name: str(stated[name]) for name in names if stated.get(name) is not None}
+
+    def of_encoder(self) -> bool:
+        """Whether the head takes image and text features of an encoder: then there is no language model to ask."""
+        return bool(self.encoder_options()) or read_head_config(self.head).fusion is not None
+
 
 @dataclass
 class Target:
     """A data set to be tested on."""
 
     data: str | None = field(
-        default=None, metadata={"help": "As `ra-hmd extract --data` takes it, for the commands that are told."}
+        default=None,
+        metadata={"help": "As `ra-hmd extract` or `encode --data` takes it, for the commands that are told."},
     )
     split: str = field(default="test", metadata={"help": "Split that is judged; `test` needs --final."})
     train_split: str = field(default="train", metadata={"help": "Split that banks of the target are made of."})
@@ -122,6 +146,8 @@ class CrossEvalArguments:
 
     def _problems(self) -> Iterator[str]:
         for name, system in self.systems.items():
+            if system.encoder is not None and system.checkpoint is not None:
+                yield f"systems.{name}: `encoder` and `checkpoint` are both set; features come from one of them."
             for place in ("{target}", "{split}"):
                 if place not in system.features:
                     yield f"systems.{name}: `features` is {system.features!r}; it must contain {place}."

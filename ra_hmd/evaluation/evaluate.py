@@ -22,6 +22,7 @@ from ra_hmd.evaluation.checks import (
 from ra_hmd.evaluation.class_metrics import estimates
 from ra_hmd.evaluation.comparison import OtherRun, read_run
 from ra_hmd.evaluation.decision import Decision, apply_decision, check_dev, choose_decision, read_decision
+from ra_hmd.evaluation.described import describe_bank, describe_head, describe_queries
 from ra_hmd.evaluation.groups import find_groups
 from ra_hmd.evaluation.lockout import open_queries
 from ra_hmd.evaluation.outputs import UPDATE_KEY, write_evaluation, write_seeds
@@ -299,8 +300,10 @@ def _manifest(result: Evaluation, plan: Plan, examples: Examples, stores: Mappin
         arguments=plain(arguments),
         seed=result.seed,
         **result.opened,
+        system=describe_head(result.checkpoint),
+        sets=describe_queries(plan.queries, stores, result.problem.outputs),
         head_sha256=sha256_file(result.checkpoint / HEAD_WEIGHTS),
-        bank=dict(examples.state),
+        bank={**examples.state, "data": describe_bank(plan.bank, stores)},
         decisions=decisions,
         features={str(folder): plain(store_fingerprint(features)) for folder, features in stores.items()},
         commands=result.commands,

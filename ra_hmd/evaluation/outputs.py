@@ -57,6 +57,9 @@ def write_seeds(results: Mapping[str, Evaluation], output: Path) -> dict[str, An
         runs={name: result.manifest["arguments"] for name, result in results.items()},
         seed=first.seed,
         **first.opened,
+        systems={name: result.manifest["system"] for name, result in results.items()},
+        sets=first.manifest["sets"],
+        bank=first.manifest["bank"],
         commands=first.commands,
     )
     write_json(output / METRICS_NAME, metrics)

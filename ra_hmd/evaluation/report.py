@@ -29,7 +29,7 @@ from ra_hmd.evaluation.trust_plots import (
 )
 from ra_hmd.figures import save_figure
 from ra_hmd.manifest import write_text
-from ra_hmd.markdown import escape, markdown_table
+from ra_hmd.markdown import escape, fenced, markdown_table
 
 _SHOWN_NEIGHBOURS = 3
 
@@ -262,10 +262,8 @@ def _short(value: Any) -> str:
 
 
 def _origin(commands: Sequence[str], manifest: Mapping[str, Any]) -> str:
-    longest = max((len(run) for command in commands for run in re.findall(r"`+", command)), default=0)
-    fence = "`" * max(3, longest + 1)
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     return (
-        f"## How this was made\n\n{fence}sh\n" + "\n".join(commands) + f"\n{fence}\n\n"
+        f"## How this was made\n\n{fenced(commands)}\n"
         f"Seed {manifest['seed']}. {escape(versions)}. Made {manifest['created']}.\n"
     )

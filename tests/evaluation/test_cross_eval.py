@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from ra_hmd.cli import app
@@ -21,6 +23,9 @@ from ra_hmd.evaluation.cross_settings import CrossEvalArguments, Kind
 from ra_hmd.evaluation.lockout import final_records
 from ra_hmd.features.store import read_features
 from ra_hmd.manifest import read_json, write_json
+from ra_hmd.models.fusion import FusionConfig
+from ra_hmd.models.head import load_head
+from ra_hmd.retrieval.embedded import hidden_tensor, run_head
 
 ROOT = Path(__file__).parents[2]
 SHOTS, SEEDS = (2, 5), 3
@@ -305,3 +310,75 @@ def test_the_command_line(lab, cross):
     assert str(lab.folder / "out/cross_eval.md") in done.output
     assert "Missing:" in done.output
     assert read_json(lab.folder / "out/ra_hmd.json").arguments.topk == 3
+
+
+@pytest.fixture
+def encoded(lab, cross):
+    """System gamma: features of an encoder, and the head that was trained on them."""
+    fusion = FusionConfig(8, 4, "align", map_dim=6)
+    folder = lab.head("gamma/head", proj_dim=16, fusion=fusion, embedding="linear")
+    settings = {"path": "openai/clip-vit-large-patch14", "revision": "abc", "features": "pooled"}
+    settings |= {"long_text": "average", "dtype": "auto"}
+    train = {"path": "x", "fingerprint": {"model": "gamma" * 8}}
+    write_json(folder / "ra_hmd.json", {"kind": "head", "features": {"train": train}, "encoder": settings})
+    for place, target in enumerate(("alpha", "beta")):
+        for split, rows in (("train", 60), ("dev", 40)):
+            features = lab.features(rows, rows + place, f"{split}-", domain=float(place), lmh=False)
+            lab.store(f"gamma/features/{target}/{split}", replace(features, modalities=(8, 4)), model="gamma" * 8)
+    for target in ("alpha", "beta"):
+        features = read_features(lab.folder / f"gamma/features/{target}/train")
+        k_shot(features, lab.folder / f"{target}_k.json")
+
+    def make(**changes):
+        system = {"head": str(folder), "features": str(lab.folder / "gamma/features/{target}/{split}"),
+                  "trained_on": "alpha"}  # fmt: skip
+        return cross(systems={"gamma": system | changes})
+
+    return make
+
+
+def test_features_of_an_encoder_have_no_lmh_and_nothing_is_missing(lab, encoded):
+    result = cross_eval(encoded())
+    assert result["missing"] == []
+    assert {cell["head"] for cell in result["cells"]} == {"lrc", "rkc"}
+    assert len(result["cells"]) == 2 * (1 + 2 + len(SHOTS))
+    head = load_head(lab.folder / "gamma/head")
+    for target in ("alpha", "beta"):
+        queries = read_features(lab.folder / f"gamma/features/{target}/dev")
+        _, logits = run_head(head, hidden_tensor(queries))
+        check_metrics(cell_of(result, "gamma", target, "lrc"), expit(logits[:, 0].numpy()), queries.labels, 0.5)
+    args = encoded()
+    args.heads, args.output_dir = ("lmh",), lab.folder / "other"
+    with pytest.raises(UserError, match=r"heads: \['lmh'\]: features of an encoder have no LMH"):
+        cross_eval(args)
+
+
+def test_a_missing_store_of_an_encoder_is_made_by_encode(lab, encoded):
+    for path in (lab.folder / "gamma/features/beta/dev").iterdir():
+        path.unlink()
+    store = lab.folder / "gamma/features/beta/dev"
+    command = (
+        "ra-hmd encode --encoder {} --features pooled --long-text average --dtype auto {}--data data/beta --split dev"
+    )
+    stated = command.format("openai/clip-vit-large-patch14", "--revision abc ") + f" --output {store}"
+    given = command.format("copies/clip", "") + f" --output {store}"
+    extracted = f"ra-hmd extract --checkpoint saves/x --data data/beta --split dev --output {store}"
+    for changes, told in (({}, stated), ({"encoder": "copies/clip"}, given), ({"checkpoint": "saves/x"}, extracted)):
+        missing = cross_eval(encoded(**changes))["missing"]
+        assert {gap["command"] for gap in missing} == {told}
+        assert {gap["target"] for gap in missing} == {"beta"}
+    with pytest.raises(UserError, match="`encoder` and `checkpoint` are both set"):
+        encoded(encoder="x", checkpoint="y")
+
+
+def test_the_told_commands_are_ones_that_the_command_line_knows():
+    for words in (["encode", "--encoder", "--features", "--long-text", "--dtype", "--revision", "--data", "--split"],
+                  ["extract", "--checkpoint", "--data", "--split", "--output"]):  # fmt: skip
+        command = get_command(app).commands[words[0]]
+        assert {option for one in command.params for option in one.opts} >= set(words[1:])
+
+
+def test_the_example_file_of_encoders(tmp_path):
+    shipped = load_yaml(CrossEvalArguments, ROOT / "configs/studies/cross_eval_encoders.yaml", [])
+    assert shipped.heads == ("lrc", "rkc")
+    assert {system.checkpoint for system in shipped.systems.values()} == {None}

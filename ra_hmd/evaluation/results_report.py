@@ -1,0 +1,189 @@
+"""The results page for people: Markdown and a picture."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ra_hmd.evaluation.bootstrap import CONFIDENCE
+from ra_hmd.evaluation.report_sections import METRIC_NAMES, format_estimate
+from ra_hmd.evaluation.results_sources import Column, Result
+from ra_hmd.evaluation.study import error_bars
+from ra_hmd.figures import BLUE, GREY, legend_below, panels, plain_text
+from ra_hmd.markdown import escape, fenced, markdown_table
+
+TITLES = METRIC_NAMES | {"f1_unstated": "F1 of a kind that is not stated"}
+SHOWN = ("auroc", "accuracy", "macro_f1", "micro_f1", "f1_unstated")
+"""Metrics of the page; the JSON and CSV files have all."""
+
+_HEADS = ("LMH", "LRC", "RKC")
+_PANELS_PER_ROW = 2
+
+_INTRODUCTION = f"""# Results
+
+Each column is one split of one data set; no cell mixes two. **Measured** cells come from the runs in the folders that
+were searched: value, in brackets the {CONFIDENCE:.0%} bootstrap interval over the judged memes, with several runs ±
+their standard deviation. *Published* cells were not measured here: they are what the named source prints, by its own
+protocol and without intervals. Splits that are not test splits are marked: what was chosen on such a split looks better
+there than it is.
+"""
+_LEGEND = """
+Systems are called by what their runs state; where a row does not say what a system was trained on, it was trained on
+the column's data set. `RKC` votes by a bank of the system's own training data unless it says otherwise. C: the command
+that made a cell; P: its source. *Second-hand* numbers were quoted from others: look them up before quoting them.
+"""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows.
+
+    Attributes:
+        measured: In order of place.
+        published: Of the same data sets.
+        notes: What a reader must know.
+        command: That made the page.
+        picture: Name of the picture beside it.
+    """
+
+    measured: Sequence[Result]
+    published: Sequence[Result]
+    notes: Sequence[str]
+    command: str
+    picture: str
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        """Of the measured results; data sets by name, test splits first."""
+        order = ("test", "dev", "train")
+        return sorted({one.column for one in self.measured},
+                      key=lambda one: (one.dataset, one.task, order.index(one.role), one.split))  # fmt: skip
+
+    @cached_property
+    def beside(self) -> list[Result]:
+        """Published numbers of the very splits that were measured."""
+        return [one for one in self.published if one.column in self.columns]
+
+    @cached_property
+    def elsewhere(self) -> list[Result]:
+        """Published numbers of other splits of these data sets."""
+        return [one for one in self.published if one.column not in self.columns]
+
+    @cached_property
+    def commands(self) -> list[str]:
+        """Each once, in order of appearance."""
+        return list(dict.fromkeys(one.source for one in self.measured))
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Publications, each once."""
+        return list(dict.fromkeys(one.source for one in (*self.beside, *self.elsewhere)))
+
+
+def rows_of(results: Sequence[Result]) -> dict[tuple[str, str], dict[Column, Result]]:
+    """(system, head) → its results; systems by name, their heads in the usual order."""
+
+    def order(key: tuple[str, str]) -> tuple[str, int, str]:
+        place = next((number for number, name in enumerate(_HEADS) if key[1].startswith(name)), len(_HEADS))
+        return key[0].lower(), place, key[1]
+
+    rows: dict[tuple[str, str], dict[Column, Result]] = {}
+    for one in results:
+        rows.setdefault((one.system, one.head), {})[one.column] = one
+    return {key: rows[key] for key in sorted(rows, key=order)}
+
+
+def markdown(page: Page) -> str:
+    """The page."""
+    header = ["origin", "system", "head", *(escape(column.title) for column in page.columns)]
+    lines = [
+        [origin, escape(system), escape(head) or "–", *(_cell(page, cells.get(column)) for column in page.columns)]
+        for origin, results in (("measured", page.measured), ("*published*", page.beside))
+        for (system, head), cells in rows_of(results).items()
+    ]
+    text = f"{_INTRODUCTION}\n{markdown_table(header, lines)}{_LEGEND}"
+    text += "".join(f"\n- {escape(note)}" for note in page.notes) + ("\n" if page.notes else "")
+    text += f"\n![Systems by data set; filled: measured, open: published]({page.picture})\n"
+    if page.elsewhere:
+        header = ["origin", "system", "data set and split", "published"]
+        lines = [["*published*", escape(one.system), escape(one.column.title), _cell(page, one)]
+                 for one in sorted(page.elsewhere, key=lambda one: (one.column, one.system.lower()))]  # fmt: skip
+        text += "\n## Published on other splits of these data sets\n\nNot to be compared with the columns above.\n\n"
+        text += markdown_table(header, lines)
+    text += "\n## Commands\n"
+    for number, source in enumerate(page.commands, 1):
+        text += f"\n**C{number}**\n\n{fenced(source.splitlines())}"
+    if page.sources:
+        text += "\n## Sources of the published numbers\n\n"
+        text += "".join(f"- **P{number}** {escape(source)}\n" for number, source in enumerate(page.sources, 1))
+    return text + (f"\n## How this page was made\n\n{fenced([page.command])}" if page.command else "")
+
+
+def _cell(page: Page, one: Result | None) -> str:
+    """Every shown metric on a line of its own, then where it is from."""
+    if one is None:
+        return "–"
+    shown = [name for name in SHOWN if name in one.metrics]
+    if one.origin == "published":
+        lines = [f"*{TITLES[name]} {one.metrics[name]['shown']}*" for name in shown]
+        trust = {"checked": "", "paper": "", "readme": ", README", "second-hand": ", *second-hand*"}[one.evidence]
+        return "<br>".join([*lines, f"*published*{trust}, P{page.sources.index(one.source) + 1}"])
+    lines = [f"{TITLES[name]} {format_estimate(one.metrics[name])}" for name in shown]
+    number = page.commands.index(one.source) + 1
+    return "<br>".join([*lines, f"measured, {one.runs}, {one.memes} memes, C{number}"])
+
+
+def figure(page: Page) -> Figure:
+    """A panel per column: measured values with intervals (filled), published ones (open), systems down the side."""
+    columns = min(len(page.columns), _PANELS_PER_ROW)
+    shown = [_panel(page, column) for column in page.columns]
+    height = 1.8 + 0.34 * max(len(results) for _, results in shown)
+    drawn, axes = panels(columns, width=7.0, height=height, rows=-(-len(shown) // columns))
+    for axis in axes.ravel()[len(shown) :]:
+        axis.set_axis_off()
+    for axis, column, (metric, results) in zip(axes.ravel(), page.columns, shown, strict=False):
+        _draw(axis, metric, results)
+        axis.set_title(plain_text(column.title), fontsize=10)
+    return drawn
+
+
+def _panel(page: Page, column: Column) -> tuple[str, list[Result]]:
+    """The first metric of the page that was measured in this column, and the results that have it."""
+    here = [one for results in (page.measured, page.beside) for cells in rows_of(results).values()
+            if (one := cells.get(column)) is not None]  # fmt: skip
+    known = [name for name in SHOWN if any(_value(one, name) is not None for one in here if one.origin == "measured")]
+    metric = known[0] if known else SHOWN[1]
+    return metric, [one for one in here if _value(one, metric) is not None]
+
+
+def _value(one: Result, metric: str) -> float | None:
+    """For the picture: of a published range its middle."""
+    values = one.metrics.get(metric)
+    if values is None:
+        return None
+    if values["value"] is None and values["low"] is not None:
+        return (values["low"] + values["high"]) / 2
+    return values["value"]
+
+
+def _draw(axis: Axes, metric: str, results: Sequence[Result]) -> None:
+    styles = {"measured": (BLUE, BLUE, "o"), "published": (GREY, "white", "D")}
+    for origin, (edge, face, marker) in styles.items():
+        chosen = [(place, one) for place, one in enumerate(results) if one.origin == origin]
+        if not chosen:
+            continue
+        values = [{**one.metrics[metric], "value": _value(one, metric)} for _, one in chosen]
+        axis.errorbar(
+            [item["value"] for item in values], [place for place, _ in chosen], xerr=error_bars(values), fmt=marker,
+            color=edge, markerfacecolor=face, capsize=2, label=origin,
+        )  # fmt: skip
+    names = [f"{one.system} · {one.head}" if one.head else one.system for one in results]
+    axis.set_yticks(np.arange(len(results)), [plain_text(textwrap.fill(name, 46)) for name in names], fontsize=7)
+    axis.set_ylim(len(results) - 0.5, -0.5)
+    axis.set_xlabel(TITLES[metric])
+    axis.grid(axis="x", alpha=0.3)
+    legend_below(axis)
