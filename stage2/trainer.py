@@ -65,6 +65,7 @@ class Trainer(HeadTrainer):
 
     @classmethod
     def check(cls, args: Stage2Arguments, config: HeadConfig, train: Features) -> None:
+        """Raise `UserError` for label sets with `compat: official`."""
         if args.compat == "official" and config.problem.kind == "multi_label":
             raise UserError(
                 f"`compat: official` has one class per meme; {args.train} has sets of them. Use `corrected`."

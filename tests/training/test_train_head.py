@@ -193,6 +193,17 @@ def test_label_sets(encoded, features):
         )
 
 
+def test_one_of_several_classes(encoded, features):
+    """What the picture shows: its features tell it, whatever is said."""
+    stores = {}
+    for name, rows, seed in (("c_train", 300, 0), ("c_dev", 150, 1)):
+        store = features(rows, seed, name)
+        shown = np.array([extra["shown"] for extra in store.extras])
+        stores[name.removeprefix("c_")] = encoded.store(name, features(rows, seed, name, labels=shown))
+    kind = {"problem_type": "single_label", "output_dim": 4, "fusion": "image"}
+    assert train_head(encoded.head(**stores, **kind))["dev"]["dev_lrc_accuracy"] > 0.95
+
+
 def test_a_trained_head_is_trained_on(encoded):
     """By either command, and the dropout may be another one."""
     train_head(encoded.head())
