@@ -22,7 +22,13 @@ from ra_hmd.evaluation.metrics import (
 )
 from ra_hmd.problem import Problem
 
-CLASS_METRICS = ("accuracy", "auroc", "micro_auroc", "macro_f1", "micro_f1")
+_AVERAGED = {
+    f"{average}_{name}": (average, function)
+    for name, function in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score))
+    for average in ("macro", "micro")
+}
+
+CLASS_METRICS = ("accuracy", "auroc", "micro_auroc", *_AVERAGED)
 """Of several classes. `auroc` is the mean over classes of one class against the rest."""
 
 
@@ -65,8 +71,9 @@ def class_values(
 ) -> dict[str, float | None]:
     """The `CLASS_METRICS` of scores [Q, C] of several classes.
 
-    Accuracy is of the whole verdict (`multi_label`: subset accuracy). Macro-F1 averages over the classes, of
-    `single_label` over those that occur among labels or verdicts. AUROC leaves out classes that all or no memes have;
+    Accuracy is of the whole verdict (`multi_label`: subset accuracy). Macro averages of F1, precision and recall are
+    over the classes, of `single_label` over those that occur among labels or verdicts; micro averages take every pair
+    of meme and class as one case; without any such case they are 0. AUROC leaves out classes that all or no memes have;
     the micro AUROC takes every pair of meme and class as one case. None where undefined.
     """
     member, verdicts = problem.membership(labels), decide(scores, thresholds, problem)
@@ -75,8 +82,10 @@ def class_values(
         "accuracy": float(accuracy_score(labels, verdicts)),
         "auroc": float(roc_auc_score(member[:, known], scores[:, known], average="macro")) if known.any() else None,
         "micro_auroc": auroc(scores.ravel(), member.ravel().astype(np.int64)),
-        "macro_f1": float(f1_score(labels, verdicts, average="macro", zero_division=0)),
-        "micro_f1": float(f1_score(labels, verdicts, average="micro", zero_division=0)),
+        **{
+            name: float(function(labels, verdicts, average=average, zero_division=0))
+            for name, (average, function) in _AVERAGED.items()
+        },
     }
 
 
@@ -100,7 +109,7 @@ def resampled(
     if name == "accuracy":
         right = exact_match(verdicts, labels)
         return lambda rows: right[rows].mean(axis=-1)
-    return _resampled_f1(name, member, problem.membership(verdicts), problem)
+    return _resampled_average(name, member, problem.membership(verdicts), problem)
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
@@ -110,20 +119,23 @@ def _mean_of_known(values: np.ndarray) -> np.ndarray:
     return np.where(counts > 0, np.where(known, values, 0).sum(axis=0) / np.maximum(counts, 1), np.nan)
 
 
-def _resampled_f1(
+def _resampled_average(
     name: str, member: np.ndarray, predicted: np.ndarray, problem: Problem
 ) -> Callable[[np.ndarray], np.ndarray]:
+    """F1, precision or recall, averaged; F1 is 2 TP / (members + predicted), the others TP over one of the two."""
+    if name not in _AVERAGED:
+        raise KeyError(f"metric {name!r} is none of {', '.join(CLASS_METRICS)}")
     hits, either = (member & predicted).astype(np.float64), member.astype(np.float64) + predicted
+    average, _, kind = name.partition("_")
+    below = {"f1": either / 2, "precision": predicted.astype(np.float64), "recall": member.astype(np.float64)}[kind]
 
     def metric(rows: np.ndarray) -> np.ndarray:
         counts = draw_counts(rows, len(member)).astype(np.float64)
-        doubled, total = 2 * counts @ hits, counts @ either  # [R, C]: 2 TP, and 2 TP + FP + FN
-        if name == "micro_f1":
-            return ratio(doubled.sum(axis=1), total.sum(axis=1))
-        if name == "macro_f1":
-            classes = (total > 0).sum(axis=1) if problem.kind == "single_label" else problem.outputs
-            return ratio(doubled, total).sum(axis=1) / classes
-        raise KeyError(f"metric {name!r} is none of {', '.join(CLASS_METRICS)}")
+        found, total = counts @ hits, counts @ below  # [R, C]
+        if average == "micro":
+            return ratio(found.sum(axis=1), total.sum(axis=1))
+        classes = (counts @ either > 0).sum(axis=1) if problem.kind == "single_label" else problem.outputs
+        return ratio(found, total).sum(axis=1) / classes
 
     return metric
 
