@@ -227,6 +227,64 @@ def stage2_command(
     run_stage2(load_yaml(Stage2Arguments, config, overrides or []))
 
 
+@app.command("zero-shot")
+def zero_shot_command(
+    encoder: Annotated[str, typer.Option(help="As of `ra-hmd encode`: preset, folder, or name on the hub.")],
+    output: Output,
+    prompts: Annotated[Path | None, typer.Option(help="YAML file of sentences, also for several classes.")] = None,
+    positive: Annotated[list[str] | None, typer.Option(help="Sentence for class 1; several are averaged.")] = None,
+    negative: Annotated[list[str] | None, typer.Option(help="Sentence for class 0; several are averaged.")] = None,
+    modality: Annotated[str, typer.Option(help="What is compared with them: image, text (caption) or both.")] = "image",
+    revision: Annotated[str | None, typer.Option(help="Of the model on the hub.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """A head that compares memes with sentences, untrained, for stores of `encode --features projected`."""
+    from ra_hmd.encoders.encoder import Encoder, EncoderSettings
+    from ra_hmd.encoders.prompts import NEGATIVE, POSITIVE, Prompts
+    from ra_hmd.encoders.zero_shot import zero_shot
+
+    if prompts is not None and (positive or negative):
+        raise UserError("--prompts has all sentences; leave out --positive and --negative.")
+    read = Prompts.binary(positive or POSITIVE, negative or NEGATIVE) if prompts is None else Prompts.read(prompts)
+    opened = Encoder(EncoderSettings(encoder, revision, "projected", dtype=dtype))
+    print(zero_shot(opened, read, output, modality=modality, command=shlex.join(["ra-hmd", *sys.argv[1:]])))
+
+
+@app.command("linear-probe")
+def linear_probe_command(
+    train: Annotated[Path, typer.Option(help="Feature store of `ra-hmd encode`, to be fitted.")],
+    output: Output,
+    dev: Annotated[Path | None, typer.Option(help="Feature store that chooses the penalty, by AUROC.")] = None,
+    modality: Annotated[str, typer.Option(help="Features that are used: image, text or both.")] = "both",
+    c: Annotated[float | None, typer.Option("--c", help="Inverse of the penalty, without --dev; 1 unless set.")] = None,
+    standardise: Annotated[
+        bool, typer.Option("--standardise", help="Penalise features as if all varied alike.")
+    ] = False,
+    k_shot: Annotated[Path | None, typer.Option(help="Fit the memes of a list only (`ra-hmd data k-shot`).")] = None,
+    shots: Annotated[int | None, typer.Option(help="With --k-shot: which size of list.")] = None,
+    shot_seed: Annotated[int, typer.Option(help="With --k-shot: which list of that size.")] = 0,
+) -> None:
+    """Logistic regression on an encoder's features, saved as a head."""
+    from ra_hmd.encoders.linear_probe import ShotList, linear_probe
+
+    if (k_shot is None) != (shots is None):
+        raise UserError("--k-shot FILE and --shots K belong together; give both or neither.")
+    shot_list = None if k_shot is None or shots is None else ShotList(k_shot, shots, shot_seed)
+    made = linear_probe(
+        train,
+        output,
+        dev=dev,
+        modality=modality,
+        c=c,
+        standardise=standardise,
+        shot_list=shot_list,
+        command=shlex.join(["ra-hmd", *sys.argv[1:]]),
+    )
+    for note in made["notes"]:
+        typer.echo(note, err=True)
+    print(output)
+
+
 @app.command("evaluate")
 def evaluate_command(
     checkpoint: Annotated[
