@@ -123,9 +123,9 @@ class Fusion(nn.Module):
     def linear(self, projected: dict[str, Tensor], layer: nn.Linear) -> Tensor:
         """`layer` on the fused vector, [B, O]; without gradients the outer product of `cross`, `cross_nd` is not made.
 
-        4,096 rows of n = 1024 would be 17 GB of it. `scripts/bench/cross_fusion.py`: the bilinear forms are as fast or
-        faster and need almost no memory, but their gradients take many times as long as those of the product; and a
-        training batch of it, B·n² values, is small beside the gradient of the weight, O·n².
+        4,096 rows of n = 1024 would be 17 GB of it. In `scripts/bench/cross_fusion.py` the bilinear forms instead took
+        0.8 to 1.1 times as long on one CPU thread, and a fraction of the memory. With gradients they took up to 20
+        times as long: there the product is made, whose B·n² values are few beside the O·n² of the weight's gradient.
         """
         if torch.is_grad_enabled() or not self.config.is_product:
             return layer(self.fuse(projected))
