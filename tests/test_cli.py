@@ -22,6 +22,8 @@ def test_every_command_has_help() -> None:
         ["features"],
         ["extract"],
         ["evaluate"],
+        ["predict"],
+        ["results"],
         ["demo"],
         ["tiny-lmm"],
         ["stage2"],

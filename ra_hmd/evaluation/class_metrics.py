@@ -28,8 +28,10 @@ _AVERAGED = {
     for average in ("macro", "micro")
 }
 
-CLASS_METRICS = ("accuracy", "auroc", "micro_auroc", *_AVERAGED)
-"""Of several classes. `auroc` is the mean over classes of one class against the rest."""
+CLASS_METRICS = ("accuracy", "pair_accuracy", "auroc", "micro_auroc", *_AVERAGED)
+"""Of several classes. `auroc` is the mean over classes of one class against the rest; `pair_accuracy` is the share of
+pairs of meme and class that are right, which is high where most memes lack most classes.
+"""
 
 
 def metric_names(problem: Problem) -> tuple[str, ...]:
@@ -80,6 +82,7 @@ def class_values(
     known = _telling(member)
     return {
         "accuracy": float(accuracy_score(labels, verdicts)),
+        "pair_accuracy": float((member == problem.membership(verdicts)).mean()),
         "auroc": float(roc_auc_score(member[:, known], scores[:, known], average="macro")) if known.any() else None,
         "micro_auroc": auroc(scores.ravel(), member.ravel().astype(np.int64)),
         **{
@@ -109,6 +112,9 @@ def resampled(
     if name == "accuracy":
         right = exact_match(verdicts, labels)
         return lambda rows: right[rows].mean(axis=-1)
+    if name == "pair_accuracy":
+        share = (member == problem.membership(verdicts)).mean(axis=1)
+        return lambda rows: share[rows].mean(axis=-1)
     return _resampled_average(name, member, problem.membership(verdicts), problem)
 
 

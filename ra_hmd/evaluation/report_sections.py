@@ -10,6 +10,7 @@ from ra_hmd.markdown import escape, markdown_table
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
+    "pair_accuracy": "pair accuracy",
     "auroc": "AUROC",
     "micro_auroc": "micro AUROC",
     "macro_f1": "macro-F1",

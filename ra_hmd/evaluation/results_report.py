@@ -17,7 +17,7 @@ from ra_hmd.figures import BLUE, GREY, legend_below, panels, plain_text
 from ra_hmd.markdown import escape, fenced, markdown_table
 
 TITLES = METRIC_NAMES | {"f1_unstated": "F1 of a kind that is not stated"}
-SHOWN = ("auroc", "accuracy", "macro_f1", "micro_f1", "f1_unstated")
+SHOWN = ("auroc", "accuracy", "macro_f1", "micro_f1", "pair_accuracy", "f1_unstated")
 """Metrics of the page; the JSON and CSV files have all."""
 
 _HEADS = ("LMH", "LRC", "RKC")

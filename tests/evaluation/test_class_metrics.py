@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import accuracy_score, hamming_loss, precision_recall_fscore_support, roc_auc_score
 
 from ra_hmd.evaluation.class_metrics import (
     CLASS_METRICS,
@@ -46,6 +46,7 @@ def test_single_label_values_are_scikit_learn_s():
     predicted, member = scores.argmax(axis=1), np.eye(4, dtype=int)[labels]
     assert values == {
         "accuracy": pytest.approx(accuracy_score(labels, predicted)),
+        "pair_accuracy": pytest.approx(1 - hamming_loss(member, np.eye(4, dtype=int)[predicted])),
         "auroc": pytest.approx(np.mean([roc_auc_score(member[:, c], scores[:, c]) for c in range(4)])),
         "micro_auroc": pytest.approx(roc_auc_score(member, scores, average="micro")),
         **averaged(labels, predicted),
@@ -59,6 +60,7 @@ def test_multi_label_values_are_scikit_learn_s():
     predicted = (scores >= thresholds).astype(int)
     assert class_values(scores, labels, thresholds, MULTI) == {
         "accuracy": pytest.approx(accuracy_score(labels, predicted)),
+        "pair_accuracy": pytest.approx(1 - hamming_loss(labels, predicted)),
         "auroc": pytest.approx(roc_auc_score(labels, scores, average="macro")),
         "micro_auroc": pytest.approx(roc_auc_score(labels, scores, average="micro")),
         **averaged(labels, predicted),
