@@ -13,7 +13,7 @@ from ra_hmd.evaluation.bootstrap import CONFIDENCE
 from ra_hmd.evaluation.report_sections import METRIC_NAMES, format_estimate
 from ra_hmd.evaluation.results_sources import Column, Result
 from ra_hmd.evaluation.study import error_bars
-from ra_hmd.figures import BLUE, GREY, legend_below, panels, plain_text
+from ra_hmd.figures import BLUE, GREY, plain_text
 from ra_hmd.markdown import escape, fenced, markdown_table
 
 TITLES = METRIC_NAMES | {"f1_unstated": "F1 of a kind that is not stated"}
@@ -21,7 +21,6 @@ SHOWN = ("auroc", "accuracy", "macro_f1", "micro_f1", "pair_accuracy", "f1_unsta
 """Metrics of the page; the JSON and CSV files have all."""
 
 _HEADS = ("LMH", "LRC", "RKC")
-_PANELS_PER_ROW = 2
 
 _INTRODUCTION = f"""# Results
 
@@ -139,15 +138,15 @@ def _cell(page: Page, one: Result | None) -> str:
 
 def figure(page: Page) -> Figure:
     """A panel per column: measured values with intervals (filled), published ones (open), systems down the side."""
-    columns = min(len(page.columns), _PANELS_PER_ROW)
     shown = [_panel(page, column) for column in page.columns]
-    height = 1.8 + 0.34 * max(len(results) for _, results in shown)
-    drawn, axes = panels(columns, width=7.0, height=height, rows=-(-len(shown) // columns))
-    for axis in axes.ravel()[len(shown) :]:
-        axis.set_axis_off()
-    for axis, column, (metric, results) in zip(axes.ravel(), page.columns, shown, strict=False):
+    heights = [1.0 + 0.25 * len(results) for _, results in shown]  # inches
+    drawn = Figure(figsize=(8.0, sum(heights) + 0.4), layout="constrained")
+    axes = drawn.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, column, (metric, results) in zip(axes, page.columns, shown, strict=True):
         _draw(axis, metric, results)
         axis.set_title(plain_text(column.title), fontsize=10)
+    named = {name: item for axis in axes for item, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    drawn.legend(named.values(), named.keys(), loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     return drawn
 
 
@@ -183,7 +182,6 @@ def _draw(axis: Axes, metric: str, results: Sequence[Result]) -> None:
         )  # fmt: skip
     names = [f"{one.system} · {one.head}" if one.head else one.system for one in results]
     axis.set_yticks(np.arange(len(results)), [plain_text(textwrap.fill(name, 46)) for name in names], fontsize=7)
-    axis.set_ylim(len(results) - 0.5, -0.5)
+    axis.set_ylim(max(len(results), 1) - 0.5, -0.5)
     axis.set_xlabel(TITLES[metric])
     axis.grid(axis="x", alpha=0.3)
-    legend_below(axis)
