@@ -3,14 +3,16 @@
 Shapes: C outputs, I image features, T text features, W features of the modalities that are used.
 """
 
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ra_hmd.config import choose
+from ra_hmd.manifest import MANIFEST_NAME, run_manifest, sha256_file, write_json
 from ra_hmd.models.fusion import FusionConfig, FusionKind
-from ra_hmd.models.head import HeadConfig, MemeHead
+from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, MemeHead, save_head
 from ra_hmd.problem import Problem
 
 Modality = Literal["image", "text", "both"]
@@ -48,3 +50,11 @@ def linear_head(
         for parameter, value in ((head.output.weight, weight), (head.output.bias, bias)):
             parameter.zero_() if value is None else parameter.copy_(value)
     return head.eval()
+
+
+def save_linear_head(output: Path, kind: str, head: MemeHead, **content: Any) -> dict[str, Any]:
+    """Write the head and, last, a manifest of this kind with `content`; returns the manifest."""
+    save_head(output, head.config, head.state_dict())
+    manifest = run_manifest(kind, head_sha256=sha256_file(output / HEAD_WEIGHTS), **content)
+    write_json(output / MANIFEST_NAME, manifest)
+    return manifest

@@ -14,15 +14,15 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from ra_hmd.data.shot_lists import take_shots
-from ra_hmd.encoders.linear import Modality, check_modality, linear_head
+from ra_hmd.encoders.linear import Modality, check_modality, linear_head, save_linear_head
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.checks import check_output, check_same_origin, check_store, store_fingerprint
 from ra_hmd.evaluation.class_metrics import class_values, official_thresholds
 from ra_hmd.evaluation.decision import check_dev
 from ra_hmd.evaluation.metrics import auroc
 from ra_hmd.features.store import Features, read_features
-from ra_hmd.manifest import MANIFEST_NAME, plain, run_manifest, sha256_file, write_json
-from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, save_head
+from ra_hmd.manifest import plain
+from ra_hmd.models.head import MemeHead
 from ra_hmd.problem import UNLABELLED, Problem
 from ra_hmd.progress import track
 from ra_hmd.retrieval.embedded import hidden_tensor, run_head
@@ -82,10 +82,8 @@ def linear_probe(
     train, output = Path(train), Path(output)
     check_modality(modality)
     check_output(output, "linear_probe")
-    if c is not None and not (c > 0 and np.isfinite(c)):
-        raise UserError(f"--c {c} must be a number above 0.")
-    if c is not None and dev is not None:
-        raise UserError(f"--dev chooses C, and --c {c} sets it; leave one of them out.")
+    if c is not None:
+        _check_c(c, dev)
     places = {"train": train} | ({} if dev is None else {"dev": Path(dev)})
     stores = {name: read_features(place) for name, place in places.items()}
     problem = _check(stores, places)
@@ -100,22 +98,27 @@ def linear_probe(
         head = probe.fit(c)
     else:
         head, c, scores = _choose(probe, stores["dev"])
-    save_head(output, head.config, head.state_dict())
     features = {name: describe_features(places[name], each) for name, each in (stores | {"train": rows}).items()}
     features["train"] |= describe_shots(rows) if shot_list is not None else {}
-    manifest = run_manifest(
+    return save_linear_head(
+        output,
         "linear_probe",
+        head,
         command=command,
         arguments=plain(places | {"modality": modality, "standardise": standardise, **chosen_rows}),
         c=c,
         dev=scores,
         features=features,
-        head_sha256=sha256_file(output / HEAD_WEIGHTS),
         notes=[*notes, *probe.notes, *_notes(stores, c)],
         **describe_encoder(rows),
     )
-    write_json(output / MANIFEST_NAME, manifest)
-    return manifest
+
+
+def _check_c(c: float, dev: str | Path | None) -> None:
+    if not (c > 0 and np.isfinite(c)):
+        raise UserError(f"--c {c} must be a number above 0.")
+    if dev is not None:
+        raise UserError(f"--dev chooses C, and --c {c} sets it; leave one of them out.")
 
 
 def _check(stores: dict[str, Features], places: dict[str, Path]) -> Problem:

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ra_hmd.encoders.encoder import Encoder
-from ra_hmd.encoders.linear import Modality, check_modality, linear_head
+from ra_hmd.encoders.linear import Modality, check_modality, linear_head, save_linear_head
 from ra_hmd.encoders.prompts import Prompts
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.checks import check_output
-from ra_hmd.manifest import MANIFEST_NAME, plain, run_manifest, sha256_file, write_json
-from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, save_head
+from ra_hmd.manifest import plain
+from ra_hmd.models.head import MemeHead
 
 
 def zero_shot(
@@ -68,20 +68,19 @@ def zero_shot(
     vectors = F.normalize(encoder.text_features(sentences).float(), dim=1).cpu()
     scale, _ = encoder.similarity_scale
     head = _head(prompts, dict(zip(sentences, vectors, strict=True)), scale, modality)
-    save_head(output, head.config, head.state_dict())
     fingerprint = encoder.fingerprint()
     fingerprint.pop("encoder.long_text")  # no sentence here is long: a store may be made with either rule
-    manifest = run_manifest(
+    save_linear_head(
+        output,
         "zero_shot",
+        head,
         command=command,
         arguments={"modality": modality},
         prompts=prompts.to_dict(),
         logit_scale=scale,
         encoder=encoder.settings.to_dict(),
         features={"train": {"fingerprint": plain(fingerprint)}},
-        head_sha256=sha256_file(output / HEAD_WEIGHTS),
     )
-    write_json(output / MANIFEST_NAME, manifest)
     return output
 
 

@@ -124,7 +124,7 @@ class Fusion(nn.Module):
         """`layer` on the fused vector, [B, O]; without gradients the outer product of `cross`, `cross_nd` is not made.
 
         4,096 rows of n = 1024 would be 17 GB of it. In `scripts/bench/cross_fusion.py` the bilinear forms instead took
-        0.8 to 1.1 times as long on one CPU thread, and a fraction of the memory. With gradients they took up to 20
+        0.8 to 1.1 times as long on one CPU thread, and a fraction of the memory. With gradients they took up to 22
         times as long: there the product is made, whose B·n² values are few beside the O·n² of the weight's gradient.
         """
         if torch.is_grad_enabled() or not self.config.is_product:

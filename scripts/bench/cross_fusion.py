@@ -1,4 +1,4 @@
-"""First layer of a cross head, four ways: with its outer product of image and text, and without; time and memory.
+"""First layer of a cross head, several ways: with its outer product of image and text, and without; time and memory.
 
 A layer from the n·n products of two vectors of n values to n outputs, B memes at a time. Each line is a process of its
 own; memory is what its peak grew by over inputs and weight, also as a multiple of the weight. All in one run:
