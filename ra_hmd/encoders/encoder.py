@@ -10,7 +10,9 @@ What transformers 5.6 gives, per `model_type`:
 | siglip, siglip2 | attention pooling | last token's state, after the tower's own linear map | the same |
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -92,6 +94,7 @@ class Encoder:
         family: `model_type`.
         limit: Most tokens of a caption, special tokens included.
         model: The transformers model, once loaded.
+        parts: Into how many parts, each a call of a thread of its own, a batch is cut.
 
     Raises:
         UserError: nothing of that name, a model of another kind, or without tokenizer or image processor.
@@ -129,6 +132,7 @@ class Encoder:
             self.tokenizer.padding_side = "right"  # CLIP counts positions from the left, padding included
         self._check_pixels()
         self.model: PreTrainedModel | None = None
+        self.parts = 1
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before and behind a caption."""
@@ -251,24 +255,33 @@ class Encoder:
 
     # -- and in the process that has the model ----------------------------------------------------------------------
 
-    @torch.inference_mode()
     def columns(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`image_features` [B, I] and `text_features` [B, T] of a batch, float32."""
-        return {"image_features": self._image(batch["image"]), "text_features": self._text(batch["text"])}
+        tokens = {name: value for name, value in batch["text"].items() if name != "shares"}
+        images, pieces = self._in_parts([(self._image, batch["image"]), (self._text, tokens)])
+        return {"image_features": images, "text_features": _averaged(pieces, batch["text"]["shares"])}
 
+    def _in_parts(self, calls: list[tuple[Callable[..., Tensor], dict[str, Tensor]]]) -> list[Tensor]:
+        """The result of each call, its rows in `parts` parts that run side by side."""
+        split = [(call, _split(inputs, self.parts)) for call, inputs in calls]
+        jobs = [(call, part) for call, parts in split for part in parts]
+        with ThreadPoolExecutor(self.parts) if self.parts > 1 else nullcontext() as pool:
+            results = (map if pool is None else pool.map)(lambda job: job[0](job[1]), jobs)
+            return [torch.cat([next(results) for _ in parts]) for _, parts in split]
+
+    @torch.inference_mode()
     def _image(self, inputs: dict[str, Tensor]) -> Tensor:
         call = self.model.get_image_features if self.settings.features == "projected" else self.model.vision_model
         return call(**self._to_model(inputs)).pooler_output.float()
 
+    @torch.inference_mode()
     def _text(self, inputs: dict[str, Tensor]) -> Tensor:
-        shares = inputs["shares"].to(self.model.device)
-        inputs = self._to_model({name: value for name, value in inputs.items() if name != "shares"})
+        """[R, T]."""
+        inputs = self._to_model(inputs)
         if self.settings.features == "projected":
-            states = self.model.get_text_features(**inputs).pooler_output
-        else:
-            output = self.model.text_model(**inputs)
-            states = output.last_hidden_state[:, 0] if self.family == "align" else output.pooler_output
-        return states.float() if len(states) == len(shares) else shares @ states.float()
+            return self.model.get_text_features(**inputs).pooler_output.float()
+        output = self.model.text_model(**inputs)
+        return (output.last_hidden_state[:, 0] if self.family == "align" else output.pooler_output).float()
 
     def _to_model(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Inputs on the model's device, numbers that are not counts in its dtype."""
@@ -277,12 +290,14 @@ class Encoder:
             for name, value in inputs.items()
         }
 
-    @torch.inference_mode()
     def text_features(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
         """[N, T] features of texts without pictures: the prompts of zero-shot classification."""
-        starts = range(0, len(texts), batch_size)
-        batches = [[self.pieces(text) for text in texts[start : start + batch_size]] for start in starts]
-        return torch.cat([self._text(self.collate_text(batch)) for batch in batches])
+        found = []
+        for start in range(0, len(texts), batch_size):
+            tokens = self.collate_text([self.pieces(text) for text in texts[start : start + batch_size]])
+            shares = tokens.pop("shares")
+            found.append(_averaged(self._text(tokens), shares))
+        return torch.cat(found)
 
     @property
     def similarity_scale(self) -> tuple[float, float]:
@@ -297,6 +312,18 @@ def _shares(tokens: list[int]) -> Tensor:
     """[1, R] share of each of R pieces in a caption, from their numbers of tokens; of one piece exactly 1."""
     counts = torch.tensor([tokens if len(tokens) > 1 else [1]], dtype=torch.float32)
     return counts / counts.sum()
+
+
+def _averaged(pieces: Tensor, shares: Tensor) -> Tensor:
+    """[B, T] from the features [R, T] of pieces; a caption of one piece keeps its own to the bit."""
+    return pieces if len(pieces) == len(shares) else shares.to(pieces.device) @ pieces
+
+
+def _split(inputs: dict[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
+    """The rows of a batch in `parts` batches, or as many as there are rows."""
+    rows = len(next(iter(inputs.values())))
+    split = {name: value.tensor_split(min(parts, rows)) for name, value in inputs.items()}
+    return [dict(zip(split, part, strict=True)) for part in zip(*split.values(), strict=True)]
 
 
 def _known() -> str:

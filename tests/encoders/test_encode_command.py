@@ -96,6 +96,26 @@ def test_results_do_not_depend_on_how(
     assert_same(read_features(tmp_path / "f"), reference)
 
 
+def test_more_threads_give_the_same_and_are_given_back(
+    altclip: Path, train: list[Meme], reference: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder(EncoderSettings(str(altclip)))
+    seen = set()
+    columns = encoder.columns
+    monkeypatch.setattr(
+        encoder, "columns", lambda batch: seen.add((encoder.parts, torch.get_num_threads())) or columns(batch)
+    )
+    torch.set_num_threads(3)
+    try:
+        encode(encoder, train, tmp_path / "f", num_workers=0)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    assert seen == {(3, 1)}
+    assert encoder.parts == 1
+    assert_same(read_features(tmp_path / "f"), reference)
+
+
 def test_order_of_the_memes_does_not_matter(
     altclip: Path, train: list[Meme], reference: Features, tmp_path: Path
 ) -> None:

@@ -184,6 +184,19 @@ def test_average_is_the_mean_of_pieces_by_their_tokens(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_parts_of_a_batch_side_by_side_give_the_same(
+    folder_of: Callable[[str], Path], pictures: list[Image.Image], family: str
+) -> None:
+    encoder = opened(folder_of(family), long_text="average")
+    texts = [CAPTIONS[0], LONG, *CAPTIONS[1:-1]]
+    whole = features(encoder, texts, pictures)
+    for parts in (2, 4, 40):  # 40: more than there are rows
+        encoder.parts = parts
+        for found, expected in zip(features(encoder, texts, pictures), whole, strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "CMYK", "1"])
 def test_pictures_of_every_kind_are_taken_as_rgb(folder_of: Callable[[str], Path], family: str, mode: str) -> None:
     encoder = Encoder(EncoderSettings(str(folder_of(family))))
