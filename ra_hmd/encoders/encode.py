@@ -51,7 +51,7 @@ def encode(
     length = dict(zip((meme.id for meme in memes), tokens, strict=True))
     captions = {
         "limit": encoder.limit,
-        "longest": max(tokens),
+        "longest": max(tokens, default=0),
         "over_limit": sum(count > encoder.limit for count in tokens),
     }
     with _side_by_side(encoder, batch_size):

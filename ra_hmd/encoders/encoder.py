@@ -39,7 +39,7 @@ LongText = Literal["truncate", "average"]
 
 # SigLIP was trained on captions padded to the full length, with the padding attended to.
 _FULL_LENGTH = ("siglip", "siglip2")
-_LONGESTSIDE_RATIO = 200  # as in Qwen-VL; a picture's shorter side is scaled up, and a line would fill the memory
+_LONGEST_SIDE_RATIO = 200  # as in Qwen-VL; a picture's shorter side is scaled up, and a line would fill the memory
 _TOKENIZER_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
@@ -224,9 +224,9 @@ class Encoder:
     def pixels(self, image: Image) -> dict[str, Tensor]:
         """A picture as the vision tower takes it, each tensor with a first dimension of 1."""
         short, long = sorted(image.size)
-        if long > _LONGESTSIDE_RATIO * short:
+        if long > _LONGEST_SIDE_RATIO * short:
             raise UserError(
-                f"its image has {image.width} x {image.height} pixels; one side may be {_LONGESTSIDE_RATIO} times "
+                f"its image has {image.width} x {image.height} pixels; one side may be {_LONGEST_SIDE_RATIO} times "
                 "the other at most"
             )
         # The processors of some families take three channels as given.
