@@ -68,7 +68,7 @@ def _corpus() -> list[str]:
     bodies = [body for domain in DOMAINS for body in domain.bodies]
     sentences = [text for name in subjects for body in bodies for text in descriptions(name, body, name, "")]
     characters = " ".join(sorted(set(string.printable) - set(string.whitespace)))
-    return (caption_corpus() + sentences + [characters]) * 4
+    return (caption_corpus() + sentences + [characters]) * 4  # SentencePiece drops what occurs rarely
 
 
 def _tokenizer(family: EncoderFamily) -> "PreTrainedTokenizerBase":
@@ -164,7 +164,8 @@ def _joined(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def _numbered(pieces: list[str]) -> dict[str, int]:
-    return {piece: number for number, piece in enumerate(pieces)}
+    """Piece → id. Two merges may end in the same piece: it has one id."""
+    return {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
 
 
 def _xlm_roberta_tokenizer() -> "PreTrainedTokenizerBase":

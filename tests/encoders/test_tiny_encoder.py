@@ -92,6 +92,7 @@ def test_tokenizer_is_of_the_family(encoder: tuple[str, Path]) -> None:
     assert tokenizer.pad_token == pad
     assert tokenizer.model_max_length == longest
     assert tokenizer.padding_side == "right"
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
     sentence = tokenizer("the kitten knows best").input_ids
     assert sentence[-1] == tokenizer.convert_tokens_to_ids(last)
     if first is not None:
