@@ -378,7 +378,7 @@ def predict_command(
     ] = False,
 ) -> None:
     """Write a head's verdict on each meme of a feature store, labelled or not (docs/evaluation.md)."""
-    from ra_hmd.predict import predict
+    from ra_hmd.predict.stores import predict
     from ra_hmd.retrieval.voting import Voting
 
     voting = Voting(topk, weights, min_similarity, prior_correction)

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
-
 from ra_hmd.data.record import Meme
 from ra_hmd.errors import UserError
 from ra_hmd.features.making import make_features
@@ -60,7 +58,7 @@ def extract(
     return make_features(
         memes,
         output,
-        lambda device: _Lmm(run, device, dtype, padding_side),
+        lambda device: MemeModel(run, device, dtype, padding_side),
         run.fingerprint() | {"dtype": dtype},
         length,
         label_classes=classes,
@@ -71,18 +69,3 @@ def extract(
         source=source,
         run=str(run.folder),
     )
-
-
-class _Lmm(MemeModel):
-    """An LMM as what fills a feature store."""
-
-    def columns(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Hidden states, answer probabilities, and with a head what it gives."""
-        output = self.score(batch)
-        columns = {"hidden": output.hidden}
-        if output.answer_probs is not None:
-            binary = self.run.settings.problem.kind == "binary"
-            columns["lmh_score"] = output.answer_probs[:, 1:] if binary else output.answer_probs
-        if output.logits is not None:
-            columns |= {"embedding": output.embedding, "lrc_logit": output.logits}
-        return columns

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL.Image import Image
 
 from ra_hmd.data.dataset import DATASET_MANIFEST, MemeData, open_data, write_split
 from ra_hmd.data.files import jsonl_rows
@@ -59,7 +60,7 @@ def fill_captions(folder: str | Path, *, min_score: float = 0.5, show: bool = Fa
         if not wanted:
             continue
         if engine is None:
-            engine, source = _engine()
+            engine, source = open_engine()
         kept = data.folder / _DONE / f"{split}.jsonl"
         read = _read_all(wanted, engine, kept, min_score, problems, show=show)
         write_split(data.folder, split, _with_captions(data, split, read, source))
@@ -73,7 +74,12 @@ def fill_captions(folder: str | Path, *, min_score: float = 0.5, show: bool = Fa
     return filled
 
 
-def _engine() -> tuple["RapidOCR", str]:
+def open_engine() -> tuple["RapidOCR", str]:
+    """What reads captions, and how it is called in `text_source`.
+
+    Raises:
+        UserError: the extra `ocr` is not installed.
+    """
     try:
         from rapidocr import RapidOCR
     except ImportError as error:
@@ -96,22 +102,19 @@ def _read_all(
         file.write("\n")  # ends a torn line
         for meme in track(((1, meme) for meme in todo), "Reading captions", len(todo), "memes", show=show):
             try:
-                read[meme.id] = {"id": meme.id, "min_score": min_score, **read_text(engine, meme.image, min_score)}
+                found = read_text(engine, load_image(meme.image), min_score)
             except UserError as error:
                 problems.append(f"{meme.id}: {error}")
                 continue
+            read[meme.id] = {"id": meme.id, "min_score": min_score, **found}
             file.write(json.dumps(read[meme.id]) + "\n")  # ASCII: a torn line is never a torn character
             file.flush()
     return read
 
 
-def read_text(engine: "RapidOCR", image: str | Path, min_score: float = 0.5) -> dict[str, Any]:
-    """The lines on an image, top to bottom, joined by blanks, as `text`, and the lowest of their scores (0 to 1).
-
-    Raises:
-        UserError: an image that cannot be decoded.
-    """
-    found = engine(np.asarray(load_image(image).convert("RGB"))[..., ::-1])  # the engine takes BGR
+def read_text(engine: "RapidOCR", image: Image, min_score: float = 0.5) -> dict[str, Any]:
+    """The lines on an image, top to bottom, joined by blanks, as `text`, and the lowest of their scores (0 to 1)."""
+    found = engine(np.asarray(image.convert("RGB"))[..., ::-1])  # the engine takes BGR
     lines = zip(found.txts or (), found.scores or (), strict=True)
     good = [(text, score) for text, score in lines if score >= min_score]
     text = " ".join(well_formed(text).strip() for text, _ in good)

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from ra_hmd.data.record import Meme
 from ra_hmd.encoders.encoder import Encoder
 from ra_hmd.features.making import make_features
+from ra_hmd.memory import keep_freed_memory
 
 _ROWS_OF_A_PART = 8  # fewer make poor use of a core
 
@@ -84,6 +85,7 @@ def _side_by_side(encoder: Encoder, batch_size: int) -> Iterator[None]:
     parts = 1
     if PartialState().device.type == "cpu":
         parts = max(min(threads, batch_size // _ROWS_OF_A_PART), 1)
+        keep_freed_memory()
     encoder.parts = parts
     torch.set_num_threads(threads // parts)
     try:

@@ -232,6 +232,10 @@ class Encoder:
         # The processors of some families take three channels as given.
         return dict(self.image_processor(images=image.convert("RGB"), return_tensors="pt"))
 
+    def length(self, row: dict[str, Any]) -> int:
+        """Tokens of a row of `encode`, of its longest piece."""
+        return max(map(len, row["pieces"]))
+
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Rows of `encode` as one batch on the CPU."""
         images = {name: torch.cat([row["image"][name] for row in rows]) for name in rows[0]["image"]}

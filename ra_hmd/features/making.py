@@ -1,7 +1,7 @@
 """From memes to a feature store: sharded, resumable, over as many processes as torchrun starts, whatever the model."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,9 @@ class FeatureModel(Protocol):
 
     def encode(self, text: str, image: Image) -> Any:
         """A meme as an item of a batch. Raises `ValueError` (a sentence without a subject) when it cannot be one."""
+
+    def length(self, row: Any) -> int:
+        """About how much work an item is, in tokens."""
 
     def collate(self, rows: list[Any]) -> Any:
         """A batch from B of `encode`'s items."""
@@ -169,19 +172,31 @@ def _write_shards(
         if isinstance(batch, UserError):
             raise batch
         inputs, hashes = batch
-        arrays = {name: tensor.float().cpu().numpy() for name, tensor in encoded.model.columns(inputs).items()}
-        arrays["image_hashes"] = hashes
+        arrays = batch_columns(encoded.model, inputs) | {"image_hashes": hashes}
         pending |= {row: {name: array[i] for name, array in arrays.items()} for i, row in enumerate(rows)}
         first, last = writer.bounds(shard)
         if len(pending) == last - first:
             part = [pending[row] for row in range(first, last)]
-            writer.write(shard, _features(encoded.memes[first:last], classes, part))
+            columns = {name: np.stack([row[name] for row in part]) for name in part[0]}
+            writer.write(shard, features_of(encoded.memes[first:last], columns, classes))
             pending = {}
             shard = next(todo, shard)
 
 
-def _features(memes: list[Meme], classes: int | None, rows: list[dict[str, np.ndarray]]) -> Features:
-    columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+def batch_columns(model: FeatureModel, batch: Any) -> dict[str, np.ndarray]:
+    """`FeatureModel.columns` as float32 arrays."""
+    return {name: tensor.float().cpu().numpy() for name, tensor in model.columns(batch).items()}
+
+
+def features_of(memes: Sequence[Meme], columns: dict[str, np.ndarray], classes: int | None = None) -> Features:
+    """Features of N memes from columns [N, …], as `batch_columns` names them.
+
+    Args:
+        memes: In the order of the rows.
+        columns: Fields of `Features`, or the two of `MODALITIES`.
+        classes: C, where labels are sets of classes.
+    """
+    columns = dict(columns)
     parts = [columns.pop(name) for name in MODALITIES if name in columns]
     modalities = None
     if parts:
@@ -197,7 +212,7 @@ def _features(memes: list[Meme], classes: int | None, rows: list[dict[str, np.nd
     )
 
 
-def _label_array(memes: list[Meme], classes: int | None) -> np.ndarray:
+def _label_array(memes: Sequence[Meme], classes: int | None) -> np.ndarray:
     """Labels int64 [N], or of sets of C classes [N, C] of 0 and 1; `UNLABELLED` where a meme has none."""
     if classes is None:
         return np.array([UNLABELLED if meme.label is None else meme.label for meme in memes], dtype=np.int64)

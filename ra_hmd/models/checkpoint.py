@@ -243,6 +243,10 @@ class MemeModel:
         ids = self.encoder.encode(text, image).ids
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORE] * len(ids), "images": [image]}
 
+    def length(self, row: dict[str, Any]) -> int:
+        """Tokens of a row of `encode`."""
+        return len(row["input_ids"])
+
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Rows of `encode` as one batch on the CPU; the head reads each row's last prompt token."""
         batch = self._collator([dict(row) for row in rows])
@@ -255,3 +259,14 @@ class MemeModel:
     def score(self, batch: dict[str, Tensor]) -> ClassifierOutput:
         """All heads of a batch, from one forward pass."""
         return self.model(**{name: value.to(self.device) for name, value in batch.items()})
+
+    def columns(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of a batch of `collate`: hidden states, answer probabilities, and with a head what it gives, each [B, …]."""
+        output = self.score(batch)
+        columns = {"hidden": output.hidden}
+        if output.answer_probs is not None:
+            binary = self.run.settings.problem.kind == "binary"
+            columns["lmh_score"] = output.answer_probs[:, 1:] if binary else output.answer_probs
+        if output.logits is not None:
+            columns |= {"embedding": output.embedding, "lrc_logit": output.logits}
+        return columns

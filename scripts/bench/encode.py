@@ -9,7 +9,7 @@ The loop does for one meme after the other what a model card shows: open the ima
 call the model. Both start from a folder and end with all features in memory or on disk; imports are not counted. The
 encoder also hashes images, checks them and writes the store. Loop and encoder take turns.
 
-    python scripts/bench/encode.py [--model tinyclip-40m] [--memes 256] [--sizes 250 500 1000 2000] [--output R.json]
+    python scripts/bench/encode.py [--model tinyclip-40m] [--memes 512] [--sizes 250 500 1000 2000] [--output R.json]
 """
 
 import argparse
@@ -143,7 +143,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="tinyclip-40m")
-    parser.add_argument("--memes", type=int, default=256)
+    parser.add_argument("--memes", type=int, default=512)
     parser.add_argument("--sizes", type=int, nargs="*", default=[250, 500, 1000, 2000])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)

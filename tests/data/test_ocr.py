@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from typer.testing import CliRunner
 
 from ra_hmd.cli import app
+from ra_hmd.data.images import load_image
 from ra_hmd.data.ocr import fill_captions, read_text
 from ra_hmd.errors import UserError
 
@@ -190,9 +191,9 @@ def test_a_record_without_extras_gets_those_of_the_reading_alone(tmp_path: Path,
 def test_lines_below_the_least_score_are_left_out(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     lines = [("tea", 0.91), ("t?a", 0.3), ("milk\ud800", 0.50004), ("noise", 0.1)]
-    assert read_text(Spy(lines), tmp_path / "a.png") == {"text": "tea milk\ufffd", "score": 0.5}
-    assert read_text(Spy(lines), tmp_path / "a.png", 0.2) == {"text": "tea t?a milk\ufffd", "score": 0.3}
-    assert read_text(Spy(lines), tmp_path / "a.png", 0.95) == {"text": "", "score": 0.0}
+    assert read_text(Spy(lines), load_image(tmp_path / "a.png")) == {"text": "tea milk\ufffd", "score": 0.5}
+    assert read_text(Spy(lines), load_image(tmp_path / "a.png"), 0.2) == {"text": "tea t?a milk\ufffd", "score": 0.3}
+    assert read_text(Spy(lines), load_image(tmp_path / "a.png"), 0.95) == {"text": "", "score": 0.0}
 
 
 def test_the_least_score_of_the_command(tmp_path: Path, use: Callable[[Spy], Spy]) -> None:
@@ -211,9 +212,9 @@ def test_colours_reach_the_engine_as_blue_green_red(tmp_path: Path) -> None:
         seen.append(image[0, 0].tolist())
         return SimpleNamespace(txts=None, scores=None)
 
-    read_text(engine, tmp_path / "a.png")
+    read_text(engine, load_image(tmp_path / "a.png"))
     Image.new("LA", (4, 4), (7, 128)).save(tmp_path / "grey.png")
-    read_text(engine, tmp_path / "grey.png")
+    read_text(engine, load_image(tmp_path / "grey.png"))
     assert seen == [[0, 100, 200], [7, 7, 7]]
 
 

@@ -1,133 +1,32 @@
-"""Verdicts of a trained head on memes, labelled or not: `ra-hmd predict`.
-
-`Scorer` is a head that is opened for answering, with its bank and its rules; it turns features into a `ScoredSet`. What
-is done with the answers (a file here) is no part of it.
-
-Shapes: Q memes, C outputs of the problem (1 if binary), K neighbours.
-"""
+"""Verdicts of a trained head on the memes of a feature store, labelled or not, as a file."""
 
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from accelerate import Accelerator
 
 from ra_hmd.config import choose
 from ra_hmd.errors import UserError
-from ra_hmd.evaluation.banks import Examples, open_examples
-from ra_hmd.evaluation.checks import (
-    check_head_fits,
-    check_same_origin,
-    check_store,
-    head_fingerprint,
-    store_fingerprint,
-)
-from ra_hmd.evaluation.decision import Decision, read_decision, use_rules
+from ra_hmd.evaluation.banks import Examples
+from ra_hmd.evaluation.checks import store_fingerprint
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.evaluation.results import plain_score, vote_evidence
-from ra_hmd.evaluation.scores import ScoredSet, score_set
-from ra_hmd.features.store import Features, read_features
+from ra_hmd.evaluation.scores import ScoredSet
+from ra_hmd.features.store import read_features
 from ra_hmd.manifest import atomic_path, plain, run_manifest, sha256_file, write_json
-from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, load_head
+from ra_hmd.models.head import HEAD_WEIGHTS
+from ra_hmd.predict.scorer import Scorer
 from ra_hmd.progress import track
-from ra_hmd.retrieval.bank import is_bank
 from ra_hmd.retrieval.voting import Voting
 
 PredictionFormat = Literal["hateclipper-csv", "jsonl"]
 HATECLIPPER_COLUMNS = ("id", "prob_hate", "pred_label")
-_NO_BANK = {"place": None, "sha256": None}
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A trained head, ready to answer.
-
-    Attributes:
-        checkpoint: Folder of the head.
-        model: The head, on its device.
-        examples: The bank that votes, or None: then there is no RKC.
-        origins: Folder of the head, place of the bank → what is known of the features that they are for.
-        decision: Thresholds and calibration from dev, or None: official thresholds, scores taken for probabilities.
-        voting: The vote.
-    """
-
-    checkpoint: Path
-    model: MemeHead
-    examples: Examples | None
-    origins: Mapping[str, Mapping[str, Any]]
-    decision: Decision | None
-    voting: Voting
-
-    @classmethod
-    def open(
-        cls,
-        checkpoint: str | Path,
-        bank: str | Path | None = None,
-        voting: Voting | None = None,
-        *,
-        thresholds: Literal["stored", "official"] = "stored",
-        device: str | torch.device | None = None,
-    ) -> "Scorer":
-        """Open a head.
-
-        Args:
-            checkpoint: Folder with a head.
-            bank: Feature store of labelled examples, or an example bank; without it there is no RKC.
-            voting: The vote; by default the official one.
-            thresholds: `stored` takes what lies beside the head, if it is there, or the official ones.
-            device: Where the head runs; by default what accelerate finds.
-
-        Raises:
-            UserError: no head; a bank of another head or LMM, or one that is not labelled as the head decides.
-        """
-        choose("thresholds", thresholds, ("stored", "official"))
-        checkpoint = Path(checkpoint)
-        model = load_head(checkpoint).to(device if device is not None else Accelerator().device)
-        decision = read_decision(checkpoint) if thresholds == "stored" else None
-        origins = {str(checkpoint): head_fingerprint(checkpoint)}
-        examples, stores = None, {}
-        if bank is not None and not is_bank(bank):
-            features = stores[Path(bank)] = read_features(bank)
-            check_store(features, bank, model.config.problem)
-            check_head_fits(model.config, checkpoint, features, bank)
-            check_same_origin({**origins, str(bank): store_fingerprint(features)})
-            origins[str(bank)] = store_fingerprint(features)
-        if bank is not None:
-            examples = open_examples(bank, stores, model, checkpoint)
-        return cls(checkpoint, model, examples, origins, decision, voting or Voting())
-
-    def __call__(self, place: str | Path, features: Features) -> ScoredSet:
-        """Scores of Q memes by every head that has some; a meme's scores and verdicts depend on no other meme.
-
-        Labels play no part. A meme whose id is in the bank does not vote for itself.
-
-        Args:
-            place: Where the features are from, for messages.
-            features: Of the memes.
-
-        Raises:
-            UserError: features that this head, or this bank, cannot be asked about.
-        """
-        check_store(features, place, labelled=False)
-        check_head_fits(self.model.config, self.checkpoint, features, place)
-        for origin, fingerprint in self.origins.items():
-            check_same_origin({origin: fingerprint, str(place): store_fingerprint(features)})
-        rows = None if self.examples is None else self.examples.rows
-        scored = score_set(Path(place).name, place, features, self.model, rows, self.voting)
-        if self.decision is not None:
-            use_rules(self.decision, scored, self.state, self.voting)
-        return scored
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """Of the bank: `place`, `sha256`, of an example bank also `version`."""
-        return dict(_NO_BANK if self.examples is None else self.examples.state)
 
 
 def predict(

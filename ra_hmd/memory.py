@@ -11,7 +11,8 @@ def keep_freed_memory() -> None:
     """Tell glibc not to give freed memory back to the system before the process ends; elsewhere do nothing.
 
     A step's weight gradient has some 15 MB. Handed back after each step, its pages are mapped and zeroed again at the
-    next one, which costs a quarter of an epoch of Stage 2 on a CPU (scripts/bench/stage2_epoch.py).
+    next one, which costs a quarter of an epoch of Stage 2 on a CPU (scripts/bench/stage2_epoch.py), and a tenth of what
+    an encoder takes (scripts/bench/encode.py).
     """
     if not sys.platform.startswith("linux"):
         return

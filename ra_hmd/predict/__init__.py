@@ -1,0 +1,1 @@
+"""Verdicts on memes: of a feature store, or as they come."""

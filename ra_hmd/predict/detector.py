@@ -1,0 +1,274 @@
+"""From a meme to a verdict: the one object that a command line, a service and a console ask.
+
+Shapes: Q memes, B memes of a batch, C outputs of the problem (1 if binary).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL.Image import Image
+
+from ra_hmd.config import choose
+from ra_hmd.data.images import load_image
+from ra_hmd.data.record import Meme
+from ra_hmd.errors import UserError
+from ra_hmd.evaluation.metrics import Head
+from ra_hmd.evaluation.results import plain_score, vote_evidence
+from ra_hmd.evaluation.scores import Rule, ScoredSet
+from ra_hmd.features.making import FeatureModel, batch_columns, features_of
+from ra_hmd.manifest import sha256_file
+from ra_hmd.models.checkpoint import DType
+from ra_hmd.models.head import HEAD_WEIGHTS
+from ra_hmd.predict.backbone import open_feature_model
+from ra_hmd.predict.scorer import Scorer
+from ra_hmd.retrieval.bank import Bank
+from ra_hmd.retrieval.voting import Voting
+
+
+@dataclass(frozen=True)
+class Query:
+    """A meme to be judged.
+
+    Attributes:
+        id: Its name; a bank's row of the same id has no vote on it.
+        image: Its picture, or where that is.
+        text: What is written on it; None: it is read from the picture (extra `ocr`).
+    """
+
+    id: str
+    image: Path | Image
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A meme as the model takes it: `item` is `FeatureModel.encode`'s."""
+
+    id: str
+    text: str
+    text_source: str
+    item: Any
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What is said of a meme. Values of several classes are lists.
+
+    Attributes:
+        id: Of the meme.
+        text: The caption that was judged.
+        text_source: `given`, or what read it from the picture.
+        scores: Head → score, as `ra-hmd evaluate` has it.
+        probabilities: Head → calibrated probability where dev gave a calibration, else the score's own.
+        verdicts: Head → verdict by its threshold; None where the vote abstained.
+        head: Who decides.
+        verdict: Its verdict; None: left to a person.
+        threshold: Of its score; None for one of C classes, where the highest score decides.
+        neighbours: Of the vote, nearest first: `id`, `label`, `similarity`, `vote`, `share`, and of an example bank
+            `source`, `note`, `time`; None without a bank.
+    """
+
+    id: str
+    text: str
+    text_source: str
+    scores: dict[Head, float | list[float]]
+    probabilities: dict[Head, float | list[float]]
+    verdicts: dict[Head, int | list[int] | None]
+    head: Head
+    verdict: int | list[int] | None
+    threshold: float | list[float] | None
+    neighbours: list[dict[str, Any]] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class Detector:
+    """A trained system, opened to judge memes: LMM or encoder, head, bank and rules.
+
+    Every score comes from one forward pass of a meme, by the same code as `ra-hmd extract` (or `encode`) and
+    `ra-hmd evaluate`, and depends on no other meme.
+
+    Args:
+        model: What gives memes their features.
+        scorer: Head, bank, thresholds, calibration.
+        head: Who decides; default is the RKC with a bank and the LRC without.
+        abstain: Width of the band around the threshold, in probability, in which a meme is left to a person: its
+            probability is less than this from that of the threshold. Binary heads.
+        batch_size: Memes per forward pass.
+
+    Raises:
+        UserError: a head that is not there, a band that cannot be.
+    """
+
+    def __init__(
+        self,
+        model: FeatureModel,
+        scorer: Scorer,
+        head: Head | None = None,
+        abstain: float = 0.0,
+        batch_size: int = 16,
+    ) -> None:
+        self.model, self.scorer, self.batch_size = model, scorer, batch_size
+        self.problem = scorer.model.config.problem
+        self.head: Head = head or ("lrc" if scorer.examples is None else "rkc")
+        self.abstain = abstain
+        choose("head", self.head, get_args(Head))
+        if self.head == "rkc" and scorer.examples is None:
+            raise UserError("The head `rkc` needs a bank: the labelled memes that vote.")
+        if not 0 <= abstain < 0.5:
+            raise UserError(f"abstain is {abstain}, it must lie in [0, 0.5).")
+        if abstain and self.problem.kind != "binary":
+            raise UserError(f"abstain is for binary heads; this one decides `{self.problem.kind}`.")
+        self._reader: Any = None
+
+    @classmethod
+    def from_run(
+        cls,
+        run: str | Path,
+        bank: str | Path | None = None,
+        *,
+        backbone: str | Path | None = None,
+        base_model: str | None = None,
+        head: Head | None = None,
+        voting: Voting | None = None,
+        thresholds: Literal["stored", "official"] = "stored",
+        abstain: float = 0.0,
+        batch_size: int = 16,
+        dtype: DType | None = None,
+        device: str | torch.device | None = None,
+    ) -> "Detector":
+        """Open what was trained.
+
+        Args:
+            run: Folder with a head: a Stage 1 run, a Stage 2 output, or a head on an encoder's features.
+            bank: Labelled memes that vote: a feature store, or an example bank. Without it there is no RKC.
+            backbone: Stage 1 run, or encoder, that the head stands on, if it is not where the run says.
+            base_model: Where the base model of an LMM lies now.
+            head: Who decides.
+            voting: The vote; by default the official one.
+            thresholds: `stored` beside the head, if there are any, or `official`.
+            abstain: See `Detector`.
+            batch_size: Memes per forward pass.
+            dtype: Of the LMM's or encoder's computation; default is as the features were made for an encoder, and
+                that of the weights for an LMM.
+            device: Where everything runs; by default what accelerate finds.
+
+        Raises:
+            UserError: folders that are missing, or do not belong together.
+        """
+        device = torch.device(device) if device is not None else Accelerator().device
+        scorer = Scorer.open(run, bank, voting, thresholds=thresholds, device=device)
+        opened = open_feature_model(run, backbone=backbone, base_model=base_model, dtype=dtype)
+        scorer.check_origin(opened.place, opened.fingerprint)
+        return cls(opened.load(device), scorer, head, abstain, batch_size)
+
+    @property
+    def version(self) -> dict[str, Any]:
+        """What the answers depend on: `run`, `head_sha256`, and `bank` with `place`, `sha256`, perhaps `version`."""
+        return {
+            "run": str(self.scorer.checkpoint),
+            "head_sha256": sha256_file(self.scorer.checkpoint / HEAD_WEIGHTS),
+            "bank": self.scorer.state,
+        }
+
+    def __call__(self, queries: Sequence[Query]) -> list[Detection]:
+        """Judge memes, in their order.
+
+        Raises:
+            UserError: a picture that cannot be opened or used, a caption that does not fit; names the meme.
+        """
+        return self.judge([self.prepare(query) for query in queries])
+
+    def prepare(self, query: Query) -> Prepared:
+        """A meme as `judge` takes it: decoded, resized and tokenised, on the CPU.
+
+        Raises:
+            UserError: see `__call__`.
+        """
+        try:
+            image = load_image(query.image) if isinstance(query.image, Path) else query.image
+            text, source = (query.text, "given") if query.text is not None else self._read(image)
+            return Prepared(query.id, text, source, self.model.encode(text, image))
+        except ValueError as error:  # a UserError, or what the model's own code says of the image
+            raise UserError(f"meme {query.id!r}: {error}") from error
+
+    def judge(self, memes: Sequence[Prepared]) -> list[Detection]:
+        """Judge prepared memes, in their order; those of similar length share a forward pass."""
+        if not memes:
+            return []
+        order = sorted(range(len(memes)), key=lambda row: self.model.length(memes[row].item))
+        parts = []
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            parts.append(batch_columns(self.model, self.model.collate([memes[row].item for row in rows])))
+        columns = {name: np.concatenate([part[name] for part in parts])[np.argsort(order)] for name in parts[0]}
+        records = [Meme(meme.id, Path(), meme.text) for meme in memes]
+        classes = self.problem.outputs if self.problem.kind == "multi_label" else None
+        scored = self.scorer("the memes", features_of(records, columns, classes))
+        return list(self._detections(memes, scored))
+
+    def _read(self, image: Image) -> tuple[str, str]:
+        """The words on a picture, and what read them."""
+        from ra_hmd.data.ocr import open_engine, read_text
+
+        if self._reader is None:
+            self._reader = open_engine()
+        engine, source = self._reader
+        return read_text(engine, image)["text"], source
+
+    def _detections(self, memes: Sequence[Prepared], scored: ScoredSet) -> Iterator[Detection]:
+        if self.head not in scored.scores:
+            raise UserError(f"The head `{self.head}` has no answer: {' '.join(scored.notes)}")
+        verdicts = {head: scored.verdicts(head) for head in scored.scores}
+        probabilities = {head: scored.probabilities(head) for head in scored.scores}
+        unsure = self._unsure(scored, probabilities[self.head])
+        for row, (meme, neighbours) in enumerate(zip(memes, self._evidence(scored), strict=False)):
+            decided = {head: values[row].tolist() for head, values in verdicts.items()}
+            if "rkc" in decided and scored.abstained[row]:
+                decided["rkc"] = None
+            yield Detection(
+                id=meme.id,
+                text=meme.text,
+                text_source=meme.text_source,
+                scores={head: plain_score(values[row], self.problem) for head, values in scored.scores.items()},
+                probabilities={head: plain_score(values[row], self.problem) for head, values in probabilities.items()},
+                verdicts=decided,
+                head=self.head,
+                verdict=None if unsure[row] else decided[self.head],
+                threshold=None
+                if self.problem.kind == "single_label"
+                else plain_score(scored.rules[self.head].thresholds, self.problem),
+                neighbours=neighbours,
+            )
+
+    def _unsure(self, scored: ScoredSet, probabilities: np.ndarray) -> np.ndarray:
+        """bool [Q], memes whose probability is in the band around the threshold's."""
+        if not self.abstain:
+            return np.zeros(len(scored), dtype=bool)
+        rule: Rule = scored.rules[self.head]
+        limit = rule.calibration.apply(rule.thresholds[None, :], self.head, self.problem)
+        return np.abs(probabilities - limit)[:, 0] < self.abstain
+
+    def _evidence(self, scored: ScoredSet) -> Iterator[list[dict[str, Any]] | None]:
+        examples = self.scorer.examples
+        if examples is None:
+            yield from repeat(None)
+            return
+        bank = examples.rows
+        for neighbours, found in zip(vote_evidence(scored, bank), scored.neighbours.rows, strict=True):
+            if not isinstance(bank, Bank):
+                yield neighbours
+                continue
+            known = [bank.row(int(place)) for place in found[found >= 0]]
+            yield [
+                neighbour | {name: told[name] for name in ("source", "note", "time")}
+                for neighbour, told in zip(neighbours, known, strict=True)
+            ]
