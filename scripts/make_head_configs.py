@@ -262,7 +262,7 @@ def _overrides_of_rgcl(recipe: Recipe) -> list[tuple[str, str]]:
         ("loss=triplet" if sets else "loss=contrastive", "the other loss of RGCL"),
         ("mining=sparse", "BM25 over the captions instead of the embedding"),
         ("mining=sparse object_words=objects", "also over what a detector saw, in the memes' field `objects`"),
-        ("select_by=dev_lrc_auroc", "where the logistic regression will be deployed, not the KNN vote"),
+        ("select_by=dev_lrc_auroc", "for the logistic regression, which is learnt some epochs after the vote"),
         (
             " \\\n  ".join([f"init_head={recipe.folder}/hateclipper_align", *nothing]),
             "refine a head that was trained on these features",

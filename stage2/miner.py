@@ -18,6 +18,16 @@ from stage2.official_mining import mine_official, official_rows
 from stage2.sparse import SparseIndex, documents
 
 
+def check_minable(args: Stage2Arguments, train: Features) -> None:
+    """Raise `UserError` unless the store has the captions, further fields and image hashes that the settings need."""
+    if args.mining == "sparse":
+        documents(train, args.object_words, str(args.train))
+    if args.near_duplicate_bits is not None and train.image_hashes is None:
+        raise UserError(
+            f"{args.train} has no image hashes, which `near_duplicate_bits` needs; extract it again with this version."
+        )
+
+
 class Miner:
     """Mines the training set, which is the bank, for its own rows.
 
@@ -32,10 +42,11 @@ class Miner:
         statistics: Of each search of the whole bank (`Mined.statistics`), with its epoch and step.
 
     Raises:
-        UserError: captions or image hashes that the settings need and the store has not.
+        UserError: see `check_minable`.
     """
 
     def __init__(self, args: Stage2Arguments, train: Features) -> None:
+        check_minable(args, train)
         self.statistics: list[dict[str, Any]] = []
         self._official = args.compat == "official"
         counts = {"positives": args.pseudo_gold_positives, "hard_negatives": args.hard_negatives}
@@ -76,10 +87,6 @@ class Miner:
 
 def _names(args: Stage2Arguments, train: Features) -> Sequence[str]:
     """What excludes a row as the anchor's partner: its id, or the group of its near-duplicate image."""
-    if args.near_duplicate_bits is None:
+    if args.near_duplicate_bits is None or train.image_hashes is None:
         return train.ids
-    if train.image_hashes is None:
-        raise UserError(
-            f"{args.train} has no image hashes, which `near_duplicate_bits` needs; extract it again with this version."
-        )
     return near_duplicates(train.image_hashes, args.near_duplicate_bits).astype(str).tolist()

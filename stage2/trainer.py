@@ -21,7 +21,7 @@ from stage2.losses.contrastive import contrastive_loss
 from stage2.losses.naive import naive_loss
 from stage2.losses.official import official_loss
 from stage2.losses.triplet import triplet_loss
-from stage2.miner import Miner
+from stage2.miner import Miner, check_minable
 from stage2.plots import mining_figure
 
 
@@ -48,7 +48,7 @@ class Trainer(HeadTrainer):
         device: Where head and features live.
 
     Raises:
-        UserError: captions or image hashes that are asked for and missing.
+        UserError: see `check_minable`.
     """
 
     LOWER: ClassVar[str] = "Lower `lr` ({lr}), or set `metric: cos` if the embeddings are very long"
@@ -65,7 +65,8 @@ class Trainer(HeadTrainer):
 
     @classmethod
     def check(cls, args: Stage2Arguments, config: HeadConfig, train: Features) -> None:
-        """Raise `UserError` for label sets with `compat: official`."""
+        """Raise `UserError` for label sets with `compat: official`, or where the store has not what mining needs."""
+        check_minable(args, train)
         if args.compat == "official" and config.problem.kind == "multi_label":
             raise UserError(
                 f"`compat: official` has one class per meme; {args.train} has sets of them. Use `corrected`."

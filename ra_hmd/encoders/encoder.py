@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from PIL.Image import Image
 from PIL.Image import new as new_image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ra_hmd.config import coerce_fields
@@ -48,7 +49,8 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "*.model",
 )
-_HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+_WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
+_HUB_FILES = ["*.json", "*.txt", "*.model", _WEIGHT_FILES[0]]
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Encoder:
         parts: Into how many parts, each a call of a thread of its own, a batch is cut.
 
     Raises:
-        UserError: nothing of that name, a model of another kind, or without tokenizer or image processor.
+        UserError: nothing of that name, a model of another kind, or without tokenizer, image processor or weights.
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -123,6 +125,9 @@ class Encoder:
         names = self.tokenizer.vocab_files_names.values()
         if not any((self._folder / file).is_file() for file in names):  # transformers makes an empty one, silently
             raise UserError(f"{name} has no tokenizer; put one of {', '.join(names)} of this model into the folder.")
+        if not any(file for pattern in _WEIGHT_FILES for file in self._folder.glob(pattern)):
+            # Before anything is written: a store's fingerprint has the weights.
+            raise UserError(f"{name} has no weights; put {' or '.join(_WEIGHT_FILES)} of this model into the folder.")
         self._prefix, self._suffix = self._special_tokens()
         text = self._config.text_config
         # XLM-R counts positions from the padding's index on.
@@ -164,7 +169,7 @@ class Encoder:
         name = self.settings.path
         try:
             model, report = AutoModel.from_pretrained(self._folder, dtype=self.settings.dtype, output_loading_info=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{name}: its weights cannot be loaded: {error}") from error
         raise_all(sorted(report["missing_keys"]), f"{name} lacks weights that the model needs")
         self.model = model.to(device).eval().requires_grad_(False)
@@ -350,7 +355,7 @@ def _locate(settings: EncoderSettings) -> tuple[EncoderSettings, Path]:
     try:
         folder = _download(name, settings.revision, _HUB_FILES)
         if not any(folder.glob("*.safetensors")):
-            _download(name, settings.revision, ["pytorch_model*.bin"])
+            _download(name, settings.revision, [_WEIGHT_FILES[1]])
     except (OSError, ValueError) as error:
         raise UserError(f"{settings.path} is no folder and cannot be loaded: {error}\n{_known()}") from error
     return replace(settings, path=name, revision=folder.name), folder

@@ -12,6 +12,7 @@ from ra_hmd.evaluation.checks import (
     head_fingerprint,
     store_fingerprint,
 )
+from ra_hmd.evaluation.lockout import names_test, split_name
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.fusion import FusionConfig
 from ra_hmd.models.head import HeadConfig, MemeHead, load_head, read_head_config
@@ -31,7 +32,8 @@ def read_stores(args: HeadArguments) -> Stores:
     """Read the stores, in full, and check them.
 
     Raises:
-        UserError: labels that are missing, of one class or not as the head has them; features that were made otherwise.
+        UserError: labels that are missing, of one class or not as the head has them; features that were made
+            otherwise; a dev store of a test split.
     """
     train, problem = read_features(args.train), _problem(args)
     known = {str(args.train): store_fingerprint(train)}
@@ -41,6 +43,7 @@ def read_stores(args: HeadArguments) -> Stores:
     check_store(train, args.train, problem)
     _check_classes(train, args.train, problem, "; training needs both classes")
     if dev is not None:
+        _check_no_test(dev, args.dev)
         check_store(dev, args.dev, problem)
         if args.select_by.endswith("auroc"):
             why = f", so `select_by: {args.select_by}` is undefined; give a dev store with both classes, or select by "
@@ -97,6 +100,15 @@ def initial_head(args: HeadArguments, train: Features) -> MemeHead:
 
 def _problem(args: HeadArguments) -> Problem:
     return args.problem if args.init_head is None else read_head_config(args.init_head).problem
+
+
+def _check_no_test(dev: Features, place: Any) -> None:
+    name = split_name(dev, place)
+    if names_test(name):
+        raise UserError(
+            f"`dev` {place} is of the split {name!r}: no epoch is chosen on test data; give a dev split, or `dev: "
+            "null` to keep the last epoch."
+        )
 
 
 def _check_classes(features: Features, place: Any, problem: Problem, why: str) -> None:

@@ -386,6 +386,9 @@ def test_incomplete_folders_are_refused(folder_of: Callable[[str], Path], tmp_pa
     with pytest.raises(UserError, match="its tokenizer and image processor cannot be loaded"):
         Encoder(EncoderSettings(str(tmp_path / "no_processor")))
     (tmp_path / "weights" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no weights; put model\*.safetensors or .* of this model into the folder"):
+        Encoder(EncoderSettings(str(tmp_path / "weights")))
+    (tmp_path / "weights" / "model.safetensors").write_bytes(b"{}")
     with pytest.raises(UserError, match="its weights cannot be loaded"):
         opened(tmp_path / "weights")
     AutoModel.from_pretrained(folder_of("clip")).vision_model.save_pretrained(tmp_path / "half")

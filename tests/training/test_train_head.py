@@ -256,6 +256,26 @@ def test_a_sweep_is_checked_before_its_first_run(encoded):
     assert not args.output_dir.exists()
 
 
+def test_what_mining_needs_is_asked_before_the_first_run_of_a_sweep(encoded):
+    for name, value, message in (
+        ("mining", "sparse", "has no captions"),
+        ("near_duplicate_bits", 4, "no image hashes"),
+    ):
+        args = encoded.stage2(sweep={name: ["dense" if name == "mining" else None, value]})
+        with pytest.raises(UserError, match=message):
+            run_stage2(args)
+        assert not args.output_dir.exists()
+
+
+def test_no_epoch_is_chosen_on_test_data(encoded, features):
+    test = encoded.store("test_seen", features(20, 3, "t"))
+    for run, args in ((train_head, encoded.head(dev=test)), (run_stage2, encoded.stage2(dev=test))):
+        with pytest.raises(UserError, match="`dev` .* is of the split 'test_seen': no epoch is chosen on test data"):
+            run(args)
+        assert not args.output_dir.exists()
+    assert train_head(encoded.head(dev=encoded.store("latest", features(20, 3, "l")), epochs=1))["dev"]
+
+
 def test_command_line(encoded):
     config = encoded.folder / "head.yaml"
     config.write_text(f"train: {encoded.folder}/train\ndev: {encoded.folder}/dev\noutput_dir: {encoded.folder}/cli\n")
