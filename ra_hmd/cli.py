@@ -178,6 +178,22 @@ def encode_command(
         typer.echo(note, err=True)
 
 
+@app.command("import-official")
+def import_official_command(
+    folder: Annotated[Path, typer.Argument(help="Folder with adapter and classifier.bin.")],
+    output: Output,
+    base_model: Annotated[str | None, typer.Option(help="The LMM, if it is not where the adapter says.")] = None,
+    quantization_bit: Annotated[int | None, typer.Option(help="Load the LMM in 4 or 8 bits.")] = None,
+) -> None:
+    """Convert a checkpoint of the official RA-HMD code into a Stage 1 run."""
+    from ra_hmd.models.official import import_official
+
+    command = shlex.join(["ra-hmd", *sys.argv[1:]])
+    for note in import_official(folder, output, base_model, quantization_bit, command)["official"]["assumed"]:
+        typer.echo(note, err=True)
+    print(output)
+
+
 @features_app.command("import")
 def features_import(
     source: Annotated[Path, typer.Argument(help="Official .pt file (ids, feats, labels).")],

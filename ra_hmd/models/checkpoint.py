@@ -82,6 +82,11 @@ def open_run(folder: str | Path, base_model: str | None = None) -> Run:
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; give the output_dir of a Stage 1 run.")
     if not (folder / MANIFEST_NAME).is_file() or not has_head(folder):
+        if (folder / "classifier.bin").is_file():
+            raise UserError(
+                f"{folder} is an official RA-HMD checkpoint; convert it once with `ra-hmd import-official {folder} "
+                "--output RUN` and give RUN."
+            )
         raise UserError(
             f"{folder} is not a Stage 1 run: {MANIFEST_NAME} and a head are needed. For a model without a head use "
             "--backbone-only."
