@@ -374,12 +374,20 @@ def evaluate_command(
 @app.command("predict")
 def predict_command(
     checkpoint: Annotated[Path, typer.Option(help="Folder with a head: whose verdict is asked.")],
-    queries: Annotated[Path, typer.Option(help="Feature store of the memes; labels are not looked at.")],
-    output: Output,
-    head: Annotated[str, typer.Option(help="Who decides: lrc, rkc (needs --bank) or lmh.")] = "lrc",
+    images: Annotated[list[Path] | None, typer.Argument(help="Pictures to judge, and to print what was found.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Caption of each IMAGE, in order; or it is read.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--input", help="Memes: .jsonl, .csv or .parquet file, or folder of pictures.")
+    ] = None,
+    queries: Annotated[Path | None, typer.Option(help="Or a feature store; labels are not looked at.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="With --input, --queries: where to write.")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Who decides: lrc, rkc (needs --bank) or lmh; of memes rkc with a bank.")
+    ] = None,
     style: Annotated[
-        str, typer.Option("--format", help="hateclipper-csv (id, prob_hate, pred_label) or jsonl (with neighbours).")
-    ] = "jsonl",
+        str | None,
+        typer.Option("--format", help="jsonl, csv, parquet or hateclipper-csv (id, prob_hate, pred_label)."),
+    ] = None,
     bank: Annotated[
         str | None, typer.Option(help="Labelled examples: a feature store, or an example bank (folder or URI).")
     ] = None,
@@ -392,18 +400,30 @@ def predict_command(
     prior_correction: Annotated[
         bool, typer.Option("--prior-correction", help="Let the bank's classes weigh the same.")
     ] = False,
+    abstain: Annotated[
+        float | None, typer.Option(help="Leave memes to a person whose probability is this near to the threshold's.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Stage 1 run or encoder, if not where the head says.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Where the base model lies now.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Memes per forward pass; 16 unless set.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    media_dir: Annotated[Path | None, typer.Option(help="Of --input: where relative image paths start.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Of IMAGE: a JSON object per line, not a table.")] = False,
 ) -> None:
-    """Write a head's verdict on each meme of a feature store, labelled or not (docs/evaluation.md)."""
-    from ra_hmd.predict.stores import predict
+    """Verdicts on pictures, on a file of memes, or on a feature store, labelled or not (docs/evaluation.md).
+
+    With --input, stopped and started again, it continues; also under torchrun.
+    """
+    from ra_hmd.predict.request import Request
     from ra_hmd.retrieval.voting import Voting
 
-    voting = Voting(topk, weights, min_similarity, prior_correction)
-    command = shlex.join(["ra-hmd", *sys.argv[1:]])
-    done = predict(checkpoint, queries, output, head=head, style=style, bank=bank, voting=voting,
-                   thresholds=thresholds, command=command)  # fmt: skip
-    for note in done["notes"]:
+    request = Request(
+        checkpoint, images or [], text or [], source, queries, output, head, style, bank, thresholds,
+        Voting(topk, weights, min_similarity, prior_correction), abstain, backbone, base_model, batch_size, dtype,
+        media_dir, as_json,
+    )  # fmt: skip
+    for note in request.answer(shlex.join(["ra-hmd", *sys.argv[1:]])):
         typer.echo(note, err=True)
-    print(f"{output}: {done['rows']} memes")
 
 
 @app.command("results")

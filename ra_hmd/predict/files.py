@@ -1,0 +1,361 @@
+"""Verdicts on the memes of a file or folder of any length, in one pass that can be resumed.
+
+    read_queries ─► chunks ─► pictures decoded in threads ─► Detector ─► <output>.parts/chunk-….jsonl ─► <output>
+
+A chunk is a fixed number of rows of the input, bad ones included. What is in it, and so each of its numbers, depends
+neither on stops nor on the number of ranks.
+"""
+
+import fcntl
+import importlib.util
+import json
+import shutil
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from PIL import Image
+
+from ra_hmd.data.images import load_image
+from ra_hmd.data.text import well_formed
+from ra_hmd.errors import UserError, raise_all
+from ra_hmd.evaluation.decision import DECISION_NAME
+from ra_hmd.manifest import atomic_path, plain, read_json, run_manifest, sha256_bytes, sha256_file, write_json
+from ra_hmd.predict.detector import Detector
+from ra_hmd.predict.formats import FileFormat, answer_of, check_format, choose_format, open_writer, verdict_names
+from ra_hmd.predict.reading import Asked, jsonl_rows, picture_paths, read_queries
+from ra_hmd.progress import track
+
+_FORMAT = 1  # of the chunks; a number more when they would hold something else
+_MARK = "fingerprint.json"
+_CHUNK_BATCHES = 8
+
+
+def predict_files(
+    detector: Detector,
+    source: str | Path,
+    output: str | Path,
+    *,
+    style: FileFormat | None = None,
+    media_dir: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    chunk_size: int | None = None,
+    workers: int = 4,
+    show: bool = True,
+    command: str = "",
+) -> dict[str, Any]:
+    """Judge every meme of a file or folder. Stopped and started again, it continues.
+
+    Finished chunks lie in `<output>.parts` until all are there; then the output appears in one step, in the order of
+    the input, with `<output>.rejected.jsonl` (`place`, `id`, `reason` of each row that could not be judged) and
+    `<output>.manifest.json`. Under torchrun each rank takes every WORLD_SIZE-th chunk and the last one merges.
+
+    Args:
+        detector: Who judges.
+        source: See `read_queries`.
+        output: The file to write.
+        style: Its format; by default what its suffix says.
+        media_dir: See `read_queries`.
+        options: How the detector was opened, for the manifest; a run with other ones does not continue this one.
+        chunk_size: Rows per chunk, which is also what is in memory; default is eight batches.
+        workers: Threads that decode pictures beside the model.
+        show: Whether to show a progress bar.
+        command: The command line, for the manifest.
+
+    Returns:
+        The manifest; of a rank that left merging to another one, an empty dictionary.
+
+    Raises:
+        UserError: an input without any meme, a format that cannot hold the answers, unfinished work of another run.
+    """
+    source, output, state = Path(source), Path(output), PartialState()
+    style = choose_format(output, style)
+    check_format(style, detector)
+    size = chunk_size or _CHUNK_BATCHES * detector.batch_size
+    rows = _count(source, media_dir)
+    stated = _stated(detector, source, media_dir, options, size)
+    work = output.with_name(f"{output.name}.parts")
+    written = _finished(output, stated, style)
+    if written:
+        if not (work / _MARK).is_file() or read_json(work / _MARK) == stated:
+            shutil.rmtree(work, ignore_errors=True)  # stopped while it was removed
+        return written
+    with state.main_process_first():
+        _prepare(work, stated)
+    paths = [work / f"chunk-{number:07d}.jsonl" for number in range(-(-rows // size))]
+    todo = {number for number in range(state.process_index, len(paths), state.num_processes)
+            if not paths[number].is_file()}  # fmt: skip
+    state.wait_for_everyone()  # a rank with nothing to do must not merge and remove what another still looks for
+    every = read_queries(source, media_dir)
+    parts = enumerate(iter(lambda: list(islice(every, size)), []))
+    chunks = ((number, part) for number, part in parts if number in todo)
+    total = sum(min(size, rows - number * size) for number in todo)
+    judged = ((len(chunk[2]), chunk) for chunk in judge_chunks(detector, chunks, workers))
+    shown = show and state.is_main_process
+    for number, seconds, lines in track(judged, "Judging", total, "memes", show=shown) if todo else ():
+        _write_chunk(paths[number], seconds, lines)
+    if not all(path.is_file() for path in paths):
+        return {}
+    return _finish(detector, output, style, work, paths, stated, source=source, command=command)
+
+
+def judge_chunks(
+    detector: Detector, chunks: Iterable[tuple[int, list[Asked]]], workers: int = 4
+) -> Iterator[tuple[int, float, list[dict[str, Any]]]]:
+    """Per chunk its number, the seconds that it took, and a line per row: `answer`, or `reject`.
+
+    Of the chunks no more is asked for than is judged, and a few pictures that are decoded in the meantime.
+    """
+    flat = ((number, asked) for number, rows in chunks for asked in rows)
+    with ThreadPoolExecutor(workers) as pool:
+        began = time.perf_counter()
+        for number, rows in groupby(_decoded(pool, flat, 4 * workers), key=lambda item: item[0]):
+            lines = _judge(detector, ((asked, picture) for _, asked, picture in rows))
+            yield number, time.perf_counter() - began, lines
+            began = time.perf_counter()
+
+
+def _decoded(
+    pool: ThreadPoolExecutor, rows: Iterator[tuple[int, Asked]], ahead: int
+) -> Iterator[tuple[int, Asked, Image.Image | str]]:
+    """Rows with their pictures, or what is wrong with these; at most `ahead` of them wait in memory."""
+    waiting: deque[tuple[int, Asked, Future[Image.Image | str]]] = deque()
+    for number, asked in rows:
+        waiting.append((number, asked, pool.submit(_open, asked)))
+        if len(waiting) > ahead:
+            *row, future = waiting.popleft()
+            yield *row, future.result()
+    while waiting:
+        *row, future = waiting.popleft()
+        yield *row, future.result()
+
+
+def _open(asked: Asked) -> Image.Image | str:
+    if asked.query is None or not isinstance(asked.query.image, Path):
+        return asked.problem
+    try:
+        return load_image(asked.query.image)
+    except UserError as error:
+        return well_formed(str(error))
+    except Exception as error:  # one of a million pictures, whatever its decoder raises, must not end the run
+        return well_formed(f"image {asked.query.image} cannot be decoded ({type(error).__name__}: {error})")
+
+
+def _judge(detector: Detector, rows: Iterable[tuple[Asked, Image.Image | str]]) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    prepared, places = [], []
+    for asked, picture in rows:
+        lines.append({})
+        reason = picture if isinstance(picture, str) else ""
+        if not reason and asked.query is not None:
+            if asked.query.text is None:
+                _check_ocr()
+            try:
+                prepared.append(detector.prepare(replace(asked.query, image=picture)))
+                places.append((len(lines) - 1, asked))
+                continue
+            except UserError as error:
+                reason = well_formed(str(error))
+        lines[-1] = _reject(asked, reason)
+    for (row, asked), found in zip(places, detector.judge(prepared), strict=True):
+        answer = answer_of(found)
+        finite = plain(answer) == answer  # in JSON there is no NaN
+        lines[row] = {"answer": answer} if finite else _reject(asked, "the model's score is not a number")
+    return lines
+
+
+def _check_ocr() -> None:
+    """Raise `UserError` where captions cannot be read: this is no row's fault."""
+    if importlib.util.find_spec("rapidocr") is None:
+        raise UserError("A meme has no `text`, and reading it needs the extra `ocr`: pip install 'ra-hmd[ocr]'.")
+
+
+def _reject(asked: Asked, reason: str) -> dict[str, Any]:
+    return {"reject": {"place": asked.place, "id": asked.id, "reason": reason}}
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write_chunk(path: Path, seconds: float, lines: list[dict[str, Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(_line({"seconds": seconds}))
+        file.writelines(map(_line, lines))
+
+
+def _count(source: Path, media_dir: str | Path | None) -> int:
+    """Rows of the input. Reading it once to its end finds, before any work, what cannot be read at all."""
+    rows = good = 0
+    problems: list[str] = []
+    for asked in read_queries(source, media_dir):
+        rows += 1
+        good += asked.query is not None
+        if asked.problem and len(problems) < 3:
+            problems.append(f"{asked.place}: {asked.problem}")
+    if good:
+        return rows
+    raise_all(problems, f"{source}: no row can be used, of {rows}; the first of them")
+    raise UserError(f"{source} has no {'pictures' if source.is_dir() else 'rows'}.")
+
+
+def _stated(
+    detector: Detector, source: Path, media_dir: str | Path | None, options: Mapping[str, Any] | None, size: int
+) -> dict[str, Any]:
+    """What a chunk depends on; two runs that agree in it may continue each other."""
+    if source.is_dir():
+        names = picture_paths(source)
+        stats = ((name, (source / name).stat()) for name in names)
+        digest = sha256_bytes(*(repr((name, stat.st_size, stat.st_mtime_ns)).encode() for name, stat in stats))
+    else:
+        digest = sha256_file(source)
+    scorer, version = detector.scorer, detector.version
+    decided = sha256_file(scorer.checkpoint / DECISION_NAME) if scorer.decision is not None else None
+    return plain({
+        "format": _FORMAT,
+        "input": digest,
+        "media_dir": media_dir,
+        "head_sha256": version["head_sha256"],
+        "bank": {name: value for name, value in version["bank"].items() if name != "place"},
+        "decision": decided,
+        "voting": asdict(scorer.voting),
+        "head": detector.head,
+        "abstain": detector.abstain,
+        "batch_size": detector.batch_size,
+        "chunk_size": size,
+        "options": dict(options or {}),
+    })  # fmt: skip
+
+
+def _manifest_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.manifest.json")
+
+
+def _finished(output: Path, stated: dict[str, Any], style: FileFormat) -> dict[str, Any] | None:
+    """The manifest of `output` if it is already what this run would write."""
+    if not (output.is_file() and _manifest_path(output).is_file()):
+        return None
+    manifest = read_json(_manifest_path(output))
+    same = manifest.get("fingerprint") == stated and manifest.get("format") == style
+    return dict(manifest) if same and manifest.get("output_sha256") == sha256_file(output) else None
+
+
+def _prepare(work: Path, stated: dict[str, Any]) -> None:
+    """Make the folder of finished chunks.
+
+    Raises:
+        UserError: it holds those of another run.
+    """
+    mark = work / _MARK
+    if mark.is_file():
+        old = read_json(mark)
+        other = [name for name in sorted({*old, *stated}) if old.get(name) != stated.get(name)]
+        if other:
+            raise UserError(
+                f"{work} holds unfinished work of another run; what differs: {', '.join(other)}. "
+                "Remove the folder, or give another --output."
+            )
+    elif work.exists() and not (work.is_dir() and all(path.name.startswith(".") for path in work.iterdir())):
+        raise UserError(f"{work} is in the way: finished parts would be kept there. Remove it, or rename --output.")
+    else:
+        write_json(mark, stated)
+
+
+def _finish(
+    detector: Detector,
+    output: Path,
+    style: FileFormat,
+    work: Path,
+    paths: Sequence[Path],
+    stated: dict[str, Any],
+    *,
+    source: Path,
+    command: str,
+) -> dict[str, Any]:
+    """Merge all chunks, unless another rank does or did; then what it wrote is returned."""
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context((work / ".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the process ends, however that be
+        except FileNotFoundError:
+            return {}
+        if not work.is_dir():
+            return {}
+        counts, seconds = _merge(detector, output, style, paths)
+        judged = counts["texts"].total()
+        manifest = run_manifest(
+            "predictions",
+            command=command,
+            arguments={"input": str(source), **stated["options"]},
+            format=style,
+            rows=judged + counts["reasons"].total(),
+            judged=judged,
+            rejected=counts["reasons"].total(),
+            reasons=dict(counts["reasons"].most_common(20)),
+            verdicts=dict(sorted(counts["verdicts"].items())),
+            text_sources=dict(sorted(counts["texts"].items())),
+            seconds=round(seconds, 3),
+            memes_per_second=round(judged / seconds, 3) if seconds else None,
+            output_sha256=sha256_file(output),
+            **plain(detector.version),
+            fingerprint=stated,
+            notes=_notes(detector),
+        )
+        write_json(_manifest_path(output), manifest)
+        shutil.rmtree(work)
+    return manifest
+
+
+def _merge(
+    detector: Detector, output: Path, style: FileFormat, paths: Sequence[Path]
+) -> tuple[dict[str, Counter[str]], float]:
+    """Write output and rejects. Returns counts (`verdicts`; `reasons`; `texts`: where captions are from) and
+    the seconds that the chunks took, added over ranks.
+    """
+    counts: dict[str, Counter[str]] = {"verdicts": Counter(), "reasons": Counter(), "texts": Counter()}
+    seconds, rejected = 0.0, output.with_name(f"{output.name}.rejected.jsonl")
+    with ExitStack() as stack:
+        # Left in the reverse order: the rejects are there before the output is.
+        write = stack.enter_context(open_writer(stack.enter_context(atomic_path(output)), style, detector.problem))
+        rejects = stack.enter_context(stack.enter_context(atomic_path(rejected)).open("w", encoding="utf-8"))
+        for path in paths:
+            for row in jsonl_rows(path):
+                line = row.values
+                seconds += line.get("seconds", 0.0)
+                answer, reject = line.get("answer"), line.get("reject")
+                if answer and answer["verdict"] is None and style == "hateclipper-csv":
+                    reason = "the vote abstains, which hateclipper-csv cannot say"
+                    answer, reject = None, {"place": None, "id": answer["id"], "reason": reason}
+                if answer:
+                    write(answer)
+                    counts["verdicts"].update(verdict_names(answer["verdict"]))
+                    counts["texts"][answer["text_source"]] += 1
+                elif reject:
+                    rejects.write(_line(reject))
+                    counts["reasons"][reject["reason"].split(":")[0][:60]] += 1
+    return counts, seconds
+
+
+def _notes(detector: Detector) -> list[str]:
+    """What a reader of the verdicts must know."""
+    scorer = detector.scorer
+    decision = scorer.decision
+    if decision is None:
+        return ["The threshold is the official one, and scores are taken for probabilities as they are."]
+    if detector.head not in decision.rules:
+        return [f"{detector.head.upper()} has its official threshold, none was chosen for it."]
+    same = decision.bank["sha256"] == scorer.state["sha256"] and plain(dict(decision.voting)) == plain(
+        asdict(scorer.voting)
+    )
+    if detector.head == "rkc" and not same:
+        return [
+            "RKC has its official threshold and no calibration: the stored ones were chosen with another bank or vote."
+        ]
+    return []

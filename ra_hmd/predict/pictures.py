@@ -1,0 +1,68 @@
+"""Verdicts on the pictures that a command line names."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ra_hmd.errors import UserError
+from ra_hmd.predict.detector import Detection, Detector, Query
+from ra_hmd.predict.formats import answer_of
+
+_SHOWN = 5
+
+
+def check_pictures(images: Sequence[Path], texts: Sequence[str]) -> None:
+    """Raise `UserError` unless there is a caption for each picture, or none, and each picture is a file."""
+    if texts and len(texts) != len(images):
+        raise UserError(
+            f"{len(texts)} --text for {len(images)} pictures: give one for each, in their order, or none; then they "
+            "are read from the pictures."
+        )
+    folder = next((path for path in images if path.is_dir()), None)
+    if folder is not None:
+        raise UserError(f"{folder} is a folder; judge what is in it with --input {folder} --output verdicts.jsonl.")
+
+
+def judge_pictures(detector: Detector, images: Sequence[Path], texts: Sequence[str] = ()) -> list[Detection]:
+    """Judge pictures, each with its caption, or with what is read from it where there are none; ids are the paths.
+
+    Raises:
+        UserError: see `check_pictures` and `Detector`.
+    """
+    check_pictures(images, texts)
+    return detector(
+        [Query(str(path), path, text) for path, text in zip(images, texts or [None] * len(images), strict=True)]
+    )
+
+
+def as_lines(found: Sequence[Detection]) -> str:
+    """For machines: a JSON object per line, as `--output` has them in `.jsonl`."""
+    return "\n".join(json.dumps(answer_of(one), ensure_ascii=False, allow_nan=False) for one in found)
+
+
+def as_table(found: Sequence[Detection]) -> Table:
+    """For people: verdict, scores with probabilities, nearest neighbours, and what was read where no text was given."""
+    table = Table("meme", "verdict", "scores", "nearest neighbours", show_lines=True)
+    for one in found:
+        limit = "" if one.threshold is None else f" from {_shown(one.threshold)}"
+        verdict = "left to a person" if one.verdict is None else str(one.verdict)
+        scores = "\n".join(
+            f"{head} {_shown(score)} (probability {_shown(one.probabilities[head])})"
+            for head, score in one.scores.items()
+        )
+        near = "\n".join(
+            f"{item['id']}  label {item['label']}  similarity {item['similarity']:.3f}  share {item['share']:.2f}"
+            for item in (one.neighbours or [])[:_SHOWN]
+        )
+        read = "" if one.text_source == "given" else f"\n{one.text_source}: {one.text}"
+        # As `Text`: names and captions are no markup.
+        table.add_row(*map(Text, (one.id + read, f"{verdict}\n{one.head}{limit}", scores, near)))
+    return table
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "[" + ", ".join(map(_shown, value)) + "]"

@@ -1,0 +1,134 @@
+"""The memes of a file or folder, one at a time: good rows as queries, bad ones with their reason."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ra_hmd.data.files import Row, rows_of
+from ra_hmd.data.record import find_image
+from ra_hmd.data.text import well_formed
+from ra_hmd.errors import UserError
+from ra_hmd.predict.detector import Query
+
+_LONGEST_LINE = 1 << 24  # bytes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One row of the input: a query, or what is wrong with it.
+
+    Attributes:
+        place: Where it stands.
+        id: Its name, where it has one.
+        query: The meme; its picture is not opened yet.
+        problem: Why it is none.
+    """
+
+    place: str
+    id: str | None = None
+    query: Query | None = None
+    problem: str = ""
+
+
+def read_queries(source: str | Path, media_dir: str | Path | None = None) -> Iterator[Asked]:
+    """The memes of a file (.jsonl, .json, .csv, .tsv, .parquet) or of a folder of pictures, one at a time, in order.
+
+    A row has `id`, `image` (or `img`) and, unless the caption shall be read from the picture, `text`; an empty `text`
+    is a meme without words. Pictures are looked for under `media_dir`, or in the present folder and beside the file.
+    Of a folder, with what is below it, every file with a picture's suffix is a meme, in the order of the paths; the
+    path below the folder is its id. An id that came before makes a row a bad one; of each id 16 bytes are remembered.
+
+    Raises:
+        UserError: nothing there, or a file that cannot be read to its end.
+    """
+    source, seen = Path(source), set()
+    rows = _pictures(source) if source.is_dir() else _memes(source, media_dir)
+    for asked in rows:
+        if asked.query is not None:
+            key = hashlib.blake2b(asked.query.id.encode(), digest_size=16).digest()
+            if key in seen:
+                yield replace(asked, query=None, problem="its id came before")
+                continue
+            seen.add(key)
+        yield asked
+
+
+def picture_paths(folder: Path) -> list[str]:
+    """Paths below `folder`, in order. Names only: an order needs them all."""
+    suffixes = Image.registered_extensions()
+    found = [
+        os.path.relpath(os.path.join(place, name), folder)  # noqa: PTH118 - of odd names too, and fast
+        for place, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in suffixes
+    ]
+    return sorted(found)
+
+
+def _pictures(folder: Path) -> Iterator[Asked]:
+    for name in picture_paths(folder):
+        shown = well_formed(name)
+        if shown == name:
+            yield Asked(shown, name, Query(name, folder / name))
+        else:
+            yield Asked(shown, problem="its name is not UTF-8")
+
+
+def _memes(path: Path, media_dir: str | Path | None) -> Iterator[Asked]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a .jsonl, .csv or .parquet file, or a folder of pictures.")
+    folders = [Path(media_dir)] if media_dir is not None else [Path(), path.parent]
+    for row in jsonl_rows(path) if path.suffix.lower() == ".jsonl" else rows_of(path):
+        try:
+            if row.problem:
+                raise ValueError(row.problem)
+            query = _query(row.values, folders)
+            yield Asked(row.place, query.id, query)
+        except ValueError as error:
+            name = row.values.get("id")
+            named = well_formed(str(name)) if isinstance(name, str | int) else None
+            yield Asked(row.place, named, problem=well_formed(str(error)))
+
+
+def _query(values: Mapping[str, Any], folders: list[Path]) -> Query:
+    """Raises `ValueError`: a field is missing, or is no such field."""
+    name, text = values.get("id"), values.get("text")
+    image = values.get("image", values.get("img"))
+    for field, value in (("id", name), ("image", image)):
+        if value is None or value == "":
+            raise ValueError(f"it has no `{field}`{' (or `img`)' if field == 'image' else ''}")
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise ValueError(f"its id is {name!r}, a text or a whole number is needed")
+    for field, value in (("image", image), ("text", text)):
+        if not isinstance(value, str | None):
+            raise ValueError(f"its {field} is of type {type(value).__name__}, text is needed")
+    name, text = well_formed(str(name)), None if text is None else well_formed(text)
+    return Query(name, find_image(image, folders, folders[-1]), text)
+
+
+def jsonl_rows(path: Path) -> Iterator[Row]:
+    """Rows of a JSON Lines file, as `ra_hmd.data.files.jsonl_rows`, past lines without end or not in UTF-8."""
+    with path.open("rb") as file:
+        for number, read in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), 1):
+            place = f"{path.name}, line {number}"
+            if len(read) == _LONGEST_LINE and not read.endswith(b"\n"):
+                while (rest := file.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                yield Row(place, problem=f"longer than {_LONGEST_LINE} bytes")
+                continue
+            line = read.removeprefix(b"\xef\xbb\xbf") if number == 1 else read
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line.decode())
+            except (ValueError, RecursionError) as error:
+                yield Row(place, problem=f"not valid JSON in UTF-8: {error}")
+                continue
+            known = isinstance(value, dict)
+            yield Row(place, value if known else {}, "" if known else f"a {type(value).__name__}, not an object")

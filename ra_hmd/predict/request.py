@@ -1,0 +1,132 @@
+"""What `ra-hmd predict` is asked for: pictures, a file of memes or a feature store, and the options of each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from ra_hmd.config import choose
+from ra_hmd.errors import UserError, raise_all
+from ra_hmd.models.checkpoint import DType
+from ra_hmd.predict.detector import Detector
+from ra_hmd.predict.files import predict_files
+from ra_hmd.predict.formats import choose_format
+from ra_hmd.predict.pictures import as_lines, as_table, check_pictures, judge_pictures
+from ra_hmd.predict.stores import predict
+from ra_hmd.retrieval.voting import Voting
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of the command, under their names there; None, empty and False are options that were not given.
+
+    Attributes:
+        source: `--input`.
+        style: `--format`.
+        as_json: `--json`.
+
+    Raises:
+        UserError: options that contradict each other, all listed.
+    """
+
+    checkpoint: Path
+    images: list[Path]
+    texts: list[str]
+    source: Path | None
+    queries: Path | None
+    output: Path | None
+    head: str | None
+    style: str | None
+    bank: str | None
+    thresholds: str
+    voting: Voting
+    abstain: float | None
+    backbone: str | None
+    base_model: str | None
+    batch_size: int | None
+    dtype: str | None
+    media_dir: Path | None
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        kinds = {"IMAGE": self.images, "--input": self.source, "--queries": self.queries}
+        asked = [name for name, value in kinds.items() if value]
+        if len(asked) != 1:
+            found = " and ".join(asked) + " are given" if asked else "none is given"
+            raise UserError(f"Give one of IMAGE…, --input FILE or --queries STORE; {found}.")
+        kind = asked[0]
+        options = {
+            "--text": (self.texts, ("IMAGE",)),
+            "--json": (self.as_json, ("IMAGE",)),
+            "--output": (self.output, ("--input", "--queries")),
+            "--format": (self.style, ("--input", "--queries")),
+            "--media-dir": (self.media_dir, ("--input",)),
+            "--abstain": (self.abstain is not None, ("IMAGE", "--input")),
+            "--backbone": (self.backbone, ("IMAGE", "--input")),
+            "--base-model": (self.base_model, ("IMAGE", "--input")),
+            "--batch-size": (self.batch_size, ("IMAGE", "--input")),
+            "--dtype": (self.dtype, ("IMAGE", "--input")),
+        }
+        problems = [f"{name} goes with {' or '.join(kinds)}, not with {kind}; leave it out."
+                    for name, (given, kinds) in options.items() if given and kind not in kinds]  # fmt: skip
+        if kind != "IMAGE" and self.output is None:
+            problems.append(f"{kind} needs --output: the file to write.")
+        if kind != "--queries" and self.bank is None and self.voting != Voting():
+            problems.append("The options of the vote need --bank: the labelled memes that vote.")
+        raise_all(problems, "Options that do not go together")
+        if self.dtype is not None:
+            choose("--dtype", self.dtype, get_args(DType))
+
+    def answer(self, command: str) -> Iterator[str]:
+        """Do it: print a table, or write files and print where; yields what else a reader must know."""
+        if self.queries is not None:
+            done = predict(self.checkpoint, self.queries, self.output, head=self.head or "lrc",
+                           style=self.style or "jsonl", bank=self.bank, voting=self.voting,
+                           thresholds=self.thresholds, command=command)  # fmt: skip
+            yield from done["notes"]
+            print(f"{self.output}: {done['rows']} memes")
+        elif self.source is not None:
+            choose_format(self.output, self.style)
+            done = predict_files(self.detector(), self.source, self.output, style=self.style,
+                                 media_dir=self.media_dir, options=self.options, command=command)  # fmt: skip
+            if done:  # else another rank merges
+                yield from done["notes"]
+                if done["rejected"]:
+                    yield f"{done['rejected']} rows could not be judged: {self.output}.rejected.jsonl"
+                print(f"{self.output}: {done['judged']} memes")
+        else:
+            from rich.console import Console
+
+            check_pictures(self.images, self.texts)
+            found = judge_pictures(self.detector(), self.images, self.texts)
+            if self.as_json:
+                print(as_lines(found))
+            else:
+                Console().print(as_table(found))
+
+    @property
+    def options(self) -> dict[str, str | None]:
+        """How the detector is opened, apart from what it states itself."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "bank": self.bank,
+            "thresholds": self.thresholds,
+            "backbone": self.backbone,
+            "base_model": self.base_model,
+            "dtype": self.dtype,
+        }
+
+    def detector(self) -> Detector:
+        """Open what shall judge."""
+        return Detector.from_run(
+            self.checkpoint,
+            self.bank,
+            backbone=self.backbone,
+            base_model=self.base_model,
+            head=self.head,
+            voting=self.voting,
+            thresholds=self.thresholds,
+            abstain=self.abstain or 0.0,
+            batch_size=self.batch_size or 16,
+            dtype=self.dtype,
+        )
