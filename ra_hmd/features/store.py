@@ -196,6 +196,11 @@ def read_features(folder: str | Path) -> Features:
         UserError: no store there, an incomplete one, or one with doubled ids.
     """
     folder = Path(folder)
+    if not (folder / STORE_MANIFEST).is_file():
+        raise UserError(
+            f"{folder} is not a feature store, {STORE_MANIFEST} does not exist there; make one with `ra-hmd extract` (of "
+            "an LMM) or `ra-hmd encode` (of an encoder)."
+        )
     manifest = read_json(folder / STORE_MANIFEST)
     if not manifest.get("complete"):
         command = "encode" if "encoder" in manifest else "extract"

@@ -187,7 +187,9 @@ def read_head_config(folder: str | Path) -> HeadConfig:
     """The shape of the head saved in `folder`."""
     path = Path(folder) / HEAD_CONFIG
     if not has_head(folder):
-        raise UserError(f"{folder} has no trained head: {HEAD_WEIGHTS} and {HEAD_CONFIG} are needed.")
+        official = (Path(folder) / "classifier.bin").is_file()
+        remedy = " It is an official RA-HMD checkpoint: convert it with `ra-hmd import-official`." if official else ""
+        raise UserError(f"{folder} has no trained head: {HEAD_WEIGHTS} and {HEAD_CONFIG} are needed.{remedy}")
     values = {key: value for key, value in read_json(path).items() if key != "format"}
     return load_dataclass(HeadConfig, values, str(path))
 
