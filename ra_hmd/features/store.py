@@ -198,8 +198,8 @@ def read_features(folder: str | Path) -> Features:
     folder = Path(folder)
     if not (folder / STORE_MANIFEST).is_file():
         raise UserError(
-            f"{folder} is not a feature store, {STORE_MANIFEST} does not exist there; make one with `ra-hmd extract` (of "
-            "an LMM) or `ra-hmd encode` (of an encoder)."
+            f"{folder} is not a feature store, {STORE_MANIFEST} does not exist there; make one with `ra-hmd extract` "
+            "(LMM) or `ra-hmd encode` (encoder)."
         )
     manifest = read_json(folder / STORE_MANIFEST)
     if not manifest.get("complete"):
