@@ -19,7 +19,7 @@ from ra_hmd.errors import raise_all
 from ra_hmd.evaluation.checks import check_head_fits, check_store
 from ra_hmd.evaluation.lockout import open_queries
 from ra_hmd.evaluation.metrics import THRESHOLDS, Head
-from ra_hmd.evaluation.report import format_estimate
+from ra_hmd.evaluation.report_sections import format_estimate
 from ra_hmd.evaluation.study import (
     METRIC_TITLES,
     STUDY_METRICS,
@@ -27,7 +27,6 @@ from ra_hmd.evaluation.study import (
     Seen,
     error_bars,
     estimate,
-    format_cell,
     paired_change,
 )
 from ra_hmd.evaluation.update import nested_order
@@ -289,7 +288,7 @@ def _markdown(results: dict[str, dict[str, Cell]], changes: dict[str, dict[str, 
     for metric in STUDY_METRICS:
         header = [METRIC_TITLES[metric], *SETTINGS]
         rows = [
-            [VARIANTS[name].title, *(format_cell(cells[column][metric]) for column in SETTINGS)]
+            [VARIANTS[name].title, *(format_estimate(cells[column][metric]) for column in SETTINGS)]
             for name, cells in results.items()
         ]
         text += f"\n## {METRIC_TITLES[metric]}\n\n{markdown_table(header, rows)}"
@@ -336,5 +335,5 @@ def _print(results: dict[str, dict[str, Cell]], console: Console) -> None:
     for column in ("variant", *SETTINGS):
         table.add_column(column)
     for name, cells in results.items():
-        table.add_row(VARIANTS[name].title, *(format_cell(cells[column]["auroc"]) for column in SETTINGS))
+        table.add_row(VARIANTS[name].title, *(format_estimate(cells[column]["auroc"]) for column in SETTINGS))
     console.print(table)

@@ -1,7 +1,8 @@
 """Reading K-shot lists (`ra-hmd data k-shot`): which labelled memes a few-shot experiment may use."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +76,22 @@ def shot_rows(listed: Sequence[str], ids: Sequence[str], list_place: str | Path,
     return [row for row, name in enumerate(ids) if name in chosen]
 
 
+def check_same_data(path: str | Path, place: str | Path, source: Mapping[str, Any]) -> None:
+    """Raise `UserError` where the lists in `path` were drawn from another data set than that of the store at `place`.
+
+    Args:
+        path: K-shot lists.
+        place: The store's folder.
+        source: What its manifest says that it is of; empty where it does not.
+    """
+    drawn, stored = read_json(path).get("dataset"), source.get("dataset")
+    if {drawn, stored} <= set(READERS) and drawn != stored:  # names of other data are the user's own
+        raise UserError(
+            f"The lists in {path} were drawn from {drawn}, and {place} holds {stored}; give lists of {stored} "
+            "(`ra-hmd data k-shot`)."
+        )
+
+
 def take_shots(features: Features, place: str | Path, path: str | Path, shots: int, seed: int) -> Features:
     """The rows of one list, in the order of the store at `place`.
 
@@ -85,7 +102,5 @@ def take_shots(features: Features, place: str | Path, path: str | Path, shots: i
     manifest = features.manifest or {}
     source = manifest.get("source") or {}
     ids = read_shot_list(path, shots, seed, source.get("split") or manifest.get("split"))
-    drawn, stored = read_json(path).get("dataset"), source.get("dataset")
-    if {drawn, stored} <= set(READERS) and drawn != stored:  # names of other data are the user's own
-        raise UserError(f"The lists in {path} were drawn from {drawn}, and {place} holds {stored}.")
+    check_same_data(path, place, source)
     return features.select(np.array(shot_rows(ids, features.ids, path, place), dtype=np.int64))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from ra_hmd.data.shot_lists import read_shot_lists, shot_rows
+from ra_hmd.data.shot_lists import check_same_data, read_shot_lists, shot_rows
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.checks import (
     check_head_fits,
@@ -295,8 +295,10 @@ class _Pair:
             self._refuse_leak(_qualify(store.features.ids, self.target), f"the bank {store.place}")
             return [(store.digest, self._target_bank)]
         banks = []
+        lists = self.judge.args.targets[self.target].k_shot
+        check_same_data(lists or "", store.place, (store.features.manifest or {}).get("source") or {})
         for seed, ids in self.shots[kind.shots or 0].items():
-            place = f"the {kind.shots}-shot list of seed {seed} in {self.judge.args.targets[self.target].k_shot}"
+            place = f"the {kind.shots}-shot list of seed {seed} in {lists}"
             self._refuse_leak(_qualify(ids, self.target), place)
             rows = np.array(shot_rows(ids, store.features.ids, place, store.place))
             self._check_classes(store.features.labels[rows], store, place)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ra_hmd.evaluation.bootstrap import CONFIDENCE
 from ra_hmd.evaluation.cross_settings import CROSS_METRICS, CrossEvalArguments, Kind
-from ra_hmd.evaluation.study import format_cell
+from ra_hmd.evaluation.report_sections import format_estimate
 from ra_hmd.figures import panels, plain_text, save_figure
 from ra_hmd.manifest import write_text
 from ra_hmd.markdown import escape, markdown_table
@@ -60,7 +60,7 @@ def _markdown(
                 for target in args.targets:
                     cell = cells.get((kind, name, target))
                     home = " †" if (system.trained_on or name) == target else ""
-                    line.append("–" if cell is None else format_cell(cell[metric]) + home)
+                    line.append("–" if cell is None else format_estimate(cell[metric]) + home)
                 rows.append(line)
             header = ["trained", *map(escape, args.targets)]
             text += f"\n### {escape(kind.title)}\n\n{markdown_table(header, rows)}"

@@ -16,15 +16,18 @@ def describe_head(folder: str | Path) -> dict[str, Any]:
     Returns:
         `name`: what kind of system it is, on which model, as its manifest states it; else its folder. `trained_on`: the
         data set of its training rows, None where that is not known; a zero-shot head has no such key. `kind`: of its
-        manifest, or None.
+        manifest, or None. `shots`: K, of a head that was trained on a K-shot list.
     """
     folder = Path(folder)
     path = folder / MANIFEST_NAME
     manifest = read_json(path) if path.is_file() else {}
     kind = manifest.get("kind")
     system = _system(manifest, read_head_config(folder))
-    parts = [system, _model(manifest), _shots(manifest)] if system else [str(folder)]
+    shots = _shots(manifest)
+    parts = [system, _model(manifest), f"{shots}-shot" if shots else ""] if system else [str(folder)]
     described = {"name": ", ".join(part for part in parts if part), "kind": kind}
+    if shots:
+        described["shots"] = shots
     return described if kind == "zero_shot" else {**described, "trained_on": _trained_on(manifest)}
 
 
@@ -88,9 +91,10 @@ def _model(manifest: Mapping[str, Any]) -> str:
     return Path(str(model.get("path") or "")).name
 
 
-def _shots(manifest: Mapping[str, Any]) -> str:
+def _shots(manifest: Mapping[str, Any]) -> int | None:
+    """K of the K-shot list that the head was trained on."""
     arguments = manifest.get("arguments") or {}
-    return f"{arguments['shots']}-shot" if arguments.get("k_shot") and arguments.get("shots") else ""
+    return arguments.get("shots") if arguments.get("k_shot") else None
 
 
 def _trained_on(manifest: Mapping[str, Any]) -> str | None:

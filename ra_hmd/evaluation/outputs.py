@@ -60,6 +60,7 @@ def write_seeds(results: Mapping[str, Evaluation], output: Path) -> dict[str, An
         systems={name: result.manifest["system"] for name, result in results.items()},
         sets=first.manifest["sets"],
         bank=first.manifest["bank"],
+        decisions={name: result.manifest["decisions"] for name, result in results.items()},
         commands=first.commands,
     )
     write_json(output / METRICS_NAME, metrics)

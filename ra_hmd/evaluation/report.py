@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from ra_hmd.evaluation.bootstrap import CONFIDENCE
 from ra_hmd.evaluation.class_metrics import metric_names
 from ra_hmd.evaluation.plots import histogram_figure, projection_figure, roc_figure, update_figure
@@ -18,6 +16,7 @@ from ra_hmd.evaluation.report_sections import (
     comparison_section,
     format_estimate,
     groups_section,
+    vote_text,
 )
 from ra_hmd.evaluation.results import HEAD_NAMES, Evaluation
 from ra_hmd.evaluation.trust_plots import (
@@ -32,18 +31,6 @@ from ra_hmd.manifest import write_text
 from ra_hmd.markdown import escape, fenced, markdown_table
 
 _SHOWN_NEIGHBOURS = 3
-
-
-def console_table(result: Mapping[str, Any]) -> Table:
-    """The results that `evaluate` returned, for the terminal."""
-    table = Table(title=f"Three heads, with {CONFIDENCE:.0%} bootstrap intervals")
-    for column in ("query set", "memes", "head", "accuracy", "AUROC", "macro-F1"):
-        table.add_column(column, justify="right" if column == "memes" else "left")
-    for name, heads in result["metrics"].items():
-        for head, metrics in heads.items():
-            cells = [format_estimate(metrics[metric]) for metric in ("accuracy", "auroc", "macro_f1")]
-            table.add_row(name, str(result["rows"][name]), head.upper(), *cells)
-    return table
 
 
 def write_report(result: Evaluation, output: Path) -> Path:
@@ -144,7 +131,7 @@ def _setting(result: Evaluation) -> str:
     rows = [
         ["head", escape(result.checkpoint)],
         ["bank", f"{escape(result.bank_place)}: {_counted(result.bank.labels, result)}"],
-        ["KNN vote", escape(_vote(result))],
+        ["KNN vote", escape(vote_text(result.voting))],
         ["thresholds", escape(_thresholds(result))],
         ["test data", escape(_opened(result))],
         ["intervals", f"{CONFIDENCE:.0%} percentile bootstrap, {result.samples} resamples, seed {result.seed}"],
@@ -159,16 +146,6 @@ def _counted(labels: Any, result: Evaluation) -> str:
     if result.problem.kind == "binary":
         return f"{len(labels)} memes, {member[0]} of class 1"
     return f"{len(labels)} memes; per class {', '.join(map(str, member))}"
-
-
-def _vote(result: Evaluation) -> str:
-    voting = result.voting
-    parts = [f"K = {voting.topk}", f"{voting.weights} weights", "cosine"]
-    if voting.min_similarity is not None:
-        parts.append(f"abstains below similarity {voting.min_similarity:g}")
-    if voting.prior_correction:
-        parts.append("classes of the bank weigh the same")
-    return ", ".join(parts)
 
 
 def _thresholds(result: Evaluation) -> str:

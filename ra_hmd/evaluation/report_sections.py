@@ -7,6 +7,7 @@ from ra_hmd.evaluation.calibration import BINS
 from ra_hmd.evaluation.groups import SMALL
 from ra_hmd.evaluation.results import Evaluation
 from ra_hmd.markdown import escape, markdown_table
+from ra_hmd.retrieval.voting import Voting
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -42,6 +43,16 @@ def format_estimate(estimate: Mapping[str, Any], signed: bool = False) -> str:
     if estimate["low"] is None:
         return text
     return f"{text} [{shape.format(estimate['low'])}, {shape.format(estimate['high'])}]"
+
+
+def vote_text(voting: Voting) -> str:
+    """How a bank votes."""
+    parts = [f"K = {voting.topk}", f"{voting.weights} weights", "cosine"]
+    if voting.min_similarity is not None:
+        parts.append(f"abstains below similarity {voting.min_similarity:g}")
+    if voting.prior_correction:
+        parts.append("classes of the bank weigh the same")
+    return ", ".join(parts)
 
 
 def _per_set(result: Evaluation, heading: str, table: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ from ra_hmd.figures import save_figure
 from ra_hmd.manifest import atomic_path, plain, run_manifest, write_json, write_text
 
 CSV_COLUMNS = ("origin", "system", "head", "dataset", "task", "split", "role", "metric", "value", "low", "high", "std",
-               "runs", "memes", "evidence", "source", "place")  # fmt: skip
+               "printed", "runs", "memes", "rule", "evidence", "source", "place")  # fmt: skip
 
 
 def write_results(folders: Sequence[str], output: str | Path, *, command: str = "") -> dict[str, Any]:

@@ -16,11 +16,16 @@ from ra_hmd.evaluation.study import error_bars
 from ra_hmd.figures import BLUE, GREY, plain_text
 from ra_hmd.markdown import escape, fenced, markdown_table
 
-TITLES = METRIC_NAMES | {"f1_unstated": "F1 of a kind that is not stated"}
-SHOWN = ("auroc", "accuracy", "macro_f1", "micro_f1", "pair_accuracy", "f1_unstated")
+TITLES = METRIC_NAMES | {
+    "f1_unstated": "F1 of a kind that is not stated",
+    "micro_f1_doubtful": "“micro-F1”, of which kind is doubtful (see source)",
+}
+SHOWN = ("auroc", "accuracy", "macro_f1", "micro_f1", "pair_accuracy", "f1_unstated", "micro_f1_doubtful")
 """Metrics of the page; the JSON and CSV files have all."""
 
 _HEADS = ("LMH", "LRC", "RKC")
+_LINE = 0.15
+"""Inches of a line of text in the picture."""
 
 _INTRODUCTION = f"""# Results
 
@@ -32,8 +37,11 @@ there than it is.
 """
 _LEGEND = """
 Systems are called by what their runs state; where a row does not say what a system was trained on, it was trained on
-the column's data set. `RKC` votes by a bank of the system's own training data unless it says otherwise. C: the command
-that made a cell; P: its source. *Second-hand* numbers were quoted from others: look them up before quoting them.
+the column's data set. `RKC` votes by a bank of the system's own training data, with K = 20 and arithmetic weights,
+unless it says otherwise; where a vote abstains, the meme counts with the verdict of score 0. Verdicts are those of the
+official thresholds (0.5; RKC 0) unless the cell says that the threshold is from dev; the AUROC needs none. C: the
+command that made a cell; P: its source. Published numbers without a mark are from the system's own paper, or a third
+party compared them with the PDF. *Second-hand* ones were quoted from others: look them up before quoting them.
 """
 
 
@@ -106,7 +114,7 @@ def markdown(page: Page) -> str:
     ]
     text = f"{_INTRODUCTION}\n{markdown_table(header, lines)}{_LEGEND}"
     text += "".join(f"\n- {escape(note)}" for note in page.notes) + ("\n" if page.notes else "")
-    text += f"\n![Systems by data set; filled: measured, open: published]({page.picture})\n"
+    text += f"\n![Systems by data set, by one metric each; filled: measured, open: published]({page.picture})\n"
     if page.elsewhere:
         header = ["origin", "system", "data set and split", "published"]
         lines = [["*published*", escape(one.system), escape(one.column.title), _cell(page, one)]
@@ -133,14 +141,15 @@ def _cell(page: Page, one: Result | None) -> str:
         return "<br>".join([*lines, f"*published*{trust}, P{page.sources.index(one.source) + 1}"])
     lines = [f"{TITLES[name]} {format_estimate(one.metrics[name])}" for name in shown]
     number = page.commands.index(one.source) + 1
-    return "<br>".join([*lines, f"measured, {one.runs}, {one.memes} memes, C{number}"])
+    rule = f", {one.rule}" if one.rule else ""
+    return "<br>".join([*lines, f"measured, {one.runs}, {one.memes} memes{rule}, C{number}"])
 
 
 def figure(page: Page) -> Figure:
     """A panel per column: measured values with intervals (filled), published ones (open), systems down the side."""
     shown = [_panel(page, column) for column in page.columns]
-    heights = [1.0 + 0.25 * len(results) for _, results in shown]  # inches
-    drawn = Figure(figsize=(8.0, sum(heights) + 0.4), layout="constrained")
+    heights = [1.0 + _LINE * sum(map(_lines, results)) for _, results in shown]  # inches
+    drawn = Figure(figsize=(9.0, sum(heights) + 0.4), layout="constrained")
     axes = drawn.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, column, (metric, results) in zip(axes, page.columns, shown, strict=True):
         _draw(axis, metric, results)
@@ -160,28 +169,34 @@ def _panel(page: Page, column: Column) -> tuple[str, list[Result]]:
 
 
 def _value(one: Result, metric: str) -> float | None:
-    """For the picture: of a published range its middle."""
-    values = one.metrics.get(metric)
-    if values is None:
-        return None
-    if values["value"] is None and values["low"] is not None:
-        return (values["low"] + values["high"]) / 2
-    return values["value"]
+    """For the picture, which has no published ranges."""
+    return one.metrics.get(metric, {}).get("value")
+
+
+def _label(one: Result) -> str:
+    name = f"{one.system} · {one.head}" if one.head else one.system
+    return "\n".join(textwrap.wrap(name, 60, break_on_hyphens=False))
+
+
+def _lines(one: Result) -> float:
+    """How much room a row of the picture needs, in lines of text: those of its name, and some between two rows."""
+    return 1 + _label(one).count("\n") + 0.7
 
 
 def _draw(axis: Axes, metric: str, results: Sequence[Result]) -> None:
+    ends = np.cumsum([0.0, *map(_lines, results)])
+    places = (ends[1:] + ends[:-1]) / 2
     styles = {"measured": (BLUE, BLUE, "o"), "published": (GREY, "white", "D")}
     for origin, (edge, face, marker) in styles.items():
-        chosen = [(place, one) for place, one in enumerate(results) if one.origin == origin]
+        chosen = [(place, one) for place, one in zip(places, results, strict=True) if one.origin == origin]
         if not chosen:
             continue
-        values = [{**one.metrics[metric], "value": _value(one, metric)} for _, one in chosen]
+        values = [one.metrics[metric] for _, one in chosen]
         axis.errorbar(
             [item["value"] for item in values], [place for place, _ in chosen], xerr=error_bars(values), fmt=marker,
             color=edge, markerfacecolor=face, capsize=2, label=origin,
         )  # fmt: skip
-    names = [f"{one.system} · {one.head}" if one.head else one.system for one in results]
-    axis.set_yticks(np.arange(len(results)), [plain_text(textwrap.fill(name, 46)) for name in names], fontsize=7)
-    axis.set_ylim(max(len(results), 1) - 0.5, -0.5)
+    axis.set_yticks(places, [plain_text(_label(one)) for one in results], fontsize=7)
+    axis.set_ylim(max(float(ends[-1]), 1.0), 0.0)
     axis.set_xlabel(TITLES[metric])
     axis.grid(axis="x", alpha=0.3)

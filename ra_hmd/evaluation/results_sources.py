@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,11 @@ from ra_hmd.data.readers import READERS
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.cross_settings import CROSS_METRICS, Kind
 from ra_hmd.evaluation.lockout import is_test_split
+from ra_hmd.evaluation.metrics import THRESHOLDS, Head
 from ra_hmd.evaluation.outputs import METRICS_NAME, UPDATE_KEY
+from ra_hmd.evaluation.report_sections import vote_text
 from ra_hmd.manifest import MANIFEST_NAME, read_json
+from ra_hmd.retrieval.voting import Voting
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 EVIDENCE = ("checked", "readme", "paper", "second-hand")
@@ -34,8 +37,10 @@ class Column:
     def title(self) -> str:
         """For people; a split that is no test split says so."""
         reader = READERS.get(self.dataset)
-        first = reader is not None and reader.tasks[0].name == self.task
-        parts = [self.dataset, *([self.task] if self.task and not first else []), self.split]
+        task = self.task
+        if reader is not None:  # of a public data set the first task goes without saying
+            task = "" if task == reader.tasks[0].name else task or "task not stated"
+        parts = [self.dataset, *([task] if task else []), self.split]
         return " · ".join(parts) + ("" if self.role == "test" else f" ({self.role})")
 
     @property
@@ -61,6 +66,7 @@ class Result:
         evidence: Of published numbers, how far to trust them.
         memes: How many were judged, where known.
         runs: How many runs the value is a mean of, and of what: `1 seed`, `5 lists`.
+        rule: Where the verdicts' threshold is from, if it is not the official one.
     """
 
     origin: Literal["measured", "published"]
@@ -73,28 +79,34 @@ class Result:
     evidence: str = ""
     memes: int | None = None
     runs: str = ""
+    rule: str = ""
 
 
 def find_results(folders: Sequence[str]) -> tuple[list[Result], list[str]]:
     """The results of all finished evaluations in and below the folders, each once.
 
     Args:
-        folders: Paths, or `NAME=PATH` to call the systems there by another name.
+        folders: Paths, or `NAME=PATH` to call the systems there by another name; of two names the nearer one counts.
 
     Returns:
         The results in order of place, and notes on what was left out.
 
     Raises:
-        UserError: a folder that is not there, or that has no finished evaluation.
+        UserError: a folder that is not there, that has no finished evaluation, or that is given two names.
     """
     if not folders:
         raise UserError("No folder is given; name one that holds evaluations (`ra-hmd evaluate --output`).")
     given = [_named(text) for text in folders]
-    raise_all([f"{path} is not a folder." for _, path in given if not path.is_dir()], "These cannot be searched")
+    names: dict[Path, str] = {}
+    problems = [f"{path} is not a folder." for _, path in given if not path.is_dir()]
+    for name, path in given:
+        if name is not None and names.setdefault(path.resolve(), name) != name:
+            problems.append(f"{path} is called {names[path.resolve()]!r} and {name!r}; give it one name.")
+    raise_all(problems, "These cannot be searched")
     runs: dict[Path, tuple[str | None, Path]] = {}
     empty, notes = [], []
-    # Names first: what is found both by a name and below another folder keeps the name.
-    for name, path in sorted(given, key=lambda one: one[0] is None):
+    # Names first, the deepest folders before those around them: the nearest name is the one that was meant.
+    for name, path in sorted(given, key=lambda one: (one[0] is None, -len(one[1].resolve().parts))):
         found = list(_evaluations(path))
         if not found:
             empty.append(f"{path} has no finished evaluation; `ra-hmd evaluate` or `cross-eval` writes one.")
@@ -104,7 +116,7 @@ def find_results(folders: Sequence[str]) -> tuple[list[Result], list[str]]:
     results: list[Result] = []
     for name, folder in sorted(runs.values(), key=lambda run: str(run[1])):
         manifest = read_json(folder / MANIFEST_NAME)
-        if "systems" not in manifest and "system" not in manifest:
+        if not _says_what(manifest):
             notes.append(f"{folder} does not say what was evaluated on what; evaluate again to have it here.")
         elif manifest["kind"] == "evaluation":
             results += _evaluation(folder, manifest, name)
@@ -144,13 +156,15 @@ def _published_number(number: str | list[str]) -> dict[str, Any]:
     ends = number if isinstance(number, list) else [number]
     shown = [str(Decimal(end).scaleb(-2)) for end in ends]  # keeps the last digit
     value, *rest = map(float, shown)
-    bounds = (value, rest[0]) if rest else (None, None)
-    return {"value": None if rest else value, "low": bounds[0], "high": bounds[1], "std": None,
+    # `low` and `high` are a measured value's interval; the ends of a printed range are none.
+    return {"value": None if rest else value, "low": None, "high": None, "std": None,
             "printed": " to ".join(ends), "shown": " to ".join(shown)}  # fmt: skip
 
 
 def _named(text: str) -> tuple[str | None, Path]:
     name, equals, path = text.partition("=")
+    if not text or (equals and not path):
+        raise UserError(f"{text!r} names no folder; give FOLDER or NAME=FOLDER, and `.` for this one.")
     if equals and name and not Path(text).is_dir():
         return name, Path(path)
     return None, Path(text)
@@ -170,10 +184,18 @@ def _evaluations(folder: Path) -> Iterator[Path]:
             yield Path(place)
 
 
+def _says_what(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest tells all that the page shows; those of earlier versions do not."""
+    if manifest["kind"] == "cross_eval":
+        return "systems" in manifest
+    return ("systems" in manifest or "system" in manifest) and "decisions" in manifest
+
+
 def _evaluation(folder: Path, manifest: Mapping[str, Any], name: str | None) -> Iterator[Result]:
     systems = list(manifest.get("systems", {"": manifest.get("system")}).values())
     commands = "\n".join(manifest["commands"])
-    count = len(manifest.get("runs", [""]))
+    count = len(systems)
+    noun = "list" if all(system.get("shots") for system in systems) else "seed"
     for label, heads in _read(folder / METRICS_NAME).items():
         if label == UPDATE_KEY:
             continue
@@ -182,29 +204,60 @@ def _evaluation(folder: Path, manifest: Mapping[str, Any], name: str | None) -> 
         for head, metrics in heads.items():
             yield Result(
                 "measured", name or _joined(systems, column.dataset), _head(head, manifest, systems, column), column,
-                metrics, commands, f"{folder} ({label})", memes=judged["rows"], runs=_counted(count, "seed"),
+                metrics, commands, f"{folder} ({label})", memes=judged["rows"], runs=_counted(count, noun),
+                rule=_rule(head, label, manifest),
             )  # fmt: skip
 
 
-def _head(head: str, manifest: Mapping[str, Any], systems: Sequence[Mapping[str, Any]], column: Column) -> str:
+def _rule(head: Head, label: str, manifest: Mapping[str, Any]) -> str:
+    """Empty for official thresholds, and where none is used."""
+    decisions = manifest["decisions"]
+    runs = [decisions[name] for name in manifest["runs"]] if "runs" in manifest else [decisions]
+    chosen = [any(value != THRESHOLDS[head] for value in run[label][head]["thresholds"]) for run in runs]
+    return "" if not any(chosen) else "threshold from dev" if all(chosen) else "threshold from dev in some runs"
+
+
+def _vote(arguments: Mapping[str, Any]) -> str:
+    """How the bank votes, where it is not the default."""
+    voting = Voting(**{item.name: arguments[item.name] for item in fields(Voting) if item.name in arguments})
+    return "" if voting == Voting() else f", {vote_text(voting)}"
+
+
+def _head(head: Head, manifest: Mapping[str, Any], systems: Sequence[Mapping[str, Any]], column: Column) -> str:
     """A head's name; of a vote also the bank, where it is not of the data that the system was trained on."""
-    bank = manifest["bank"]["data"]
-    if head != "rkc" or all(bank["dataset"] == system.get("trained_on") for system in systems):
+    if head != "rkc":
         return head.upper()
-    if bank["dataset"] == column.dataset and "train" in bank["split"].lower():
-        return Kind("rkc", "target").title
-    return f"RKC, bank of {bank['dataset']} ({bank['split']})"
+    bank = manifest["bank"]["data"]
+    of_train = "train" in bank["split"].lower()
+    if of_train and all(bank["dataset"] == system.get("trained_on") for system in systems):
+        name = _own_bank(systems)
+    elif of_train and bank["dataset"] == column.dataset:
+        name = Kind("rkc", "target").title
+    else:
+        name = f"RKC, bank of {bank['dataset']} ({bank['split']})"
+    arguments = next(iter(manifest["runs"].values())) if "runs" in manifest else manifest["arguments"]
+    return name + _vote(arguments)
+
+
+def _own_bank(systems: Iterable[Mapping[str, Any]]) -> str:
+    """The vote of the training split: of a few-shot system that is more than it was trained on."""
+    return "RKC, whole training split" if any(system.get("shots") for system in systems) else "RKC"
 
 
 def _cross_evaluation(folder: Path, manifest: Mapping[str, Any], name: str | None) -> Iterator[Result]:
     for cell in _read(folder / CROSS_NAME)["cells"]:
         described = dict(manifest["systems"][cell["system"]])
-        home = cell["trained_on"] == cell["target"]
         column = _column(cell["judged"], 1)
-        described["trained_on"] = column.dataset if home else described.get("trained_on") or cell["trained_on"]
-        kind = Kind(cell["head"], cell["bank"], cell["shots"])
-        # The same vote with the same bank has one name, whichever command it came from.
-        head = cell["head"].upper() if cell["bank"] == "train" else kind.title
+        trained = "trained_on" in described  # a zero-shot head was not
+        if trained and not {described["trained_on"], column.dataset} <= set(READERS):
+            # Other stores are called by their folders; which of them is the training data the settings say.
+            home = cell["trained_on"] == cell["target"]
+            described["trained_on"] = column.dataset if home else described["trained_on"] or cell["trained_on"]
+        head = Kind(cell["head"], cell["bank"], cell["shots"]).title
+        if cell["bank"] == "train":  # the same vote with the same bank has one name, whichever command it came from
+            head = _own_bank([described]) if trained else f"RKC, bank of {cell['trained_on']}"
+        if cell["bank"] is not None:
+            head += _vote(manifest["arguments"])
         shown = f"{name}: {cell['system']}" if name else _joined([described], column.dataset)
         lists = len(cell["accuracy"]["runs"])
         yield Result(

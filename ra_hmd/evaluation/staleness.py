@@ -27,14 +27,13 @@ from ra_hmd.evaluation.checks import (
 from ra_hmd.evaluation.lockout import open_queries
 from ra_hmd.evaluation.metrics import THRESHOLDS
 from ra_hmd.evaluation.periods import DatePart, periods_of
-from ra_hmd.evaluation.report import format_estimate
+from ra_hmd.evaluation.report_sections import format_estimate
 from ra_hmd.evaluation.study import (
     METRIC_TITLES,
     STUDY_METRICS,
     Cell,
     error_bars,
     estimate,
-    format_cell,
     require_binary,
 )
 from ra_hmd.evaluation.update import nested_order
@@ -321,7 +320,7 @@ def _markdown(result: Mapping[str, Any], settings: StalenessSettings, command: s
 def _shown(cell: Mapping[str, Any] | None, metric: str) -> str:
     if cell is None:
         return ""
-    return "–" if "why" in cell else format_cell(cell[metric])
+    return "–" if "why" in cell else format_estimate(cell[metric])
 
 
 def _figure(result: Mapping[str, Any]) -> Figure:

@@ -135,15 +135,6 @@ def paired_change(
     return Estimate(means[0] - means[1], low, high).as_dict()
 
 
-def format_cell(item: Mapping[str, Any]) -> str:
-    """`0.913 [0.890, 0.934]`, of several runs `0.913 ± 0.012 [0.890, 0.934]`, `–` where there is no value."""
-    if item["value"] is None:
-        return "–"
-    spread = "" if item["std"] is None else f" ± {item['std']:.3f}"
-    bounds = "" if item["low"] is None else f" [{item['low']:.3f}, {item['high']:.3f}]"
-    return f"{item['value']:.3f}{spread}{bounds}"
-
-
 def error_bars(items: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Lengths [2, N] of the error bars below and above the values, 0 where there is no interval."""
     # A percentile interval need not hold the value itself; a bar's length cannot be negative.

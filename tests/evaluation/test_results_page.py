@@ -17,6 +17,8 @@ from ra_hmd.data.readers import READERS
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.cross_eval import cross_eval
 from ra_hmd.evaluation.cross_settings import CrossEvalArguments
+from ra_hmd.evaluation.metrics import THRESHOLDS
+from ra_hmd.evaluation.plan import Choice
 from ra_hmd.evaluation.report_sections import format_estimate
 from ra_hmd.evaluation.results_page import CSV_COLUMNS, write_results
 from ra_hmd.evaluation.results_report import TITLES
@@ -268,6 +270,57 @@ def test_names_given_by_the_user_and_folders_that_overlap(runs):
     assert [one["system"] for one in done["results"] if one["origin"] == "measured"] == ["mine", "mine"]
 
 
+def test_the_nearest_name_counts_and_two_names_of_one_folder_are_refused(runs):
+    folder = runs.judge(runs.named("a"), "hateful_memes", "test_seen", "one")
+    runs.judge(runs.named("b"), "hateful_memes", "dev_seen", "two")
+    around, near = f"all={runs.folder / 'out'}", f"mine={folder}"
+    for given in ((around, near), (near, around)):
+        done, _ = page_of(runs, *given)
+        names = {one["column"]["split"]: one["system"] for one in done["results"] if one["origin"] == "measured"}
+        assert names == {"test_seen": "mine", "dev_seen": "all"}
+    with pytest.raises(UserError, match=r"one is called 'mine' and 'yours'; give it one name"):
+        page_of(runs, near, f"yours={folder}")
+
+
+@pytest.mark.parametrize("text", ["", "mine="])
+def test_a_name_without_folder_does_not_search_this_one(runs, text):
+    with pytest.raises(UserError, match="names no folder; give FOLDER or NAME=FOLDER"):
+        page_of(runs, text)
+
+
+def test_a_cell_says_how_the_bank_voted_and_where_its_threshold_is_from(runs):
+    heads = [runs.named("a"), runs.named("b", seed=2)]
+    dev = Choice(dev=runs.folder / "hateful_memes/dev_seen", criterion="macro_f1")
+    for output, checkpoint in (("one", heads[0]), ("two", heads)):
+        runs.judge(checkpoint, "hateful_memes", "test_seen", output, topk=5, choice=dev, min_similarity=0.1)
+    done, page = page_of(runs)
+    measured = [one for one in done["results"] if one["origin"] == "measured"]
+    assert {one["head"] for one in measured} == {
+        "LRC",
+        "RKC, K = 5, arithmetic weights, cosine, abstains below similarity 0.1",
+    }
+    decisions = json.loads((runs.folder / "out/one/ra_hmd.json").read_text())["decisions"]["test_seen"]
+    told = {}
+    for one in measured:
+        if "/one (" in one["place"]:
+            told[one["head"][:3].lower()] = one["rule"]
+    moved = {head: rule["thresholds"] != [THRESHOLDS[head]] for head, rule in decisions.items()}
+    assert True in moved.values()
+    assert told == {head: "threshold from dev" if own else "" for head, own in moved.items()}
+    assert page.count(" memes, threshold from dev") == len([one for one in measured if one["rule"]])
+
+
+def test_a_bank_that_is_not_the_training_data_says_so(runs):
+    runs.judge(runs.named("a"), "hateful_memes", "test_seen", "dev_bank", bank="hateful_memes/dev_seen")
+    few = {"arguments": {"k_shot": "lists.json", "shots": 8}}
+    runs.judge(runs.named("b", **few), "hateful_memes", "test_seen", "few")
+    table = cells(page_of(runs)[1])
+    assert ("measured", "MLP head, clip-large", "RKC, bank of hateful_memes (dev_seen)") in table
+    row = table["measured", "MLP head, clip-large, 8-shot", "RKC, whole training split"]
+    assert "measured, 1 list, 50 memes" in row["hateful_memes · test_seen"]
+    assert not any(head == "RKC" for _, _, head in table)
+
+
 def test_order_of_folders_does_not_matter(runs):
     one = runs.judge(runs.named("a"), "hateful_memes", "test_seen", "one")
     two = runs.judge(runs.named("b", dataset="harm_c"), "harm_c", "test", "two", bank="harm_c/train")
@@ -320,8 +373,8 @@ def test_the_published_numbers_are_well_formed():
     align = known["Hate-CLIPper align-3", "hateful_memes", "test_seen"]
     assert align.metrics["auroc"] == {"value": 0.858, "low": None, "high": None, "std": None, "printed": "85.80",
                                       "shown": "0.8580"}  # fmt: skip
-    both = known["Hate-CLIPper align, layers not stated", "propaganda", "test"].metrics["micro_f1"]
-    assert (both["value"], both["low"], both["high"], both["shown"]) == (None, 0.8834, 0.8866, "0.8834 to 0.8866")
+    both = known["Hate-CLIPper align, layers not stated", "propaganda", "test"].metrics["micro_f1_doubtful"]
+    assert (both["value"], both["low"], both["high"], both["shown"]) == (None, None, None, "0.8834 to 0.8866")
     # RA-HMD's own row is the one of the README.
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     table = (("hateful_memes", "91.1 / 82.1"), ("harm_c", "93.2 / 88.1"), ("mami", "90.4 / 79.9"),
@@ -344,5 +397,6 @@ def test_a_published_row_without_source_is_refused(tmp_path):
 def test_titles_name_the_task_where_it_is_not_the_first():
     first = READERS["mami"].tasks[0].name
     assert Column("mami", first, "test").title == "mami · test"
+    assert Column("mami", "", "test").title == "mami · task not stated · test"  # no column of the public task
     assert Column("mami", "kind", "val").title == "mami · kind · val (dev)"
     assert replace(Column("x", "", "train"), task="3 classes").title == "x · 3 classes · train (train)"
