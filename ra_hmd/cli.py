@@ -9,7 +9,9 @@ import typer
 from typer.core import TyperGroup
 
 from ra_hmd.data.commands import data_app
+from ra_hmd.encoders.commands import encoder_app
 from ra_hmd.errors import UserError
+from ra_hmd.evaluation.commands import evaluation_app
 from ra_hmd.retrieval.commands import bank_app
 
 
@@ -37,6 +39,8 @@ features_app = typer.Typer(help="Feature stores.", **_OPTIONS)
 app.add_typer(data_app, name="data")
 app.add_typer(bank_app, name="bank")
 app.add_typer(features_app, name="features")
+app.add_typer(encoder_app)
+app.add_typer(evaluation_app)
 
 Output = Annotated[Path, typer.Option("--output", help="Where to write.")]
 
@@ -61,18 +65,6 @@ def tiny_lmm(
     from ra_hmd.models.tiny import make_tiny_lmm
 
     print(make_tiny_lmm(family, output, seed=seed))
-
-
-@app.command("tiny-encoder")
-def tiny_encoder(
-    output: Output,
-    family: Annotated[str, typer.Option(help="clip, altclip, align, siglip or siglip2.")] = "clip",
-    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
-) -> None:
-    """Build a CPU-sized image–text encoder from its config, with tokenizer and image processor."""
-    from ra_hmd.encoders.tiny import make_tiny_encoder
-
-    print(make_tiny_encoder(family, output, seed=seed))
 
 
 @app.command("extract")
@@ -130,52 +122,6 @@ def extract_command(
         padding_side=padding_side,
     )
     print(f"{folder}: {len(memes[:limit])} memes")
-
-
-@app.command("encode")
-def encode_command(
-    encoder: Annotated[str, typer.Option(help="Preset (docs/encoders.md), folder, or name on the Hugging Face hub.")],
-    data: Annotated[str, typer.Option(help="File (.jsonl, ShareGPT .json), folder, or data set name.")],
-    output: Output,
-    split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
-    features: Annotated[str, typer.Option(help="pooled, or projected into the space of both modalities.")] = "pooled",
-    long_text: Annotated[str, typer.Option(help="Captions past the model's limit: truncate, or average.")] = "truncate",
-    revision: Annotated[str | None, typer.Option(help="Of the model on the hub.")] = None,
-    task: Annotated[str | None, typer.Option(help="Imported folder: the task whose labels to keep.")] = None,
-    dataset_dir: Annotated[Path, typer.Option(help="Folder of dataset_info.json.")] = Path("data"),
-    media_dir: Annotated[Path | None, typer.Option(help="Where relative image paths start.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many memes.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Memes per call of the model.")] = 32,
-    shard_size: Annotated[int, typer.Option(min=1, help="Rows per file.")] = 512,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-) -> None:
-    """Image and text features of memes by a frozen CLIP-like encoder. Continues like extract; also under torchrun."""
-    from ra_hmd.data.resolve import describe_source, imported_task, resolve_memes
-    from ra_hmd.data.sharegpt import Answers, PromptTemplate
-    from ra_hmd.encoders.encode import describe_captions, encode
-    from ra_hmd.encoders.encoder import Encoder, EncoderSettings
-    from ra_hmd.features.store import STORE_MANIFEST
-    from ra_hmd.manifest import read_json
-
-    opened = Encoder(EncoderSettings(encoder, revision, features, long_text, dtype))
-    labelling = None if task is None else imported_task(data, task)
-    memes = resolve_memes(data, split, PromptTemplate(), Answers(), dataset_dir, media_dir, task=labelling)[:limit]
-    folder = encode(
-        opened,
-        memes,
-        output,
-        split=split,
-        source=describe_source(data, split, task),
-        label_classes=len(labelling.classes) if labelling is not None and labelling.multi_label else None,
-        batch_size=batch_size,
-        shard_size=shard_size,
-        num_workers=workers,
-    )
-    print(f"{folder}: {len(memes)} memes")
-    note = describe_captions(**read_json(folder / STORE_MANIFEST).captions, long_text=long_text)
-    if note:
-        typer.echo(note, err=True)
 
 
 @app.command("import-official")
@@ -243,134 +189,6 @@ def stage2_command(
     run_stage2(load_yaml(Stage2Arguments, config, overrides or []))
 
 
-@app.command("zero-shot")
-def zero_shot_command(
-    encoder: Annotated[str, typer.Option(help="As of `ra-hmd encode`: preset, folder, or name on the hub.")],
-    output: Output,
-    prompts: Annotated[Path | None, typer.Option(help="YAML file of sentences, also for several classes.")] = None,
-    positive: Annotated[list[str] | None, typer.Option(help="Sentence for class 1; several are averaged.")] = None,
-    negative: Annotated[list[str] | None, typer.Option(help="Sentence for class 0; several are averaged.")] = None,
-    modality: Annotated[str, typer.Option(help="What is compared with them: image, text (caption) or both.")] = "image",
-    revision: Annotated[str | None, typer.Option(help="Of the model on the hub.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-) -> None:
-    """A head that compares memes with sentences, untrained, for stores of `encode --features projected`."""
-    from ra_hmd.encoders.encoder import Encoder, EncoderSettings
-    from ra_hmd.encoders.prompts import NEGATIVE, POSITIVE, Prompts
-    from ra_hmd.encoders.zero_shot import zero_shot
-
-    if prompts is not None and (positive or negative):
-        raise UserError("--prompts has all sentences; leave out --positive and --negative.")
-    read = Prompts.binary(positive or POSITIVE, negative or NEGATIVE) if prompts is None else Prompts.read(prompts)
-    opened = Encoder(EncoderSettings(encoder, revision, "projected", dtype=dtype))
-    print(zero_shot(opened, read, output, modality=modality, command=shlex.join(["ra-hmd", *sys.argv[1:]])))
-
-
-@app.command("linear-probe")
-def linear_probe_command(
-    train: Annotated[Path, typer.Option(help="Feature store of `ra-hmd encode`, to be fitted.")],
-    output: Output,
-    dev: Annotated[Path | None, typer.Option(help="Feature store that chooses the penalty, by AUROC.")] = None,
-    modality: Annotated[str, typer.Option(help="Features that are used: image, text or both.")] = "both",
-    c: Annotated[float | None, typer.Option("--c", help="Inverse of the penalty, without --dev; 1 unless set.")] = None,
-    standardise: Annotated[
-        bool, typer.Option("--standardise", help="Penalise features as if all varied alike.")
-    ] = False,
-    k_shot: Annotated[Path | None, typer.Option(help="Fit the memes of a list only (`ra-hmd data k-shot`).")] = None,
-    shots: Annotated[int | None, typer.Option(help="With --k-shot: which size of list.")] = None,
-    shot_seed: Annotated[int, typer.Option(help="With --k-shot: which list of that size.")] = 0,
-) -> None:
-    """Logistic regression on an encoder's features, saved as a head."""
-    from ra_hmd.encoders.linear_probe import ShotList, linear_probe
-
-    if (k_shot is None) != (shots is None):
-        raise UserError("--k-shot FILE and --shots K belong together; give both or neither.")
-    shot_list = None if k_shot is None or shots is None else ShotList(k_shot, shots, shot_seed)
-    made = linear_probe(
-        train,
-        output,
-        dev=dev,
-        modality=modality,
-        c=c,
-        standardise=standardise,
-        shot_list=shot_list,
-        command=shlex.join(["ra-hmd", *sys.argv[1:]]),
-    )
-    for note in made["notes"]:
-        typer.echo(note, err=True)
-    print(output)
-
-
-@app.command("evaluate")
-def evaluate_command(
-    checkpoint: Annotated[
-        list[Path], typer.Option(help="Stage 1 run or Stage 2 folder: whose head decides; several: as seeds of one.")
-    ],
-    bank: Annotated[str, typer.Option(help="Labelled examples: a feature store, or an example bank (folder or URI).")],
-    queries: Annotated[list[Path], typer.Option(help="Feature store to classify; may be given several times.")],
-    output: Output,
-    final: Annotated[bool, typer.Option("--final", help="Open test splits; each time is recorded.")] = False,
-    dev: Annotated[
-        Path | None, typer.Option(help="Feature store of dev: choose thresholds and calibration, store them.")
-    ] = None,
-    thresholds: Annotated[str, typer.Option(help="stored (beside the head, if there) or official.")] = "stored",
-    criterion: Annotated[
-        str, typer.Option(help="With --dev, what is best: macro_f1, accuracy, f1 or youden.")
-    ] = "macro_f1",
-    calibration: Annotated[str, typer.Option(help="With --dev: temperature or isotonic.")] = "temperature",
-    compare: Annotated[
-        list[Path] | None, typer.Option(help="Earlier evaluation, to compare with meme by meme; several times.")
-    ] = None,
-    groups: Annotated[
-        list[str] | None, typer.Option(help="Break down by a field, FIELD or DATASET:FIELD; several times.")
-    ] = None,
-    update: Annotated[Path | None, typer.Option(help="Feature store of labelled memes to add to the bank.")] = None,
-    update_sizes: Annotated[str, typer.Option(help="How many of them to add, e.g. 8,32,128.")] = "8,32,128",
-    before: Annotated[Path | None, typer.Option(help="Head to draw the bank with for comparison.")] = None,
-    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
-    weights: Annotated[str, typer.Option(help="Vote weights: arithmetic, mean or similarity.")] = "arithmetic",
-    min_similarity: Annotated[
-        float | None, typer.Option(help="Abstain without a neighbour as similar as this.")
-    ] = None,
-    prior_correction: Annotated[
-        bool, typer.Option("--prior-correction", help="Let the bank's classes weigh the same.")
-    ] = False,
-    bootstrap_samples: Annotated[int, typer.Option(min=100, help="Resamples of each interval.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of resampling and of the choice of memes to add.")] = 0,
-) -> None:
-    """Compare the three heads (LMH, LRC, RKC) with 95 % intervals, and write a report (docs/evaluation.md)."""
-    from ra_hmd.config import coerce
-    from ra_hmd.evaluation.evaluate import evaluate
-    from ra_hmd.evaluation.plan import Choice
-
-    try:
-        sizes = coerce(update_sizes.split(","), list[int]) if update else []
-    except ValueError as error:
-        raise UserError(
-            f"--update-sizes {update_sizes!r}: {error}; write numbers with commas, e.g. 8,32,128."
-        ) from error
-    evaluate(
-        checkpoint,
-        bank,
-        queries,
-        output,
-        topk=topk,
-        weights=weights,
-        final=final,
-        choice=Choice(dev, thresholds, criterion, calibration),
-        compare=compare or (),
-        groups=groups or (),
-        min_similarity=min_similarity,
-        prior_correction=prior_correction,
-        update=update,
-        update_sizes=sizes,
-        before=before,
-        bootstrap_samples=bootstrap_samples,
-        seed=seed,
-    )
-    print(output / "report.md")
-
-
 @app.command("predict")
 def predict_command(
     checkpoint: Annotated[Path, typer.Option(help="Folder with a head: whose verdict is asked.")],
@@ -426,22 +244,6 @@ def predict_command(
         typer.echo(note, err=True)
 
 
-@app.command("results")
-def results_command(
-    folders: Annotated[
-        list[str], typer.Argument(help="Folders with evaluations and cross-evaluations; NAME=FOLDER names the system.")
-    ],
-    output: Output = Path("results.md"),
-) -> None:
-    """One table of all systems over all data sets, published numbers beside it; also JSON, CSV and a picture."""
-    from ra_hmd.evaluation.results_page import write_results
-
-    done = write_results(folders, output, command=shlex.join(["ra-hmd", *sys.argv[1:]]))
-    for note in done["notes"]:
-        typer.echo(note, err=True)
-    print(output)
-
-
 @app.command("demo")
 def demo_command(
     output: Output,
@@ -451,71 +253,6 @@ def demo_command(
     from ra_hmd.demo import run_demo
 
     run_demo(output, quick=quick)
-
-
-@app.command("cross-eval")
-def cross_eval_command(
-    config: Annotated[Path, typer.Argument(help="YAML file: systems, targets, heads, banks (docs/studies.md).")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
-    final: Annotated[bool, typer.Option("--final", help="Open test splits; each opening is recorded.")] = False,
-) -> None:
-    """Test what was trained on one data set on others: a matrix by head and bank, with K-shot banks of the target."""
-    from ra_hmd.config import load_yaml
-    from ra_hmd.evaluation.cross_eval import cross_eval
-    from ra_hmd.evaluation.cross_settings import CrossEvalArguments
-
-    args = load_yaml(CrossEvalArguments, config, overrides or [])
-    words = ["ra-hmd", "cross-eval", str(config), *(overrides or []), *(["--final"] if final else [])]
-    result = cross_eval(args, final=final, command=shlex.join(words))
-    for gap in dict.fromkeys(f"{gap['reason']} {gap['command']}".strip() for gap in result["missing"]):
-        typer.echo(f"Missing: {gap}", err=True)
-    print(args.output_dir / "cross_eval.md")
-
-
-@app.command("staleness")
-def staleness_command(
-    checkpoint: Annotated[Path, typer.Option(help="Stage 1 run or Stage 2 folder: whose head decides.")],
-    bank: Annotated[list[Path], typer.Option(help="Feature store; several: without --period-key, periods in order.")],
-    output: Output,
-    queries: Annotated[
-        list[Path] | None, typer.Option(help="Feature store that is judged; default: the bank's own memes.")
-    ] = None,
-    period_key: Annotated[str | None, typer.Option(help="Field of the memes' extras that tells the period.")] = None,
-    order: Annotated[str | None, typer.Option(help="Names of the periods in order, as in a,b,c.")] = None,
-    date_part: Annotated[str, typer.Option(help="Of dates: day, month or year.")] = "day",
-    bins: Annotated[int | None, typer.Option(help="So many periods of numbers or dates, about equal in memes.")] = None,
-    window: Annotated[int | None, typer.Option(help="A bank holds only its last so many periods.")] = None,
-    bank_size: Annotated[int | None, typer.Option(help="Draw so many memes for each bank, class-balanced.")] = None,
-    min_memes: Annotated[int, typer.Option(help="Periods with fewer memes are not judged.")] = 20,
-    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
-    weights: Annotated[str, typer.Option(help="Vote weights: arithmetic, mean or similarity.")] = "arithmetic",
-    bootstrap_samples: Annotated[int, typer.Option(min=100, help="Resamples of each interval.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of resampling and of the draw.")] = 0,
-    final: Annotated[bool, typer.Option("--final", help="Open test splits; each opening is recorded.")] = False,
-) -> None:
-    """What the KNN vote loses as its bank ages: memes of each period judged by banks of every age."""
-    from ra_hmd.config import load_dataclass
-    from ra_hmd.evaluation.staleness import StalenessSettings, staleness
-
-    values = {
-        "key": period_key,
-        "order": order.split(",") if order else [],
-        "date_part": date_part,
-        "bins": bins,
-        "window": window,
-        "bank_size": bank_size,
-        "min_memes": min_memes,
-        "topk": topk,
-        "weights": weights,
-        "bootstrap_samples": bootstrap_samples,
-        "seed": seed,
-    }
-    settings = load_dataclass(StalenessSettings, values, "staleness")
-    command = shlex.join(["ra-hmd", *sys.argv[1:]])
-    result = staleness(checkpoint, bank, output, queries=queries or (), settings=settings, final=final, command=command)
-    for note in result["notes"]:
-        typer.echo(note, err=True)
-    print(output / "staleness.md")
 
 
 @app.command("ablate")
