@@ -12,6 +12,7 @@ from ra_hmd.data.commands import data_app
 from ra_hmd.encoders.commands import encoder_app
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.commands import evaluation_app
+from ra_hmd.options import Output
 from ra_hmd.retrieval.commands import bank_app
 
 
@@ -41,8 +42,6 @@ app.add_typer(bank_app, name="bank")
 app.add_typer(features_app, name="features")
 app.add_typer(encoder_app)
 app.add_typer(evaluation_app)
-
-Output = Annotated[Path, typer.Option("--output", help="Where to write.")]
 
 
 @app.command()

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from ra_hmd.errors import UserError
+from ra_hmd.options import Output
 
 if TYPE_CHECKING:
     from click import Context
@@ -47,7 +48,6 @@ data_app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Folder = Annotated[Path, typer.Argument(help="Folder that `ra-hmd data import` wrote.")]
-Output = Annotated[Path, typer.Option("--output", help="Where to write.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that open images.")]
 Task = Annotated[str | None, typer.Option(help="Labelling, see `ra-hmd data list`; default: the first.")]
 _WORKERS = os.cpu_count() or 1

@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from ra_hmd.errors import UserError
+from ra_hmd.options import Output
 
 encoder_app = typer.Typer()
-
-Output = Annotated[Path, typer.Option("--output", help="Where to write.")]
 
 
 @encoder_app.command("tiny-encoder")

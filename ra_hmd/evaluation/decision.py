@@ -24,6 +24,7 @@ from ra_hmd.problem import Problem
 from ra_hmd.retrieval.voting import Voting
 
 DECISION_NAME = "decision.json"
+UNDECIDED = "The threshold is the official one, and scores are taken for probabilities as they are."
 
 
 @dataclass(frozen=True)
@@ -185,15 +186,25 @@ def use_rules(decision: Decision, scored: ScoredSet, bank: Mapping[str, Any], vo
     Unlike `apply_decision` this does not ask whether the memes are those of dev. So a meme's verdict does not depend on
     which other memes are asked for; metrics of such verdicts would be too good.
     """
+    for name in scored.scores:
+        note = rule_note(decision, name, bank, voting)
+        if note is None:
+            scored.rules[name] = decision.rules[name]
+        else:
+            scored.notes.append(note)
+
+
+def rule_note(decision: Decision, head: Head, bank: Mapping[str, Any], voting: Voting) -> str | None:
+    """Why a head's chosen rule does not hold with this bank and vote; None where it does."""
+    if head not in decision.rules:
+        return f"{head.upper()} has its official threshold, none was chosen for it."
+    if head != "rkc":
+        return None
     changed = ["bank"] if decision.bank["sha256"] != bank["sha256"] else []
     changed += ["vote"] if plain(dict(decision.voting)) != plain(asdict(voting)) else []
-    for name in scored.scores:
-        if name not in decision.rules:
-            scored.notes.append(f"{name.upper()} has its official threshold, none was chosen for it.")
-        elif name == "rkc" and changed:
-            scored.notes.append(
-                f"RKC has its official threshold and no calibration: the stored ones were chosen with another "
-                f"{' and another '.join(changed)}; choose anew with `--dev`."
-            )
-        else:
-            scored.rules[name] = decision.rules[name]
+    if not changed:
+        return None
+    return (
+        f"RKC has its official threshold and no calibration: the stored ones were chosen with another "
+        f"{' and another '.join(changed)}; choose anew with `--dev`."
+    )

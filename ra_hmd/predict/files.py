@@ -8,7 +8,6 @@ neither on stops nor on the number of ranks.
 
 import fcntl
 import importlib.util
-import json
 import shutil
 import time
 from collections import Counter, deque
@@ -23,10 +22,11 @@ from typing import Any
 from accelerate import PartialState
 from PIL import Image
 
+from ra_hmd.data.dataset import json_line
 from ra_hmd.data.images import load_image
 from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.evaluation.decision import DECISION_NAME
+from ra_hmd.evaluation.decision import DECISION_NAME, UNDECIDED, rule_note
 from ra_hmd.manifest import atomic_path, plain, read_json, run_manifest, sha256_bytes, sha256_file, write_json
 from ra_hmd.predict.detector import Detector
 from ra_hmd.predict.formats import FileFormat, answer_of, check_format, choose_format, open_writer, verdict_names
@@ -181,14 +181,10 @@ def _reject(asked: Asked, reason: str) -> dict[str, Any]:
     return {"reject": {"place": asked.place, "id": asked.id, "reason": reason}}
 
 
-def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
-
-
 def _write_chunk(path: Path, seconds: float, lines: list[dict[str, Any]]) -> None:
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(_line({"seconds": seconds}))
-        file.writelines(map(_line, lines))
+        file.write(json_line({"seconds": seconds}))
+        file.writelines(map(json_line, lines))
 
 
 def _count(source: Path, media_dir: str | Path | None) -> int:
@@ -338,7 +334,7 @@ def _merge(
                     counts["verdicts"].update(verdict_names(answer["verdict"]))
                     counts["texts"][answer["text_source"]] += 1
                 elif reject:
-                    rejects.write(_line(reject))
+                    rejects.write(json_line(reject))
                     counts["reasons"][reject["reason"].split(":")[0][:60]] += 1
     return counts, seconds
 
@@ -346,16 +342,7 @@ def _merge(
 def _notes(detector: Detector) -> list[str]:
     """What a reader of the verdicts must know."""
     scorer = detector.scorer
-    decision = scorer.decision
-    if decision is None:
-        return ["The threshold is the official one, and scores are taken for probabilities as they are."]
-    if detector.head not in decision.rules:
-        return [f"{detector.head.upper()} has its official threshold, none was chosen for it."]
-    same = decision.bank["sha256"] == scorer.state["sha256"] and plain(dict(decision.voting)) == plain(
-        asdict(scorer.voting)
-    )
-    if detector.head == "rkc" and not same:
-        return [
-            "RKC has its official threshold and no calibration: the stored ones were chosen with another bank or vote."
-        ]
-    return []
+    if scorer.decision is None:
+        return [UNDECIDED]
+    note = rule_note(scorer.decision, detector.head, scorer.state, scorer.voting)
+    return [note] if note else []

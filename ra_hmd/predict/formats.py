@@ -14,9 +14,9 @@ from ra_hmd.config import choose
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.predict.detector import Detection, Detector
-from ra_hmd.predict.stores import HATECLIPPER_COLUMNS
 from ra_hmd.problem import Problem
 
+HATECLIPPER_COLUMNS = ("id", "prob_hate", "pred_label")
 FileFormat = Literal["jsonl", "csv", "parquet", "hateclipper-csv"]
 _BY_SUFFIX: dict[str, FileFormat] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _ROW_GROUP = 4096

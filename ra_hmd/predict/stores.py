@@ -1,7 +1,5 @@
 """Verdicts of a trained head on the memes of a feature store, labelled or not, as a file."""
 
-import csv
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -15,18 +13,20 @@ from ra_hmd.config import choose
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.banks import Examples
 from ra_hmd.evaluation.checks import store_fingerprint
+from ra_hmd.evaluation.decision import UNDECIDED
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.evaluation.results import plain_score, vote_evidence
 from ra_hmd.evaluation.scores import ScoredSet
 from ra_hmd.features.store import read_features
 from ra_hmd.manifest import atomic_path, plain, run_manifest, sha256_file, write_json
 from ra_hmd.models.head import HEAD_WEIGHTS
+from ra_hmd.predict.formats import open_writer, verdict_names
 from ra_hmd.predict.scorer import Scorer
+from ra_hmd.problem import Problem
 from ra_hmd.progress import track
 from ra_hmd.retrieval.voting import Voting
 
 PredictionFormat = Literal["hateclipper-csv", "jsonl"]
-HATECLIPPER_COLUMNS = ("id", "prob_hate", "pred_label")
 
 
 def predict(
@@ -85,7 +85,7 @@ def predict(
     scored = scorer(queries, features)
     _check_answers(scored, head, style, queries)
     rows = track(((1, row) for row in _answers(scored, head, scorer.examples)), "Writing", len(scored), "memes")
-    verdicts = _write(output, style, rows)
+    verdicts = _write(output, style, rows, problem)
     rule = scored.rules[head]
     arguments = {"checkpoint": checkpoint, "queries": queries, "bank": bank, "head": head, "format": style}
     manifest = run_manifest(
@@ -135,29 +135,16 @@ def _answers(scored: ScoredSet, head: Head, examples: Examples | None) -> Iterat
         yield answer if neighbours is None else answer | {"neighbours": neighbours}
 
 
-def _write(output: Path, style: PredictionFormat, answers: Iterable[dict[str, Any]]) -> dict[str, int]:
+def _write(
+    output: Path, style: PredictionFormat, answers: Iterable[dict[str, Any]], problem: Problem
+) -> dict[str, int]:
     """Write the file, atomically and meme by meme; returns how often each verdict was given."""
     verdicts: Counter[str] = Counter()
-    with atomic_path(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        if style == "hateclipper-csv":
-            table.writerow(HATECLIPPER_COLUMNS)
+    with atomic_path(output) as temporary, open_writer(temporary, style, problem) as write:
         for answer in answers:
-            verdicts.update(_named(answer["verdict"]))
-            if style == "hateclipper-csv":
-                table.writerow((answer["id"], answer["probability"], answer["verdict"]))
-            else:
-                file.write(json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n")
+            verdicts.update(verdict_names(answer["verdict"]))
+            write(answer)
     return dict(sorted(verdicts.items()))
-
-
-def _named(verdict: int | list[int] | None) -> list[str]:
-    """The classes of a verdict; of label sets those that it holds."""
-    if verdict is None:
-        return ["abstained"]
-    if isinstance(verdict, int):
-        return [str(verdict)]
-    return [str(number) for number, holds in enumerate(verdict) if holds] or ["none"]
 
 
 def _notes(scorer: Scorer, scored: ScoredSet, head: Head) -> list[str]:
@@ -167,5 +154,5 @@ def _notes(scorer: Scorer, scored: ScoredSet, head: Head) -> list[str]:
     if scored.in_bank:
         notes.append(f"{scored.in_bank} memes are in the bank too; none votes for itself.")
     if scorer.decision is None:
-        notes.append("The threshold is the official one, and scores are taken for probabilities as they are.")
+        notes.append(UNDECIDED)
     return notes

@@ -20,8 +20,9 @@ from ra_hmd.features.store import Features, read_features, write_features
 from ra_hmd.manifest import read_json, sha256_file
 from ra_hmd.models.fusion import FusionConfig
 from ra_hmd.models.head import HeadConfig, MemeHead, load_head, save_head
+from ra_hmd.predict.formats import HATECLIPPER_COLUMNS
 from ra_hmd.predict.scorer import Scorer
-from ra_hmd.predict.stores import HATECLIPPER_COLUMNS, predict
+from ra_hmd.predict.stores import predict
 from ra_hmd.problem import UNLABELLED
 from ra_hmd.retrieval.embedded import hidden_tensor, run_head
 from ra_hmd.retrieval.voting import Voting
