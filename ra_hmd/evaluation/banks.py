@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.checks import check_same_origin, store_fingerprint
 from ra_hmd.evaluation.lockout import store_digest
@@ -62,12 +64,14 @@ def open_examples(
             f"{place} holds labels of {bank.problem}, the head in {checkpoint} decides {head.config.problem}."
         )
     check_same_origin({str(place): bank.fingerprint, **{str(p): store_fingerprint(f) for p, f in stores.items()}})
-    state = {"place": str(place), "version": bank.version, "sha256": _bank_digest(bank)}
-    return Examples(bank.to_embedded() if in_memory else bank, state)
+    return Examples(bank.to_embedded() if in_memory else bank, bank_state(bank))
 
 
-def _bank_digest(bank: StoredBank) -> str:
-    """SHA-256 of a version: how its embeddings were made, ids and labels."""
+def bank_state(bank: StoredBank, version: int | None = None) -> dict[str, Any]:
+    """`place`, `version` and `sha256` (how embeddings were made, ids, labels) of a version, by default the shown one."""
+    state = bank.at(version)
+    members = np.flatnonzero(state.alive)
     stated = json.dumps(bank.fingerprint, sort_keys=True)
-    ids = json.dumps(bank.ids, ensure_ascii=False)
-    return sha256_bytes(stated.encode(), ids.encode(), bank.labels.astype("<i8").tobytes())
+    ids = json.dumps([state.rows.ids[row] for row in members], ensure_ascii=False)
+    digest = sha256_bytes(stated.encode(), ids.encode(), state.rows.labels[members].astype("<i8").tobytes())
+    return {"place": str(bank.place), "version": state.version, "sha256": digest}

@@ -127,6 +127,7 @@ class Detector:
             raise UserError(f"abstain is {abstain}, it must lie in [0, 0.5).")
         if abstain and self.problem.kind != "binary":
             raise UserError(f"abstain is for binary heads; this one decides `{self.problem.kind}`.")
+        self._head_sha256 = sha256_file(scorer.checkpoint / HEAD_WEIGHTS)
         self._reader: Any = None
 
     @classmethod
@@ -173,11 +174,11 @@ class Detector:
     @property
     def version(self) -> dict[str, Any]:
         """What the answers depend on: `run`, `head_sha256`, and `bank` with `place`, `sha256`, perhaps `version`."""
-        return {
-            "run": str(self.scorer.checkpoint),
-            "head_sha256": sha256_file(self.scorer.checkpoint / HEAD_WEIGHTS),
-            "bank": self.scorer.state,
-        }
+        return {"run": str(self.scorer.checkpoint), "head_sha256": self._head_sha256, "bank": self.scorer.state}
+
+    def refresh(self) -> None:
+        """Go to the newest version of an example bank, which another process may have changed."""
+        self.scorer = self.scorer.refreshed()
 
     def __call__(self, queries: Sequence[Query]) -> list[Detection]:
         """Judge memes, in their order.
@@ -202,8 +203,10 @@ class Detector:
 
     def judge(self, memes: Sequence[Prepared]) -> list[Detection]:
         """Judge prepared memes, in their order; those of similar length share a forward pass."""
-        if not memes:
-            return []
+        return self.detections(memes, self.score(memes)) if memes else []
+
+    def score(self, memes: Sequence[Prepared]) -> ScoredSet:
+        """Scores and embeddings of one or more prepared memes, in their order; from one forward pass of each."""
         order = sorted(range(len(memes)), key=lambda row: self.model.length(memes[row].item))
         parts = []
         for start in range(0, len(order), self.batch_size):
@@ -212,7 +215,10 @@ class Detector:
         columns = {name: np.concatenate([part[name] for part in parts])[np.argsort(order)] for name in parts[0]}
         records = [Meme(meme.id, Path(), meme.text) for meme in memes]
         classes = self.problem.outputs if self.problem.kind == "multi_label" else None
-        scored = self.scorer("the memes", features_of(records, columns, classes))
+        return self.scorer("the memes", features_of(records, columns, classes))
+
+    def detections(self, memes: Sequence[Prepared], scored: ScoredSet) -> list[Detection]:
+        """What is said of memes that `score` has scored, with the bank as it was then."""
         return list(self._detections(memes, scored))
 
     def _read(self, image: Image) -> tuple[str, str]:

@@ -4,7 +4,7 @@ What the features are of (a store, memes that were just sent), and what is done 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from ra_hmd.config import choose
-from ra_hmd.evaluation.banks import Examples, open_examples
+from ra_hmd.evaluation.banks import Examples, bank_state, open_examples
 from ra_hmd.evaluation.checks import (
     check_head_fits,
     check_same_origin,
@@ -24,7 +24,7 @@ from ra_hmd.evaluation.decision import Decision, read_decision, use_rules
 from ra_hmd.evaluation.scores import ScoredSet, score_set
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import MemeHead, load_head
-from ra_hmd.retrieval.bank import is_bank
+from ra_hmd.retrieval.bank import Bank, is_bank
 from ra_hmd.retrieval.voting import Voting
 
 _NO_BANK = {"place": None, "sha256": None}
@@ -41,6 +41,8 @@ class Scorer:
         origins: Folder of the head, place of the bank → what is known of the features that they are for.
         decision: Thresholds and calibration from dev, or None: official thresholds, scores taken for probabilities.
         voting: The vote.
+        grown_from: Version of the example bank that the RKC's rule was chosen with, where the bank has grown since; the
+            rule stays in force, so that one correction does not move the threshold under all verdicts.
     """
 
     checkpoint: Path
@@ -49,6 +51,7 @@ class Scorer:
     origins: Mapping[str, Mapping[str, Any]]
     decision: Decision | None
     voting: Voting
+    grown_from: int | None = None
 
     @classmethod
     def open(
@@ -86,7 +89,28 @@ class Scorer:
             origins[str(bank)] = store_fingerprint(features)
         if bank is not None:
             examples = open_examples(bank, stores, model, checkpoint)
-        return cls(checkpoint, model, examples, origins, decision, voting or Voting())
+        opened = cls(checkpoint, model, examples, origins, decision, voting or Voting())
+        return replace(opened, grown_from=opened._ancestor())
+
+    @property
+    def bank(self) -> Bank | None:
+        """The example bank that votes, if it is one; a feature store that votes cannot be changed."""
+        rows = None if self.examples is None else self.examples.rows
+        return rows if isinstance(rows, Bank) else None
+
+    def refreshed(self) -> "Scorer":
+        """This scorer with the newest version of its example bank."""
+        if self.bank is None or self.bank.refresh() == self.state["version"]:
+            return self
+        newer = replace(self, examples=replace(self.examples, state=bank_state(self.bank)))
+        return replace(newer, grown_from=newer._ancestor())
+
+    def _ancestor(self) -> int | None:
+        """The version, before this one, of the example bank that the stored rules were chosen with."""
+        version = None if self.decision is None else self.decision.bank.get("version")
+        if version is None or self.bank is None or not 1 <= version < self.bank.version:
+            return None
+        return version if bank_state(self.bank, version)["sha256"] == self.decision.bank["sha256"] else None
 
     def __call__(self, place: str | Path, features: Features) -> ScoredSet:
         """Scores of Q memes by every head that has some; a meme's scores and verdicts depend on no other meme.
@@ -106,7 +130,12 @@ class Scorer:
         rows = None if self.examples is None else self.examples.rows
         scored = score_set(Path(place).name, place, features, self.model, rows, self.voting)
         if self.decision is not None:
-            use_rules(self.decision, scored, self.state, self.voting)
+            use_rules(self.decision, scored, self.state if self.grown_from is None else self.decision.bank, self.voting)
+        if self.grown_from is not None:
+            scored.notes.append(
+                f"RKC: its threshold was chosen with version {self.grown_from} of the bank, which is at "
+                f"{self.state['version']}; choose anew with `--dev` from time to time."
+            )
         return scored
 
     def check_origin(self, place: str | Path, fingerprint: Mapping[str, Any]) -> None:

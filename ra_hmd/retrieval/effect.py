@@ -22,15 +22,22 @@ from ra_hmd.retrieval.voting import Votes, Voting
 ABSTAINED = "abstained"
 
 
-def verdicts(votes: Votes, problem: Problem) -> list[Any]:
-    """Per query the class, for `multi_label` a list of 0 and 1, or `ABSTAINED`."""
+def verdicts(votes: Votes, problem: Problem, thresholds: np.ndarray | None = None) -> list[Any]:
+    """Per query the class, for `multi_label` a list of 0 and 1, or `ABSTAINED`.
+
+    Args:
+        votes: Of the queries.
+        problem: What labels mean.
+        thresholds: [C] of the scores; by default 0. Without meaning for one of C classes.
+    """
     scores = votes.scores
+    limits = np.zeros(problem.outputs) if thresholds is None else thresholds
     if problem.kind == "single_label":
         decided = scores.argmax(axis=1).tolist()
     elif problem.kind == "binary":
-        decided = (scores[:, 0] >= 0).astype(int).tolist()
+        decided = (scores[:, 0] >= limits[0]).astype(int).tolist()
     else:
-        decided = (scores >= 0).astype(int).tolist()
+        decided = (scores >= limits).astype(int).tolist()
     return [ABSTAINED if abstains else verdict for verdict, abstains in zip(decided, votes.abstained, strict=True)]
 
 
@@ -49,8 +56,10 @@ class Planned:
     relabel: Mapping[str, Any] = field(default_factory=dict)
 
 
-def effect(bank: Bank, queries: Embedded, planned: Planned, voting: Voting) -> dict[str, Any]:
-    """Vote with the bank as it is and as it would be.
+def effect(
+    bank: Bank, queries: Embedded, planned: Planned, voting: Voting, thresholds: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Vote with the bank as it is and as it would be; `thresholds` [C] of the scores, by default 0.
 
     Returns:
         `version`, `queries`, `flips` (`id`, `label`, `from`, `to`, `score_before`, `score_after`), `flip_counts` of
@@ -62,7 +71,7 @@ def effect(bank: Bank, queries: Embedded, planned: Planned, voting: Voting) -> d
     """
     before = voting.vote(bank.nearest(queries, voting.topk), bank.labels, bank.problem)
     after = voting.vote(*_changed(bank, queries, planned, voting.topk), bank.problem)
-    old, new = verdicts(before, bank.problem), verdicts(after, bank.problem)
+    old, new = verdicts(before, bank.problem, thresholds), verdicts(after, bank.problem, thresholds)
     flips = [
         {
             "id": name,
