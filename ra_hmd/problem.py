@@ -51,6 +51,10 @@ class Problem:
         """How many classes there are: C, but two for `binary`."""
         return 2 if self.kind == "binary" else self.outputs
 
+    def unlabelled(self, rows: int) -> np.ndarray:
+        """The labels of N rows about which nothing is known."""
+        return np.full((rows, self.outputs) if self.kind == "multi_label" else rows, UNLABELLED, dtype=np.int64)
+
     def check(self, labels: np.ndarray, place: str | Path) -> None:
         """Raise `UserError` unless every row of `labels`, read from `place`, is labelled, and with classes of ours."""
         labels = np.asarray(labels)

@@ -20,8 +20,9 @@ from ra_hmd.evaluation.checks import (
     head_fingerprint,
     store_fingerprint,
 )
-from ra_hmd.evaluation.decision import Decision, read_decision, use_rules
-from ra_hmd.evaluation.scores import ScoredSet, score_set
+from ra_hmd.evaluation.decision import Decision, read_decision, rule_note, use_rules
+from ra_hmd.evaluation.metrics import Head
+from ra_hmd.evaluation.scores import Rule, ScoredSet, score_set
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import MemeHead, load_head
 from ra_hmd.retrieval.bank import Bank, is_bank
@@ -130,13 +131,24 @@ class Scorer:
         rows = None if self.examples is None else self.examples.rows
         scored = score_set(Path(place).name, place, features, self.model, rows, self.voting)
         if self.decision is not None:
-            use_rules(self.decision, scored, self.state if self.grown_from is None else self.decision.bank, self.voting)
+            use_rules(self.decision, scored, self._rule_bank, self.voting)
         if self.grown_from is not None:
             scored.notes.append(
                 f"RKC: its threshold was chosen with version {self.grown_from} of the bank, which is at "
                 f"{self.state['version']}; choose anew with `--dev` from time to time."
             )
         return scored
+
+    @property
+    def _rule_bank(self) -> Mapping[str, Any]:
+        """The bank by which stored rules hold or not."""
+        return self.state if self.grown_from is None or self.decision is None else self.decision.bank
+
+    def rule(self, head: Head) -> Rule:
+        """How a head decides here: as chosen on dev where that holds, else officially."""
+        if self.decision is None or rule_note(self.decision, head, self._rule_bank, self.voting) is not None:
+            return Rule.official(head, self.model.config.problem)
+        return self.decision.rules[head]
 
     def check_origin(self, place: str | Path, fingerprint: Mapping[str, Any]) -> None:
         """Raise `UserError` unless features of this fingerprint are those that head and bank are for."""

@@ -1,0 +1,271 @@
+"""One detector that many ask at once: a bounded queue, micro-batches, and a bank that changes between two of them.
+
+A meme travels: `submit` → prepared (decoded, resized, tokenised) by one of a few threads → queue → judged by the one
+thread that uses the model, together with whatever else is ready → its future.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ra_hmd.errors import UserError, raise_all
+from ra_hmd.predict.detector import Detection, Detector, Prepared, Query
+from ra_hmd.retrieval.embedded import Embedded
+
+_log = logging.getLogger("ra_hmd.serve")
+_REMEMBERED = 1000
+
+
+class QueueFull(Exception):
+    """As many memes as may wait are waiting already; try again later."""
+
+
+class Closed(Exception):
+    """The service takes no more memes: it is being shut down."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of a meme, and by which model and bank."""
+
+    detection: Detection
+    version: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the detection's fields, and `version`."""
+        return self.detection.to_dict() | {"version": self.version}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of the service.
+
+    Attributes:
+        max_batch: Most memes in a forward pass.
+        max_wait_ms: How long a batch waits for memes that are being prepared, in milliseconds.
+        max_queue: Most memes that are accepted and not answered.
+        prepare_threads: Threads that decode, resize and tokenise.
+
+    Raises:
+        UserError: limits that make no sense, all listed.
+    """
+
+    max_batch: int = 32
+    max_wait_ms: float = 5.0
+    max_queue: int = 256
+    prepare_threads: int = 2
+
+    def __post_init__(self) -> None:
+        low = [
+            f"{name} is {getattr(self, name)}, it must be at least 1"
+            for name in ("max_batch", "max_queue", "prepare_threads")
+            if getattr(self, name) < 1
+        ]
+        low += [f"max_wait_ms is {self.max_wait_ms}, it must not be negative"] if self.max_wait_ms < 0 else []
+        raise_all(low, "Limits of the service")
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    meme: Prepared
+    future: "Future[Answer]"
+
+
+@dataclass
+class Tally:
+    """What was done so far, for metrics.
+
+    Attributes:
+        batches: Forward passes.
+        memes: Memes that were judged.
+        refused: Memes for which the queue was full.
+        last_batch: Memes of the latest forward pass.
+    """
+
+    batches: int = 0
+    memes: int = 0
+    refused: int = 0
+    last_batch: int = 0
+
+
+class Service:
+    """A detector with its queue. Use it as a context manager, or call `close`.
+
+    Args:
+        detector: Judges.
+        limits: Of the queue and of batches.
+    """
+
+    def __init__(self, detector: Detector, limits: Limits | None = None) -> None:
+        self.detector, self.limits, self.tally = detector, limits or Limits(), Tally()
+        detector.batch_size = self.limits.max_batch
+        self.started = time.time()
+        self._using = threading.RLock()  # the model and the bank, for as long as one of them is used
+        self._counting = threading.Lock()
+        self._accepted = 0
+        self._closing = False
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._recent: deque[tuple[str, np.ndarray]] = deque(maxlen=_REMEMBERED)
+        self._preparing = ThreadPoolExecutor(self.limits.prepare_threads, thread_name_prefix="prepare")
+        self._worker = threading.Thread(target=self._work, name="judge", daemon=True)
+        self._worker.start()
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def waiting(self) -> int:
+        """Memes that are accepted and not answered."""
+        return self._accepted
+
+    @property
+    def ready(self) -> bool:
+        """Whether memes are accepted and judged."""
+        return not self._closing and self._worker.is_alive()
+
+    @property
+    def recent(self) -> Embedded | None:
+        """The last memes that were judged, without labels, as the bank is asked about them; None before the first."""
+        newest = dict(self._recent.copy())
+        if not newest:
+            return None
+        labels = self.detector.problem.unlabelled(len(newest))
+        return Embedded(list(newest), labels, np.stack(list(newest.values())))
+
+    def submit(self, queries: Sequence[Query]) -> "list[Future[Answer]]":
+        """Accept memes, all or none. A future that is cancelled before its meme is judged costs no forward pass.
+
+        A future raises `UserError` where its picture cannot be used.
+
+        Raises:
+            QueueFull: they would be more than may wait.
+            Closed: the service shuts down.
+        """
+        with self._counting:
+            if not self.ready:
+                raise Closed
+            if self._accepted + len(queries) > self.limits.max_queue:
+                self.tally.refused += len(queries)
+                raise QueueFull
+            self._accepted += len(queries)
+            futures: list[Future[Answer]] = [Future() for _ in queries]
+            for future in futures:
+                future.add_done_callback(self._answered)
+            for query, future in zip(queries, futures, strict=True):
+                self._preparing.submit(self._prepare, query, future)
+        return futures
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Detector]:
+        """The detector for the caller alone, for a change of the bank or for generation; memes wait meanwhile."""
+        with self._using:
+            self.detector.refresh()
+            yield self.detector
+            self.detector.refresh()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Take no more memes, answer those that were accepted, and end.
+
+        Args:
+            timeout: Seconds to wait for the answers; None is as long as it takes.
+        """
+        with self._counting:
+            self._closing = True
+        self._preparing.shutdown(wait=True)
+        self._queue.put(None)
+        self._worker.join(timeout)
+
+    def _answered(self, _: "Future[Answer]") -> None:
+        with self._counting:
+            self._accepted -= 1
+
+    def _prepare(self, query: Query, future: "Future[Answer]") -> None:
+        if future.cancelled():
+            return
+        try:
+            self._queue.put(_Waiting(self.detector.prepare(query), future))
+        except Exception as error:  # whatever it is, it is this meme's answer, not the thread's end
+            _fail(future, error)
+
+    def _work(self) -> None:
+        end = False
+        while not end and (first := self._queue.get()) is not None:
+            with self._using:  # taken before the batch is put together: who waits for it may still cancel
+                batch, end = self._fill(first)
+                alive = [one for one in batch if one.future.set_running_or_notify_cancel()]
+                if alive:
+                    self._judge(alive)
+
+    def _fill(self, first: _Waiting) -> tuple[list[_Waiting], bool]:
+        """What is ready, up to a batch, after a short wait for what is in preparation; and whether it is the end."""
+        batch, deadline = [first], time.monotonic() + self.limits.max_wait_ms / 1000
+        while len(batch) < self.limits.max_batch:
+            left = deadline - time.monotonic()
+            patient = len(batch) < self._accepted and left > 0
+            try:
+                one = self._queue.get(timeout=left) if patient else self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if one is None:
+                return batch, True
+            batch.append(one)
+        return batch, False
+
+    def _judge(self, batch: list[_Waiting]) -> None:
+        try:
+            answers = self._answers([one.meme for one in batch])
+        except Exception as error:  # one meme must not take its batch along
+            if len(batch) == 1:
+                _log.exception("judging failed")
+                _fail(batch[0].future, error)
+                return
+            for one in batch:
+                self._judge([one])
+            return
+        for one, answer in zip(batch, answers, strict=True):
+            one.future.set_result(answer)
+
+    def _answers(self, memes: list[Prepared]) -> list[Answer]:
+        self.detector.refresh()
+        scored = self.detector.score(memes)
+        found, version = self.detector.detections(memes, scored), self.detector.version
+        self.tally.batches += 1
+        self.tally.memes += len(memes)
+        self.tally.last_batch = len(memes)
+        self._recent.extend(zip(scored.queries.ids, scored.queries.embedding, strict=True))
+        return [Answer(one, version) for one in found]
+
+
+def _fail(future: "Future[Any]", error: Exception) -> None:
+    if not isinstance(error, UserError):
+        _log.error("a meme failed", exc_info=error)
+    if future.running() or future.set_running_or_notify_cancel():
+        future.set_exception(error)
+
+
+def every(futures: "Sequence[Future[Answer]]", seconds: float) -> list[Answer]:
+    """The answers of memes that were submitted together, within a time; those that come too late are cancelled.
+
+    Raises:
+        TimeoutError: not all were there in time.
+        UserError: the first meme that cannot be judged.
+    """
+    end = time.monotonic() + seconds
+    try:
+        return [future.result(max(end - time.monotonic(), 0)) for future in futures]
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise

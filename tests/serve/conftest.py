@@ -1,0 +1,52 @@
+"""A trained head on a tiny CLIP with an example bank, and one on a tiny Qwen2-VL: what is served in these tests."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ra_hmd.cli import app
+
+
+def ra_hmd(*words: str | Path) -> None:
+    """A command of ours, in this process."""
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, f"{words}\n{done.output}\n{done.exception!r}"
+
+
+@pytest.fixture(scope="session")
+def served_clip(memes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with `head` (fused, on a tiny CLIP), features/{train,dev,test} and `bank`; copy the bank to change it."""
+    folder = tmp_path_factory.mktemp("served-clip")
+    ra_hmd("tiny-encoder", "--family", "clip", "--output", folder / "clip")
+    for split in ("train", "dev", "test"):
+        ra_hmd("encode", "--encoder", folder / "clip", "--data", memes / "a", "--split", split, "--workers", "0",
+               "--output", folder / "features" / split)  # fmt: skip
+    (folder / "head.yaml").write_text(
+        "fusion: align\nmap_dim: 16\nproj_dim: 16\nnum_layers: 2\nepochs: 2\nlr: 1.0e-2\n"
+    )
+    stores = [f"{split}={folder}/features/{split}" for split in ("train", "dev")]
+    ra_hmd("train-head", folder / "head.yaml", *stores, f"output_dir={folder / 'head'}")
+    ra_hmd("bank", "create", folder / "bank", "--checkpoint", folder / "head", "--features",
+           folder / "features" / "train", "--reason", "start", "--author", "tests")  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def served_lmm(stage1_run: Path, memes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with `run` (a Stage 1 run on a tiny Qwen2-VL), features/{train,dev,test} and `bank`."""
+    folder = tmp_path_factory.mktemp("served-lmm")
+    shutil.copytree(stage1_run, folder / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
+    for split in ("train", "dev", "test"):
+        ra_hmd("extract", "--checkpoint", folder / "run", "--data", memes / "a", "--split", split, "--workers", "0",
+               "--output", folder / "features" / split)  # fmt: skip
+    ra_hmd("bank", "create", folder / "bank", "--checkpoint", folder / "run", "--features",
+           folder / "features" / "train", "--reason", "start", "--author", "tests")  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def clip_bank(served_clip: Path, tmp_path: Path) -> Path:
+    """A bank that a test may change."""
+    return Path(shutil.copytree(served_clip / "bank", tmp_path / "bank"))

@@ -1,0 +1,130 @@
+"""The service: many ask at once, each gets the answer to its own meme, and a change of the bank counts at once."""
+
+import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ra_hmd.data.record import read_memes
+from ra_hmd.errors import UserError
+from ra_hmd.predict.detector import Detector, Query
+from ra_hmd.retrieval.bank import open_bank
+from ra_hmd.serve.bank_desk import BankDesk, Labelled
+from ra_hmd.serve.service import Closed, Limits, QueueFull, Service, every
+
+
+def queries(memes: Path, split: str = "dev") -> list[Query]:
+    return [Query(meme.id, meme.image, meme.text) for meme in read_memes(memes / "a" / f"{split}.jsonl")]
+
+
+def test_each_of_many_gets_its_own_answer(served_clip: Path, clip_bank: Path, memes: Path) -> None:
+    asked = queries(memes)
+    expected = {one.id: one.scores for one in Detector.from_run(served_clip / "head", clip_bank)(asked)}
+    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda query: every(service.submit([query]), 60)[0], asked * 3))
+        assert service.tally.memes == len(asked) * 3
+        assert service.tally.batches < len(asked) * 3
+    for query, answer in zip(asked * 3, answers, strict=True):
+        assert answer.detection.id == query.id
+        assert answer.detection.scores == pytest.approx(expected[query.id], abs=1e-4)
+        assert answer.version["bank"]["version"] == 1
+
+
+def test_a_full_queue_refuses_and_a_cancelled_meme_costs_nothing(served_clip: Path, memes: Path) -> None:
+    asked = queries(memes)[:4]
+    with Service(Detector.from_run(served_clip / "head"), Limits(max_queue=4)) as service:
+        with service.exclusive():  # so nothing is judged
+            waiting = service.submit(asked)
+            with pytest.raises(QueueFull):
+                service.submit(asked[:1])
+            with pytest.raises(TimeoutError):
+                every(waiting[2:], 0.05)
+        assert [answer.detection.id for answer in every(waiting[:2], 60)] == [query.id for query in asked[:2]]
+        for future in waiting[2:]:
+            with pytest.raises(CancelledError):
+                future.result(60)
+        assert service.waiting == 0
+        assert service.tally.refused == 1
+
+
+def test_what_was_accepted_is_answered_before_the_end(served_clip: Path, memes: Path) -> None:
+    service = Service(Detector.from_run(served_clip / "head"), Limits(max_batch=2))
+    futures = service.submit(queries(memes))
+    closing = threading.Thread(target=service.close)
+    closing.start()
+    closing.join(120)
+    assert all(future.done() and future.result().detection.id for future in futures)
+    with pytest.raises(Closed):
+        service.submit(queries(memes)[:1])
+    assert not service.ready
+
+
+def test_a_bad_picture_fails_alone(served_clip: Path, memes: Path, tmp_path: Path) -> None:
+    (tmp_path / "not.png").write_text("words")
+    good, bad = queries(memes)[0], Query("bad", tmp_path / "not.png", "a cat")
+    with Service(Detector.from_run(served_clip / "head")) as service:
+        first, second, third = service.submit([good, bad, good])
+        assert first.result(60).detection.scores == third.result(60).detection.scores
+        with pytest.raises(UserError, match=r"not\.png"):
+            second.result(60)
+
+
+def test_a_correction_votes_in_the_next_answer(served_clip: Path, clip_bank: Path, memes: Path) -> None:
+    asked = queries(memes)
+    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+        desk = BankDesk.open(service, served_clip / "features" / "dev")
+        before = every(service.submit(asked), 60)
+        meme = asked[0]
+        twin = Query("twin", meme.image, meme.text)  # so near that it comes first
+        planned = [Labelled(twin, 1 - before[0].detection.verdicts["rkc"], "seen by a person")]
+        shown = desk.effect(add=planned)
+        assert desk.bank.version == 1, "looking changes nothing"
+        entry = desk.add(planned, author="ana", reason="wrong", source="review")
+        assert (entry.version, entry.author) == (2, "ana")
+        after = every(service.submit(asked), 60)
+        assert all(answer.version["bank"]["version"] == 2 for answer in after)
+        near = after[0].detection.neighbours[0]
+        assert (near["id"], near["source"], near["note"]) == ("twin", "review", "seen by a person")
+        flipped = {
+            one.detection.id
+            for one, other in zip(before, after, strict=True)
+            if one.detection.verdicts["rkc"] != other.detection.verdicts["rkc"]
+        }
+        assert {flip["id"] for flip in shown["flips"]} == flipped
+        desk.rollback(1, author="ana", reason="a trial")
+        again = every(service.submit(asked), 60)
+    assert [one.detection.scores for one in again] == [pytest.approx(one.detection.scores, abs=1e-6) for one in before]
+    assert [line.action for line in open_bank(clip_bank).log] == ["create", "add", "rollback"]
+
+
+def test_another_process_changes_the_bank(served_clip: Path, clip_bank: Path, memes: Path) -> None:
+    query = queries(memes)[0]
+    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+        (first,) = every(service.submit([query]), 60)
+        other = open_bank(clip_bank)
+        other.remove([first.detection.neighbours[0]["id"]], author="bo", reason="a double")
+        (second,) = every(service.submit([query]), 60)
+    assert second.version["bank"]["version"] == 2
+    assert second.detection.neighbours[0]["id"] == first.detection.neighbours[1]["id"]
+
+
+def test_a_feature_store_cannot_be_changed_and_a_test_split_is_no_reference(
+    served_clip: Path, clip_bank: Path, memes: Path
+) -> None:
+    with (
+        Service(Detector.from_run(served_clip / "head", served_clip / "features" / "train")) as service,
+        pytest.raises(UserError, match="bank create"),
+    ):
+        BankDesk(service)
+    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+        with pytest.raises(UserError, match="test split"):
+            BankDesk.open(service, served_clip / "features" / "test")
+        desk = BankDesk(service)
+        with pytest.raises(UserError, match="no meme yet"):
+            desk.effect(remove=[desk.bank.ids[0]])
+        meme = Query("x", Image.new("RGB", (64, 64), "red"), "a cake")
+        with pytest.raises(UserError, match="labels"):
+            desk.add([Labelled(meme, 7)], author="ana", reason="wrong", source="review")
+        assert desk.bank.version == 1
