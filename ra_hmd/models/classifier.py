@@ -1,5 +1,6 @@
 """An LMM with a head: one forward pass gives the LM loss, the class logits and the embedding."""
 
+import inspect
 import types
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -79,6 +80,10 @@ def attach_head(model: nn.Module, head: MemeHead | None, reader: Reader) -> None
             return own_forward(*args, **inputs)
         return _classify(self, *args, **inputs)
 
+    # Generation asks the signature which inputs there are. Not by `__wrapped__`: accelerate would unwrap it.
+    known = inspect.signature(own_forward)
+    owner = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    forward.__signature__ = known.replace(parameters=[owner, *known.parameters.values()])
     base.forward = types.MethodType(forward, base)
 
 
