@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ra_hmd.cards.commands import card_app
 from ra_hmd.data.commands import data_app
 from ra_hmd.encoders.commands import encoder_app
 from ra_hmd.errors import UserError
@@ -42,6 +43,7 @@ app.add_typer(bank_app, name="bank")
 app.add_typer(features_app, name="features")
 app.add_typer(encoder_app)
 app.add_typer(evaluation_app)
+app.add_typer(card_app)
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""Model cards and data sheets, filled from what runs, evaluations, imports and banks recorded."""
