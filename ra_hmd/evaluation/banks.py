@@ -10,8 +10,9 @@ import numpy as np
 
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.checks import check_same_origin, store_fingerprint
+from ra_hmd.evaluation.decision import Decision, rule_of
 from ra_hmd.evaluation.lockout import store_digest
-from ra_hmd.evaluation.scores import Bank
+from ra_hmd.evaluation.scores import Bank, Rule
 from ra_hmd.features.store import Features
 from ra_hmd.manifest import sha256_bytes, sha256_file
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead
@@ -19,6 +20,7 @@ from ra_hmd.retrieval.bank import Bank as StoredBank
 from ra_hmd.retrieval.bank import is_bank, open_bank
 from ra_hmd.retrieval.embedded import Embedded
 from ra_hmd.retrieval.from_store import HEAD_KEY
+from ra_hmd.retrieval.voting import Voting
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,30 @@ def open_examples(
 
 
 def bank_state(bank: StoredBank, version: int | None = None) -> dict[str, Any]:
-    """`place`, `version` and `sha256` (how embeddings were made, ids, labels) of a version, by default the shown one."""
+    """`place`, `version` and `sha256` (of origin, ids, labels) of a version, by default the one shown."""
     state = bank.at(version)
     members = np.flatnonzero(state.alive)
     stated = json.dumps(bank.fingerprint, sort_keys=True)
     ids = json.dumps([state.rows.ids[row] for row in members], ensure_ascii=False)
     digest = sha256_bytes(stated.encode(), ids.encode(), state.rows.labels[members].astype("<i8").tobytes())
     return {"place": str(bank.place), "version": state.version, "sha256": digest}
+
+
+def chosen_with(bank: StoredBank, decision: Decision | None) -> int | None:
+    """The version, before the one that is shown, of this very bank with which rules were chosen; None: another bank, or
+    this version itself.
+    """
+    version = None if decision is None else decision.bank.get("version")
+    if version is None or not 1 <= version < bank.version:
+        return None
+    return version if bank_state(bank, version)["sha256"] == decision.bank["sha256"] else None
+
+
+def vote_thresholds(bank: StoredBank, decision: Decision | None, voting: Voting) -> np.ndarray:
+    """The thresholds [C] in force for a vote of this bank: those of `decision` where it was chosen with this bank, or
+    with an earlier version of it, and this vote; else the official ones.
+    """
+    if decision is None:
+        return Rule.official("rkc", bank.problem).thresholds
+    state = bank_state(bank) if chosen_with(bank, decision) is None else decision.bank
+    return rule_of(decision, "rkc", bank.problem, state, voting).thresholds

@@ -194,6 +194,13 @@ def use_rules(decision: Decision, scored: ScoredSet, bank: Mapping[str, Any], vo
             scored.notes.append(note)
 
 
+def rule_of(decision: Decision | None, head: Head, problem: Problem, bank: Mapping[str, Any], voting: Voting) -> Rule:
+    """How a head decides with this bank and vote: as chosen where that holds, else officially."""
+    if decision is None or rule_note(decision, head, bank, voting) is not None:
+        return Rule.official(head, problem)
+    return decision.rules[head]
+
+
 def rule_note(decision: Decision, head: Head, bank: Mapping[str, Any], voting: Voting) -> str | None:
     """Why a head's chosen rule does not hold with this bank and vote; None where it does."""
     if head not in decision.rules:

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from ra_hmd.config import choose
-from ra_hmd.evaluation.banks import Examples, bank_state, open_examples
+from ra_hmd.evaluation.banks import Examples, bank_state, chosen_with, open_examples
 from ra_hmd.evaluation.checks import (
     check_head_fits,
     check_same_origin,
@@ -20,7 +20,7 @@ from ra_hmd.evaluation.checks import (
     head_fingerprint,
     store_fingerprint,
 )
-from ra_hmd.evaluation.decision import Decision, read_decision, rule_note, use_rules
+from ra_hmd.evaluation.decision import Decision, read_decision, rule_of, use_rules
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.evaluation.scores import Rule, ScoredSet, score_set
 from ra_hmd.features.store import Features, read_features
@@ -90,8 +90,9 @@ class Scorer:
             origins[str(bank)] = store_fingerprint(features)
         if bank is not None:
             examples = open_examples(bank, stores, model, checkpoint)
-        opened = cls(checkpoint, model, examples, origins, decision, voting or Voting())
-        return replace(opened, grown_from=opened._ancestor())
+        bank_rows = None if examples is None else examples.rows
+        grown_from = chosen_with(bank_rows, decision) if isinstance(bank_rows, Bank) else None
+        return cls(checkpoint, model, examples, origins, decision, voting or Voting(), grown_from)
 
     @property
     def bank(self) -> Bank | None:
@@ -103,15 +104,8 @@ class Scorer:
         """This scorer with the newest version of its example bank."""
         if self.bank is None or self.bank.refresh() == self.state["version"]:
             return self
-        newer = replace(self, examples=replace(self.examples, state=bank_state(self.bank)))
-        return replace(newer, grown_from=newer._ancestor())
-
-    def _ancestor(self) -> int | None:
-        """The version, before this one, of the example bank that the stored rules were chosen with."""
-        version = None if self.decision is None else self.decision.bank.get("version")
-        if version is None or self.bank is None or not 1 <= version < self.bank.version:
-            return None
-        return version if bank_state(self.bank, version)["sha256"] == self.decision.bank["sha256"] else None
+        examples = replace(self.examples, state=bank_state(self.bank))
+        return replace(self, examples=examples, grown_from=chosen_with(self.bank, self.decision))
 
     def __call__(self, place: str | Path, features: Features) -> ScoredSet:
         """Scores of Q memes by every head that has some; a meme's scores and verdicts depend on no other meme.
@@ -146,9 +140,7 @@ class Scorer:
 
     def rule(self, head: Head) -> Rule:
         """How a head decides here: as chosen on dev where that holds, else officially."""
-        if self.decision is None or rule_note(self.decision, head, self._rule_bank, self.voting) is not None:
-            return Rule.official(head, self.model.config.problem)
-        return self.decision.rules[head]
+        return rule_of(self.decision, head, self.model.config.problem, self._rule_bank, self.voting)
 
     def check_origin(self, place: str | Path, fingerprint: Mapping[str, Any]) -> None:
         """Raise `UserError` unless features of this fingerprint are those that head and bank are for."""

@@ -248,7 +248,9 @@ def effect_command(
     lock: Lock = None,
     token: Token = None,
 ) -> None:
-    """Show which verdicts a change would flip. Nothing is changed."""
+    """Show which verdicts a change would flip, by the head's stored threshold where it holds. Nothing is changed."""
+    from ra_hmd.evaluation.banks import vote_thresholds
+    from ra_hmd.evaluation.decision import read_decision
     from ra_hmd.evaluation.lockout import names_test, open_queries, split_name
     from ra_hmd.problem import UNLABELLED
     from ra_hmd.retrieval.effect import Planned, effect
@@ -268,7 +270,8 @@ def effect_command(
                 found.check_for(opened)
         added = (new.rows(), new.embedded.embedding) if new else None
         planned = Planned(added, remove or [], _labels(relabel or [], opened.problem))
-        result = effect(opened, asked.embedded, planned, voting)
+        thresholds = vote_thresholds(opened, read_decision(checkpoint), voting)
+        result = effect(opened, asked.embedded, planned, voting, thresholds)
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
     else:
