@@ -214,11 +214,14 @@ def search_command(
     token: Token = None,
 ) -> None:
     """Judge memes by their nearest neighbours, and show these."""
+    from ra_hmd.evaluation.banks import vote_thresholds
+    from ra_hmd.evaluation.decision import read_decision
     from ra_hmd.retrieval.evidence import print_evidence, search_evidence
 
     voting = _voting(topk, weights, min_similarity, prior_correction)
     with _open(bank, wait, lock, token) as opened:
-        evidence = search_evidence(opened, checkpoint, queries, voting)
+        thresholds = vote_thresholds(opened, read_decision(checkpoint), voting)
+        evidence = search_evidence(opened, checkpoint, queries, voting, thresholds)
     if output is not None:
         from ra_hmd.manifest import write_json
 

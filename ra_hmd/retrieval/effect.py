@@ -55,6 +55,29 @@ class Planned:
     remove: Sequence[str] = ()
     relabel: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def rollback(cls, bank: Bank, version: int) -> "Planned":
+        """What going back to a version would do.
+
+        Raises:
+            UserError: no such version, or the bank holds the same already.
+        """
+        state = bank.at()
+        change, ids = state.back_to(bank.at(version)), state.rows.ids
+        if change.empty:
+            raise UserError(f"{bank.place} holds at version {bank.version} what it held at version {version}.")
+        stays = state.alive[change.relabelled]
+        relabel = zip(change.relabelled[stays].tolist(), change.new_labels[stays].tolist(), strict=True)
+        add = None
+        if len(change.restored):
+            names = [ids[row] for row in change.restored]
+            old = bank.to_embedded(version)
+            place = {name: row for row, name in enumerate(old.ids)}
+            back = old.select(np.array([place[name] for name in names]))
+            blank = [""] * len(names)
+            add = Rows(names, back.labels, blank, blank, blank, np.zeros(len(names), np.uint64)), back.embedding
+        return cls(add, [ids[row] for row in change.removed], {ids[row]: label for row, label in relabel})
+
 
 def effect(
     bank: Bank, queries: Embedded, planned: Planned, voting: Voting, thresholds: np.ndarray | None = None

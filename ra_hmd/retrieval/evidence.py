@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,12 +18,14 @@ from ra_hmd.retrieval.voting import Voting
 _SHOWN = 3
 
 
-def search_evidence(bank: Bank, checkpoint: str | Path, store: str | Path, voting: Voting) -> dict[str, Any]:
-    """Judge the memes of a feature store by the bank.
+def search_evidence(
+    bank: Bank, checkpoint: str | Path, store: str | Path, voting: Voting, thresholds: np.ndarray
+) -> dict[str, Any]:
+    """Judge the memes of a feature store by the bank; `thresholds` [C] of the scores.
 
     Returns:
-        A manifest (`kind: bank_search`; bank, version, voting, fingerprint) with `queries`: per meme `id`, `label`
-        (None if unknown), `verdict`, `score` (one per output) and `neighbours`, each a row of the bank with
+        A manifest (`kind: bank_search`; bank, version, voting, thresholds, fingerprint) with `queries`: per meme `id`,
+        `label` (None if unknown), `verdict`, `score` (one per output) and `neighbours`, each a row of the bank with
         `similarity` and `vote`, what it adds to each score.
 
     Raises:
@@ -32,7 +35,7 @@ def search_evidence(bank: Bank, checkpoint: str | Path, store: str | Path, votin
     asked.check_for(bank)
     near = bank.nearest(asked.embedded, voting.topk)
     votes = voting.vote(near, bank.labels, bank.problem)
-    scores, decided = votes.scores, verdicts(votes, bank.problem)
+    scores, decided = votes.scores, verdicts(votes, bank.problem, thresholds)
     lines = []
     for line, name in enumerate(asked.embedded.ids):
         label = asked.embedded.labels[line].tolist()
@@ -57,6 +60,7 @@ def search_evidence(bank: Bank, checkpoint: str | Path, store: str | Path, votin
         "bank_search",
         arguments=plain(arguments),
         bank_version=bank.version,
+        thresholds=thresholds.tolist(),
         fingerprint=bank.fingerprint,
         queries=lines,
     )
