@@ -41,7 +41,10 @@ def bank_facts(place: str | Path, stated: "Stated") -> dict[str, Any]:
         "sources": table(["source", "memes"], [[source or "–", count] for source, count in sources.most_common()]),
         "times": (times[0], times[-1]) if times else None,
         "hashes": sum(int(row["image_hash"], 16) != 0 for row in rows),
-        "fingerprint": table(["part", "value"], [[key, code(value)] for key, value in info["fingerprint"].items()]),
+        "fingerprint": table(
+            ["part", "value"],
+            [[key, code(short(value))] for key, value in info["fingerprint"].items() if value not in (None, [])],
+        ),
         "log": table(
             ["version", "time", "change", "added", "removed", "restored", "relabelled", "rows then"],
             [

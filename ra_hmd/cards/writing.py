@@ -80,7 +80,7 @@ def _environment() -> Environment:
 def _shown(value: object) -> str:
     """`value` as Markdown. What needs no escape gets none: people edit cards, and read them as they are."""
     text = str(value)
-    plain = re.fullmatch(r"(-|…/)?\w[\w ,.:;/=–+()-]*", text) and not re.search(r"\b_|_\b", text)
+    plain = re.fullmatch(r"(-|…/)?\w[\w ,.:;/=–…+()-]*", text) and not re.search(r"\b_|_\b", text)
     return text if isinstance(value, Markdown) or (plain and not re.match(r"\d+[.)] ", text)) else escape(text)
 
 
