@@ -1,0 +1,142 @@
+"""compose.yaml, without an engine: valid by the specification's schema, and nothing open that should not be."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from engines import BIN, ROOT, run
+
+COMPOSE = (ROOT / "compose.yaml").read_text()
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+
+
+def valid(text: str, folder: Path) -> bool:
+    """Whether the schema of the Compose specification, as check-jsonschema brings it along, holds."""
+    path = folder / "compose.yaml"
+    path.write_text(text)
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    return run(command, folder).returncode == 0
+
+
+def broken_rules(text: str) -> Iterator[str]:
+    """What the schema leaves open."""
+    content = yaml.safe_load(text)
+    for name, service in content["services"].items():
+        image = service["image"]
+        own = "build" in service
+        if not own and not re.search(r":[^/]*\d+[.-]\d+", image):
+            yield f"{name}: image {image} is not pinned"
+        for port in service.get("ports", []):
+            if not str(port).startswith("127.0.0.1:"):
+                yield f"{name}: port {port} is open to others"
+        if not own and "healthcheck" not in service:
+            yield f"{name}: no health check"
+        if service.get("privileged") or service.get("network_mode") == "host":
+            yield f"{name}: too many rights"
+        if not service.get("profiles"):
+            yield f"{name}: no profile"
+        yield from (f"{name}: secret {key}" for key in service.get("environment", {}) if SECRET.search(key))
+        yield from (f"{name}: {other} is no service" for other in service.get("depends_on", {})
+                    if other not in content["services"])  # fmt: skip
+        yield from (
+            f"{name}: {key} is no secret" for key in service.get("secrets", []) if key not in content["secrets"]
+        )
+        yield from _bad_volumes(name, service, content)
+        if own:
+            yield from _bad_detector(name, service)
+
+
+def _bad_volumes(name: str, service: dict[str, Any], content: dict[str, Any]) -> Iterator[str]:
+    for volume in service.get("volumes", []):
+        kind = volume["type"] if isinstance(volume, dict) else "volume"
+        source = volume["source"] if isinstance(volume, dict) else volume.partition(":")[0]
+        if kind == "volume" and source not in content["volumes"]:
+            yield f"{name}: {source} is no volume"
+
+
+def _bad_detector(name: str, service: dict[str, Any]) -> Iterator[str]:
+    mounts = {volume["target"]: volume for volume in service["volumes"]}
+    if not mounts["/model"].get("read_only") or mounts["/bank"].get("read_only"):
+        yield f"{name}: the model is read, the bank written"
+    if not (service.get("read_only") and service.get("cap_drop") == ["ALL"] and service.get("security_opt")):
+        yield f"{name}: too many rights"
+    words = service["command"]
+    if words[:2] != ["serve", "/model"] or words[words.index("--host") + 1] != "0.0.0.0":
+        yield f"{name}: nobody outside the container reaches it"
+    if words[words.index("--keys") + 1] != f"/run/secrets/{service['secrets'][0]}":
+        yield f"{name}: the keys are elsewhere"
+
+
+def test_schema_and_rules_hold(tmp_path: Path) -> None:
+    assert valid(COMPOSE, tmp_path)
+    assert list(broken_rules(COMPOSE)) == []
+    services = yaml.safe_load(COMPOSE)["services"]
+    assert {name: service["profiles"] for name, service in services.items()} == {
+        "detector": ["cpu"], "detector-gpu": ["gpu"], "milvus": ["milvus"], "etcd": ["milvus"], "minio": ["milvus"],
+    }  # fmt: skip
+    (device,) = services["detector-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+    assert "deploy" not in services["detector"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("profiles: [cpu]", "profile: [cpu]"),
+        ("restart: unless-stopped", "restart: [always]"),
+        ("capabilities: [gpu]", "capabilities: gpu"),
+        ("services:", "service:"),
+    ],
+)
+def test_schema_finds_a_defect(old: str, new: str, tmp_path: Path) -> None:
+    assert old in COMPOSE
+    assert not valid(COMPOSE.replace(old, new), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("milvusdb/milvus:v3.0.0", "milvusdb/milvus:latest", "not pinned"),
+        ("etcd:v3.5.25", "etcd", "not pinned"),
+        ("- 127.0.0.1:19530:19530", "- 19530:19530", "open to others"),
+        ("- 127.0.0.1:${RA_HMD_PORT:-8000}:8000", "- 0.0.0.0:8000:8000", "open to others"),
+        ("ETCD_ENDPOINTS: etcd:2379", "MINIO_SECRET_KEY: minioadmin", "secret MINIO_SECRET_KEY"),
+        ("- api_keys", "- other_keys", "is no secret"),
+        ("source: huggingface", "source: hub", "is no volume"),
+        ("target: /model\n      read_only: true", "target: /model", "the model is read"),
+        ("  cap_drop: [ALL]\n", "", "too many rights"),
+        ("profiles: [cpu]", "privileged: true\n    profiles: [cpu]", "too many rights"),
+        ("- 0.0.0.0 #", "- 127.0.0.1 #", "nobody outside"),
+        ("etcd: {condition", "etcdd: {condition", "is no service"),
+    ],
+)
+def test_rules_find_a_defect(old: str, new: str, problem: str) -> None:
+    assert old in COMPOSE
+    assert any(problem in found for found in broken_rules(COMPOSE.replace(old, new)))
+
+
+def test_options_are_those_of_the_command() -> None:
+    done = run([str(BIN / "ra-hmd"), "serve", "--help"], ROOT, COLUMNS="200", TERM="dumb")
+    if "No such command" in done.stdout:
+        pytest.skip("there is no `ra-hmd serve` yet")
+    assert done.returncode == 0, done.stdout
+    words = yaml.safe_load(COMPOSE)["services"]["detector"]["command"]
+    options = [word for word in words if str(word).startswith("--")]
+    assert options == ["--bank", "--host", "--port", "--keys"]
+    assert [option for option in options if not re.search(rf"{option}\b", done.stdout)] == []
+
+
+def test_compose_itself_reads_it(tmp_path: Path) -> None:
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "compose", "version"], check=False, capture_output=True).returncode:
+        pytest.skip("docker compose is not installed")
+    shutil.copy(ROOT / "compose.yaml", tmp_path)
+    (tmp_path / "milvus.env").write_text("")
+    done = run([docker, "compose", "--profile", "*", "config", "--quiet"], tmp_path)
+    assert done.returncode == 0, done.stdout
