@@ -1,0 +1,1 @@
+"""Rationales, scored against human references by a language model."""

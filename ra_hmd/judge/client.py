@@ -1,0 +1,236 @@
+"""Asking an OpenAI-compatible endpoint, with answers kept on disk."""
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+from openai.types.chat import ChatCompletion
+
+from ra_hmd.errors import UserError
+from ra_hmd.judge.rubric import Grade, parse_grade, response_format
+from ra_hmd.manifest import sha256_bytes, write_json
+
+_FORMATS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("json_schema", {"response_format": response_format()}),
+    ("json_object", {"response_format": {"type": "json_object"}}),
+    ("none", {}),
+)
+"""How the answer's form is asked of the server, best first; each next one is for servers that refuse the one before."""
+
+_REFUSED = (openai.BadRequestError, openai.UnprocessableEntityError)
+_HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+_NO_KEY = "no-key"  # the client wants one, local servers do not
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Who is asked, and how.
+
+    Attributes:
+        endpoint: Base URL of the API, such as http://127.0.0.1:8000/v1.
+        model: Name of the model there.
+        temperature: Of the sampling.
+        max_tokens: Most tokens of an answer.
+        retries: How often a request is repeated that failed (by the client, with waiting), or whose answer was no
+            grade.
+        timeout: Seconds until a request counts as failed.
+    """
+
+    endpoint: str
+    model: str
+    temperature: float = 0.0
+    max_tokens: int = 500
+    retries: int = 3
+    timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"--endpoint {self.endpoint!r} is no URL of an API, such as http://127.0.0.1:8000/v1.")
+        if parts.username or parts.password:
+            raise UserError("--endpoint holds a user name or password, which would be recorded; leave it out.")
+
+    @property
+    def host(self) -> str:
+        """Of the endpoint, with its port."""
+        return urlsplit(self.endpoint).netloc
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one question.
+
+    Attributes:
+        score: Of the judge, None where there is none.
+        reason: The judge's.
+        failure: Kind of failure, empty where there is a score.
+        message: What is known of the failure.
+        served: The model that the server says it asked.
+        tokens_in: Of all that was asked for this answer, None where the server does not count.
+        tokens_out: Of all that was answered.
+        asked: Questions put to the server for it.
+        retries: Requests that the client repeated, as far as they led to an answer.
+        cached: It was on disk.
+    """
+
+    score: int | None
+    reason: str = ""
+    failure: str = ""
+    message: str = ""
+    served: str = ""
+    tokens_in: int | None = 0
+    tokens_out: int | None = 0
+    asked: int = 0
+    retries: int = 0
+    cached: bool = False
+
+
+class Judge:
+    """A model behind an endpoint that grades. Several threads may ask at once.
+
+    Args:
+        settings: Who is asked, and how.
+        key: Secret of the API; goes nowhere but to the endpoint.
+        cache: Folder of the answers; one file each, written whole or not at all.
+    """
+
+    def __init__(self, settings: JudgeSettings, key: str | None, cache: Path) -> None:
+        self.settings, self.cache = settings, cache
+        self._key = key
+        self._form = 0  # place in _FORMATS
+        self._lock = threading.Lock()
+        self._client = openai.OpenAI(
+            api_key=key or _NO_KEY, base_url=settings.endpoint, timeout=settings.timeout, max_retries=settings.retries
+        )
+
+    def __enter__(self) -> "Judge":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    @property
+    def form(self) -> str:
+        """How the answer's form is asked: `json_schema`, `json_object`, or `none` where the server takes neither."""
+        return _FORMATS[self._form][0]
+
+    def ask(self, messages: Sequence[dict[str, str]]) -> Answer:
+        """The grade for these messages, from disk if it is there; a failure is not kept.
+
+        Raises:
+            UserError: the endpoint refuses every question: wrong key, no such model.
+        """
+        path = self._place(messages)
+        known = _stored(path)
+        if known is not None:
+            return known
+        answer = Answer(None)
+        for _ in range(1 + self.settings.retries):
+            answer = self._once(messages, answer)
+            if answer.score is not None:
+                kept = {name: value for name, value in asdict(answer).items() if name not in _NOT_KEPT}
+                write_json(path, {"endpoint": self.settings.endpoint, "model": self.settings.model, "answer": kept})
+            if answer.failure not in _ASK_AGAIN:
+                break
+        return answer
+
+    def _place(self, messages: Sequence[dict[str, str]]) -> Path:
+        asked = self.settings
+        parts = [asked.endpoint, asked.model, asked.temperature, asked.max_tokens, list(messages)]
+        name = sha256_bytes(json.dumps(parts, ensure_ascii=False).encode())
+        return self.cache / name[:2] / f"{name}.json"
+
+    def _once(self, messages: Sequence[dict[str, str]], before: Answer) -> Answer:
+        """Ask once; counts go on from `before`."""
+        asked = replace(before, score=None, failure="", message="", asked=before.asked + 1)
+        try:
+            completion, retries = self._complete(messages)
+        except _HOPELESS as error:
+            raise UserError(f"{self.settings.host} refuses: {self._told(error)}") from error
+        except openai.OpenAIError as error:
+            return replace(asked, failure=_kind(error), message=self._told(error))
+        except ValueError as error:  # a body that is no JSON
+            return replace(asked, failure="malformed", message=f"the server's answer cannot be read: {error}")
+        asked = replace(asked, retries=asked.retries + retries)
+        if not isinstance(completion, ChatCompletion) or not completion.choices:
+            return replace(asked, failure="malformed", message="the server's answer is no chat completion")
+        usage, choice = completion.usage, completion.choices[0]
+        asked = replace(
+            asked,
+            served=completion.model or "",
+            tokens_in=_sum(asked.tokens_in, usage and usage.prompt_tokens),
+            tokens_out=_sum(asked.tokens_out, usage and usage.completion_tokens),
+        )
+        refusal = getattr(choice.message, "refusal", None)
+        if refusal or choice.finish_reason == "content_filter":
+            return replace(asked, failure="refused", message=str(refusal or "held back by the server's content filter"))
+        try:
+            grade: Grade = parse_grade(choice.message.content or "")
+        except ValueError as error:
+            if choice.finish_reason == "length":
+                limit = self.settings.max_tokens
+                return replace(asked, failure="cut off", message=f"no grade within {limit} tokens; raise --max-tokens")
+            return replace(asked, failure="unparseable", message=str(error))
+        return replace(asked, score=grade.score, reason=grade.reason)
+
+    def _complete(self, messages: Sequence[dict[str, str]]) -> tuple[Any, int]:
+        """The server's answer, and how often the client had to repeat the request.
+
+        A server that refuses the wanted form of answers is asked in the next one; if that works, it stays so.
+        """
+        begin = self._form
+        for number in range(begin, len(_FORMATS)):
+            try:
+                raw = self._client.chat.completions.with_raw_response.create(
+                    model=self.settings.model,
+                    messages=list(messages),  # type: ignore[arg-type]
+                    temperature=self.settings.temperature,
+                    max_tokens=self.settings.max_tokens,
+                    **_FORMATS[number][1],
+                )
+            except _REFUSED:
+                if number + 1 == len(_FORMATS):
+                    raise
+                continue
+            with self._lock:
+                self._form = max(self._form, number)
+            return raw.parse(), raw.retries_taken
+        raise AssertionError("the last form either answers or raises")
+
+    def _told(self, error: Exception) -> str:
+        """What the server says, without our secret."""
+        text = " ".join(str(error).split())
+        return (text.replace(self._key, "…") if self._key else text)[:400]
+
+
+_NOT_KEPT = ("cached", "failure", "message")
+_ASK_AGAIN = ("malformed", "unparseable", "cut off")
+
+
+def _kind(error: openai.OpenAIError) -> str:
+    if isinstance(error, openai.APITimeoutError):
+        return "timeout"
+    if isinstance(error, openai.APIConnectionError):
+        return "connection"
+    if isinstance(error, openai.APIStatusError):
+        return f"HTTP {error.status_code}"
+    return "malformed"
+
+
+def _sum(before: int | None, more: int | None) -> int | None:
+    return None if before is None or more is None else before + more
+
+
+def _stored(path: Path) -> Answer | None:
+    """The answer in a file; None where there is none, or one that is damaged: it is asked again."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))["answer"]
+        Grade(score=kept["score"], reason=kept["reason"])
+        return replace(Answer(**kept), cached=True)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
