@@ -1,5 +1,7 @@
 """Opening a meme's image."""
 
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import imagehash
@@ -9,20 +11,26 @@ from PIL import Image, UnidentifiedImageError
 from ra_hmd.errors import UserError
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """Decode an image in full.
+def load_image(source: str | Path | bytes, formats: Sequence[str] | None = None) -> Image.Image:
+    """Decode an image in full; of an animated one the first frame. An orientation that its EXIF data ask for is not
+    applied, as LLaMA-Factory does not apply it in training.
+
+    Args:
+        source: A file, or the content of one.
+        formats: Pillow's names of the formats that may be tried; None: all.
 
     Raises:
         UserError: the file is missing, truncated, not an image, or so large that decoding it is not safe.
     """
+    place = "it" if isinstance(source, bytes) else f"image {source}"
     try:
-        with Image.open(path) as image:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
             image.load()
             return image
     except FileNotFoundError as error:
-        raise UserError(f"image {path} does not exist; check `media_dir` and the paths in the data file") from error
+        raise UserError(f"{place} does not exist; check `media_dir` and the paths in the data file") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {path} cannot be decoded ({error}); replace it or remove its record") from error
+        raise UserError(f"{place} cannot be decoded ({error}); replace it or remove its record") from error
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

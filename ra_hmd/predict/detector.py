@@ -3,6 +3,7 @@
 Shapes: Q memes, B memes of a batch, C outputs of the problem (1 if binary).
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import repeat
@@ -37,13 +38,17 @@ class Query:
 
     Attributes:
         id: Its name; a bank's row of the same id has no vote on it.
-        image: Its picture, or where that is.
+        image: Its picture, where that is, or the content of its file.
         text: What is written on it; None: it is read from the picture (extra `ocr`).
     """
 
     id: str
-    image: Path | Image
+    image: Path | Image | bytes
     text: str | None = None
+
+    def picture(self) -> Image:
+        """Its picture, decoded. Raises `UserError` where that cannot be done."""
+        return load_image(self.image) if isinstance(self.image, Path | bytes) else self.image
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class Detector:
             raise UserError(f"abstain is for binary heads; this one decides `{self.problem.kind}`.")
         self._head_sha256 = sha256_file(scorer.checkpoint / HEAD_WEIGHTS)
         self._reader: Any = None
+        self._reading = threading.Lock()
 
     @classmethod
     def from_run(
@@ -195,7 +201,7 @@ class Detector:
             UserError: see `__call__`.
         """
         try:
-            image = load_image(query.image) if isinstance(query.image, Path) else query.image
+            image = query.picture()
             text, source = (query.text, "given") if query.text is not None else self._read(image)
             return Prepared(query.id, text, source, self.model.encode(text, image))
         except ValueError as error:  # a UserError, or what the model's own code says of the image
@@ -225,10 +231,11 @@ class Detector:
         """The words on a picture, and what read them."""
         from ra_hmd.data.ocr import open_engine, read_text
 
-        if self._reader is None:
-            self._reader = open_engine()
-        engine, source = self._reader
-        return read_text(engine, image)["text"], source
+        with self._reading:  # `prepare` runs in several threads of a service, the engine in one at a time
+            if self._reader is None:
+                self._reader = open_engine()
+            engine, source = self._reader
+            return read_text(engine, image)["text"], source
 
     def _detections(self, memes: Sequence[Prepared], scored: ScoredSet) -> Iterator[Detection]:
         if self.head not in scored.scores:

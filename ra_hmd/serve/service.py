@@ -8,11 +8,11 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ _REMEMBERED = 1000
 
 class QueueFull(Exception):
     """As many memes as may wait are waiting already; try again later."""
+
+
+class Busy(Exception):
+    """The model is still used by others after the time that was given; nothing was done."""
 
 
 class Closed(Exception):
@@ -89,12 +93,14 @@ class Tally:
         memes: Memes that were judged.
         refused: Memes for which the queue was full.
         last_batch: Memes of the latest forward pass.
+        sizes: Memes of a forward pass → how many passes had so many.
     """
 
     batches: int = 0
     memes: int = 0
     refused: int = 0
     last_batch: int = 0
+    sizes: Counter[int] = field(default_factory=Counter)
 
 
 class Service:
@@ -109,7 +115,9 @@ class Service:
         self.detector, self.limits, self.tally = detector, limits or Limits(), Tally()
         detector.batch_size = self.limits.max_batch
         self.started = time.time()
-        self._using = threading.RLock()  # the model and the bank, for as long as one of them is used
+        self._using = threading.Lock()  # the model and the bank, for as long as one of them is used
+        self._turn = threading.Lock()  # held while waiting for `_using`, or a busy worker would never let go of it
+        self._alone: int | None = None  # the thread that is in `exclusive`
         self._counting = threading.Lock()
         self._accepted = 0
         self._closing = False
@@ -168,12 +176,34 @@ class Service:
         return futures
 
     @contextmanager
-    def exclusive(self) -> Iterator[Detector]:
-        """The detector for the caller alone, for a change of the bank or for generation; memes wait meanwhile."""
-        with self._using:
+    def exclusive(self, timeout: float | None = None) -> Iterator[Detector]:
+        """The detector for the caller alone, for a change of the bank or for generation; memes wait meanwhile.
+
+        Args:
+            timeout: Seconds to wait for it; None is as long as it takes.
+
+        Raises:
+            Busy: it was not free in that time.
+        """
+        if self._alone == threading.get_ident():  # it has it already
+            yield self.detector
+            return
+        end = None if timeout is None else time.monotonic() + timeout
+        if not self._turn.acquire(timeout=_left(end)):
+            raise Busy
+        try:
+            if not self._using.acquire(timeout=_left(end)):
+                raise Busy
+        finally:
+            self._turn.release()
+        try:
+            self._alone = threading.get_ident()
             self.detector.refresh()
             yield self.detector
             self.detector.refresh()
+        finally:
+            self._alone = None
+            self._using.release()
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more memes, answer those that were accepted, and end.
@@ -202,11 +232,15 @@ class Service:
     def _work(self) -> None:
         end = False
         while not end and (first := self._queue.get()) is not None:
-            with self._using:  # taken before the batch is put together: who waits for it may still cancel
+            with self._turn:
+                self._using.acquire()
+            try:  # from before the batch is put together: who waits for it may still cancel
                 batch, end = self._fill(first)
                 alive = [one for one in batch if one.future.set_running_or_notify_cancel()]
                 if alive:
                     self._judge(alive)
+            finally:
+                self._using.release()
 
     def _fill(self, first: _Waiting) -> tuple[list[_Waiting], bool]:
         """What is ready, up to a batch, after a short wait for what is in preparation; and whether it is the end."""
@@ -244,8 +278,14 @@ class Service:
         self.tally.batches += 1
         self.tally.memes += len(memes)
         self.tally.last_batch = len(memes)
+        self.tally.sizes[len(memes)] += 1
         self._recent.extend(zip(scored.queries.ids, scored.queries.embedding, strict=True))
         return [Answer(one, version) for one in found]
+
+
+def _left(end: float | None) -> float:
+    """Seconds to a point of time, as locks take them: -1 is without end."""
+    return -1 if end is None else max(end - time.monotonic(), 0)
 
 
 def _fail(future: "Future[Any]", error: Exception) -> None:
