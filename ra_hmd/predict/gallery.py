@@ -1,0 +1,57 @@
+"""Where the pictures and captions of a bank's memes are: a bank keeps ids and embeddings, the data set the rest."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ra_hmd.data.record import Meme, iter_memes
+from ra_hmd.data.sharegpt import PromptTemplate
+from ra_hmd.errors import UserError
+
+
+class Gallery:
+    """Memes by their ids. Pictures are not opened.
+
+    Args:
+        memes: By id.
+        unread: How many rows could not be read.
+    """
+
+    def __init__(self, memes: dict[str, Meme] | None = None, unread: int = 0) -> None:
+        self._memes, self.unread = memes or {}, unread
+
+    @classmethod
+    def open(cls, places: Sequence[str | Path], prompt: PromptTemplate | None = None) -> "Gallery":
+        """The memes of imported folders, of .jsonl files and of ShareGPT .json files; of equal ids the first counts.
+
+        Args:
+            places: Folders and files.
+            prompt: Of ShareGPT files: the template whose `{text}` holds the caption.
+
+        Raises:
+            UserError: a place that is not there, a folder without .jsonl files.
+        """
+        memes: dict[str, Meme] = {}
+        unread = 0
+        for path in (file for place in places for file in _files(Path(place))):
+            for _, found in iter_memes(path, prompt=prompt):
+                if isinstance(found, str):
+                    unread += 1
+                else:
+                    memes.setdefault(found.id, found)
+        return cls(memes, unread)
+
+    def get(self, name: str) -> Meme | None:
+        """The meme of that id, if it is known."""
+        return self._memes.get(name)
+
+    def __len__(self) -> int:
+        return len(self._memes)
+
+
+def _files(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    files = sorted(place.glob("*.jsonl"))
+    if not files:
+        raise UserError(f"{place} has no .jsonl file; give an imported folder (`ra-hmd data import`), or the file.")
+    return files
