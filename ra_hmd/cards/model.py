@@ -1,11 +1,10 @@
 """What is known of a trained head: from its manifest, its stored thresholds and evaluations of it."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ra_hmd.cards.reports import read_report
+from ra_hmd.cards.reports import limits, read_report
 from ra_hmd.cards.writing import Markdown, short, table
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.decision import Decision, read_decision
@@ -62,7 +61,7 @@ def model_facts(folder: Path, reports: Sequence[str | Path], stated: "Stated") -
     head, system = read_head_config(folder), describe_head(folder)
     sha256 = sha256_file(folder / HEAD_WEIGHTS)
     decision = read_decision(folder)
-    found = [entry for report in reports for entry in read_report(report, sha256, HEAD_NAMES)]
+    found = [entry for report in reports for entry in read_report(report, sha256, head.problem)]
     name = stated.name or short(system["name"])
     official = manifest.get("official")
     origin = manifest.get("init_head")
@@ -113,24 +112,27 @@ def _model(manifest: Mapping[str, Any]) -> dict[str, Any]:
     encoder = manifest.get("encoder")
     stored = encoder or manifest.get("base_model") or {}
     path = str(stored.get("path") or "")
-    hub = path if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and not Path(path).exists() else None
     features = (manifest.get("features") or {}).get("train") or {}
+    fingerprint = stored.get("fingerprint") or (features.get("fingerprint") or {}).get("model")
+    # Only an encoder of the hub has a revision; an LMM of the hub has its name for a fingerprint.
+    hub = path if stored.get("revision") or str(fingerprint).startswith("hub:") else None
+    loading = stored.get("loading") or {}
     return {
         "what": "an image–text encoder" if encoder else "a large multimodal model",
         "name": hub or short(path),
         "hub": hub,
-        "revision": stored.get("revision") or (stored.get("loading") or {}).get("model_revision"),
-        "fingerprint": stored.get("fingerprint") or (features.get("fingerprint") or {}).get("model"),
-        "bits": (stored.get("loading") or {}).get("quantization_bit"),
+        "revision": hub and (stored.get("revision") or loading.get("model_revision")),
+        "fingerprint": fingerprint,
+        "bits": loading.get("quantization_bit"),
     }
 
 
 def _problem(head: HeadConfig) -> str:
     problem = head.problem
     return {
-        "binary": "whether a meme is hateful (binary; label 1 is the positive class)",
-        "single_label": f"one of {problem.outputs} classes",
-        "multi_label": f"any number of {problem.outputs} classes",
+        "binary": "between two classes; label 1 is the positive one",
+        "single_label": f"which one of {problem.outputs} classes a meme has",
+        "multi_label": f"which of {problem.outputs} classes a meme has, any number of them",
     }[problem.kind]
 
 
@@ -181,9 +183,8 @@ def _decision(decision: Decision) -> dict[str, Any]:
     rows = []
     for head, rule in decision.rules.items():
         values = decision.values[head]
-        limits = ", ".join(f"{value:.4g}" for value in rule.thresholds)
-        rows.append([HEAD_NAMES[head], limits, rule.calibration.kind, f"{values['official']:.3f}",
-                     f"{values['chosen']:.3f}"])  # fmt: skip
+        rows.append([HEAD_NAMES[head], limits(rule.thresholds.tolist(), decision.problem), rule.calibration.kind,
+                     f"{values['official']:.3f}", f"{values['chosen']:.3f}"])  # fmt: skip
     criterion = decision.criterion
     header = ["head", "threshold", "calibration", f"{criterion} on dev, official", f"{criterion} on dev, chosen"]
     return {

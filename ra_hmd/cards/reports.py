@@ -1,6 +1,6 @@
 """What finished evaluations say of a head, each number with its split, bank and threshold."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +8,19 @@ from ra_hmd.cards.writing import NOT_MEASURED, Markdown, short, table
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.outputs import ANALYSIS_NAME, METRICS_NAME, UPDATE_KEY
 from ra_hmd.evaluation.report_sections import METRIC_NAMES, format_estimate, vote_text
+from ra_hmd.evaluation.results import HEAD_NAMES
 from ra_hmd.manifest import MANIFEST_NAME, read_json
+from ra_hmd.problem import Problem
 from ra_hmd.retrieval.voting import Voting
 
 
-def read_report(folder: str | Path, head_sha256: str, heads: Mapping[Any, str]) -> list[dict[str, Any]]:
+def read_report(folder: str | Path, head_sha256: str, problem: Problem) -> list[dict[str, Any]]:
     """The query sets of an evaluation.
 
     Args:
         folder: That `ra-hmd evaluate` wrote.
         head_sha256: Of the head that the card is about.
-        heads: Head → its name.
+        problem: That it decides.
 
     Raises:
         UserError: no evaluation, one of several heads, or one of another head.
@@ -39,7 +41,7 @@ def read_report(folder: str | Path, head_sha256: str, heads: Mapping[Any, str]) 
     metrics = read_json(folder / METRICS_NAME)
     analysis = read_json(folder / ANALYSIS_NAME) if (folder / ANALYSIS_NAME).is_file() else {}
     return [
-        _entry(name, scores, manifest, analysis.get(name) or {}, heads)
+        _entry(name, scores, manifest, analysis.get(name) or {}, problem)
         for name, scores in metrics.items()
         if name != UPDATE_KEY
     ]
@@ -50,7 +52,7 @@ def _entry(
     scores: Mapping[str, Any],
     manifest: Mapping[str, Any],
     analysis: Mapping[str, Any],
-    heads: Mapping[Any, str],
+    problem: Problem,
 ) -> dict[str, Any]:
     queries, arguments = manifest["sets"][name], manifest["arguments"]
     bank = manifest["bank"]
@@ -62,8 +64,8 @@ def _entry(
         calibration = (analysis.get("calibration") or {}).get(head) or {}
         stage = calibration.get("after") or calibration.get("before")
         estimates = [Markdown(format_estimate(values[key])) if key in values else NOT_MEASURED for key in measured]
-        rows.append([heads[head], *estimates, NOT_MEASURED if not stage else f"{stage['ece']:.3f}",
-                     _threshold(manifest["decisions"][name][head], arguments)])  # fmt: skip
+        rows.append([HEAD_NAMES[head], *estimates, NOT_MEASURED if not stage else f"{stage['ece']:.3f}",
+                     _threshold(manifest["decisions"][name][head], arguments, problem)])  # fmt: skip
     task = f", task {queries['task']}" if queries.get("task") else ""
     return {
         "title": f"{short(queries['dataset'])}{task}, split {queries['split']}",
@@ -87,9 +89,19 @@ def _bank(bank: Mapping[str, Any]) -> str:
     return f"{bank['place']}{version}"
 
 
-def _threshold(rule: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
-    limits = ", ".join(f"{value:.4g}" for value in rule["thresholds"])
+def _threshold(rule: Mapping[str, Any], arguments: Mapping[str, Any], problem: Problem) -> str:
+    values = limits(rule["thresholds"], problem)
+    if problem.kind == "single_label":
+        return values
     if not rule["chosen"]:
-        return f"official ({limits})"
+        return f"official ({values})"
     place = f"on {short(arguments['dev'])} for {arguments['criterion']}" if arguments.get("dev") else "earlier, on dev"
-    return f"chosen {place} ({limits})"
+    return f"chosen {place} ({values})"
+
+
+def limits(thresholds: Sequence[float], problem: Problem) -> str:
+    """Thresholds [C] in words."""
+    if problem.kind == "single_label":
+        return "none: the highest score decides"
+    values = [f"{value:.4g}" for value in thresholds]
+    return f"{values[0]} for each class" if len(values) > 1 and len(set(values)) == 1 else ", ".join(values)

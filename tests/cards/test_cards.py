@@ -14,12 +14,14 @@ from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from ra_hmd.cards.card import Stated, make_card
+from ra_hmd.cards.reports import limits
 from ra_hmd.cards.writing import OPEN, Markdown, _shown, short
 from ra_hmd.cli import app
 from ra_hmd.data.record import read_memes
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.report_sections import METRIC_NAMES, format_estimate
 from ra_hmd.manifest import read_json
+from ra_hmd.problem import Problem
 
 
 def ra_hmd(*words: str | Path) -> str:
@@ -134,6 +136,7 @@ def test_heads_on_an_encoder(lab: Path, name: str, said: str, tmp_path: Path) ->
 def test_a_model_of_the_hub_is_named_in_the_metadata(lab: Path, tmp_path: Path) -> None:
     manifest = read_json(lab / "run" / "ra_hmd.json")
     manifest.base_model.path = "Qwen/Qwen2-VL-7B-Instruct"
+    manifest.base_model.fingerprint = "hub:Qwen/Qwen2-VL-7B-Instruct"  # as `fingerprint_model` has it
     for name in ("head.json", "head.safetensors"):
         (tmp_path / name).write_bytes((lab / "run" / name).read_bytes())
     (tmp_path / "ra_hmd.json").write_text(json.dumps(manifest))
@@ -237,3 +240,10 @@ def test_escapes_and_paths() -> None:
     assert _shown(Markdown("a *b*")) == "a *b*"
     assert short("/home/jo/runs/one: kept (/home/jo/two)") == "…/one: kept (…/two)"
     assert short("features/train and http://milvus:19530/x#y") == "features/train and http://milvus:19530/x#y"
+
+
+def test_thresholds_of_several_classes_are_told_shortly() -> None:
+    assert limits([0.5264230], Problem()) == "0.5264"
+    assert limits([0.5] * 22, Problem("multi_label", 22)) == "0.5 for each class"
+    assert limits([0.5, 0.25], Problem("multi_label", 2)) == "0.5, 0.25"
+    assert "highest score" in limits([0.5, 0.5], Problem("single_label", 2))
