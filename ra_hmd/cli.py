@@ -15,6 +15,7 @@ from ra_hmd.errors import UserError
 from ra_hmd.evaluation.commands import evaluation_app
 from ra_hmd.judge.commands import judge_app
 from ra_hmd.options import Output
+from ra_hmd.predict.commands import prediction_app
 from ra_hmd.retrieval.commands import bank_app
 
 
@@ -44,6 +45,7 @@ app.add_typer(bank_app, name="bank")
 app.add_typer(features_app, name="features")
 app.add_typer(encoder_app)
 app.add_typer(evaluation_app)
+app.add_typer(prediction_app)
 app.add_typer(judge_app)
 app.add_typer(card_app)
 
@@ -190,61 +192,6 @@ def stage2_command(
     from stage2.run import run_stage2
 
     run_stage2(load_yaml(Stage2Arguments, config, overrides or []))
-
-
-@app.command("predict")
-def predict_command(
-    checkpoint: Annotated[Path, typer.Option(help="Folder with a head: whose verdict is asked.")],
-    images: Annotated[list[Path] | None, typer.Argument(help="Pictures to judge, and to print what was found.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="Caption of each IMAGE, in order; or it is read.")] = None,
-    source: Annotated[
-        Path | None, typer.Option("--input", help="Memes: .jsonl, .csv or .parquet file, or folder of pictures.")
-    ] = None,
-    queries: Annotated[Path | None, typer.Option(help="Or a feature store; labels are not looked at.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="With --input, --queries: where to write.")] = None,
-    head: Annotated[
-        str | None, typer.Option(help="Who decides: lrc, rkc (needs --bank) or lmh; of memes rkc with a bank.")
-    ] = None,
-    style: Annotated[
-        str | None,
-        typer.Option("--format", help="jsonl, csv, parquet or hateclipper-csv (id, prob_hate, pred_label)."),
-    ] = None,
-    bank: Annotated[
-        str | None, typer.Option(help="Labelled examples: a feature store, or an example bank (folder or URI).")
-    ] = None,
-    thresholds: Annotated[str, typer.Option(help="stored (beside the head, if there) or official.")] = "stored",
-    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
-    weights: Annotated[str, typer.Option(help="Vote weights: arithmetic, mean or similarity.")] = "arithmetic",
-    min_similarity: Annotated[
-        float | None, typer.Option(help="Abstain without a neighbour as similar as this.")
-    ] = None,
-    prior_correction: Annotated[
-        bool, typer.Option("--prior-correction", help="Let the bank's classes weigh the same.")
-    ] = False,
-    abstain: Annotated[
-        float | None, typer.Option(help="Leave memes to a person whose probability is this near to the threshold's.")
-    ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Stage 1 run or encoder, if not where the head says.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="Where the base model lies now.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Memes per forward pass; 16 unless set.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    media_dir: Annotated[Path | None, typer.Option(help="Of --input: where relative image paths start.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Of IMAGE: a JSON object per line, not a table.")] = False,
-) -> None:
-    """Verdicts on pictures, on a file of memes, or on a feature store, labelled or not (docs/evaluation.md).
-
-    With --input, stopped and started again, it continues; also under torchrun.
-    """
-    from ra_hmd.predict.request import Request
-    from ra_hmd.retrieval.voting import Voting
-
-    request = Request(
-        checkpoint, images or [], text or [], source, queries, output, head, style, bank, thresholds,
-        Voting(topk, weights, min_similarity, prior_correction), abstain, backbone, base_model, batch_size, dtype,
-        media_dir, as_json,
-    )  # fmt: skip
-    for note in request.answer(shlex.join(["ra-hmd", *sys.argv[1:]])):
-        typer.echo(note, err=True)
 
 
 @app.command("demo")

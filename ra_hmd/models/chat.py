@@ -17,7 +17,7 @@ from PIL import Image
 
 from ra_hmd.data.sharegpt import IMAGE_PLACEHOLDER, Answers
 from ra_hmd.errors import UserError
-from ra_hmd.models.checkpoint import MemeModel
+from ra_hmd.models.checkpoint import MemeModel, Run
 from ra_hmd.models.classifier import IGNORE, base_model
 from ra_hmd.models.inputs import MemeEncoder
 
@@ -69,6 +69,21 @@ def fold_image_tokens(ids: list[int], image_token: int) -> list[int]:
     ]
 
 
+def check_adapter(run: Run, adapter: bool) -> None:
+    """Raise `UserError` where an adapter shall be left aside and there is none."""
+    if not adapter and run.adapter is None:
+        raise UserError(f"{run.folder} has no adapter that could be left aside: it is the model itself.")
+
+
+def check_length(tokens: int, max_new_tokens: int, context: int) -> None:
+    """Raise `UserError` (a sentence without a subject) when a prompt and its answer do not fit the context."""
+    if tokens + max_new_tokens > context:
+        raise UserError(
+            f"its prompt has {tokens} tokens and {max_new_tokens} are asked for, but the model's context is {context}; "
+            "shorten the texts, take fewer examples, or ask for fewer tokens"
+        )
+
+
 class ChatModel:
     """A loaded run that answers in words. Greedy, so the same at every call; a chat depends on no other one.
 
@@ -84,8 +99,7 @@ class ChatModel:
     def __init__(self, model: MemeModel, adapter: bool = True) -> None:
         if model.encoder.tokenizer.padding_side != "left":
             raise ValueError("generation needs a MemeModel that pads on the left")
-        if not adapter and model.run.adapter is None:
-            raise UserError(f"{model.run.folder} has no adapter that could be left aside: its weights were tuned.")
+        check_adapter(model.run, adapter)
         self.model, self.adapter = model, adapter
         self._base = base_model(model.model)
 
@@ -102,11 +116,7 @@ class ChatModel:
             ValueError: what the model's own code says of a picture.
         """
         ids = chat_ids(self.model.encoder, chat)
-        if len(ids) + max_new_tokens > self.context:
-            raise UserError(
-                f"its prompt has {len(ids)} tokens and {max_new_tokens} are asked for, but the model's context is "
-                f"{self.context}; shorten the texts, take fewer examples, or ask for fewer tokens"
-            )
+        check_length(len(ids), max_new_tokens, self.context)
         return ids
 
     def generate(self, chats: Sequence[Chat], max_new_tokens: int = 256, batch_size: int = 8) -> list[str]:

@@ -5,10 +5,10 @@ Shapes: Q memes, B memes of a batch, C outputs of the problem (1 if binary).
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from ra_hmd.predict.backbone import open_feature_model
 from ra_hmd.predict.scorer import Scorer
 from ra_hmd.retrieval.bank import Bank
 from ra_hmd.retrieval.voting import Voting
+
+if TYPE_CHECKING:
+    from ra_hmd.predict.explain import Explainer
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class Prepared:
     text_source: str
     item: Any
 
+    @property
+    def picture(self) -> Image:
+        """Its picture, which an LMM's item holds."""
+        return self.item["images"][0]
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -77,6 +85,7 @@ class Detection:
         threshold: Of its score; None for one of C classes, where the highest score decides.
         neighbours: Of the vote, nearest first: `id`, `label`, `similarity`, `vote`, `share`, and of an example bank
             `source`, `note`, `time`; None without a bank.
+        rationale: What the LMM says to the verdict, if that was asked: generated afterwards, not its cause.
     """
 
     id: str
@@ -89,10 +98,12 @@ class Detection:
     verdict: int | list[int] | None
     threshold: float | list[float] | None
     neighbours: list[dict[str, Any]] | None
+    rationale: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON; without `rationale` where none was asked for."""
+        values = asdict(self)
+        return values if self.rationale is not None else {k: v for k, v in values.items() if k != "rationale"}
 
 
 class Detector:
@@ -186,13 +197,25 @@ class Detector:
         """Go to the newest version of an example bank, which another process may have changed."""
         self.scorer = self.scorer.refreshed()
 
-    def __call__(self, queries: Sequence[Query]) -> list[Detection]:
+    def __call__(self, queries: Sequence[Query], explain: "bool | Explainer" = False) -> list[Detection]:
         """Judge memes, in their order.
 
+        Args:
+            queries: The memes.
+            explain: Whether the LMM shall also put the verdicts into words, or who does that, under which policy; no
+                score depends on it.
+
         Raises:
-            UserError: a picture that cannot be opened or used, a caption that does not fit; names the meme.
+            UserError: a picture that cannot be opened or used, a caption that does not fit, names the meme; no LMM
+                that could explain.
         """
-        return self.judge([self.prepare(query) for query in queries])
+        explainer = self._explainer(explain)
+        prepared = [self.prepare(query) for query in queries]
+        found = self.judge(prepared)
+        if explainer is None:
+            return found
+        told = explainer(found, [meme.picture for meme in prepared])
+        return [replace(one, rationale=words.rationale) for one, words in zip(found, told, strict=True)]
 
     def prepare(self, query: Query) -> Prepared:
         """A meme as `judge` takes it: decoded, resized and tokenised, on the CPU.
@@ -226,6 +249,11 @@ class Detector:
     def detections(self, memes: Sequence[Prepared], scored: ScoredSet) -> list[Detection]:
         """What is said of memes that `score` has scored, with the bank as it was then."""
         return list(self._detections(memes, scored))
+
+    def _explainer(self, explain: "bool | Explainer") -> "Explainer | None":
+        from ra_hmd.predict.explain import Explainer
+
+        return Explainer.of(self) if explain is True else explain or None
 
     def _read(self, image: Image) -> tuple[str, str]:
         """The words on a picture, and what read them."""

@@ -29,6 +29,7 @@ from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.decision import DECISION_NAME, UNDECIDED, rule_note
 from ra_hmd.manifest import atomic_path, plain, read_json, run_manifest, sha256_bytes, sha256_file, write_json
 from ra_hmd.predict.detector import Detector
+from ra_hmd.predict.explain import NOTE, Explainer, explain_rows
 from ra_hmd.predict.formats import FileFormat, answer_of, check_format, choose_format, open_writer, verdict_names
 from ra_hmd.predict.reading import Asked, jsonl_rows, picture_paths, read_queries
 from ra_hmd.progress import track
@@ -46,6 +47,7 @@ def predict_files(
     style: FileFormat | None = None,
     media_dir: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
+    explainer: Explainer | None = None,
     chunk_size: int | None = None,
     workers: int = 4,
     show: bool = True,
@@ -64,7 +66,10 @@ def predict_files(
         style: Its format; by default what its suffix says.
         media_dir: See `read_queries`.
         options: How the detector was opened, for the manifest; a run with other ones does not continue this one.
-        chunk_size: Rows per chunk, which is also what is in memory; default is eight batches.
+        explainer: Who also puts each verdict into words; then lines have `rationale` and `explanation` (what it was
+            made with), and a meme whose question does not fit the model is a rejected row. JSON Lines only.
+        chunk_size: Rows per chunk, which is also what is in memory; default is eight batches, or one where
+            transformers generates.
         workers: Threads that decode pictures beside the model.
         show: Whether to show a progress bar.
         command: The command line, for the manifest.
@@ -78,9 +83,14 @@ def predict_files(
     source, output, state = Path(source), Path(output), PartialState()
     style = choose_format(output, style)
     check_format(style, detector)
-    size = chunk_size or _CHUNK_BATCHES * detector.batch_size
+    if explainer is not None and style != "jsonl":
+        raise UserError(f"Rationales are written as JSON Lines; {output} would be {style}: end its name in .jsonl.")
+    slow = explainer is not None and explainer.engine.name == "transformers"
+    size = chunk_size or detector.batch_size * (1 if slow else _CHUNK_BATCHES)
     rows = _count(source, media_dir)
     stated = _stated(detector, source, media_dir, options, size)
+    if explainer is not None:
+        stated["explainer"] = plain(explainer.describe())
     work = output.with_name(f"{output.name}.parts")
     written = _finished(output, stated, style)
     if written:
@@ -97,9 +107,11 @@ def predict_files(
     parts = enumerate(iter(lambda: list(islice(every, size)), []))
     chunks = ((number, part) for number, part in parts if number in todo)
     total = sum(min(size, rows - number * size) for number in todo)
-    judged = ((len(chunk[2]), chunk) for chunk in judge_chunks(detector, chunks, workers))
+    judged = ((len(chunk[2]), chunk) for chunk in judge_chunks(detector, chunks, workers, explainer))
     shown = show and state.is_main_process
-    for number, seconds, lines in track(judged, "Judging", total, "memes", show=shown) if todo else ():
+    for number, seconds, lines in (
+        track(judged, "Explaining" if explainer else "Judging", total, "memes", show=shown) if todo else ()
+    ):
         _write_chunk(paths[number], seconds, lines)
     if not all(path.is_file() for path in paths):
         return {}
@@ -107,7 +119,10 @@ def predict_files(
 
 
 def judge_chunks(
-    detector: Detector, chunks: Iterable[tuple[int, list[Asked]]], workers: int = 4
+    detector: Detector,
+    chunks: Iterable[tuple[int, list[Asked]]],
+    workers: int = 4,
+    explainer: Explainer | None = None,
 ) -> Iterator[tuple[int, float, list[dict[str, Any]]]]:
     """Per chunk its number, the seconds that it took, and a line per row: `answer`, or `reject`.
 
@@ -117,7 +132,7 @@ def judge_chunks(
     with ThreadPoolExecutor(workers) as pool:
         began = time.perf_counter()
         for number, rows in groupby(_decoded(pool, flat, 4 * workers), key=lambda item: item[0]):
-            lines = _judge(detector, ((asked, picture) for _, asked, picture in rows))
+            lines = _judge(detector, explainer, ((asked, picture) for _, asked, picture in rows))
             yield number, time.perf_counter() - began, lines
             began = time.perf_counter()
 
@@ -148,7 +163,9 @@ def _open(asked: Asked) -> Image.Image | str:
         return well_formed(f"image {asked.query.image} cannot be decoded ({type(error).__name__}: {error})")
 
 
-def _judge(detector: Detector, rows: Iterable[tuple[Asked, Image.Image | str]]) -> list[dict[str, Any]]:
+def _judge(
+    detector: Detector, explainer: Explainer | None, rows: Iterable[tuple[Asked, Image.Image | str]]
+) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     prepared, places = [], []
     for asked, picture in rows:
@@ -164,8 +181,13 @@ def _judge(detector: Detector, rows: Iterable[tuple[Asked, Image.Image | str]]) 
             except UserError as error:
                 reason = well_formed(str(error))
         lines[-1] = _reject(asked, reason)
-    for (row, asked), found in zip(places, detector.judge(prepared), strict=True):
-        answer = answer_of(found)
+    judged = detector.judge(prepared)
+    told = explain_rows(explainer, judged, [meme.picture for meme in prepared]) if explainer else [{}] * len(judged)
+    for (row, asked), found, words in zip(places, judged, told, strict=True):
+        if isinstance(words, str):
+            lines[row] = _reject(asked, words)
+            continue
+        answer = answer_of(found) | words
         finite = plain(answer) == answer  # in JSON there is no NaN
         lines[row] = {"answer": answer} if finite else _reject(asked, "the model's score is not a number")
     return lines
@@ -302,7 +324,7 @@ def _finish(
             output_sha256=sha256_file(output),
             **plain(detector.version),
             fingerprint=stated,
-            notes=_notes(detector),
+            notes=_notes(detector) + ([NOTE] if "explainer" in stated else []),
         )
         write_json(_manifest_path(output), manifest)
         shutil.rmtree(work)

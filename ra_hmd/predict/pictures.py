@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +11,9 @@ from rich.text import Text
 from ra_hmd.errors import UserError
 from ra_hmd.predict.detector import Detection, Detector, Query
 from ra_hmd.predict.formats import answer_of
+
+if TYPE_CHECKING:
+    from ra_hmd.predict.explain import Explainer
 
 _SHOWN = 5
 
@@ -27,15 +30,19 @@ def check_pictures(images: Sequence[Path], texts: Sequence[str]) -> None:
         raise UserError(f"{folder} is a folder; judge what is in it with --input {folder} --output verdicts.jsonl.")
 
 
-def judge_pictures(detector: Detector, images: Sequence[Path], texts: Sequence[str] = ()) -> list[Detection]:
+def judge_pictures(
+    detector: Detector, images: Sequence[Path], texts: Sequence[str] = (), explain: "bool | Explainer" = False
+) -> list[Detection]:
     """Judge pictures, each with its caption, or with what is read from it where there are none; ids are the paths.
+    `explain` is `Detector`'s.
 
     Raises:
         UserError: see `check_pictures` and `Detector`.
     """
     check_pictures(images, texts)
     return detector(
-        [Query(str(path), path, text) for path, text in zip(images, texts or [None] * len(images), strict=True)]
+        [Query(str(path), path, text) for path, text in zip(images, texts or [None] * len(images), strict=True)],
+        explain,
     )
 
 
@@ -46,7 +53,9 @@ def as_lines(found: Sequence[Detection]) -> str:
 
 def as_table(found: Sequence[Detection]) -> Table:
     """For people: verdict, scores with probabilities, nearest neighbours, and what was read where no text was given."""
-    table = Table("meme", "verdict", "scores", "nearest neighbours", show_lines=True)
+    explained = any(one.rationale is not None for one in found)
+    columns = ["meme", "verdict", "scores", "nearest neighbours", *(["rationale (generated)"] if explained else [])]
+    table = Table(*columns, show_lines=True)
     for one in found:
         limit = "" if one.threshold is None else f" from {_shown(one.threshold)}"
         verdict = "left to a person" if one.verdict is None else str(one.verdict)
@@ -60,7 +69,8 @@ def as_table(found: Sequence[Detection]) -> Table:
         )
         read = "" if one.text_source == "given" else f"\n{one.text_source}: {one.text}"
         # As `Text`: names and captions are no markup.
-        table.add_row(*map(Text, (one.id + read, f"{verdict}\n{one.head}{limit}", scores, near)))
+        cells = [one.id + read, f"{verdict}\n{one.head}{limit}", scores, near, *([one.rationale] if explained else [])]
+        table.add_row(*map(Text, cells))
     return table
 
 

@@ -1,4 +1,4 @@
-"""What `ra-hmd predict` is asked for: pictures, a file of memes or a feature store, and the options of each."""
+"""What `ra-hmd predict` and `explain` are asked for: pictures, a file of memes, a feature store; and their options."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,13 +7,67 @@ from typing import get_args
 
 from ra_hmd.config import choose
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.models.checkpoint import DType
+from ra_hmd.models.checkpoint import DType, MemeModel
 from ra_hmd.predict.detector import Detector
+from ra_hmd.predict.explain import NOTE, QUESTION, Explainer, check_question
 from ra_hmd.predict.files import predict_files
 from ra_hmd.predict.formats import choose_format
+from ra_hmd.predict.gallery import Gallery
+from ra_hmd.predict.generation import choose_engine
 from ra_hmd.predict.pictures import as_lines, as_table, check_pictures, judge_pictures
 from ra_hmd.predict.stores import predict
 from ra_hmd.retrieval.voting import Voting
+
+
+@dataclass(frozen=True)
+class Explaining:
+    """The options of `ra-hmd explain` that `ra-hmd predict` has not.
+
+    Attributes:
+        policy: The policy's text, if there is one.
+        question: The question's text, if it is not `QUESTION`.
+        neighbours: `--neighbours`.
+        memes: `--memes`.
+        engine: `--engine`.
+        adapter: False: `--without-adapter`.
+        max_new_tokens: `--max-new-tokens`.
+        tensor_parallel_size: `--tensor-parallel-size`.
+
+    Raises:
+        UserError: an engine that is not there, texts that cannot be used.
+    """
+
+    policy: str | None
+    question: str | None
+    neighbours: int
+    memes: list[Path]
+    engine: str
+    adapter: bool
+    max_new_tokens: int
+    tensor_parallel_size: int
+
+    def __post_init__(self) -> None:
+        choose_engine(self.engine)
+        if self.question is not None:
+            check_question(self.question, self.policy is not None, self.neighbours)
+        if self.memes and not self.neighbours:
+            raise UserError("--memes tells of neighbours; say with --neighbours how many are shown.")
+
+    def open(self, detector: Detector) -> Explainer:
+        """Who explains the verdicts of `detector`."""
+        model = detector.model
+        prompt = model.run.settings.prompt if isinstance(model, MemeModel) else None
+        return Explainer.of(
+            detector,
+            engine=self.engine,
+            adapter=self.adapter,
+            gallery=Gallery.open(self.memes, prompt) if self.memes else None,
+            neighbours=self.neighbours,
+            tensor_parallel_size=self.tensor_parallel_size,
+            policy=self.policy,
+            question=self.question or QUESTION,
+            max_new_tokens=self.max_new_tokens,
+        )
 
 
 @dataclass(frozen=True)
@@ -24,6 +78,7 @@ class Request:
         source: `--input`.
         style: `--format`.
         as_json: `--json`.
+        explaining: Of `ra-hmd explain`.
 
     Raises:
         UserError: options that contradict each other, all listed.
@@ -47,13 +102,15 @@ class Request:
     dtype: str | None
     media_dir: Path | None
     as_json: bool
+    explaining: Explaining | None = None
 
     def __post_init__(self) -> None:
         kinds = {"IMAGE": self.images, "--input": self.source, "--queries": self.queries}
         asked = [name for name, value in kinds.items() if value]
         if len(asked) != 1:
             found = " and ".join(asked) + " are given" if asked else "none is given"
-            raise UserError(f"Give one of IMAGE…, --input FILE or --queries STORE; {found}.")
+            stores = "" if self.explaining else " or --queries STORE"
+            raise UserError(f"Give one of IMAGE…, --input FILE{stores}; {found}.")
         kind = asked[0]
         options = {
             "--text": (self.texts, ("IMAGE",)),
@@ -73,6 +130,10 @@ class Request:
             problems.append(f"{kind} needs --output: the file to write.")
         if kind != "--queries" and self.bank is None and self.voting != Voting():
             problems.append("The options of the vote need --bank: the labelled memes that vote.")
+        if self.explaining is not None and self.output is not None and self.output.suffix != ".jsonl":
+            problems.append(f"Rationales are written as JSON Lines: --output {self.output} must end in .jsonl.")
+        if self.explaining is not None and self.explaining.neighbours and self.bank is None:
+            problems.append("--neighbours needs --bank: the labelled memes that are shown.")
         raise_all(problems, "Options that do not go together")
         if self.dtype is not None:
             choose("--dtype", self.dtype, get_args(DType))
@@ -87,8 +148,10 @@ class Request:
             print(f"{self.output}: {done['rows']} memes")
         elif self.source is not None:
             choose_format(self.output, self.style)
-            done = predict_files(self.detector(), self.source, self.output, style=self.style,
-                                 media_dir=self.media_dir, options=self.options, command=command)  # fmt: skip
+            detector = self.detector()
+            done = predict_files(detector, self.source, self.output, style=self.style, media_dir=self.media_dir,
+                                 options=self.options, explainer=self.explainer(detector),
+                                 command=command)  # fmt: skip
             if done:  # else another rank merges
                 yield from done["notes"]
                 if done["rejected"]:
@@ -98,7 +161,11 @@ class Request:
             from rich.console import Console
 
             check_pictures(self.images, self.texts)
-            found = judge_pictures(self.detector(), self.images, self.texts)
+            detector = self.detector()
+            explainer = self.explainer(detector)
+            found = judge_pictures(detector, self.images, self.texts, explainer or False)
+            if explainer is not None:
+                yield NOTE
             if self.as_json:
                 print(as_lines(found))
             else:
@@ -114,7 +181,12 @@ class Request:
             "backbone": self.backbone,
             "base_model": self.base_model,
             "dtype": self.dtype,
+            **({"memes": list(map(str, self.explaining.memes))} if self.explaining else {}),
         }
+
+    def explainer(self, detector: Detector) -> Explainer | None:
+        """Who explains, if that is asked for."""
+        return None if self.explaining is None else self.explaining.open(detector)
 
     def detector(self) -> Detector:
         """Open what shall judge."""

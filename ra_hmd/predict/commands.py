@@ -1,0 +1,122 @@
+"""`ra-hmd predict` and `ra-hmd explain`: verdicts on memes, and words for them."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+prediction_app = typer.Typer()
+
+
+@prediction_app.command("predict")
+def predict_command(
+    checkpoint: Annotated[Path, typer.Option(help="Folder with a head: whose verdict is asked.")],
+    images: Annotated[list[Path] | None, typer.Argument(help="Pictures to judge, and to print what was found.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Caption of each IMAGE, in order; or it is read.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--input", help="Memes: .jsonl, .csv or .parquet file, or folder of pictures.")
+    ] = None,
+    queries: Annotated[Path | None, typer.Option(help="Or a feature store; labels are not looked at.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="With --input, --queries: where to write.")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Who decides: lrc, rkc (needs --bank) or lmh; of memes rkc with a bank.")
+    ] = None,
+    style: Annotated[
+        str | None,
+        typer.Option("--format", help="jsonl, csv, parquet or hateclipper-csv (id, prob_hate, pred_label)."),
+    ] = None,
+    bank: Annotated[
+        str | None, typer.Option(help="Labelled examples: a feature store, or an example bank (folder or URI).")
+    ] = None,
+    thresholds: Annotated[str, typer.Option(help="stored (beside the head, if there) or official.")] = "stored",
+    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
+    weights: Annotated[str, typer.Option(help="Vote weights: arithmetic, mean or similarity.")] = "arithmetic",
+    min_similarity: Annotated[
+        float | None, typer.Option(help="Abstain without a neighbour as similar as this.")
+    ] = None,
+    prior_correction: Annotated[
+        bool, typer.Option("--prior-correction", help="Let the bank's classes weigh the same.")
+    ] = False,
+    abstain: Annotated[
+        float | None, typer.Option(help="Leave memes to a person whose probability is this near to the threshold's.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Stage 1 run or encoder, if not where the head says.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Where the base model lies now.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Memes per forward pass; 16 unless set.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    media_dir: Annotated[Path | None, typer.Option(help="Of --input: where relative image paths start.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Of IMAGE: a JSON object per line, not a table.")] = False,
+) -> None:
+    """Verdicts on pictures, on a file of memes, or on a feature store, labelled or not (docs/evaluation.md).
+
+    With --input, stopped and started again, it continues; also under torchrun.
+    """
+    from ra_hmd.predict.request import Request
+    from ra_hmd.retrieval.voting import Voting
+
+    request = Request(
+        checkpoint, images or [], text or [], source, queries, output, head, style, bank, thresholds,
+        Voting(topk, weights, min_similarity, prior_correction), abstain, backbone, base_model, batch_size, dtype,
+        media_dir, as_json,
+    )  # fmt: skip
+    for note in request.answer(shlex.join(["ra-hmd", *sys.argv[1:]])):
+        typer.echo(note, err=True)
+
+
+@prediction_app.command("explain")
+def explain_command(
+    checkpoint: Annotated[Path, typer.Option(help="Run with a language model: whose verdict is explained.")],
+    images: Annotated[list[Path] | None, typer.Argument(help="Pictures to judge and explain, and to print.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Caption of each IMAGE, in order; or it is read.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--input", help="Memes: .jsonl, .csv or .parquet file, or folder of pictures.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="With --input: the .jsonl file to write.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Text file with the rules by which you judge.")] = None,
+    question: Annotated[Path | None, typer.Option(help="Text file with another question (docs/explain.md).")] = None,
+    neighbours: Annotated[int, typer.Option(min=0, help="So many of the nearest examples are in the question.")] = 0,
+    memes: Annotated[
+        list[Path] | None, typer.Option(help="Data of the bank's memes, for captions and pictures: folder or file.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="auto, transformers or vllm.")] = "auto",
+    without_adapter: Annotated[
+        bool, typer.Option("--without-adapter", help="Let the base model speak; the verdict stays the run's.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest rationale, in tokens.")] = 256,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that share the model (vllm).")] = 1,
+    head: Annotated[str | None, typer.Option(help="Whose verdict: lrc, rkc (needs --bank) or lmh.")] = None,
+    bank: Annotated[
+        str | None, typer.Option(help="Labelled examples: a feature store, or an example bank (folder or URI).")
+    ] = None,
+    thresholds: Annotated[str, typer.Option(help="stored (beside the head, if there) or official.")] = "stored",
+    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
+    abstain: Annotated[
+        float | None, typer.Option(help="Leave memes to a person whose probability is this near to the threshold's.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Stage 1 run, if not where the head says.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Where the base model lies now.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Memes per forward pass; 16 unless set.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    media_dir: Annotated[Path | None, typer.Option(help="Of --input: where relative image paths start.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Of IMAGE: a JSON object per line, not a table.")] = False,
+) -> None:
+    """Verdicts with rationales by the language model. A rationale is generated, and not the verdict's cause.
+
+    With --input, stopped and started again, it continues; also under torchrun.
+    """
+    from ra_hmd.predict.explain import read_operator_text
+    from ra_hmd.predict.request import Explaining, Request
+    from ra_hmd.retrieval.voting import Voting
+
+    explaining = Explaining(
+        read_operator_text(policy), read_operator_text(question), neighbours, memes or [], engine, not without_adapter,
+        max_new_tokens, tensor_parallel_size,
+    )  # fmt: skip
+    request = Request(
+        checkpoint, images or [], text or [], source, None, output, head, None, bank, thresholds,
+        Voting(topk), abstain, backbone, base_model, batch_size, dtype, media_dir, as_json, explaining,
+    )  # fmt: skip
+    for note in request.answer(shlex.join(["ra-hmd", *sys.argv[1:]])):
+        typer.echo(note, err=True)

@@ -1,0 +1,118 @@
+"""Engines: which one is meant, and what vLLM would be asked. vLLM itself needs a GPU and is not run here."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ra_hmd.errors import UserError
+from ra_hmd.models.chat import Chat, chat_ids
+from ra_hmd.models.checkpoint import MemeModel, Run, load_encoder, open_backbone, open_run
+from ra_hmd.models.inputs import MemeEncoder
+from ra_hmd.predict.generation import choose_engine, open_engine, regular_images, vllm_arguments, vllm_prompt
+
+SIZES = ((96, 96), (320, 40), (31, 700), (20, 20), (900, 655), (882, 668))
+
+
+def encoder_of(run: Run, **changes: int) -> MemeEncoder:
+    return load_encoder(run.base_model, replace(run.settings, **changes))[0]
+
+
+def test_auto_is_what_is_here_and_another_choice_is_told() -> None:
+    assert choose_engine("transformers") == "transformers"
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here: the choice depends on whether vLLM is installed")
+    assert choose_engine("auto") == "transformers"
+    with pytest.raises(UserError, match="--engine vllm needs"):
+        choose_engine("vllm")
+    with pytest.raises(UserError, match="magic"):
+        choose_engine("magic")
+
+
+def test_the_adapter_becomes_a_lora_request(stage1_run: Path, tmp_path: Path) -> None:
+    run = open_run(stage1_run)
+    encoder = encoder_of(run)
+    found = vllm_arguments(run, encoder, 4096, 5, 2)
+    expected = {"model": run.base_model, "tensor_parallel_size": 2, "max_model_len": 4096, "generation_config": "vllm",
+                "limit_mm_per_prompt": {"image": 5, "video": 0}, "enable_lora": True, "max_lora_rank": 8,
+                "enable_tower_connector_lora": False}  # fmt: skip
+    assert expected.items() <= found.items()
+    assert "enable_lora" not in vllm_arguments(replace(run, adapter=None), encoder, 4096, 1, 1)
+    quantized = replace(run, loading={"quantization_bit": 4, "quantization_method": "bnb"})
+    assert vllm_arguments(quantized, encoder, 4096, 1, 1)["quantization"] == "bitsandbytes"
+    with pytest.raises(UserError, match="in 8 bits by bnb"):
+        vllm_arguments(replace(run, loading={"quantization_bit": 8}), encoder, 4096, 1, 1)
+    with pytest.raises(UserError, match="adapters merged into it"):
+        vllm_arguments(replace(run, base_adapters=("x",)), encoder, 4096, 1, 1)
+
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    shutil.copy(run.adapter / "adapter_config.json", adapter)
+    weights = load_file(run.adapter / "adapter_model.safetensors")
+    name = next(iter(weights))
+    save_file(weights | {name.replace("language_model", "visual"): weights[name].clone()},
+              adapter / "adapter_model.safetensors")  # fmt: skip
+    assert "visual" not in name
+    assert vllm_arguments(replace(run, adapter=adapter), encoder, 4096, 1, 1)["enable_tower_connector_lora"] is True
+    stated = json.loads((adapter / "adapter_config.json").read_text())
+    for rank, room in ((33, 64), (512, 512)):
+        (adapter / "adapter_config.json").write_text(json.dumps(stated | {"r": rank}))
+        assert vllm_arguments(replace(run, adapter=adapter), encoder, 4096, 1, 1)["max_lora_rank"] == room
+    (adapter / "adapter_config.json").write_text(json.dumps(stated | {"r": 600}))
+    with pytest.raises(UserError, match="rank is 600"):
+        vllm_arguments(replace(run, adapter=adapter), encoder, 4096, 1, 1)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("pixels", [96 * 96, 768 * 768])
+def test_prompts_become_the_tokens_of_training_once_vllm_puts_the_pictures_in(
+    tiny: Callable[[str], Path], family: str, pixels: int
+) -> None:
+    """vLLM's rule, by hand: one image token becomes as many as the model's processor, within `max_pixels`, makes of the
+    picture it is given.
+    """
+    run = open_backbone(str(tiny(family)))
+    encoder = encoder_of(run, image_max_pixels=pixels)
+    processor = encoder.processor.image_processor
+    processor.size = processor.size | {"longest_edge": 4_000_000}  # as published models have it
+    chat = Chat(
+        [{"role": "user", "content": "<image> a cat, " * len(SIZES)}], [Image.new("RGB", size) for size in SIZES]
+    )
+    image_token = encoder.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    ids = chat_ids(encoder, chat)
+    prompt = vllm_prompt(encoder, chat, ids, image_token)
+    assert prompt["prompt_token_ids"].count(image_token) == len(SIZES)
+    limit = vllm_arguments(run, encoder, 4096, 1, 1)["mm_processor_kwargs"]["max_pixels"]
+    assert pixels < limit < 4_000_000
+    pictures = iter(prompt["multi_modal_data"]["image"])
+    size = {"shortest_edge": processor.size["shortest_edge"], "longest_edge": limit}
+    grown: list[int] = []
+    for token in prompt["prompt_token_ids"]:
+        count = 1
+        if token == image_token:
+            (grid,) = processor(next(pictures), size=size, return_tensors="pt")["image_grid_thw"].tolist()
+            count = grid[0] * grid[1] * grid[2] // processor.merge_size**2
+        grown += [token] * count
+    assert grown == ids
+
+
+def test_pictures_are_resized_once_as_in_training(stage1_run: Path) -> None:
+    run = open_run(stage1_run)
+    encoder = encoder_of(run, image_max_pixels=96 * 96)
+    (small,) = regular_images(encoder, [Image.new("RGBA", (300, 200))])
+    assert small.mode == "RGB"
+    assert small.width * small.height <= 96 * 96
+    assert regular_images(encoder, [small])[0].size == small.size
+
+
+def test_no_adapter_to_leave_aside(tiny: Callable[[str], Path]) -> None:
+    model = MemeModel(open_backbone(str(tiny("qwen2_vl"))), torch.device("cpu"))
+    with pytest.raises(UserError, match="no adapter"):
+        open_engine("transformers", model, adapter=False)
+    assert open_engine("transformers", model).adapter is False
