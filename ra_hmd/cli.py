@@ -13,6 +13,7 @@ from ra_hmd.data.commands import data_app
 from ra_hmd.encoders.commands import encoder_app
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.commands import evaluation_app
+from ra_hmd.in_context.commands import in_context_app
 from ra_hmd.judge.commands import judge_app
 from ra_hmd.options import Output
 from ra_hmd.predict.commands import prediction_app
@@ -47,6 +48,7 @@ app.add_typer(encoder_app)
 app.add_typer(evaluation_app)
 app.add_typer(prediction_app)
 app.add_typer(judge_app)
+app.add_typer(in_context_app)
 app.add_typer(card_app)
 
 

@@ -73,10 +73,11 @@ class InputSettings:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Token ids of a prompt, and whether its caption had to be shortened."""
+    """Token ids of a prompt, the caption in it, and whether that had to be shortened."""
 
     ids: list[int]
     shortened: bool
+    caption: str
 
 
 def expected_answers(kind: ProblemType, answers: Sequence[str], negative: str, positive: str) -> Answers:
@@ -175,7 +176,7 @@ class MemeEncoder:
         ids = encoded[fitted]
         if ids[-len(self.tail) :] != self.tail:
             raise UserError("its prompt does not end in the template's assistant header")
-        return EncodedPrompt(ids, shortened=fitted != caption)
+        return EncodedPrompt(ids, fitted != caption, fitted)
 
     def encode_answer(self, answer: str) -> list[int]:
         """Token ids of an answer, the end-of-turn tokens included."""

@@ -1,0 +1,1 @@
+"""Judging memes by showing an LMM labelled ones first."""

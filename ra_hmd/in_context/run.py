@@ -1,0 +1,269 @@
+"""`ra-hmd in-context`: the LMM judges a split after seeing labelled memes; scored in parts, then measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ra_hmd.data.files import jsonl_rows
+from ra_hmd.data.images import image_size
+from ra_hmd.data.record import Meme
+from ra_hmd.errors import UserError, raise_all
+from ra_hmd.evaluation.checks import check_output
+from ra_hmd.evaluation.lockout import names_test, open_queries
+from ra_hmd.evaluation.thresholds import Criterion
+from ra_hmd.features.making import check_labels, features_of, fingerprint_memes
+from ra_hmd.in_context.asking import Asker, class_answers
+from ra_hmd.in_context.candidates import Stores, open_candidates
+from ra_hmd.in_context.demonstrations import Choice, Demonstrations, choose_demonstrations
+from ra_hmd.in_context.outputs import Outcome, write_outcome
+from ra_hmd.in_context.thresholds import dev_threshold
+from ra_hmd.manifest import plain, read_json, sha256_bytes, write_json, write_jsonl
+from ra_hmd.models.chat import ChatModel
+from ra_hmd.models.checkpoint import DType, MemeModel, Run
+from ra_hmd.progress import track
+
+_PART = 64  # memes; what a stop can lose
+_MARK = "fingerprint.json"
+_FORMAT = 1  # of the parts
+
+
+@dataclass(frozen=True)
+class Source:
+    """Memes, and what they are.
+
+    Attributes:
+        memes: All with one class each.
+        described: `describe_source` of them: `dataset`, `split`, `task`, `place`.
+    """
+
+    memes: list[Meme]
+    described: Mapping[str, str | None]
+
+    @property
+    def split(self) -> str:
+        """Name of the split, for the lock of test data; a file that is called test is of it, whatever is said."""
+        place, split = Path(str(self.described["place"])), str(self.described["split"])
+        return f"{split}, {place.stem}" if place.is_file() and names_test(place.stem) else split
+
+
+def in_context(
+    run: Run,
+    queries: Source,
+    examples: Source | None,
+    output: str | Path,
+    choice: Choice,
+    *,
+    stores: Stores | None = None,
+    answers: Sequence[str] = (),
+    final: bool = False,
+    dev: str | Path | None = None,
+    criterion: Criterion = "macro_f1",
+    bootstrap_samples: int = 1000,
+    batch_size: int = 4,
+    dtype: DType = "auto",
+    device: str | torch.device | None = None,
+    show: bool = True,
+    command: str = "",
+) -> dict[str, Any]:
+    """Score a split in context, and write an evaluation that `ra-hmd evaluate --compare` and `ra-hmd results` read.
+
+    Finished parts lie in `<output>/parts`. Stopped and started again, it continues; finished, it only measures anew.
+
+    Args:
+        run: The LMM; its head plays no part in the scores.
+        queries: What is judged; all labelled.
+        examples: What may be shown; not needed for 0 shots.
+        output: Folder: predictions.jsonl, metrics.json, report.md, manifest.
+        choice: Which examples are shown.
+        stores: Features by which demonstrations are retrieved.
+        answers: What is said of each class; see `class_answers`.
+        final: Score a test split too; that is written down beside the head.
+        dev: Output of this command on dev, with the same settings: its scores choose the threshold.
+        criterion: What the threshold must be best at.
+        bootstrap_samples: Resamples of each interval; 0 for none.
+        batch_size: Chats per forward pass.
+        dtype: Of the computation.
+        device: Where the LMM runs; by default what accelerate finds.
+        show: Whether to show a progress bar.
+        command: The command line, for the records.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: unlabelled memes or missing pictures, features of other memes, too few examples, prompts past the
+            model's context, a test split without `final`, parts of another run.
+    """
+    output, settings = Path(output), run.settings
+    check_output(output, "evaluation")
+    said = class_answers(settings, answers)
+    if choice.shots and examples is None:
+        raise UserError(f"--shots {choice.shots} needs --examples: the labelled memes that are shown.")
+    shown_from = examples.memes if examples is not None and choice.shots else []
+    _check_memes(run, queries.memes, shown_from)
+    mine, theirs = open_candidates(run, queries.memes, shown_from, choice, stores)
+    chosen = choose_demonstrations(mine, theirs, choice, settings.problem.classes)
+    stated = _stated(run, queries.memes, shown_from, choice, said, chosen, dtype)
+    threshold = dev_threshold(dev, criterion, stated, queries.memes, settings.problem) if dev is not None else None
+    order = _longest_first(queries.memes, shown_from, chosen.rows, settings.image_max_pixels)
+    parts = _Parts(output / "parts", stated, [order[start : start + _PART] for start in range(0, len(order), _PART)])
+    parts.check()
+    opened = _open(parts, run, queries, examples if choice.shots else None, output, final=final, command=command)
+    longest = None
+    if parts.missing():
+        where = torch.device(device) if device is not None else Accelerator().device
+        asker = Asker(ChatModel(MemeModel(run, where, dtype)), settings, shown_from, said)
+        longest = asker.check_context([queries.memes[row] for row in order[:_PART]], chosen.rows[order[:_PART]])
+        _score_parts(asker, queries.memes, chosen, parts, batch_size, longest, show=show)
+    scores, longest = parts.scores(queries.memes, settings.problem.outputs)
+    outcome = Outcome(
+        run=run,
+        queries=queries,
+        examples=examples if choice.shots else None,
+        choice=choice,
+        stores=stores if choice.shots else None,
+        chosen=chosen,
+        shown_from=shown_from,
+        said=said,
+        scores=scores,
+        longest=longest,
+        threshold=threshold,
+        opened=opened,
+        stated=stated,
+        samples=bootstrap_samples,
+        command=command,
+    )
+    return write_outcome(outcome, output)
+
+
+def _check_memes(run: Run, queries: Sequence[Meme], examples: Sequence[Meme]) -> None:
+    for name, memes in (("judged", queries), ("shown", examples)):
+        check_labels(list(memes), None)
+        if memes:
+            labels = features_of(memes, {"hidden": np.zeros((len(memes), 0))}).labels
+            run.settings.problem.check(labels, f"The memes that are to be {name}")
+    bad = [f"meme {m.id!r}: image {m.image} is missing or not an image" for m in [*queries, *examples]
+           if image_size(m.image) == (0, 0)]  # fmt: skip
+    raise_all(bad, "Images that cannot be opened; mend their paths or remove the records")
+
+
+def _stated(
+    run: Run, queries: list[Meme], examples: list[Meme], choice: Choice, said: Sequence[str], chosen: Demonstrations,
+    dtype: DType,
+) -> dict[str, Any]:  # fmt: skip
+    """What a score depends on; two runs that agree in it may continue each other."""
+    return plain({
+        "format": _FORMAT,
+        "model": run.fingerprint() | {"head": None},
+        "data": fingerprint_memes(queries),
+        "examples": fingerprint_memes(examples),
+        "choice": asdict(choice),
+        "answers": list(said),
+        "shown": sha256_bytes(chosen.rows.astype("<i8").tobytes()),
+        "dtype": dtype,
+    })  # fmt: skip
+
+
+def _longest_first(queries: Sequence[Meme], examples: Sequence[Meme], rows: np.ndarray, pixels: int) -> list[int]:
+    """Queries in an order that shows at once whether prompts are too long for context or memory."""
+
+    def length(meme: Meme) -> float:
+        width, height = image_size(meme.image)
+        return min(width * height, pixels) / 784 + len(meme.text) / 4
+
+    shown = np.array([length(meme) for meme in examples])
+    total = np.array([length(meme) for meme in queries]) + (shown[rows].sum(axis=1) if rows.size else 0.0)
+    return np.argsort(-total, kind="stable").tolist()
+
+
+class _Parts:
+    """The finished parts of a run, one JSON Lines file each."""
+
+    def __init__(self, folder: Path, stated: dict[str, Any], plan: list[list[int]]) -> None:
+        self.folder, self.stated, self.plan = folder, stated, plan
+
+    def check(self) -> None:
+        """Raise `UserError` where the folder holds the parts of another run."""
+        old = self.mark().get("stated")
+        if old is not None and old != self.stated:
+            other = [name for name in self.stated if old.get(name) != self.stated[name]]
+            raise UserError(
+                f"{self.folder} holds scores of another run; what differs: {', '.join(other)}. Remove it, or give "
+                "another --output."
+            )
+
+    def mark(self) -> dict[str, Any]:
+        """What was written at the start; empty before."""
+        path = self.folder / _MARK
+        return read_json(path) if path.is_file() else {}
+
+    def begin(self, opened: Mapping[str, Any]) -> None:
+        """Write down what the parts are of, and that test data were opened for them."""
+        write_json(self.folder / _MARK, {"stated": self.stated, "opened": dict(opened)})
+
+    def path(self, number: int) -> Path:
+        """File of a part."""
+        return self.folder / f"part-{number:05d}.jsonl"
+
+    def missing(self) -> list[int]:
+        """Parts that are still to be scored."""
+        return [number for number in range(len(self.plan)) if not self.path(number).is_file()]
+
+    def scores(self, memes: Sequence[Meme], outputs: int) -> tuple[np.ndarray, int]:
+        """All scores [Q, C] in the order of the memes, and the tokens of the longest prompt that was measured."""
+        found, longest = np.full((len(memes), outputs), np.nan), 0
+        for number, rows in enumerate(self.plan):
+            lines = [row.values for row in jsonl_rows(self.path(number))]
+            if [line.get("id") for line in lines] != [memes[row].id for row in rows]:
+                raise UserError(f"{self.path(number)} is damaged; remove it, and run the same command again.")
+            found[rows] = [line["score"] for line in lines]
+            longest = max(longest, *(line["longest"] for line in lines))
+        return found, longest
+
+
+def _open(
+    parts: _Parts, run: Run, queries: Source, examples: Source | None, output: Path, *, final: bool, command: str
+) -> dict[str, Any]:
+    """The lock of test data: once for a run, however often it is stopped."""
+
+    def locked(source: Source) -> Any:
+        features = features_of(source.memes, {"hidden": np.zeros((len(source.memes), 0))})
+        manifest = {"split": source.split, "fingerprint": {"data": fingerprint_memes(source.memes)}}
+        return type(features)(features.ids, features.labels, features.hidden, manifest=manifest)
+
+    begun = parts.mark().get("opened")
+    if begun is not None and (final or not begun["test_sets"]):
+        return dict(begun)
+    stores = {str(queries.described["place"]): locked(queries)}
+    banks = {f"examples {examples.described['place']}": locked(examples)} if examples is not None else {}
+    # A bare model has no folder of ours: then its output keeps the record.
+    head = run.head if run.head is not None else output
+    if final:
+        output.mkdir(parents=True, exist_ok=True)
+    opened = open_queries(stores, [head], final=final, command=command, banks=banks)
+    parts.begin(opened)
+    return opened
+
+
+def _score_parts(
+    asker: Asker, memes: Sequence[Meme], chosen: Demonstrations, parts: _Parts, batch_size: int, longest: int, *,
+    show: bool,
+) -> None:  # fmt: skip
+    todo = parts.missing()
+
+    def scored() -> Iterator[tuple[int, tuple[int, np.ndarray]]]:
+        for number in todo:
+            rows = parts.plan[number]
+            yield len(rows), (number, asker.scores([memes[row] for row in rows], chosen.rows[rows], batch_size))
+
+    total = sum(len(parts.plan[number]) for number in todo)
+    for number, scores in track(scored(), "Asking", total, "memes", show=show):
+        write_jsonl(parts.path(number), [
+            {"id": memes[row].id, "score": values, "longest": longest}
+            for row, values in zip(parts.plan[number], scores.tolist(), strict=True)
+        ])  # fmt: skip

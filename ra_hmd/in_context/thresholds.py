@@ -1,0 +1,74 @@
+"""The threshold, from scores in context on dev."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from ra_hmd.config import choose
+from ra_hmd.data.record import Meme
+from ra_hmd.errors import UserError, raise_all
+from ra_hmd.evaluation.class_metrics import official_thresholds
+from ra_hmd.evaluation.comparison import PREDICTIONS_NAME
+from ra_hmd.evaluation.lockout import is_test_split
+from ra_hmd.evaluation.thresholds import Criterion, best_thresholds
+from ra_hmd.manifest import MANIFEST_NAME, read_json
+from ra_hmd.problem import Problem
+
+KEY = "in_context"
+"""In the manifest: what the scores depend on."""
+_OF_THE_DATA = ("data", "shown")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Thresholds float64 [C], and where they are from: None, the official ones."""
+
+    values: np.ndarray
+    dev: Mapping[str, Any] | None = None
+
+
+def official(problem: Problem) -> Threshold:
+    """0.5: the answer that is more probable."""
+    return Threshold(official_thresholds("lmh", problem))
+
+
+def dev_threshold(
+    dev: str | Path, criterion: Criterion, stated: Mapping[str, Any], queries: Sequence[Meme], problem: Problem
+) -> Threshold:
+    """The best threshold on dev's scores.
+
+    Args:
+        dev: Output of `ra-hmd in-context` on dev.
+        criterion: What is to be best.
+        stated: What the scores here depend on; those on dev must be of the same model, examples and settings.
+        queries: What is judged here.
+        problem: What labels mean.
+
+    Raises:
+        UserError: no such output, one of other settings, of test data, or of memes that are judged here.
+    """
+    choose("--criterion", criterion, get_args(Criterion))
+    folder = Path(dev)
+    manifest = read_json(folder / MANIFEST_NAME)
+    if KEY not in manifest:
+        raise UserError(f"--dev {folder} is no output of `ra-hmd in-context`; run it on the dev split first.")
+    other = [name for name in stated if name not in _OF_THE_DATA and manifest[KEY].get(name) != stated[name]]
+    if other:
+        raise UserError(
+            f"--dev {folder} was scored otherwise than here; what differs: {', '.join(other)}. Score dev with the same "
+            "settings."
+        )
+    (name, described), *_ = manifest["sets"].items()
+    if is_test_split(described["split"]) or manifest["test_sets"]:
+        raise UserError(f"--dev {folder} is of the split {described['split']!r}; thresholds are chosen on dev.")
+    lines = [json.loads(line) for line in (folder / PREDICTIONS_NAME).read_text(encoding="utf-8").split("\n") if line]
+    both = {line["id"] for line in lines} & {meme.id for meme in queries}
+    raise_all([f"meme {name!r}" for name in sorted(both)], f"These are judged here, and are in --dev {folder} too")
+    scores = np.array([line["lmh_score"] for line in lines], dtype=np.float64).reshape(len(lines), -1)
+    labels = np.array([line["label"] for line in lines], dtype=np.int64)
+    values = best_thresholds(scores, labels, criterion, official_thresholds("lmh", problem), problem)
+    return Threshold(values, {"place": str(folder), "set": name, "rows": len(lines), "criterion": criterion})
