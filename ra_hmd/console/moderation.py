@@ -1,0 +1,185 @@
+"""What a moderator does to the bank: a plan with its effect, then a second act that carries it out, once."""
+
+import hashlib
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from ra_hmd.console.review_queue import SOURCE
+from ra_hmd.console.reviews import Decision, Review, Reviews
+from ra_hmd.errors import UserError, raise_all
+from ra_hmd.predict.detector import Query
+from ra_hmd.retrieval.bank import now
+from ra_hmd.retrieval.state import Entry
+from ra_hmd.serve.bank_desk import BankDesk, Labelled
+from ra_hmd.serve.service import Answer
+
+_LONGEST = 2000  # characters of a reason or a note
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The meme that somebody looks at.
+
+    Attributes:
+        id: Under which it is, or would be, a row of the bank.
+        query: As it was judged.
+        answer: What was said of it.
+    """
+
+    id: str
+    query: Query
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A change whose effect was shown.
+
+    Attributes:
+        target: Id of the meme; of a rollback the version.
+        label: That the meme shall have; None: a rollback.
+        version: Of the bank when the effect was computed.
+        effect: As `ra_hmd.retrieval.effect.effect` has it.
+        relabels: Whether a row gets another label, instead of a new row.
+    """
+
+    target: str | int
+    label: int | list[int] | None
+    version: int
+    effect: dict[str, Any]
+    relabels: bool = False
+
+
+def content_id(picture: bytes, text: str) -> str:
+    """The id of a meme that came without one: the same picture and caption have the same."""
+    return "meme-" + hashlib.sha256(hashlib.sha256(picture).digest() + text.encode()).hexdigest()[:20]
+
+
+class Moderation:
+    """Plans and carries out. One change at a time.
+
+    Args:
+        desk: Where the bank is changed; None: there is no bank that could be.
+        reviews: Where decisions are kept.
+    """
+
+    def __init__(self, desk: BankDesk | None, reviews: Reviews) -> None:
+        self._desk, self.reviews = desk, reviews
+        self._alone = threading.Lock()
+
+    @property
+    def desk(self) -> BankDesk:
+        """Raises `UserError` where there is no bank that can be changed."""
+        if self._desk is None:
+            raise UserError("No example bank is open, so nothing can be corrected; start the console with --bank BANK.")
+        return self._desk
+
+    @property
+    def can_change(self) -> bool:
+        """Whether there is a bank that can be changed."""
+        return self._desk is not None
+
+    def label_in_bank(self, name: str) -> int | list[int] | None:
+        """Of the row of that id; None where there is none."""
+        bank = self.desk.bank
+        bank.refresh()
+        return bank.labels[bank.ids.index(name)].tolist() if name in bank.ids else None
+
+    def plan(self, subject: Subject, label: int | list[int]) -> Plan:
+        """What a correction would do; nothing is changed.
+
+        Raises:
+            UserError: the bank says so already, or there is nothing to show the effect on.
+        """
+        known = self.label_in_bank(subject.id)
+        if known == label:
+            raise UserError("The bank holds this meme with this label already; there is nothing to correct.")
+        version = self.desk.bank.version
+        if known is not None:
+            effect = self.desk.effect(relabel={subject.id: label})
+        else:
+            effect = self.desk.effect(add=[self._row(subject, label, "")])
+        return Plan(subject.id, label, version, effect, relabels=known is not None)
+
+    def plan_rollback(self, version: int) -> Plan:
+        """What going back to a version would do; nothing is changed. Raises `UserError` where it cannot be done."""
+        bank = self.desk.bank
+        bank.refresh()
+        return Plan(version, None, bank.version, self.desk.rollback_effect(version))
+
+    def correct(self, subject: Subject, plan: Plan | None, author: str, reason: str, note: str = "") -> Entry:
+        """Carry a plan out; a version of the bank, and a line of the reviews.
+
+        Raises:
+            UserError: no effect was shown, or the bank changed since; no reason; it was done already.
+        """
+        reason = self._said(plan, subject.id, reason, note)
+        assert plan is not None
+        assert plan.label is not None
+        with self._alone:
+            self._check_current(plan)
+            self.record(subject, "begun", plan.label, author, plan.version)
+            if plan.relabels:
+                reason = f"{reason}; {note.strip()}" if note.strip() else reason
+                entry = self.desk.relabel({subject.id: plan.label}, author=author, reason=reason)
+            else:
+                row = self._row(subject, plan.label, note.strip())
+                entry = self.desk.add([row], author=author, reason=reason, source=SOURCE)
+            self.record(subject, "correct", plan.label, author, entry.version)
+            return entry
+
+    def rollback(self, version: int, plan: Plan | None, author: str, reason: str) -> Entry:
+        """Go back to a version whose effect was shown; a new version. Raises `UserError` as `correct` does."""
+        reason = self._said(plan, version, reason)
+        assert plan is not None
+        with self._alone:
+            self._check_current(plan)
+            return self.desk.rollback(version, author=author, reason=reason)
+
+    def record(
+        self,
+        subject: Subject,
+        decision: Decision,
+        label: int | list[int] | None,
+        author: str,
+        bank_version: int | None = None,
+    ) -> None:
+        """Write a line of the reviews."""
+        version = subject.answer.version
+        voted = version["bank"].get("version")
+        self.reviews.append(
+            Review(
+                id=subject.id,
+                decision=decision,
+                verdict=subject.answer.detection.verdict,
+                label=label,
+                author=author,
+                time=now(),
+                run=version["run"],
+                bank_version=voted if bank_version is None else bank_version,
+            )
+        )
+
+    def _row(self, subject: Subject, label: int | list[int], note: str) -> Labelled:
+        found = subject.answer.detection  # with the caption that was judged, read from the picture or not
+        return Labelled(Query(subject.id, subject.query.image, found.text), label, note)
+
+    def _said(self, plan: Plan | None, target: str | int, reason: str, note: str = "") -> str:
+        if plan is None or plan.target != target:
+            raise UserError("Look at the effect first: press “Show the effect”, then write the change to the bank.")
+        long = [f"the {name} has {len(text)} characters, {_LONGEST} are allowed"
+                for name, text in (("reason", reason), ("note", note)) if len(text) > _LONGEST]  # fmt: skip
+        raise_all(long, "Too long")
+        if not reason.strip():
+            raise UserError("Say why: choose a reason, or write one. The log keeps it.")
+        return reason.strip()
+
+    def _check_current(self, plan: Plan) -> None:
+        bank = self.desk.bank
+        bank.refresh()
+        if bank.version != plan.version:
+            raise UserError(
+                f"The bank was changed meanwhile: its version is {bank.version}, the effect was of {plan.version}. "
+                "Look at the effect again."
+            )

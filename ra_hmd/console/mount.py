@@ -1,0 +1,156 @@
+"""The page in a web application, alone with its own address: nothing is loaded from, or told to, anybody else."""
+
+import atexit
+import contextlib
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ra_hmd.console.console import Console, ConsoleOptions
+from ra_hmd.serve.bank_desk import BankDesk
+from ra_hmd.serve.keys import KeyRing
+from ra_hmd.serve.middleware import CONSOLE
+from ra_hmd.serve.service import Service
+from ra_hmd.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from ra_hmd.predict.explain import Explainer
+
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+# Gradio's page asks Google and Cloudflare for fonts and a script, and names its makers' site.
+_FOREIGN = re.compile(
+    rb"""<link\b[^>]*\bhref="https?://[^>]*>|<script\b[^>]*\bsrc="https?://[^>]*>\s*</script>|"""
+    rb"""<meta\b[^>]*\bcontent="https?://[^>]*>|<link rel="manifest"[^>]*>""",
+    re.DOTALL,
+)
+# What of Gradio's is no part of this page: states written to disk, addresses fetched, figures of use, descriptions.
+_CLOSED = re.compile(
+    r"/(gradio_api/)?(deep_link|monitoring|proxy=|dev/|openapi\.json|info|call/|api/|run/|component_server|stream)"
+)
+
+
+class Guard:
+    """What the page's answers pass on their way out: foreign addresses are taken out, and no browser asks them.
+
+    Args:
+        app: The application.
+        path: Of the page.
+    """
+
+    def __init__(self, app: ASGIApp, path: str = CONSOLE) -> None:
+        self.app, self.path = app, path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not (path == self.path or path.startswith(self.path + "/")):
+            await self.app(scope, receive, send)
+            return
+        if _CLOSED.match(path.removeprefix(self.path)):
+            await PlainTextResponse("This is no part of the console.", 404)(scope, receive, send)
+            return
+        start: Message | None = None
+        page = b""
+
+        async def cleaned(message: Message) -> None:
+            nonlocal start, page
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = _POLICY
+                if headers.get("content-type", "").startswith("text/html"):
+                    start = message
+                    return
+            elif start is not None and message["type"] == "http.response.body":
+                page += message.get("body", b"")
+                if message.get("more_body"):
+                    return
+                page = _FOREIGN.sub(b"", page)
+                MutableHeaders(scope=start)["content-length"] = str(len(page))
+                await send(start)
+                message = {"type": "http.response.body", "body": page}
+            await send(message)
+
+        await self.app(scope, receive, cleaned)
+
+
+def mount(
+    app: FastAPI,
+    service: Service,
+    desk: BankDesk | None = None,
+    explainer: "Explainer | None" = None,
+    keys: KeyRing | None = None,
+    settings: Settings | None = None,
+    options: ConsoleOptions | None = None,
+    path: str = CONSOLE,
+) -> Console:
+    """Add the moderators' page to an application, before it is served; arguments as `Console` has them.
+
+    Uploads lie in a folder of their own that nobody else may read, until they are read, at once; the folder is deleted
+    at the end. The queue is judged until the application is shut down.
+
+    Raises:
+        UserError: a file that is missing or of another kind, class names that do not fit.
+    """
+    console = Console(service, desk, explainer, keys, settings, options)
+    folder = _private_folder()
+    import gradio
+
+    from ra_hmd.console.page import TITLE, build_page
+
+    page = build_page(console)
+    with contextlib.redirect_stdout(io.StringIO()):  # Gradio prints what it mounts
+        gradio.mount_gradio_app(
+            app,
+            page,
+            path,
+            server_name="127.0.0.1",
+            show_api=False,
+            auth=console.doors.check if console.doors.locked else None,
+            auth_message=f"{TITLE}: your name, and as password your key (ra-hmd serve-key).",
+            show_error=False,
+            max_file_size=console.settings.max_bytes,
+            ssr_mode=False,
+            enable_monitoring=False,
+            pwa=False,
+            mcp_server=False,
+        )
+    app.add_middleware(Guard, path=path)
+    inner = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def lifespan(started: FastAPI) -> AsyncIterator[object]:
+        console.queue.start()
+        try:
+            async with inner(started) as state:
+                yield state
+        finally:
+            console.queue.close()
+            for left in folder.iterdir():
+                shutil.rmtree(left, ignore_errors=True)
+
+    app.router.lifespan_context = lifespan
+    return console
+
+
+@cache
+def _private_folder() -> Path:
+    """Where Gradio keeps uploads: for this process and this user alone. Gradio asks the environment at each upload."""
+    folder = tempfile.mkdtemp(prefix="ra-hmd-console-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    return Path(folder)

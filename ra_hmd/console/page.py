@@ -1,0 +1,67 @@
+"""The page: its tabs, how it looks, and its keys."""
+
+import html
+from importlib import resources
+
+import gradio as gr
+
+from ra_hmd.console.check_tab import CheckTab
+from ra_hmd.console.console import Console
+from ra_hmd.console.figures import figures_page
+from ra_hmd.console.history_tab import HistoryTab
+from ra_hmd.console.review_tab import ReviewTab
+from ra_hmd.console.wiring import on
+
+TITLE = "Meme review"
+_FONTS = ("system-ui", "sans-serif")
+_MONO = ("ui-monospace", "monospace")
+_CLEANING = (600, 3600)  # seconds: how often, and from which age on, what was uploaded and not read is deleted
+
+
+def build_page(console: Console) -> gr.Blocks:
+    """The page of a console, ready to be mounted."""
+    static = resources.files("ra_hmd.console") / "static"
+    script = (static / "keys.js").read_text(encoding="utf-8")
+    with gr.Blocks(
+        theme=gr.themes.Default(primary_hue="blue", font=_FONTS, font_mono=_MONO),
+        analytics_enabled=False,
+        title=TITLE,
+        css=(static / "style.css").read_text(encoding="utf-8"),
+        head=f"<script>{script}</script>",
+        delete_cache=_CLEANING,
+        fill_width=True,
+    ) as page:
+        greeting = gr.HTML(_greeting("", False), elem_id="ra-top")
+        with gr.Tabs(elem_id="ra-tabs"):
+            with gr.Tab("Check a meme", id="check"):
+                CheckTab(console)
+            with gr.Tab("Review queue", id="review"):
+                ReviewTab(console)
+            with gr.Tab("History", id="history") as history:
+                HistoryTab(console, history)
+            with gr.Tab("Figures", id="figures") as figures:
+                shown = gr.HTML(elem_id="figures-page")
+                again = gr.Button("Read them again (R)", elem_id="figures-refresh")
+
+        def show_figures(request: gr.Request) -> str:
+            console.doors.person(request)
+            return figures_page(console.service, console.names, console.queue)
+
+        def greet(request: gr.Request) -> str:
+            person = console.doors.person(request)
+            return _greeting(f"{person.name} ({person.role})", console.doors.locked)
+
+        for trigger in (figures.select, again.click):
+            on(trigger, show_figures, (), [shown])
+        on(page.load, greet, (), [greeting])
+    page.queue(default_concurrency_limit=8)
+    return page
+
+
+def _greeting(who: str, locked: bool) -> str:
+    leave = ' · <a href="logout">Log out</a>' if locked else ""
+    return (
+        f"<header><h1>{TITLE}</h1><p>{html.escape(who)}{leave}</p>"
+        '<label class="ra-keys"><input type="checkbox" checked data-ra-keys> Keys (the letters on the buttons)</label>'
+        "</header>"
+    )

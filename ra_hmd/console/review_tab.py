@@ -1,0 +1,122 @@
+"""The tab with the review queue."""
+
+from typing import Any
+
+import gradio as gr
+
+from ra_hmd.console.console import Console
+from ra_hmd.console.correction import Correction, said_region
+from ra_hmd.console.moderation import Subject
+from ra_hmd.console.rationale import Rationale
+from ra_hmd.console.views import picture
+from ra_hmd.console.wiring import focus, on, sentence
+from ra_hmd.errors import UserError
+
+
+class ReviewTab:
+    """Agree, correct or skip, one meme after the other."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.subject = gr.State(None)
+        self.said = said_region("review")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=300):
+                self.picture = gr.HTML(elem_id="review-picture")
+                with gr.Row(elem_classes="ra-acts"):
+                    self.agree = gr.Button("Agree (A)", interactive=False, elem_id="review-agree", min_width=90)
+                    self.correct = gr.Button("Correct (C)", interactive=False, elem_id="review-correct", min_width=90)
+                    self.skip = gr.Button("Skip (S)", interactive=False, elem_id="review-skip", min_width=90)
+                self.next = gr.Button("Next meme (G)", variant="primary", elem_id="review-next")
+                self.correction = Correction(console, "review", self.subject, self._check_held)
+            with gr.Column(scale=3, min_width=300):
+                self.card = gr.HTML(elem_id="review-card")
+                self.rationale = Rationale(console, "review", self.subject)
+        self._wire()
+
+    @property
+    def _parts(self) -> list[Any]:
+        return [self.subject, self.said, self.picture, self.card, self.agree, self.correct, self.skip,
+                *self.rationale.parts, *self.correction.closed]  # fmt: skip
+
+    def _wire(self) -> None:
+        shown = [on(self.next.click, self._next, (), self._parts)]
+        for button, decide in ((self.agree, self._agree), (self.skip, self._skip)):
+            shown.append(on(button.click, decide, [self.subject], self._parts))
+        for event in shown:
+            on(event.success, None, js=focus("review-card"))
+        self.rationale.wire()
+        self.correction.wire(self.correct, self._following, self._parts[:9])
+
+    def _next(self, request: gr.Request) -> dict[Any, Any]:
+        return self._following("", request)
+
+    def _agree(self, subject: Subject | None, request: gr.Request) -> dict[Any, Any]:
+        subject = self._decidable(subject, request)
+        verdict = subject.answer.detection.verdict
+        if verdict is None:
+            raise UserError("The detector has no verdict to agree with; choose one with “Correct”, or skip.")
+        self.console.moderation.record(subject, "agree", verdict, self.console.doors.person(request).name)
+        return self._following(f"Agreed: {self.console.names(verdict)}.", request)
+
+    def _skip(self, subject: Subject | None, request: gr.Request) -> dict[Any, Any]:
+        subject = self._decidable(subject, request)
+        self.console.moderation.record(subject, "skip", None, self.console.doors.person(request).name)
+        return self._following("Skipped.", request)
+
+    def _following(self, before: str, request: gr.Request) -> dict[Any, Any]:
+        """Show the next meme, and say what became of the one before."""
+        person = self.console.doors.person(request)
+        subject = self.console.next(request.session_hash or "") if person.may_change else None
+        if subject is None:
+            return self._nothing(before, person.may_change)
+        found = subject.answer.detection
+        left = self.console.queue.waiting
+        said = f"{before} Next meme: {self.console.names(found.verdict)}. {left} to go."
+        can_correct = self.console.moderation.can_change
+        known = self.console.moderation.label_in_bank(subject.id) if can_correct else None
+        return {
+            self.subject: subject,
+            self.said: sentence(said.strip()),
+            self.picture: picture(subject.query, found.text, read=found.text_source != "given"),
+            self.card: self.console.views.card(subject.answer, known),
+            self.agree: gr.update(interactive=found.verdict is not None),
+            self.correct: gr.update(interactive=can_correct),
+            self.skip: gr.update(interactive=True),
+            **self.rationale.offered,
+            **self.correction.closed,
+        }
+
+    def _nothing(self, before: str, may_change: bool) -> dict[Any, Any]:
+        queue = self.console.queue
+        if not may_change:
+            why = "Reviewing needs a moderator's key; yours is a reader's."
+        elif queue.source is None:
+            why = "No queue is open; start the console with --queue FILE."
+        elif queue.reading:
+            why = "The next memes are still being judged; press “Next meme” again in a moment."
+        else:
+            why = "Nothing is left to review."
+        off = gr.update(interactive=False)
+        return {
+            self.subject: None,
+            self.said: sentence(f"{before} {why}".strip()),
+            self.picture: "",
+            self.card: "",
+            self.agree: off,
+            self.correct: off,
+            self.skip: off,
+            **self.rationale.hidden,
+            **self.correction.closed,
+        }
+
+    def _decidable(self, subject: Subject | None, request: gr.Request) -> Subject:
+        self.console.doors.person(request).check_may_change()
+        if subject is None:
+            raise UserError("No meme is shown; press “Next meme”.")
+        self._check_held(subject, request)
+        return subject
+
+    def _check_held(self, subject: Subject, request: gr.Request) -> None:
+        if not self.console.queue.holds(subject.id, request.session_hash or ""):
+            raise UserError("This meme was decided on already, or was passed on to somebody else; press “Next meme”.")

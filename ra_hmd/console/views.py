@@ -1,0 +1,171 @@
+"""What the page shows, as HTML: everything that comes from outside is escaped by the templates."""
+
+import uuid
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ra_hmd.console.moderation import Plan
+from ra_hmd.console.pictures import as_address
+from ra_hmd.console.review_queue import threshold_probabilities
+from ra_hmd.console.words import HEADS, ClassNames, number
+from ra_hmd.data.record import Meme
+from ra_hmd.predict.detector import Detection, Query
+from ra_hmd.predict.gallery import Gallery
+from ra_hmd.retrieval.state import Entry
+from ra_hmd.serve.service import Answer, Service
+
+_FLIPS_SHOWN = 20
+
+
+@cache
+def _templates() -> Environment:
+    found = Environment(
+        loader=PackageLoader("ra_hmd.console"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["number"] = number
+    return found
+
+
+def render(name: str, **values: Any) -> str:
+    """A template of this package, filled; `turn` makes each text a new one, so that a picture is blurred anew."""
+    return _templates().get_template(name).render(turn=uuid.uuid4().hex, **values)
+
+
+def picture(query: Query, text: str | None = None, *, read: bool = False) -> str:
+    """A meme's picture, blurred, and its caption.
+
+    Args:
+        query: The meme.
+        text: The caption that was judged; default: the query's.
+        read: Whether it was read from the picture.
+    """
+    return render("picture.html", picture=as_address(query.image), text=query.text if text is None else text, read=read)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One output of a head: `probability` and `limit` in [0, 1]; `limit` is None where the highest decides."""
+
+    name: str
+    score: float
+    probability: float
+    limit: float | None
+    score_limit: float | None
+
+
+@dataclass
+class Views:
+    """Verdicts, effects and figures in the words of one detector.
+
+    Args:
+        service: Whose answers are shown.
+        names: Of the classes.
+        gallery: Pictures and captions of the bank's memes.
+    """
+
+    service: Service
+    names: ClassNames
+    gallery: Gallery
+
+    def card(self, answer: Answer, in_bank: Any = None) -> str:
+        """Verdict, scores and neighbours of a meme.
+
+        Args:
+            answer: Of the service.
+            in_bank: Label of this very meme in the bank; None: it is not there.
+        """
+        found = answer.detection
+        return render(
+            "card.html",
+            said=self.names(found.verdict),
+            why=self._why(found),
+            unsure=found.verdict is None,
+            heads=[self._head(found, head) for head in HEADS if head in found.scores],
+            neighbours=None if found.neighbours is None else [self._neighbour(one) for one in found.neighbours],
+            in_bank=None if in_bank is None else self.names(in_bank),
+            version=answer.version,
+        )
+
+    def effect(self, plan: Plan) -> str:
+        """What a change would do."""
+        flips = plan.effect["flips"]
+        shown = [flip | {"from": self.names(flip["from"]), "to": self.names(flip["to"]),
+                         "label": self._label(flip["label"])} for flip in flips[:_FLIPS_SHOWN]]  # fmt: skip
+        counts: dict[str, int] = {}
+        for flip in flips:
+            turn = f"from {self.names(flip['from'])} to {self.names(flip['to'])}"
+            counts[turn] = counts.get(turn, 0) + 1
+        what = f"Go back to version {plan.target}" if plan.label is None else (
+            f"Give the bank's row the label “{self.names(plan.label)}”" if plan.relabels
+            else f"Add this meme to the bank as “{self.names(plan.label)}”")  # fmt: skip
+        return render("effect.html", what=what, effect=plan.effect, flips=shown, counts=counts)
+
+    def history(self, log: list[Entry]) -> str:
+        """The bank's versions, newest first."""
+        return render("history.html", log=log[::-1])
+
+    def _why(self, found: Detection) -> str:
+        head, short = found.head, HEADS[found.head][0]
+        if found.verdict is None and found.verdicts[head] is None:
+            return "No example in the bank is similar enough to vote on it."
+        if self.names.problem.kind == "single_label":
+            best = int(np.argmax(found.probabilities[head]))
+            return f"Decided by {short}: the most likely class, probability {number(found.probabilities[head][best])}."
+        limits, values = threshold_probabilities(self.service, head), np.atleast_1d(found.probabilities[head])
+        if found.verdict is None:
+            return (
+                f"Probability {number(values[0])} is too near to the threshold of {number(limits[0])} ({short}): "
+                "less than "
+                f"{number(self.service.detector.abstain)} away."
+            )
+        if self.names.problem.kind == "binary":
+            return (
+                f"Decided by {short}: probability {number(values[0])}; from {number(limits[0])} on it is "
+                f"“{self.names.names[1]}”."
+            )
+        return f"Decided by {short}, for each class by its own threshold."
+
+    def _head(self, found: Detection, head: Any) -> dict[str, Any]:
+        problem = self.names.problem
+        scores, values = np.atleast_1d(found.scores[head]), np.atleast_1d(found.probabilities[head])
+        limits = None if problem.kind == "single_label" else threshold_probabilities(self.service, head)
+        raw = self.service.detector.scorer.rule(head).thresholds
+        outputs = self.names.names[1:] if problem.kind == "binary" else self.names.names
+        bars = [
+            Bar(name, float(scores[place]), float(values[place]),
+                None if limits is None else float(limits[place]), None if limits is None else float(raw[place]))
+            for place, name in enumerate(outputs)
+        ]  # fmt: skip
+        short, line = HEADS[head]
+        verdict = self.names(found.verdicts[head])
+        return {
+            "key": head,
+            "name": short,
+            "line": line,
+            "bars": bars,
+            "verdict": verdict,
+            "decides": head == found.head,
+        }
+
+    def _neighbour(self, one: dict[str, Any]) -> dict[str, Any]:
+        meme: Meme | None = self.gallery.get(one["id"])
+        vote = one["vote"]
+        return one | {
+            "label": self._label(one["label"]),
+            "votes": [vote] if isinstance(vote, float) else vote,
+            "text": None if meme is None else meme.text,
+            "picture": None if meme is None else as_address(meme.image, small=True),
+            "from": {name: one[name] for name in ("source", "note", "time") if one.get(name)},
+        }
+
+    def _label(self, label: Any) -> str:
+        missing = label == -1 or (isinstance(label, list) and -1 in label)
+        return "not labelled" if missing else self.names(label)

@@ -1,0 +1,89 @@
+"""Small pieces that the tabs of the page share."""
+
+import html
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ra_hmd.errors import UserError
+from ra_hmd.serve.service import Busy, Closed, QueueFull
+
+_SAID = {
+    QueueFull: "The model has too much to do at the moment; try again in a few seconds.",
+    Busy: "The model is busy with something else; try again in a few seconds.",
+    Closed: "The service is being shut down.",
+    TimeoutError: "It took too long; try again.",
+}
+
+from gradio.events import Dependency
+
+class Upload(gr.File):
+    """A file that is read once and then deleted: what people report must not stay on a disk."""
+
+    def get_block_name(self) -> str:
+        """That of the component on the page."""
+        return "file"
+
+    def preprocess(self, payload: Any) -> bytes | None:
+        """The content."""
+        if payload is None:
+            return None
+        path = Path(payload.path)
+        try:
+            return path.read_bytes()
+        finally:
+            path.unlink(missing_ok=True)
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+def told(act: Callable[..., Any]) -> Callable[..., Any]:
+    """What a person can mend is said on the page; nothing on it changes."""
+
+    @wraps(act)
+    def wrapped(*values: Any, **named: Any) -> Any:
+        try:
+            return act(*values, **named)
+        except UserError as error:
+            said = str(error)
+        except tuple(_SAID) as error:
+            said = next(words for kind, words in _SAID.items() if isinstance(error, kind))
+        raise gr.Error(html.escape(said), duration=12, print_exception=False, title="Not done")
+
+    return wrapped
+
+
+def on(
+    trigger: Callable[..., Any],
+    act: Callable[..., Any] | None,
+    inputs: Sequence[Any] = (),
+    outputs: Sequence[Any] = (),
+    *,
+    js: str | None = None,
+) -> Any:
+    """Wire an event: no public endpoint of the page's own, no veil over what is shown."""
+    return trigger(
+        None if act is None else told(act),
+        list(inputs),
+        list(outputs),
+        js=js,
+        show_api=False,
+        api_name=False,
+        show_progress="hidden",
+    )
+
+
+def focus(element: str) -> str:
+    """JavaScript that moves the keyboard's focus into an element, once it is there."""
+    return f"() => window.raFocus({element!r})"
+
+
+def sentence(text: str, *, kind: str = "done") -> str:
+    """One sentence for a live region."""
+    return f'<p class="ra-said ra-{kind}">{html.escape(text)}</p>' if text else ""
