@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL.Image import Image
 
 from ra_hmd.data.images import load_image
 from ra_hmd.data.record import Meme
-from ra_hmd.data.sharegpt import OFFICIAL_ANSWERS
-from ra_hmd.errors import UserError
+from ra_hmd.data.sharegpt import OFFICIAL_ANSWERS, Answers
+from ra_hmd.errors import UserError, raise_all
 from ra_hmd.models.chat import Chat, ChatModel, chat_ids
 from ra_hmd.models.inputs import InputSettings
 
@@ -67,16 +66,21 @@ class Asker:
             shown: [Q, K], rows of the examples.
             batch_size: Chats per pass.
         """
+        parts = [self._probabilities(memes[start : start + batch_size], shown[start : start + batch_size])
+                 for start in range(0, len(memes), batch_size)]  # fmt: skip
+        found = np.concatenate(parts)
+        return (found[:, 1:] if self.settings.problem.kind == "binary" else found).astype(np.float64)
+
+    def _probabilities(self, memes: Sequence[Meme], shown: np.ndarray) -> np.ndarray:
+        """Of one batch, so that no more pictures than its own are in memory."""
         chats = [self.chat(meme, rows) for meme, rows in zip(memes, shown.tolist(), strict=True)]
         try:
-            found = self.chat_model.answer_probs(chats, self.settings.expected_answers, batch_size)
+            found = self.chat_model.answer_probs(chats, self.settings.expected_answers, len(chats))
         except UserError as error:
             raise UserError(f"Of the memes {memes[0].id!r} to {memes[-1].id!r}, {error}.") from error
-        if not np.isfinite(found).all():
-            raise UserError(
-                f"Of the memes {memes[0].id!r} to {memes[-1].id!r}, some have a score that is not a number."
-            )
-        return (found[:, 1:] if self.settings.problem.kind == "binary" else found).astype(np.float64)
+        bad = [f"meme {meme.id!r}" for meme, row in zip(memes, found, strict=True) if not np.isfinite(row).all()]
+        raise_all(bad, "The model's answer is not a number; try --dtype float32")
+        return found
 
     def check_context(self, memes: Sequence[Meme], shown: np.ndarray) -> int:
         """Tokens of the longest prompt.
@@ -129,7 +133,7 @@ def class_answers(settings: InputSettings, given: Sequence[str] = ()) -> tuple[s
     return expected.words
 
 
-def _class_of(answer: str, expected: Any) -> int | None:
+def _class_of(answer: str, expected: Answers) -> int | None:
     try:
         return expected.label_of(answer)
     except ValueError:

@@ -1,7 +1,7 @@
 """`ra-hmd in-context`: the LMM judges a split after seeing labelled memes; scored in parts, then measured."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ra_hmd.evaluation.checks import check_output
 from ra_hmd.evaluation.lockout import names_test, open_queries
 from ra_hmd.evaluation.thresholds import Criterion
 from ra_hmd.features.making import check_labels, features_of, fingerprint_memes
+from ra_hmd.features.store import Features
 from ra_hmd.in_context.asking import Asker, class_answers
 from ra_hmd.in_context.candidates import Stores, open_candidates
 from ra_hmd.in_context.demonstrations import Choice, Demonstrations, choose_demonstrations
@@ -231,10 +232,9 @@ def _open(
 ) -> dict[str, Any]:
     """The lock of test data: once for a run, however often it is stopped."""
 
-    def locked(source: Source) -> Any:
-        features = features_of(source.memes, {"hidden": np.zeros((len(source.memes), 0))})
-        manifest = {"split": source.split, "fingerprint": {"data": fingerprint_memes(source.memes)}}
-        return type(features)(features.ids, features.labels, features.hidden, manifest=manifest)
+    def locked(source: Source) -> Features:
+        stated = {"split": source.split, "fingerprint": {"data": fingerprint_memes(source.memes)}}
+        return replace(features_of(source.memes, {"hidden": np.zeros((len(source.memes), 0))}), manifest=stated)
 
     begun = parts.mark().get("opened")
     if begun is not None and (final or not begun["test_sets"]):

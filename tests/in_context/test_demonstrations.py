@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ra_hmd.data.sharegpt import OFFICIAL_ANSWERS
 from ra_hmd.errors import UserError
+from ra_hmd.in_context.asking import class_answers
 from ra_hmd.in_context.demonstrations import Candidates, Choice, choose_demonstrations
+from ra_hmd.models.inputs import InputSettings
 
 CLASSES = 3
 
@@ -111,3 +114,18 @@ def test_no_shots_and_too_many(queries: Candidates, examples: Candidates) -> Non
         Choice(2, "nearest")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--shots is -1"):
         Choice(-1)
+
+
+def test_what_is_said_of_each_class() -> None:
+    settings = InputSettings("qwen2_vl")
+    assert class_answers(settings) == OFFICIAL_ANSWERS
+    assert class_answers(settings, ("no", "Yes, it is.")) == ("no", "Yes, it is.")
+    for wrong in (("Yes", "No"), ("No",), ("No", "Yes", "No"), ("Cake", "Cat")):
+        with pytest.raises(UserError, match="give one for each class"):
+            class_answers(settings, wrong)
+    assert class_answers(replace(settings, positive_answer="True", negative_answer="False")) == ("False", "True")
+    several = replace(settings, problem_type="single_label", answers=("cake", "cat", "dog"))
+    assert class_answers(several) == ("cake", "cat", "dog")
+    assert class_answers(several, ("cake.", "cat.", "dog.")) == ("cake.", "cat.", "dog.")
+    with pytest.raises(UserError, match="needs one class per meme"):
+        class_answers(replace(several, problem_type="multi_label"))
