@@ -4,13 +4,23 @@ Both get their tokens and their pictures from the run's own template and pixel l
 token whichever of them answers.
 """
 
+import base64
 import importlib.util
+import json
 import os
+import shutil
+import subprocess
+import sys
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 
 from ra_hmd.config import choose
@@ -20,9 +30,11 @@ from ra_hmd.models.chat import Chat, ChatModel, chat_ids, check_adapter, check_l
 from ra_hmd.models.checkpoint import ADAPTER_CONFIG, MemeModel, Run
 from ra_hmd.models.inputs import MemeEncoder
 
+VLLM_PYTHON = "RA_HMD_VLLM_PYTHON"
 EngineKind = Literal["auto", "transformers", "vllm"]
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's `MaxLoRARanks`
 _CONTEXT = 16384  # most tokens of prompt and answer in vLLM, which keeps room for that many
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FREE_SHARE = 0.9  # of the GPU memory that is free, for vLLM
 
 
@@ -44,6 +56,12 @@ class Engine(Protocol):
         """Answers, in the order of the chats."""
 
 
+def vllm_python() -> str | None:
+    """The Python that has vLLM: what `RA_HMD_VLLM_PYTHON` names, or this one if vLLM is installed here; else None."""
+    here = sys.executable if importlib.util.find_spec("vllm") is not None else None
+    return os.environ.get(VLLM_PYTHON) or here
+
+
 def choose_engine(kind: EngineKind) -> Literal["transformers", "vllm"]:
     """The engine that is meant: `auto` is vLLM where it is installed and a CUDA device is there, else transformers.
 
@@ -51,13 +69,16 @@ def choose_engine(kind: EngineKind) -> Literal["transformers", "vllm"]:
         UserError: vLLM is asked for and cannot run here.
     """
     choose("--engine", kind, get_args(EngineKind))
-    installed, device = importlib.util.find_spec("vllm") is not None, torch.cuda.is_available()
+    python, device = vllm_python(), torch.cuda.is_available()
+    there = python is not None and shutil.which(python) is not None
     if kind == "auto":
-        return "vllm" if installed and device else "transformers"
-    if kind == "vllm" and not installed:
+        return "vllm" if there and device else "transformers"
+    if kind == "vllm" and not there:
+        why = "it is not installed" if python is None else f"{VLLM_PYTHON}={python} is no program"
         raise UserError(
-            "--engine vllm needs vLLM, which is not installed: pip install vllm, in an environment of its own where "
-            "its requirements contradict ours; or use --engine transformers."
+            f"--engine vllm needs vLLM, and {why}. Its requirements contradict LLaMA-Factory's: make it an environment "
+            f"of its own, `python -m venv vllm && vllm/bin/pip install vllm`, and set {VLLM_PYTHON}=vllm/bin/python. "
+            "Or use --engine transformers."
         )
     if kind == "vllm" and not device:
         raise UserError("--engine vllm needs a CUDA device, and none is here; use --engine transformers.")
@@ -84,13 +105,18 @@ def open_engine(
         batch_size: Chats per pass (transformers).
 
     Raises:
-        UserError: see `choose_engine`; a run that vLLM cannot load.
+        UserError: see `choose_engine`; a run that vLLM cannot load, vLLM under torchrun.
     """
     if choose_engine(kind) == "transformers":
         return TransformersEngine(ChatModel(model, adapter), batch_size)
+    if PartialState().num_processes > 1:
+        raise UserError("vLLM is started by one process, not under torchrun; give it GPUs by --tensor-parallel-size.")
     check_adapter(model.run, adapter)
     run = model.run if adapter else replace(model.run, adapter=None)
-    return VllmEngine(run, model.encoder, pictures=pictures, tensor_parallel_size=tensor_parallel_size)
+    free, total = torch.cuda.mem_get_info()
+    memory = round(_FREE_SHARE * free / total, 3)
+    how = {"pictures": pictures, "tensor_parallel_size": tensor_parallel_size}
+    return VllmEngine(run, model.encoder, vllm_python() or sys.executable, **how, gpu_memory_utilization=memory)
 
 
 class TransformersEngine:
@@ -114,34 +140,45 @@ class TransformersEngine:
 class VllmEngine:
     """The run's base model in vLLM, its adapter as a LoRA request. Written against vLLM 0.33; not measured here.
 
+    vLLM runs in a process of its own (`vllm_worker`), which may have another environment, until this object is gone.
+
     Args:
         run: The run.
         encoder: Its template, tokenizer and processor.
+        python: The Python that has vLLM.
         pictures: Most pictures of a chat.
         tensor_parallel_size: GPUs that share the model.
+        gpu_memory_utilization: Share of a GPU's memory for vLLM, the weights included.
 
     Raises:
-        UserError: a run that vLLM cannot load.
+        UserError: a run that vLLM cannot load, a process that ended.
     """
 
     name = "vllm"
 
-    def __init__(self, run: Run, encoder: MemeEncoder, *, pictures: int = 1, tensor_parallel_size: int = 1) -> None:
+    def __init__(
+        self,
+        run: Run,
+        encoder: MemeEncoder,
+        python: str,
+        *,
+        pictures: int = 1,
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = _FREE_SHARE,
+    ) -> None:
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(run.base_model, revision=run.loading.get("model_revision") or "main")
-        self.adapter = run.adapter is not None
-        self.encoder, self.image_token = encoder, config.image_token_id
+        self.encoder, self.adapter, self.image_token = encoder, run.adapter is not None, config.image_token_id
         self.context = min(config.get_text_config().max_position_embeddings, _CONTEXT)
         arguments = vllm_arguments(run, encoder, self.context, pictures, tensor_parallel_size)
-
-        os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")  # CUDA is in use in this process
-        from vllm import LLM
-        from vllm.lora.request import LoRARequest
-
-        free, total = torch.cuda.mem_get_info()
-        self._llm = LLM(**arguments, gpu_memory_utilization=round(_FREE_SHARE * free / total, 3))
-        self._lora = None if run.adapter is None else LoRARequest("run", 1, str(run.adapter.absolute()))
+        # What torchrun says of ranks is not for vLLM.
+        kept = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+        worker = [python, str(Path(__file__).with_name("vllm_worker.py"))]
+        self._process = subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=kept)
+        self._close = weakref.finalize(self, _end, self._process)
+        lora = None if run.adapter is None else str(run.adapter.absolute())
+        self._ask({"engine": arguments | {"gpu_memory_utilization": gpu_memory_utilization}, "adapter": lora})
 
     def check(self, chat: Chat, max_new_tokens: int) -> None:
         """See `Engine`."""
@@ -151,36 +188,66 @@ class VllmEngine:
         """See `Engine`.
 
         Raises:
-            UserError: vLLM made other tokens of a prompt than training would have.
+            UserError: vLLM made other tokens of a prompt than training would have, or ended.
         """
-        from vllm import SamplingParams
-
-        stop = self.encoder.template.get_stop_token_ids(self.encoder.tokenizer)
-        greedy = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=stop)
+        if not chats:
+            return []
         expected = [chat_ids(self.encoder, chat) for chat in chats]
-        asked = [vllm_prompt(self.encoder, chat, ids, self.image_token)
-                 for chat, ids in zip(chats, expected, strict=True)]  # fmt: skip
-        found = self._llm.generate(asked, greedy, use_tqdm=False, lora_request=self._lora)
-        for row, (ids, output) in enumerate(zip(expected, found, strict=True)):
-            if list(output.prompt_token_ids) != ids:
+        prompts = [
+            {
+                "ids": fold_image_tokens(ids, self.image_token),
+                "images": list(map(_png, regular_images(self.encoder, chat))),
+            }
+            for chat, ids in zip(chats, expected, strict=True)
+        ]
+        stop = self.encoder.template.get_stop_token_ids(self.encoder.tokenizer)
+        found = self._ask({"prompts": prompts, "max_tokens": max_new_tokens, "stop": stop})
+        for row, (ids, made) in enumerate(zip(expected, found["ids"], strict=True)):
+            if made != ids:
                 raise UserError(
-                    f"vLLM made {len(output.prompt_token_ids)} tokens of prompt {row + 1} and training would have made "
-                    f"{len(ids)}: this vLLM treats pictures in another way. Use --engine transformers."
+                    f"vLLM made {len(made)} tokens of prompt {row + 1} and training would have made {len(ids)}: it "
+                    "treats pictures in another way. Use --engine transformers."
                 )
-        return [output.outputs[0].text.strip() for output in found]
+        return [text.strip() for text in found["texts"]]
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        try:
+            print(json.dumps(message), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self._close()
+            raise UserError(
+                f"vLLM ended (exit code {self._process.returncode}); what it said is above. If memory was short, raise "
+                "--tensor-parallel-size, or use --engine transformers."
+            )
+        return json.loads(line)
 
 
-def vllm_prompt(encoder: MemeEncoder, chat: Chat, ids: list[int], image_token: int) -> dict[str, Any]:
-    """A chat as vLLM's `TokensPrompt`: one image token per picture, and the pictures as LLaMA-Factory resizes them."""
-    pictures = regular_images(encoder, chat.images)
-    return {"prompt_token_ids": fold_image_tokens(ids, image_token), "multi_modal_data": {"image": pictures}}
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Let a worker end, which it does with its input."""
+    with suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
 
 
-def regular_images(encoder: MemeEncoder, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Pictures within the run's pixel limits. The model's own processor, ours and vLLM's, comes after that."""
+def _png(image: Image.Image) -> str:
+    content = BytesIO()
+    image.save(content, "PNG", compress_level=1)
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def regular_images(encoder: MemeEncoder, chat: Chat) -> list[Image.Image]:
+    """A chat's pictures within the run's pixel limits. The model's own processor, ours or vLLM's, comes after that."""
     processor = encoder.processor
     return encoder.template.mm_plugin._regularize_images(
-        list(images),
+        chat.images,
         image_max_pixels=processor.image_max_pixels,
         image_min_pixels=processor.image_min_pixels,
     )["images"]

@@ -1,7 +1,10 @@
 """Engines: which one is meant, and what vLLM would be asked. vLLM itself needs a GPU and is not run here."""
 
 import json
+import os
 import shutil
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ra_hmd.errors import UserError
-from ra_hmd.models.chat import Chat, chat_ids
+from ra_hmd.models.chat import Chat, chat_ids, fold_image_tokens
 from ra_hmd.models.checkpoint import MemeModel, Run, load_encoder, open_backbone, open_run
 from ra_hmd.models.inputs import MemeEncoder
-from ra_hmd.predict.generation import choose_engine, open_engine, regular_images, vllm_arguments, vllm_prompt
+from ra_hmd.predict.generation import VllmEngine, choose_engine, open_engine, regular_images, vllm_arguments
 
 SIZES = ((96, 96), (320, 40), (31, 700), (20, 20), (900, 655), (882, 668))
 
@@ -24,13 +27,24 @@ def encoder_of(run: Run, **changes: int) -> MemeEncoder:
     return load_encoder(run.base_model, replace(run.settings, **changes))[0]
 
 
-def test_auto_is_what_is_here_and_another_choice_is_told() -> None:
+def shown(image: Image.Image) -> Chat:
+    return Chat([{"role": "user", "content": "<image>"}], [image])
+
+
+def test_auto_is_what_is_here_and_another_choice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_engine("transformers") == "transformers"
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here: the choice depends on whether vLLM is installed")
     assert choose_engine("auto") == "transformers"
-    with pytest.raises(UserError, match="--engine vllm needs"):
+    with pytest.raises(UserError, match="--engine vllm needs vLLM, and it is not installed.*vllm/bin/pip install"):
         choose_engine("vllm")
+    monkeypatch.setenv("RA_HMD_VLLM_PYTHON", "/no/such/python")
+    with pytest.raises(UserError, match="=/no/such/python is no program"):
+        choose_engine("vllm")
+    monkeypatch.setenv("RA_HMD_VLLM_PYTHON", sys.executable)
+    with pytest.raises(UserError, match="needs a CUDA device"):
+        choose_engine("vllm")
+    assert choose_engine("auto") == "transformers"
     with pytest.raises(UserError, match="magic"):
         choose_engine("magic")
 
@@ -86,14 +100,14 @@ def test_prompts_become_the_tokens_of_training_once_vllm_puts_the_pictures_in(
     )
     image_token = encoder.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     ids = chat_ids(encoder, chat)
-    prompt = vllm_prompt(encoder, chat, ids, image_token)
-    assert prompt["prompt_token_ids"].count(image_token) == len(SIZES)
+    folded = fold_image_tokens(ids, image_token)
+    assert folded.count(image_token) == len(SIZES)
     limit = vllm_arguments(run, encoder, 4096, 1, 1)["mm_processor_kwargs"]["max_pixels"]
     assert pixels < limit < 4_000_000
-    pictures = iter(prompt["multi_modal_data"]["image"])
+    pictures = iter(regular_images(encoder, chat))
     size = {"shortest_edge": processor.size["shortest_edge"], "longest_edge": limit}
     grown: list[int] = []
-    for token in prompt["prompt_token_ids"]:
+    for token in folded:
         count = 1
         if token == image_token:
             (grid,) = processor(next(pictures), size=size, return_tensors="pt")["image_grid_thw"].tolist()
@@ -105,10 +119,10 @@ def test_prompts_become_the_tokens_of_training_once_vllm_puts_the_pictures_in(
 def test_pictures_are_resized_once_as_in_training(stage1_run: Path) -> None:
     run = open_run(stage1_run)
     encoder = encoder_of(run, image_max_pixels=96 * 96)
-    (small,) = regular_images(encoder, [Image.new("RGBA", (300, 200))])
+    (small,) = regular_images(encoder, shown(Image.new("RGBA", (300, 200))))
     assert small.mode == "RGB"
     assert small.width * small.height <= 96 * 96
-    assert regular_images(encoder, [small])[0].size == small.size
+    assert regular_images(encoder, shown(small))[0].size == small.size
 
 
 def test_no_adapter_to_leave_aside(tiny: Callable[[str], Path]) -> None:
@@ -116,3 +130,90 @@ def test_no_adapter_to_leave_aside(tiny: Callable[[str], Path]) -> None:
     with pytest.raises(UserError, match="no adapter"):
         open_engine("transformers", model, adapter=False)
     assert open_engine("transformers", model).adapter is False
+
+
+STAND_IN = '''
+"""Stands in for vLLM 0.33: the names and arguments that are used of it, and no model."""
+import json, os
+from types import SimpleNamespace
+
+print("a line of log")
+
+class SamplingParams:
+    def __init__(self, *, temperature, max_tokens, stop_token_ids):
+        self.said = [temperature, max_tokens, stop_token_ids]
+
+class LLM:
+    def __init__(self, **arguments):
+        if arguments["max_model_len"] < 4096:
+            raise ValueError("no memory")
+        with open(os.environ["SEEN"], "w") as file:
+            json.dump([arguments, "RANK" in os.environ], file)
+
+    def generate(self, prompts, params, *, use_tqdm, lora_request):
+        os.write(1, b"more log, past Python")
+        answers = []
+        for prompt in prompts:
+            pictures, ids = iter(prompt.get("multi_modal_data", {}).get("image", [])), []
+            for token in prompt["prompt_token_ids"]:
+                ids += [token]
+                if token == int(os.environ["IMAGE_TOKEN"]):
+                    width, height = next(pictures).size
+                    ids += [token] * (width // 28 * (height // 28) - 1)
+            told = json.dumps(params.said + [lora_request and [*lora_request]])
+            answers.append(SimpleNamespace(prompt_token_ids=tuple(ids), outputs=[SimpleNamespace(text=f" {told} ")]))
+        return answers
+'''
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, stage1_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An environment with a `vllm`, and where its `LLM` writes what it was given."""
+    package = tmp_path / "site" / "vllm"
+    (package / "lora").mkdir(parents=True)
+    (package / "__init__.py").write_text(STAND_IN)
+    (package / "lora" / "__init__.py").touch()
+    (package / "lora" / "request.py").write_text("def LoRARequest(*values):\n    return values\n")
+    token = encoder_of(open_run(stage1_run)).tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    values = {"PYTHONPATH": package.parent, "SEEN": tmp_path / "seen", "IMAGE_TOKEN": token, "RANK": 0}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+    return tmp_path / "seen"
+
+
+def test_the_worker_is_asked_and_answers(stage1_run: Path, stand_in: Path) -> None:
+    """The real process and its lines, with a `vllm` of the same calls in it; what vLLM makes of them is not tested."""
+    run = open_run(stage1_run)
+    encoder = encoder_of(run)
+    engine = VllmEngine(run, encoder, sys.executable, pictures=2, gpu_memory_utilization=0.5)
+    arguments, ranked = json.loads(stand_in.read_text())
+    assert arguments == vllm_arguments(run, encoder, 4096, 2, 1) | {"gpu_memory_utilization": 0.5}
+    assert not ranked
+    chats = [shown(Image.new("RGB", size)) for size in ((84, 112), (56, 84))]
+    chats += [Chat([{"role": "user", "content": "Name a cake."}])]
+    said = [json.loads(answer) for answer in engine.generate(chats, 7)]
+    stop = encoder.template.get_stop_token_ids(encoder.tokenizer)
+    assert said == [[0.0, 7, stop, ["run", 1, str(run.adapter.absolute())]]] * 3
+    assert engine.generate([], 7) == []
+    with pytest.raises(UserError, match="4090 are asked for"):
+        engine.check(chats[0], 4090)
+    with pytest.raises(UserError, match=r"vLLM made \d+ tokens of prompt 1 and training would have made"):
+        engine.generate([shown(Image.new("RGB", (108, 112)))], 7)  # the processor rounds it to 112, the stand-in to 84
+    process = engine._process
+    del engine
+    until = time.monotonic() + 20
+    while process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert process.returncode == 0
+
+
+def test_a_worker_that_ends_is_told(stage1_run: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(stage1_run)
+    encoder = encoder_of(run)
+    engine = VllmEngine(run, encoder, sys.executable)
+    os.kill(engine._process.pid, 9)
+    with pytest.raises(UserError, match="vLLM ended .exit code -9"):
+        engine.generate([shown(Image.new("RGB", (84, 84)))], 7)
+    monkeypatch.setattr("ra_hmd.predict.generation._CONTEXT", 100)
+    with pytest.raises(UserError, match="vLLM ended .exit code 1"):
+        VllmEngine(run, encoder, sys.executable)
