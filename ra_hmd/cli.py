@@ -18,6 +18,7 @@ from ra_hmd.judge.commands import judge_app
 from ra_hmd.options import Output
 from ra_hmd.predict.commands import prediction_app
 from ra_hmd.retrieval.commands import bank_app
+from ra_hmd.serve.commands import serve_app
 
 
 class _Group(TyperGroup):
@@ -47,6 +48,7 @@ app.add_typer(features_app, name="features")
 app.add_typer(encoder_app)
 app.add_typer(evaluation_app)
 app.add_typer(prediction_app)
+app.add_typer(serve_app)
 app.add_typer(judge_app)
 app.add_typer(in_context_app)
 app.add_typer(card_app)

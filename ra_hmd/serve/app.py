@@ -1,0 +1,115 @@
+"""The API: a FastAPI app around a service. See docs/api.md."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from anyio.to_thread import run_sync
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
+from pydantic.json_schema import models_json_schema
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from ra_hmd import __version__
+from ra_hmd.serve import schemas
+from ra_hmd.serve.asking import Asking
+from ra_hmd.serve.bank_desk import BankDesk
+from ra_hmd.serve.bank_routes import bank_routes
+from ra_hmd.serve.keys import KeyRing
+from ra_hmd.serve.middleware import Door, Scale, Watch
+from ra_hmd.serve.observing import Metrics
+from ra_hmd.serve.refusals import answer_with
+from ra_hmd.serve.routes import judging_routes, system_routes
+from ra_hmd.serve.service import Service
+from ra_hmd.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from ra_hmd.predict.explain import Explainer
+
+_BODIES = (
+    schemas.ClassifyRequest,
+    schemas.ExplainRequest,
+    schemas.SearchRequest,
+    schemas.EffectRequest,
+    schemas.AddRequest,
+    schemas.RemoveRequest,
+    schemas.RelabelRequest,
+    schemas.RollbackRequest,
+)
+_OPEN = ("/health", "/ready")
+
+
+def create_app(
+    service: Service,
+    desk: BankDesk | None = None,
+    explainer: "Explainer | None" = None,
+    keys: KeyRing | None = None,
+    settings: Settings | None = None,
+    hosts: Sequence[str] = ("*",),
+) -> FastAPI:
+    """The API as an ASGI app. When it ends, it closes the service.
+
+    Args:
+        service: Judges.
+        desk: Where its bank is changed; None: no routes to a bank.
+        explainer: Puts verdicts into words.
+        keys: Who may ask; None: everyone may ask, and nobody may change the bank.
+        settings: Limits.
+        hosts: Names by which it may be called, in the Host header; `*` is any.
+
+    Returns:
+        The app; `app.state.asking` has its parts.
+    """
+    settings = settings or Settings()
+    asking, metrics = Asking(service, desk, explainer, keys, settings), Metrics(service)
+    if desk is not None and desk.patience is None:
+        desk.patience = settings.time_limit
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_sync(asking.close, settings.time_limit)
+
+    app = FastAPIOffline(
+        redoc_url=None,
+        title="ra-hmd",
+        version=__version__,
+        summary="Verdicts on memes, and the example bank that votes.",
+        lifespan=lifespan,
+        middleware=[
+            Middleware(Watch, metrics=metrics),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+            Middleware(Door, keys=keys),
+            Middleware(Scale, settings=settings),
+        ],
+    )
+    app.state.asking = asking
+    answer_with(app)
+    app.include_router(judging_routes(asking))
+    app.include_router(bank_routes(asking))
+    app.include_router(system_routes(asking, metrics))
+    app.openapi = lambda: _openapi(app, locked=keys is not None)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI, *, locked: bool) -> dict[str, Any]:
+    """The description of the API, with the bodies that routes read themselves, and keys where they are needed."""
+    if app.openapi_schema is None:
+        described = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        _, bodies = models_json_schema(
+            [(kind, "validation") for kind in _BODIES], ref_template="#/components/schemas/{model}"
+        )
+        components = described.setdefault("components", {})
+        components.setdefault("schemas", {}).update(bodies["$defs"])
+        if locked:
+            components["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            }
+            for path, item in described["paths"].items():
+                for operation in item.values():
+                    operation["security"] = [] if path in _OPEN else [{"bearer": []}, {"key": []}]
+        app.openapi_schema = described
+    return app.openapi_schema

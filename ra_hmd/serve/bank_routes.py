@@ -1,0 +1,122 @@
+"""The routes about the example bank: anyone with a key looks, a moderator changes."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from ra_hmd.retrieval.state import Entry
+from ra_hmd.serve.asking import Asking
+from ra_hmd.serve.bank_desk import BankDesk, Labelled
+from ra_hmd.serve.refusals import Refusal, responses
+from ra_hmd.serve.routes import ASKING, body
+from ra_hmd.serve.schemas import (
+    AddRequest,
+    BankInfo,
+    BankLog,
+    Effect,
+    EffectRequest,
+    LabelledMeme,
+    LogEntry,
+    RelabelRequest,
+    RemoveRequest,
+    RollbackRequest,
+    SearchAnswer,
+    SearchRequest,
+)
+from ra_hmd.serve.uploads import check_number, read_json
+
+_LOOKING = responses(400, 401, 404, 422, 429, 503, 504)
+_ASKING = responses(*ASKING, 404)
+_CHANGING = responses(*ASKING, 403, 404, 409)
+
+
+def bank_routes(asking: Asking) -> APIRouter:
+    """`/v1/bank` and what is below it."""
+    router = APIRouter(prefix="/v1/bank", tags=["bank"])
+    _looking(router, asking)
+    _changing(router, asking)
+    return router
+
+
+def _looking(router: APIRouter, asking: Asking) -> None:
+    @router.get("", response_model=BankInfo, responses=_LOOKING)
+    async def info(request: Request) -> Any:
+        """Size, classes, version and what made its embeddings."""
+        return await asking.look(request, BankDesk.info)
+
+    @router.get("/log", response_model=BankLog, responses=_LOOKING)
+    async def log(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        before: Annotated[int | None, Query(ge=1, description="Only versions before this one.")] = None,
+    ) -> Any:
+        """Its versions, newest first: who changed what, and why."""
+        entries = await asking.look(request, BankDesk.log)
+        shown = [entry.to_dict() for entry in reversed(entries) if before is None or entry.version < before]
+        return {"version": entries[-1].version, "entries": shown[:limit]}
+
+    @router.post("/search", response_model=SearchAnswer, responses=_ASKING, openapi_extra=body(SearchRequest))
+    async def search(request: Request) -> Any:
+        """The rows nearest to a meme, of which nothing is kept."""
+        asked = await read_json(request, SearchRequest)
+        query, request.state.memes = asked.meme.query(), 1
+        asking.check_pictures([query])
+        return await asking.look(request, lambda desk: desk.search(query, asked.k))
+
+    @router.post("/effect", response_model=Effect, responses=_ASKING, openapi_extra=body(EffectRequest))
+    async def effect(request: Request) -> Any:
+        """What a change would do to verdicts on the reference and on the memes judged last; nothing is changed."""
+        asked = await read_json(request, EffectRequest)
+        if asked.rollback is not None:
+            if asked.add or asked.remove or asked.relabel:
+                raise Refusal(422, "`rollback` stands alone: look at it, or at the other changes.")
+            return await asking.look(request, partial(BankDesk.rollback_effect, version=asked.rollback))
+        memes = _labelled(asking, request, asked.add)
+        return await asking.look(request, lambda desk: desk.effect(memes, asked.remove, asked.relabel))
+
+
+def _changing(router: APIRouter, asking: Asking) -> None:
+    @router.post("/add", response_model=LogEntry, responses=_CHANGING, openapi_extra=body(AddRequest))
+    async def add(request: Request) -> Any:
+        """Add memes with labels. Needs the key of a moderator, as all changes do; its name is the author.
+
+        A change whose answer was lost can be asked for again: if it was made, the answer is 409.
+        """
+        asked = await asking.read(request, AddRequest)
+        memes = _labelled(asking, request, asked.memes)
+        call = partial(BankDesk.add, memes=memes, reason=asked.reason, source=asked.source)
+        return _entry(await asking.change(request, call))
+
+    @router.post("/remove", response_model=LogEntry, responses=_CHANGING, openapi_extra=body(RemoveRequest))
+    async def remove(request: Request) -> Any:
+        """Take rows out."""
+        asked = await asking.read(request, RemoveRequest)
+        return _entry(await asking.change(request, partial(BankDesk.remove, ids=asked.ids, reason=asked.reason)))
+
+    @router.post("/relabel", response_model=LogEntry, responses=_CHANGING, openapi_extra=body(RelabelRequest))
+    async def relabel(request: Request) -> Any:
+        """Give rows other labels."""
+        asked = await asking.read(request, RelabelRequest)
+        call = partial(BankDesk.relabel, labels=asked.labels, reason=asked.reason)
+        return _entry(await asking.change(request, call))
+
+    @router.post("/rollback", response_model=LogEntry, responses=_CHANGING, openapi_extra=body(RollbackRequest))
+    async def rollback(request: Request) -> Any:
+        """Make a new version that holds what an earlier one held."""
+        asked = await asking.read(request, RollbackRequest)
+        call = partial(BankDesk.rollback, version=asked.version, reason=asked.reason)
+        return _entry(await asking.change(request, call))
+
+
+def _labelled(asking: Asking, request: Request, memes: Sequence[LabelledMeme]) -> list[Labelled]:
+    check_number(memes, asking.settings)
+    labelled = [Labelled(meme.query(), meme.label, meme.note) for meme in memes]
+    asking.check_pictures([one.query for one in labelled])
+    request.state.memes = len(memes)
+    return labelled
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    return entry.to_dict()

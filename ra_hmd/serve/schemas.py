@@ -1,0 +1,288 @@
+"""What goes in and out of the API."""
+
+import base64
+import binascii
+import uuid
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from ra_hmd.predict.detector import Query
+
+
+def _decoded(value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise ValueError("must be text in base64")
+    if value.startswith(("http:", "https:", "data:", "file:")):
+        raise ValueError("must be the picture's file in base64; addresses are not fetched")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("is not base64 (RFC 4648, without line breaks)") from error
+
+
+def _said(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+Picture = Annotated[
+    bytes,
+    BeforeValidator(_decoded),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "contentEncoding": "base64",
+            "minLength": 1,
+            "description": "The file of the picture in base64: PNG, JPEG, WebP, GIF or BMP.",
+        }
+    ),
+]
+MemeId = Annotated[
+    str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$", description="A name without line breaks.")
+]
+Score = float | list[float]
+Label = int | list[int]
+Reason = Annotated[
+    str, Field(min_length=1, max_length=1000, description="Why; the log keeps it."), AfterValidator(_said)
+]
+
+
+class Strict(BaseModel):
+    """What is sent: unknown fields are refused, so that a misspelt one is not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class MemeIn(Strict):
+    """A meme."""
+
+    image: Picture
+    text: str | None = Field(None, description="Its caption; without it, it is read from the picture (extra `ocr`).")
+    id: MemeId | None = Field(None, description="Its name, by default a new one. The bank's row of it has no vote.")
+
+    def query(self) -> Query:
+        """As the detector takes it."""
+        return Query(self.id or uuid.uuid4().hex, self.image, self.text)
+
+
+class ClassifyRequest(Strict):
+    """Memes to judge."""
+
+    memes: list[MemeIn] = Field(min_length=1)
+
+
+class ExplainRequest(Strict):
+    """A meme to judge and to explain."""
+
+    meme: MemeIn
+
+
+class SearchRequest(Strict):
+    """A meme whose neighbours are asked for; nothing of it is kept."""
+
+    meme: MemeIn
+    k: int = Field(20, ge=1, le=1000, description="How many.")
+
+
+class LabelledMeme(Strict):
+    """A meme and what a person says that it is."""
+
+    id: MemeId
+    image: Picture
+    text: str | None = Field(None, description="Its caption; without it, it is read from the picture.")
+    label: Label = Field(description="A class, of several classes a list of 0 and 1.")
+    note: str = Field("", max_length=1000, description="Kept with the row.")
+
+    def query(self) -> Query:
+        """As the detector takes it."""
+        return Query(self.id, self.image, self.text)
+
+
+class AddRequest(Strict):
+    """Memes for the bank."""
+
+    memes: list[LabelledMeme] = Field(min_length=1)
+    reason: Reason
+    source: str = Field("api", min_length=1, max_length=200, description="Where they come from.")
+
+
+class RemoveRequest(Strict):
+    """Rows to take out."""
+
+    ids: list[MemeId] = Field(min_length=1, max_length=10_000)
+    reason: Reason
+
+
+class RelabelRequest(Strict):
+    """Rows and their new labels."""
+
+    labels: dict[MemeId, Label] = Field(min_length=1, max_length=10_000)
+    reason: Reason
+
+
+class RollbackRequest(Strict):
+    """The version to go back to."""
+
+    version: int = Field(ge=1)
+    reason: Reason
+
+
+class EffectRequest(Strict):
+    """A change that is only looked at; or, with `rollback` alone, going back to that version."""
+
+    add: list[LabelledMeme] = Field(default_factory=list)
+    remove: list[MemeId] = Field(default_factory=list, max_length=10_000)
+    relabel: dict[MemeId, Label] = Field(default_factory=dict, max_length=10_000)
+    rollback: int | None = Field(None, ge=1)
+
+
+class BankVersion(BaseModel):
+    """Which bank voted."""
+
+    place: str | None = None
+    sha256: str | None = None
+    version: int | None = Field(None, description="Of an example bank.")
+
+
+class Version(BaseModel):
+    """What an answer depends on."""
+
+    run: str
+    head_sha256: str
+    bank: BankVersion
+
+
+class Neighbour(BaseModel):
+    """A row of the bank that voted."""
+
+    id: str
+    label: Label
+    similarity: float
+    vote: Score
+    share: float
+    source: str | None = None
+    note: str | None = None
+    time: str | None = None
+
+
+class Judged(BaseModel):
+    """What is said of a meme: see `Detection` in the Python API."""
+
+    id: str
+    text: str
+    text_source: str
+    scores: dict[str, Score]
+    probabilities: dict[str, Score]
+    verdicts: dict[str, Label | None]
+    head: Literal["lmh", "lrc", "rkc"]
+    verdict: Label | None = Field(description="null: left to a person.")
+    threshold: Score | None
+    neighbours: list[Neighbour] | None
+    version: Version
+
+
+class NotJudged(BaseModel):
+    """Why a meme was not judged; the others of its request were."""
+
+    id: str
+    error: str
+
+
+class ClassifyAnswer(BaseModel):
+    """A result for each meme, in their order."""
+
+    results: list[Judged | NotJudged]
+
+
+class Rationale(BaseModel):
+    """What the language model says to a verdict: generated after it, and not its cause."""
+
+    id: str
+    rationale: str
+    prompt: str
+    neighbours: list[str]
+    engine: str
+    policy_sha256: str | None
+    generated: Literal[True]
+
+
+class ExplainAnswer(BaseModel):
+    """A verdict, and words about it."""
+
+    result: Judged
+    explanation: Rationale
+
+
+class Row(BaseModel):
+    """A row of the bank, and how similar it is."""
+
+    id: str
+    similarity: float
+    label: Label
+    source: str
+    note: str
+    time: str
+    image_hash: str
+
+
+class SearchAnswer(BaseModel):
+    """The nearest rows, nearest first."""
+
+    version: int
+    neighbours: list[Row]
+
+
+class LogEntry(BaseModel):
+    """A version of the bank."""
+
+    version: int
+    action: str
+    author: str
+    reason: str
+    time: str
+    counts: dict[str, int]
+    restores: int | None = None
+
+
+class BankLog(BaseModel):
+    """Versions, newest first."""
+
+    version: int
+    entries: list[LogEntry]
+
+
+class BankInfo(BaseModel):
+    """See `ra-hmd bank info`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    bank: str
+    version: int
+    rows: int
+    rows_per_class: list[int]
+
+
+class Effect(BaseModel):
+    """What a change would do; see `ra-hmd bank effect`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    version: int
+    queries: int
+    flips: list[dict[str, Any]]
+    flip_counts: dict[str, int]
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Ready(BaseModel):
+    """Memes are accepted."""
+
+    status: Literal["ready"] = "ready"
+    waiting: int

@@ -1,0 +1,128 @@
+"""From a request's body to memes, with nothing written to disk and nothing decoded that is too large.
+
+Names of uploaded files are not looked at. Pictures are only looked into here, for format and size; they are decoded in
+the service's threads.
+"""
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import TypeVar
+
+from anyio.to_thread import run_sync
+from fastapi import Request
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from ra_hmd.data.text import well_formed
+from ra_hmd.errors import UserError
+from ra_hmd.predict.detector import Query
+from ra_hmd.serve.refusals import Refusal, Wrong, faults
+from ra_hmd.serve.schemas import ClassifyRequest, MemeId, MemeIn
+from ra_hmd.serve.settings import FORMATS, Settings
+
+Model = TypeVar("Model", bound=BaseModel)
+_JSON, _FORM = "application/json", "multipart/form-data"
+_FIELDS = ("images", "texts", "ids")
+_ID = TypeAdapter(MemeId)
+
+
+async def read_json(request: Request, kind: type[Model]) -> Model:
+    """The body as a model. Read in a thread: it may be large.
+
+    Raises:
+        Refusal: 415 for another content type, 422 for a body that does not fit.
+    """
+    if _content_type(request) != _JSON:
+        raise Refusal(415, f"The body must be {_JSON}.")
+    body = await request.body()
+    try:
+        return await run_sync(kind.model_validate_json, body)
+    except ValidationError as error:
+        raise Refusal(422, "The body does not fit.", faults(error)) from None
+
+
+async def read_memes(request: Request, settings: Settings) -> list[MemeIn]:
+    """Memes of JSON, or of a form with `images` (files) and perhaps `texts` and `ids`, one for each image.
+
+    Raises:
+        Refusal: 413 for too many, 415 for another content type, 422 for a body that does not fit.
+    """
+    if _content_type(request) == _FORM:
+        memes = await _read_form(request, settings)
+    elif _content_type(request) == _JSON:
+        memes = (await read_json(request, ClassifyRequest)).memes
+    else:
+        raise Refusal(415, f"The body must be {_JSON} or {_FORM}.")
+    check_number(memes, settings)
+    return memes
+
+
+def check_number(memes: Sequence[object], settings: Settings) -> None:
+    """Raises `Refusal` for more memes than a request may have."""
+    if len(memes) > settings.max_images:
+        raise Refusal(413, f"{len(memes)} memes are sent, and a request may have {settings.max_images}; send fewer.")
+
+
+def pixels(query: Query, settings: Settings) -> int:
+    """How many pixels the picture of a meme has, by its header.
+
+    Raises:
+        UserError: no picture, one of a format that is not decoded, one with too many pixels, too long a caption.
+    """
+    if query.text is not None and len(query.text) > settings.max_text:
+        raise UserError(f"its caption has {len(query.text)} characters, and at most {settings.max_text} are let in")
+    try:
+        with Image.open(BytesIO(query.image), formats=FORMATS) as image:  # type: ignore[arg-type]
+            width, height = image.size
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, Image.DecompressionBombError):
+            raise UserError(f"its picture has more than the {settings.max_pixels} pixels that are let in") from error
+        raise UserError(f"its picture cannot be opened as any of {', '.join(FORMATS)}") from error
+    if width * height > settings.max_pixels:
+        raise UserError(f"its picture has {width} x {height} pixels; at most {settings.max_pixels} are let in")
+    return width * height
+
+
+async def _read_form(request: Request, settings: Settings) -> list[MemeIn]:
+    parser = MultiPartParser(
+        request.headers,
+        request.stream(),
+        max_files=settings.max_images,
+        max_fields=2 * settings.max_images,
+        max_part_size=8 * settings.max_text + 4096,
+    )
+    parser.spool_max_size = settings.max_bytes + 1  # more than can come: a picture never becomes a temporary file
+    try:
+        form = await parser.parse()
+    except (MultiPartException, FormParserError) as error:
+        words = getattr(error, "message", str(error))
+        raise Refusal(413 if words.startswith(("Too many", "Part exceeded")) else 422, f"The form: {words}") from error
+    problems = [Wrong(where=name, what="is no field of this form") for name in form if name not in _FIELDS]
+    images = [await item.read() for item in form.getlist("images") if isinstance(item, UploadFile)]
+    texts, ids = ([str(item) for item in form.getlist(name)] for name in ("texts", "ids"))
+    await form.close()
+    if not images:
+        problems.append(Wrong(where="images", what="at least one file is needed"))
+    for name, values in (("texts", texts), ("ids", ids)):
+        if values and len(values) != len(images):
+            problems.append(Wrong(where=name, what=f"{len(values)} are given for {len(images)} images: all, or none"))
+    if problems:
+        raise Refusal(422, "The form does not fit.", problems)
+    try:
+        return [
+            MemeIn.model_construct(
+                image=image,
+                text=well_formed(texts[place]) if texts else None,
+                id=_ID.validate_python(ids[place]) if ids else None,
+            )
+            for place, image in enumerate(images)
+        ]
+    except ValidationError as error:
+        raise Refusal(422, "The form does not fit.", faults(error)) from None
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
