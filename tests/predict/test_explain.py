@@ -95,6 +95,11 @@ def test_the_question_holds_policy_neighbours_meme_and_verdict(
     assert told == explainer(found, [load_image(meme.image) for meme in some])
 
 
+def test_the_documented_question_is_the_one_that_is_asked() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "explain.md").read_text()
+    assert " ".join(QUESTION.split()) in " ".join(page.split())
+
+
 def test_no_score_depends_on_a_rationale(detector: Detector, some: list[Meme]) -> None:
     plain = detector(asked(some))
     explained = detector(asked(some), explain=Explainer.of(detector, policy=POLICY, max_new_tokens=WORDS))
