@@ -1,5 +1,6 @@
 """`ra-hmd judge`."""
 
+import importlib.util
 import os
 import shlex
 import sys
@@ -8,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ra_hmd.errors import UserError
 from ra_hmd.options import Output
 
 judge_app = typer.Typer()
@@ -44,6 +46,8 @@ def judge_command(
 
     Stopped and started again, it asks only what was not answered.
     """
+    if importlib.util.find_spec("openai") is None:
+        raise UserError("Judging needs the extra `judge`: pip install 'ra-hmd[judge]'.")
     from ra_hmd.judge.client import JudgeSettings
     from ra_hmd.judge.run import Prices, judge
 
