@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ra_hmd.cards.commands import card_app
+from ra_hmd.console.commands import console_app
 from ra_hmd.data.commands import data_app
 from ra_hmd.encoders.commands import encoder_app
 from ra_hmd.errors import UserError
@@ -49,6 +50,7 @@ app.add_typer(encoder_app)
 app.add_typer(evaluation_app)
 app.add_typer(prediction_app)
 app.add_typer(serve_app)
+app.add_typer(console_app)
 app.add_typer(judge_app)
 app.add_typer(in_context_app)
 app.add_typer(card_app)

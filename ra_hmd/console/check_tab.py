@@ -9,7 +9,7 @@ from ra_hmd.console.correction import Correction, said_region
 from ra_hmd.console.moderation import Subject
 from ra_hmd.console.rationale import Rationale
 from ra_hmd.console.views import picture
-from ra_hmd.console.wiring import Upload, focus, on, sentence
+from ra_hmd.console.wiring import focus, on, sentence, upload
 from ra_hmd.predict.detector import Query
 from ra_hmd.serve.settings import FORMATS
 from ra_hmd.serve.uploads import pixels
@@ -23,22 +23,20 @@ class CheckTab:
         self.content, self.subject = gr.State(None), gr.State(None)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
-                self.upload = Upload(
-                    label=f"Picture: drop it here, paste it (Ctrl+V), or choose it. {', '.join(FORMATS)}.",
-                    file_types=["image"], height=140, elem_id="check-upload",
-                )  # fmt: skip
+                self.upload = upload(label="Picture", file_types=["image"], height=150, elem_id="check-upload")
+                gr.HTML(f"<p class='ra-small'>Drop it, paste it (Ctrl+V) or choose it: {', '.join(FORMATS)}.</p>")
                 self.preview = gr.HTML(elem_id="check-picture")
                 self.caption = gr.Textbox(
                     label="Caption", info="What is written on it. Left empty, it is read from the picture.",
                     lines=1, max_lines=6, elem_id="check-caption",
                 )  # fmt: skip
                 self.judge = gr.Button("Judge it (J)", variant="primary", elem_id="check-judge")
+                self.correct = gr.Button("Correct it (C)", visible=False, elem_id="check-correct")
+                self.correction = Correction(console, "check", self.subject)
             with gr.Column(scale=3, min_width=300):
                 self.said = said_region("check")
                 self.card = gr.HTML(elem_id="check-card")
                 self.rationale = Rationale(console, "check", self.subject)
-                self.correct = gr.Button("Correct it (C)", visible=False, elem_id="check-correct")
-                self.correction = Correction(console, "check", self.subject)
         self._wire()
 
     def _wire(self) -> None:

@@ -32,7 +32,7 @@ class Correction:
         self.console, self.prefix, self.subject, self._holds = console, prefix, subject, holds
         choice = gr.CheckboxGroup if console.names.problem.kind == "multi_label" else gr.Radio
         self.plan = gr.State(None)
-        with gr.Group(visible=False, elem_id=f"{prefix}-panel", elem_classes="ra-panel") as self.panel:
+        with gr.Column(visible=False, elem_id=f"{prefix}-panel", elem_classes="ra-panel") as self.panel:
             gr.HTML("<h3>Correct the verdict</h3>")
             self.label = choice(console.names.choices(), label="The meme is", elem_id=f"{prefix}-label")
             self.reason = gr.Radio(list(REASONS), label="Reason (required)", elem_id=f"{prefix}-reason")

@@ -1,6 +1,7 @@
 """Figures of model, bank and queue, for the page that shows them."""
 
 import base64
+import json
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from ra_hmd.console.review_queue import ReviewQueue
 from ra_hmd.console.views import render
 from ra_hmd.console.words import HEADS, ClassNames, number
 from ra_hmd.evaluation.metrics import Head
+from ra_hmd.manifest import sha256_bytes
+from ra_hmd.models.checkpoint import MemeModel
 from ra_hmd.retrieval.bank import Bank
 from ra_hmd.serve.service import Service
 
@@ -30,7 +33,9 @@ def figures_page(service: Service, names: ClassNames, queue: ReviewQueue) -> str
             f"closer than {detector.abstain} to the threshold" if detector.abstain else "never by rule",
         ),
     ]
-    heads = [head for head in HEADS if head != "rkc" or detector.scorer.examples is not None]
+    missing = set() if isinstance(detector.model, MemeModel) else {"lmh"}
+    missing |= {"rkc"} if detector.scorer.examples is None else set()
+    heads = [head for head in HEADS if head not in missing]
     parts = {"Model": model, "Thresholds": [(HEADS[head][0], _rule(service, head)) for head in heads]}
     if bank is not None:
         bank.refresh()
@@ -69,7 +74,7 @@ def _bank(bank: Bank, names: ClassNames) -> list[tuple[str, Any]]:
         ("Rows", info["rows"]),
         *[(f"Rows “{name}”", count) for name, count in zip(names.names, info["rows_per_class"], strict=True)],
         ("Last change", f"{last.action} by {last.author}, {last.time[:16].replace('T', ' ')} UTC: {last.reason}"),
-        *[(f"Made with {key.replace('_', ' ')}", str(value)[:40]) for key, value in info["fingerprint"].items()],
+        ("Fingerprint of what made it", sha256_bytes(json.dumps(info["fingerprint"], sort_keys=True).encode())[:12]),
     ]
 
 

@@ -22,7 +22,7 @@ class HistoryTab:
             with gr.Column(scale=3, min_width=300):
                 self.table = gr.HTML(elem_id="history-table")
                 self.refresh = gr.Button("Read it again (R)", elem_id="history-refresh")
-            with gr.Column(scale=2, min_width=300), gr.Group(elem_classes="ra-panel") as self.panel:
+            with gr.Column(scale=2, min_width=300, elem_classes="ra-panel") as self.panel:
                 gr.HTML("<h3>Go back to an earlier version</h3><p class='ra-small'>This makes a new version that "
                         "holds what the earlier one held. Nothing is lost.</p>")  # fmt: skip
                 self.version = gr.Number(label="Version", precision=0, minimum=1, elem_id="history-version")
@@ -36,7 +36,7 @@ class HistoryTab:
 
     def _wire(self, tab: gr.Tab) -> None:
         for trigger in (tab.select, self.refresh.click):
-            on(trigger, self._show, (), [self.table, self.panel])
+            on(trigger, self._show, (), [self.table, self.panel, *self._empty])
         on(self.version.input, lambda: self._unseen, (), list(self._unseen))
         seen = on(self.look.click, self._look, [self.version], list(self._unseen))
         on(seen.success, None, js=focus("history-effect"))
@@ -52,7 +52,9 @@ class HistoryTab:
 
     @property
     def _empty(self) -> dict[Any, Any]:
-        return self._unseen | {self.version: gr.update(value=None), self.reason: ""}
+        """Updates that empty the panel; the version before the last is what is most likely meant."""
+        last = self.console.moderation.desk.bank.version if self.console.moderation.can_change else 1
+        return self._unseen | {self.version: gr.update(value=max(last - 1, 1)), self.reason: ""}
 
     def _table(self) -> str:
         bank = self.console.moderation.desk.bank
@@ -62,7 +64,7 @@ class HistoryTab:
     def _show(self, request: gr.Request) -> dict[Any, Any]:
         person, can = self.console.doors.person(request), self.console.moderation.can_change
         table = self._table() if can else sentence("No example bank is open (--bank BANK).")
-        return {self.table: table, self.panel: gr.update(visible=person.may_change and can)}
+        return self._empty | {self.table: table, self.panel: gr.update(visible=person.may_change and can)}
 
     def _look(self, version: float | None, request: gr.Request) -> dict[Any, Any]:
         self.console.doors.person(request).check_may_change()

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -96,7 +97,7 @@ def mount(
     settings: Settings | None = None,
     options: ConsoleOptions | None = None,
     path: str = CONSOLE,
-) -> Console:
+) -> FastAPI:
     """Add the moderators' page to an application, before it is served; arguments as `Console` has them.
 
     Uploads lie in a folder of their own that nobody else may read, until they are read, at once; the folder is deleted
@@ -137,13 +138,13 @@ def mount(
         try:
             async with inner(started) as state:
                 yield state
+                await run_sync(console.queue.close)
         finally:
-            console.queue.close()
             for left in folder.iterdir():
                 shutil.rmtree(left, ignore_errors=True)
 
     app.router.lifespan_context = lifespan
-    return console
+    return app
 
 
 @cache

@@ -163,7 +163,7 @@ class Views:
             "votes": [vote] if isinstance(vote, float) else vote,
             "text": None if meme is None else meme.text,
             "picture": None if meme is None else as_address(meme.image, small=True),
-            "from": {name: one[name] for name in ("source", "note", "time") if one.get(name)},
+            "from": {name: said for name in ("source", "note", "time") if (said := one.get(name, ""))},
         }
 
     def _label(self, label: Any) -> str:

@@ -19,15 +19,14 @@ _SAID = {
 }
 
 
-class Upload(gr.File):
-    """A file that is read once and then deleted: what people report must not stay on a disk."""
+def upload(**how: Any) -> gr.File:
+    """A file that is read once and then deleted: what people report must not stay on a disk.
 
-    def get_block_name(self) -> str:
-        """That of the component on the page."""
-        return "file"
+    Its value is the content. No class of its own: for such Gradio writes a file beside the source.
+    """
+    component = gr.File(**how)
 
-    def preprocess(self, payload: Any) -> bytes | None:
-        """The content."""
+    def read_and_delete(payload: Any) -> bytes | None:
         if payload is None:
             return None
         path = Path(payload.path)
@@ -35,6 +34,9 @@ class Upload(gr.File):
             return path.read_bytes()
         finally:
             path.unlink(missing_ok=True)
+
+    component.preprocess = read_and_delete
+    return component
 
 
 def told(act: Callable[..., Any]) -> Callable[..., Any]:

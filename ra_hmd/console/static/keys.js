@@ -83,6 +83,8 @@
         region.setAttribute("role", "status");
       }
     });
+    // Gradio measures its tabs with buttons that nobody sees, but that the keyboard would reach.
+    document.querySelectorAll("[aria-hidden=true] button:not([tabindex='-1'])").forEach((hidden) => { hidden.tabIndex = -1; });
     const main = document.querySelector(".gradio-container main, .gradio-container .main");
     if (main && main.tagName !== "MAIN" && !main.hasAttribute("role")) main.setAttribute("role", "main");
   };

@@ -1,0 +1,121 @@
+"""`ra-hmd console`: the service with the moderators' page."""
+
+import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ra_hmd.serve import options as o
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from ra_hmd.console.console import ConsoleOptions
+
+console_app = typer.Typer()
+
+
+@console_app.command("console")
+def console_command(
+    run: o.Run,
+    bank: o.Bank = None,
+    queue: Annotated[Path | None, typer.Option(help="Memes to review: .jsonl, .csv, .parquet, or a folder.")] = None,
+    media_dir: Annotated[Path | None, typer.Option(help="Of --queue: where relative image paths start.")] = None,
+    reviews: Annotated[Path | None, typer.Option(help="File of decisions; default: BANK.reviews.jsonl.")] = None,
+    memes: o.Memes = None,
+    author: Annotated[
+        str | None, typer.Option(help="Without --keys: who makes changes; default: the login name.")
+    ] = None,
+    class_names: Annotated[
+        list[str] | None, typer.Option("--class-name", help="What each class is called, in the order of labels.")
+    ] = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    host: o.Host = "127.0.0.1",
+    port: o.Port = 8000,
+    keys: o.Keys = None,
+    allowed_host: o.AllowedHost = None,
+    head: o.Head = None,
+    thresholds: o.Thresholds = "stored",
+    topk: o.TopK = 20,
+    weights: o.Weights = "arithmetic",
+    min_similarity: o.MinSimilarity = None,
+    prior_correction: o.Prior = False,
+    abstain: o.Abstain = 0.0,
+    backbone: o.Backbone = None,
+    base_model: o.BaseModel = None,
+    dtype: o.Dtype = None,
+    max_batch: o.MaxBatch = 32,
+    max_wait_ms: o.MaxWait = 5.0,
+    max_queue: o.MaxQueue = 256,
+    time_limit: o.TimeLimit = 30.0,
+    max_bytes: o.MaxBytes = 32 * 1024 * 1024,
+    max_pixels: o.MaxPixels = 4096 * 4096,
+    max_images: o.MaxImages = 32,
+    max_text: o.MaxText = 4096,
+    policy: o.Policy = None,
+    neighbours: o.Neighbours = 0,
+    max_new_tokens: o.MaxNewTokens = 256,
+    reference: o.Reference = None,
+) -> None:
+    """The moderators' page, in the same app as the API: check a meme, review a queue, correct the bank
+    (docs/console.md). Prints its address.
+    """
+    given = dict(locals())
+    own = {name: given.pop(name) for name in ("queue", "media_dir", "reviews", "author", "class_names", "open_browser")}
+    serve_console(given, own)
+
+
+def serve_console(serving: dict[str, Any], own: dict[str, Any]) -> None:
+    """Serve API and page until a signal ends it.
+
+    Args:
+        serving: Options of `ra-hmd serve`, by name.
+        own: Those of the page alone.
+
+    Raises:
+        UserError: something is not installed, missing, or does not go together.
+    """
+    from ra_hmd.serve.commands import served
+
+    asked = served(**serving)
+    check_gradio()
+    from ra_hmd.console.console import ConsoleOptions
+    from ra_hmd.serve.middleware import CONSOLE
+    from ra_hmd.serve.running import serve
+
+    options = ConsoleOptions(
+        author=own["author"] or getpass.getuser(),
+        queue=own["queue"],
+        media_dir=own["media_dir"],
+        reviews=own["reviews"],
+        memes=serving["memes"] or [],
+        class_names=own["class_names"] or [],
+    )
+
+    def announce(address: str) -> None:
+        print(f"{address}{CONSOLE}", flush=True)
+        if own["open_browser"]:
+            typer.launch(f"{address}{CONSOLE}")
+
+    serve(asked, lambda *parts: _mounted(options, *parts), announce)
+
+
+def _mounted(options: "ConsoleOptions", *parts: Any) -> "FastAPI":
+    from ra_hmd.console.mount import mount
+
+    return mount(*parts, options=options)
+
+
+def check_gradio() -> None:
+    """Raise `UserError` unless Gradio is there, in a version that the page was made for."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from ra_hmd.errors import UserError
+
+    try:
+        found = version("gradio")
+    except PackageNotFoundError:
+        found = "none"
+    if found.split(".")[0] != "5":
+        raise UserError(f"The console needs Gradio 5, {found} is installed: pip install 'gradio>=5.40,<6'.")
