@@ -1,0 +1,87 @@
+"""Servers for tests: over real sockets, in a thread of this process or in a process of their own."""
+
+import base64
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from PIL import Image
+
+from ra_hmd.data.record import read_memes
+from ra_hmd.predict.detector import Query
+
+
+@contextmanager
+def in_thread(app: Any, **headers: str) -> Iterator[httpx.Client]:
+    """A client of an app that is served at a free port."""
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=20)
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(60)
+
+
+@contextmanager
+def in_process(
+    *words: str | Path, log: Path, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """`ra-hmd WORDS --port 0` and a client of it; it is killed at the end, if it still runs."""
+    command = [sys.executable, "-m", "ra_hmd.cli", *map(str, words), "--port", "0"]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **environment}
+    with log.open("w") as errors:
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=settings)
+        try:
+            address = next((line for line in server.stdout or () if line.startswith("http://")), "").strip()
+            assert address, f"it did not start:\n{log.read_text()}"
+            with httpx.Client(base_url=address, timeout=60) as client:
+                yield server, client
+        finally:
+            server.kill()
+            server.wait(60)
+            assert server.stdout is not None
+            server.stdout.close()
+
+
+def queries(memes: Path, split: str = "dev") -> list[Query]:
+    """The drawn memes of a split."""
+    return [Query(meme.id, meme.image, meme.text) for meme in read_memes(memes / "a" / f"{split}.jsonl")]
+
+
+def as_json(query: Query, **more: Any) -> dict[str, Any]:
+    """A meme as the API takes it."""
+    assert isinstance(query.image, Path)
+    return {"id": query.id, "image": encoded(query.image.read_bytes()), "text": query.text, **more}
+
+
+def encoded(data: bytes) -> str:
+    """In base64."""
+    return base64.b64encode(data).decode()
+
+
+def drawn(
+    size: tuple[int, int] = (64, 64), colour: Any = "red", mode: str = "RGB", style: str = "PNG", **how: Any
+) -> bytes:
+    """The file of a picture with a cake-coloured square on it."""
+    image = Image.new(mode, size, colour)
+    image.paste(Image.new(mode, (size[0] // 2, size[1] // 3), 0 if mode in ("L", "P") else None), (0, 0))
+    file = BytesIO()
+    image.save(file, style, **how)
+    return file.getvalue()
