@@ -9,10 +9,12 @@ import faiss
 import pytest
 import torch
 from engines import train
+from served import clip_bank, served_clip, served_lmm
 
 from ra_hmd.data.confounders import make_confounders
 from ra_hmd.models.tiny import make_tiny_lmm
 
+__all__ = ["clip_bank", "served_clip", "served_lmm"]  # fixtures of served.py
 TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
 SIZE = 96
 
