@@ -54,7 +54,7 @@ def in_context_command(
     """Judge a split by showing the LMM labelled memes first: retrieval-augmented in-context learning.
 
     Writes an evaluation that `ra-hmd evaluate --compare` and `ra-hmd results` read (docs/studies.md). Stopped and
-    started again, it continues.
+    started again, it continues; also under torchrun.
     """
     from ra_hmd.config import choose
     from ra_hmd.data.resolve import describe_source, imported_task, resolve_memes
@@ -66,6 +66,8 @@ def in_context_command(
     choose("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     if (bank_features is None) != (query_features is None):
         raise UserError("Give both --bank-features and --query-features, or neither.")
+    if shots and examples is None and Path(data).is_file():
+        raise UserError(f"--data {data} is one file; say with --examples which labelled memes may be shown.")
     run = open_backbone(checkpoint, template, base_model) if backbone_only else open_run(checkpoint, base_model)
     settings = run.settings
 
@@ -75,7 +77,7 @@ def in_context_command(
                               media_dir or run.media_dir, task=labelling)  # fmt: skip
         return Source(memes[:most], describe_source(place, of, task))
 
-    in_context(
+    done = in_context(
         run,
         source(data, split, limit),
         source(examples or data, examples_split) if shots else None,
@@ -91,4 +93,5 @@ def in_context_command(
         dtype=dtype,
         command=shlex.join(["ra-hmd", *sys.argv[1:]]),
     )
-    print(output / "report.md")
+    if done:  # else another rank measures
+        print(output / "report.md")

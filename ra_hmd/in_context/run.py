@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 
 from ra_hmd.data.files import jsonl_rows
 from ra_hmd.data.images import image_size
@@ -22,8 +22,8 @@ from ra_hmd.in_context.asking import Asker, class_answers
 from ra_hmd.in_context.candidates import Stores, open_candidates
 from ra_hmd.in_context.demonstrations import Choice, Demonstrations, choose_demonstrations
 from ra_hmd.in_context.outputs import Outcome, write_outcome
-from ra_hmd.in_context.thresholds import dev_threshold
-from ra_hmd.manifest import plain, read_json, sha256_bytes, write_json, write_jsonl
+from ra_hmd.in_context.thresholds import KEY, dev_threshold
+from ra_hmd.manifest import MANIFEST_NAME, plain, read_json, sha256_bytes, write_json, write_jsonl
 from ra_hmd.models.chat import ChatModel
 from ra_hmd.models.checkpoint import DType, MemeModel, Run
 from ra_hmd.progress import track
@@ -74,6 +74,7 @@ def in_context(
     """Score a split in context, and write an evaluation that `ra-hmd evaluate --compare` and `ra-hmd results` read.
 
     Finished parts lie in `<output>/parts`. Stopped and started again, it continues; finished, it only measures anew.
+    Under torchrun each rank takes every WORLD_SIZE-th part, and the last one measures.
 
     Args:
         run: The LMM; its head plays no part in the scores.
@@ -94,14 +95,14 @@ def in_context(
         command: The command line, for the records.
 
     Returns:
-        The manifest.
+        The manifest; of a rank that left measuring to another one, an empty dictionary.
 
     Raises:
         UserError: unlabelled memes or missing pictures, features of other memes, too few examples, prompts past the
             model's context, a test split without `final`, parts of another run.
     """
     output, settings = Path(output), run.settings
-    check_output(output, "evaluation")
+    _check_output(output)
     said = class_answers(settings, answers)
     if choice.shots and examples is None:
         raise UserError(f"--shots {choice.shots} needs --examples: the labelled memes that are shown.")
@@ -113,14 +114,19 @@ def in_context(
     threshold = dev_threshold(dev, criterion, stated, queries.memes, settings.problem) if dev is not None else None
     order = _longest_first(queries.memes, shown_from, chosen.rows, settings.image_max_pixels)
     parts = _Parts(output / "parts", stated, [order[start : start + _PART] for start in range(0, len(order), _PART)])
-    parts.check()
-    opened = _open(parts, run, queries, examples if choice.shots else None, output, final=final, command=command)
-    longest = None
-    if parts.missing():
-        where = torch.device(device) if device is not None else Accelerator().device
+    state = PartialState()
+    with state.main_process_first():
+        parts.check()
+        opened = _open(parts, run, queries, examples if choice.shots else None, output, final=final, command=command)
+    todo = [number for number in parts.missing() if number % state.num_processes == state.process_index]
+    if todo:
+        where = torch.device(device) if device is not None else state.device
         asker = Asker(ChatModel(MemeModel(run, where, dtype)), settings, shown_from, said)
         longest = asker.check_context([queries.memes[row] for row in order[:_PART]], chosen.rows[order[:_PART]])
-        _score_parts(asker, queries.memes, chosen, parts, batch_size, longest, show=show)
+        shown = show and state.is_main_process
+        _score_parts(asker, queries.memes, chosen, parts, todo, batch_size, longest, show=shown)
+    if parts.missing():
+        return {}
     scores, longest = parts.scores(queries.memes, settings.problem.outputs)
     outcome = Outcome(
         run=run,
@@ -140,6 +146,14 @@ def in_context(
         command=command,
     )
     return write_outcome(outcome, output)
+
+
+def _check_output(output: Path) -> None:
+    """Raise `UserError` where another command's output would be spoiled."""
+    check_output(output, "evaluation")
+    path = output / MANIFEST_NAME
+    if path.is_file() and KEY not in read_json(path):
+        raise UserError(f"{output} holds an evaluation of another command; choose another output folder.")
 
 
 def _check_memes(run: Run, queries: Sequence[Meme], examples: Sequence[Meme]) -> None:
@@ -251,11 +265,9 @@ def _open(
 
 
 def _score_parts(
-    asker: Asker, memes: Sequence[Meme], chosen: Demonstrations, parts: _Parts, batch_size: int, longest: int, *,
-    show: bool,
+    asker: Asker, memes: Sequence[Meme], chosen: Demonstrations, parts: _Parts, todo: Sequence[int], batch_size: int,
+    longest: int, *, show: bool,
 ) -> None:  # fmt: skip
-    todo = parts.missing()
-
     def scored() -> Iterator[tuple[int, tuple[int, np.ndarray]]]:
         for number in todo:
             rows = parts.plan[number]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.evaluation.bootstrap import interval
-from ra_hmd.figures import BLUE, VERMILION, panels, save_figure
+from ra_hmd.figures import BLUE, VERMILION, legend_below, panels, save_figure
 from ra_hmd.judge.rubric import BEST
 from ra_hmd.manifest import write_text
 from ra_hmd.markdown import escape, fenced, markdown_table
@@ -147,5 +147,5 @@ def _draw(manifest: Mapping[str, Any], path: Path) -> None:
     axis.yaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("score")
     axis.set_ylabel("rationales")
-    axis.legend(fontsize=8, frameon=False)
+    legend_below(axis)
     save_figure(figure, path)

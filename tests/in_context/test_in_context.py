@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import BIN, run
 from typer.testing import CliRunner
 
 from ra_hmd.cli import app
@@ -148,6 +149,7 @@ def test_evaluate_and_results_read_it(lab: Path, two_shots: Path, tmp_path: Path
     right = [(row["lmh_score"] >= 0.5) == row["label"] for row in rows]
     assert metrics["accuracy"]["value"] == pytest.approx(np.mean(right))
     assert metrics["accuracy"]["low"] <= np.mean(right) <= metrics["accuracy"]["high"]
+    ra_hmd("results", two_shots, "--output", tmp_path / "alone.md")
     evaluate(lab / "run", lab / "features" / "train", [lab / "features" / "dev"], lab / "evaluation",
              bootstrap_samples=50, compare=[two_shots])  # fmt: skip
     analysis = json.loads((lab / "evaluation" / "analysis.json").read_text())
@@ -156,6 +158,8 @@ def test_evaluate_and_results_read_it(lab: Path, two_shots: Path, tmp_path: Path
     assert pair["memes"] == LIMIT
     alone = json.loads((lab / "evaluation" / "metrics.json").read_text())["dev"]["lmh"]["auroc"]["value"]
     assert pair["difference"]["auroc"]["value"] == pytest.approx(alone - metrics["auroc"]["value"])
+    refused = ra_hmd(*words(lab, lab / "evaluation", shots=0), code=2)
+    assert "holds an evaluation of another command" in refused
     ra_hmd("results", two_shots, lab / "evaluation", "--output", tmp_path / "results.md")
     page = (tmp_path / "results.md").read_text().replace("\\", "")
     assert "in context (2 shots, retrieved)" in page
@@ -211,6 +215,16 @@ def test_a_killed_run_goes_on(lab: Path, two_shots: Path, tmp_path: Path) -> Non
         assert one["lmh_score"] == (0.125 if kept else pytest.approx(other["lmh_score"], abs=1e-4))
     refused = ra_hmd(*words(lab, tmp_path / "out", shots=1), code=2)
     assert "what differs: choice, shown" in refused
+
+
+def test_two_ranks(lab: Path, two_shots: Path, tmp_path: Path) -> None:
+    launch = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", "29563", "--no-python",
+              str(BIN / "ra-hmd")]  # fmt: skip
+    done = run([*launch, *words(lab, tmp_path / "out", shots=2)], tmp_path)
+    assert done.returncode == 0, done.stdout
+    found, expected = predictions(tmp_path / "out"), predictions(two_shots)
+    assert [row["id"] for row in found] == [row["id"] for row in expected]
+    np.testing.assert_allclose([row["lmh_score"] for row in found], [row["lmh_score"] for row in expected], atol=1e-4)
 
 
 def test_a_threshold_is_chosen_on_dev_alone(lab: Path, two_shots: Path, tmp_path: Path) -> None:
@@ -270,6 +284,7 @@ def test_what_cannot_be_asked_is_told_before_anything_is_scored(lab: Path, tmp_p
                                                                           None}), code=2)  # fmt: skip
     assert "has no features of these" in ra_hmd(*words(lab, tmp_path / "b", **{"bank-features": lab / "features" /
                                                                              "dev"}), code=2)  # fmt: skip
+    assert "say with --examples" in ra_hmd(*words(lab, tmp_path / "e", data=lab / "dev.jsonl"), code=2)
     assert "give one for each class" in ra_hmd(*words(lab, tmp_path / "c", answer="Maybe"), code=2)
     assert "120 are asked for" in ra_hmd(
         *words(lab, tmp_path / "d", shots=120, split="train", **{"query-features": lab / "features" / "train"}), code=2
