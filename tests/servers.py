@@ -41,13 +41,13 @@ def in_thread(app: Any, **headers: str) -> Iterator[httpx.Client]:
 
 @contextmanager
 def in_process(
-    *words: str | Path, log: Path, **environment: str
+    *words: str | Path, log: Path, cwd: Path | None = None, **environment: str
 ) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """`ra-hmd WORDS --port 0` and a client of it; it is killed at the end, if it still runs."""
     command = [sys.executable, "-m", "ra_hmd.cli", *map(str, words), "--port", "0"]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **environment}
     with log.open("w") as errors:
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=settings)
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=settings, cwd=cwd)
         try:
             address = next((line for line in server.stdout or () if line.startswith("http://")), "").strip()
             assert address, f"it did not start:\n{log.read_text()}"

@@ -1,5 +1,6 @@
 """The API over real sockets: answers equal the detector's, keys and roles hold, what is too much is refused."""
 
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from servers import as_json, drawn, encoded, in_thread, queries
+from starlette.formparsers import MultiPartParser
 
 from ra_hmd.predict.detector import Detector
 from ra_hmd.retrieval.bank import open_bank
@@ -134,6 +136,20 @@ def test_forms_that_do_not_fit(open_api: tuple[httpx.Client, Service]) -> None:
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     assert client.post("/v1/classify", content=b"--x\r\nnonsense", headers=kind).status_code == 422
     assert client.post("/v1/classify", content=b"", headers={"Content-Type": "multipart/form-data"}).status_code == 422
+
+
+def test_a_large_upload_never_becomes_a_temporary_file(
+    open_api: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tripwire(*_: Any, **__: Any) -> None:
+        raise AssertionError("a temporary file was opened")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", tripwire)
+    with tempfile.SpooledTemporaryFile(max_size=10) as spool, pytest.raises(AssertionError):
+        spool.write(b"x" * 11)  # the tripwire is where a spooled upload would step
+    picture = drawn((1000, 1000), style="BMP")
+    assert len(picture) > 2 * MultiPartParser.spool_max_size
+    assert open_api[0].post("/v1/classify", files={"images": picture}, data={"texts": "x"}).status_code == 200
 
 
 def test_headers_of_answers(open_api: tuple[httpx.Client, Service]) -> None:
