@@ -13,6 +13,7 @@ Shapes: N rows ever added, Q queries, D embedding.
 
 import base64
 import json
+import os
 import tempfile
 import time
 import warnings
@@ -32,6 +33,7 @@ from ra_hmd.retrieval.index import EXACT_ROWS
 from ra_hmd.retrieval.knn import ABSENT, unit_rows
 from ra_hmd.retrieval.state import Change, Entry, State
 
+TOKEN_VARIABLE, LOCK_VARIABLE = "RA_HMD_MILVUS_TOKEN", "RA_HMD_MILVUS_LOCK"
 _TEXT = 60_000  # bytes of a text field; Milvus takes 65,535
 _CHUNKS = 1 << 20  # per version
 _WINDOW = 64  # texts per request
@@ -54,8 +56,9 @@ class MilvusStore:
     Args:
         place: A file `….db`, or `http://host:port#name`.
         wait: Seconds to wait for the file (Lite) or for other writers.
-        lock: Lock file of the writers, on a path that all of them see; default: one per address on this machine.
-        token: `user:password` or API key of a cluster.
+        lock: Lock file of the writers, on a path that all of them see; default: `RA_HMD_MILVUS_LOCK`, or one per address
+            on this machine.
+        token: `user:password` or API key of a cluster; default: `RA_HMD_MILVUS_TOKEN`.
     """
 
     def __init__(
@@ -89,10 +92,10 @@ class MilvusStore:
             lock = Path(f"{address}.lock")
             self._held.enter_context(locked(lock, self._wait, self.place))
             _await_end_of_servers(address, self._wait)
-        elif lock is None:
-            lock = (
-                Path(tempfile.gettempdir()) / f"ra_hmd-{sha256_bytes(address.encode(), self._name.encode())[:16]}.lock"
-            )
+        else:
+            digest = sha256_bytes(address.encode(), self._name.encode())[:16]
+            lock = lock or os.environ.get(LOCK_VARIABLE) or Path(tempfile.gettempdir()) / f"ra_hmd-{digest}.lock"
+            token = token or os.environ.get(TOKEN_VARIABLE)
         self._lock = Path(lock)
         try:
             with warnings.catch_warnings():
