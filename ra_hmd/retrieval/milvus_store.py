@@ -56,8 +56,8 @@ class MilvusStore:
     Args:
         place: A file `….db`, or `http://host:port#name`.
         wait: Seconds to wait for the file (Lite) or for other writers.
-        lock: Lock file of the writers, on a path that all of them see; default: `RA_HMD_MILVUS_LOCK`, or one per address
-            on this machine.
+        lock: Lock file of the writers, on a path that all of them see; default: `RA_HMD_MILVUS_LOCK`, or one per
+            address on this machine.
         token: `user:password` or API key of a cluster; default: `RA_HMD_MILVUS_TOKEN`.
     """
 
