@@ -26,7 +26,6 @@ _NAMES = {
     415: "The body is of another content type.",
     422: "A value cannot be used.",
     429: "Too much is waiting; ask again after the seconds in Retry-After.",
-    501: "This model cannot do it.",
     503: "The service is starting, closing or broken.",
     504: "It took longer than a request may.",
 }

@@ -76,14 +76,14 @@ def judging_routes(asking: Asking) -> APIRouter:
     @router.post(
         "/explain",
         response_model=ExplainAnswer,
-        responses=responses(*ASKING, 501),
+        responses=responses(*ASKING, 404),
         openapi_extra=body(ExplainRequest),
     )
     async def explain(request: Request) -> ExplainAnswer:
         """Judge one meme, and let the language model put the verdict into words, under the operator's policy."""
         query = (await read_json(request, ExplainRequest)).meme.query()
         if asking.explainer is None:
-            raise Refusal(501, "This service cannot explain: its model has no language model, or it was not asked to.")
+            raise Refusal(404, "There are no rationales here: the head stands on an encoder, which has no words.")
         request.state.memes = 1
         asking.check_pictures([query])
         answer, words = await asking.word_gate.run(lambda: _explain(asking, query), request.state.deadline)

@@ -1,0 +1,111 @@
+"""schemathesis asks every route of the OpenAPI page, with sense and with nonsense, with keys and without."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from servers import drawn, encoded, in_thread
+
+from ra_hmd.predict.detector import Detector
+from ra_hmd.serve.app import create_app
+from ra_hmd.serve.bank_desk import BankDesk
+from ra_hmd.serve.keys import KeyRing, make_key
+from ra_hmd.serve.service import Service
+from ra_hmd.serve.settings import Settings
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+PICTURE = drawn((32, 32))
+ROUTES = {
+    "/v1/classify", "/v1/explain", "/v1/bank", "/v1/bank/log", "/v1/bank/search", "/v1/bank/effect", "/v1/bank/add",
+    "/v1/bank/remove", "/v1/bank/relabel", "/v1/bank/rollback", "/health", "/ready", "/metrics",
+}  # fmt: skip
+
+ANSWERED = {"/v1/classify", "/v1/bank", "/v1/bank/log", "/v1/bank/search", "/health", "/ready", "/metrics"}
+CHANGED = {"/v1/bank/remove", "/v1/bank/relabel"}
+
+
+@pytest.fixture(scope="module", params=["locked", "open"])
+def served(
+    request: pytest.FixtureRequest, served_clip: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[httpx.Client, dict[str, str], list[str]]]:
+    """A client, a moderator's headers (none where there are no keys), and ids of the bank."""
+    folder = tmp_path_factory.mktemp("described")
+    bank = Path(shutil.copytree(served_clip / "bank", folder / "bank"))
+    keys, headers = None, {}
+    if request.param == "locked":
+        headers = {"X-API-Key": make_key(folder / "keys.json", "ana", "moderator")}
+        keys = KeyRing.open(folder / "keys.json")
+    service = Service(Detector.from_run(served_clip / "head", bank))
+    desk = BankDesk.open(service, served_clip / "features" / "dev")
+    app = create_app(service, desk, keys=keys, settings=Settings(max_images=4))
+    with in_thread(app) as client:
+        yield client, headers, desk.bank.ids
+
+
+def sensible(value: Any, ids: list[str], turn: int) -> Any:
+    """What was generated, with real pictures, and every other time real ids: drawn text is hardly ever either."""
+    if isinstance(value, list):
+        return [sensible(one, ids, turn + place) for place, one in enumerate(value)]
+    if isinstance(value, dict):
+        known = {name: sensible(one, ids, turn) for name, one in value.items()}
+        if isinstance(known.get("image"), str):
+            known |= {"image": encoded(PICTURE), "text": "a cake"}
+        if turn % 2 and isinstance(known.get("ids"), list):
+            known["ids"] = ids[turn % 50 : turn % 50 + 2]
+        if turn % 2 and isinstance(known.get("labels"), dict):
+            known["labels"] = {ids[turn % 50]: turn % 3}
+        return known
+    return value
+
+
+def statuses(operation: Any, mode: GenerationMode, headers: dict[str, str], ids: list[str]) -> set[int]:
+    """Of the answers to what is generated for a route, each of them checked."""
+    seen: set[int] = set()
+    turns = count()
+
+    @settings(max_examples=14, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case: Case) -> None:
+        if mode == GenerationMode.POSITIVE:
+            case.body = sensible(case.body, ids, next(turns))
+        response = case.call(headers=dict(headers))
+        case.validate_response(response, checks=CHECKS)
+        seen.add(response.status_code)
+
+    with contextlib.suppress(Unsatisfiable):  # no nonsense can be sent to what takes nothing
+        ask()
+    return seen
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+@pytest.mark.parametrize("with_key", [True, False])
+def test_every_answer_is_as_described(
+    served: tuple[httpx.Client, dict[str, str], list[str]], mode: GenerationMode, with_key: bool
+) -> None:
+    client, headers, ids = served
+    if not headers and not with_key:
+        pytest.skip("there are no keys")
+    schema = schemathesis.openapi.from_url(str(client.base_url.join("/openapi.json")), headers=dict(headers))
+    operations = [found.ok() for found in schema.get_all_operations()]
+    seen = {one.path: statuses(one, mode, headers if with_key else {}, ids) for one in operations}
+    assert seen.keys() == ROUTES
+    if with_key and mode == GenerationMode.POSITIVE:
+        answered = {path for path, found in seen.items() if 200 in found}
+        assert answered >= ANSWERED | (CHANGED if headers else set()), seen
+    if not with_key:
+        assert {path for path, found in seen.items() if found != {401}} <= {"/health", "/ready"}
