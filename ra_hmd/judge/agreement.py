@@ -63,7 +63,9 @@ def agreement(rows: Sequence[Mapping[str, Any]], other: OtherJudge, *, samples: 
     differ = len(set(mine.tolist())) > 1 and len(set(theirs.tolist())) > 1
     difference = (mine - theirs).astype(np.float64)
     low, high = interval(lambda drawn: difference[drawn].mean(axis=-1), len(difference), samples=samples, seed=seed)
-    kappa = cohen_kappa_score(mine, theirs, labels=range(BEST + 1), weights="quadratic") if differ else None
+    # Kappa is 0 where one judge gives everything the same; undefined only where both give the same one.
+    several = len({*mine.tolist(), *theirs.tolist()}) > 1
+    kappa = cohen_kappa_score(mine, theirs, labels=range(BEST + 1), weights="quadratic") if several else None
     return {
         "with": str(other.place),
         "rationales": len(graded),

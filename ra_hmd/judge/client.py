@@ -9,10 +9,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import openai
-from openai.types.chat import ChatCompletion
+from pydantic import BaseModel, Field
 
+from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError
-from ra_hmd.judge.rubric import Grade, parse_grade, response_format
+from ra_hmd.judge.rubric import Grade, first_problem, parse_grade, response_format
 from ra_hmd.manifest import sha256_bytes, write_json
 
 _FORMATS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -24,6 +25,9 @@ _FORMATS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 _REFUSED = (openai.BadRequestError, openai.UnprocessableEntityError)
 _HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+REFUSED = "refused"
+"""Kind of failure that is about the texts, and says nothing of the endpoint."""
+_FILTERED = "content_filter"
 _NO_KEY = "no-key"  # the client wants one, local servers do not
 
 
@@ -54,11 +58,36 @@ class JudgeSettings:
             raise UserError(f"--endpoint {self.endpoint!r} is no URL of an API, such as http://127.0.0.1:8000/v1.")
         if parts.username or parts.password:
             raise UserError("--endpoint holds a user name or password, which would be recorded; leave it out.")
+        if parts.query or parts.fragment:
+            raise UserError("--endpoint holds a query (?…), which would be recorded; give the base URL alone.")
 
     @property
     def host(self) -> str:
         """Of the endpoint, with its port."""
         return urlsplit(self.endpoint).netloc
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Completion(BaseModel):
+    """What is read of a chat completion; the client itself checks nothing of what servers answer."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    model: str | None = None
+    usage: _Usage | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +132,7 @@ class Judge:
         self.settings, self.cache = settings, cache
         self._key = key
         self._form = 0  # place in _FORMATS
+        self._limit = "max_tokens"
         self._lock = threading.Lock()
         self._client = openai.OpenAI(
             api_key=key or _NO_KEY, base_url=settings.endpoint, timeout=settings.timeout, max_retries=settings.retries
@@ -154,21 +184,19 @@ class Judge:
             raise UserError(f"{self.settings.host} refuses: {self._told(error)}") from error
         except openai.OpenAIError as error:
             return replace(asked, failure=_kind(error), message=self._told(error))
-        except ValueError as error:  # a body that is no JSON
-            return replace(asked, failure="malformed", message=f"the server's answer cannot be read: {error}")
-        asked = replace(asked, retries=asked.retries + retries)
-        if not isinstance(completion, ChatCompletion) or not completion.choices:
-            return replace(asked, failure="malformed", message="the server's answer is no chat completion")
-        usage, choice = completion.usage, completion.choices[0]
+        except ValueError as error:
+            return replace(asked, failure="malformed", message=f"no chat completion: {first_problem(error)}")
+        choice, usage = completion.choices[0], completion.usage or _Usage()
         asked = replace(
             asked,
+            retries=asked.retries + retries,
             served=completion.model or "",
-            tokens_in=_sum(asked.tokens_in, usage and usage.prompt_tokens),
-            tokens_out=_sum(asked.tokens_out, usage and usage.completion_tokens),
+            tokens_in=_sum(asked.tokens_in, usage.prompt_tokens),
+            tokens_out=_sum(asked.tokens_out, usage.completion_tokens),
         )
-        refusal = getattr(choice.message, "refusal", None)
-        if refusal or choice.finish_reason == "content_filter":
-            return replace(asked, failure="refused", message=str(refusal or "held back by the server's content filter"))
+        if choice.message.refusal or choice.finish_reason == _FILTERED:
+            told = choice.message.refusal or "held back by the server's content filter"
+            return replace(asked, failure=REFUSED, message=told)
         try:
             grade: Grade = parse_grade(choice.message.content or "")
         except ValueError as error:
@@ -178,33 +206,40 @@ class Judge:
             return replace(asked, failure="unparseable", message=str(error))
         return replace(asked, score=grade.score, reason=grade.reason)
 
-    def _complete(self, messages: Sequence[dict[str, str]]) -> tuple[Any, int]:
+    def _complete(self, messages: Sequence[dict[str, str]]) -> tuple[_Completion, int]:
         """The server's answer, and how often the client had to repeat the request.
 
         A server that refuses the wanted form of answers is asked in the next one; if that works, it stays so.
+
+        Raises:
+            ValueError: a body that is no chat completion.
         """
-        begin = self._form
-        for number in range(begin, len(_FORMATS)):
+        number = self._form
+        while True:
+            limit = self._limit
             try:
                 raw = self._client.chat.completions.with_raw_response.create(
                     model=self.settings.model,
                     messages=list(messages),  # type: ignore[arg-type]
                     temperature=self.settings.temperature,
-                    max_tokens=self.settings.max_tokens,
+                    **{limit: self.settings.max_tokens},
                     **_FORMATS[number][1],
                 )
-            except _REFUSED:
-                if number + 1 == len(_FORMATS):
+            except _REFUSED as error:
+                if error.code == "unsupported_parameter" and error.param == limit == "max_tokens":
+                    self._limit = "max_completion_tokens"  # as OpenAI's models that think first have it
+                    continue
+                number += 1
+                if error.code == _FILTERED or number == len(_FORMATS):
                     raise
                 continue
             with self._lock:
                 self._form = max(self._form, number)
-            return raw.parse(), raw.retries_taken
-        raise AssertionError("the last form either answers or raises")
+            return _Completion.model_validate_json(raw.content), raw.retries_taken
 
     def _told(self, error: Exception) -> str:
         """What the server says, without our secret."""
-        text = " ".join(str(error).split())
+        text = " ".join(well_formed(str(error)).split())
         return (text.replace(self._key, "…") if self._key else text)[:400]
 
 
@@ -218,6 +253,8 @@ def _kind(error: openai.OpenAIError) -> str:
     if isinstance(error, openai.APIConnectionError):
         return "connection"
     if isinstance(error, openai.APIStatusError):
+        if error.code == _FILTERED:
+            return REFUSED
         return f"HTTP {error.status_code}"
     return "malformed"
 

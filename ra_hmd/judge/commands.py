@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -48,6 +49,9 @@ def judge_command(
     """
     if importlib.util.find_spec("openai") is None:
         raise UserError("Judging needs the extra `judge`: pip install 'ra-hmd[judge]'.")
+    key = os.environ.get(api_key_env)
+    if key and not re.fullmatch("[!-~]+", key):
+        raise UserError(f"What is in {api_key_env} is no key: it has blanks, a line's end or letters beyond ASCII.")
     from ra_hmd.judge.client import JudgeSettings
     from ra_hmd.judge.run import Prices, judge
 
@@ -56,7 +60,7 @@ def judge_command(
         references,
         output,
         JudgeSettings(endpoint, model, temperature, max_tokens, retries, timeout),
-        key=os.environ.get(api_key_env),
+        key=key,
         rubric=rubric,
         cache=cache,
         concurrency=concurrency,

@@ -9,7 +9,7 @@ from typing import Any
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.checks import check_output
 from ra_hmd.judge.agreement import agreement, read_other
-from ra_hmd.judge.client import Answer, Judge, JudgeSettings
+from ra_hmd.judge.client import REFUSED, Answer, Judge, JudgeSettings
 from ra_hmd.judge.pairs import Matched, Pair, read_pairs
 from ra_hmd.judge.report import RESULTS_NAME, summary, write_report
 from ra_hmd.judge.rubric import capped, question, read_rubric
@@ -85,6 +85,8 @@ def judge(
     output, text, prices = Path(output), read_rubric(rubric), prices or Prices()
     if concurrency < 1:
         raise UserError(f"concurrency is {concurrency}, it must be at least 1.")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}, it must be at least 1.")
     check_output(output, "judge")
     matched = read_pairs(rationales, references, partial=partial)
     other = read_other(compare) if compare is not None else None
@@ -121,6 +123,8 @@ def judge(
 def _ask_all(grader: Judge, rubric: str, pairs: Sequence[Pair], concurrency: int, show: bool) -> list[Answer]:
     """An answer per pair, in order. The first ones alone: an endpoint that answers none of them is not asked more.
 
+    Refusals do not count: they are about the texts, and those that stand first in the file may be the worst.
+
     Raises:
         UserError: see there.
     """
@@ -131,13 +135,14 @@ def _ask_all(grader: Judge, rubric: str, pairs: Sequence[Pair], concurrency: int
         return grader.ask(question(rubric, pair.rationale, pair.references))
 
     def answers() -> Iterator[tuple[int, tuple[int, Answer]]]:
-        rest = iter(range(len(pairs)))
+        rest, failed = iter(range(len(pairs))), 0
         for number in rest:
             answer = ask(number)
             yield 1, (number, answer)
             if answer.score is not None:
                 break
-            if number + 1 == min(_FIRST_TRIES, len(pairs)):
+            failed += answer.failure != REFUSED
+            if failed == _FIRST_TRIES or number + 1 == len(pairs):
                 _give_up(grader, pairs, found)
         with ThreadPoolExecutor(concurrency) as pool:
             asked = {pool.submit(ask, number): number for number in rest}
