@@ -20,8 +20,9 @@ from ra_hmd.evaluation.checks import (
 from ra_hmd.features.making import features_of
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.in_context.demonstrations import Candidates, Choice
+from ra_hmd.manifest import sha256_file
 from ra_hmd.models.checkpoint import Run
-from ra_hmd.models.head import load_head
+from ra_hmd.models.head import HEAD_WEIGHTS, load_head
 from ra_hmd.retrieval.embedded import hidden_tensor, run_head
 
 
@@ -38,6 +39,11 @@ class Stores:
     examples: Path
     queries: Path
     head: Path | None = None
+
+    def compared_by(self, run: Run) -> str:
+        """SHA-256 of the head's weights, or `hidden` where hidden states are compared."""
+        head = self.head if self.head is not None else run.head
+        return "hidden" if head is None else sha256_file(head / HEAD_WEIGHTS)
 
 
 def open_candidates(

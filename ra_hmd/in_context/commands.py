@@ -66,6 +66,8 @@ def in_context_command(
     choose("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     if (bank_features is None) != (query_features is None):
         raise UserError("Give both --bank-features and --query-features, or neither.")
+    if head is not None and bank_features is None:
+        raise UserError("--head says by what features are compared: give --bank-features and --query-features with it.")
     if shots and examples is None and Path(data).is_file():
         raise UserError(f"--data {data} is one file; say with --examples which labelled memes may be shown.")
     run = open_backbone(checkpoint, template, base_model) if backbone_only else open_run(checkpoint, base_model)

@@ -143,7 +143,7 @@ def _nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows and similarity [Q, K] of the nearest of a group, nearest first."""
     deeper = k + max(map(len, forbidden), default=0)
-    found = search(queries, examples[group], deeper)
+    found = search(queries, examples[group], deeper, index="flat")  # exact: a missing one would be another row
     rows = np.where(found.present, group[found.rows], -1)
     keep = found.present & ~np.array(
         [np.isin(line, list(barred)) for line, barred in zip(rows, forbidden, strict=True)]

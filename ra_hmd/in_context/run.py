@@ -110,7 +110,8 @@ def in_context(
     _check_memes(run, queries.memes, shown_from)
     mine, theirs = open_candidates(run, queries.memes, shown_from, choice, stores)
     chosen = choose_demonstrations(mine, theirs, choice, settings.problem.classes)
-    stated = _stated(run, queries.memes, shown_from, choice, said, chosen, dtype)
+    by = stores.compared_by(run) if stores is not None and choice.shots and choice.kind == "retrieved" else None
+    stated = _stated(run, queries.memes, shown_from, choice, by, said, chosen, dtype)
     threshold = dev_threshold(dev, criterion, stated, queries.memes, settings.problem) if dev is not None else None
     order = _longest_first(queries.memes, shown_from, chosen.rows, settings.image_max_pixels)
     parts = _Parts(output / "parts", stated, [order[start : start + _PART] for start in range(0, len(order), _PART)])
@@ -168,8 +169,8 @@ def _check_memes(run: Run, queries: Sequence[Meme], examples: Sequence[Meme]) ->
 
 
 def _stated(
-    run: Run, queries: list[Meme], examples: list[Meme], choice: Choice, said: Sequence[str], chosen: Demonstrations,
-    dtype: DType,
+    run: Run, queries: list[Meme], examples: list[Meme], choice: Choice, compared_by: str | None, said: Sequence[str],
+    chosen: Demonstrations, dtype: DType,
 ) -> dict[str, Any]:  # fmt: skip
     """What a score depends on; two runs that agree in it may continue each other."""
     return plain({
@@ -178,6 +179,7 @@ def _stated(
         "data": fingerprint_memes(queries),
         "examples": fingerprint_memes(examples),
         "choice": asdict(choice),
+        "compared_by": compared_by,
         "answers": list(said),
         "shown": sha256_bytes(chosen.rows.astype("<i8").tobytes()),
         "dtype": dtype,

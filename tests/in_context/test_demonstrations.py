@@ -10,6 +10,8 @@ from ra_hmd.errors import UserError
 from ra_hmd.in_context.asking import class_answers
 from ra_hmd.in_context.demonstrations import Candidates, Choice, choose_demonstrations
 from ra_hmd.models.inputs import InputSettings
+from ra_hmd.retrieval.index import EXACT_ROWS
+from ra_hmd.retrieval.knn import unit_rows
 
 CLASSES = 3
 
@@ -69,6 +71,18 @@ def test_retrieved_ones_are_those_of_a_naive_loop(
     assert (np.diff(found.similarity, axis=1) >= 0).all()  # the nearest is last
     if per_class:
         assert all(np.bincount(examples.labels[row]).tolist() == [shots] * CLASSES for row in found.rows)
+
+
+def test_of_very_many_examples_the_nearest_are_shown() -> None:
+    """Beyond `EXACT_ROWS` the bank's search is approximate: demonstrations must not be."""
+    rng = np.random.default_rng(0)
+    embedding = rng.normal(size=(EXACT_ROWS + 1, 16)).astype(np.float32)
+    asked = rng.normal(size=(300, 16)).astype(np.float32)
+    examples = Candidates([f"e{row}" for row in range(len(embedding))], np.arange(len(embedding)) % 2, embedding)
+    queries = Candidates([f"q{row}" for row in range(len(asked))], np.zeros(len(asked), dtype=np.int64), asked)
+    found = choose_demonstrations(queries, examples, Choice(8), 2)
+    best = np.sort(unit_rows(asked) @ unit_rows(embedding).T, axis=1)[:, -8:]
+    np.testing.assert_allclose(found.similarity, best, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["retrieved", "random"])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engines import BIN, run
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from ra_hmd.cli import app
@@ -253,6 +254,11 @@ def test_a_threshold_is_chosen_on_dev_alone(lab: Path, two_shots: Path, tmp_path
     assert "are in --dev" in refused
     refused = ra_hmd(*words(lab, tmp_path / "x", shots=2, limit=3, dev=tmp_path / "dev"), code=2)
     assert "what differs: choice" in refused
+    shutil.copytree(lab / "run", tmp_path / "other", ignore=shutil.ignore_patterns("checkpoint-*"))
+    weights = load_file(lab / "run" / "head.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, tmp_path / "other" / "head.safetensors")
+    refused = ra_hmd(*words(lab, tmp_path / "y", shots=2, dev=two_shots, head=tmp_path / "other"), code=2)
+    assert "what differs: compared_by" in refused
 
 
 def test_test_data_are_opened_on_purpose_and_once(lab: Path, tmp_path: Path) -> None:
@@ -282,6 +288,8 @@ def test_what_cannot_be_asked_is_told_before_anything_is_scored(lab: Path, tmp_p
     assert 10 < fit < 100
     assert "need --bank-features" in ra_hmd(*words(lab, tmp_path / "a", **{"bank-features": None, "query-features":
                                                                           None}), code=2)  # fmt: skip
+    assert "--head says by what" in ra_hmd(*words(lab, tmp_path / "h", head=lab / "run", demonstrations="random", **{
+        "bank-features": None, "query-features": None}), code=2)  # fmt: skip
     assert "has no features of these" in ra_hmd(*words(lab, tmp_path / "b", **{"bank-features": lab / "features" /
                                                                              "dev"}), code=2)  # fmt: skip
     assert "say with --examples" in ra_hmd(*words(lab, tmp_path / "e", data=lab / "dev.jsonl"), code=2)
