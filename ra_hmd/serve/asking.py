@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from anyio.to_thread import run_sync
 from fastapi import Request
 
 from ra_hmd.errors import UserError
@@ -18,7 +20,7 @@ from ra_hmd.serve.middleware import Budget
 from ra_hmd.serve.refusals import Refusal
 from ra_hmd.serve.service import Answer, Busy, Service
 from ra_hmd.serve.settings import Settings
-from ra_hmd.serve.uploads import Model, pixels, read_json
+from ra_hmd.serve.uploads import Model, check_number, pixels, read_json
 
 if TYPE_CHECKING:
     from ra_hmd.predict.explain import Explainer
@@ -121,7 +123,7 @@ class Asking:
             QueueFull, Closed: see `Service.submit`.
         """
         request.state.memes = len(queries)
-        sizes = [self._pixels(query) for query in queries]
+        sizes = await run_sync(lambda: [self._pixels(query) for query in queries])
         good = [query for query, size in zip(queries, sizes, strict=True) if isinstance(size, int)]
         total = sum(size for size in sizes if isinstance(size, int))
         self.pictures.take(total)
@@ -159,13 +161,25 @@ class Asking:
             error if isinstance(error, UserError) else one.result() for one, error in zip(waiting, errors, strict=True)
         ]
 
-    def check_pictures(self, queries: Sequence[Query]) -> None:
-        """Raises `Refusal` for memes that cannot be used, all listed, or that are too much at a time."""
-        for query in queries:
-            try:
-                pixels(query, self.settings)
-            except UserError as error:
-                raise Refusal(422, f"meme {query.id!r}: {error}") from None
+    @asynccontextmanager
+    async def weighed(self, request: Request, queries: Sequence[Query]) -> AsyncIterator[None]:
+        """While memes are worked on by other ways than `judge`: their pictures count as held.
+
+        Raises:
+            Refusal: 422 for a meme that cannot be used, 413 or 429 for too much.
+        """
+        check_number(queries, self.settings)
+        request.state.memes = len(queries) or None
+        total = 0
+        for query, size in zip(queries, await run_sync(lambda: [self._pixels(one) for one in queries]), strict=True):
+            if isinstance(size, UserError):
+                raise Refusal(422, f"meme {query.id!r}: {size}")
+            total += size
+        self.pictures.take(total)
+        try:
+            yield
+        finally:
+            self.pictures.give_back(total)
 
     # ---------------------------------------------------------------------------------------------- the bank
 
@@ -176,9 +190,11 @@ class Asking:
             raise Refusal(404, "There is no example bank here; start the service with `--bank` and one of those.")
         return self.desk
 
-    async def look(self, request: Request, call: Callable[[BankDesk], T]) -> T:
-        """What a call finds in the bank."""
-        return await self.bank_gate.run(partial(call, self.open_desk), request.state.deadline)
+    async def look(self, request: Request, call: Callable[[BankDesk], T], queries: Sequence[Query] = ()) -> T:
+        """What a call finds in the bank; `queries` are the memes that it is about."""
+        desk = self.open_desk
+        async with self.weighed(request, queries):
+            return await self.bank_gate.run(partial(call, desk), request.state.deadline)
 
     async def read(self, request: Request, kind: type[Model]) -> Model:
         """The body of a change. Who may not make it is told first: 403, or 404 where there is no bank."""
@@ -186,7 +202,7 @@ class Asking:
         _ = self.open_desk
         return await read_json(request, kind)
 
-    async def change(self, request: Request, call: Callable[..., T]) -> T:
+    async def change(self, request: Request, call: Callable[..., T], queries: Sequence[Query] = ()) -> T:
         """The result of `call(desk, author=…)`, made in the name of the request's key.
 
         Raises:
@@ -194,7 +210,8 @@ class Asking:
         """
         author, desk = moderator(request, self.keys).name, self.open_desk
         try:
-            return await self.bank_gate.run(partial(call, desk, author=author), request.state.deadline, finish=True)
+            async with self.weighed(request, queries):
+                return await self.bank_gate.run(partial(call, desk, author=author), request.state.deadline, finish=True)
         except AlreadyDone as error:
             raise Refusal(409, str(error), bank_version=desk.bank.version) from None
 

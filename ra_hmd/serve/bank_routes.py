@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from ra_hmd.retrieval.state import Entry
 from ra_hmd.serve.asking import Asking
 from ra_hmd.serve.bank_desk import BankDesk, Labelled
 from ra_hmd.serve.refusals import Refusal, responses
@@ -25,7 +24,7 @@ from ra_hmd.serve.schemas import (
     SearchAnswer,
     SearchRequest,
 )
-from ra_hmd.serve.uploads import check_number, read_json
+from ra_hmd.serve.uploads import read_json
 
 _LOOKING = responses(400, 401, 404, 422, 429, 503, 504)
 _ASKING = responses(*ASKING, 404)
@@ -61,9 +60,8 @@ def _looking(router: APIRouter, asking: Asking) -> None:
     async def search(request: Request) -> Any:
         """The rows nearest to a meme, of which nothing is kept."""
         asked = await read_json(request, SearchRequest)
-        query, request.state.memes = asked.meme.query(), 1
-        asking.check_pictures([query])
-        return await asking.look(request, lambda desk: desk.search(query, asked.k))
+        query = asked.meme.query()
+        return await asking.look(request, lambda desk: desk.search(query, asked.k), [query])
 
     @router.post("/effect", response_model=Effect, responses=_ASKING, openapi_extra=body(EffectRequest))
     async def effect(request: Request) -> Any:
@@ -73,8 +71,9 @@ def _looking(router: APIRouter, asking: Asking) -> None:
             if asked.add or asked.remove or asked.relabel:
                 raise Refusal(422, "`rollback` stands alone: look at it, or at the other changes.")
             return await asking.look(request, partial(BankDesk.rollback_effect, version=asked.rollback))
-        memes = _labelled(asking, request, asked.add)
-        return await asking.look(request, lambda desk: desk.effect(memes, asked.remove, asked.relabel))
+        memes = _labelled(asked.add)
+        call = partial(BankDesk.effect, add=memes, remove=asked.remove, relabel=asked.relabel)
+        return await asking.look(request, call, [meme.query for meme in memes])
 
 
 def _changing(router: APIRouter, asking: Asking) -> None:
@@ -85,38 +84,31 @@ def _changing(router: APIRouter, asking: Asking) -> None:
         A change whose answer was lost can be asked for again: if it was made, the answer is 409.
         """
         asked = await asking.read(request, AddRequest)
-        memes = _labelled(asking, request, asked.memes)
+        memes = _labelled(asked.memes)
         call = partial(BankDesk.add, memes=memes, reason=asked.reason, source=asked.source)
-        return _entry(await asking.change(request, call))
+        return (await asking.change(request, call, [meme.query for meme in memes])).to_dict()
 
     @router.post("/remove", response_model=LogEntry, responses=_CHANGING, openapi_extra=body(RemoveRequest))
     async def remove(request: Request) -> Any:
         """Take rows out."""
         asked = await asking.read(request, RemoveRequest)
-        return _entry(await asking.change(request, partial(BankDesk.remove, ids=asked.ids, reason=asked.reason)))
+        call = partial(BankDesk.remove, ids=asked.ids, reason=asked.reason)
+        return (await asking.change(request, call)).to_dict()
 
     @router.post("/relabel", response_model=LogEntry, responses=_CHANGING, openapi_extra=body(RelabelRequest))
     async def relabel(request: Request) -> Any:
         """Give rows other labels."""
         asked = await asking.read(request, RelabelRequest)
         call = partial(BankDesk.relabel, labels=asked.labels, reason=asked.reason)
-        return _entry(await asking.change(request, call))
+        return (await asking.change(request, call)).to_dict()
 
     @router.post("/rollback", response_model=LogEntry, responses=_CHANGING, openapi_extra=body(RollbackRequest))
     async def rollback(request: Request) -> Any:
         """Make a new version that holds what an earlier one held."""
         asked = await asking.read(request, RollbackRequest)
         call = partial(BankDesk.rollback, version=asked.version, reason=asked.reason)
-        return _entry(await asking.change(request, call))
+        return (await asking.change(request, call)).to_dict()
 
 
-def _labelled(asking: Asking, request: Request, memes: Sequence[LabelledMeme]) -> list[Labelled]:
-    check_number(memes, asking.settings)
-    labelled = [Labelled(meme.query(), meme.label, meme.note) for meme in memes]
-    asking.check_pictures([one.query for one in labelled])
-    request.state.memes = len(memes)
-    return labelled
-
-
-def _entry(entry: Entry) -> dict[str, Any]:
-    return entry.to_dict()
+def _labelled(memes: Sequence[LabelledMeme]) -> list[Labelled]:
+    return [Labelled(meme.query(), meme.label, meme.note) for meme in memes]

@@ -84,9 +84,8 @@ def judging_routes(asking: Asking) -> APIRouter:
         query = (await read_json(request, ExplainRequest)).meme.query()
         if asking.explainer is None:
             raise Refusal(404, "There are no rationales here: the head stands on an encoder, which has no words.")
-        request.state.memes = 1
-        asking.check_pictures([query])
-        answer, words = await asking.word_gate.run(lambda: _explain(asking, query), request.state.deadline)
+        async with asking.weighed(request, [query]):
+            answer, words = await asking.word_gate.run(lambda: _explain(asking, query), request.state.deadline)
         return ExplainAnswer(result=Judged(**answer.to_dict()), explanation=Rationale(**words.to_dict()))
 
     return router

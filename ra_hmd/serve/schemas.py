@@ -43,7 +43,8 @@ MemeId = Annotated[
     str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$", description="A name without line breaks.")
 ]
 Score = float | list[float]
-Label = int | list[int]
+Class = Annotated[int, Field(ge=0, le=1_000_000)]
+Label = Class | list[Class]
 Reason = Annotated[
     str, Field(min_length=1, max_length=1000, description="Why; the log keeps it."), AfterValidator(_said)
 ]
