@@ -116,8 +116,8 @@ class Correction:
         plan: Plan | None,
         chosen: Any,
         reason: str | None,
-        words: str,
-        note: str,
+        words: str | None,
+        note: str | None,
         request: gr.Request,
     ) -> dict[Any, Any]:
         subject = self._allowed(subject, request)
@@ -125,7 +125,7 @@ class Correction:
             plan = None  # another label than the one whose effect was shown
         why = ": ".join(part.strip() for part in (reason, words) if part and part.strip())
         person = self.console.doors.person(request)
-        entry = self.console.moderation.correct(subject, plan, person.name, why, note)
+        entry = self.console.moderation.correct(subject, plan, person.name, why, note or "")
         name = self.console.names(plan.label if plan else None)
         said = f"Written: the bank has this meme as “{name}” from version {entry.version} on."
         return self.closed | self._done(said, request)

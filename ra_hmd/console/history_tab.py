@@ -25,7 +25,9 @@ class HistoryTab:
             with gr.Column(scale=2, min_width=300, elem_classes="ra-panel") as self.panel:
                 gr.HTML("<h3>Go back to an earlier version</h3><p class='ra-small'>This makes a new version that "
                         "holds what the earlier one held. Nothing is lost.</p>")  # fmt: skip
-                self.version = gr.Number(label="Version", precision=0, minimum=1, elem_id="history-version")
+                self.version = gr.Textbox(
+                    "1", label="Version (its number in the table)", max_lines=1, elem_id="history-version"
+                )
                 self.reason = gr.Textbox(label="Reason (required)", lines=1, max_lines=4, elem_id="history-reason")
                 self.effect = gr.HTML(elem_id="history-effect", elem_classes="ra-live")
                 with gr.Row():
@@ -54,7 +56,7 @@ class HistoryTab:
     def _empty(self) -> dict[Any, Any]:
         """Updates that empty the panel; the version before the last is what is most likely meant."""
         last = self.console.moderation.desk.bank.version if self.console.moderation.can_change else 1
-        return self._unseen | {self.version: gr.update(value=max(last - 1, 1)), self.reason: ""}
+        return self._unseen | {self.version: str(max(last - 1, 1)), self.reason: ""}
 
     def _table(self) -> str:
         bank = self.console.moderation.desk.bank
@@ -66,16 +68,21 @@ class HistoryTab:
         table = self._table() if can else sentence("No example bank is open (--bank BANK).")
         return self._empty | {self.table: table, self.panel: gr.update(visible=person.may_change and can)}
 
-    def _look(self, version: float | None, request: gr.Request) -> dict[Any, Any]:
+    def _look(self, version: str | None, request: gr.Request) -> dict[Any, Any]:
         self.console.doors.person(request).check_may_change()
-        if version is None:
-            raise UserError("Say to which version: its number in the table.")
-        plan = self.console.moderation.plan_rollback(int(version))
+        plan = self.console.moderation.plan_rollback(_number(version))
         return {self.plan: plan, self.effect: self.console.views.effect(plan), self.write: gr.update(interactive=True)}
 
-    def _write(self, version: float | None, plan: Plan | None, reason: str, request: gr.Request) -> dict[Any, Any]:
+    def _write(self, version: str | None, plan: Plan | None, reason: str | None, request: gr.Request) -> dict[Any, Any]:
         person = self.console.doors.person(request)
         person.check_may_change()
-        entry = self.console.moderation.rollback(int(version or 0), plan, person.name, reason)
+        entry = self.console.moderation.rollback(_number(version), plan, person.name, reason or "")
         said = sentence(f"Done: version {entry.version} of the bank holds what version {entry.restores} held.")
         return self._empty | {self.said: said, self.table: self._table()}
+
+
+def _number(version: str | None) -> int:
+    """Raises `UserError` for what is no number."""
+    if not (version or "").strip().isdecimal():
+        raise UserError(f"{version!r} is no version; give its number in the table.")
+    return int(version or "")

@@ -77,14 +77,14 @@
 
   // What Gradio's own markup leaves out.
   const mend = () => {
-    document.querySelectorAll(".ra-live").forEach((region) => {
-      if (!region.hasAttribute("aria-live")) {
-        region.setAttribute("aria-live", "polite");
-        region.setAttribute("role", "status");
-      }
+    // Gradio gives the class to a block, which also tells how busy it is, and to what is in it, which is what is said.
+    document.querySelectorAll(".ra-live.prose:not([aria-live])").forEach((region) => {
+      region.setAttribute("aria-live", "polite");
+      region.setAttribute("role", "status");
     });
     // Gradio measures its tabs with buttons that nobody sees, but that the keyboard would reach.
     document.querySelectorAll("[aria-hidden=true] button:not([tabindex='-1'])").forEach((hidden) => { hidden.tabIndex = -1; });
+    document.querySelectorAll(".overflow-menu > button:not([aria-label])").forEach((more) => more.setAttribute("aria-label", "More tabs"));
     const main = document.querySelector(".gradio-container main, .gradio-container .main");
     if (main && main.tagName !== "MAIN" && !main.hasAttribute("role")) main.setAttribute("role", "main");
   };

@@ -1,0 +1,69 @@
+"""A console over a real socket, and a browser that looks at it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from gradio_calls import ConsoleServer
+from servers import in_thread
+
+from ra_hmd.console.console import ConsoleOptions
+from ra_hmd.console.mount import mount
+from ra_hmd.predict.detector import Detector
+from ra_hmd.serve.app import create_app
+from ra_hmd.serve.bank_desk import BankDesk
+from ra_hmd.serve.keys import KeyRing
+from ra_hmd.serve.service import Service
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture
+def console(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> ConsoleServer:
+    """`with console(keys=…, detector options…) as client`: API and page on a copy of the bank, at a free port."""
+
+    @contextmanager
+    def serve(
+        keys: KeyRing | None = None,
+        queue: Path | None = memes / "a" / "dev.jsonl",
+        run: Path = served_clip / "head",
+        bank: Path = clip_bank,
+        **how: Any,
+    ) -> Iterator[httpx.Client]:
+        service = Service(Detector.from_run(run, bank, **how))
+        desk = BankDesk.open(service, run.parent / "features" / "dev")
+        options = ConsoleOptions("ana", queue, reviews=tmp_path / "reviews.jsonl", memes=[memes / "a"])
+        app = create_app(service, desk, keys=keys)
+        with in_thread(mount(app, service, desk, None, keys, options=options)) as client:
+            yield client
+
+    return serve
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def screenshots(tmp_path: Path) -> Path:
+    """Where pictures of the page go."""
+    folder = Path(os.environ.get("RA_HMD_SCREENSHOTS", tmp_path / "screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,235 @@
+"""Decisions of moderators: kept, made once, allowed to whom they are allowed, also past a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from gradio_calls import ConsoleServer, GradioPage
+from servers import drawn, queries
+
+from ra_hmd.console.moderation import Moderation, Subject, content_id
+from ra_hmd.console.mount import _private_folder
+from ra_hmd.console.review_queue import ReviewQueue, margin
+from ra_hmd.console.reviews import Review, Reviews
+from ra_hmd.errors import UserError
+from ra_hmd.predict.detector import Detector
+from ra_hmd.retrieval.bank import open_bank
+from ra_hmd.serve.bank_desk import BankDesk
+from ra_hmd.serve.keys import KeyRing, make_key
+from ra_hmd.serve.service import Service, every
+
+LINE = Review("m1", "agree", 1, 1, "ana", "2026-01-01T00:00:00+00:00", "run", 1)
+
+
+def test_reviews_outlive_a_line_that_was_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.jsonl"
+    Reviews(path).append(LINE)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[: len(whole) // 2])
+    again = Reviews(path)
+    assert set(again.done) == {"m1"}
+    again.append(replace(LINE, id="m2", decision="skip", label=None))
+    assert set(Reviews(path).done) == {"m1", "m2"}
+    other = Reviews(path)
+    again.append(replace(LINE, id="m3"))
+    other.refresh()
+    assert other.count("agree") == 2
+    assert set(json.loads(whole)) == {"id", "decision", "verdict", "label", "author", "time", "run", "bank_version"}
+    (tmp_path / "other.jsonl").write_text("a poem\n")
+    with pytest.raises(UserError, match="not a file of reviews"):
+        Reviews(tmp_path / "other.jsonl")
+
+
+def test_the_most_uncertain_first_and_each_to_one_person(
+    served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path
+) -> None:
+    rows = [{"id": one.id, "image": str(one.image), "text": one.text} for one in queries(memes)]
+    rows.insert(3, {"id": "gone", "image": "no.png", "text": "a cake"})
+    (tmp_path / "queue.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reviews = Reviews(tmp_path / "reviews.jsonl")
+    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+        margins = {
+            one.detection.id: margin(one.detection, service) for one in every(service.submit(queries(memes)), 60)
+        }
+        queue = ReviewQueue(service, reviews, tmp_path / "queue.jsonl")
+        queue.start()
+        assert queue._worker is not None
+        queue._worker.join(60)
+        expected = [name for _, name in sorted((value, name) for name, value in margins.items())]
+        first, second = queue.next("ana"), queue.next("bo")
+        assert [first.id, second.id] == expected[:2], "not the same to both"
+        assert [place for place, _ in queue.problems] == ["gone"]
+        assert queue.holds(first.id, "ana")
+        assert not queue.holds(first.id, "bo")
+        reviews.append(replace(LINE, id=first.id))
+        assert not queue.holds(first.id, "ana"), "decided once"
+        assert queue.next("ana").id == expected[2]
+        assert queue.waiting == len(expected) - 1
+        with pytest.raises(UserError, match="--queue"):
+            ReviewQueue(service, reviews, tmp_path / "nowhere").start()
+
+
+def test_a_correction_is_planned_and_made_once(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
+    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+        moderation = Moderation(BankDesk(service), Reviews(tmp_path / "reviews.jsonl"))
+        query = queries(memes)[0]
+        subject = Subject(query.id, query, every(service.submit([query]), 60)[0])
+        with pytest.raises(UserError, match="effect first"):
+            moderation.correct(subject, None, "ana", "wrong")
+        plan = moderation.plan(subject, 1)
+        with pytest.raises(UserError, match="Say why"):
+            moderation.correct(subject, plan, "ana", "  ")
+        assert moderation.reviews.begun == {}
+        moderation.correct(subject, plan, "ana", "wrong", "a note")
+        with pytest.raises(UserError, match="changed meanwhile"):
+            moderation.correct(subject, plan, "ana", "wrong")
+        with pytest.raises(UserError, match="already"):
+            moderation.plan(subject, 1)
+        again = moderation.plan(subject, 0)
+        assert again.relabels
+        moderation.correct(subject, again, "bo", "a mistake", "after all")
+        back = moderation.plan_rollback(1)
+        assert back.effect["queries"] == 1
+        moderation.rollback(1, back, "bo", "only tried")
+        forth = moderation.plan_rollback(3)
+        assert moderation.rollback(3, forth, "bo", "no, really").counts["restored"] == 1
+    bank = open_bank(clip_bank)
+    assert [(one.action, one.author, one.reason) for one in bank.log[1:]] == [
+        ("add", "ana", "wrong"), ("relabel", "bo", "a mistake; after all"), ("rollback", "bo", "only tried"),
+        ("rollback", "bo", "no, really"),
+    ]  # fmt: skip
+    row = bank.row(bank.ids.index(query.id))
+    assert (row["source"], row["note"], row["label"]) == ("review", "a note", 0)
+    assert content_id(b"x", "a cat") != content_id(b"x", "a dog")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from servers import queries
+from ra_hmd.console.moderation import Moderation, Subject
+from ra_hmd.console.reviews import Reviews
+from ra_hmd.predict.detector import Detector
+from ra_hmd.serve.bank_desk import BankDesk
+from ra_hmd.serve.service import Service, every
+service = Service(Detector.from_run({run!r}, {bank!r}))
+desk = BankDesk(service)
+moderation = Moderation(desk, Reviews({reviews!r}))
+query = queries(Path({memes!r}))[0]
+name = desk.bank.ids[0] if {relabel} else query.id
+subject = Subject(name, query, every(service.submit([query]), 60)[0])
+plan = moderation.plan(subject, 1 - int(desk.bank.labels[0]) if {relabel} else 1)
+kind = "relabel" if {relabel} else "add"
+change = getattr(desk, kind)
+def killed(*values, **named):
+    if {after}:
+        change(*values, **named)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(desk, kind, killed)
+moderation.correct(subject, plan, "ana", "wrong")
+"""
+
+
+@pytest.mark.parametrize("relabel", [False, True], ids=["add", "relabel"])
+@pytest.mark.parametrize("after", [False, True], ids=["before the bank", "after the bank"])
+def test_killed_between_bank_and_review(
+    served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path, relabel: bool, after: bool
+) -> None:
+    """The bank tells whether a correction that was begun was made: it is neither asked nor made again, or it is."""
+    name = open_bank(clip_bank).ids[0] if relabel else queries(memes)[0].id
+    code = KILLED.format(
+        tests=str(Path(__file__).parents[1]),
+        run=str(served_clip / "head"),
+        bank=str(clip_bank),
+        reviews=str(tmp_path / "reviews.jsonl"),
+        memes=str(memes),
+        relabel=relabel,
+        after=after,
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert open_bank(clip_bank).version == (2 if after else 1)
+    meme = queries(memes)[0]
+    line = {"id": name, "image": str(meme.image), "text": meme.text}
+    (tmp_path / "queue.jsonl").write_text(json.dumps(line) + "\n")
+    reviews = Reviews(tmp_path / "reviews.jsonl")
+    assert set(reviews.begun) == {name}
+    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+        queue = ReviewQueue(service, reviews, tmp_path / "queue.jsonl")
+        queue.start()
+        assert queue._worker is not None
+        queue._worker.join(60)
+        asked = queue.next("ana")
+    assert (asked is None) == after
+    assert (name in reviews.done) == after
+    assert open_bank(clip_bank).version == (2 if after else 1)
+
+
+def shown(page: GradioPage) -> tuple[Any, str]:
+    """Upload and judge a meme; what came back."""
+    page.press("check-upload", "upload", check_upload=page.upload(drawn()))
+    answer = page.press("check-judge", check_caption="a cake")
+    return answer, answer["check-card"]
+
+
+def test_a_reader_may_look_and_not_change_by_any_way(console: ConsoleServer, clip_bank: Path, tmp_path: Path) -> None:
+    keys = {role: make_key(tmp_path / "keys.json", role, role) for role in ("reader", "moderator")}
+    with console(KeyRing.open(tmp_path / "keys.json")) as client:
+        assert client.get("/console/config").status_code == 401
+        with pytest.raises(httpx.HTTPStatusError):
+            GradioPage(client, login=("moderator", keys["reader"]))
+        with pytest.raises(httpx.HTTPStatusError):
+            GradioPage(client, login=("reader", "a guess"))
+        reader = GradioPage(client, login=("reader", keys["reader"]))
+        answer, card = shown(reader)
+        assert "Verdict" in card
+        assert answer["check-correct"]["visible"] is False
+        for button, event, values in (
+            ("check-correct", "click", {}),
+            ("check-look", "click", {"check_label": 1}),
+            ("check-write", "click", {"check_label": 1, "check_reason": "The verdict is wrong"}),
+            ("review-agree", "click", {}),
+            ("review-skip", "click", {}),
+            ("history-look", "click", {"history_version": "1"}),
+            ("history-write", "click", {"history_version": "1", "history_reason": "so"}),
+        ):
+            with pytest.raises(RuntimeError, match="reader"):
+                reader.press(button, event, **values)
+        assert "moderator&#x27;s key" in str(reader.press("review-next")["review-said"])
+        client.cookies.clear()
+        moderator = GradioPage(client, login=("moderator", keys["moderator"]))
+        shown(moderator)
+        opened = moderator.press("check-correct")
+        label = opened["check-label"]["value"]
+        moderator.press("check-write", check_label=label, check_reason="The verdict is wrong")
+    assert [(one.action, one.author) for one in open_bank(clip_bank).log] == [("create", "tests"), ("add", "moderator")]
+
+
+def test_nothing_of_an_upload_stays_and_nothing_else_is_open(console: ConsoleServer, tmp_path: Path) -> None:
+    with console() as client:
+        page = GradioPage(client)
+        sent = page.upload(drawn())
+        assert [path for path in _private_folder().rglob("*") if path.is_file()]
+        page.press("check-upload", "upload", check_upload=sent)
+        assert [path for path in _private_folder().rglob("*") if path.is_file()] == []
+        assert _private_folder().stat().st_mode & 0o777 == 0o700
+        with pytest.raises(RuntimeError, match="cannot be opened"):
+            page.press("check-upload", "upload", check_upload=page.upload(b"<svg/>", "a.svg"))
+        assert [path for path in _private_folder().rglob("*") if path.is_file()] == []
+        sent["path"] = "/etc/hostname"
+        with pytest.raises(RuntimeError):
+            page.press("check-upload", "upload", check_upload=sent)
+        for path in ("deep_link?session_hash=x", "info", "openapi.json", "proxy=https://example.org", "run/predict"):
+            assert client.get(f"/console/gradio_api/{path}").status_code == 404, path
+        first = client.get("/console/")
+        assert "default-src 'self'" in first.headers["content-security-policy"]
+        assert "http://" not in first.text.replace("http://127.0.0.1", "").replace("http://www.w3.org", "")
