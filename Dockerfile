@@ -28,10 +28,12 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels --mount=type=cach
 FROM ${PYTHON_IMAGE} AS runtime
 LABEL org.opencontainers.image.title="ra-hmd" \
       org.opencontainers.image.licenses="Apache-2.0"
-# No package of Debian: the wheels bring their libraries along.
+# No package of Debian: the wheels bring their libraries along. A volume takes over the mode of the folder that it is
+# mounted at, and whoever runs the container (RA_HMD_UID) must be able to fill it.
 RUN groupadd --gid 10001 ra-hmd \
     && useradd --no-log-init --create-home --uid 10001 --gid 10001 ra-hmd \
-    && install -d -o ra-hmd -g ra-hmd /home/ra-hmd/.cache/huggingface
+    && install -d -m 755 /home/ra-hmd /home/ra-hmd/.cache \
+    && install -d -m 1777 /home/ra-hmd/.cache/huggingface
 COPY --from=environment /opt/ra-hmd /opt/ra-hmd
 ENV PATH=/opt/ra-hmd/bin:$PATH \
     PYTHONUNBUFFERED=1 \

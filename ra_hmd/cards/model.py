@@ -71,7 +71,6 @@ def model_facts(folder: Path, reports: Sequence[str | Path], stated: "Stated") -
         "name": name,
         "system": short(system["name"]),
         "manifest": manifest,
-        "path": short(folder.absolute()),
         "head": head,
         "problem": _problem(head),
         "head_sha256": sha256,

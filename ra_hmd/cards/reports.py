@@ -33,6 +33,10 @@ def read_report(folder: str | Path, head_sha256: str, problem: Problem) -> list[
     if "runs" in manifest:
         names = ", ".join(str(folder / name) for name in manifest.runs)
         raise UserError(f"--report {folder} is about several heads; give the one of this head: {names}.")
+    if "in_context" in manifest:
+        raise UserError(
+            f"--report {folder} is of `ra-hmd in-context`, where no head takes part; give one of `evaluate`."
+        )
     if manifest.get("head_sha256") != head_sha256:
         raise UserError(
             f"--report {folder} is about other weights (sha256 {str(manifest.get('head_sha256'))[:12]}…) than the "

@@ -117,6 +117,9 @@ def test_reports_of_others_are_refused(lab: Path, stage1_run: Path, tmp_path: Pa
     (other / "ra_hmd.json").write_text(json.dumps({"kind": "evaluation", "runs": {"one": {}, "two": {}}}))
     with pytest.raises(UserError, match=r"several heads; give the one of this head: .*other/one, .*other/two"):
         make_card(lab / "run", tmp_path / "card", reports=[other])
+    (other / "ra_hmd.json").write_text(json.dumps({"kind": "evaluation", "in_context": {"format": 1}}))
+    with pytest.raises(UserError, match="where no head takes part"):
+        make_card(lab / "run", tmp_path / "card", reports=[other])
     with pytest.raises(UserError, match="of kind 'stage1'; give a folder of `ra-hmd evaluate`"):
         make_card(lab / "run", tmp_path / "card", reports=[stage1_run])
     with pytest.raises(UserError, match="is a data set"):
@@ -128,6 +131,7 @@ def test_reports_of_others_are_refused(lab: Path, stage1_run: Path, tmp_path: Pa
 def test_heads_on_an_encoder(lab: Path, name: str, said: str, tmp_path: Path) -> None:
     text = card_of(lab / name, tmp_path)
     assert said in text
+    assert " 1 linear layer on" in text
     assert "an image–text encoder" in text
     assert read_json(lab / name / "ra_hmd.json").features.train.fingerprint.model in text
     assert ModelCard.load(tmp_path / "README.md").data.tags[-1] == {"probe": "linear-probe", "zero": "zero-shot"}[name]

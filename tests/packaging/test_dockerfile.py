@@ -17,6 +17,8 @@ from dockerfile_parse import DockerfileParser
 from engines import BIN, ROOT, run
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+VOLUMES = [volume["target"] for volume in COMPOSE["detector"]["volumes"] if volume["type"] == "volume"]
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
@@ -73,6 +75,8 @@ def broken_rules(text: str, context: set[str]) -> list[str]:
     found += [] if user.isdecimal() and user != "0" else [f"runs as {user}"]
     last = dict(parts(text[text.rindex("\nFROM ") :]))
     found += [] if "127.0.0.1:8000/health" in last.get("HEALTHCHECK", "") else ["no health check"]
+    shared = [re.search(rf"install -d -m 1777 {path}$", text, re.MULTILINE) for path in VOLUMES]
+    found += [] if shared and all(shared) else ["cache of one user alone"]
     found += [] if last.get("ENTRYPOINT") == '["ra-hmd"]' else ["entry point"]
     return found
 
@@ -95,6 +99,7 @@ def test_linter_and_rules_find_nothing(context: set[str]) -> None:
         ("COPY stage2 stage2", "COPY .git .git", "not in the context: .git"),
         ("ENV PATH=/opt/ra-hmd/bin:$PATH \\", "ENV API_KEY=abc \\", "secret: API_KEY"),
         ("ARG EXTRAS=", "ARG HUB_TOKEN=x\nARG EXTRAS=", "secret: HUB_TOKEN"),
+        ("-m 1777 /home", "-o ra-hmd /home", "cache of one user alone"),
         ('ENTRYPOINT ["ra-hmd"]', "ENTRYPOINT ra-hmd serve", "DL3025"),
         ('ENTRYPOINT ["ra-hmd"]\n', "", "entry point"),
         ("/health'", "/'", "no health check"),
@@ -149,7 +154,6 @@ def test_extras_are_those_of_the_package() -> None:
 
 def test_build_arguments_of_compose_are_the_recipes() -> None:
     known = {value.partition("=")[0] for name, value in parts(DOCKERFILE) if name == "ARG"}
-    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"].values()
-    given = {name for service in services for name in service.get("build", {}).get("args", {})}
+    given = {name for service in COMPOSE.values() for name in service.get("build", {}).get("args", {})}
     assert given
     assert given <= known
