@@ -212,6 +212,19 @@ def test_a_body_that_dawdles_is_given_up(client: httpx.Client) -> None:
     assert 4 < time.monotonic() - start < 15
 
 
+def test_who_hangs_up_is_no_error(served: dict[str, Any], client: httpx.Client) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 900\r\nContent-Type: "
+    form = b'multipart/form-data; boundary=b\r\n\r\n--b\r\nContent-Disposition: form-data; name="images"; filename="a"'
+    for rest in (b'application/json\r\n\r\n{"memes"', form + b"\r\n\r\nxx", form):
+        with socket.create_connection((client.base_url.host, client.base_url.port), timeout=20) as connection:
+            connection.sendall(head + rest)
+            time.sleep(0.1)
+    end = time.monotonic() + 10
+    while (told := served["log"].read_text()).count('"status": 499') < 3:
+        assert time.monotonic() < end, told[-2000:]
+        time.sleep(0.02)
+
+
 def test_memory_is_bounded(served: dict[str, Any], client: httpx.Client) -> None:
     def batch() -> None:
         memes = [{"image": encoded(data), "text": "a cake"} for data in (_bomb(), drawn((1000, 1000)))] * 8

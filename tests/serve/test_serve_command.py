@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ra_hmd.cli import app
 from ra_hmd.predict.detector import Detector
 from ra_hmd.serve.keys import KeyRing
-from ra_hmd.serve.running import is_loopback
+from ra_hmd.serve.running import Serving, is_loopback
 
 
 def run(*words: str | Path) -> tuple[int, str, str]:
@@ -64,6 +64,13 @@ def test_what_cannot_be_served_is_told_before_a_model_is_loaded(served_clip: Pat
     _, _, error = run("serve", head, "--policy", tmp_path / "policy.txt", "--port", "0")
     assert "no words" in error
     assert "203.0.113.9" in run("serve", head, "--host", "203.0.113.9", "--keys", _keys(tmp_path))[2]
+    asked: list[tuple[str, list[str]]] = [("127.0.0.1", []), ("0.0.0.0", []), ("0.0.0.0", ["memes.example.org"])]
+    keys = tmp_path / "keys.json"
+    names = [Serving(head, host=host, allowed_hosts=allowed, keys=keys).hosts for host, allowed in asked]
+    assert "*" not in names[0]
+    assert names[1] == ["*"]
+    assert "*" not in names[2]
+    assert "memes.example.org" in names[2]
     assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")] == [
         True, True, True, False, False,
     ]  # fmt: skip
