@@ -1,0 +1,63 @@
+"""One meme set by every way: command line, API, console, and extraction with evaluation; the same scores."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from gradio_calls import GradioPage
+from served import ra_hmd
+from servers import as_json, in_thread, queries
+
+from ra_hmd.console.mount import mount
+from ra_hmd.evaluation.evaluate import evaluate
+from ra_hmd.predict.detector import Detector
+from ra_hmd.serve.app import create_app
+from ra_hmd.serve.bank_desk import BankDesk
+from ra_hmd.serve.service import Service
+
+_SCORE = re.compile(r'data-head="(\w+)" data-score="([^"]+)"')
+
+
+@pytest.mark.parametrize(
+    ("kind", "run", "heads"), [("clip", "head", ("lrc", "rkc")), ("lmm", "run", ("lmh", "lrc", "rkc"))]
+)
+def test_one_score(
+    kind: str, run: str, heads: tuple[str, ...], memes: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(f"served_{kind}")
+    bank = Path(shutil.copytree(folder / "bank", tmp_path / "bank"))
+    evaluate(folder / run, folder / "features" / "train", [folder / "features" / "test"], tmp_path / "evaluation",
+             bootstrap_samples=0, final=True)  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()]
+    expected = {line["id"]: {head: line[f"{head}_score"] for head in heads} for line in lines}
+
+    rows = queries(memes, "test")
+    (tmp_path / "memes.jsonl").write_text(
+        "".join(json.dumps({"id": one.id, "image": str(one.image), "text": one.text}) + "\n" for one in rows)
+    )
+    ra_hmd("predict", "--checkpoint", folder / run, "--bank", bank, "--input", tmp_path / "memes.jsonl",
+           "--output", tmp_path / "verdicts.jsonl")  # fmt: skip
+    told = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    by_command = {line["id"]: line["scores"] for line in told}
+
+    service = Service(Detector.from_run(folder / run, bank))
+    desk = BankDesk.open(service, folder / "features" / "dev")
+    app = create_app(service, desk)
+    by_api, by_console = {}, {}
+    with in_thread(mount(app, service, desk)) as client:
+        page = GradioPage(client)
+        for one in rows:
+            answer = client.post("/v1/classify", json={"memes": [as_json(one)]}).raise_for_status().json()
+            by_api[one.id] = answer["results"][0]["scores"]
+            assert isinstance(one.image, Path)
+            page.press("check-upload", "upload", check_upload=page.upload(one.image.read_bytes()))
+            card = page.press("check-judge", check_caption=one.text)["check-card"]
+            by_console[one.id] = {head: float(score) for head, score in _SCORE.findall(card)}
+
+    assert len(expected) == len(rows)
+    for way in (by_command, by_api, by_console):
+        assert set(way) == set(expected)
+        for name, scores in way.items():
+            assert scores == pytest.approx(expected[name], abs=1e-4), name
