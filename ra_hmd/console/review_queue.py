@@ -61,6 +61,9 @@ class ReviewQueue:
         source: File or folder, see `ra_hmd.predict.reading`; None: an empty queue.
         media_dir: Where relative image paths start.
 
+    Raises:
+        UserError: no such file or folder.
+
     Attributes:
         problems: Rows and pictures that cannot be used: place, reason.
         reading: Whether memes are still being judged in the background.
@@ -74,6 +77,8 @@ class ReviewQueue:
     reading: bool = False
 
     def __post_init__(self) -> None:
+        if self.source is not None and not self.source.exists():
+            raise UserError(f"--queue {self.source} does not exist; give a .jsonl or .csv file, or a folder.")
         self._queries: dict[str, Query] = {}
         self._margins: dict[str, float] = {}
         self._claims: dict[str, _Claim] = {}
@@ -82,15 +87,9 @@ class ReviewQueue:
         self._worker: threading.Thread | None = None
 
     def start(self) -> None:
-        """Judge all that is not decided, in the background.
-
-        Raises:
-            UserError: no such file or folder.
-        """
+        """Judge all that is not decided, in the background."""
         if self.source is None:
             return
-        if not self.source.exists():
-            raise UserError(f"--queue {self.source} does not exist; give a .jsonl or .csv file, or a folder.")
         self._settle()
         self.reading = True
         self._worker = threading.Thread(target=self._judge_all, name="review", daemon=True)

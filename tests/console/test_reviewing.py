@@ -73,7 +73,7 @@ def test_the_most_uncertain_first_and_each_to_one_person(
         assert queue.next("ana").id == expected[2]
         assert queue.waiting == len(expected) - 1
         with pytest.raises(UserError, match="--queue"):
-            ReviewQueue(service, reviews, tmp_path / "nowhere").start()
+            ReviewQueue(service, reviews, tmp_path / "nowhere")
 
 
 def test_a_correction_is_planned_and_made_once(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:

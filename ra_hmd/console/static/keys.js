@@ -66,7 +66,8 @@
   window.raFocus = (name) => {
     const go = (left) => {
       const place = document.getElementById(name);
-      const target = place && (place.querySelector("input:checked") || place.querySelector("input, [tabindex='-1'], .ra-said"));
+      const wanted = "input, [tabindex='-1'], .ra-said";
+      const target = place && (place.querySelector("input:checked") || place.querySelector(wanted));
       if (visible(target)) {
         if (target.matches(".ra-said")) target.tabIndex = -1;
         target.focus();
@@ -83,8 +84,12 @@
       region.setAttribute("role", "status");
     });
     // Gradio measures its tabs with buttons that nobody sees, but that the keyboard would reach.
-    document.querySelectorAll("[aria-hidden=true] button:not([tabindex='-1'])").forEach((hidden) => { hidden.tabIndex = -1; });
-    document.querySelectorAll(".overflow-menu > button:not([aria-label])").forEach((more) => more.setAttribute("aria-label", "More tabs"));
+    document.querySelectorAll("[aria-hidden=true] button:not([tabindex='-1'])").forEach((hidden) => {
+      hidden.tabIndex = -1;
+    });
+    document.querySelectorAll(".overflow-menu > button:not([aria-label])").forEach((more) => {
+      more.setAttribute("aria-label", "More tabs");
+    });
     const main = document.querySelector(".gradio-container main, .gradio-container .main");
     if (main && main.tagName !== "MAIN" && !main.hasAttribute("role")) main.setAttribute("role", "main");
   };

@@ -1,0 +1,60 @@
+"""`ra-hmd console` as a process: it prints its address, serves page and API, and ends well."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from gradio_calls import GradioPage
+from servers import drawn, in_process
+from typer.testing import CliRunner
+
+from ra_hmd.cli import app
+from ra_hmd.retrieval.bank import open_bank
+from ra_hmd.serve.keys import make_key
+
+
+def test_the_command_serves_page_and_api(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
+    words = ("console", served_clip / "head", "--bank", clip_bank, "--queue", memes / "a" / "dev.jsonl", "--memes",
+             memes / "a", "--author", "ana")  # fmt: skip
+    with in_process(*words, log=tmp_path / "log", TMPDIR=str(tmp_path)) as (server, client):
+        assert str(client.base_url).rstrip("/").endswith("/console")
+        client.base_url = str(client.base_url).removesuffix("/").removesuffix("/console")
+        assert client.get("/health").status_code == 200
+        page = GradioPage(client)
+        page.press("check-upload", "upload", check_upload=page.upload(drawn()))
+        assert "Verdict" in page.press("check-judge", check_caption="a marker-cake")["check-card"]
+        page.press("check-correct")
+        assert list(tmp_path.glob("ra-hmd-console-*"))
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0, (tmp_path / "log").read_text()
+    assert not list(tmp_path.glob("ra-hmd-console-*")), "nothing of it stays"
+    assert "marker-cake" not in (tmp_path / "log").read_text()
+    assert open_bank(clip_bank).version == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", "0.0.0.0"], "there are no keys"),
+        (["--queue", "nowhere.jsonl"], "--queue nowhere.jsonl does not exist"),
+        (["--class-name", "rude"], "2 different names are needed"),
+        (["--memes", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_the_start(served_clip: Path, words: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["console", str(served_clip / "head"), "--port", "0", *words])
+    assert done.exit_code == 2, done.output
+    assert said in " ".join(done.output.split())
+
+
+def test_a_key_of_another_name_opens_nothing(tmp_path: Path) -> None:
+    from ra_hmd.console.people import Doors
+    from ra_hmd.serve.keys import KeyRing
+
+    secret = make_key(tmp_path / "keys.json", "ana", "moderator")
+    make_key(tmp_path / "keys.json", "bo", "reader")
+    doors = Doors("login", KeyRing.open(tmp_path / "keys.json"))
+    assert doors.check("ana", f" {secret} ")
+    assert not doors.check("bo", secret)
+    assert not doors.check("ana", "")
+    assert not Doors("login").check("ana", secret)
