@@ -183,6 +183,10 @@ def serve(serving: Serving, mount: Mount | None = None, announce: Callable[[str]
                 await super().startup(sockets)
                 announce(_address(listening))
 
+            def handle_exit(self, sig: int, frame: Any) -> None:
+                app.state.ending = True  # for streams of a page, which would go on until nobody looks at it
+                super().handle_exit(sig, frame)
+
         with _quiet_end():
             Server(config).run([listening])
 

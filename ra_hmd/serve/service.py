@@ -116,7 +116,6 @@ class Service:
         detector.batch_size = self.limits.max_batch
         self.started = time.time()
         self._using = threading.Lock()  # the model and the bank, for as long as one of them is used
-        self._turn = threading.Lock()  # held while waiting for `_using`, or a busy worker would never let go of it
         self._alone: int | None = None  # the thread that is in `exclusive`
         self._counting = threading.Lock()
         self._accepted = 0
@@ -188,14 +187,8 @@ class Service:
         if self._alone == threading.get_ident():  # it has it already
             yield self.detector
             return
-        end = None if timeout is None else time.monotonic() + timeout
-        if not self._turn.acquire(timeout=_left(end)):
+        if not self._using.acquire(timeout=-1 if timeout is None else timeout):
             raise Busy
-        try:
-            if not self._using.acquire(timeout=_left(end)):
-                raise Busy
-        finally:
-            self._turn.release()
         try:
             self._alone = threading.get_ident()
             self.detector.refresh()
@@ -232,15 +225,11 @@ class Service:
     def _work(self) -> None:
         end = False
         while not end and (first := self._queue.get()) is not None:
-            with self._turn:
-                self._using.acquire()
-            try:  # from before the batch is put together: who waits for it may still cancel
+            with self._using:  # taken before the batch is put together: who waits for it may still cancel
                 batch, end = self._fill(first)
                 alive = [one for one in batch if one.future.set_running_or_notify_cancel()]
                 if alive:
                     self._judge(alive)
-            finally:
-                self._using.release()
 
     def _fill(self, first: _Waiting) -> tuple[list[_Waiting], bool]:
         """What is ready, up to a batch, after a short wait for what is in preparation; and whether it is the end."""
@@ -281,11 +270,6 @@ class Service:
         self.tally.sizes[len(memes)] += 1
         self._recent.extend(zip(scored.queries.ids, scored.queries.embedding, strict=True))
         return [Answer(one, version) for one in found]
-
-
-def _left(end: float | None) -> float:
-    """Seconds to a point of time, as locks take them: -1 is without end."""
-    return -1 if end is None else max(end - time.monotonic(), 0)
 
 
 def _fail(future: "Future[Any]", error: Exception) -> None:

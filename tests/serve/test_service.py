@@ -1,6 +1,7 @@
 """The service: many ask at once, each gets the answer to its own meme, and a change of the bank counts at once."""
 
 import threading
+import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,6 +60,31 @@ def test_what_was_accepted_is_answered_before_the_end(served_clip: Path, memes: 
     with pytest.raises(Closed):
         service.submit(queries(memes)[:1])
     assert not service.ready
+
+
+def test_who_wants_the_model_alone_gets_it_soon(served_clip: Path, memes: Path) -> None:
+    asked, done = queries(memes), threading.Event()
+    with (
+        Service(Detector.from_run(served_clip / "head"), Limits(max_batch=1)) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+
+        def load() -> None:
+            while not done.is_set():
+                every(service.submit(asked), 60)
+
+        loading = pool.submit(load)
+        while service.waiting < 2:
+            pass
+        waited = []
+        for _ in range(40):
+            time.sleep(0.003)  # so that a batch is at work
+            before = service.tally.batches
+            with service.exclusive(60), service.exclusive():  # again by the same thread
+                waited.append(service.tally.batches - before)
+        done.set()
+        loading.result(60)
+    assert max(waited) < 10, "not only when the queue is empty"
 
 
 def test_a_bad_picture_fails_alone(served_clip: Path, memes: Path, tmp_path: Path) -> None:
