@@ -1,12 +1,13 @@
 """Which card a folder gets."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ra_hmd.cards.writing import Card, write_card
 from ra_hmd.data.dataset import DATASET_MANIFEST
-from ra_hmd.errors import UserError
+from ra_hmd.errors import UserError, raise_all
 from ra_hmd.manifest import MANIFEST_NAME, read_json
 from ra_hmd.models.head import has_head
 from ra_hmd.retrieval.bank import is_bank
@@ -25,6 +26,15 @@ class Stated:
     name: str | None = None
     licence: str | None = None
     languages: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise `UserError` for what the hub's metadata cannot hold."""
+        if self.licence is not None and not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", self.licence):
+            raise UserError(f"--license {self.licence!r} is no name that the hub knows, such as apache-2.0 or other.")
+        wrong = [
+            f"--language {code!r}" for code in self.languages if not re.fullmatch("[a-z]{2,3}(-[A-Za-z0-9]+)*", code)
+        ]
+        raise_all(wrong, "Languages are given by their codes of ISO 639, such as en")
 
 
 def make_card(

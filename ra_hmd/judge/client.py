@@ -53,8 +53,12 @@ class JudgeSettings:
     timeout: float = 60.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.endpoint)
+            whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # of brackets or ports that are none
+            whole = False
+        if not whole:
             raise UserError(f"--endpoint {self.endpoint!r} is no URL of an API, such as http://127.0.0.1:8000/v1.")
         if parts.username or parts.password:
             raise UserError("--endpoint holds a user name or password, which would be recorded; leave it out.")
@@ -238,8 +242,9 @@ class Judge:
             return _Completion.model_validate_json(raw.content), raw.retries_taken
 
     def _told(self, error: Exception) -> str:
-        """What the server says, without our secret."""
-        text = " ".join(well_formed(str(error)).split())
+        """What the server says, or why there is no connection, without our secret."""
+        cause = f" {error.__cause__}" if type(error) is openai.APIConnectionError and error.__cause__ else ""
+        text = " ".join(well_formed(f"{error}{cause}").split())
         return (text.replace(self._key, "…") if self._key else text)[:400]
 
 

@@ -236,6 +236,14 @@ def test_what_a_user_says_cannot_break_the_page(lab: Path, tmp_path: Path) -> No
     assert "[x](y)" not in page
 
 
+def test_metadata_that_the_hub_cannot_read_are_refused() -> None:
+    for licence in ("Apache 2.0", "", "mit\nx: y"):
+        with pytest.raises(UserError, match="no name that the hub knows"):
+            Stated(licence=licence)
+    with pytest.raises(UserError, match="'english'"):
+        Stated(languages=("en", "zh-Hant", "english"))
+
+
 def test_escapes_and_paths() -> None:
     assert _shown("2.0 and RA-HMD, qwen2_vl") == "2.0 and RA-HMD, qwen2_vl"
     assert _shown("1. a list") == r"1\. a list"
