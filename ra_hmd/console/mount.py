@@ -1,5 +1,6 @@
 """The page in a web application, alone with its own address: nothing is loaded from, or told to, anybody else."""
 
+import asyncio
 import atexit
 import contextlib
 import io
@@ -33,6 +34,8 @@ _POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
+_STREAMS = re.compile(r"/gradio_api/(heartbeat/|queue/data)")
+_LOOK_SECONDS = 0.5
 # Gradio's page asks Google and Cloudflare for fonts and a script, and names its makers' site.
 _FOREIGN = re.compile(
     rb"""<link\b[^>]*\bhref="https?://[^>]*>|<script\b[^>]*\bsrc="https?://[^>]*>\s*</script>|"""
@@ -85,7 +88,33 @@ class Guard:
                 message = {"type": "http.response.body", "body": page}
             await send(message)
 
-        await self.app(scope, receive, cleaned)
+        if _STREAMS.match(path.removeprefix(self.path)):
+            await _until_the_end(self.app, scope, receive, cleaned)
+        else:
+            await self.app(scope, receive, cleaned)
+
+
+async def _until_the_end(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """A stream to an open page, which would never end by itself: it is ended when the server is."""
+    started, state = False, scope["app"].state  # of ours; Gradio's own takes its place in the scope
+
+    async def noted(message: Message) -> None:
+        nonlocal started
+        started = True
+        await send(message)
+
+    streaming = asyncio.ensure_future(app(scope, receive, noted))
+    try:
+        while not streaming.done() and not getattr(state, "ending", False):
+            await asyncio.wait([streaming], timeout=_LOOK_SECONDS)
+        if streaming.done():
+            streaming.result()
+            return
+    finally:
+        streaming.cancel()
+    await asyncio.wait([streaming])
+    if started:
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def mount(

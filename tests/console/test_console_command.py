@@ -25,8 +25,10 @@ def test_the_command_serves_page_and_api(served_clip: Path, clip_bank: Path, mem
         assert "Verdict" in page.press("check-judge", check_caption="a marker-cake")["check-card"]
         page.press("check-correct")
         assert list(tmp_path.glob("ra-hmd-console-*"))
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0, (tmp_path / "log").read_text()
+        with client.stream("GET", f"/console/gradio_api/heartbeat/{page.session}") as open_page:
+            assert open_page.status_code == 200
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(15) == 0, (tmp_path / "log").read_text()
     assert not list(tmp_path.glob("ra-hmd-console-*")), "nothing of it stays"
     assert "marker-cake" not in (tmp_path / "log").read_text()
     assert open_bank(clip_bank).version == 1
