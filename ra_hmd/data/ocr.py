@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import ImageOps
 from PIL.Image import Image
 
 from ra_hmd.data.dataset import DATASET_MANIFEST, MemeData, open_data, write_split
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 SOURCE = "text_source"
 _DONE = ".ocr"
+_NARROWEST = 8  # sides of a picture as it is read, long to short
 
 
 def fill_captions(folder: str | Path, *, min_score: float = 0.5, show: bool = False) -> dict[str, int]:
@@ -113,8 +115,21 @@ def _read_all(
 
 
 def read_text(engine: "RapidOCR", image: Image, min_score: float = 0.5) -> dict[str, Any]:
-    """The lines on an image, top to bottom, joined by blanks, as `text`, and the lowest of their scores (0 to 1)."""
-    found = engine(np.asarray(image.convert("RGB"))[..., ::-1])  # the engine takes BGR
+    """The lines on an image, top to bottom, joined by blanks, as `text`, and the lowest of their scores (0 to 1).
+
+    Raises:
+        UserError: the engine cannot read it.
+    """
+    # The engine makes the short side 736 pixels long: of a thin line it would make a picture without end.
+    wide, high = (max(0, -(-max(image.size) // _NARROWEST) - side) for side in image.size)
+    padded = ImageOps.expand(image.convert("RGB"), (wide // 2, high // 2, -(-wide // 2), -(-high // 2)), "white")
+    try:
+        found = engine(np.asarray(padded)[..., ::-1])  # the engine takes BGR
+    except Exception as error:  # its exceptions have no class in common
+        raise UserError(
+            f"its words cannot be read, of {image.width} x {image.height} pixels ({type(error).__name__}: {error}); "
+            "give its text"
+        ) from error
     lines = zip(found.txts or (), found.scores or (), strict=True)
     good = [(text, score) for text, score in lines if score >= min_score]
     text = " ".join(well_formed(text).strip() for text, _ in good)

@@ -328,3 +328,27 @@ def test_a_folder_that_is_no_import(tmp_path: Path, use: Callable[[Spy], Spy]) -
     with pytest.raises(UserError, match="was not made by `ra-hmd data import`"):
         fill_captions(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "train.jsonl"}
+
+
+@pytest.mark.parametrize("size", [(1, 150), (5000, 20)])
+def test_thin_pictures_reach_the_engine_padded(size: tuple[int, int]) -> None:
+    """The engine stretches the short side to 736 pixels; 1 x 150 took minutes, and of 5000 x 20 it raises."""
+    seen: list[tuple[int, ...]] = []
+
+    def engine(pixels: np.ndarray) -> SimpleNamespace:
+        seen.append(pixels.shape)
+        assert (pixels == 9).all(axis=2).sum() == size[0] * size[1]
+        return SimpleNamespace(txts=None, scores=None)
+
+    assert read_text(engine, Image.new("RGB", size, (9, 9, 9)))["text"] == ""
+    ((height, width, _),) = seen
+    assert max(height, width) == max(size)
+    assert max(height, width) <= 8 * min(height, width)
+
+
+def test_what_an_engine_raises_is_told_of_the_picture() -> None:
+    def engine(_: np.ndarray) -> SimpleNamespace:
+        raise RuntimeError("no room")
+
+    with pytest.raises(UserError, match=r"of 7 x 5 pixels \(RuntimeError: no room\); give its text"):
+        read_text(engine, Image.new("RGB", (7, 5)))
