@@ -3,7 +3,9 @@
 `llamafactory` is used to load them, so that a model is loaded, and its images are resized, as in training.
 """
 
+import logging
 import os
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -159,6 +161,7 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
     from llamafactory.hparams import DataArguments, ModelArguments
     from llamafactory.model import load_config, load_tokenizer
 
+    _log_to_stderr()
     model_args = ModelArguments(
         model_name_or_path=base_model,
         image_max_pixels=settings.image_max_pixels,
@@ -186,6 +189,13 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
     return encoder, model_args
 
 
+def _log_to_stderr() -> None:
+    """LLaMA-Factory logs to stdout, where `--json` has its answers."""
+    for handler in logging.getLogger("llamafactory").handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
+
+
 class MemeModel:
     """A loaded run: encodes memes and runs them through the LMM and its head."""
 
@@ -196,8 +206,6 @@ class MemeModel:
         dtype: DType = "auto",
         padding_side: Literal["left", "right"] = "left",
     ) -> None:
-        from llamafactory.data import SFTDataCollatorWith4DAttentionMask
-
         self.run, self.device = run, device
         self.encoder, model_args = load_encoder(
             run.base_model,
@@ -206,6 +214,8 @@ class MemeModel:
             infer_dtype=dtype,
             **run.loading,
         )
+        from llamafactory.data import SFTDataCollatorWith4DAttentionMask  # after its logger was told what to say
+
         model_args.device_map = {"": device}
         tokenizer = self.encoder.tokenizer
         tokenizer.padding_side = padding_side

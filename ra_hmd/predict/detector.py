@@ -86,6 +86,7 @@ class Detection:
         neighbours: Of the vote, nearest first: `id`, `label`, `similarity`, `vote`, `share`, and of an example bank
             `source`, `note`, `time`; None without a bank.
         rationale: What the LMM says to the verdict, if that was asked: generated afterwards, not its cause.
+        explanation: What the rationale was made with (`Explanation.fields`).
     """
 
     id: str
@@ -99,11 +100,26 @@ class Detection:
     threshold: float | list[float] | None
     neighbours: list[dict[str, Any]] | None
     rationale: str | None = None
+    explanation: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; without `rationale` where none was asked for."""
-        values = asdict(self)
-        return values if self.rationale is not None else {k: v for k, v in values.items() if k != "rationale"}
+        """For JSON; without `rationale` and `explanation` where none was asked for."""
+        left_out = ("rationale", "explanation") if self.rationale is None else ()
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+
+def _decider(scorer: Scorer, head: Head | None, abstain: float) -> Head:
+    """Who decides. Raises `UserError`: a head that is not there, a band that cannot be."""
+    head = head or ("lrc" if scorer.examples is None else "rkc")
+    choose("head", head, get_args(Head))
+    if head == "rkc" and scorer.examples is None:
+        raise UserError("The head `rkc` needs a bank: the labelled memes that vote.")
+    if not 0 <= abstain < 0.5:
+        raise UserError(f"abstain is {abstain}, it must lie in [0, 0.5).")
+    kind = scorer.model.config.problem.kind
+    if abstain and kind != "binary":
+        raise UserError(f"abstain is for binary heads; this one decides `{kind}`.")
+    return head
 
 
 class Detector:
@@ -134,15 +150,7 @@ class Detector:
     ) -> None:
         self.model, self.scorer, self.batch_size = model, scorer, batch_size
         self.problem = scorer.model.config.problem
-        self.head: Head = head or ("lrc" if scorer.examples is None else "rkc")
-        self.abstain = abstain
-        choose("head", self.head, get_args(Head))
-        if self.head == "rkc" and scorer.examples is None:
-            raise UserError("The head `rkc` needs a bank: the labelled memes that vote.")
-        if not 0 <= abstain < 0.5:
-            raise UserError(f"abstain is {abstain}, it must lie in [0, 0.5).")
-        if abstain and self.problem.kind != "binary":
-            raise UserError(f"abstain is for binary heads; this one decides `{self.problem.kind}`.")
+        self.head, self.abstain = _decider(scorer, head, abstain), abstain
         self._head_sha256 = sha256_file(scorer.checkpoint / HEAD_WEIGHTS)
         self._reader: Any = None
         self._reading = threading.Lock()
@@ -186,6 +194,7 @@ class Detector:
         scorer = Scorer.open(run, bank, voting, thresholds=thresholds, device=device)
         opened = open_feature_model(run, backbone=backbone, base_model=base_model, dtype=dtype)
         scorer.check_origin(opened.place, opened.fingerprint)
+        head = _decider(scorer, head, abstain)  # before a large model is loaded
         return cls(opened.load(device), scorer, head, abstain, batch_size)
 
     @property
@@ -215,7 +224,7 @@ class Detector:
         if explainer is None:
             return found
         told = explainer(found, [meme.picture for meme in prepared])
-        return [replace(one, rationale=words.rationale) for one, words in zip(found, told, strict=True)]
+        return [replace(one, **words.fields()) for one, words in zip(found, told, strict=True)]
 
     def prepare(self, query: Query) -> Prepared:
         """A meme as `judge` takes it: decoded, resized and tokenised, on the CPU.

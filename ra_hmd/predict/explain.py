@@ -70,6 +70,13 @@ class Explanation:
         """For JSON."""
         return asdict(self)
 
+    def fields(self) -> dict[str, Any]:
+        """`rationale`, and what it was made with as `explanation`: beside a verdict. The question itself, with the
+        whole policy, follows from the manifest and the line.
+        """
+        kept = ("neighbours", "engine", "policy_sha256", "generated")
+        return {"rationale": self.rationale, "explanation": {name: getattr(self, name) for name in kept}}
+
 
 @dataclass(frozen=True)
 class Question:
@@ -153,13 +160,9 @@ class Explainer:
                 "run with a language model (Stage 1, or Stage 2 on its features)."
             )
         galleries = [] if gallery is None else [gallery]
-        if neighbours:
-            if place is None:
-                raise UserError("Neighbours in the question need a bank: the labelled memes that vote.")
-            if not is_bank(place):
-                galleries.append(_captions(place))
-            elif gallery is None:
-                raise UserError(f"{place} keeps no captions; say with --memes where the data of its memes are.")
+        check_neighbours(neighbours, place, detector.scorer.voting.topk, known=gallery is not None)
+        if neighbours and not is_bank(place):
+            galleries.append(_captions(place))
         opened = open_engine(
             engine, model, adapter=adapter, pictures=neighbours + 1, tensor_parallel_size=tensor_parallel_size
         )
@@ -266,13 +269,19 @@ def explain_rows(
         except ValueError as error:  # a UserError, or what the model's own code says of a picture
             told.append(well_formed(f"it cannot be explained: {error}"))
     words = iter(explainer.answer(questions))
-    return [one if isinstance(one, str) else _fields(next(words)) for one in told]
+    return [one if isinstance(one, str) else next(words).fields() for one in told]
 
 
-def _fields(words: Explanation) -> dict[str, Any]:
-    """Of a line; the question itself, with the whole policy, follows from the manifest and the line."""
-    kept = ("neighbours", "engine", "policy_sha256", "generated")
-    return {"rationale": words.rationale, "explanation": {name: getattr(words, name) for name in kept}}
+def check_neighbours(neighbours: int, bank: str | Path | None, topk: int, *, known: bool) -> None:
+    """Raise `UserError` where so many neighbours cannot be shown; `known`: whether there is a gallery."""
+    if not neighbours:
+        return
+    if bank is None:
+        raise UserError("--neighbours needs --bank: the labelled memes that vote, and that are shown.")
+    if neighbours > topk:
+        raise UserError(f"--neighbours {neighbours} is more than the {topk} that vote (--topk); change one of them.")
+    if is_bank(bank) and not known:
+        raise UserError(f"{bank} keeps no captions; say with --memes where the data of its memes are.")
 
 
 def read_operator_text(path: Path | None) -> str | None:
@@ -284,7 +293,7 @@ def read_operator_text(path: Path | None) -> str | None:
     if path is None:
         return None
     if not path.is_file():
-        raise UserError(f"{path} does not exist; a policy, or a question, is a text file (docs/explain.md).")
+        raise UserError(f"{path} is no file; a policy, or a question, is a text file (docs/explain.md).")
     try:
         text = path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:

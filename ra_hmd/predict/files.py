@@ -26,7 +26,7 @@ from ra_hmd.data.dataset import json_line
 from ra_hmd.data.images import load_image
 from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.evaluation.decision import DECISION_NAME, UNDECIDED, rule_note
+from ra_hmd.evaluation.decision import DECISION_NAME
 from ra_hmd.manifest import atomic_path, plain, read_json, run_manifest, sha256_bytes, sha256_file, write_json
 from ra_hmd.predict.detector import Detector
 from ra_hmd.predict.explain import NOTE, Explainer, explain_rows
@@ -324,7 +324,7 @@ def _finish(
             output_sha256=sha256_file(output),
             **plain(detector.version),
             fingerprint=stated,
-            notes=_notes(detector) + ([NOTE] if "explainer" in stated else []),
+            notes=detector.scorer.notes(detector.head) + ([NOTE] if "explainer" in stated else []),
         )
         write_json(_manifest_path(output), manifest)
         shutil.rmtree(work)
@@ -359,12 +359,3 @@ def _merge(
                     rejects.write(json_line(reject))
                     counts["reasons"][reject["reason"].split(":")[0][:60]] += 1
     return counts, seconds
-
-
-def _notes(detector: Detector) -> list[str]:
-    """What a reader of the verdicts must know."""
-    scorer = detector.scorer
-    if scorer.decision is None:
-        return [UNDECIDED]
-    note = rule_note(scorer.decision, detector.head, scorer.state, scorer.voting)
-    return [note] if note else []

@@ -25,6 +25,9 @@ def check_pictures(images: Sequence[Path], texts: Sequence[str]) -> None:
             f"{len(texts)} --text for {len(images)} pictures: give one for each, in their order, or none; then they "
             "are read from the pictures."
         )
+    gone = next((path for path in images if not path.exists()), None)
+    if gone is not None:
+        raise UserError(f"{gone} does not exist; check its path.")
     folder = next((path for path in images if path.is_dir()), None)
     if folder is not None:
         raise UserError(f"{folder} is a folder; judge what is in it with --input {folder} --output verdicts.jsonl.")
@@ -55,7 +58,9 @@ def as_table(found: Sequence[Detection]) -> Table:
     """For people: verdict, scores with probabilities, nearest neighbours, and what was read where no text was given."""
     explained = any(one.rationale is not None for one in found)
     columns = ["meme", "verdict", "scores", "nearest neighbours", *(["rationale (generated)"] if explained else [])]
-    table = Table(*columns, show_lines=True)
+    table = Table(show_lines=True)
+    for column in columns:
+        table.add_column(column, overflow="fold")  # a path that is cut names no picture
     for one in found:
         limit = "" if one.threshold is None else f" from {_shown(one.threshold)}"
         verdict = "left to a person" if one.verdict is None else str(one.verdict)

@@ -9,7 +9,7 @@ from ra_hmd.config import choose
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.models.checkpoint import DType, MemeModel
 from ra_hmd.predict.detector import Detector
-from ra_hmd.predict.explain import NOTE, QUESTION, Explainer, check_question
+from ra_hmd.predict.explain import NOTE, QUESTION, Explainer, check_neighbours, check_question
 from ra_hmd.predict.files import predict_files
 from ra_hmd.predict.formats import choose_format
 from ra_hmd.predict.gallery import Gallery
@@ -52,6 +52,9 @@ class Explaining:
             check_question(self.question, self.policy is not None, self.neighbours)
         if self.memes and not self.neighbours:
             raise UserError("--memes tells of neighbours; say with --neighbours how many are shown.")
+        for place in self.memes:
+            if not place.exists():
+                raise UserError(f"--memes {place} does not exist; give an imported folder, or a data file.")
 
     def open(self, detector: Detector) -> Explainer:
         """Who explains the verdicts of `detector`."""
@@ -132,9 +135,10 @@ class Request:
             problems.append("The options of the vote need --bank: the labelled memes that vote.")
         if self.explaining is not None and self.output is not None and self.output.suffix != ".jsonl":
             problems.append(f"Rationales are written as JSON Lines: --output {self.output} must end in .jsonl.")
-        if self.explaining is not None and self.explaining.neighbours and self.bank is None:
-            problems.append("--neighbours needs --bank: the labelled memes that are shown.")
         raise_all(problems, "Options that do not go together")
+        if self.explaining is not None:
+            told = self.explaining
+            check_neighbours(told.neighbours, self.bank, self.voting.topk, known=bool(told.memes))
         if self.dtype is not None:
             choose("--dtype", self.dtype, get_args(DType))
 
@@ -164,6 +168,7 @@ class Request:
             detector = self.detector()
             explainer = self.explainer(detector)
             found = judge_pictures(detector, self.images, self.texts, explainer or False)
+            yield from detector.scorer.notes(detector.head)
             if explainer is not None:
                 yield NOTE
             if self.as_json:

@@ -20,7 +20,7 @@ from ra_hmd.evaluation.checks import (
     head_fingerprint,
     store_fingerprint,
 )
-from ra_hmd.evaluation.decision import Decision, read_decision, rule_of, use_rules
+from ra_hmd.evaluation.decision import UNDECIDED, Decision, read_decision, rule_note, rule_of, use_rules
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.evaluation.scores import Rule, ScoredSet, score_set
 from ra_hmd.features.store import Features, read_features
@@ -126,12 +126,23 @@ class Scorer:
         scored = score_set(Path(place).name, place, features, self.model, rows, self.voting)
         if self.decision is not None:
             use_rules(self.decision, scored, self._rule_bank, self.voting)
-        if self.grown_from is not None:
-            scored.notes.append(
-                f"RKC: its threshold was chosen with version {self.grown_from} of the bank, which is at "
-                f"{self.state['version']}; choose anew with `--dev` from time to time."
-            )
+            scored.notes += self._growth()
         return scored
+
+    def notes(self, head: Head) -> list[str]:
+        """What a reader of a head's verdicts must know of its threshold."""
+        if self.decision is None:
+            return [UNDECIDED]
+        note = rule_note(self.decision, head, self._rule_bank, self.voting)
+        return [note] if note is not None else self._growth() if head == "rkc" else []
+
+    def _growth(self) -> list[str]:
+        if self.grown_from is None or rule_note(self.decision, "rkc", self._rule_bank, self.voting) is not None:
+            return []
+        return [
+            f"RKC: its threshold was chosen with version {self.grown_from} of the bank, which is at "
+            f"{self.state['version']}; choose anew with `--dev` from time to time."
+        ]
 
     @property
     def _rule_bank(self) -> Mapping[str, Any]:

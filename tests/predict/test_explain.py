@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from engines import BIN, child_env
 from typer.testing import CliRunner, Result
 
 from ra_hmd.cli import app
@@ -103,9 +104,9 @@ def test_the_documented_question_is_the_one_that_is_asked() -> None:
 def test_no_score_depends_on_a_rationale(detector: Detector, some: list[Meme]) -> None:
     plain = detector(asked(some))
     explained = detector(asked(some), explain=Explainer.of(detector, policy=POLICY, max_new_tokens=WORDS))
-    assert [replace(one, rationale=None) for one in explained] == plain
+    assert [replace(one, rationale=None, explanation=None) for one in explained] == plain
     assert all(isinstance(one.rationale, str) for one in explained)
-    assert all("rationale" not in one.to_dict() for one in plain)
+    assert all({"rationale", "explanation"}.isdisjoint(one.to_dict()) for one in plain)
     assert detector(asked(some)) == plain
     (short,) = detector(asked(some[:1]), explain=True)
     assert short.to_dict()["rationale"] == short.rationale is not None
@@ -174,7 +175,7 @@ def test_what_cannot_be_explained_is_told(detector: Detector, lab: Path, some: l
         long([found], [picture])
     with pytest.raises(UserError, match="keeps no captions; say with --memes"):
         Explainer.of(detector, neighbours=1)
-    with pytest.raises(UserError, match="need a bank"):
+    with pytest.raises(UserError, match="--neighbours needs --bank"):
         Explainer.of(Detector.from_run(lab / "run"), neighbours=1)
     with pytest.raises(UserError, match="policy is empty"):
         Explainer.of(detector, policy=" \n")
@@ -205,10 +206,14 @@ def test_the_command_prints_and_says_what_a_rationale_is(lab: Path, some: list[M
     assert bare["scores"] == told["scores"]
     assert bare["rationale"] != told["rationale"]
     assert {"id", "verdict", "rationale", "scores"} <= told.keys()
+    assert told["explanation"] == {"neighbours": [], "engine": "transformers", "policy_sha256": None, "generated": True}
     refused = {
         ("--neighbours", "2"): "--neighbours needs --bank",
+        ("--neighbours", "2", "--bank", lab / "bank"): "keeps no captions; say with --memes",
+        ("--neighbours", "21", "--bank", lab / "train"): "--neighbours 21 is more than the 20 that vote (--topk)",
+        ("--neighbours", "2", "--bank", lab / "bank", "--memes", lab / "gone"): "gone does not exist",
         ("--memes", str(lab)): "say with --neighbours",
-        ("--policy", str(lab / "none.txt")): "does not exist",
+        ("--policy", str(lab / "none.txt")): "none.txt is no file",
         ("--engine", "magic"): "magic",
         ("--output", "x.jsonl"): "--output goes with",
     }
@@ -218,6 +223,16 @@ def test_the_command_prints_and_says_what_a_rationale_is(lab: Path, some: list[M
     result = ra_hmd("explain", "--input", "a.jsonl", "--output", "a.csv", "--checkpoint", lab / "run")
     assert result.exit_code == 2
     assert "must end in .jsonl" in result.stderr
+
+
+def test_nothing_but_answers_is_on_stdout(lab: Path, some: list[Meme]) -> None:
+    """Of a process of its own, with LLaMA-Factory told to say all."""
+    words = ["explain", some[0].image, "--text", "", "--checkpoint", lab / "run", "--max-new-tokens", 1, "--json"]
+    env = child_env(LLAMAFACTORY_VERBOSITY="INFO")
+    process = subprocess.run([BIN / "ra-hmd", *map(str, words)], env=env, capture_output=True, text=True, check=True)
+    (line,) = process.stdout.splitlines()
+    assert json.loads(line)["id"] == str(some[0].image)
+    assert "llamafactory.model" in process.stderr
 
 
 def rows(path: Path) -> list[dict]:

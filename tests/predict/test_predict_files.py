@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from ra_hmd.cli import app
 from ra_hmd.data.record import Meme, read_memes
 from ra_hmd.errors import UserError
+from ra_hmd.evaluation.decision import UNDECIDED
 from ra_hmd.manifest import read_json, sha256_file
 from ra_hmd.predict import reading
 from ra_hmd.predict.detector import Detector, Query
@@ -314,6 +315,9 @@ def test_pictures_on_the_command_line(lab: Path, test_memes: list[Meme]) -> None
     assert found[0]["scores"] == pytest.approx(expected.scores, abs=1e-4)
     shown = ra_hmd(*words)
     assert "nearest neighbours" in shown
+    assert UNDECIDED in shown
+    cells = ["".join(cell[1].split()) for line in shown.splitlines() if len(cell := line.split("│")) > 4]
+    assert all(str(meme.image) in "".join(cells) for meme in (one, two))  # folded, not cut
     assert f"{found[0]['scores']['rkc']:.3f}" in shown
 
 
@@ -329,6 +333,7 @@ def test_options_that_contradict_each_other(lab: Path, test_memes: list[Meme], t
         ([picture, "--text", "a", "--text", "b"], "2 --text for 1 pictures"),
         (["--input", tmp_path, "--text", "a", *output], "--text goes with IMAGE"),
         ([tmp_path], "is a folder"),
+        ([tmp_path / "none.png", "--text", "a"], "none.png does not exist; check its path"),
         ([picture, "--dtype", "int3"], "--dtype 'int3' is unknown"),
     ):
         assert said in ra_hmd("predict", "--checkpoint", lab / "head", *words, code=2)

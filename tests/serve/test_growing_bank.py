@@ -1,6 +1,7 @@
 """Thresholds from dev while the bank grows: they stay in force, and the effect of a change is told by them."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ra_hmd.predict.scorer import Scorer
 from ra_hmd.retrieval.bank import open_bank
 from ra_hmd.retrieval.effect import Planned, effect
 from ra_hmd.retrieval.from_store import embed_store
+from ra_hmd.retrieval.voting import Voting
 
 
 @pytest.fixture
@@ -37,6 +39,10 @@ def test_the_rule_outlives_the_growth_of_its_bank(tuned: Path, served_clip: Path
         scored = one("dev", dev)
         assert scored.rules["rkc"].chosen
         assert any("version 1 of the bank, which is at 2" in note for note in scored.notes)
+        assert one.notes("rkc") == [note for note in scored.notes if note.startswith("RKC")]
+        assert one.notes("lrc") == []
+        (other,) = replace(one, voting=Voting(5)).notes("rkc")
+        assert "official threshold and no calibration: the stored ones were chosen with another vote" in other
 
 
 def test_a_bank_of_another_origin_has_the_official_rule(
