@@ -17,12 +17,15 @@ def load_image(source: str | Path | bytes, formats: Sequence[str] | None = None)
 
     Args:
         source: A file, or the content of one.
-        formats: Pillow's names of the formats that may be tried; None: all.
+        formats: Pillow's names of the formats that may be tried; None: all but PostScript, which is a program.
 
     Raises:
         UserError: the file is missing, truncated, not an image, or so large that decoding it is not safe.
     """
     place = "it" if isinstance(source, bytes) else f"image {source}"
+    if formats is None:
+        Image.init()
+        formats = [name for name in Image.ID if name != "EPS"]  # Ghostscript would run it
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
             image.load()

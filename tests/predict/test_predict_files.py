@@ -158,6 +158,8 @@ def test_bad_rows_are_set_aside_with_their_reason(
     picture = good[0]["image"]
     (tmp_path / "torn.png").write_bytes(Path(picture).read_bytes()[:60])
     shutil.copy(picture, tmp_path / "fine.png")
+    program = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n%%EOF\n"
+    (tmp_path / "run.png").write_text(program)
     bad = {
         "not valid JSON": b'{"id": "a", ',
         "not valid JSON in UTF-8": b'{"id": "b\xff", "image": "fine.png", "text": "x"}',
@@ -169,6 +171,7 @@ def test_bad_rows_are_set_aside_with_their_reason(
         "its id came before": json.dumps(good[1]).encode(),
         "does not exist": b'{"id": "f", "image": "gone.png", "text": "x"}',
         "cannot be decoded": b'{"id": "g", "image": "torn.png", "text": "x"}',
+        "cannot identify image file": b'{"id": "i", "image": "run.png", "text": "x"}',
         "null": b'{"id": "h", "image": "nul\\u0000.png", "text": "x"}',
     }
     lines = [json.dumps(row).encode() for row in good]
@@ -180,9 +183,9 @@ def test_bad_rows_are_set_aside_with_their_reason(
     assert [one["place"] for one in rejected] == [f"m.jsonl, line {number}" for number in range(3, 3 + len(bad))]
     for one, reason in zip(rejected, bad, strict=True):
         assert reason in one["reason"]
-    assert [one["id"] for one in rejected[5:]] == ["d", "e", good[1]["id"], "f", "g", "h"]
-    assert (done["rows"], done["judged"], done["rejected"]) == (16, 5, 11)
-    assert sum(done["reasons"].values()) == 11
+    assert [one["id"] for one in rejected[5:]] == ["d", "e", good[1]["id"], "f", "g", "i", "h"]
+    assert (done["rows"], done["judged"], done["rejected"]) == (17, 5, 12)
+    assert sum(done["reasons"].values()) == 12
     assert sum(done["verdicts"].values()) == 5
     stored = read_json(tmp_path / "out.jsonl.manifest.json")
     assert stored.output_sha256 == sha256_file(tmp_path / "out.jsonl")
