@@ -17,6 +17,7 @@ from ra_hmd.serve.service import Service
 
 _CHOSEN = "chosen on a development set"
 _OFFICIAL = "the published default"
+_PATIENCE = 30.0
 
 
 def figures_page(service: Service, names: ClassNames, queue: ReviewQueue) -> str:
@@ -38,8 +39,8 @@ def figures_page(service: Service, names: ClassNames, queue: ReviewQueue) -> str
     heads = [head for head in HEADS if head not in missing]
     parts = {"Model": model, "Thresholds": [(HEADS[head][0], _rule(service, head)) for head in heads]}
     if bank is not None:
-        bank.refresh()
-        parts["Bank"] = _bank(bank, names)
+        with service.exclusive(_PATIENCE):
+            parts["Bank"] = _bank(bank, names)
     reviews = queue.reviews
     parts["Work"] = [
         ("Memes judged since the start", service.tally.memes),

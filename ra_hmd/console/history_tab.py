@@ -59,9 +59,7 @@ class HistoryTab:
         return self._unseen | {self.version: str(max(last - 1, 1)), self.reason: ""}
 
     def _table(self) -> str:
-        bank = self.console.moderation.desk.bank
-        bank.refresh()
-        return self.console.views.history(bank.log)
+        return self.console.views.history(self.console.moderation.desk.log())
 
     def _show(self, request: gr.Request) -> dict[Any, Any]:
         person, can = self.console.doors.person(request), self.console.moderation.can_change

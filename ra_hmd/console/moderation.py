@@ -82,9 +82,7 @@ class Moderation:
 
     def label_in_bank(self, name: str) -> int | list[int] | None:
         """Of the row of that id; None where there is none."""
-        bank = self.desk.bank
-        bank.refresh()
-        return bank.labels[bank.ids.index(name)].tolist() if name in bank.ids else None
+        return self.desk.label(name)
 
     def plan(self, subject: Subject, label: int | list[int]) -> Plan:
         """What a correction would do; nothing is changed.
@@ -104,9 +102,7 @@ class Moderation:
 
     def plan_rollback(self, version: int) -> Plan:
         """What going back to a version would do; nothing is changed. Raises `UserError` where it cannot be done."""
-        bank = self.desk.bank
-        bank.refresh()
-        return Plan(version, None, bank.version, self.desk.rollback_effect(version))
+        return Plan(version, None, self.desk.version(), self.desk.rollback_effect(version))
 
     def correct(self, subject: Subject, plan: Plan | None, author: str, reason: str, note: str = "") -> Entry:
         """Carry a plan out; a version of the bank, and a line of the reviews.
@@ -176,10 +172,9 @@ class Moderation:
         return reason.strip()
 
     def _check_current(self, plan: Plan) -> None:
-        bank = self.desk.bank
-        bank.refresh()
-        if bank.version != plan.version:
+        version = self.desk.version()
+        if version != plan.version:
             raise UserError(
-                f"The bank was changed meanwhile: its version is {bank.version}, the effect was of {plan.version}. "
+                f"The bank was changed meanwhile: its version is {version}, the effect was of {plan.version}. "
                 "Look at the effect again."
             )

@@ -147,13 +147,17 @@ class ReviewQueue:
     def _settle(self) -> None:
         bank = self.service.detector.scorer.bank
         if bank is not None:
-            bank.refresh()
-            self.reviews.settle(dict(zip(bank.ids, bank.labels.tolist(), strict=True)), bank.version)
+            with self.service.exclusive():
+                labels, version = dict(zip(bank.ids, bank.labels.tolist(), strict=True)), bank.version
+            self.reviews.settle(labels, version)
 
     def _decided_in_bank(self) -> set[str]:
         """Memes that a review made rows of the bank, whatever became of its line."""
         bank = self.service.detector.scorer.bank
-        rows = [] if bank is None else [bank.row(place) for place in range(len(bank))]
+        if bank is None:
+            return set()
+        with self.service.exclusive():
+            rows = [bank.row(place) for place in range(len(bank))]
         return {row["id"] for row in rows if row["source"] == SOURCE}
 
     def _judge_all(self) -> None:

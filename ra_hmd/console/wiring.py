@@ -9,12 +9,13 @@ from typing import Any
 import gradio as gr
 
 from ra_hmd.errors import UserError
-from ra_hmd.serve.service import Busy, Closed, QueueFull
+from ra_hmd.serve.service import Busy, Closed, QueueFull, Unable
 
 _SAID = {
     QueueFull: "The model has too much to do at the moment; try again in a few seconds.",
     Busy: "The model is busy with something else; try again in a few seconds.",
     Closed: "The service is being shut down.",
+    Unable: "The model or the bank failed; the log of the service says where.",
     TimeoutError: "It took too long; try again.",
 }
 

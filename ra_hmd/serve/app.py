@@ -18,7 +18,7 @@ from ra_hmd.serve.asking import Asking
 from ra_hmd.serve.bank_desk import BankDesk
 from ra_hmd.serve.bank_routes import bank_routes
 from ra_hmd.serve.keys import KeyRing
-from ra_hmd.serve.middleware import Door, Scale, Watch
+from ra_hmd.serve.middleware import OPEN, Door, Scale, Watch
 from ra_hmd.serve.observing import Metrics
 from ra_hmd.serve.refusals import answer_with
 from ra_hmd.serve.routes import judging_routes, system_routes
@@ -38,7 +38,6 @@ _BODIES = (
     schemas.RelabelRequest,
     schemas.RollbackRequest,
 )
-_OPEN = ("/health", "/ready")
 
 
 def create_app(
@@ -86,7 +85,9 @@ def create_app(
         ],
     )
     app.state.asking = asking
-    answer_with(app)
+    scorer = service.detector.scorer
+    places = {*scorer.origins, str(scorer.checkpoint), str(scorer.state["place"] or "")} - {""}
+    answer_with(app, sorted(places))
     app.include_router(judging_routes(asking))
     app.include_router(bank_routes(asking))
     app.include_router(system_routes(asking, metrics))
@@ -110,6 +111,6 @@ def _openapi(app: FastAPI, *, locked: bool) -> dict[str, Any]:
             }
             for path, item in described["paths"].items():
                 for operation in item.values():
-                    operation["security"] = [] if path in _OPEN else [{"bearer": []}, {"key": []}]
+                    operation["security"] = [] if path in OPEN else [{"bearer": []}, {"key": []}]
         app.openapi_schema = described
     return app.openapi_schema

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from ra_hmd.serve.bank_desk import AlreadyDone, BankDesk
 from ra_hmd.serve.keys import Key, KeyRing
 from ra_hmd.serve.middleware import Budget
 from ra_hmd.serve.refusals import Refusal
-from ra_hmd.serve.service import Answer, Busy, Service
+from ra_hmd.serve.service import Answer, Busy, Closed, Service
 from ra_hmd.serve.settings import Settings
 from ra_hmd.serve.uploads import Model, check_number, pixels, read_json
 
@@ -52,17 +53,21 @@ class Gate:
 
         Raises:
             Refusal: 429 where too many wait, 504 past the deadline.
+            Closed: the app ends.
         """
         if self.inside >= self.most:
             raise Refusal(429, f"{self.inside} requests of this kind are at work or waiting; ask again later.")
         loop = asyncio.get_running_loop()
 
         def in_time() -> T:
-            if loop.time() > deadline:
+            if time.monotonic() > deadline:  # the loop's own is only set anew when it turns
                 raise Busy
             return call()
 
-        future = self._threads.submit(in_time)
+        try:
+            future = self._threads.submit(in_time)
+        except RuntimeError as error:  # the threads have ended
+            raise Closed from error
         self.inside += 1
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
         left = None if finish else max(deadline - loop.time(), 0)
@@ -126,6 +131,8 @@ class Asking:
         sizes = await run_sync(lambda: [self._pixels(query) for query in queries])
         good = [query for query, size in zip(queries, sizes, strict=True) if isinstance(size, int)]
         total = sum(size for size in sizes if isinstance(size, int))
+        if len(good) > (most := self.service.limits.max_queue):
+            raise Refusal(413, f"{len(good)} memes are sent, and at most {most} may wait here at a time; send fewer.")
         self.pictures.take(total)
         try:
             found = iter(await self._answers(request, good))

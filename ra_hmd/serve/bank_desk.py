@@ -82,7 +82,9 @@ class BankDesk:
 
     @property
     def bank(self) -> Bank:
-        """The bank, for reading; `Service.exclusive` refreshes it."""
+        """The bank. Only `Service.exclusive` may refresh it: neighbours that were found are places in its rows, and
+        must be told before those change. For the same reason what belongs together is read in there.
+        """
         bank = self.service.detector.scorer.bank
         assert bank is not None
         return bank
@@ -176,6 +178,17 @@ class BankDesk:
                 if place >= 0
             ]
             return {"version": self.bank.version, "neighbours": neighbours}
+
+    def version(self) -> int:
+        """The newest version."""
+        with self._exclusive():
+            return self.bank.version
+
+    def label(self, name: str) -> int | list[int] | None:
+        """Of the row of an id; None where there is none."""
+        with self._exclusive():
+            bank = self.bank
+            return bank.labels[bank.ids.index(name)].tolist() if name in bank.ids else None
 
     def info(self) -> dict[str, Any]:
         """See `Bank.info`; of the newest version."""

@@ -17,7 +17,10 @@ from ra_hmd.serve.refusals import Refusal
 from ra_hmd.serve.settings import Settings
 
 CONSOLE = "/console"
-_OPEN = ("/health", "/ready")
+OPEN = ("/health", "/ready", "/docs", "/openapi.json")
+"""Paths that need no key. The page of the API and its description are the same everywhere and hold nothing of the
+service; a browser that opens a page sends no key."""
+_PAGE_FILES = "/static-offline-docs/"
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -115,16 +118,20 @@ def _method(scope: Scope) -> str:
     return scope["method"] if scope["method"] in known else "other"
 
 
+def _is_open(scope: Scope) -> bool:
+    return scope["path"] in OPEN or scope["path"].startswith(_PAGE_FILES) or _in_console(scope)
+
+
 class Door:
-    """Lets in who has a key. Without keys everyone is let in, to ask. `/health` and `/ready` are open to all, and the
-    console asks for the key itself.
+    """Lets in who has a key. Without keys everyone is let in, to ask. What is `OPEN` is so to all, and the console asks
+    for the key itself.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyRing | None) -> None:
         self.app, self.keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.keys is not None and scope["path"] not in _OPEN and not _in_console(scope):
+        if scope["type"] == "http" and self.keys is not None and not _is_open(scope):
             key = self.keys.find(_secret(Headers(scope=scope)))
             if key is None:
                 sentence = "A key is needed: send it as `Authorization: Bearer KEY` or as `X-API-Key: KEY`."

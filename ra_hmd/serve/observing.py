@@ -77,7 +77,8 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time_ = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line: dict[str, Any] = {"time": time_, "level": record.levelname.lower(), "event": record.getMessage()}
+        event = record.getMessage().partition("\n")[0]  # asyncio quotes exceptions, words and all, on further lines
+        line: dict[str, Any] = {"time": time_, "level": record.levelname.lower(), "event": event}
         line |= getattr(record, "fields", {})
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]

@@ -1,6 +1,7 @@
 """Requests that are not answered as they hoped: each with a status, a sentence, and what can be done."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -11,7 +12,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from ra_hmd.errors import UserError
 from ra_hmd.serve.bank_desk import AlreadyDone, NotThere
-from ra_hmd.serve.service import Busy, Closed, QueueFull
+from ra_hmd.serve.service import Busy, Closed, QueueFull, Unable
 
 RETRY_SECONDS = 1
 _LATER = {"Retry-After": str(RETRY_SECONDS)}
@@ -21,7 +22,7 @@ _NAMES = {
     403: "The key, or the lack of keys, does not allow it.",
     404: "There is no such thing.",
     408: "The body did not arrive in time.",
-    409: "The change was made already; nothing was changed.",
+    409: "The bank has, or lacks, this already, as after a change that was made; nothing was changed.",
     413: "The body, the pictures or their number are too large.",
     415: "The body is of another content type.",
     422: "A value cannot be used.",
@@ -90,6 +91,8 @@ def as_refusal(error: Exception) -> Refusal | None:
             return Refusal(429, "As many memes are waiting as may wait; ask again later.")
         case Closed():
             return Refusal(503, "The service is being shut down.")
+        case Unable():
+            return Refusal(503, "The model or the bank failed; the log of this service says where.")
         case Busy():
             return Refusal(504, "The model was busy for as long as a request may take; nothing was done. Ask again.")
         case AlreadyDone():
@@ -101,8 +104,19 @@ def as_refusal(error: Exception) -> Refusal | None:
     return None
 
 
-def answer_with(app: FastAPI) -> None:
-    """Let every refusal of an app have the same form."""
+def public_name(place: str) -> str:
+    """What clients hear of a folder or an address of this machine: its name, not where it is."""
+    return place.rpartition("#")[2] if "://" in place else Path(place).name
+
+
+def answer_with(app: FastAPI, places: Sequence[str] = ()) -> None:
+    """Let every refusal of an app have the same form.
+
+    Args:
+        app: The app.
+        places: Folders and addresses of this machine: only their names are told.
+    """
+    hidden = sorted(places, key=len, reverse=True)
 
     def refuse(_: Request, error: Exception) -> JSONResponse:
         if isinstance(error, RequestValidationError):
@@ -112,7 +126,9 @@ def answer_with(app: FastAPI) -> None:
         else:
             refusal = as_refusal(error) or Refusal(500, "An error of this service; its log has more.")
         body = refusal.body if isinstance(refusal, Refusal) else Refused(detail=str(refusal.detail))
+        for place in hidden:
+            body.detail = body.detail.replace(place, public_name(place))
         return JSONResponse(body.model_dump(), refusal.status_code, refusal.headers)
 
-    for kind in (AnyHTTPException, RequestValidationError, UserError, QueueFull, Closed, Busy):
+    for kind in (AnyHTTPException, RequestValidationError, UserError, QueueFull, Closed, Unable, Busy):
         app.add_exception_handler(kind, refuse)

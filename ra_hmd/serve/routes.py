@@ -1,5 +1,7 @@
 """The routes about memes, and about the service itself."""
 
+import time
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -85,7 +87,9 @@ def judging_routes(asking: Asking) -> APIRouter:
         if asking.explainer is None:
             raise Refusal(404, "There are no rationales here: the head stands on an encoder, which has no words.")
         async with asking.weighed(request, [query]):
-            answer, words = await asking.word_gate.run(lambda: _explain(asking, query), request.state.deadline)
+            answer, words = await asking.word_gate.run(
+                partial(_explain, asking, query, request.state.deadline), request.state.deadline
+            )
         return ExplainAnswer(result=Judged(**answer.to_dict()), explanation=Rationale(**words.to_dict()))
 
     return router
@@ -131,9 +135,10 @@ def _sentence(query: Query, error: UserError) -> str:
     return words if words.startswith(name) else name + words
 
 
-def _explain(asking: Asking, query: Query) -> tuple[Answer, Any]:
+def _explain(asking: Asking, query: Query, deadline: float) -> tuple[Answer, Any]:
+    """`deadline` is of the monotonic clock, as the event loop's is; past it nobody waits for the words."""
     prepared: Prepared = asking.service.detector.prepare(query)
-    with asking.service.exclusive(asking.settings.time_limit) as detector:
+    with asking.service.exclusive(max(deadline - time.monotonic(), 0)) as detector:
         (found,) = detector.judge([prepared])
         (words,) = asking.explainer([found], [prepared.picture])  # type: ignore[misc]
         return Answer(found, detector.version), words

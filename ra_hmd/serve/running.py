@@ -207,7 +207,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
-        words = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        plain = isinstance(error, OSError) and (error.errno or 0) > 0  # a name that is not known has a negative number
+        words = os.strerror(error.errno) if plain else getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"--host {host} --port {port}: {words}; choose another, `--port 0` takes a free one."
         ) from error

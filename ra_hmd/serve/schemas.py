@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ra_hmd.predict.detector import Query
+from ra_hmd.serve.refusals import public_name
 
 
 def _decoded(value: Any) -> bytes:
@@ -48,6 +49,11 @@ Label = Class | list[Class]
 Reason = Annotated[
     str, Field(min_length=1, max_length=1000, description="Why; the log keeps it."), AfterValidator(_said)
 ]
+
+
+PlaceName = Annotated[str, AfterValidator(public_name)]
+Source = Annotated[str, AfterValidator(lambda value: public_name(value) if value.startswith("/") else value)]
+"""Where a row is from: `ra-hmd bank` writes the folder of the features."""
 
 
 class Strict(BaseModel):
@@ -142,7 +148,7 @@ class EffectRequest(Strict):
 class BankVersion(BaseModel):
     """Which bank voted."""
 
-    place: str | None = None
+    place: PlaceName | None = Field(None, description="Its name.")
     sha256: str | None = None
     version: int | None = Field(None, description="Of an example bank.")
 
@@ -150,7 +156,7 @@ class BankVersion(BaseModel):
 class Version(BaseModel):
     """What an answer depends on."""
 
-    run: str
+    run: PlaceName = Field(description="The name of its folder.")
     head_sha256: str
     bank: BankVersion
 
@@ -163,7 +169,7 @@ class Neighbour(BaseModel):
     similarity: float
     vote: Score
     share: float
-    source: str | None = None
+    source: Source | None = None
     note: str | None = None
     time: str | None = None
 
@@ -222,7 +228,7 @@ class Row(BaseModel):
     id: str
     similarity: float
     label: Label
-    source: str
+    source: Source
     note: str
     time: str
     image_hash: str
@@ -255,11 +261,11 @@ class BankLog(BaseModel):
 
 
 class BankInfo(BaseModel):
-    """See `ra-hmd bank info`."""
+    """See `ra-hmd bank info`; of folders and addresses only the names."""
 
     model_config = ConfigDict(extra="allow")
 
-    bank: str
+    bank: PlaceName
     version: int
     rows: int
     rows_per_class: list[int]

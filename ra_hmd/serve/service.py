@@ -33,6 +33,10 @@ class Busy(Exception):
     """The model is still used by others after the time that was given; nothing was done."""
 
 
+class Unable(Exception):
+    """The model or the bank failed; it is no fault of the meme. The log says where."""
+
+
 class Closed(Exception):
     """The service takes no more memes: it is being shut down."""
 
@@ -78,10 +82,16 @@ class Limits:
         raise_all(low, "Limits of the service")
 
 
-@dataclass(frozen=True)
 class _Waiting:
-    meme: Prepared
-    future: "Future[Answer]"
+    """A prepared meme in the queue. One that is cancelled is let go at once: it may lie there for long."""
+
+    def __init__(self, meme: Prepared, future: "Future[Answer]") -> None:
+        self.meme: Prepared | None = meme
+        self.future = future
+        future.add_done_callback(self._let_go)
+
+    def _let_go(self, _: "Future[Answer]") -> None:
+        self.meme = None
 
 
 @dataclass
@@ -116,6 +126,7 @@ class Service:
         detector.batch_size = self.limits.max_batch
         self.started = time.time()
         self._using = threading.Lock()  # the model and the bank, for as long as one of them is used
+        self._next = threading.Lock()  # held by who waits for it, or the judging thread would take it again and again
         self._alone: int | None = None  # the thread that is in `exclusive`
         self._counting = threading.Lock()
         self._accepted = 0
@@ -154,7 +165,7 @@ class Service:
     def submit(self, queries: Sequence[Query]) -> "list[Future[Answer]]":
         """Accept memes, all or none. A future that is cancelled before its meme is judged costs no forward pass.
 
-        A future raises `UserError` where its picture cannot be used.
+        A future raises `UserError` where its picture cannot be used, `Unable` where the model or the bank failed.
 
         Raises:
             QueueFull: they would be more than may wait.
@@ -183,20 +194,31 @@ class Service:
 
         Raises:
             Busy: it was not free in that time.
+            Unable: the bank cannot be read.
         """
         if self._alone == threading.get_ident():  # it has it already
             yield self.detector
             return
-        if not self._using.acquire(timeout=-1 if timeout is None else timeout):
+        if not self._take(timeout):
             raise Busy
         try:
             self._alone = threading.get_ident()
-            self.detector.refresh()
+            self._refresh()
             yield self.detector
-            self.detector.refresh()
+            self._refresh()
         finally:
             self._alone = None
             self._using.release()
+
+    def _take(self, timeout: float | None) -> bool:
+        """Whether the model and the bank could be had in that time."""
+        end = None if timeout is None else time.monotonic() + timeout
+        if not self._next.acquire(timeout=-1 if timeout is None else timeout):
+            return False
+        try:
+            return self._using.acquire(timeout=-1 if end is None else max(end - time.monotonic(), 0))
+        finally:
+            self._next.release()
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more memes, answer those that were accepted, and end.
@@ -225,6 +247,8 @@ class Service:
     def _work(self) -> None:
         end = False
         while not end and (first := self._queue.get()) is not None:
+            with self._next:
+                pass  # who waited is first
             with self._using:  # taken before the batch is put together: who waits for it may still cancel
                 batch, end = self._fill(first)
                 alive = [one for one in batch if one.future.set_running_or_notify_cancel()]
@@ -248,11 +272,12 @@ class Service:
 
     def _judge(self, batch: list[_Waiting]) -> None:
         try:
-            answers = self._answers([one.meme for one in batch])
+            answers = self._answers([one.meme for one in batch if one.meme is not None])
         except Exception as error:  # one meme must not take its batch along
             if len(batch) == 1:
                 _log.exception("judging failed")
-                _fail(batch[0].future, error)
+                # What a meme itself can be blamed for was found when it was prepared.
+                batch[0].future.set_exception(Unable() if isinstance(error, UserError) else error)
                 return
             for one in batch:
                 self._judge([one])
@@ -260,8 +285,15 @@ class Service:
         for one, answer in zip(batch, answers, strict=True):
             one.future.set_result(answer)
 
+    def _refresh(self) -> None:
+        try:
+            self.detector.refresh()
+        except Exception as error:  # whatever it is, it is no fault of who asks
+            _log.exception("the bank cannot be read")
+            raise Unable from error
+
     def _answers(self, memes: list[Prepared]) -> list[Answer]:
-        self.detector.refresh()
+        self._refresh()
         scored = self.detector.score(memes)
         found, version = self.detector.detections(memes, scored), self.detector.version
         self.tally.batches += 1

@@ -27,6 +27,21 @@ Model = TypeVar("Model", bound=BaseModel)
 _JSON, _FORM = "application/json", "multipart/form-data"
 _FIELDS = ("images", "texts", "ids")
 _ID = TypeAdapter(MemeId)
+_MOST_READS = 10_000
+
+
+class _Counted(BytesIO):
+    """A file that is given up after more reads than a header needs: of a GIF of a million comments Pillow joins each to
+    all before it, which takes the square of their number.
+    """
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > _MOST_READS:
+            raise OSError("its header has too many parts")
+        return super().read(size)
 
 
 async def read_json(request: Request, kind: type[Model]) -> Model:
@@ -75,7 +90,7 @@ def pixels(query: Query, settings: Settings) -> int:
     if query.text is not None and len(query.text) > settings.max_text:
         raise UserError(f"its caption has {len(query.text)} characters, and at most {settings.max_text} are let in")
     try:
-        with Image.open(BytesIO(query.image), formats=FORMATS) as image:  # type: ignore[arg-type]
+        with Image.open(_Counted(query.image), formats=FORMATS) as image:  # type: ignore[arg-type]
             width, height = image.size
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, Image.DecompressionBombError):

@@ -125,6 +125,8 @@ BAD = {
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n",
     "a PDF": drawn(style="PDF"),
     "an icon": drawn(style="ICO"),
+    "a GIF of comments": drawn(style="GIF")[:13] + b"!\xfe\x01a\0" * 400_000,
+    "a PNG of remarks": drawn()[:33] + b"\0\0\0\x03tEXta\0b\xe3\x49\x8d\x26" * 100_000,
 }
 
 

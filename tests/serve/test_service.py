@@ -7,17 +7,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from servers import queries
 
-from ra_hmd.data.record import read_memes
 from ra_hmd.errors import UserError
 from ra_hmd.predict.detector import Detector, Query
 from ra_hmd.retrieval.bank import open_bank
 from ra_hmd.serve.bank_desk import BankDesk, Labelled
 from ra_hmd.serve.service import Closed, Limits, QueueFull, Service, every
-
-
-def queries(memes: Path, split: str = "dev") -> list[Query]:
-    return [Query(meme.id, meme.image, meme.text) for meme in read_memes(memes / "a" / f"{split}.jsonl")]
 
 
 def test_each_of_many_gets_its_own_answer(served_clip: Path, clip_bank: Path, memes: Path) -> None:
