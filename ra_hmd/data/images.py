@@ -23,17 +23,22 @@ def load_image(source: str | Path | bytes, formats: Sequence[str] | None = None)
         UserError: the file is missing, truncated, not an image, or so large that decoding it is not safe.
     """
     place = "it" if isinstance(source, bytes) else f"image {source}"
-    if formats is None:
-        Image.init()
-        formats = [name for name in Image.ID if name != "EPS"]  # Ghostscript would run it
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
+        with Image.open(
+            BytesIO(source) if isinstance(source, bytes) else source, formats=formats or known_formats()
+        ) as image:
             image.load()
             return image
     except FileNotFoundError as error:
         raise UserError(f"{place} does not exist; check `media_dir` and the paths in the data file") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{place} cannot be decoded ({error}); replace it or remove its record") from error
+
+
+def known_formats() -> list[str]:
+    """Pillow's names of all formats that are decoded: not PostScript, which Ghostscript would run."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

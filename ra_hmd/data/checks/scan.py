@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 from PIL import Image
 
 from ra_hmd.data.dataset import MemeData
-from ra_hmd.data.images import perceptual_hash
+from ra_hmd.data.images import known_formats, perceptual_hash
 from ra_hmd.data.readers.tasks import Task
 from ra_hmd.data.record import Meme
 from ra_hmd.data.sharegpt import special_strings
@@ -143,7 +143,7 @@ def image_facts(path: str) -> ImageFacts:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=known_formats()) as image:
                 width, height = image.size
                 kind, animated = _kind(path, image.format or ""), _is_animated(image)
                 if width * height > HUGE_PIXELS:
