@@ -94,7 +94,7 @@ def log_to(stream: Any) -> None:
     """Write what the service and uvicorn log to a stream, in JSON lines."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
-    for name in ("ra_hmd.serve", "uvicorn", "asyncio"):
+    for name in ("ra_hmd.serve", "uvicorn", "asyncio", "concurrent.futures"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
