@@ -15,7 +15,9 @@ from ra_hmd.data.record import Meme, read_memes
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.evaluation.plan import Choice
+from ra_hmd.features.store import read_features
 from ra_hmd.predict.detector import Detection, Detector, Query
+from ra_hmd.predict.scorer import Scorer
 
 HEADS = {"lmm": ("lmh", "lrc", "rkc"), "stage2": ("lmh", "lrc", "rkc"), "encoder": ("lrc", "rkc")}
 
@@ -80,6 +82,22 @@ def test_scores_are_those_of_extraction_and_evaluation(lab: Path, kind: str, mem
     assert [line["probability"] for line in lines] == pytest.approx(
         [one.probabilities["lrc"] for one in found], abs=1e-4
     )
+
+
+def test_a_run_of_four_bits_scores_as_its_extraction(stage1_run: Path, memes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stage1_run, run, ignore=shutil.ignore_patterns("checkpoint-*"))
+    manifest = json.loads((run / "ra_hmd.json").read_text())
+    manifest["base_model"]["loading"] = {"quantization_bit": 4}
+    (run / "ra_hmd.json").write_text(json.dumps(manifest))
+    ra_hmd("extract", "--checkpoint", run, "--data", memes / "a", "--split", "dev", "--workers", "0", "--output",
+           tmp_path / "dev")  # fmt: skip
+    expected = Scorer.open(run)("dev", read_features(tmp_path / "dev"))
+    found = Detector.from_run(run)(queries(read_memes(memes / "a" / "dev.jsonl")))
+    for head in ("lmh", "lrc"):
+        np.testing.assert_allclose([one.scores[head] for one in found], expected.scores[head][:, 0], atol=1e-4)
+    whole = Detector.from_run(stage1_run)(queries(read_memes(memes / "a" / "dev.jsonl")))
+    assert [one.scores["lrc"] for one in found] != [one.scores["lrc"] for one in whole]
 
 
 @pytest.mark.parametrize("kind", ["stage2", "encoder"])
