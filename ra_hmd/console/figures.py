@@ -18,6 +18,7 @@ from ra_hmd.serve.service import Service
 _CHOSEN = "chosen on a development set"
 _OFFICIAL = "the published default"
 _PATIENCE = 30.0
+_PROBLEMS_SHOWN = 5
 
 
 def figures_page(service: Service, names: ClassNames, queue: ReviewQueue) -> str:
@@ -47,10 +48,17 @@ def figures_page(service: Service, names: ClassNames, queue: ReviewQueue) -> str
         ("Memes that wait for a moderator", f"{queue.waiting}{' (still being judged)' if queue.reading else ''}"),
         ("Decided", f"{reviews.count('agree')} agreed, {reviews.count('correct')} corrected, "
                     f"{reviews.count('skip')} skipped"),
-        ("Rows that cannot be judged", len(queue.problems)),
+        ("Rows that cannot be judged", _told(queue.problems)),
     ]  # fmt: skip
     growth = None if bank is None or len(bank.log) < 2 else growth_picture(bank)
     return render("figures.html", parts=parts, growth=growth)
+
+
+def _told(problems: list[tuple[str, str]]) -> str:
+    """How many, and which; why may hold what is no moderator's business."""
+    names = [place.rsplit("/", 1)[-1] for place, _ in problems[:_PROBLEMS_SHOWN]]
+    more = ["…"] if len(problems) > len(names) else []
+    return f"{len(problems)}{': ' if names else ''}{'; '.join(names + more)}"
 
 
 def _rule(service: Service, head: Head) -> str:

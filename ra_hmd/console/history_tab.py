@@ -7,8 +7,10 @@ import gradio as gr
 from ra_hmd.console.console import Console
 from ra_hmd.console.correction import said_region
 from ra_hmd.console.moderation import Plan
-from ra_hmd.console.wiring import focus, on, sentence
+from ra_hmd.console.wiring import TELLABLE, focus, on, sentence
 from ra_hmd.errors import UserError
+
+_LONGEST = 18  # digits of a version
 
 
 class HistoryTab:
@@ -76,11 +78,16 @@ class HistoryTab:
         person.check_may_change()
         entry = self.console.moderation.rollback(_number(version), plan, person.name, reason or "")
         said = sentence(f"Done: version {entry.version} of the bank holds what version {entry.restores} held.")
-        return self._empty | {self.said: said, self.table: self._table()}
+        try:
+            table: Any = self._table()
+        except TELLABLE:  # it is done all the same
+            table = gr.skip()
+        return self._empty | {self.said: said, self.table: table}
 
 
 def _number(version: str | None) -> int:
     """Raises `UserError` for what is no number."""
-    if not (version or "").strip().isdecimal():
-        raise UserError(f"{version!r} is no version; give its number in the table.")
-    return int(version or "")
+    number = (version or "").strip()
+    if not number.isdecimal() or len(number) > _LONGEST:
+        raise UserError(f"{number[:_LONGEST]!r} is no version; give its number in the table.")
+    return int(number)

@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -49,7 +50,8 @@ _CLOSED = re.compile(
 
 
 class Guard:
-    """What the page's answers pass on their way out: foreign addresses are taken out, and no browser asks them.
+    """Lets in only what the page itself asks, and lets out no foreign address: Gradio would take any other site's word,
+    with the cookie of whoever is logged in, or on loopback without.
 
     Args:
         app: The application.
@@ -66,6 +68,10 @@ class Guard:
             return
         if _CLOSED.match(path.removeprefix(self.path)):
             await PlainTextResponse("This is no part of the console.", 404)(scope, receive, send)
+            return
+        if _is_foreign(scope):
+            said = "Another site asked this; only the console's own page may. A proxy must pass the Host header on."
+            await PlainTextResponse(said, 403)(scope, receive, send)
             return
         start: Message | None = None
         page = b""
@@ -92,6 +98,17 @@ class Guard:
             await _until_the_end(self.app, scope, receive, cleaned)
         else:
             await self.app(scope, receive, cleaned)
+
+
+def _is_foreign(scope: Scope) -> bool:
+    """Whether a page of another origin asks, be it another port of this machine. A link to the page is none of that."""
+    headers = Headers(scope=scope)
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site in ("same-origin", "none"):  # no script can set this header
+        return False
+    if site is not None and not (scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"):
+        return True
+    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
 
 
 async def _until_the_end(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

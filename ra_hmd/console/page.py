@@ -15,6 +15,7 @@ from ra_hmd.console.wiring import on
 TITLE = "Meme review"
 _FONTS = ("system-ui", "sans-serif")
 _MONO = ("ui-monospace", "monospace")
+_SESSIONS = 100  # open pages; each keeps the upload that it shows in memory
 _CLEANING = (600, 3600)  # seconds: how often, and from which age on, what was uploaded and not read is deleted
 
 
@@ -55,6 +56,7 @@ def build_page(console: Console) -> gr.Blocks:
             on(trigger, show_figures, (), [shown])
         on(page.load, greet, (), [greeting])
     page.queue(default_concurrency_limit=8)
+    page.state_session_capacity = _SESSIONS  # what `launch` would set
     return page
 
 

@@ -1,5 +1,6 @@
 """Memes that wait for a moderator: judged in the background, the most uncertain first."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from ra_hmd.predict.detector import Detection, Query
 from ra_hmd.predict.reading import read_queries
 from ra_hmd.serve.service import Answer, Closed, QueueFull, Service, every
 
+_log = logging.getLogger("ra_hmd.serve")
 SOURCE = "review"  # of the bank's rows that a moderator made
 _AT_ONCE = 8
 _CLAIM_SECONDS = 900
@@ -176,6 +178,9 @@ class ReviewQueue:
             self._judge_part(part)
         except Closed:
             pass  # the service ends, and with it the queue
+        except Exception as error:  # whatever it is, the page must say that the queue is not all there
+            _log.exception("the review queue was not read to its end")
+            self.problems.append((self.source.name if self.source else "", f"not read to its end: {error}"))
         finally:
             self.reading = False
 
@@ -196,6 +201,9 @@ class ReviewQueue:
                 detection = answer.result(_ANSWER_SECONDS).detection
             except (UserError, TimeoutError, CancelledError) as error:
                 self.problems.append((query.id, str(error) or "it took too long"))
+                continue
+            except Exception:  # the service has logged it; the memes after this one are to be judged all the same
+                self.problems.append((query.id, "the model or the bank failed"))
                 continue
             with self._alone:
                 self._queries[query.id] = query

@@ -1,5 +1,6 @@
 """The tab with the review queue."""
 
+import threading
 from typing import Any
 
 import gradio as gr
@@ -8,8 +9,9 @@ from ra_hmd.console.console import Console
 from ra_hmd.console.correction import Correction, said_region
 from ra_hmd.console.moderation import Subject
 from ra_hmd.console.rationale import Rationale
+from ra_hmd.console.reviews import Decision
 from ra_hmd.console.views import picture
-from ra_hmd.console.wiring import focus, on, sentence
+from ra_hmd.console.wiring import TELLABLE, focus, in_words, on, sentence
 from ra_hmd.errors import UserError
 
 
@@ -18,6 +20,7 @@ class ReviewTab:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._deciding = threading.Lock()
         self.subject = gr.State(None)
         self.said = said_region("review")
         with gr.Row(equal_height=False):
@@ -52,29 +55,32 @@ class ReviewTab:
         return self._following("", request)
 
     def _agree(self, subject: Subject | None, request: gr.Request) -> dict[Any, Any]:
-        subject = self._decidable(subject, request)
-        verdict = subject.answer.detection.verdict
-        if verdict is None:
+        verdict = None if subject is None else subject.answer.detection.verdict
+        if subject is not None and verdict is None:
             raise UserError("The detector has no verdict to agree with; choose one with “Correct”, or skip.")
-        self.console.moderation.record(subject, "agree", verdict, self.console.doors.person(request).name)
+        self._decide(subject, "agree", verdict, request)
         return self._following(f"Agreed: {self.console.names(verdict)}.", request)
 
     def _skip(self, subject: Subject | None, request: gr.Request) -> dict[Any, Any]:
-        subject = self._decidable(subject, request)
-        self.console.moderation.record(subject, "skip", None, self.console.doors.person(request).name)
+        self._decide(subject, "skip", None, request)
         return self._following("Skipped.", request)
 
     def _following(self, before: str, request: gr.Request) -> dict[Any, Any]:
         """Show the next meme, and say what became of the one before."""
         person = self.console.doors.person(request)
-        subject = self.console.next(request.session_hash or "") if person.may_change else None
+        can_correct = self.console.moderation.can_change
+        try:
+            subject = self.console.next(request.session_hash or "") if person.may_change else None
+            known = self.console.moderation.label_in_bank(subject.id) if subject and can_correct else None
+        except TELLABLE as error:
+            if not before:
+                raise
+            return self._nothing(before, person.may_change, in_words(error))  # what came before is done all the same
         if subject is None:
             return self._nothing(before, person.may_change)
         found = subject.answer.detection
         left = self.console.queue.waiting
         said = f"{before} Next meme: {self.console.names(found.verdict)}. {left} to go."
-        can_correct = self.console.moderation.can_change
-        known = self.console.moderation.label_in_bank(subject.id) if can_correct else None
         return {
             self.subject: subject,
             self.said: sentence(said.strip()),
@@ -87,16 +93,19 @@ class ReviewTab:
             **self.correction.closed,
         }
 
-    def _nothing(self, before: str, may_change: bool) -> dict[Any, Any]:
+    def _nothing(self, before: str, may_change: bool, trouble: str = "") -> dict[Any, Any]:
         queue = self.console.queue
-        if not may_change:
+        if trouble:
+            why = f"The next meme cannot be shown now; press “Next meme” again. {trouble}"
+        elif not may_change:
             why = "Reviewing needs a moderator's key; yours is a reader's."
         elif queue.source is None:
             why = "No queue is open; start the console with --queue FILE."
         elif queue.reading:
             why = "The next memes are still being judged; press “Next meme” again in a moment."
         else:
-            why = "Nothing is left to review."
+            bad = len(queue.problems)
+            why = "Nothing is left to review." + (f" {bad} could not be judged, see the figures." if bad else "")
         off = gr.update(interactive=False)
         return {
             self.subject: None,
@@ -110,12 +119,14 @@ class ReviewTab:
             **self.correction.closed,
         }
 
-    def _decidable(self, subject: Subject | None, request: gr.Request) -> Subject:
-        self.console.doors.person(request).check_may_change()
+    def _decide(self, subject: Subject | None, decision: Decision, label: Any, request: gr.Request) -> None:
+        person = self.console.doors.person(request)
+        person.check_may_change()
         if subject is None:
             raise UserError("No meme is shown; press “Next meme”.")
-        self._check_held(subject, request)
-        return subject
+        with self._deciding:  # two presses at once are one decision
+            self._check_held(subject, request)
+            self.console.moderation.record(subject, decision, label, person.name)
 
     def _check_held(self, subject: Subject, request: gr.Request) -> None:
         if not self.console.queue.holds(subject.id, request.session_hash or ""):

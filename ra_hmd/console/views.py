@@ -3,6 +3,7 @@
 import uuid
 from dataclasses import dataclass
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -157,15 +158,21 @@ class Views:
 
     def _neighbour(self, one: dict[str, Any]) -> dict[str, Any]:
         meme: Meme | None = self.gallery.get(one["id"])
-        vote = one["vote"]
+        vote, known = one["vote"], one | {"source": _short(one.get("source", ""))}
         return one | {
             "label": self._label(one["label"]),
             "votes": [vote] if isinstance(vote, float) else vote,
             "text": None if meme is None else meme.text,
             "picture": None if meme is None else as_address(meme.image, small=True),
-            "from": {name: said for name in ("source", "note", "time") if (said := one.get(name, ""))},
+            "from": {name: said for name in ("source", "note", "time") if (said := known.get(name, ""))},
         }
 
     def _label(self, label: Any) -> str:
         missing = label == -1 or (isinstance(label, list) and -1 in label)
         return "not labelled" if missing else self.names(label)
+
+
+def _short(source: str) -> str:
+    """Of a path its end: how a server's folders are laid out is no moderator's business."""
+    path = PurePath(source)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else source

@@ -18,6 +18,13 @@ _SAID = {
     Unable: "The model or the bank failed; the log of the service says where.",
     TimeoutError: "It took too long; try again.",
 }
+TELLABLE = (UserError, *_SAID)
+"""What may come of any act, and is no bug."""
+
+
+def in_words(error: Exception) -> str:
+    """One of `TELLABLE`, for a person."""
+    return next((words for kind, words in _SAID.items() if isinstance(error, kind)), str(error))
 
 
 def upload(**how: Any) -> gr.File:
@@ -47,10 +54,8 @@ def told(act: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*values: Any, **named: Any) -> Any:
         try:
             return act(*values, **named)
-        except UserError as error:
-            said = str(error)
-        except tuple(_SAID) as error:
-            said = next(words for kind, words in _SAID.items() if isinstance(error, kind))
+        except TELLABLE as error:
+            said = in_words(error)
         raise gr.Error(html.escape(said), duration=12, print_exception=False, title="Not done")
 
     return wrapped

@@ -108,8 +108,11 @@ def test_by_mouse(
         assert "blur" in watched.blur(), "a new answer, blurred anew"
         assert "blur" in watched.blur("#check-card img")
         watched.look("verdict")
-        page.get_by_role("button", name="Show the picture").click()
+        button = page.get_by_role("button", name="Show the picture")
+        assert button.inner_text() == "Show the picture (U)"
+        button.click()
         assert watched.blur() == "none"
+        assert page.locator("#check-picture button").inner_text() == "Blur the picture (U)"
         page.get_by_role("button", name="Show their pictures").click()
         assert watched.blur("#check-card img") == "none"
 

@@ -33,7 +33,8 @@ def views(problem: Problem, names: tuple[str, ...] = ()) -> Views:
 
 
 def answer(score: Any, verdict: Any) -> Answer:
-    neighbour = {"id": HOSTILE, "label": verdict, "similarity": 0.9, "vote": score, "share": 1.0, "source": "review",
+    neighbour = {"id": HOSTILE, "label": verdict, "similarity": 0.9, "vote": score, "share": 1.0,
+                 "source": "/srv/ours/features/train",
                  "note": HOSTILE, "time": "2026-01-02T00:00:00+00:00"}  # fmt: skip
     found = Detection("m", HOSTILE, "given", {"lrc": score}, {"lrc": score}, {"lrc": verdict}, "lrc", verdict, None,
                       [neighbour] * 7)  # fmt: skip
@@ -55,6 +56,8 @@ def test_a_card_of_each_kind(kind: str) -> None:
     assert "<img src=x" not in card
     assert "&lt;img src=x" in card
     assert "Bank version: 4" in card
+    assert "source: features/train" in card
+    assert "/srv" not in card, "folders of the server"
 
 
 def test_what_is_left_to_a_person_says_why() -> None:

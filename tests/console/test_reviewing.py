@@ -23,7 +23,7 @@ from ra_hmd.predict.detector import Detector
 from ra_hmd.retrieval.bank import open_bank
 from ra_hmd.serve.bank_desk import BankDesk
 from ra_hmd.serve.keys import KeyRing, make_key
-from ra_hmd.serve.service import Service, every
+from ra_hmd.serve.service import QueueFull, Service, every
 
 LINE = Review("m1", "agree", 1, 1, "ana", "2026-01-01T00:00:00+00:00", "run", 1)
 
@@ -119,7 +119,7 @@ from ra_hmd.console.moderation import Moderation, Subject
 from ra_hmd.console.reviews import Reviews
 from ra_hmd.predict.detector import Detector
 from ra_hmd.serve.bank_desk import BankDesk
-from ra_hmd.serve.service import Service, every
+from ra_hmd.serve.service import QueueFull, Service, every
 service = Service(Detector.from_run({run!r}, {bank!r}))
 desk = BankDesk(service)
 moderation = Moderation(desk, Reviews({reviews!r}))
@@ -233,3 +233,96 @@ def test_nothing_of_an_upload_stays_and_nothing_else_is_open(console: ConsoleSer
         first = client.get("/console/")
         assert "default-src 'self'" in first.headers["content-security-policy"]
         assert "http://" not in first.text.replace("http://127.0.0.1", "").replace("http://www.w3.org", "")
+
+
+FOREIGN = (
+    {"Origin": "https://example.org"},
+    {"Origin": "null"},
+    {"Origin": "http://127.0.0.1:1"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"},
+)
+
+
+def test_a_page_of_another_site_does_nothing(console: ConsoleServer, clip_bank: Path) -> None:
+    with console() as client:
+        page = GradioPage(client)
+        for asked in FOREIGN:
+            client.headers.update(asked)
+            for act in (lambda: page.upload(drawn()), lambda: page.press("history-look", history_version="1")):
+                with pytest.raises(httpx.HTTPStatusError, match="403"):
+                    act()
+            preflight = client.options(
+                "/console/gradio_api/queue/join", headers={"Access-Control-Request-Method": "POST"}
+            )
+            assert "access-control-allow-origin" not in preflight.headers
+            for name in asked:
+                del client.headers[name]
+        link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+        assert client.get("/console/", headers=link).status_code == 200
+        client.headers["Origin"] = str(client.base_url).rstrip("/")
+        assert "Verdict" in shown(page)[1]
+
+
+def test_a_meme_on_which_the_model_fails_does_not_end_the_queue(
+    served_clip: Path, memes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Service(Detector.from_run(served_clip / "head")) as service:
+        score, bad = service.detector.score, queries(memes)[2].id
+
+        def failing(batch: Any) -> Any:
+            if bad in [one.id for one in batch]:
+                raise RuntimeError("out of memory")
+            return score(batch)
+
+        monkeypatch.setattr(service.detector, "score", failing)
+        queue = ReviewQueue(service, Reviews(tmp_path / "reviews.jsonl"), memes / "a" / "dev.jsonl")
+        queue.start()
+        assert queue._worker is not None
+        queue._worker.join(60)
+        assert queue.waiting == len(queries(memes)) - 1
+        assert [place for place, _ in queue.problems] == [bad]
+
+
+def test_what_is_done_is_not_told_as_undone(
+    console: ConsoleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decision is kept and the next meme cannot be judged: the page says both."""
+    with console() as client:
+        page = GradioPage(client)
+        while not page.press("review-next")["review-card"]:
+            pass
+
+        def full(*_: object) -> None:
+            raise QueueFull
+
+        monkeypatch.setattr(Service, "submit", full)
+        assert "Skipped." in (said := page.press("review-skip")["review-said"])
+        assert "too much to do" in said
+        with pytest.raises(RuntimeError, match="too much to do"):
+            page.press("review-next")
+        with pytest.raises(RuntimeError, match="no version"):
+            page.press("history-look", history_version="9" * 5000)
+    assert len((tmp_path / "reviews.jsonl").read_text().splitlines()) == 1
+
+
+def test_many_presses_at_once_are_one_decision(console: ConsoleServer, tmp_path: Path) -> None:
+    with console() as client:
+        page = GradioPage(client)
+        while not page.press("review-next")["review-card"]:
+            pass
+        page.press_at_once("review-agree", 8)
+    lines = [json.loads(line) for line in (tmp_path / "reviews.jsonl").read_text().splitlines()]
+    assert [line["decision"] for line in lines] == ["agree"]
+
+
+def test_only_so_many_pages_are_kept_in_memory(console: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ra_hmd.console.page._SESSIONS", 2)
+    with console(queue=None) as client:
+        first, *others = (GradioPage(client) for _ in range(4))
+        first.press("check-upload", "upload", check_upload=first.upload(drawn()))
+        for other in others:
+            shown(other)
+        with pytest.raises(RuntimeError, match="Give a picture first"):
+            first.press("check-judge", check_caption="a cake")
+        assert "Verdict" in shown(others[-1])[1]
