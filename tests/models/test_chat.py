@@ -1,4 +1,4 @@
-"""Words of a trained LMM: the tokens and the probabilities of training's question, and answers that depend on no other."""
+"""Words of a trained LMM: tokens and probabilities of training's question, and answers that depend on no other."""
 
 from collections.abc import Callable
 from dataclasses import replace
