@@ -13,6 +13,7 @@ from ra_hmd.evaluation.metrics import Head
 from ra_hmd.manifest import sha256_bytes
 from ra_hmd.models.checkpoint import MemeModel
 from ra_hmd.retrieval.bank import Bank
+from ra_hmd.serve.refusals import public_name
 from ra_hmd.serve.service import Service
 
 _CHOSEN = "chosen on a development set"
@@ -78,7 +79,7 @@ def _bank(bank: Bank, names: ClassNames) -> list[tuple[str, Any]]:
     info = bank.info()
     last = bank.log[-1]
     return [
-        ("Place", info["bank"]),
+        ("Bank", public_name(info["bank"])),
         ("Version", info["version"]),
         ("Rows", info["rows"]),
         *[(f"Rows “{name}”", count) for name, count in zip(names.names, info["rows_per_class"], strict=True)],

@@ -2,13 +2,14 @@
 
 import hashlib
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from ra_hmd.console.review_queue import SOURCE
 from ra_hmd.console.reviews import Decision, Review, Reviews
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.predict.detector import Query
+from ra_hmd.predict.detector import Detector, Query
 from ra_hmd.retrieval.bank import now
 from ra_hmd.retrieval.state import Entry
 from ra_hmd.serve.bank_desk import BankDesk, Labelled
@@ -113,7 +114,7 @@ class Moderation:
         reason = self._said(plan, subject.id, reason, note)
         assert plan is not None
         assert plan.label is not None
-        with self._alone:
+        with self._alone, self._bank_alone():
             self._check_current(plan)
             self.record(subject, "begun", plan.label, author, plan.version)
             if plan.relabels:
@@ -129,9 +130,13 @@ class Moderation:
         """Go back to a version whose effect was shown; a new version. Raises `UserError` as `correct` does."""
         reason = self._said(plan, version, reason)
         assert plan is not None
-        with self._alone:
+        with self._alone, self._bank_alone():
             self._check_current(plan)
             return self.desk.rollback(version, author=author, reason=reason)
+
+    def _bank_alone(self) -> AbstractContextManager[Detector]:
+        """So that nobody changes the bank through this service between the look at its version and the change."""
+        return self.desk.service.exclusive(self.desk.patience)
 
     def record(
         self,

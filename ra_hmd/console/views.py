@@ -3,7 +3,6 @@
 import uuid
 from dataclasses import dataclass
 from functools import cache
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from ra_hmd.data.record import Meme
 from ra_hmd.predict.detector import Detection, Query
 from ra_hmd.predict.gallery import Gallery
 from ra_hmd.retrieval.state import Entry
+from ra_hmd.serve.refusals import public_name
 from ra_hmd.serve.service import Answer, Service
 
 _FLIPS_SHOWN = 20
@@ -158,7 +158,8 @@ class Views:
 
     def _neighbour(self, one: dict[str, Any]) -> dict[str, Any]:
         meme: Meme | None = self.gallery.get(one["id"])
-        vote, known = one["vote"], one | {"source": _short(one.get("source", ""))}
+        vote, source = one["vote"], one.get("source", "")
+        known = one | {"source": public_name(source) if source.startswith("/") else source}
         return one | {
             "label": self._label(one["label"]),
             "votes": [vote] if isinstance(vote, float) else vote,
@@ -170,9 +171,3 @@ class Views:
     def _label(self, label: Any) -> str:
         missing = label == -1 or (isinstance(label, list) and -1 in label)
         return "not labelled" if missing else self.names(label)
-
-
-def _short(source: str) -> str:
-    """Of a path its end: how a server's folders are laid out is no moderator's business."""
-    path = PurePath(source)
-    return "/".join(path.parts[-2:]) if path.is_absolute() else source

@@ -56,7 +56,7 @@ def test_a_card_of_each_kind(kind: str) -> None:
     assert "<img src=x" not in card
     assert "&lt;img src=x" in card
     assert "Bank version: 4" in card
-    assert "source: features/train" in card
+    assert "source: train ·" in card
     assert "/srv" not in card, "folders of the server"
 
 

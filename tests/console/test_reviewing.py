@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from gradio_calls import ConsoleServer, GradioPage
 from servers import drawn, queries
 
-from ra_hmd.console.moderation import Moderation, Subject, content_id
+from ra_hmd.console.moderation import Moderation, Plan, Subject, content_id
 from ra_hmd.console.mount import _private_folder
 from ra_hmd.console.review_queue import ReviewQueue, margin
 from ra_hmd.console.reviews import Review, Reviews
@@ -264,6 +266,30 @@ def test_a_page_of_another_site_does_nothing(console: ConsoleServer, clip_bank: 
         assert "Verdict" in shown(page)[1]
 
 
+def test_the_bank_is_not_changed_between_a_look_at_its_version_and_a_correction(
+    served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another change through the service, begun in that moment, comes after the correction."""
+    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+        desk = BankDesk(service)
+        moderation = Moderation(desk, Reviews(tmp_path / "reviews.jsonl"))
+        query = queries(memes)[0]
+        subject = Subject(query.id, query, every(service.submit([query]), 60)[0])
+        plan, name = moderation.plan(subject, 1), desk.bank.ids[0]
+        check = moderation._check_current
+        other = threading.Thread(target=lambda: desk.remove([name], author="bo", reason="meanwhile"))
+
+        def checked(plan: Plan) -> None:
+            check(plan)
+            other.start()
+            other.join(0.5)
+
+        monkeypatch.setattr(moderation, "_check_current", checked)
+        moderation.correct(subject, plan, "ana", "wrong")
+        other.join(60)
+    assert [one.author for one in open_bank(clip_bank).log] == ["tests", "ana", "bo"]
+
+
 def test_a_meme_on_which_the_model_fails_does_not_end_the_queue(
     served_clip: Path, memes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,14 +332,25 @@ def test_what_is_done_is_not_told_as_undone(
     assert len((tmp_path / "reviews.jsonl").read_text().splitlines()) == 1
 
 
-def test_many_presses_at_once_are_one_decision(console: ConsoleServer, tmp_path: Path) -> None:
+def test_many_presses_at_once_decide_once_on_a_meme(
+    console: ConsoleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with console() as client:
         page = GradioPage(client)
         while not page.press("review-next")["review-card"]:
             pass
-        page.press_at_once("review-agree", 8)
+        holds = ReviewQueue.holds
+
+        def slowly(*asked: Any) -> bool:
+            held = holds(*asked)
+            time.sleep(0.2)  # for the others to look as well
+            return held
+
+        monkeypatch.setattr(ReviewQueue, "holds", slowly)
+        page.press_at_once("review-agree", 3)
     lines = [json.loads(line) for line in (tmp_path / "reviews.jsonl").read_text().splitlines()]
-    assert [line["decision"] for line in lines] == ["agree"]
+    assert lines
+    assert len({line["id"] for line in lines}) == len(lines), "a meme was decided on twice"
 
 
 def test_only_so_many_pages_are_kept_in_memory(console: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
