@@ -94,8 +94,9 @@ def growth_picture(bank: Bank) -> str:
 
     figure, axes = panels(1, width=6.4, height=3.0)
     axis = axes[0, 0]
-    axis.step([one.version for one in bank.log], [one.counts["rows"] for one in bank.log], where="post", color=BLUE,
-              marker="o", markersize=4)  # fmt: skip
+    log = bank.log  # once: the next version may come at any time
+    axis.step([one.version for one in log], [one.counts["rows"] for one in log], where="post", color=BLUE, marker="o",
+              markersize=4)  # fmt: skip
     axis.set_xlabel("version of the bank")
     axis.set_ylabel("rows")
     axis.xaxis.get_major_locator().set_params(integer=True)
