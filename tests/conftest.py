@@ -25,6 +25,14 @@ os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture(autouse=True)
+def _same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets`, mapping over several processes, puts a copy in the place of `os.environ`; who holds the old one, as
+    rich does, would no longer see what later tests set.
+    """
+    monkeypatch.setattr(os, "environ", os.environ)  # so that this one is put back
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A tiny model of a family, made once."""
