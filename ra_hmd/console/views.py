@@ -16,7 +16,7 @@ from ra_hmd.data.record import Meme
 from ra_hmd.predict.detector import Detection, Query
 from ra_hmd.predict.gallery import Gallery
 from ra_hmd.retrieval.state import Entry
-from ra_hmd.serve.refusals import public_name
+from ra_hmd.serve.refusals import public_source
 from ra_hmd.serve.service import Answer, Service
 
 _FLIPS_SHOWN = 20
@@ -158,8 +158,8 @@ class Views:
 
     def _neighbour(self, one: dict[str, Any]) -> dict[str, Any]:
         meme: Meme | None = self.gallery.get(one["id"])
-        vote, source = one["vote"], one.get("source", "")
-        known = one | {"source": public_name(source) if source.startswith("/") else source}
+        vote = one["vote"]
+        known = one | {"source": public_source(one.get("source", ""))}
         return one | {
             "label": self._label(one["label"]),
             "votes": [vote] if isinstance(vote, float) else vote,

@@ -138,7 +138,7 @@ def score_set(
         neighbours = bank.nearest(queries, voting.topk)
         votes = voting.vote(neighbours, bank.labels, problem)
         scores["rkc"] = votes.scores
-        in_bank = len(set(bank.ids) & set(features.ids))
+        in_bank = len(set(features.ids).intersection(bank.ids))  # no set of the whole bank for each batch
     rules = {which: Rule.official(which, problem) for which in scores}
     return ScoredSet(name, problem, queries, neighbours, votes.contributions, votes.abstained, in_bank, scores, rules,
                      features.extras, notes)  # fmt: skip

@@ -204,7 +204,7 @@ def features_of(memes: Sequence[Meme], columns: dict[str, np.ndarray], classes: 
         modalities = tuple(part.shape[1] for part in parts)
     return Features(
         [meme.id for meme in memes],
-        _label_array(memes, classes),
+        label_array(memes, classes),
         texts=[meme.text for meme in memes],
         extras=[meme.extras for meme in memes],
         modalities=modalities,
@@ -212,7 +212,7 @@ def features_of(memes: Sequence[Meme], columns: dict[str, np.ndarray], classes: 
     )
 
 
-def _label_array(memes: Sequence[Meme], classes: int | None) -> np.ndarray:
+def label_array(memes: Sequence[Meme], classes: int | None = None) -> np.ndarray:
     """Labels int64 [N], or of sets of C classes [N, C] of 0 and 1; `UNLABELLED` where a meme has none."""
     if classes is None:
         return np.array([UNLABELLED if meme.label is None else meme.label for meme in memes], dtype=np.int64)

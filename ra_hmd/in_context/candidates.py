@@ -17,7 +17,7 @@ from ra_hmd.evaluation.checks import (
     head_fingerprint,
     store_fingerprint,
 )
-from ra_hmd.features.making import features_of
+from ra_hmd.features.making import label_array
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.in_context.demonstrations import Candidates, Choice
 from ra_hmd.manifest import sha256_file
@@ -72,8 +72,7 @@ def open_candidates(
 
 
 def _plain(memes: Sequence[Meme], **columns: Any) -> Candidates:
-    labels = features_of(memes, {"hidden": np.zeros((len(memes), 0))}).labels
-    return Candidates([meme.id for meme in memes], labels, **columns)
+    return Candidates([meme.id for meme in memes], label_array(memes), **columns)
 
 
 def _with_features(memes: Sequence[Meme], place: Path, features: Features, head: Path | None) -> Candidates:

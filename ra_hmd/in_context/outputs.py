@@ -14,7 +14,7 @@ from ra_hmd.evaluation.described import describe_head
 from ra_hmd.evaluation.outputs import METRICS_NAME
 from ra_hmd.evaluation.report_sections import METRIC_NAMES, format_estimate
 from ra_hmd.evaluation.results import plain_score
-from ra_hmd.features.making import features_of
+from ra_hmd.features.making import label_array
 from ra_hmd.in_context.candidates import Stores
 from ra_hmd.in_context.demonstrations import Choice, Demonstrations
 from ra_hmd.in_context.thresholds import KEY, Threshold, official
@@ -65,7 +65,7 @@ class Outcome:
     @property
     def labels(self) -> np.ndarray:
         """int64 [Q]."""
-        return _labels(self.queries.memes)
+        return label_array(self.queries.memes)
 
     def system(self) -> dict[str, Any]:
         """What was evaluated, as the results page names it."""
@@ -76,10 +76,6 @@ class Outcome:
         source = None if self.examples is None else self.examples.described["dataset"]
         of = "" if source in (None, self.queries.described["dataset"]) else f" from {source}"
         return {**described, "name": f"{described['name']}, in context ({how}{of})"}
-
-
-def _labels(memes: Sequence[Meme]) -> np.ndarray:
-    return features_of(memes, {"hidden": np.zeros((len(memes), 0))}).labels
 
 
 def write_outcome(outcome: Outcome, output: Path) -> dict[str, Any]:
@@ -135,7 +131,7 @@ def _shown(outcome: Outcome, labels: np.ndarray) -> dict[str, Any]:
     rows = outcome.chosen.rows
     if not rows.size:
         return {"different": 0, "same_class": None, "last_same_class": None, "similarity": None, "left_out": 0}
-    same = _labels(outcome.shown_from)[rows] == labels[:, None]
+    same = label_array(outcome.shown_from)[rows] == labels[:, None]
     similarity = outcome.chosen.similarity
     return {
         "different": len(np.unique(rows)),

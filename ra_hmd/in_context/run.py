@@ -16,7 +16,7 @@ from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.checks import check_output
 from ra_hmd.evaluation.lockout import names_test, open_queries
 from ra_hmd.evaluation.thresholds import Criterion
-from ra_hmd.features.making import check_labels, features_of, fingerprint_memes
+from ra_hmd.features.making import check_labels, features_of, fingerprint_memes, label_array
 from ra_hmd.features.store import Features
 from ra_hmd.in_context.asking import Asker, class_answers
 from ra_hmd.in_context.candidates import Stores, open_candidates
@@ -161,8 +161,7 @@ def _check_memes(run: Run, queries: Sequence[Meme], examples: Sequence[Meme]) ->
     for name, memes in (("judged", queries), ("shown", examples)):
         check_labels(list(memes), None)
         if memes:
-            labels = features_of(memes, {"hidden": np.zeros((len(memes), 0))}).labels
-            run.settings.problem.check(labels, f"The memes that are to be {name}")
+            run.settings.problem.check(label_array(memes), f"The memes that are to be {name}")
     bad = [f"meme {m.id!r}: image {m.image} is missing or not an image" for m in [*queries, *examples]
            if image_size(m.image) == (0, 0)]  # fmt: skip
     raise_all(bad, "Images that cannot be opened; mend their paths or remove the records")

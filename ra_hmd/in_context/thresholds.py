@@ -1,6 +1,5 @@
 """The threshold, from scores in context on dev."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 
 from ra_hmd.config import choose
+from ra_hmd.data.files import jsonl_rows
 from ra_hmd.data.record import Meme
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.class_metrics import official_thresholds
@@ -65,7 +65,7 @@ def dev_threshold(
     (name, described), *_ = manifest["sets"].items()
     if is_test_split(described["split"]) or manifest["test_sets"]:
         raise UserError(f"--dev {folder} is of the split {described['split']!r}; thresholds are chosen on dev.")
-    lines = [json.loads(line) for line in (folder / PREDICTIONS_NAME).read_text(encoding="utf-8").split("\n") if line]
+    lines = [row.values for row in jsonl_rows(folder / PREDICTIONS_NAME)]
     both = {line["id"] for line in lines} & {meme.id for meme in queries}
     raise_all([f"meme {name!r}" for name in sorted(both)], f"These are judged here, and are in --dev {folder} too")
     scores = np.array([line["lmh_score"] for line in lines], dtype=np.float64).reshape(len(lines), -1)

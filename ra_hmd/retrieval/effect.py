@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from ra_hmd.errors import UserError, raise_all
+from ra_hmd.evaluation.class_metrics import decide, official_thresholds
 from ra_hmd.problem import UNLABELLED, Problem
 from ra_hmd.retrieval.bank import Bank
 from ra_hmd.retrieval.embedded import Embedded
@@ -28,16 +29,10 @@ def verdicts(votes: Votes, problem: Problem, thresholds: np.ndarray | None = Non
     Args:
         votes: Of the queries.
         problem: What labels mean.
-        thresholds: [C] of the scores; by default 0. Without meaning for one of C classes.
+        thresholds: [C] of the scores; by default the official ones. Without meaning for one of C classes.
     """
-    scores = votes.scores
-    limits = np.zeros(problem.outputs) if thresholds is None else thresholds
-    if problem.kind == "single_label":
-        decided = scores.argmax(axis=1).tolist()
-    elif problem.kind == "binary":
-        decided = (scores[:, 0] >= limits[0]).astype(int).tolist()
-    else:
-        decided = (scores >= limits).astype(int).tolist()
+    limits = official_thresholds("rkc", problem) if thresholds is None else thresholds
+    decided = decide(votes.scores, limits, problem).tolist()
     return [ABSTAINED if abstains else verdict for verdict, abstains in zip(decided, votes.abstained, strict=True)]
 
 
@@ -82,7 +77,7 @@ class Planned:
 def effect(
     bank: Bank, queries: Embedded, planned: Planned, voting: Voting, thresholds: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Vote with the bank as it is and as it would be; `thresholds` [C] of the scores, by default 0.
+    """Vote with the bank as it is and as it would be; `thresholds` [C] of the scores, by default the official ones.
 
     Returns:
         `version`, `queries`, `flips` (`id`, `label`, `from`, `to`, `score_before`, `score_after`), `flip_counts` of

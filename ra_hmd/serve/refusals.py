@@ -109,6 +109,11 @@ def public_name(place: str) -> str:
     return place.rpartition("#")[2] if "://" in place else Path(place).name
 
 
+def public_source(source: str) -> str:
+    """What clients hear of where a bank's row is from: `ra-hmd bank` writes the folder of the features there."""
+    return public_name(source) if source.startswith("/") else source
+
+
 def answer_with(app: FastAPI, places: Sequence[str] = ()) -> None:
     """Let every refusal of an app have the same form.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ra_hmd.predict.detector import Query
-from ra_hmd.serve.refusals import public_name
+from ra_hmd.serve.refusals import public_name, public_source
 
 
 def _decoded(value: Any) -> bytes:
@@ -52,8 +52,7 @@ Reason = Annotated[
 
 
 PlaceName = Annotated[str, AfterValidator(public_name)]
-Source = Annotated[str, AfterValidator(lambda value: public_name(value) if value.startswith("/") else value)]
-"""Where a row is from: `ra-hmd bank` writes the folder of the features."""
+Source = Annotated[str, AfterValidator(public_source)]
 
 
 class Strict(BaseModel):

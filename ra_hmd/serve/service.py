@@ -99,18 +99,22 @@ class Tally:
     """What was done so far, for metrics.
 
     Attributes:
-        batches: Forward passes.
-        memes: Memes that were judged.
         refused: Memes for which the queue was full.
-        last_batch: Memes of the latest forward pass.
         sizes: Memes of a forward pass → how many passes had so many.
     """
 
-    batches: int = 0
-    memes: int = 0
     refused: int = 0
-    last_batch: int = 0
     sizes: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def batches(self) -> int:
+        """Forward passes."""
+        return self.sizes.copy().total()
+
+    @property
+    def memes(self) -> int:
+        """Memes that were judged."""
+        return sum(size * passes for size, passes in self.sizes.copy().items())
 
 
 class Service:
@@ -124,7 +128,6 @@ class Service:
     def __init__(self, detector: Detector, limits: Limits | None = None) -> None:
         self.detector, self.limits, self.tally = detector, limits or Limits(), Tally()
         detector.batch_size = self.limits.max_batch
-        self.started = time.time()
         self._using = threading.Lock()  # the model and the bank, for as long as one of them is used
         self._next = threading.Lock()  # held by who waits for it, or the judging thread would take it again and again
         self._alone: int | None = None  # the thread that is in `exclusive`
@@ -296,9 +299,6 @@ class Service:
         self._refresh()
         scored = self.detector.score(memes)
         found, version = self.detector.detections(memes, scored), self.detector.version
-        self.tally.batches += 1
-        self.tally.memes += len(memes)
-        self.tally.last_batch = len(memes)
         self.tally.sizes[len(memes)] += 1
         self._recent.extend(zip(scored.queries.ids, scored.queries.embedding, strict=True))
         return [Answer(one, version) for one in found]
