@@ -16,7 +16,7 @@ from ra_hmd.errors import UserError
 from ra_hmd.evaluation.commands import evaluation_app
 from ra_hmd.in_context.commands import in_context_app
 from ra_hmd.judge.commands import judge_app
-from ra_hmd.options import Output
+from ra_hmd.options import Output, TopK
 from ra_hmd.predict.commands import prediction_app
 from ra_hmd.retrieval.commands import bank_app
 from ra_hmd.serve.commands import serve_app
@@ -216,7 +216,7 @@ def ablate_command(
     output: Output,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant, with seeds 42, 43, …")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Little training: that it works, not how well.")] = False,
-    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
+    topk: TopK = 20,
     bootstrap_samples: Annotated[int, typer.Option(min=100, help="Resamples of each interval.")] = 1000,
 ) -> None:
     """What each stage contributes: five variants under one recipe, on drawn memes and a tiny Qwen2-VL."""

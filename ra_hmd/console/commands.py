@@ -1,11 +1,13 @@
 """`ra-hmd console`: the service with the moderators' page."""
 
 import getpass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ra_hmd import options as shared
 from ra_hmd.serve import options as o
 
 if TYPE_CHECKING:
@@ -19,11 +21,11 @@ console_app = typer.Typer()
 @console_app.command("console")
 def console_command(
     run: o.Run,
-    bank: o.Bank = None,
+    bank: shared.Bank = None,
     queue: Annotated[Path | None, typer.Option(help="Memes to review: .jsonl, .csv, .parquet, or a folder.")] = None,
     media_dir: Annotated[Path | None, typer.Option(help="Of --queue: where relative image paths start.")] = None,
     reviews: Annotated[Path | None, typer.Option(help="File of decisions; default: BANK.reviews.jsonl.")] = None,
-    memes: o.Memes = None,
+    memes: shared.Memes = None,
     author: Annotated[
         str | None, typer.Option(help="Without --keys: who makes changes; default: the login name.")
     ] = None,
@@ -36,15 +38,15 @@ def console_command(
     keys: o.Keys = None,
     allowed_host: o.AllowedHost = None,
     head: o.Head = None,
-    thresholds: o.Thresholds = "stored",
-    topk: o.TopK = 20,
-    weights: o.Weights = "arithmetic",
-    min_similarity: o.MinSimilarity = None,
-    prior_correction: o.Prior = False,
+    thresholds: shared.Thresholds = "stored",
+    topk: shared.TopK = 20,
+    weights: shared.Weights = "arithmetic",
+    min_similarity: shared.MinSimilarity = None,
+    prior_correction: shared.Prior = False,
     abstain: o.Abstain = 0.0,
-    backbone: o.Backbone = None,
-    base_model: o.BaseModel = None,
-    dtype: o.Dtype = None,
+    backbone: shared.Backbone = None,
+    base_model: shared.BaseModel = None,
+    dtype: shared.DType = None,
     max_batch: o.MaxBatch = 32,
     max_wait_ms: o.MaxWait = 5.0,
     max_queue: o.MaxQueue = 256,
@@ -53,9 +55,9 @@ def console_command(
     max_pixels: o.MaxPixels = 4096 * 4096,
     max_images: o.MaxImages = 32,
     max_text: o.MaxText = 4096,
-    policy: o.Policy = None,
-    neighbours: o.Neighbours = 0,
-    max_new_tokens: o.MaxNewTokens = 256,
+    policy: shared.Policy = None,
+    neighbours: shared.Neighbours = 0,
+    max_new_tokens: shared.MaxNewTokens = 256,
     reference: o.Reference = None,
 ) -> None:
     """The moderators' page, in the same app as the API: check a meme, review a queue, correct the bank
@@ -89,7 +91,6 @@ def serve_console(serving: dict[str, Any], own: dict[str, Any]) -> None:
         queue=own["queue"],
         media_dir=own["media_dir"],
         reviews=own["reviews"],
-        memes=serving["memes"] or [],
         class_names=own["class_names"] or [],
     )
 
@@ -98,13 +99,14 @@ def serve_console(serving: dict[str, Any], own: dict[str, Any]) -> None:
         if own["open_browser"]:
             typer.launch(f"{address}{CONSOLE}")
 
-    serve(asked, lambda *parts: _mounted(options, *parts), announce)
+    serve(asked, partial(_mounted, options), announce)
 
 
-def _mounted(options: "ConsoleOptions", *parts: Any) -> "FastAPI":
+def _mounted(options: "ConsoleOptions", app: "FastAPI", *parts: Any) -> "FastAPI":
+    from ra_hmd.console.console import Console
     from ra_hmd.console.mount import mount
 
-    return mount(*parts, options=options)
+    return mount(app, Console(*parts, options=options))
 
 
 def check_gradio() -> None:

@@ -33,7 +33,6 @@ class ConsoleOptions:
         queue: Memes to review: file or folder.
         media_dir: Of the queue: where relative image paths start.
         reviews: File of decisions; default: beside the bank, or beside the run where the bank is no folder.
-        memes: Files and folders with pictures and captions of the bank's memes.
         class_names: What the classes are called.
     """
 
@@ -41,7 +40,6 @@ class ConsoleOptions:
     queue: Path | None = None
     media_dir: Path | None = None
     reviews: Path | None = None
-    memes: list[Path] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
 
 
@@ -54,6 +52,7 @@ class Console:
         explainer: Writes rationales; None: none.
         keys: Who may come in; None: who reaches the address.
         settings: Limits of uploads.
+        gallery: Pictures and captions of the bank's memes.
         options: What else there is.
 
     Raises:
@@ -67,13 +66,14 @@ class Console:
         explainer: "Explainer | None" = None,
         keys: KeyRing | None = None,
         settings: Settings | None = None,
+        gallery: Gallery | None = None,
         options: ConsoleOptions | None = None,
     ) -> None:
         options = options or ConsoleOptions()
         self.service, self.explainer, self.settings = service, explainer, settings or Settings()
         self.doors = Doors(options.author, keys)
         self.names = ClassNames(service.detector.problem, options.class_names)
-        self.views = Views(service, self.names, Gallery.open(options.memes))
+        self.views = Views(service, self.names, gallery or Gallery())
         self.reviews = Reviews(options.reviews or _beside(service))
         self.moderation = Moderation(desk, self.reviews)
         self.queue = ReviewQueue(service, self.reviews, options.queue, options.media_dir)

@@ -20,15 +20,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ra_hmd.console.console import Console, ConsoleOptions
-from ra_hmd.serve.bank_desk import BankDesk
-from ra_hmd.serve.keys import KeyRing
+from ra_hmd.console.console import Console
 from ra_hmd.serve.middleware import CONSOLE
-from ra_hmd.serve.service import Service
-from ra_hmd.serve.settings import Settings
 
 if TYPE_CHECKING:
-    from ra_hmd.predict.explain import Explainer
+    pass
 
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -134,25 +130,12 @@ async def _until_the_end(app: ASGIApp, scope: Scope, receive: Receive, send: Sen
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def mount(
-    app: FastAPI,
-    service: Service,
-    desk: BankDesk | None = None,
-    explainer: "Explainer | None" = None,
-    keys: KeyRing | None = None,
-    settings: Settings | None = None,
-    options: ConsoleOptions | None = None,
-    path: str = CONSOLE,
-) -> FastAPI:
-    """Add the moderators' page to an application, before it is served; arguments as `Console` has them.
+def mount(app: FastAPI, console: Console, path: str = CONSOLE) -> FastAPI:
+    """Add the moderators' page to an application, before it is served.
 
     Uploads lie in a folder of their own that nobody else may read, until they are read, at once; the folder is deleted
     at the end. The queue is judged until the application is shut down.
-
-    Raises:
-        UserError: a file that is missing or of another kind, class names that do not fit.
     """
-    console = Console(service, desk, explainer, keys, settings, options)
     folder = _private_folder()
     import gradio
 

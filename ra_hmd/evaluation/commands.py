@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ra_hmd import options as o
 from ra_hmd.errors import UserError
-from ra_hmd.options import Output
 
 evaluation_app = typer.Typer()
 
@@ -20,12 +20,12 @@ def evaluate_command(
     ],
     bank: Annotated[str, typer.Option(help="Labelled examples: a feature store, or an example bank (folder or URI).")],
     queries: Annotated[list[Path], typer.Option(help="Feature store to classify; may be given several times.")],
-    output: Output,
+    output: o.Output,
     final: Annotated[bool, typer.Option("--final", help="Open test splits; each time is recorded.")] = False,
     dev: Annotated[
         Path | None, typer.Option(help="Feature store of dev: choose thresholds and calibration, store them.")
     ] = None,
-    thresholds: Annotated[str, typer.Option(help="stored (beside the head, if there) or official.")] = "stored",
+    thresholds: o.Thresholds = "stored",
     criterion: Annotated[
         str, typer.Option(help="With --dev, what is best: macro_f1, accuracy, f1 or youden.")
     ] = "macro_f1",
@@ -39,14 +39,10 @@ def evaluate_command(
     update: Annotated[Path | None, typer.Option(help="Feature store of labelled memes to add to the bank.")] = None,
     update_sizes: Annotated[str, typer.Option(help="How many of them to add, e.g. 8,32,128.")] = "8,32,128",
     before: Annotated[Path | None, typer.Option(help="Head to draw the bank with for comparison.")] = None,
-    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
-    weights: Annotated[str, typer.Option(help="Vote weights: arithmetic, mean or similarity.")] = "arithmetic",
-    min_similarity: Annotated[
-        float | None, typer.Option(help="Abstain without a neighbour as similar as this.")
-    ] = None,
-    prior_correction: Annotated[
-        bool, typer.Option("--prior-correction", help="Let the bank's classes weigh the same.")
-    ] = False,
+    topk: o.TopK = 20,
+    weights: o.Weights = "arithmetic",
+    min_similarity: o.MinSimilarity = None,
+    prior_correction: o.Prior = False,
     bootstrap_samples: Annotated[int, typer.Option(min=100, help="Resamples of each interval.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of resampling and of the choice of memes to add.")] = 0,
 ) -> None:
@@ -88,7 +84,7 @@ def results_command(
     folders: Annotated[
         list[str], typer.Argument(help="Folders with evaluations and cross-evaluations; NAME=FOLDER names the system.")
     ],
-    output: Output = Path("results.md"),
+    output: o.Output = Path("results.md"),
 ) -> None:
     """One table of all systems over all data sets, published numbers beside it; also JSON, CSV and a picture."""
     from ra_hmd.evaluation.results_page import write_results
@@ -122,7 +118,7 @@ def cross_eval_command(
 def staleness_command(
     checkpoint: Annotated[Path, typer.Option(help="Stage 1 run or Stage 2 folder: whose head decides.")],
     bank: Annotated[list[Path], typer.Option(help="Feature store; several: without --period-key, periods in order.")],
-    output: Output,
+    output: o.Output,
     queries: Annotated[
         list[Path] | None, typer.Option(help="Feature store that is judged; default: the bank's own memes.")
     ] = None,
@@ -133,8 +129,8 @@ def staleness_command(
     window: Annotated[int | None, typer.Option(help="A bank holds only its last so many periods.")] = None,
     bank_size: Annotated[int | None, typer.Option(help="Draw so many memes for each bank, class-balanced.")] = None,
     min_memes: Annotated[int, typer.Option(help="Periods with fewer memes are not judged.")] = 20,
-    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
-    weights: Annotated[str, typer.Option(help="Vote weights: arithmetic, mean or similarity.")] = "arithmetic",
+    topk: o.TopK = 20,
+    weights: o.Weights = "arithmetic",
     bootstrap_samples: Annotated[int, typer.Option(min=100, help="Resamples of each interval.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of resampling and of the draw.")] = 0,
     final: Annotated[bool, typer.Option("--final", help="Open test splits; each opening is recorded.")] = False,

@@ -7,17 +7,29 @@ from typing import Annotated
 
 import typer
 
+from ra_hmd import options as o
+
 prediction_app = typer.Typer()
+
+Images = Annotated[list[Path] | None, typer.Argument(help="Pictures to judge, and to print what was found.")]
+Text = Annotated[list[str] | None, typer.Option(help="Caption of each IMAGE, in order; or it is read.")]
+Source = Annotated[
+    Path | None, typer.Option("--input", help="Memes: .jsonl, .csv or .parquet file, or folder of pictures.")
+]
+Abstain = Annotated[
+    float | None, typer.Option(help="Leave memes to a person whose probability is this near to the threshold's.")
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Memes per forward pass; 16 unless set.")]
+MediaDir = Annotated[Path | None, typer.Option(help="Of --input: where relative image paths start.")]
+Json = Annotated[bool, typer.Option("--json", help="Of IMAGE: a JSON object per line, not a table.")]
 
 
 @prediction_app.command("predict")
 def predict_command(
     checkpoint: Annotated[Path, typer.Option(help="Folder with a head: whose verdict is asked.")],
-    images: Annotated[list[Path] | None, typer.Argument(help="Pictures to judge, and to print what was found.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="Caption of each IMAGE, in order; or it is read.")] = None,
-    source: Annotated[
-        Path | None, typer.Option("--input", help="Memes: .jsonl, .csv or .parquet file, or folder of pictures.")
-    ] = None,
+    images: Images = None,
+    text: Text = None,
+    source: Source = None,
     queries: Annotated[Path | None, typer.Option(help="Or a feature store; labels are not looked at.")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="With --input, --queries: where to write.")] = None,
     head: Annotated[
@@ -27,27 +39,19 @@ def predict_command(
         str | None,
         typer.Option("--format", help="jsonl, csv, parquet or hateclipper-csv (id, prob_hate, pred_label)."),
     ] = None,
-    bank: Annotated[
-        str | None, typer.Option(help="Labelled examples: a feature store, or an example bank (folder or URI).")
-    ] = None,
-    thresholds: Annotated[str, typer.Option(help="stored (beside the head, if there) or official.")] = "stored",
-    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
-    weights: Annotated[str, typer.Option(help="Vote weights: arithmetic, mean or similarity.")] = "arithmetic",
-    min_similarity: Annotated[
-        float | None, typer.Option(help="Abstain without a neighbour as similar as this.")
-    ] = None,
-    prior_correction: Annotated[
-        bool, typer.Option("--prior-correction", help="Let the bank's classes weigh the same.")
-    ] = False,
-    abstain: Annotated[
-        float | None, typer.Option(help="Leave memes to a person whose probability is this near to the threshold's.")
-    ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Stage 1 run or encoder, if not where the head says.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="Where the base model lies now.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Memes per forward pass; 16 unless set.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    media_dir: Annotated[Path | None, typer.Option(help="Of --input: where relative image paths start.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Of IMAGE: a JSON object per line, not a table.")] = False,
+    bank: o.Bank = None,
+    thresholds: o.Thresholds = "stored",
+    topk: o.TopK = 20,
+    weights: o.Weights = "arithmetic",
+    min_similarity: o.MinSimilarity = None,
+    prior_correction: o.Prior = False,
+    abstain: Abstain = None,
+    backbone: o.Backbone = None,
+    base_model: o.BaseModel = None,
+    batch_size: BatchSize = None,
+    dtype: o.DType = None,
+    media_dir: MediaDir = None,
+    as_json: Json = False,
 ) -> None:
     """Verdicts on pictures, on a file of memes, or on a feature store, labelled or not (docs/evaluation.md).
 
@@ -68,39 +72,31 @@ def predict_command(
 @prediction_app.command("explain")
 def explain_command(
     checkpoint: Annotated[Path, typer.Option(help="Run with a language model: whose verdict is explained.")],
-    images: Annotated[list[Path] | None, typer.Argument(help="Pictures to judge and explain, and to print.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="Caption of each IMAGE, in order; or it is read.")] = None,
-    source: Annotated[
-        Path | None, typer.Option("--input", help="Memes: .jsonl, .csv or .parquet file, or folder of pictures.")
-    ] = None,
+    images: Images = None,
+    text: Text = None,
+    source: Source = None,
     output: Annotated[Path | None, typer.Option("--output", help="With --input: the .jsonl file to write.")] = None,
-    policy: Annotated[Path | None, typer.Option(help="Text file with the rules by which you judge.")] = None,
+    policy: o.Policy = None,
     question: Annotated[Path | None, typer.Option(help="Text file with another question (docs/explain.md).")] = None,
-    neighbours: Annotated[int, typer.Option(min=0, help="So many of the nearest examples are in the question.")] = 0,
-    memes: Annotated[
-        list[Path] | None, typer.Option(help="Data of the bank's memes, for captions and pictures: folder or file.")
-    ] = None,
+    neighbours: o.Neighbours = 0,
+    memes: o.Memes = None,
     engine: Annotated[str, typer.Option(help="auto, transformers or vllm.")] = "auto",
     without_adapter: Annotated[
         bool, typer.Option("--without-adapter", help="Let the base model speak; the verdict stays the run's.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest rationale, in tokens.")] = 256,
+    max_new_tokens: o.MaxNewTokens = 256,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that share the model (vllm).")] = 1,
     head: Annotated[str | None, typer.Option(help="Whose verdict: lrc, rkc (needs --bank) or lmh.")] = None,
-    bank: Annotated[
-        str | None, typer.Option(help="Labelled examples: a feature store, or an example bank (folder or URI).")
-    ] = None,
-    thresholds: Annotated[str, typer.Option(help="stored (beside the head, if there) or official.")] = "stored",
-    topk: Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")] = 20,
-    abstain: Annotated[
-        float | None, typer.Option(help="Leave memes to a person whose probability is this near to the threshold's.")
-    ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Stage 1 run, if not where the head says.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="Where the base model lies now.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Memes per forward pass; 16 unless set.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    media_dir: Annotated[Path | None, typer.Option(help="Of --input: where relative image paths start.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Of IMAGE: a JSON object per line, not a table.")] = False,
+    bank: o.Bank = None,
+    thresholds: o.Thresholds = "stored",
+    topk: o.TopK = 20,
+    abstain: Abstain = None,
+    backbone: o.Backbone = None,
+    base_model: o.BaseModel = None,
+    batch_size: BatchSize = None,
+    dtype: o.DType = None,
+    media_dir: MediaDir = None,
+    as_json: Json = False,
 ) -> None:
     """Verdicts with rationales by the language model. A rationale is generated, and not the verdict's cause.
 

@@ -219,6 +219,11 @@ class Explainer:
             for question, text in zip(questions, words, strict=True)
         ]
 
+    @property
+    def notes(self) -> list[str]:
+        """What a user must know of the captions and pictures that it has."""
+        return [note for gallery in self.galleries for note in gallery.notes]
+
     def describe(self) -> dict[str, Any]:
         """For manifests: what rationales depend on, apart from the meme, the model and the bank."""
         return {

@@ -6,6 +6,7 @@ from pathlib import Path
 from ra_hmd.data.record import Meme, iter_memes
 from ra_hmd.data.sharegpt import PromptTemplate
 from ra_hmd.errors import UserError
+from ra_hmd.models.checkpoint import MemeModel
 
 
 class Gallery:
@@ -32,13 +33,22 @@ class Gallery:
         """
         memes: dict[str, Meme] = {}
         unread = 0
-        for path in (file for place in places for file in _files(Path(place))):
-            for _, found in iter_memes(path, prompt=prompt):
-                if isinstance(found, str):
-                    unread += 1
-                else:
-                    memes.setdefault(found.id, found)
+        for place in map(Path, places):
+            for path in _files(place):
+                rows = [found for _, found in iter_memes(path, prompt=prompt)]
+                good = [found for found in rows if isinstance(found, Meme)]
+                for meme in good:
+                    memes.setdefault(meme.id, meme)
+                if good or path == place:  # else it is a file of something else that lies in the folder
+                    unread += len(rows) - len(good)
         return cls(memes, unread)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user must know of it."""
+        if not self.unread:
+            return []
+        return [f"{self.unread} rows of --memes cannot be read: such neighbours have no caption and no picture."]
 
     def get(self, name: str) -> Meme | None:
         """The meme of that id, if it is known."""
@@ -46,6 +56,11 @@ class Gallery:
 
     def __len__(self) -> int:
         return len(self._memes)
+
+
+def open_gallery(places: Sequence[str | Path], model: object) -> Gallery:
+    """`Gallery.open`, with the prompt of the LMM that judges; an encoder has none."""
+    return Gallery.open(places, model.run.settings.prompt if isinstance(model, MemeModel) else None)
 
 
 def _files(place: Path) -> list[Path]:

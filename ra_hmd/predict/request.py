@@ -7,12 +7,12 @@ from typing import get_args
 
 from ra_hmd.config import choose
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.models.checkpoint import DType, MemeModel
+from ra_hmd.models.checkpoint import DType
 from ra_hmd.predict.detector import Detector
 from ra_hmd.predict.explain import NOTE, QUESTION, Explainer, check_neighbours, check_question
 from ra_hmd.predict.files import predict_files
 from ra_hmd.predict.formats import choose_format
-from ra_hmd.predict.gallery import Gallery
+from ra_hmd.predict.gallery import open_gallery
 from ra_hmd.predict.generation import choose_engine
 from ra_hmd.predict.pictures import as_lines, as_table, check_pictures, judge_pictures
 from ra_hmd.predict.stores import predict
@@ -58,13 +58,11 @@ class Explaining:
 
     def open(self, detector: Detector) -> Explainer:
         """Who explains the verdicts of `detector`."""
-        model = detector.model
-        prompt = model.run.settings.prompt if isinstance(model, MemeModel) else None
         return Explainer.of(
             detector,
             engine=self.engine,
             adapter=self.adapter,
-            gallery=Gallery.open(self.memes, prompt) if self.memes else None,
+            gallery=open_gallery(self.memes, detector.model) if self.memes else None,
             neighbours=self.neighbours,
             tensor_parallel_size=self.tensor_parallel_size,
             policy=self.policy,
@@ -153,11 +151,12 @@ class Request:
         elif self.source is not None:
             choose_format(self.output, self.style)
             detector = self.detector()
+            explainer = self.explainer(detector)
             done = predict_files(detector, self.source, self.output, style=self.style, media_dir=self.media_dir,
-                                 options=self.options, explainer=self.explainer(detector),
-                                 command=command)  # fmt: skip
+                                 options=self.options, explainer=explainer, command=command)  # fmt: skip
             if done:  # else another rank merges
                 yield from done["notes"]
+                yield from explainer.notes if explainer else ()
                 if done["rejected"]:
                     yield f"{done['rejected']} rows could not be judged: {self.output}.rejected.jsonl"
                 print(f"{self.output}: {done['judged']} memes")
@@ -170,6 +169,7 @@ class Request:
             found = judge_pictures(detector, self.images, self.texts, explainer or False)
             yield from detector.scorer.notes(detector.head)
             if explainer is not None:
+                yield from explainer.notes
                 yield NOTE
             if self.as_json:
                 print(as_lines(found))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ra_hmd.errors import UserError
+from ra_hmd.options import MinSimilarity, Prior, TopK, Weights
 
 if TYPE_CHECKING:
     from ra_hmd.problem import Problem
@@ -35,10 +36,6 @@ Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for other proc
 Lock = Annotated[Path | None, typer.Option(help="Milvus cluster: the writers' lock file; or RA_HMD_MILVUS_LOCK.")]
 Token = Annotated[str | None, typer.Option(help="Milvus cluster: user:password or key; better in RA_HMD_MILVUS_TOKEN.")]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
-TopK = Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")]
-Weights = Annotated[str, typer.Option(help="arithmetic, mean or similarity.")]
-MinSimilarity = Annotated[float | None, typer.Option(help="Neighbours below this cosine do not vote.")]
-Prior = Annotated[bool, typer.Option("--prior-correction", help="Every class weighs the same in the bank.")]
 
 
 @bank_app.command("create")

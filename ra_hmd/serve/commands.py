@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ra_hmd import options as shared
 from ra_hmd.serve import options as o
 
 serve_app = typer.Typer()
@@ -13,21 +14,21 @@ serve_app = typer.Typer()
 @serve_app.command("serve")
 def serve_command(
     run: o.Run,
-    bank: o.Bank = None,
+    bank: shared.Bank = None,
     host: o.Host = "127.0.0.1",
     port: o.Port = 8000,
     keys: o.Keys = None,
     allowed_host: o.AllowedHost = None,
     head: o.Head = None,
-    thresholds: o.Thresholds = "stored",
-    topk: o.TopK = 20,
-    weights: o.Weights = "arithmetic",
-    min_similarity: o.MinSimilarity = None,
-    prior_correction: o.Prior = False,
+    thresholds: shared.Thresholds = "stored",
+    topk: shared.TopK = 20,
+    weights: shared.Weights = "arithmetic",
+    min_similarity: shared.MinSimilarity = None,
+    prior_correction: shared.Prior = False,
     abstain: o.Abstain = 0.0,
-    backbone: o.Backbone = None,
-    base_model: o.BaseModel = None,
-    dtype: o.Dtype = None,
+    backbone: shared.Backbone = None,
+    base_model: shared.BaseModel = None,
+    dtype: shared.DType = None,
     max_batch: o.MaxBatch = 32,
     max_wait_ms: o.MaxWait = 5.0,
     max_queue: o.MaxQueue = 256,
@@ -36,10 +37,10 @@ def serve_command(
     max_pixels: o.MaxPixels = 4096 * 4096,
     max_images: o.MaxImages = 32,
     max_text: o.MaxText = 4096,
-    policy: o.Policy = None,
-    neighbours: o.Neighbours = 0,
-    memes: o.Memes = None,
-    max_new_tokens: o.MaxNewTokens = 256,
+    policy: shared.Policy = None,
+    neighbours: shared.Neighbours = 0,
+    memes: shared.Memes = None,
+    max_new_tokens: shared.MaxNewTokens = 256,
     reference: o.Reference = None,
 ) -> None:
     """Answer over HTTP: verdicts, rationales, and changes of the example bank (docs/api.md).

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
     from ra_hmd.predict.detector import Detector
     from ra_hmd.predict.explain import Explainer
+    from ra_hmd.predict.gallery import Gallery
     from ra_hmd.serve.service import Limits
 
+_log = logging.getLogger("ra_hmd.serve")
 _NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client")
 # Of an IPv6 address Starlette looks at what stands before the first colon. No name can be that, so none can pose as it.
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[")
@@ -92,7 +95,7 @@ class Serving:
 
 
 Mount = Callable[..., "FastAPI"]
-"""Puts further pages into an app: `mount(app, service, desk, explainer, keys, settings)`."""
+"""Puts further pages into an app: `mount(app, service, desk, explainer, keys, settings, gallery)`."""
 
 
 def build(serving: Serving, mount: Mount | None = None) -> "FastAPI":
@@ -102,6 +105,7 @@ def build(serving: Serving, mount: Mount | None = None) -> "FastAPI":
         UserError: folders and files that are missing or do not belong together.
     """
     from ra_hmd.predict.detector import Detector
+    from ra_hmd.predict.gallery import open_gallery
     from ra_hmd.serve.app import create_app
     from ra_hmd.serve.bank_desk import BankDesk
     from ra_hmd.serve.keys import KeyRing
@@ -119,7 +123,10 @@ def build(serving: Serving, mount: Mount | None = None) -> "FastAPI":
         abstain=serving.abstain,
         dtype=serving.dtype,
     )
-    explainer = _explainer(detector, serving)
+    gallery = open_gallery(serving.memes, detector.model)
+    for note in gallery.notes:
+        _log.warning(note)
+    explainer = _explainer(detector, serving, gallery)
     service = Service(detector, serving.limits)
     try:
         changeable = serving.bank is not None and is_bank(serving.bank)
@@ -127,16 +134,15 @@ def build(serving: Serving, mount: Mount | None = None) -> "FastAPI":
             raise UserError("--reference shows what changes of an example bank would do; give one with --bank.")
         desk = BankDesk.open(service, serving.reference) if changeable else None
         app = create_app(service, desk, explainer, keys, serving.settings, serving.hosts)
-        return app if mount is None else mount(app, service, desk, explainer, keys, serving.settings)
+        return app if mount is None else mount(app, service, desk, explainer, keys, serving.settings, gallery)
     except BaseException:
         service.close()
         raise
 
 
-def _explainer(detector: "Detector", serving: Serving) -> "Explainer | None":
+def _explainer(detector: "Detector", serving: Serving, gallery: "Gallery") -> "Explainer | None":
     from ra_hmd.models.checkpoint import MemeModel
     from ra_hmd.predict.explain import Explainer, read_operator_text
-    from ra_hmd.predict.gallery import Gallery
 
     asked = serving.policy is not None or serving.neighbours > 0
     if not asked and not isinstance(detector.model, MemeModel):
@@ -144,7 +150,7 @@ def _explainer(detector: "Detector", serving: Serving) -> "Explainer | None":
     return Explainer.of(
         detector,
         engine="transformers",  # of the model that is loaded; vLLM would load it once more
-        gallery=Gallery.open(serving.memes) if serving.memes else None,
+        gallery=gallery if serving.memes else None,
         neighbours=serving.neighbours,
         policy=read_operator_text(serving.policy),
         max_new_tokens=serving.max_new_tokens,

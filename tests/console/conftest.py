@@ -12,9 +12,10 @@ import pytest
 from gradio_calls import ConsoleServer
 from servers import in_thread
 
-from ra_hmd.console.console import ConsoleOptions
+from ra_hmd.console.console import Console, ConsoleOptions
 from ra_hmd.console.mount import mount
 from ra_hmd.predict.detector import Detector
+from ra_hmd.predict.gallery import Gallery
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.bank_desk import BankDesk
 from ra_hmd.serve.keys import KeyRing
@@ -41,9 +42,10 @@ def console(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> 
     ) -> Iterator[httpx.Client]:
         service = Service(Detector.from_run(run, bank, **how))
         desk = BankDesk.open(service, run.parent / "features" / "dev")
-        options = ConsoleOptions("ana", queue, reviews=tmp_path / "reviews.jsonl", memes=[memes / "a"])
+        options = ConsoleOptions("ana", queue, reviews=tmp_path / "reviews.jsonl")
+        gallery = Gallery.open([memes / "a"])
         app = create_app(service, desk, keys=keys)
-        with in_thread(mount(app, service, desk, None, keys, options=options)) as client:
+        with in_thread(mount(app, Console(service, desk, None, keys, gallery=gallery, options=options))) as client:
             yield client
 
     return serve

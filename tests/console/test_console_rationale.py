@@ -7,6 +7,7 @@ import pytest
 from gradio_calls import GradioPage
 from servers import drawn, in_thread
 
+from ra_hmd.console.console import Console
 from ra_hmd.console.mount import mount
 from ra_hmd.predict.detector import Detector
 from ra_hmd.predict.explain import Explainer
@@ -24,7 +25,7 @@ def test_a_rationale_is_generated_and_says_so(served_lmm: Path, tmp_path: Path) 
     service = Service(detector)
     desk = BankDesk(service)
     app = create_app(service, desk, explainer)
-    with in_thread(mount(app, service, desk, explainer)) as client:
+    with in_thread(mount(app, Console(service, desk, explainer))) as client:
         page = GradioPage(client)
         with pytest.raises(RuntimeError, match="no meme yet"):
             page.press("check-why")

@@ -10,6 +10,7 @@ from gradio_calls import GradioPage
 from served import ra_hmd
 from servers import as_json, in_thread, queries
 
+from ra_hmd.console.console import Console
 from ra_hmd.console.mount import mount
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.predict.detector import Detector
@@ -46,7 +47,7 @@ def test_one_score(
     desk = BankDesk.open(service, folder / "features" / "dev")
     app = create_app(service, desk)
     by_api, by_console = {}, {}
-    with in_thread(mount(app, service, desk)) as client:
+    with in_thread(mount(app, Console(service, desk))) as client:
         page = GradioPage(client)
         for one in rows:
             answer = client.post("/v1/classify", json={"memes": [as_json(one)]}).raise_for_status().json()
