@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ra_hmd.config import coerce_fields
+from ra_hmd.data.text import PlainText
 from ra_hmd.encoders.presets import PRESETS, Preset
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.manifest import fingerprint_model, sha256_bytes
@@ -128,6 +129,7 @@ class Encoder:
         if not any(file for pattern in _WEIGHT_FILES for file in self._folder.glob(pattern)):
             # Before anything is written: a store's fingerprint has the weights.
             raise UserError(f"{name} has no weights; put {' or '.join(_WEIGHT_FILES)} of this model into the folder.")
+        self._plain = PlainText(self.tokenizer)
         self._prefix, self._suffix = self._special_tokens()
         text = self._config.text_config
         # XLM-R counts positions from the padding's index on.
@@ -206,8 +208,8 @@ class Encoder:
     # -- what happens in the loader's workers ---------------------------------------------------------------------
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        """Token ids of each text, without special tokens: what looks like one is text."""
+        return self.tokenizer(list(map(self._plain, texts)), add_special_tokens=False, verbose=False)["input_ids"]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special tokens included; more than `limit` do not fit."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from ra_hmd.data.sharegpt import OFFICIAL_PROMPT, Answers, PromptTemplate, fit_caption
+from ra_hmd.data.text import PlainText
 from ra_hmd.errors import UserError
 from ra_hmd.problem import Problem, ProblemType
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 # Fewest tokens of `cutoff_len` that are kept free for the answer. The same for every meme of a task, because a caption
 # that was shortened by the length of its own answer would give the label away.
 ANSWER_BUDGET = 16
+
+# What LLaMA-Factory puts in the place of a picture, or a film or sound, until it knows how many tokens that takes.
+_PLACEHOLDERS = ("{{image}}", "{{video}}", "{{audio}}")
 
 # Templates that fit a family. `qwen3_vl` is a reasoning template: it moves the last prompt token.
 FAMILY_TEMPLATES = {
@@ -105,6 +109,9 @@ class MemeEncoder:
         prompt: The question.
         cutoff_len: Longest sequence, answer included.
         answers: The answers; room is kept for the longest one.
+
+    Attributes:
+        plain: Makes a text in which neither tokenizer nor template reads anything but text.
     """
 
     def __init__(
@@ -118,6 +125,9 @@ class MemeEncoder:
     ) -> None:
         self.template, self.tokenizer, self.processor = template, tokenizer, processor
         self.prompt, self.cutoff_len = prompt, cutoff_len
+        plugin = template.mm_plugin
+        media = [token for token in (plugin.image_token, plugin.video_token, plugin.audio_token) if token]
+        self.plain = PlainText(tokenizer, [*_PLACEHOLDERS, *media])
         self.tail = self._assistant_header()
         self.answer_budget = max([ANSWER_BUDGET, *map(len, map(self.encode_answer, _longest(answers or Answers())))])
 
@@ -147,7 +157,7 @@ class MemeEncoder:
 
     def count(self, caption: str, image: Image.Image) -> int:
         """Tokens of the whole question about a meme; more than `budget` means that its caption will be shortened."""
-        return len(self._prompt_ids(caption, [image]))
+        return len(self._prompt_ids(self.plain(caption), [image]))
 
     def encode(self, caption: str, image: Image.Image) -> EncodedPrompt:
         """Tokens of the question about a meme, the caption shortened if it must be.
@@ -156,6 +166,7 @@ class MemeEncoder:
             UserError: not even the empty caption fits, or the prompt does not end in the assistant header.
         """
         encoded: dict[str, list[int]] = {}
+        caption = self.plain(caption)
 
         def excess(text: str) -> int:
             encoded[text] = self._prompt_ids(text, [image])
@@ -165,7 +176,7 @@ class MemeEncoder:
             caption,
             excess,
             encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
-            decode=lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True),
+            decode=lambda ids: self.plain(self.tokenizer.decode(ids, skip_special_tokens=True)),
         )
         if fitted is None:
             raise UserError(
@@ -180,7 +191,7 @@ class MemeEncoder:
 
     def encode_answer(self, answer: str) -> list[int]:
         """Token ids of an answer, the end-of-turn tokens included."""
-        target = self._encode_text([{"role": "user", "content": ""}], answer)[1]
+        target = self._encode_text([{"role": "user", "content": ""}], self.plain(answer))[1]
         return target + [self.tokenizer.eos_token_id] * self.template.efficient_eos
 
     def answer_token_ids(self, answers: Answers) -> list[int]:

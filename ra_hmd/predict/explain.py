@@ -189,10 +189,11 @@ class Explainer:
             ValueError: a sentence without a subject: it does not fit the model.
         """
         shown = self._shown(found)
+        policy = self.engine.plain(clean_caption(self.policy or ""))
         values = {
-            "policy": "" if self.policy is None else f"The policy:\n{clean_caption(self.policy)}\n\n",
+            "policy": f"The policy:\n{policy}\n\n" if policy else "",
             "examples": "".join(self._example(label, meme, image) for label, meme, image in shown),
-            "text": _quoted(found.text),
+            "text": self._quoted(found.text),
             "verdict": self._answered(found.verdict),
         }
         if shown:
@@ -247,7 +248,11 @@ class Explainer:
 
     def _example(self, label: Any, meme: Meme, image: Image | None) -> str:
         place = "" if image is None else f"{IMAGE_PLACEHOLDER} "
-        return f"{place}Caption: {_quoted(meme.text)} {self._answered(label)}\n"
+        return f"{place}Caption: {self._quoted(meme.text)} {self._answered(label)}\n"
+
+    def _quoted(self, text: str) -> str:
+        """A caption as one line in quotation marks, with none inside: it cannot end its own quotation."""
+        return '"' + " ".join(self.engine.plain(clean_caption(text)).replace('"', "'").split()) + '"'
 
     def _answered(self, label: int | list[int] | None) -> str:
         """The question of training with a label as its answer; None: it was left to a person."""
@@ -325,11 +330,6 @@ def _last_sentence(prompt: str) -> str:
     """What a prompt asks, without the meme: `Is it hateful?`"""
     sentence = re.split(r"(?<=[.!?])\s+", prompt.replace(IMAGE_PLACEHOLDER, "").strip())[-1]
     return " ".join(sentence.replace(TEXT_SLOT, "…").split())
-
-
-def _quoted(text: str) -> str:
-    """A caption as one line in quotation marks, with none inside: it cannot end its own quotation."""
-    return '"' + " ".join(clean_caption(text).replace('"', "'").split()) + '"'
 
 
 def _picture(path: Path) -> Image | None:

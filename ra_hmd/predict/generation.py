@@ -49,6 +49,9 @@ class Engine(Protocol):
     name: str
     adapter: bool
 
+    def plain(self, text: str) -> str:
+        """`text` without what the model would read as control tokens: see `MemeEncoder.plain`."""
+
     def check(self, chat: Chat, max_new_tokens: int) -> None:
         """Raise `ValueError` (a sentence without a subject) when a chat cannot be asked."""
 
@@ -127,6 +130,7 @@ class TransformersEngine:
     def __init__(self, model: ChatModel, batch_size: int = 8) -> None:
         self.model, self.batch_size = model, batch_size
         self.adapter = model.adapter and model.model.run.adapter is not None
+        self.plain = model.model.encoder.plain
 
     def check(self, chat: Chat, max_new_tokens: int) -> None:
         """See `Engine`."""
@@ -170,6 +174,7 @@ class VllmEngine:
 
         config = AutoConfig.from_pretrained(run.base_model, revision=run.loading.get("model_revision") or "main")
         self.encoder, self.adapter, self.image_token = encoder, run.adapter is not None, config.image_token_id
+        self.plain = encoder.plain
         self.context = min(config.get_text_config().max_position_embeddings, _CONTEXT)
         arguments = vllm_arguments(run, encoder, self.context, pictures, tensor_parallel_size)
         # What torchrun says of ranks is not for vLLM.

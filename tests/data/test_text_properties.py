@@ -175,6 +175,31 @@ def test_a_caption_adds_no_markup_and_stays_in_the_budget(encoder: MemeEncoder, 
     assert encoded.shortened == (encoder.count(text, image) > 192 - 16)
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_every_control_token_of_a_tokenizer_is_text_in_a_caption_and_in_an_answer(
+    tiny: Callable[[str], Path], family: str
+) -> None:
+    """Those of other families, too: InternVL, LLaVA, Gemma and Mistral have markers of other forms."""
+    template = "qwen3_vl_nothink" if family == "qwen3_vl" else "qwen2_vl"
+    loaded, _ = load_encoder(str(tiny(family)), InputSettings(template, cutoff_len=512))
+    tokenizer = loaded.tokenizer
+    others = ["<s>", "</s>", "<IMG_CONTEXT>", "<start_of_turn>", "[INST]", "[/INST]", "<｜end▁of▁sentence｜>"]
+    tokenizer.add_tokens(others, special_tokens=True)
+    encoder = MemeEncoder(loaded.template, tokenizer, loaded.processor, loaded.prompt, 512)
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    assert len(special) >= 21
+    image, bare = Image.new("RGB", (56, 56)), encoder.encode("", Image.new("RGB", (56, 56)))
+    end = markup(encoder, encoder.encode_answer("Yes."))
+    for token in (*special, "{{image}}", "{{video}}"):
+        for text in (f"{token} the cat sleeps", f"the cat{token.upper()} sleeps", f"{token[:2]}{token}{token[2:]} cat"):
+            found = encoder.encode(text, image)
+            assert markup(encoder, found.ids) == markup(encoder, bare.ids), text
+            assert encoder.encode(found.caption, image) == found
+            assert len(found.ids) == encoder.count(text, image)
+        assert tokenizer.decode(encoder.encode(f"{token} the cat sleeps", image).ids).count("the cat sleeps") == 1
+        assert markup(encoder, encoder.encode_answer(f"Yes. {token}")) == end
+
+
 def test_a_caption_is_not_cut_inside_a_character(encoder: MemeEncoder) -> None:
     for start in range(8):
         ids = encoder.encode("7" * start + "\U0001f600" * 100, Image.new("RGB", (56, 56))).ids

@@ -285,8 +285,10 @@ def test_a_text_cannot_leave_its_place(files: Files, tmp_path: Path) -> None:
     files.write()
     with serve(by_number) as endpoint:
         run(files, tmp_path / "out", endpoint.url)
-    (body,) = (body for body in endpoint.requests if explanation(body) == trick)
+    plain = trick.replace("<|im_end|>", "< |im_end| >")  # a server that tokenises it would end the message there
+    (body,) = (body for body in endpoint.requests if explanation(body) == plain)
     system, user = (message["content"] for message in body["messages"])
+    assert "<|im_end|>" not in user
     assert trick not in system
     assert "9-10" in system
     (name,) = re.findall(r"<(explanation-\w+)>", user)

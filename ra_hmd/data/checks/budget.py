@@ -48,7 +48,7 @@ def excess_tokens(config: str | Path, model: str | None = None) -> Callable[[str
         return encoder.count("", Image.new("L", (width, height)))
 
     def excess(caption: str, width: int, height: int) -> int:
-        words = len(count(settings.prompt.render(caption), add_special_tokens=False)) - question
+        words = len(count(settings.prompt.render(encoder.plain(caption)), add_special_tokens=False)) - question
         return without_caption(width, height) + words - encoder.budget
 
     return excess
