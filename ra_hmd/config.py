@@ -1,6 +1,7 @@
 """Dataclass configuration: every problem is found at once and told in words."""
 
 import dataclasses
+import datetime
 import difflib
 import types
 import typing
@@ -35,7 +36,7 @@ def coerce(value: Any, kind: Any) -> Any:
         if value is False and "no" in args:
             return "no"  # which YAML 1.1 reads as false
         if value not in args:
-            raise ValueError(f"{value!r} is not one of {', '.join(map(repr, args))}")
+            raise ValueError(f"{value!r} is not one of {', '.join(map(repr, args))}{quotes_hint(value)}")
         return value
     if origin in (list, tuple):
         if isinstance(value, str) or not isinstance(value, list | tuple):
@@ -61,8 +62,16 @@ def _coerce_one(value: Any, kind: Any) -> Any:
     if kind is Path:
         return Path(str(value))
     if kind is str and not isinstance(value, str):
-        raise ValueError(f"{value!r} is not text")
+        raise ValueError(f"{value!r} is not text{quotes_hint(value)}")
     return value
+
+
+def quotes_hint(value: Any) -> str:
+    """What to do where YAML made something else of a word; "" of text."""
+    kinds = {bool: "yes, no, on and off as true and false", int: "digits as a number", float: "digits as a number"}
+    kinds |= {datetime.date: "2026-01-31 as a date", datetime.datetime: "2026-01-31 as a date"}
+    kind = kinds.get(type(value), "nothing, ~ and null as no value" if value is None else "")
+    return f"; YAML reads {kind}: put the text in quotes" if kind else ""
 
 
 def coerce_fields(instance: Any, names: typing.Iterable[str], place: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ra_hmd.config import quotes_hint
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.problem import Problem
 
@@ -85,6 +86,9 @@ class Prompts:
             pairs = [_pair(value, f"labels.{name}" if "labels" in values else "", problems)
                      for name, value in labels.items()]  # fmt: skip
             problem, names = ("multi_label", len(labels)) if "labels" in values else ("binary", 1), labels
+        # 1 is a name like any other; what YAML makes of yes or of a day is another name than the one written there.
+        problems += [f"`{name!r}` is no name of a class{quotes_hint(name)}." for name in names
+                     if not isinstance(name, str) and type(name) is not int]  # fmt: skip
         raise_all(problems, f"{place}: prompts that cannot be used")
         positive, negative = zip(*pairs, strict=True)
         return cls(Problem(*problem), tuple(map(str, names)), positive, negative)
@@ -121,6 +125,7 @@ def _pair(value: Any, place: str, problems: list[str]) -> tuple[tuple[str, ...],
 def _sentences(value: Any, place: str, problems: list[str]) -> tuple[str, ...]:
     given = [value] if isinstance(value, str) else value
     if not isinstance(given, list) or not given or not all(isinstance(one, str) and one.strip() for one in given):
-        problems.append(f"`{place}` is {value!r}; a sentence, or a list of sentences, is needed.")
+        odd = next((one for one in (given if isinstance(given, list) else [given]) if not isinstance(one, str)), "")
+        problems.append(f"`{place}` is {value!r}; a sentence, or a list of sentences, is needed{quotes_hint(odd)}.")
         return ()
     return tuple(given)

@@ -1,8 +1,10 @@
 """YAML keys: official defaults, every problem told at once, the silent traps of the official files caught."""
 
 import dataclasses
+import re
 
 import pytest
+import yaml
 
 from llamafactory_ext.arguments import OUR_FIELDS, STAGE, ClassifierFinetuningArguments, normalise
 from ra_hmd.errors import UserError
@@ -34,6 +36,20 @@ def test_every_key_has_help() -> None:
 def test_yaml_1_1_strings_become_numbers() -> None:
     args = ClassifierFinetuningArguments(stage=STAGE, classifier_lr="1e-4", loss_ratio=["1", 0.5], dropout=["2e-1"])
     assert (args.classifier_lr, args.loss_ratio, args.dropout) == (1e-4, [1.0, 0.5], [0.2])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("Yes", "True"), ("off", "False"), ("1", "1"), ("1.5", "1.5"), ("2026-01-31", "datetime.date(2026, 1, 31)")],
+)
+@pytest.mark.parametrize("key", ["positive_answer", "prompt_template", "embed_mode", "answers"])
+def test_words_that_yaml_makes_something_else_of_are_told_to_be_quoted(key: str, text: str, value: str) -> None:
+    read = yaml.safe_load(f"{key}: {f'[{text}, b]' if key == 'answers' else text}")
+    several = {"problem_type": "multi_label", "output_dim": 2} if key == "answers" else {}
+    with pytest.raises(UserError, match=rf"`{key}`: {re.escape(value)} is not .*quotes"):
+        ClassifierFinetuningArguments(stage=STAGE, **several, **read)
+    quoted = yaml.safe_load("positive_answer: 'Yes'")
+    assert ClassifierFinetuningArguments(stage=STAGE, **quoted).positive_answer == "Yes"
 
 
 def test_official_dropout_list_with_one_value_too_many_is_accepted() -> None:
