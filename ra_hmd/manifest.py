@@ -84,7 +84,7 @@ def read_json(path: str | Path) -> EasyDict:
     if not path.is_file():
         raise UserError(f"{path} does not exist.")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):

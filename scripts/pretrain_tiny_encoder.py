@@ -15,7 +15,6 @@ called. Scores on these memes show that the steps work, not how good an encoder 
 """
 
 import argparse
-import json
 import math
 import random
 import sys
@@ -29,6 +28,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ra_hmd.data.confounders import DOMAINS
+from ra_hmd.data.files import jsonl_rows
 from ra_hmd.data.images import load_image
 from ra_hmd.encoders.encoder import Encoder, EncoderSettings
 from ra_hmd.encoders.tiny import EncoderFamily, make_tiny_encoder
@@ -69,7 +69,7 @@ def read_lesson(data: Path) -> Lesson:
         if not path.is_file():
             raise UserError(f"{path} does not exist; give --data the output of `ra-hmd data make-confounders`.")
         lesson.fingerprint[domain.name] = sha256_file(path)
-        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        for row in (read.values for read in jsonl_rows(path)):
             if row["split"] == "train":
                 text = row["text"]
                 lesson.images.append(path.parent / "img" / f"{row['id']}.png")

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ra_hmd.data.files import jsonl_rows
 from ra_hmd.data.pictograms import PATTERNS, SIDE, STRIP, Colour, background, draw_pictogram, write_caption
 from ra_hmd.data.record import Meme
 from ra_hmd.data.sharegpt import IMAGE_PLACEHOLDER, PromptTemplate, dataset_info_entry, to_sharegpt
@@ -237,8 +238,7 @@ def _load_attributes(folder: Path, split: str, modality: str) -> tuple[list[dict
     for name in ("attributes.jsonl", f"{split}.jsonl"):
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} does not exist; give a folder that `make-confounders` made (OUTPUT/a).")
-        text = (folder / name).read_text(encoding="utf-8")
-        rows[name] = {row["id"]: row for row in map(json.loads, text.splitlines())}
+        rows[name] = {row.values["id"]: row.values for row in jsonl_rows(folder / name)}
     memes = rows[f"{split}.jsonl"]
     return [rows["attributes.jsonl"][i][modality] for i in memes], np.array([m["label"] for m in memes.values()])
 

@@ -3,7 +3,6 @@
 Shapes: Q memes, C outputs of the problem.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from ra_hmd.data.files import jsonl_rows
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.bootstrap import interval
 from ra_hmd.evaluation.class_metrics import decide, exact_match, metric_names, official_thresholds, resampled
@@ -149,12 +149,13 @@ def read_run(place: str | Path) -> OtherRun:
             f"{path} does not exist; give the output folder of `ra-hmd evaluate`, or its predictions.jsonl."
         )
     rows = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for row in jsonl_rows(path):
         try:
-            row = json.loads(line)
-            rows[row["set"], row["id"]] = row
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number} is not a prediction of `ra-hmd evaluate`: {error!r}.") from error
+            rows[row.values["set"], row.values["id"]] = row.values
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path.parent / row.place} is not a prediction of `ra-hmd evaluate`: {row.problem or repr(error)}."
+            ) from error
     manifest = path.parent / MANIFEST_NAME
     rules = read_json(manifest).get("decisions", {}) if manifest.is_file() else {}
     thresholds = {

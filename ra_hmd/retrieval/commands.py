@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ra_hmd.data.files import read_lines
 from ra_hmd.errors import UserError
 from ra_hmd.options import MinSimilarity, Prior, TopK, Weights
 
@@ -117,7 +118,7 @@ def remove_command(
     token: Token = None,
 ) -> None:
     """Remove memes. Earlier versions keep them."""
-    given = [*(ids or []), *(_lines(ids_file) if ids_file else [])]
+    given = [*(ids or []), *(_ids(ids_file) if ids_file else [])]
     with _open(bank, wait, lock, token) as opened:
         _say(opened.remove(given, author=author or _login(), reason=reason), bank)
 
@@ -313,8 +314,12 @@ def _say(entry: "Entry", bank: str) -> None:
     print(f"{bank}: version {entry.version}, {change or 'no rows'}; {entry.counts['rows']} rows")
 
 
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _ids(path: Path) -> list[str]:
+    """The ids in a file, one per line."""
+    if not path.is_file():
+        raise UserError(f"--ids-file {path} does not exist; give a text file with one id per line.")
+    lines = (line.strip(" \t") for line in read_lines(path))
+    return [line for line in lines if line]
 
 
 def _labels(given: list[str], problem: "Problem") -> dict[str, Any]:

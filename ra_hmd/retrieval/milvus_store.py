@@ -14,6 +14,7 @@ Shapes: N rows ever added, Q queries, D embedding.
 import base64
 import json
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -43,6 +44,8 @@ _GET = 1000  # rows per request
 _MASKED = 2000  # removed rows that are named in a search; more are left out of its result instead
 _SHOWN = 10_000  # rows from which on a bar is shown
 _SECONDS = 120  # per request; without, the client tries a bad one for minutes
+_LITE_LENGTH = 36  # of a file's name
+_LITE_NAME = re.compile(rf"[a-zA-Z0-9._-]{{1,{_LITE_LENGTH}}}")
 _NO_VECTOR = [0.0, 1.0]  # each collection must have one
 
 
@@ -323,9 +326,20 @@ class MilvusStore:
 
 
 def parse_place(place: str | Path) -> tuple[str, str, bool]:
-    """Address, name of the bank, and whether it is a file of Milvus Lite."""
+    """Address, name of the bank, and whether it is a file of Milvus Lite.
+
+    Raises:
+        UserError: an address without a name, or a file name that Milvus Lite does not take.
+    """
     text = str(place)
     if "://" not in text:
+        name = Path(text).resolve().name
+        if not _LITE_NAME.fullmatch(name):
+            raise UserError(
+                f"Milvus Lite takes no file of the name {name!r} ({len(name)} characters): use up to {_LITE_LENGTH} "
+                "letters from a to z, digits, '.', '-' and '_', without blanks; or leave out `.db`: a folder may have "
+                "any name."
+            )
         return text, "bank", True
     address, _, name = text.partition("#")
     if not name.isidentifier():

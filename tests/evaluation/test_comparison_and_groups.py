@@ -98,6 +98,18 @@ def test_two_runs_are_joined_by_id(lab):
     assert "With " in (lab.folder / "out" / "report.md").read_text()
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b", "\x1c"])
+def test_ids_with_line_separators_are_compared(lab, mark):
+    """`str.splitlines` would end a line of JSON at each of them."""
+    features = lab.features(120, 1, f"te{mark}st")
+    lab.store("test", features)
+    lab.evaluate(output=lab.folder / "old", weights="mean", bootstrap_samples=0)
+    assert {name for _, name in read_run(lab.folder / "old").rows} == set(features.ids)
+    lab.evaluate(compare=[lab.folder / "old"])
+    (run,) = json.loads((lab.folder / "out" / "analysis.json").read_text())["test"]["runs"]
+    assert {entry["memes"] for entry in run["comparisons"]} == {120}
+
+
 def test_the_other_run_keeps_its_own_thresholds(lab):
     lab.store("dev", lab.features(60, 2, "dev"))
     lab.evaluate(output=lab.folder / "old", choice=Choice(dev=lab.folder / "dev"), bootstrap_samples=0)

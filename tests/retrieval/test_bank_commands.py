@@ -74,6 +74,29 @@ def test_milvus_by_commands(lab):
     lab("create", "@b.db", *EMBED, "--features", "@bank", fails="holds a bank already")
 
 
+@pytest.mark.parametrize("name", ["my bank.db", "b\u00e4nk.db", f"{'b' * 34}.db", "(1).db", "a\n.db"])
+def test_a_file_name_that_milvus_lite_does_not_take_is_refused_before_anything_is_written(lab, name):
+    (lab.folder / "banks").mkdir()
+    lab("create", f"@banks/{name}", *EMBED, "--features", "@bank", "--backend", "milvus", fails="takes no file of the")
+    lab("info", f"@banks/{name}", fails="takes no file of the")
+    assert list((lab.folder / "banks").iterdir()) == []
+
+
+def test_a_file_of_milvus_lite_may_lie_in_any_folder(lab):
+    place, name = "@my b\u00e4nks", f"{'b' * 33}.db"
+    lab("create", f"{place}/{name}", *EMBED, "--features", "@bank", "--backend", "milvus")
+    (lab.folder / "link.db").symlink_to(lab.folder / place[1:] / name)
+    assert json.loads(lab("info", "@link.db", "--json"))["rows"] == 40
+
+
+def test_an_id_with_a_line_separator_is_one_line_of_an_ids_file(lab):
+    lab.store("odd\u2028id", 10, 3)
+    lab("create", "@b", *EMBED, "--features", "@odd\u2028id")
+    (lab.folder / "ids").write_bytes("\ufeffodd\u2028id0\nodd\u2028id3".encode())
+    assert "2 removed; 8 rows" in lab("remove", "@b", "--ids-file", "@ids", "--reason", "double")
+    lab("remove", "@b", "--ids-file", "@gone", "--reason", "double", fails="does not exist")
+
+
 def test_a_life_by_commands(lab):
     place = "@b"
     said = lab("create", place, *EMBED, "--features", "@bank", "--source", "round 1", "--author", "ana")
@@ -89,7 +112,7 @@ def test_a_life_by_commands(lab):
     assert effect["paired"]["labelled"] == 12
     assert "verdicts would flip" in lab("effect", place, *ASK, "--relabel", "bank1=0", "--topk", "3")
     assert "1 removed; 49 rows" in lab("remove", place, "bank0", "--reason", "wrong picture")
-    (lab.folder / "ids").write_text("bank2\n\nbank4\n")
+    (lab.folder / "ids").write_bytes(b"\xef\xbb\xbfbank2\r\n\r\nbank4\t\r\n")  # as a Windows editor saves it
     lab("remove", place, "--ids-file", "@ids", "--reason", "double")
     assert "2 relabelled" in lab("relabel", place, "bank1=0", "bank3=0", "--reason", "second look")
     assert "version 6" in lab("rollback", place, "--to", "2", "--reason", "not agreed")
