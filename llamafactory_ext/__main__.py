@@ -1,10 +1,14 @@
 """`python -m llamafactory_ext x.yaml`: LLaMA-Factory's `train`, with the plugin, also without its `.pth` file."""
 
+import sys
+
 import llamafactory_ext._autoload  # noqa: F401 (registers the finder)
+from llamafactory_ext.launchers import refuse_diversion
 
 
 def main() -> None:
     """Run LLaMA-Factory's training entry point on the command line's arguments."""
+    refuse_diversion(sys.argv[1:], launched=False)
     from llamafactory.train import tuner
 
     from llamafactory_ext.install import install

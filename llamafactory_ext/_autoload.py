@@ -3,22 +3,25 @@
 Imported at start-up by `llamafactory_ext.pth` (Python 3.15 onward: by `llamafactory_ext.start`). It puts one finder on
 `sys.meta_path`, which waits for the import of exactly `llamafactory.train.tuner` and then calls
 `llamafactory_ext.install.install(tuner)`. So `llamafactory-cli train`, torchrun's children and Ray's workers all know
-the stage, and programs that never import LLaMA-Factory notice nothing. Standard library only.
+the stage, and programs that never import LLaMA-Factory notice nothing. Before one of the host's launchers is imported,
+it asks whether that launcher would leave our stage out without a word (`llamafactory_ext.launchers`). Standard library
+only.
 """
 
 import os
 import sys
 
 HOST_MODULE = "llamafactory.train.tuner"
+LAUNCHERS = ("llamafactory.launcher", "llamafactory.v1.launcher")
 
 
 class TunerFinder:
-    """Finds `llamafactory.train.tuner` through the other finders, and installs the plugin once it has run."""
+    """Finds the host's tuner and launchers through the other finders, and adds our step to their loaders."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
         """Return the host module's own spec with our step added to its loader; None for every other module."""
-        if name != HOST_MODULE:
+        if name != HOST_MODULE and name not in LAUNCHERS:
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
@@ -40,10 +43,14 @@ class _InstallingLoader:
         return self._loader.create_module(spec)
 
     def exec_module(self, module):
-        self._loader.exec_module(module)
-        from llamafactory_ext.install import install
+        from llamafactory_ext.launchers import refuse_diversion
 
-        install(module)
+        refuse_diversion(sys.argv[1:], launched=module.__name__ in LAUNCHERS)
+        self._loader.exec_module(module)
+        if module.__name__ == HOST_MODULE:
+            from llamafactory_ext.install import install
+
+            install(module)
 
 
 def register():

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from llamafactory.hparams import FinetuningArguments
 
+from llamafactory_ext.launchers import STAGE
 from ra_hmd.config import coerce_fields
 from ra_hmd.data.sharegpt import OFFICIAL_PROMPT, Answers, PromptTemplate
 from ra_hmd.errors import UserError, raise_all
@@ -14,11 +15,16 @@ from ra_hmd.models.inputs import expected_answers
 from ra_hmd.models.objective import ClassWeights, Objective
 from ra_hmd.problem import Problem, ProblemType
 
-STAGE = "sft-classifier"
-
 # Host features that build their own optimizer or loss: our parameter groups and our loss could not hold.
 _FOREIGN = ("use_galore", "use_apollo", "use_badam", "use_muon", "use_adam_mini", "loraplus_lr_ratio", "use_dft_loss")
-_FOREIGN += ("use_asft_loss", "use_eaft_loss", "use_mca", "use_hyper_parallel", "compute_accuracy")
+_FOREIGN += (
+    "use_asft_loss",
+    "use_eaft_loss",
+    "use_mca",
+    "use_megatron_bridge",
+    "use_hyper_parallel",
+    "compute_accuracy",
+)
 
 
 @dataclass

@@ -7,8 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from llamafactory_ext.launchers import STAGE, diverted
+
 SUPPORTED_HOSTS = ("0.9.5",)
-_STAGE = "sft-classifier"
 _MARK = "_ra_hmd_installed"
 
 
@@ -70,14 +71,17 @@ def _dispatch(tuner: ModuleType, reason: str | None) -> None:
 
     @functools.wraps(host)
     def training_function(config: dict[str, Any]) -> None:
-        if _option(config.get("args"), "stage") != _STAGE:
+        if _option(config.get("args"), "stage") != STAGE:
             host(config)
             return
         if reason is not None:
             raise RuntimeError(
-                f"Stage {_STAGE} of ra-hmd works with LLaMA-Factory {', '.join(SUPPORTED_HOSTS)}, but {reason}. "
+                f"Stage {STAGE} of ra-hmd works with LLaMA-Factory {', '.join(SUPPORTED_HOSTS)}, but {reason}. "
                 f"Install it: pip install 'llamafactory=={SUPPORTED_HOSTS[-1]}'. Stock stages are not affected."
             )
+        from ra_hmd.errors import raise_all
+
+        raise_all(diverted(launched=False), f"Stage {STAGE} cannot run")
         extend_arguments()
         from llamafactory_ext.run import run_stage
 

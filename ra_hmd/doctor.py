@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from ra_hmd.compatibility import bad_pairs, installed_version
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -33,6 +35,7 @@ _MIN_FREE = 5 * _GIB
 # A 7B model in bf16, its download and two checkpoints.
 _COMFORTABLE_FREE = 40 * _GIB
 _CHILD_TIMEOUT = 300
+_MIN_FLASH_ATTENTION = Version("2.3.3")  # below, transformers does not use it
 _COLOURS = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 # Compiled packages that can be installed and still not work, and what is lost then.
@@ -41,6 +44,7 @@ _IMPORTS = {
     "torchaudio": "LLaMA-Factory's imports",
     "bitsandbytes": "4-bit training (the `_qlora` files)",
     "deepspeed": "ZeRO (configs/deepspeed)",
+    "flash_attn": "flash_attn: fa2 (configs/stage1)",
     "liger_kernel.transformers": "Liger kernels (enable_liger_kernel)",
 }
 
@@ -53,11 +57,14 @@ found = {
     "torch": "torch" in sys.modules,
     "pth": [p for p in dict.fromkeys(sys.path) if os.path.isfile(os.path.join(p, "llamafactory_ext.pth"))],
     "hosts": None,
+    "diverted": [],
     "error": None,
 }
 try:
     from llamafactory_ext.install import SUPPORTED_HOSTS
+    from llamafactory_ext.launchers import diverted
     found["hosts"] = list(SUPPORTED_HOSTS)
+    found["diverted"] = diverted()
 except Exception as error:
     found["error"] = f"{type(error).__name__}: {error}"
 print(json.dumps(found))
@@ -90,7 +97,7 @@ def diagnose() -> list[Check]:
     checks: tuple[Callable[[], list[Check]], ...] = (
         check_python,
         check_packages,
-        check_torch_conv3d,
+        check_bad_pairs,
         check_plugin,
         check_commands,
         check_devices,
@@ -158,16 +165,12 @@ def _package(requirement: Requirement) -> Check:
     return Check(name, "ok", f"{version} ({wanted})")
 
 
-def check_torch_conv3d() -> list[Check]:
-    """LLaMA-Factory 0.9.5 refuses torch 2.9 for models with Conv3d: every Qwen-VL has one."""
-    try:
-        version = Version(importlib.metadata.version("torch"))
-    except importlib.metadata.PackageNotFoundError:
-        return []
-    if version.release[:2] == (2, 9):
-        remedy = "LLaMA-Factory refuses torch 2.9 for every Qwen-VL; install torch 2.8 or 2.10 onward."
-        return [Check("torch and Conv3d", "problem", f"torch {version}", remedy)]
-    return [Check("torch and Conv3d", "ok", f"torch {version} is not 2.9")]
+def check_bad_pairs() -> list[Check]:
+    """Versions that install together and do not work together."""
+    found = bad_pairs()
+    if found:
+        return [Check("versions together", "problem", "they do not fit", " ".join(found))]
+    return [Check("versions together", "ok", "none is known that would not work")]
 
 
 def check_plugin() -> list[Check]:
@@ -177,7 +180,7 @@ def check_plugin() -> list[Check]:
         remedy = f"Python does not start cleanly here; repair the environment, then `{INSTALL}`."
         return [Check("plugin", "problem", _last_line(done.stderr), remedy)]
     probe: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return [_plugin_state(probe, done.stderr), *_plugin_host(probe)]
+    return [_plugin_state(probe, done.stderr), *_plugin_host(probe), *_plugin_environment(probe)]
 
 
 def _plugin_state(probe: dict[str, Any], stderr: str) -> Check:
@@ -209,6 +212,14 @@ def _plugin_host(probe: dict[str, Any]) -> list[Check]:
         remedy = f"Stage sft-classifier will refuse to start: install llamafactory=={probe['hosts'][-1]}."
         return [Check("plugin's host", "problem", f"LLaMA-Factory {version}; the plugin knows {known}", remedy)]
     return [Check("plugin's host", "ok", f"LLaMA-Factory {version} (the plugin knows {known})")]
+
+
+def _plugin_environment(probe: dict[str, Any]) -> list[Check]:
+    """Variables with which LLaMA-Factory takes another launcher or engine, where our stage does not exist."""
+    if not probe["diverted"]:
+        return []
+    remedy = "Start training from a shell in which it is not set."
+    return [Check("plugin's environment", "problem", " ".join(probe["diverted"]), remedy)]
 
 
 def check_commands() -> list[Check]:
@@ -291,7 +302,7 @@ def _cuda_devices(torch: Any) -> list[Check]:
 
 def check_faiss() -> list[Check]:
     """FAISS, and whether it has GPUs."""
-    both = [name for name in ("faiss-gpu", "faiss-cpu") if _installed(name)]
+    both = [name for name in ("faiss-gpu", "faiss-cpu") if installed_version(name)]
     if len(both) > 1:
         remedy = "They overwrite each other's files: uninstall both, then install the one that ra-hmd asks for."
         return [Check("FAISS", "problem", "faiss-gpu and faiss-cpu are both installed", remedy)]
@@ -303,17 +314,9 @@ def check_faiss() -> list[Check]:
     return [Check("FAISS", "ok", f"{version}, {gpus} GPU(s) for search")]
 
 
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def check_imports() -> list[Check]:
     """Whether the compiled packages that are installed can be imported."""
-    present = {module: use for module, use in _IMPORTS.items() if _installed(module.partition(".")[0])}
+    present = {module: use for module, use in _IMPORTS.items() if installed_version(module.partition(".")[0])}
     with ThreadPoolExecutor(max_workers=4) as pool:
         results = list(pool.map(lambda module: _child(["-c", f"import {module}"]), present))
     rows = []
@@ -329,8 +332,12 @@ def check_imports() -> list[Check]:
 
 def check_flash_attention() -> list[Check]:
     """`flash_attn: fa2` of the Stage 1 files: without the package LLaMA-Factory warns and goes on without it."""
-    if _installed("flash-attn"):
-        return [Check("flash-attn", "ok", importlib.metadata.version("flash-attn"))]
+    version = installed_version("flash-attn")
+    if version is not None and Version(version) < _MIN_FLASH_ATTENTION:
+        remedy = f"transformers leaves it aside: install flash-attn {_MIN_FLASH_ATTENTION} or newer."
+        return [Check("flash-attn", "note", version, remedy)]
+    if version is not None:
+        return [Check("flash-attn", "ok", version)]
     remedy = "LLaMA-Factory warns and uses torch's own attention; install flash-attn, or say flash_attn=sdpa."
     return [Check("flash-attn", "note", "not installed; configs/stage1 asks for fa2", remedy)]
 

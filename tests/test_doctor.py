@@ -127,7 +127,7 @@ class TestCommands:
         assert doctor.foreign(launcher) is None
 
 
-PROBE = {"finder": True, "torch": False, "pth": ["/site"], "hosts": ["0.9.5"], "error": None}
+PROBE = {"finder": True, "torch": False, "pth": ["/site"], "hosts": ["0.9.5"], "diverted": [], "error": None}
 
 
 class TestPlugin:
@@ -167,6 +167,12 @@ class TestPlugin:
         assert found.status == "problem"
         assert "0.9.5" in found.found
         assert "llamafactory==0.9.4" in found.remedy
+
+    def test_a_variable_that_leads_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("USE_V1", "1")
+        found = only(doctor.check_plugin(), "plugin's environment")
+        assert found.status == "problem"
+        assert "USE_V1=1" in found.found
 
     def test_plugin_package_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         checks = self.check(monkeypatch, finder=False, pth=[], hosts=None, error="ModuleNotFoundError: gone")
@@ -225,11 +231,21 @@ class TestPackages:
         assert "pip install -e ." in found.remedy
 
     @pytest.mark.parametrize(
-        ("version", "status"), [("2.8.0", "ok"), ("2.9.0", "problem"), ("2.9.1+cu128", "problem"), ("2.14.1", "ok")]
+        ("versions", "status"),
+        [
+            ({"torch": "2.8.0"}, "ok"),
+            ({"torch": "2.9.0"}, "problem"),
+            ({"torch": "2.9.1+cu128"}, "problem"),
+            ({"torch": "2.14.1", "transformers": "5.6.0"}, "ok"),
+            ({"transformers": "5.6.0", "flash-attn": "2.8.3"}, "problem"),
+            ({"transformers": "5.5.4", "flash-attn": "2.8.3"}, "ok"),
+        ],
     )
-    def test_torch_2_9(self, monkeypatch: pytest.MonkeyPatch, version: str, status: str) -> None:
-        fake_versions(monkeypatch, {"torch": version})
-        (found,) = doctor.check_torch_conv3d()
+    def test_versions_that_do_not_fit(
+        self, monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], status: str
+    ) -> None:
+        fake_versions(monkeypatch, versions)
+        (found,) = doctor.check_bad_pairs()
         assert found.status == status
 
     def test_both_faiss(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +258,7 @@ class TestPackages:
 
     def test_an_installed_package_that_does_not_import(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(doctor, "_IMPORTS", {"json": "nothing", "no_such_module.part": "the test"})
-        monkeypatch.setattr(doctor, "_installed", lambda name: True)
+        monkeypatch.setattr(doctor, "installed_version", lambda name: "1")
         works, broken = doctor.check_imports()
         assert works.status == "ok"
         assert broken.status == "problem"
@@ -260,6 +276,8 @@ class TestPackages:
         assert doctor.check_flash_attention()[0].status == "note"
         fake_versions(monkeypatch, {"flash-attn": "2.8.3"})
         assert doctor.check_flash_attention()[0] == Check("flash-attn", "ok", "2.8.3")
+        fake_versions(monkeypatch, {"flash-attn": "2.3.2"})
+        assert doctor.check_flash_attention()[0].status == "note"
 
 
 class TestMachine:

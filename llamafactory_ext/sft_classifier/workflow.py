@@ -17,12 +17,13 @@ from transformers import TrainerCallback
 from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from llamafactory_ext.arguments import STAGE
+from llamafactory_ext.launchers import STAGE
 from llamafactory_ext.sft_classifier.collator import ClassifierCollator
 from llamafactory_ext.sft_classifier.metric import compute_metrics
 from llamafactory_ext.sft_classifier.records import describe, load_records
 from llamafactory_ext.sft_classifier.rgcl import check_rgcl
 from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer, load_weights
+from ra_hmd.compatibility import bad_pairs
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.manifest import fingerprint_model, plain, run_manifest, write_json
 from ra_hmd.models.classifier import Reader, attach_head
@@ -55,6 +56,7 @@ def run_sft_classifier(
         UserError: before any training, for settings and records that cannot be honoured.
     """
     _refuse_engines(model_args)
+    raise_all(bad_pairs(vars(model_args)), "Packages are installed that do not work together")
     config = load_config(model_args)
     check_family(config.model_type, data_args.template)
     settings = input_settings(model_args, data_args, finetuning_args)

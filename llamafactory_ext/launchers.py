@@ -1,0 +1,70 @@
+"""Environment variables that send LLaMA-Factory where stage `sft-classifier` does not exist.
+
+Standard library only, and nothing of the host: it is asked before the host's launchers are imported.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+STAGE = "sft-classifier"
+
+_ENGINES = {
+    "USE_MCA": "the Megatron engine of mcore_adapter",
+    "USE_MEGATRON_BRIDGE": "the Megatron bridge",
+}
+_LAUNCHERS = {"USE_V1": "the launcher of its version 1"}
+
+
+def diverted(*, launched: bool = True, environment: Mapping[str, str] | None = None) -> list[str]:
+    """One sentence for each variable that keeps our stage from running.
+
+    Args:
+        launched: Also those that only `llamafactory-cli` obeys.
+        environment: Default: this process's.
+    """
+    environment = os.environ if environment is None else environment
+    variables = _ENGINES | (_LAUNCHERS if launched else {})
+    return [
+        f"{name}={environment[name]} makes LLaMA-Factory take {what}, which has no stage {STAGE}: `unset {name}`."
+        for name, what in variables.items()
+        if environment.get(name, "").lower() in ("1", "true", "y")  # what the host takes for yes
+    ]
+
+
+def refuse_diversion(words: Sequence[str], *, launched: bool = True) -> None:
+    """End the program with a sentence where `words` ask for our stage and a variable leads elsewhere.
+
+    Args:
+        words: The command line after the program's name.
+        launched: As for `diverted`.
+
+    Raises:
+        SystemExit: with the sentences.
+    """
+    problems = diverted(launched=launched)
+    if problems and asked_stage(words) == STAGE:
+        raise SystemExit("ra-hmd: " + " ".join(problems))
+
+
+def asked_stage(words: Sequence[str]) -> str | None:
+    """The stage that a command line of LLaMA-Factory asks for: in its YAML or JSON file, or in an option."""
+    stage = None
+    for index, word in enumerate(words):
+        if word.endswith((".yaml", ".yml", ".json")):
+            stage = stage or _stage_of(Path(word))
+        elif word.startswith(("stage=", "--stage=")):
+            return word.partition("=")[2]
+        elif word == "--stage" and index + 1 < len(words):
+            return words[index + 1]
+    return stage
+
+
+def _stage_of(path: Path) -> str | None:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None  # the host says what is wrong with its file
+    return values.get("stage") if isinstance(values, dict) else None
