@@ -282,7 +282,9 @@ class Encoder:
 
     @torch.inference_mode()
     def _image(self, inputs: dict[str, Tensor]) -> Tensor:
-        call = self.model.get_image_features if self.settings.features == "projected" else self.model.vision_model
+        # SigLIP 2 has no projection, and its tower calls the mask of a picture by another name than its processor.
+        whole = self.settings.features == "projected" or self.family == "siglip2"
+        call = self.model.get_image_features if whole else self.model.vision_model
         return call(**self._to_model(inputs)).pooler_output.float()
 
     @torch.inference_mode()

@@ -74,7 +74,9 @@ class Plain:
     @torch.inference_mode()
     def image(self, image: Image.Image, *, projected: bool) -> Tensor:
         inputs = self.processor(images=image, return_tensors="pt")
-        tower = self.model.get_image_features if projected else self.model.vision_model
+        # SigLIP 2's tower takes the processor's mask under another name; nothing is projected there.
+        whole = projected or self.family == "siglip2"
+        tower = self.model.get_image_features if whole else self.model.vision_model
         return tower(**inputs).pooler_output[0]
 
     def tokens(self, text: str) -> dict[str, Tensor]:
@@ -358,7 +360,8 @@ def test_presets_are_as_wide_as_their_architecture(folder_of: Callable[[str], Pa
             image = {"pixel_values": torch.empty(2, 3, side, side)}
             ids = torch.ones(2, encoder.limit, dtype=torch.int64)
             # With a mask nobody looks for padding, which cannot be seen on this device.
-            text = {"input_ids": ids, "shares": torch.eye(2)} | ({"attention_mask": ids} if family == "align" else {})
+            mask = {"attention_mask": ids} if family in ("align", "altclip") else {}
+            text = {"input_ids": ids, "shares": torch.eye(2)} | mask
             if family == "siglip2":  # shapes of pictures must be known
                 head = encoder.model.vision_model.head(torch.empty(2, 196, 1152))
                 columns = {"image": head, "text": encoder._text(text)}
