@@ -1,0 +1,79 @@
+"""Every command of README.md, docs/ and data/README.md is one that the programs understand, without running it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from documented import Block, blocks, expanded
+from engines import ROOT
+from typer.core import TyperCommand
+from typer.testing import CliRunner
+
+from ra_hmd.cli import app
+
+PLACEHOLDER = "…"
+# Programs of other projects: that they are called is all that is checked here.
+OTHERS = {"curl", "docker", "pip", "sudo", "tar", "source"}
+# Lines that name a program by its path. What they start is the repository's own or another project's.
+PATHS = re.compile(r"^\.ci/run.*$|^source .*$|&& ~/vllm/bin/pip install vllm$", re.MULTILINE)
+# Values that a page's earlier sentences or blocks introduce.
+VARIABLES = {"RUN": "RUN", "KEY": "KEY", "OUT": "OUT", "DATA": "DATA"}
+
+
+def commands_of(block: Block, work: Path) -> list[list[str]]:
+    for name in ("cat.png", "cake.jpg"):
+        (work / name).touch()
+    return expanded(PATHS.sub("", block.text), work, VARIABLES)
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The usage error of a command line, "" where there is none; the command itself is not called."""
+    monkeypatch.setattr(TyperCommand, "invoke", lambda self, context: None)
+
+    def parse(words: list[str]) -> str:
+        done = CliRunner().invoke(app, words, env={"COLUMNS": "1000"})
+        if done.exit_code == 0:
+            return ""
+        if PLACEHOLDER in words:  # stands for options that the page showed before
+            done = CliRunner().invoke(app, [word for word in words if word != PLACEHOLDER], env={"COLUMNS": "1000"})
+            if "Missing option" in done.output:
+                return ""
+        return done.output
+
+    return parse
+
+
+def check_config(words: list[str]) -> None:
+    """Files that lie in `configs/` or `scripts/` exist."""
+    for word in words:
+        if word.startswith(("configs/", "scripts/")) and PLACEHOLDER not in word:
+            assert (ROOT / word).is_file(), word
+
+
+@pytest.mark.parametrize("block", blocks("bash"), ids=str)
+def test_commands_parse(block: Block, parse: Callable[..., str], tmp_path: Path) -> None:
+    found = commands_of(block, tmp_path)
+    assert found, "a block without a command"
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for command in found:
+        words = command[command.index("ra-hmd") :] if command[0] == "torchrun" else command
+        program, *rest = words
+        check_config(rest)
+        if program == "ra-hmd":
+            error = parse(rest)
+            assert not error, f"{' '.join(words)}\n{error}"
+        elif program == "make":
+            assert set(rest) <= targets, rest
+        elif program == "llamafactory-cli":
+            assert rest[0] in ("train", "export"), rest
+        else:
+            assert program in OTHERS | {"python"}, program
+
+
+def test_a_command_that_is_not_understood_is_found(parse: Callable[..., str], tmp_path: Path) -> None:
+    block = Block("here", 1, "bash", "for k in 1 2; do ra-hmd bank info banks/memes --colour $k; done\n")
+    (first, second) = commands_of(block, tmp_path)
+    assert [first[-1], second[-1]] == ["1", "2"]
+    assert "No such option: --colour" in parse(first[1:])
