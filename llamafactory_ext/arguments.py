@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from llamafactory.hparams import FinetuningArguments
 
+from llamafactory_ext.host_arguments import refusals
 from llamafactory_ext.launchers import STAGE
 from ra_hmd.config import coerce_fields
 from ra_hmd.data.sharegpt import OFFICIAL_PROMPT, Answers, PromptTemplate
@@ -14,17 +15,6 @@ from ra_hmd.models.head import HeadConfig
 from ra_hmd.models.inputs import expected_answers
 from ra_hmd.models.objective import ClassWeights, Objective
 from ra_hmd.problem import Problem, ProblemType
-
-# Host features that build their own optimizer or loss: our parameter groups and our loss could not hold.
-_FOREIGN = ("use_galore", "use_apollo", "use_badam", "use_muon", "use_adam_mini", "loraplus_lr_ratio", "use_dft_loss")
-_FOREIGN += (
-    "use_asft_loss",
-    "use_eaft_loss",
-    "use_mca",
-    "use_megatron_bridge",
-    "use_hyper_parallel",
-    "compute_accuracy",
-)
 
 
 @dataclass
@@ -158,8 +148,7 @@ class ClassifierFinetuningArguments(FinetuningArguments):
         raise_all(problems or self._cross_check(), f"Keys of stage {STAGE} that do not fit")
 
     def _cross_check(self) -> list[str]:
-        problems = [f"`{name}` cannot be combined with stage {STAGE}: remove it." for name in _FOREIGN
-                    if getattr(self, name, None)]  # fmt: skip
+        problems = refusals(self)
         most = 3 if self.rgcl else 2
         ratio = self.loss_ratio
         if not 2 <= len(ratio) <= most or min(ratio, default=-1) < 0 or sum(ratio) == 0:

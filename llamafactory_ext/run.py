@@ -11,14 +11,14 @@ from llamafactory.hparams import get_train_args, parser
 from llamafactory.train.callbacks import (
     LogCallback,
     ModuleProfilerCallback,
-    PissaConvertCallback,
     ReporterCallback,
     TorchProfilerCallback,
 )
 from llamafactory.train.trainer_utils import get_swanlab_callback
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from llamafactory_ext.arguments import normalise
+from llamafactory_ext.arguments import STAGE, normalise
+from llamafactory_ext.host_arguments import refusals
 from llamafactory_ext.sft_classifier import run_sft_classifier
 from ra_hmd.config import unknown_keys
 from ra_hmd.errors import raise_all
@@ -38,6 +38,7 @@ def run_stage(config: dict[str, Any]) -> None:
         for note in normalise(args):
             logger.warning_rank0(note)
     arguments = get_train_args(args)
+    raise_all(refusals(*arguments), f"Arguments that stage {STAGE} cannot honour")
     callbacks = [*(config.get("callbacks") or []), *_callbacks(*arguments)]
     try:
         run_sft_classifier(*arguments, callbacks=callbacks)
@@ -65,8 +66,6 @@ def _callbacks(
     model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any, generating_args: Any
 ) -> list[TrainerCallback]:
     callbacks: list[TrainerCallback] = [LogCallback()]
-    if finetuning_args.pissa_convert:
-        callbacks.append(PissaConvertCallback())
     if finetuning_args.use_swanlab:
         callbacks.append(get_swanlab_callback(finetuning_args))
     if finetuning_args.early_stopping_steps is not None:

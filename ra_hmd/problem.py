@@ -87,6 +87,18 @@ class Problem:
             return labels[:, None] == np.arange(self.outputs)
         return _columns(labels) == 1
 
+    def constant_classes(self, labels: np.ndarray) -> list[int]:
+        """Outputs (of `binary` class 1) that all rows or none of them have: nothing tells such a class from others."""
+        member = self.membership(labels)
+        return np.flatnonzero(member.all(axis=0) | ~member.any(axis=0)).tolist()
+
+    def refuse_one_class(self, labels: np.ndarray, place: str | Path, why: str = "training needs several") -> None:
+        """Raise `UserError` where all rows of `labels`, read from `place`, have one and the same label."""
+        labels = np.asarray(labels)
+        if len(self.constant_classes(labels)) == self.outputs:
+            have = labels[0].tolist() if len(labels) else "no"
+            raise UserError(f"{place} has memes of class {have} only; {why}.")
+
     def signs(self, labels: np.ndarray) -> np.ndarray:
         """float64 [N, C]: what a row says of each output: +1 for and −1 against; `single_label` has 0 for against."""
         member = self.membership(labels).astype(np.float64)

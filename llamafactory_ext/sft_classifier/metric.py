@@ -90,6 +90,25 @@ def compute_metrics(prediction: EvalPrediction, objective: Objective | None = No
     return result
 
 
+def metric_names(labels: np.ndarray, objective: Objective, *, answers: bool) -> list[str]:
+    """The names that `compute_metrics` will give a set with these labels [N] or [N, C], before there is a model.
+
+    Args:
+        labels: Of the set.
+        objective: Of the head.
+        answers: Whether the LM head has scores (it has none of label sets).
+    """
+    rows, problem = len(labels), objective.problem
+    predictions = {
+        "lrc_logit": np.zeros((rows, problem.outputs), dtype=np.float32),
+        "lm_loss_sum": np.zeros(rows, dtype=np.float32),
+        "lm_tokens": np.ones(rows, dtype=np.int64),
+    }
+    if answers:
+        predictions["answer_probs"] = np.full((rows, problem.classes), 1 / problem.classes, dtype=np.float32)
+    return list(compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels), objective))
+
+
 def _arrays(prediction: EvalPrediction) -> dict[str, Any]:
     if not isinstance(prediction.predictions, dict):
         raise TypeError(f"expected named predictions, got {type(prediction.predictions).__name__}")

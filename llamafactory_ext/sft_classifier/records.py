@@ -200,7 +200,6 @@ def load_records(
     Raises:
         UserError: settings that this stage cannot honour, and every record that cannot be trained on, together.
     """
-    _refuse_settings(data_args)
     tokenized = Path(data_args.tokenized_path) / _SETTINGS if data_args.tokenized_path else None
     if tokenized is not None and has_tokenized_data(data_args.tokenized_path):
         _check_tokenized(tokenized, settings)
@@ -216,18 +215,6 @@ def load_records(
     if tokenized is not None and training_args.should_save:
         write_json(tokenized, plain(settings.to_dict()))
     return {name: _each(part, _checked, name) for name, part in module.items()}
-
-
-def _refuse_settings(data_args: Any) -> None:
-    reasons = {
-        "packing": "it joins several memes in one sequence, and each needs a label of its own",
-        "neat_packing": "it joins several memes in one sequence, and each needs a label of its own",
-        "train_on_prompt": "the head finds the prompt by its masked labels",
-        "mask_history": "records have a single turn",
-        "streaming": "every record is checked before training",
-    }
-    problems = [f"`{key}: true`: {why}; remove it." for key, why in reasons.items() if getattr(data_args, key, False)]
-    raise_all(problems, "Data settings that stage sft-classifier cannot honour")
 
 
 def _check_files(names: list[str], dataset_dir: Any) -> None:

@@ -1,5 +1,6 @@
 """The host's SFT trainer with a head: its loss, optimizer groups, checkpoints and predictions."""
 
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import torch
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import PredictionOutput
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, SaveStrategy, rotate_checkpoints
 
 from llamafactory_ext.sft_classifier.rgcl import RetrievalGuidance
 from ra_hmd.errors import raise_all
-from ra_hmd.manifest import MANIFEST_NAME, plain, write_json, write_jsonl
+from ra_hmd.manifest import MANIFEST_NAME, atomic_path, plain, read_json, write_json, write_jsonl
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, base_model, head_of, is_head_parameter
 from ra_hmd.models.head import has_head, load_head_weights, save_head
 from ra_hmd.models.objective import class_weights, weights_of
@@ -37,6 +40,7 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         self._parts = torch.zeros(5, device=self.args.device)
         self._class_weights: Tensor | None = None
         self._guidance: RetrievalGuidance | None = None
+        self._saved_step: int | None = None  # of the checkpoint that was written before its evaluation
         if self.args.do_train:
             self._prepare_objectives()
         self.add_callback(_RestoreBestHead(self))
@@ -120,8 +124,62 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             save_head(folder, head.config, state)
-            best = plain({"checkpoint": self.state.best_model_checkpoint, "value": self.state.best_metric})
-            write_json(folder / MANIFEST_NAME, {**self.manifest, "step": self.state.global_step, "best": best})
+            write_json(folder / MANIFEST_NAME, {**self.manifest, "step": self.state.global_step, "best": self._best()})
+
+    def _best(self) -> dict[str, Any]:
+        return plain({"checkpoint": self.state.best_model_checkpoint, "value": self.state.best_metric})
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        """The host's; `dataloader_drop_last` is for training alone, as evaluation and prediction need every row."""
+        asked = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = asked and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = asked
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate during training, after the checkpoint of this step was written.
+
+        The host does it the other way round, and an evaluation that fails or is killed loses what was trained. With
+        `save_strategy: best` the evaluation decides whether there is a checkpoint, so the order stays.
+        """
+        if self.control.should_save and self.args.save_strategy != SaveStrategy.BEST:
+            self._save_checkpoint(self.model, None)
+            self._saved_step = self.state.global_step
+        return super()._evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint as the host does; one that lies there since before its evaluation is brought up to date.
+
+        The evaluation changes the best metric and the states of callbacks and random generators. A scheduler that
+        follows a metric also changes the optimizer: then everything is written again.
+        """
+        follows_metric = self.args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+        if self._saved_step != self.state.global_step or follows_metric:
+            super()._save_checkpoint(model, trial)
+            return
+        run = Path(self._get_output_dir(trial=trial))
+        folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.state.best_global_step:
+            best = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(best) if best.exists() else self.state.best_model_checkpoint
+        if not self.args.save_only_model:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".rng-") as temporary:
+                self._save_rng_state(temporary)
+                for path in Path(temporary).iterdir():
+                    path.replace(folder / path.name)
+        if self.args.should_save:
+            exported = (self.control, *self.callback_handler.callbacks)
+            for callback in (each for each in exported if isinstance(each, ExportableState)):
+                name = type(callback).__name__
+                if not isinstance(self.state.stateful_callbacks[name], list):
+                    self.state.stateful_callbacks[name] = callback.state()
+            with atomic_path(folder / "trainer_state.json") as temporary_state:
+                self.state.save_to_json(str(temporary_state))
+            write_json(folder / MANIFEST_NAME, {**read_json(folder / MANIFEST_NAME), "best": self._best()})
+            limit = self.args.save_total_limit
+            rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Keep the head out of the model's own weight files: those stay loadable by stock transformers."""

@@ -18,6 +18,7 @@ from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llamafactory_ext.launchers import STAGE
+from llamafactory_ext.sft_classifier.checks import check_training
 from llamafactory_ext.sft_classifier.collator import ClassifierCollator
 from llamafactory_ext.sft_classifier.metric import compute_metrics
 from llamafactory_ext.sft_classifier.records import describe, load_records
@@ -55,7 +56,8 @@ def run_sft_classifier(
     Raises:
         UserError: before any training, for settings and records that cannot be honoured.
     """
-    _refuse_engines(model_args)
+    if is_fsdp_enabled():  # by accelerate's own configuration: no argument says so
+        raise UserError(f"FSDP is enabled, which stage {STAGE} does not support: use DeepSpeed or plain DDP.")
     raise_all(bad_pairs(vars(model_args)), "Packages are installed that do not work together")
     config = load_config(model_args)
     check_family(config.model_type, data_args.template)
@@ -64,18 +66,22 @@ def run_sft_classifier(
     template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
     reader = _reader(template, tokenizer_module, settings, fused=bool(model_args.enable_liger_kernel))
     records = load_records(template, model_args, data_args, training_args, finetuning_args, tokenizer_module, settings)
-    if finetuning_args.rgcl and training_args.do_train:
-        check_rgcl(records["train_dataset"], training_args, finetuning_args)
+    if training_args.do_train:
+        if finetuning_args.rgcl:
+            check_rgcl(records["train_dataset"], training_args, finetuning_args)
+        check_training(records, training_args, finetuning_args)
+    head_config = finetuning_args.head_config(config.get_text_config().hidden_size)
+    manifest = _manifest(model_args, data_args, training_args, finetuning_args, settings, head_config, records)
+    checkpoint = _resume_checkpoint(training_args)
+    source = _head_source(model_args, training_args, checkpoint)
     model = _load_lmm(tokenizer_module["tokenizer"], model_args, finetuning_args, training_args.do_train)
     if getattr(model, "is_quantized", False) and not training_args.do_train:
         model._hf_peft_config_loaded = True  # as the host does, so that a quantised model may predict
 
-    head_config = finetuning_args.head_config(config.get_text_config().hidden_size)
-    checkpoint = _resume_checkpoint(training_args)
-    _attach(model, head_config, reader, _head_source(model_args, training_args, checkpoint), training_args.seed)
+    _attach(model, head_config, reader, source, training_args.seed)
 
     trainer = ClassifierTrainer(
-        manifest=_manifest(model_args, data_args, training_args, finetuning_args, settings, head_config, records),
+        manifest=manifest,
         model=model,
         args=training_args,
         finetuning_args=finetuning_args,
@@ -104,15 +110,6 @@ def run_sft_classifier(
     if training_args.do_predict:
         _predict(trainer, records["eval_dataset"])
     create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
-
-
-def _refuse_engines(model_args: "ModelArguments") -> None:
-    """Raise `UserError` for engines that replace the forward pass, or shard the head in ways that are not tested."""
-    problems = [f"`{name}` is set: remove it." for name in ("use_unsloth", "use_kt", "mixture_of_depths")
-                if getattr(model_args, name)]  # fmt: skip
-    if is_fsdp_enabled():
-        problems.append("FSDP is enabled: use DeepSpeed (configs/deepspeed) or plain DDP.")
-    raise_all(problems, f"Engines that stage {STAGE} does not support")
 
 
 def _load_lmm(tokenizer: Any, model_args: "ModelArguments", finetuning_args: Any, trainable: bool) -> Any:
@@ -214,6 +211,7 @@ def _manifest(
     records: dict[str, Any],
 ) -> dict[str, Any]:
     parts = {"model": model_args, "data": data_args, "training": training_args, "finetuning": finetuning_args}
+    merged = _merged_adapters(model_args, finetuning_args)
     described = {}
     for name, dataset in records.items():
         parts_of = dataset if isinstance(dataset, dict) else {name.removesuffix("_dataset"): dataset}
@@ -224,7 +222,7 @@ def _manifest(
             "path": model_args.model_name_or_path,
             "fingerprint": fingerprint_model(model_args.model_name_or_path),
             "loading": plain({name: getattr(model_args, name) for name in _LOADING}),
-            "adapters": _merged_adapters(model_args, finetuning_args),
+            "adapters": merged,
         },
         finetuning_type=finetuning_args.finetuning_type,
         seed=training_args.seed,

@@ -152,8 +152,7 @@ def _problem(stores: list[Features]) -> Problem:
 
 def _check_classes(rows: Features, problem: Problem, place: Path) -> list[str]:
     """Refuse rows that leave a class unknown; of label sets, a note on the classes that get a constant score."""
-    member = problem.membership(rows.labels)
-    constant = np.flatnonzero(member.all(axis=0) | ~member.any(axis=0)).tolist()
+    constant = problem.constant_classes(rows.labels)
     constant = [1] if problem.kind == "binary" and constant else constant
     if problem.kind == "multi_label" and len(constant) < problem.outputs:
         return [f"Classes {constant} do not vary among the fitted rows: their score is constant."] if constant else []

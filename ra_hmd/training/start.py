@@ -41,13 +41,13 @@ def read_stores(args: HeadArguments) -> Stores:
         known[str(args.init_head)] = head_fingerprint(args.init_head)
     dev = read_features(args.dev) if args.dev is not None else None
     check_store(train, args.train, problem)
-    _check_classes(train, args.train, problem, "; training needs both classes")
+    problem.refuse_one_class(train.labels, args.train)
     if dev is not None:
         _check_no_test(dev, args.dev)
         check_store(dev, args.dev, problem)
         if args.select_by.endswith("auroc"):
-            why = f", so `select_by: {args.select_by}` is undefined; give a dev store with both classes, or select by "
-            _check_classes(dev, args.dev, problem, why + "an accuracy")
+            why = f"`select_by: {args.select_by}` is undefined; give a dev store of several, or select by an accuracy"
+            problem.refuse_one_class(dev.labels, args.dev, why)
         if dev.hidden.shape[1] != train.hidden.shape[1]:
             raise UserError(
                 f"Hidden states have size {train.hidden.shape[1]} in {args.train} and {dev.hidden.shape[1]} in "
@@ -68,7 +68,7 @@ def training_rows(args: HeadArguments, train: Features) -> Features:
         return train
     chosen = take_shots(train, args.train, args.k_shot, args.shots, args.shot_seed)
     place = f"{args.k_shot}, {args.shots} shots, seed {args.shot_seed},"
-    _check_classes(chosen, place, _problem(args), "; training needs both classes")
+    _problem(args).refuse_one_class(chosen.labels, place)
     return chosen
 
 
@@ -109,12 +109,6 @@ def _check_no_test(dev: Features, place: Any) -> None:
             f"`dev` {place} is of the split {name!r}: no epoch is chosen on test data; give a dev split, or `dev: "
             "null` to keep the last epoch."
         )
-
-
-def _check_classes(features: Features, place: Any, problem: Problem, why: str) -> None:
-    member = problem.membership(features.labels)
-    if not (member.any(axis=0) & ~member.all(axis=0)).any():
-        raise UserError(f"{place} has memes of class {features.labels[0]} only{why}.")
 
 
 def _asked(args: HeadArguments, names: tuple[str, ...]) -> dict[str, Any]:

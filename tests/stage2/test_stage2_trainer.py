@@ -313,14 +313,14 @@ def test_stores_and_heads_that_do_not_belong_together(world, features):
         "adapter": (dev, {"adapter": "b" * 64}, "adapter: 'aaa"),
         "missing": (change(dev, labels=np.full(20, -1)), {}, "20 of 20 rows have no label"),
         "three": (change(dev, labels=np.arange(20) % 3), {}, r"labels \[2\]"),
-        "single": (change(dev, labels=np.ones(20, int)), {}, "class 1 only, so `select_by: dev_rkc_auroc`"),
+        "single": (change(dev, labels=np.ones(20, int)), {}, "class 1 only; `select_by: dev_rkc_auroc`"),
         "nan": (change(dev, hidden=np.full((20, 16), np.nan, np.float32)), {}, "not finite, the first is 'x0'"),
     }
     for name, (content, fingerprint, message) in cases.items():
         path = world.store(name, content, **fingerprint)
         with pytest.raises(UserError, match=message):
             run_stage2(world.arguments(dev=path))
-    with pytest.raises(UserError, match="of class 1 only; training needs both"):
+    with pytest.raises(UserError, match="of class 1 only; training needs several"):
         run_stage2(world.arguments(train=world.folder / "single"))
     save_fresh_head(world.folder / "narrow", input_dim=8)
     with pytest.raises(UserError, match=r"takes hidden states of size 8.*have 16"):

@@ -88,7 +88,7 @@ def test_lists_that_do_not_fit(encoded, lists, features):
     refused(r"names 1 memes that .*train lacks, for example \['nobody'\]", k_shot=other)
     one_class = [name for name, label in zip(*(getattr(read_features(encoded.folder / "train"), key) for key in
                  ("ids", "labels")), strict=True) if label == 1][:8]  # fmt: skip
-    refused("8 shots, seed 0, has memes of class 1 only; training needs both",
+    refused("8 shots, seed 0, has memes of class 1 only; training needs several",
             k_shot=change(lists, lists=[{"shots": 8, "seed": 0, "ids": one_class}]))  # fmt: skip
     store = features(400, 0, "train")
     named = encoded.store("named", store, split="x", source={"dataset": "pridemm", "split": "train"})

@@ -1,0 +1,67 @@
+"""Settings compared with the records: metrics that evaluation will give, classes, rows that training would drop."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from llamafactory.extras import logging
+
+from llamafactory_ext.sft_classifier.metric import metric_names
+from ra_hmd.errors import UserError, raise_all
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from llamafactory.hparams import TrainingArguments
+
+    from llamafactory_ext.arguments import ClassifierFinetuningArguments
+
+logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
+
+
+def check_training(
+    records: dict[str, Any], training_args: "TrainingArguments", args: "ClassifierFinetuningArguments"
+) -> None:
+    """Raise `UserError` where training on these records would teach nothing, or could not be judged as asked.
+
+    Classes that no row, or every row, is in are told in a warning.
+    """
+    dataset = records["train_dataset"]
+    labels = np.asarray(list(dataset["class_label"]))
+    args.problem.refuse_one_class(labels, "The training data")
+    constant = args.problem.constant_classes(labels)
+    if constant:
+        logger.warning_rank0(f"The training data does not vary in classes {constant}: they cannot be learnt.")
+    batch = training_args.train_batch_size * training_args.world_size
+    if training_args.dataloader_drop_last and len(dataset) < batch:
+        raise UserError(
+            f"`dataloader_drop_last: true` drops batches that are not full, and the {len(dataset)} training rows do "
+            f"not fill one of {batch}: nothing would be trained. Lower `per_device_train_batch_size`."
+        )
+    _check_metric(records.get("eval_dataset"), training_args, args)
+
+
+def evaluation_names(dataset: "Dataset | dict[str, Dataset]", args: "ClassifierFinetuningArguments") -> list[str]:
+    """Names of the metrics that evaluating the given set, or each of several, will log."""
+    sets = {f"eval_{name}": each for name, each in dataset.items()} if isinstance(dataset, dict) else {"eval": dataset}
+    names = []
+    for prefix, each in sets.items():
+        labels = np.asarray(list(each["class_label"]))
+        found = metric_names(labels, args.objective, answers=args.problem_type != "multi_label")
+        names += [f"{prefix}_{name}" for name in ("loss", *found)]
+    return names
+
+
+def _check_metric(dataset: Any, training_args: "TrainingArguments", args: "ClassifierFinetuningArguments") -> None:
+    asked, evaluates = training_args.metric_for_best_model, training_args.eval_strategy != "no"
+    problems = []
+    if not evaluates and training_args.save_strategy == "best":
+        problems.append("`save_strategy: best` needs evaluations, or nothing is saved; set `eval_strategy`.")
+    if args.early_stopping_steps is not None and not (asked and evaluates):
+        problems.append(
+            f"`early_stopping_steps: {args.early_stopping_steps}` needs `metric_for_best_model` and `eval_strategy`."
+        )
+    if evaluates and asked is not None:
+        names = evaluation_names(dataset, args)
+        if f"eval_{asked.removeprefix('eval_')}" not in names:
+            problems.append(f"`metric_for_best_model` {asked!r} is no metric of this evaluation; choose one of "
+                            f"{', '.join(names)}.")  # fmt: skip
+    raise_all(problems, "The best checkpoint cannot be chosen as asked")

@@ -1,0 +1,72 @@
+"""The table of the host's arguments: complete against the installed classes, and what it refuses is refused."""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from llamafactory.hparams import (
+    DataArguments,
+    FinetuningArguments,
+    GeneratingArguments,
+    ModelArguments,
+    TrainingArguments,
+)
+
+from llamafactory_ext.arguments import OUR_FIELDS
+from llamafactory_ext.host_arguments import HONOURED, REFUSED, WITHOUT_EFFECT, refusals
+
+CLASSES = (ModelArguments, DataArguments, TrainingArguments, FinetuningArguments, GeneratingArguments)
+ROOT = Path(__file__).parents[2]
+
+
+def host_arguments() -> set[str]:
+    return {field.name for cls in CLASSES for field in dataclasses.fields(cls) if field.init}
+
+
+def test_every_argument_of_host_and_transformers_is_in_one_table() -> None:
+    tables = (set(HONOURED), set(REFUSED), set(WITHOUT_EFFECT))
+    assert set().union(*tables) == host_arguments()
+    assert sum(map(len, tables)) == len(host_arguments())
+    assert not host_arguments() & set(OUR_FIELDS)
+
+
+def test_defaults_are_refused_nowhere(tmp_path: Path) -> None:
+    made = [ModelArguments(model_name_or_path="x"), TrainingArguments(output_dir=str(tmp_path), use_cpu=True)]
+    made += [cls() for cls in (DataArguments, FinetuningArguments, GeneratingArguments)]
+    assert refusals(*made) == []
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_names_argument_and_value(name: str) -> None:
+    value: Any = False if name in ("ignore_pad_token_for_loss", "eval_do_concat_batches", "enable_thinking") else 0.25
+    given = SimpleNamespace(**{name: value, "template": "qwen3_vl"})
+    assert [text.partition(": ")[0] for text in refusals(given)] == [f"`{name}"]
+    assert refusals(given)[0].startswith(f"`{name}: {str(value).lower()}`: ")
+
+
+def test_an_argument_that_is_harmless_here_is_not_refused() -> None:
+    assert refusals(SimpleNamespace(train_from_scratch=True, finetuning_type="full")) == []
+    assert refusals(SimpleNamespace(enable_thinking=False, template="qwen3_vl_nothink")) == []
+    assert refusals(SimpleNamespace(label_smoothing_factor=0.0, packing=False, fsdp=[], optim="adamw_torch")) == []
+
+
+def test_optimizers_with_groups_of_their_own_are_refused() -> None:
+    for optimizer in ("galore_adamw_8bit_layerwise", "apollo_adamw", "lomo", "adalomo"):
+        assert refusals(SimpleNamespace(optim=optimizer)) != []
+
+
+def test_no_configuration_of_ours_sets_what_is_refused() -> None:
+    files = [path for path in (ROOT / "configs").rglob("*.yaml") if "sft-classifier" in path.read_text()]
+    assert len(files) > 50
+    for path in files:
+        keys = yaml.safe_load(path.read_text())
+        assert refusals(SimpleNamespace(**keys)) == [], path
+        assert not set(keys) - host_arguments() - set(OUR_FIELDS), path
+
+
+def test_documentation_names_every_refused_argument() -> None:
+    text = (ROOT / "docs" / "stage1.md").read_text()
+    assert [name for name in REFUSED if f"`{name}`" not in text] == []
