@@ -53,7 +53,7 @@ def _unknown_host(tuner: ModuleType) -> str | None:
     return f"this LLaMA-Factory lacks {', '.join(missing)}" if missing else None
 
 
-def _option(args: Any, name: str) -> Any:
+def option(args: Any, name: str) -> Any:
     """The value of an argument in a dictionary (YAML) or in a list of command-line words; None if it is not there."""
     if isinstance(args, dict):
         return args.get(name)
@@ -71,7 +71,7 @@ def _dispatch(tuner: ModuleType, reason: str | None) -> None:
 
     @functools.wraps(host)
     def training_function(config: dict[str, Any]) -> None:
-        if _option(config.get("args"), "stage") != STAGE:
+        if option(config.get("args"), "stage") != STAGE:
             host(config)
             return
         if reason is not None:
@@ -98,19 +98,37 @@ def _carry_head_on_export(tuner: ModuleType) -> None:
         from llamafactory.hparams import read_args
 
         args = read_args(args)
+        _check_exported(args)
         host(args)
         _copy_head(args)
 
     tuner.export_model = export_model
 
 
+def _exported(args: dict[str, Any] | list[str]) -> list[str]:
+    """The adapters that an export merges, in order."""
+    adapters = option(args, "adapter_name_or_path") or []
+    return [name.strip() for name in adapters.split(",")] if isinstance(adapters, str) else list(adapters)
+
+
+def _check_exported(args: dict[str, Any] | list[str]) -> None:
+    """Refuse to merge a run of ours into another model than it was trained on."""
+    from ra_hmd.manifest import MANIFEST_NAME, read_json
+    from ra_hmd.models.checkpoint import check_adapter, check_base_model
+
+    for adapter in _exported(args):
+        manifest = Path(adapter) / MANIFEST_NAME
+        if manifest.is_file():
+            check_adapter(adapter)
+            check_base_model(read_json(manifest), str(option(args, "model_name_or_path")))
+
+
 def _copy_head(args: dict[str, Any] | list[str]) -> None:
     from ra_hmd.manifest import MANIFEST_NAME
     from ra_hmd.models.head import HEAD_CONFIG, HEAD_WEIGHTS, has_head
 
-    adapters = _option(args, "adapter_name_or_path")
-    adapters = adapters.split(",") if isinstance(adapters, str) else adapters
-    source = Path(adapters[-1].strip() if adapters else str(_option(args, "model_name_or_path")))
+    adapters = _exported(args)
+    source = Path(adapters[-1] if adapters else str(option(args, "model_name_or_path")))
     if has_head(source):
         for name in (HEAD_WEIGHTS, HEAD_CONFIG, MANIFEST_NAME):
-            shutil.copy(source / name, Path(_option(args, "export_dir")) / name)
+            shutil.copy(source / name, Path(option(args, "export_dir")) / name)

@@ -20,6 +20,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from llamafactory_ext.arguments import STAGE, normalise
 from llamafactory_ext.host_arguments import refusals
 from llamafactory_ext.sft_classifier import run_sft_classifier
+from llamafactory_ext.sft_classifier.reuse import take_run_settings
 from ra_hmd.config import unknown_keys
 from ra_hmd.errors import raise_all
 
@@ -39,6 +40,7 @@ def run_stage(config: dict[str, Any]) -> None:
             logger.warning_rank0(note)
     arguments = get_train_args(args)
     raise_all(refusals(*arguments), f"Arguments that stage {STAGE} cannot honour")
+    take_run_settings(args, *arguments[:4])
     callbacks = [*(config.get("callbacks") or []), *_callbacks(*arguments)]
     try:
         run_sft_classifier(*arguments, callbacks=callbacks)

@@ -7,8 +7,9 @@ are exchanged while our stage loads its data, and put back.
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,19 @@ from llamafactory.data.processor import SupervisedDatasetProcessor
 from llamafactory.extras import logging
 from llamafactory.extras.misc import has_tokenized_data
 
-from ra_hmd.config import load_dataclass
+from llamafactory_ext.sft_classifier.tokenized import (
+    PICTURE,
+    check_pictures,
+    check_tokenized,
+    file_state,
+    picture_state,
+    save_tokenized,
+    tokenized_origin,
+)
 from ra_hmd.data.images import load_image
 from ra_hmd.data.record import class_set
 from ra_hmd.data.sharegpt import Answers
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.manifest import plain, read_json, write_json
 from ra_hmd.models.classifier import IGNORE
 from ra_hmd.models.inputs import InputSettings, MemeEncoder
 from ra_hmd.problem import UNLABELLED
@@ -37,20 +45,25 @@ if TYPE_CHECKING:
     from llamafactory_ext.arguments import ClassifierFinetuningArguments
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
-_SETTINGS = "ra_hmd_inputs.json"
+_CHECKED = ("problem", "shortened", PICTURE)
 _MEDIA = ("images", "videos", "audios")
 _ALIGN, _PROCESSOR = loader.align_dataset, loader._get_dataset_processor
 
 
 def align_with_extras(dataset: Dataset, attributes: Any, data_args: Any, training_args: Any) -> Dataset:
-    """The host's `align_dataset`, with the columns `_sample_id` and `_label` kept beside its own.
+    """The host's `align_dataset`, with the columns `_sample_id`, `_label` and `_picture` beside its own.
+
+    Not from the cache: whether a picture is found under `media_dir` is decided here. `_picture` is the state of its
+    file, and part of the key under which `datasets` keeps the tokenised rows.
 
     Raises:
         UserError: the data set has no rows.
     """
     if len(dataset) == 0:
         raise UserError(f"Data set {attributes.dataset_name} has no rows; give one with rows or leave it out.")
-    aligned = _ALIGN(dataset, attributes, data_args, training_args)
+    fresh = copy(data_args)
+    fresh.overwrite_cache = True
+    aligned = _ALIGN(dataset, attributes, fresh, training_args)
     images = dataset[attributes.images or "images"] if (attributes.images or "images") in dataset.column_names else None
     names = dataset["id"] if "id" in dataset.column_names else images
     if names is None:
@@ -58,7 +71,9 @@ def align_with_extras(dataset: Dataset, attributes: Any, data_args: Any, trainin
     ids = [str(name[0]) if isinstance(name, list) and name else str(name) for name in names]
     labels = dataset["label"] if "label" in dataset.column_names else [None] * len(ids)
     aligned = aligned.add_column("_sample_id", ids, feature=Value("string"))
-    return aligned.add_column("_label", list(map(_label_text, labels)), feature=Value("string"))
+    aligned = aligned.add_column("_label", list(map(_label_text, labels)), feature=Value("string"))
+    states = [file_state(images[0]) if images else "" for images in aligned["_images"]]
+    return aligned.add_column(f"_{PICTURE}", states, feature=Value("string"))
 
 
 def _label_text(label: Any) -> str:
@@ -76,7 +91,9 @@ class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
     finetuning_args: "ClassifierFinetuningArguments"
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Rows of input_ids, attention_mask, labels, media paths, sample_id, class_label, shortened, problem."""
+        """Rows of input_ids, attention_mask, labels, media paths, sample_id, picture (the state of its file),
+        class_label, shortened, problem.
+        """
         args = self.finetuning_args
         encoder = MemeEncoder(
             self.template, self.tokenizer, self.processor, args.prompt, self.data_args.cutoff_len, args.expected_answers
@@ -94,6 +111,7 @@ class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
             row |= {name: example[f"_{name}"] for name in _MEDIA}
             row["attention_mask"] = [1] * len(row["input_ids"])
             row["sample_id"] = example["_sample_id"]
+            row[PICTURE] = picture_state(example)
             for key, value in row.items():
                 rows[key].append(value)
         return rows
@@ -195,26 +213,40 @@ def load_records(
 ) -> "DatasetModule":
     """The host's `get_dataset` with ids and class labels, every record checked.
 
-    A `tokenized_path` remembers the input settings that it was made with; others are refused.
+    What is written to `tokenized_path`, or kept in the cache of `datasets`, are good rows alone; both are used again
+    only while data files, pictures and settings are what they were made from.
 
     Raises:
-        UserError: settings that this stage cannot honour, and every record that cannot be trained on, together.
+        UserError: tokenised data of other settings or data, and every record that cannot be trained on, together.
     """
-    tokenized = Path(data_args.tokenized_path) / _SETTINGS if data_args.tokenized_path else None
-    if tokenized is not None and has_tokenized_data(data_args.tokenized_path):
-        _check_tokenized(tokenized, settings)
     _check_files([*(data_args.dataset or []), *(data_args.eval_dataset or [])], data_args.dataset_dir)
+    tokenized, loading = data_args.tokenized_path, copy(data_args)
+    reused = tokenized is not None and has_tokenized_data(tokenized)
+    if tokenized is not None:
+        origin = tokenized_origin(data_args, training_args, finetuning_args, tokenizer_module, settings)
+    if reused:
+        check_tokenized(Path(tokenized), origin)
+    else:
+        loading.tokenized_path = None  # the host would write it before the rows are checked
     try:
         with _our_data_path(finetuning_args):
-            module = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)
+            module = get_dataset(template, model_args, loading, training_args, stage="sft", **tokenizer_module)
     except DatasetGenerationError as error:
         raise UserError(
             f"A data file cannot be read: {error.__cause__ or error}. A column must have one type in all rows: "
             "write every `id` as text and every `label` as an integer (of a multi-label task as a list of integers)."
         ) from error
-    if tokenized is not None and training_args.should_save:
-        write_json(tokenized, plain(settings.to_dict()))
-    return {name: _each(part, _checked, name) for name, part in module.items()}
+    try:
+        if reused:
+            _each(module, lambda dataset, name: check_pictures(dataset, f"`tokenized_path` {tokenized}, {name}"))
+        checked = _each(module, _checked)
+    except UserError:
+        if not reused:
+            _each(module, _forget)
+        raise
+    if tokenized is not None and not reused and training_args.should_save:
+        save_tokenized(module, Path(tokenized), origin)
+    return checked
 
 
 def _check_files(names: list[str], dataset_dir: Any) -> None:
@@ -233,21 +265,22 @@ def _check_files(names: list[str], dataset_dir: Any) -> None:
     raise_all(problems, "Data sets that cannot be loaded")
 
 
-def _each(part: Any, function: Any, name: str) -> Any:
-    if isinstance(part, dict):
-        return {key: function(value, f"{name} {key}") for key, value in part.items()}
-    return function(part, name)
+def _each(module: Any, function: Callable[[Dataset, str], Any]) -> Any:
+    """`function` of every data set of what `get_dataset` gives, and of its name."""
+
+    def apply(part: Any, name: str) -> Any:
+        if isinstance(part, dict):
+            return {key: apply(value, f"{name} {key}".strip()) for key, value in part.items()}
+        return function(part, name)
+
+    return apply(module, "")
 
 
-def _check_tokenized(path: Path, settings: InputSettings) -> None:
-    if not path.is_file():
-        raise UserError(f"`tokenized_path` {path.parent} was not made by this stage (no class labels); remove it.")
-    # Read as settings: what was saved before a setting existed has its default.
-    saved, ours = (
-        plain(one.to_dict()) for one in (load_dataclass(InputSettings, read_json(path), str(path)), settings)
-    )
-    differing = [f"{key}: {saved[key]!r} there, {ours[key]!r} here" for key in ours if saved[key] != ours[key]]
-    raise_all(differing, f"`tokenized_path` {path.parent} was made with other settings; remove it or set them back")
+def _forget(dataset: Dataset, name: str) -> None:
+    """Remove the cache of a data set with bad rows: what was wrong with them may be mended without a trace in it."""
+    if any(dataset["problem"]):
+        for file in dataset.cache_files:
+            Path(file["filename"]).unlink(missing_ok=True)
 
 
 def _checked(dataset: Dataset, name: str) -> Dataset:
@@ -259,7 +292,7 @@ def _checked(dataset: Dataset, name: str) -> Dataset:
     shortened = sum(dataset["shortened"])
     if shortened:
         logger.warning_rank0(f"{name}: {shortened} of {len(dataset)} captions were shortened to fit in cutoff_len.")
-    dataset = dataset.remove_columns(["problem", "shortened"])
+    dataset = dataset.remove_columns([key for key in _CHECKED if key in dataset.column_names])
     return dataset.add_column("sample_index", np.arange(len(dataset)))
 
 

@@ -22,11 +22,13 @@ from llamafactory_ext.sft_classifier.checks import check_training
 from llamafactory_ext.sft_classifier.collator import ClassifierCollator
 from llamafactory_ext.sft_classifier.metric import compute_metrics
 from llamafactory_ext.sft_classifier.records import describe, load_records
+from llamafactory_ext.sft_classifier.reuse import check_resumed
 from llamafactory_ext.sft_classifier.rgcl import check_rgcl
 from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer, load_weights
 from ra_hmd.compatibility import bad_pairs
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.manifest import fingerprint_model, plain, run_manifest, write_json
+from ra_hmd.models.checkpoint import adapter_digest
 from ra_hmd.models.classifier import Reader, attach_head
 from ra_hmd.models.head import HeadConfig, MemeHead, has_head
 from ra_hmd.models.inputs import InputSettings, MemeEncoder, check_family
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 # What decides how the host loads a model. Not `trust_remote_code`: a manifest must not make anyone run code.
 _LOADING = ("quantization_bit", "quantization_method", "quantization_type", "double_quantization", "model_revision")
-_LOADING += ("rope_scaling",)
+_LOADING += ("rope_scaling", "use_fast_tokenizer", "image_do_pan_and_scan", "crop_to_patches")
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
 
@@ -73,6 +75,8 @@ def run_sft_classifier(
     head_config = finetuning_args.head_config(config.get_text_config().hidden_size)
     manifest = _manifest(model_args, data_args, training_args, finetuning_args, settings, head_config, records)
     checkpoint = _resume_checkpoint(training_args)
+    if checkpoint is not None:
+        check_resumed(checkpoint, manifest)
     source = _head_source(model_args, training_args, checkpoint)
     model = _load_lmm(tokenizer_module["tokenizer"], model_args, finetuning_args, training_args.do_train)
     if getattr(model, "is_quantized", False) and not training_args.do_train:
@@ -223,6 +227,7 @@ def _manifest(
             "fingerprint": fingerprint_model(model_args.model_name_or_path),
             "loading": plain({name: getattr(model_args, name) for name in _LOADING}),
             "adapters": merged,
+            "adapter_digests": [adapter_digest(adapter) for adapter in merged],
         },
         finetuning_type=finetuning_args.finetuning_type,
         seed=training_args.seed,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADDITIVE = ("eva", "gaussian", "orthogonal")
+"""PEFT's initialisations by name that leave the base model's weights as they are."""
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -62,7 +64,7 @@ class Run:
         adapter = None if self.adapter is None else sha256_file(self.adapter / "adapter_model.safetensors")
         return {
             "model": fingerprint_model(self.base_model),
-            "base_adapters": [_adapter_digest(path) for path in self.base_adapters],
+            "base_adapters": [adapter_digest(path) for path in self.base_adapters],
             "adapter": adapter,
             "head": None if self.head is None else sha256_file(self.head / HEAD_WEIGHTS),
             **{f"loading.{name}": value for name, value in self.loading.items()},
@@ -99,6 +101,8 @@ def open_run(folder: str | Path, base_model: str | None = None) -> Run:
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} holds a head, but neither an adapter nor a model; give the Stage 1 run.")
         return Run(folder, settings, base_model=str(folder), head=folder, media_dir=manifest.arguments.data.media_dir)
+    check_adapter(folder)
+    check_merged_adapters(manifest)
     return Run(
         folder,
         settings,
@@ -111,7 +115,8 @@ def open_run(folder: str | Path, base_model: str | None = None) -> Run:
     )
 
 
-def _adapter_digest(path: str) -> str:
+def adapter_digest(path: str) -> str:
+    """Fingerprint of an adapter's weights; a hub name is its own."""
     weights = Path(path) / "adapter_model.safetensors"
     return sha256_file(weights) if weights.is_file() else f"hub:{path}"
 
@@ -123,9 +128,49 @@ def _base_model(manifest: Any, given: str | None) -> str:
         if given is None and (path.startswith((".", "/", "~")) or not recorded.fingerprint.startswith("hub:")):
             raise UserError(f"The base model {path} is gone; say where it is with --base-model.")
         return path
-    if not recorded.fingerprint.startswith("hub:") and fingerprint_model(path) != recorded.fingerprint:
-        raise UserError(f"{path} is not the base model that this run was trained on (its fingerprint differs).")
+    check_base_model(manifest, path)
     return path
+
+
+def check_base_model(manifest: Any, path: str) -> None:
+    """Raise `UserError` where the model at `path` is not the base model that a run's manifest states.
+
+    A hub name and a folder cannot be compared.
+    """
+    recorded, found = manifest.base_model, fingerprint_model(path)
+    if recorded.fingerprint.startswith("hub:") == found.startswith("hub:") and found != recorded.fingerprint:
+        raise UserError(
+            f"{path} is not the base model that this run was trained on, {recorded.path} (its fingerprint differs)."
+        )
+
+
+def check_merged_adapters(manifest: Any) -> None:
+    """Raise `UserError` where adapters that were merged into a run's base model are no longer what they were."""
+    adapters = list(manifest.base_model.get("adapters") or ())
+    digests = manifest.base_model.get("adapter_digests") or map(adapter_digest, adapters)  # older runs have none
+    for adapter, digest in zip(adapters, digests, strict=True):
+        check_adapter(adapter)
+        if adapter_digest(adapter) != digest:
+            raise UserError(f"{adapter} is gone or has changed since it was merged into the base model of this run.")
+
+
+def check_adapter(place: str | Path) -> None:
+    """Raise `UserError` for a LoRA adapter whose initialisation rewrote the weights of the base model below it.
+
+    Loading it decomposes the base model again, PiSSA by random numbers, so neither training nor extraction would have
+    the weights that it belongs to.
+    """
+    config = Path(place) / ADAPTER_CONFIG
+    if not config.is_file():
+        return
+    kind = read_json(config).get("init_lora_weights")
+    if isinstance(kind, str) and kind.lower() not in ADDITIVE:
+        raise UserError(
+            f"The adapter in {place} was initialised by {kind!r}, which rewrites the base model's weights; they are "
+            "not saved with it, so its scores cannot be made again. Take an adapter that is a plain difference "
+            f"(initialised by true or one of {', '.join(ADDITIVE)}; PEFT converts others while it saves them, by "
+            "`path_initial_model_for_weight_conversion`)."
+        )
 
 
 def open_backbone(model: str, template: str | None = None, base_model: str | None = None) -> Run:
