@@ -1,5 +1,6 @@
 """Other ways to tune, and what is done with a finished run."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,29 @@ def test_full_and_freeze_tuning_resume_and_restore_the_best(
         kept, saved = load_file(tmp_path / "best" / name), load_file(Path(chosen) / name)
         assert all(torch.equal(kept[key], saved[key]) for key in saved)
     assert chosen.endswith("checkpoint-2")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"finetuning_type": "oft", "oft_block_size": 8},
+        {"additional_target": "lm_head"},
+        {"use_fast_tokenizer": False},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_training_and_extraction_give_the_same_scores(
+    stage1_config: Config, memes: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = stage1_config(tmp_path / "run", do_predict=True, max_steps=2, max_samples=None, **changes)
+    tuner.run_exp(config, callbacks=[])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    found = features(tmp_path / "run", memes, tmp_path / "features")
+    assert [row["id"] for row in rows] == list(found.ids)
+    scores = torch.from_numpy(found.lrc_logit[:, 0]).double().sigmoid().tolist()
+    assert [row["lrc_score"] for row in rows] == pytest.approx(scores, abs=1e-6)
 
 
 def test_accumulation_gives_the_loss_of_one_large_batch(stage1_config: Config, tmp_path: Path) -> None:
