@@ -12,6 +12,7 @@ Shapes: N rows of a version, Q queries, D embedding, K neighbours, C classes.
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from ra_hmd.manifest import MANIFEST_NAME, plain, read_json, run_manifest
 from ra_hmd.problem import BINARY, Problem
 from ra_hmd.retrieval.embedded import Embedded
 from ra_hmd.retrieval.index import IndexKind, resolve_kind
-from ra_hmd.retrieval.knn import ABSENT, Neighbours, as_matrix, unit_rows
+from ra_hmd.retrieval.knn import Neighbours, as_matrix, unit_rows
+from ra_hmd.retrieval.nearest import nearest_rows
+from ra_hmd.retrieval.points import ABSENT
 from ra_hmd.retrieval.state import Action, Change, Entry, Rows, State, check_entry, check_new, differing
-from ra_hmd.retrieval.store import Store, nearest_rows
+from ra_hmd.retrieval.store import Store
 
 FORMAT = 1
 
@@ -114,7 +117,7 @@ class Bank:
     def info(self) -> dict[str, Any]:
         """Size, classes, fingerprint, last change and the backend's figures."""
         with self._alone:
-            self._store.prepare(self._state)
+            self._store.searched(self._state)
             member = self.problem.membership(self.labels)
             counts = member.sum(axis=0).tolist()
             if self.problem.kind == "binary":
@@ -135,11 +138,16 @@ class Bank:
 
     # ---------------------------------------------------------------------------------------------- search
 
-    def nearest(self, queries: Embedded, k: int, *, without: Sequence[str] = ()) -> Neighbours:
+    def nearest(self, queries: Embedded, k: int, *, state: State | None = None) -> Neighbours:
         """The K nearest rows of this version by cosine; rows are places in `ids` and `labels`.
 
-        A query's own id is left out, as are the ids `without`. Similarities are computed anew from the vectors of the
-        candidates, and equal ones ordered by place: so both backends give the same.
+        A query's own id is left out. Similarities are computed anew from the vectors of the candidates, and equal ones
+        ordered by place: so both backends give the same.
+
+        Args:
+            queries: Q queries.
+            k: K.
+            state: Another state of the same rows (`would_be`); then rows are places among those that it has.
 
         Raises:
             UserError: K below 1, another width than the bank's, values that are not finite.
@@ -153,15 +161,19 @@ class Bank:
                 "with the same head."
             )
         with self._alone:
-            allowed = self._state.alive
-            if without:
-                allowed = allowed.copy()
-                allowed[[self._row_of[name] for name in without if name in self._row_of]] = False
-            own = np.array([self._row_of.get(name, ABSENT) for name in queries.ids], dtype=np.int64)
-            self._store.prepare(self._state)
-            rows, similarity = nearest_rows(self._store, self._state, unit_rows(embedding), own, k, allowed)
-            places = np.searchsorted(self._members, rows)
+            state = state or self._state
+            members, row_of = self._members, self._row_of
+            if state is not self._state:
+                members = np.flatnonzero(state.alive)
+                row_of = {state.rows.ids[row]: row for row in members.tolist()}
+            own = np.array([row_of.get(name, ABSENT) for name in queries.ids], dtype=np.int64)
+            rows, similarity = nearest_rows(self._store.searched(state), unit_rows(embedding), k, own=own)
+            places = np.searchsorted(members, rows)
         return Neighbours(np.where(rows == ABSENT, ABSENT, places), similarity)
+
+    def would_be(self, changes: Sequence[Change]) -> State:
+        """The state that changes would lead to, without new rows; for `nearest`."""
+        return replace(self._state.after(changes), version=self.version, origins=self._state.origins)
 
     def to_embedded(self, version: int | None = None) -> Embedded:
         """The bank in memory, at this or an earlier version: ids, labels, embeddings as the head made them."""

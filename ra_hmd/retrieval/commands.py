@@ -239,6 +239,7 @@ def effect_command(
     add: Annotated[Path | None, typer.Option(help="Feature store of memes to add.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="Id to remove; may be given several times.")] = None,
     relabel: Annotated[list[str] | None, typer.Option(help="id=label; may be given several times.")] = None,
+    rollback: Annotated[int | None, typer.Option(help="Version to go back to; without other changes.")] = None,
     topk: TopK = 20,
     weights: Weights = "arithmetic",
     min_similarity: MinSimilarity = None,
@@ -270,7 +271,7 @@ def effect_command(
             if found is not None:
                 found.check_for(opened)
         added = (new.rows(), new.embedded.embedding) if new else None
-        planned = Planned(added, remove or [], _labels(relabel or [], opened.problem))
+        planned = Planned(added, remove or [], _labels(relabel or [], opened.problem), rollback)
         thresholds = vote_thresholds(opened, read_decision(checkpoint), voting)
         result = effect(opened, asked.embedded, planned, voting, thresholds)
     if as_json:

@@ -16,8 +16,9 @@ from ra_hmd.evaluation.class_metrics import decide, official_thresholds
 from ra_hmd.problem import UNLABELLED, Problem
 from ra_hmd.retrieval.bank import Bank
 from ra_hmd.retrieval.embedded import Embedded
-from ra_hmd.retrieval.knn import ABSENT, Neighbours, unit_rows
-from ra_hmd.retrieval.state import Rows, check_new
+from ra_hmd.retrieval.knn import Neighbours, unit_rows
+from ra_hmd.retrieval.points import ABSENT
+from ra_hmd.retrieval.state import Change, Rows, check_new
 from ra_hmd.retrieval.voting import Votes, Voting
 
 ABSTAINED = "abstained"
@@ -38,40 +39,44 @@ def verdicts(votes: Votes, problem: Problem, thresholds: np.ndarray | None = Non
 
 @dataclass(frozen=True)
 class Planned:
-    """A change that is not made yet.
+    """A change that is not made yet: a rollback, or any of the others together.
 
     Attributes:
         add: New rows and their embeddings [M, D].
         remove: Ids.
         relabel: Id to label.
+        rollback: The version to go back to.
     """
 
     add: tuple[Rows, np.ndarray] | None = None
     remove: Sequence[str] = ()
     relabel: Mapping[str, Any] = field(default_factory=dict)
+    rollback: int | None = None
 
-    @classmethod
-    def rollback(cls, bank: Bank, version: int) -> "Planned":
-        """What going back to a version would do.
+    def changes(self, bank: Bank) -> list[Change]:
+        """What it does to rows that the bank has or had.
 
         Raises:
-            UserError: no such version, or the bank holds the same already.
+            UserError: nothing is planned; what is planned could not be done.
         """
-        state = bank.at()
-        change, ids = state.back_to(bank.at(version)), state.rows.ids
-        if change.empty:
-            raise UserError(f"{bank.place} holds at version {bank.version} what it held at version {version}.")
-        stays = state.alive[change.relabelled]
-        relabel = zip(change.relabelled[stays].tolist(), change.new_labels[stays].tolist(), strict=True)
-        add = None
-        if len(change.restored):
-            names = [ids[row] for row in change.restored]
-            old = bank.to_embedded(version)
-            place = {name: row for row, name in enumerate(old.ids)}
-            back = old.select(np.array([place[name] for name in names]))
-            blank = [""] * len(names)
-            add = Rows(names, back.labels, blank, blank, blank, np.zeros(len(names), np.uint64)), back.embedding
-        return cls(add, [ids[row] for row in change.removed], {ids[row]: label for row, label in relabel})
+        others = self.add is not None or self.remove or self.relabel
+        if self.rollback is not None:
+            if others:
+                raise UserError("A rollback stands alone: look at it, or at the other changes.")
+            change = bank.at().back_to(bank.at(self.rollback))
+            if change.empty:
+                raise UserError(f"{bank.place} holds at version {bank.version} what it held at {self.rollback}.")
+            return [change]
+        if not others:
+            raise UserError("No change is given; use --add, --remove, --relabel or --rollback.")
+        changes = [bank.removal(self.remove), bank.relabelling(self.relabel)]
+        both = sorted(set(self.remove) & set(self.relabel))
+        raise_all([f"id {name!r}" for name in both], "These would be removed and relabelled")
+        if self.add is not None:
+            stay = set(bank.ids) - set(self.remove)
+            present = [f"id {name!r}" for name in self.add[0].ids if name in stay]
+            raise_all(present, f"{bank.place} has these already")
+        return changes
 
 
 def effect(
@@ -116,29 +121,13 @@ def effect(
 
 
 def _changed(bank: Bank, queries: Embedded, planned: Planned, k: int) -> tuple[Neighbours, np.ndarray]:
-    """Neighbours in, and labels of, the bank as it would be: its rows that stay, then the new ones."""
-    if planned.add is None and not planned.remove and not planned.relabel:
-        raise UserError("No change is given; use --add, --remove or --relabel.")
-    bank.removal(planned.remove)
-    bank.relabelling(planned.relabel)
-    both = sorted(set(planned.remove) & set(planned.relabel))
-    raise_all([f"id {name!r}" for name in both], "These would be removed and relabelled")
-    place = {name: number for number, name in enumerate(bank.ids)}
-    labels = bank.labels.copy()
-    for name, label in planned.relabel.items():
-        labels[place[name]] = label
-    stays = np.ones(len(bank), bool)
-    stays[[place[name] for name in planned.remove]] = False
-    near = bank.nearest(queries, k, without=planned.remove)
-    renumbered = np.cumsum(stays) - 1
-    rows = np.where(near.present, renumbered[near.rows], ABSENT) if len(bank) else near.rows
-    near, labels = Neighbours(rows, near.similarity), labels[stays]
+    """Neighbours in, and labels of, the bank as it would be: its rows in their places, then the new ones."""
+    state = bank.would_be(planned.changes(bank))
+    near, labels = bank.nearest(queries, k, state=state), state.rows.labels[state.alive]
     if planned.add is None:
         return near, labels
     new, embedding = planned.add
     embedding = check_new(new, embedding, bank.problem, bank.dimension)
-    present = [f"id {name!r}" for name in new.ids if name in place and name not in set(planned.remove)]
-    raise_all(present, f"{bank.place} has these already")
     return _with_new(near, queries, new.ids, embedding, first=len(labels)), np.concatenate([labels, new.labels])
 
 

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from ra_hmd.errors import UserError
 from ra_hmd.manifest import MANIFEST_NAME, atomic_path, new_folder, read_json, write_json
+from ra_hmd.retrieval.nearest import Searched
 from ra_hmd.retrieval.state import Change, Entry, State
 
 VERSIONS, CACHE, LOCK = "versions", "cache", ".lock"
@@ -143,17 +144,9 @@ class FolderStore:
                     parts.append(matrix[wanted[wanted // _ROW_GROUP == group] - group * _ROW_GROUP])
         return np.concatenate(parts)
 
-    def prepare(self, state: State) -> None:
-        """Make the search index fit a state."""
-        self._search.prepare(state)
-
-    def candidates(self, queries: np.ndarray, depth: int, state: State, allowed: np.ndarray) -> np.ndarray:
-        """Row numbers int64 [Q, depth] of the most similar allowed rows to unit queries [Q, D]; -1 where absent."""
-        return self._search.candidates(queries, depth, allowed)
-
-    def unit_vectors(self, state: State, rows: np.ndarray) -> np.ndarray:
-        """float32 [M, D], of length 1, of row numbers [M]."""
-        return self._search.unit_vectors(rows)
+    def searched(self, state: State) -> Searched:
+        """What finds the rows of a state."""
+        return self._search.prepare(state)
 
     def describe(self) -> dict[str, Any]:
         """What `info` tells of the backend."""

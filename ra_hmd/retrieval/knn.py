@@ -6,16 +6,13 @@ Shapes: Q queries, N bank rows, D embedding, K neighbours.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from ra_hmd.errors import UserError
 from ra_hmd.retrieval.index import IndexKind, build_index
-
-Metric = Literal["cos", "ip", "l2"]
-
-ABSENT = -1
+from ra_hmd.retrieval.nearest import Metric, Searched, nearest_rows
+from ra_hmd.retrieval.points import ABSENT, Members, Points
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,8 @@ def search(
 
     With ids, a bank row that has the query's own id is never its neighbour, however often the id occurs and
     whether or not the row is among the nearest: the search goes deeper by as many rows as can be excluded. Equal
-    similarities are ordered by row. Inputs are not modified.
+    similarities are ordered by row. A query has the same neighbours alone and in any batch, bit for bit, as far as the
+    search is exhaustive. Inputs are not modified.
 
     Args:
         queries: [Q, D].
@@ -85,24 +83,25 @@ def search(
         )
     if (query_ids is None) != (bank_ids is None):
         raise ValueError("give the ids of both the queries and the bank, or of neither")
-    query_codes = bank_codes = None
+    own = codes = None
     excludable = 0
     if query_ids is not None and bank_ids is not None:
-        query_codes, bank_codes, excludable = _id_codes(query_ids, bank_ids)
+        own, codes, excludable = _id_codes(query_ids, bank_ids)
     if metric == "cos":
         queries, bank = unit_rows(queries), unit_rows(bank)
+    points = Points()
+    point, distinct = points.number(bank)
+    vectors = bank if len(distinct) == len(bank) else bank[distinct]
     kind = "flat" if not len(bank) else index
-    built = build_index(bank, metric="l2" if metric == "l2" else "ip", kind=kind, queries=queries)
-    rows, similarity = built.search(queries, k + excludable)
-    if metric == "cos":
-        similarity = similarity.clip(-1, 1)
-    keep = rows != ABSENT
-    if query_codes is not None and bank_codes is not None and len(bank):
-        keep &= bank_codes[rows] != query_codes[:, None]
-    # Kept rows first, then nearest, then lowest row number.
-    order = np.lexsort((rows, -similarity, ~keep), axis=1)[:, :k]
-    rows, similarity, keep = (np.take_along_axis(array, order, axis=1) for array in (rows, similarity, keep))
-    return Neighbours(np.where(keep, rows, ABSENT), np.where(keep, similarity, np.float32(0)))
+    built = build_index(vectors, metric="l2" if metric == "l2" else "ip", kind=kind, queries=queries)
+    searched = Searched(
+        lambda asked, depth: built.search(asked, depth)[0],
+        vectors.__getitem__,
+        Members.of(point, len(points)),
+        metric,
+        float(np.linalg.norm(vectors, axis=1).max(initial=0.0)),
+    )
+    return Neighbours(*nearest_rows(searched, queries, k, own=own, codes=codes, excluded=excludable))
 
 
 def as_matrix(array: np.ndarray, name: str) -> np.ndarray:

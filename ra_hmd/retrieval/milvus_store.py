@@ -31,7 +31,9 @@ from ra_hmd.manifest import sha256_bytes
 from ra_hmd.progress import track
 from ra_hmd.retrieval.folder_store import locked
 from ra_hmd.retrieval.index import EXACT_ROWS
-from ra_hmd.retrieval.knn import ABSENT, unit_rows
+from ra_hmd.retrieval.knn import unit_rows
+from ra_hmd.retrieval.nearest import Searched
+from ra_hmd.retrieval.points import ABSENT, Members
 from ra_hmd.retrieval.state import Change, Entry, State
 
 TOKEN_VARIABLE, LOCK_VARIABLE = "RA_HMD_MILVUS_TOKEN", "RA_HMD_MILVUS_LOCK"
@@ -69,6 +71,7 @@ class MilvusStore:
     ) -> None:
         self.place = place
         self._wait = wait
+        self._searched: tuple[State, Searched] | None = None
         self._held = ExitStack()
         address, self._name, self.lite = parse_place(place)
         if self.lite and not Path(address).is_file():
@@ -275,16 +278,24 @@ class MilvusStore:
             matrix[first : first + len(wanted)] = [vectors[key] for key in wanted]
         return matrix
 
-    def prepare(self, state: State) -> None:
-        """Milvus keeps its own index."""
+    def searched(self, state: State) -> Searched:
+        """What finds the rows of a state; Milvus keeps its own index. Each row is a point of its own."""
+        if self._searched is None or self._searched[0] is not state:
+            searched = Searched(
+                lambda queries, depth: self._candidates(queries, depth, state),
+                lambda rows: unit_rows(self.embeddings(state, rows)),
+                Members.single(state.alive),
+            )
+            self._searched = state, searched
+        return self._searched[1]
 
-    def candidates(self, queries: np.ndarray, depth: int, state: State, allowed: np.ndarray) -> np.ndarray:
+    def _candidates(self, queries: np.ndarray, depth: int, state: State) -> np.ndarray:
         """Row numbers int64 [Q, depth] of the most similar rows to unit queries [Q, D]; -1 where absent.
 
-        Rows that are not allowed may be among them. No more than 16,384 columns are given, whatever the depth.
+        Rows that the state does not have may be among them. No more than 16,384 columns are given, whatever the depth.
         """
         depth = min(depth, _DEEPEST)
-        dead = np.flatnonzero(~allowed)
+        dead = np.flatnonzero(~state.alive)
         condition = f"version <= {state.version}"
         if 0 < len(dead) <= _MASKED:
             condition += f" and key not in {dead.tolist()}"
@@ -294,7 +305,7 @@ class MilvusStore:
             data=list(queries),
             limit=depth,
             filter=condition,
-            search_params={"params": self._width(depth, len(allowed))},
+            search_params={"params": self._width(depth, len(state.alive))},
             timeout=_SECONDS,
         )
         for line, hits in enumerate(results):
@@ -304,10 +315,6 @@ class MilvusStore:
     def _width(self, depth: int, rows: int) -> dict[str, int]:
         """How widely an approximate index of a cluster looks; `FLAT` ignores it."""
         return {"ef": max(4 * depth, 256), "nprobe": max(self._lists(rows) // 8, 16)}
-
-    def unit_vectors(self, state: State, rows: np.ndarray) -> np.ndarray:
-        """float32 [M, D], of length 1, of row numbers [M]."""
-        return unit_rows(self.embeddings(state, rows))
 
     def describe(self) -> dict[str, Any]:
         """What `info` tells of the backend."""

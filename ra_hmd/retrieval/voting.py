@@ -41,8 +41,11 @@ class Voting:
 
     For output c, with s_c = ±1 (binary, multi-label: neighbour is in the class or not) or 1/0 (one of C classes)::
 
-        score_c = Σ_k w_k · s_c(y_k) · sim_k / Σ_k w_k         arithmetic: w = K, K−1, …, 1     mean: w = 1
+        score_c = Σ_k w_k · s_c(y_k) · sim_k / Σ_k w_k         arithmetic: w = K, K−1, …        mean: w = 1
         score_c = Σ_k w_k · s_c(y_k) / Σ_k w_k                 similarity: w = max(sim_k, 0)
+
+    Sums go over the neighbours that are found and vote; where a bank has fewer than K, the weights of the last ones are
+    not used, as in the released code.
 
     Attributes:
         topk: K, neighbours that are asked for.

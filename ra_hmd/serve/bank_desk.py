@@ -157,7 +157,7 @@ class BankDesk:
         queries = self._asked()
         with self._exclusive() as detector:
             scorer = detector.scorer
-            planned = Planned.rollback(self.bank, version)
+            planned = Planned(rollback=version)
             return effect(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
 
     def search(self, query: Query, k: int) -> dict[str, Any]:

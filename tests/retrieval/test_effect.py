@@ -73,6 +73,35 @@ def test_the_forecast_equals_the_change(tmp_path_factory, seed, problem, removed
 
 
 @pytest.mark.parametrize("name", ["bank", "bank.db"])
+@pytest.mark.parametrize("version", [1, 2, 4])
+def test_the_forecast_of_a_rollback_equals_the_rollback(tmp_path, name, version):
+    """Also where rows come back among copies of themselves that are labelled otherwise."""
+    with bank_of(tmp_path / name) as bank:
+        labels = dict(zip(bank.ids, bank.labels.tolist(), strict=True))
+        assert len({labels[f"m{number}"] for number in range(9, 30)}) == 2  # equal points of both classes
+        bank.remove([f"m{number}" for number in range(9, 20)], **SAID)
+        bank.relabel({f"m{number}": 1 - labels[f"m{number}"] for number in (20, 21, 40)}, **SAID)
+        bank.add(make_rows(["m9", "n"], [1, 0]), points(60)[[9, 25]], **SAID)
+        bank.remove(["m25", "m26", "n"], **SAID)
+        asked, planned, voting = queries_of(), Planned(rollback=version), Voting(7)
+        before = verdicts(voting.vote(bank.nearest(asked, 7), bank.labels), bank.problem)
+        near, would = _changed(bank, asked, planned, 7)
+        told = effect(bank, asked, planned, voting)
+        assert bank.version == 5
+        bank.rollback(version, **SAID)
+        real = bank.nearest(asked, 7)
+        assert np.array_equal(would, bank.labels)
+        assert np.array_equal(near.rows, real.rows)
+        assert np.array_equal(near.similarity, real.similarity)
+        votes = voting.vote(real, bank.labels)
+        after = verdicts(votes, bank.problem)
+        flips = [(asked.ids[i], pair[0], pair[1]) for i, pair in enumerate(zip(before, after, strict=True))
+                 if pair[0] != pair[1]]  # fmt: skip
+        assert [(flip["id"], flip["from"], flip["to"]) for flip in told["flips"]] == flips
+        assert flips
+
+
+@pytest.mark.parametrize("name", ["bank", "bank.db"])
 def test_counts_and_paired_accuracy(tmp_path, name):
     """Two clusters; the bank has the labels of one of them wrong, and relabelling flips just its queries."""
     embedding = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)
@@ -107,6 +136,10 @@ def test_a_plan_that_cannot_be_carried_out_is_refused(tmp_path):
         (Planned(add=(make_rows(["m1"], [0]), points(1))), "has these already"),
         (Planned(add=(make_rows(["x"], [0]), points(1, 3))), "3 dimensions"),
         (Planned(remove=bank.ids), "have no neighbour"),
+        (Planned(rollback=1), "holds at version 1 what it held at 1"),
+        (Planned(rollback=3), "versions 1 to 1, not 3"),
+        (Planned(remove=["m1"], rollback=1), "stands alone"),
+        (Planned(), "No change is given"),
     ):
         with pytest.raises(UserError, match=message):
             effect(bank, asked, planned, Voting(5))

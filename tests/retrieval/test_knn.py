@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from ra_hmd.errors import UserError
 from ra_hmd.retrieval.knn import ABSENT, Neighbours, search, unit_rows
+from ra_hmd.retrieval.nearest import Searched, nearest_rows
+from ra_hmd.retrieval.points import Members, Points
 from ra_hmd.retrieval.voting import Voting
 
 
@@ -148,6 +150,58 @@ def test_an_absent_neighbour_leaves_the_denominator(rng):
     """With three rows the score is a mean over three, not over K: identical rows of class 1 give exactly 1."""
     point = rng.normal(size=(1, 8))
     assert rkc_scores(search(point, np.repeat(point, 3, 0), 20), np.ones(3, int)) == pytest.approx([1.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["cos", "ip", "l2"])
+def test_a_query_alone_has_the_neighbours_that_it_has_in_any_batch(rng, metric):
+    """Copies lie across the K-th place: which of them are neighbours is told by their row, not by FAISS's kernels."""
+    bank = rng.normal(size=(300, 96)).astype(np.float32)
+    bank[40:300:4] = bank[40]  # 65 copies
+    bank[41:300:6] = bank[41]
+    queries = np.concatenate([bank[[40, 41]] + 0.1 * rng.normal(size=(2, 96)), rng.normal(size=(62, 96))])
+    whole = search(queries, bank, 20, metric=metric)
+    assert whole.rows[0].tolist() == list(range(40, 120, 4))
+    for size in (1, 2, 19, 20, 33):  # FAISS takes another kernel from 20 on
+        for first in range(0, len(queries), size):
+            part = search(queries[first : first + size], bank, 20, metric=metric)
+            assert np.array_equal(part.rows, whole.rows[first : first + size])
+            assert np.array_equal(part.similarity, whole.similarity[first : first + size])
+    backwards = search(queries[::-1], bank, 20, metric=metric)
+    assert np.array_equal(backwards.rows, whole.rows[::-1])
+    assert np.array_equal(backwards.similarity, whole.similarity[::-1])
+
+
+def test_equal_rows_do_not_deepen_the_search(rng):
+    """5,000 copies of three vectors are three points, and the nearest copies are the first ones by row."""
+    vectors = unit_rows(rng.normal(size=(3, 8)))
+    point = rng.integers(0, 3, 5000)
+    asked = []
+
+    def candidates(queries, depth):
+        asked.append(depth)
+        order = np.argsort(-(queries @ vectors.T), axis=1)[:, :depth]
+        return np.pad(order, ((0, 0), (0, depth - order.shape[1])), constant_values=ABSENT)
+
+    searched = Searched(candidates, vectors.__getitem__, Members.of(point, 3))
+    rows, similarity = nearest_rows(searched, vectors, 20)
+    assert asked == [29]
+    assert [line.tolist() for line in rows] == [np.flatnonzero(point == line)[:20].tolist() for line in range(3)]
+    assert similarity == pytest.approx(1)
+
+
+def test_points_are_the_distinct_rows_in_the_order_in_which_they_came(rng):
+    matrix = rng.integers(0, 2, (40, 4)).astype(np.float32)
+    points, told = Points(), []
+    for part in np.array_split(matrix, 5):
+        point, new = points.number(part)
+        told += point.tolist()
+        assert np.array_equal(new, [i for i, number in enumerate(point) if number not in told[: len(told) - len(part)]
+                                    and number not in point[:i]])  # fmt: skip
+    lines = matrix.tolist()
+    assert told == [list(dict.fromkeys(map(tuple, lines))).index(tuple(line)) for line in lines]
+    again = Points(points.hashes)
+    assert again.number(matrix)[0].tolist() == told
+    assert len(again) == len(points) == len(set(told))
 
 
 def test_zero_huge_and_tiny_rows_normalise(rng):
