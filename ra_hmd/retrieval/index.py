@@ -5,6 +5,7 @@ Shapes: N rows, Q queries, D embedding.
 
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, get_args
 
 import faiss
@@ -25,6 +26,7 @@ _GPU_MOST = 2048  # neighbours, and lists, that FAISS's GPU kernels take; beyond
 _TRAIN_PER_LIST = 40  # one more than the number below which FAISS warns
 _HNSW_LINKS, _HNSW_BUILD = 32, 200
 _HNSW_MAX_SEARCH = 4096
+_GPU_LOCK = Lock()  # the threads of a service share the GPU's resources, which FAISS lets one use at a time
 
 
 class SearchIndex:
@@ -75,11 +77,9 @@ class SearchIndex:
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if allowed is not None and allowed.all():
             allowed = None
-        on_gpu = self._gpu_index() if allowed is None and max(reach, self._width) <= _GPU_MOST else None
-        if on_gpu is None:
-            similarity[:, :reach], rows[:, :reach] = self._search_cpu(queries, reach, allowed, self._width)
-        else:
-            similarity[:, :reach], rows[:, :reach] = on_gpu.search(queries, reach)
+        fits_gpu = allowed is None and max(reach, self._width) <= _GPU_MOST
+        found = self._search_gpu(queries, reach) if fits_gpu else None
+        similarity[:, :reach], rows[:, :reach] = found or self._search_cpu(queries, reach, allowed, self._width)
         # Lists or paths that were looked through may hold fewer than there are: then look everywhere.
         there = reach if allowed is None else min(reach, int(allowed.sum()))
         short = np.flatnonzero((rows[:, :there] < 0).any(axis=1))
@@ -116,11 +116,14 @@ class SearchIndex:
     def _widest(self) -> int:
         return self._index.nlist if self.kind == "ivf" else len(self)
 
-    def _gpu_index(self) -> Any:
-        """A copy on the first GPU, or None: without a GPU, and for HNSW, which FAISS searches on CPUs only."""
-        if self._on_gpu is None and self.kind != "hnsw" and faiss.get_num_gpus() > 0:
-            self._on_gpu = faiss.index_cpu_to_gpu(_gpu_resources(), 0, self._index)
-        return self._on_gpu
+    def _search_gpu(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """What a copy on the first GPU finds, or None: without one, and for HNSW, which FAISS searches on CPUs only."""
+        if self.kind == "hnsw" or faiss.get_num_gpus() == 0:
+            return None
+        with _GPU_LOCK:
+            if self._on_gpu is None:
+                self._on_gpu = faiss.index_cpu_to_gpu(_gpu_resources(), 0, self._index)
+            return self._on_gpu.search(queries, depth)
 
     def tune(
         self, target: float, queries: np.ndarray, *, own: np.ndarray | None = None, allowed: np.ndarray | None = None

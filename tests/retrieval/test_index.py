@@ -1,5 +1,11 @@
 """Choice and recall of FAISS indexes, against exhaustive search."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import faiss
 import numpy as np
 import pytest
 
@@ -148,3 +154,53 @@ def test_a_target_that_hnsw_cannot_reach_is_refused(monkeypatch):
     rows = np.random.default_rng(0).normal(size=(3000, 64)).astype(np.float32)
     with pytest.raises(UserError, match="choose index `ivf` or `flat`"):
         build_index(rows, kind="hnsw", recall_target=1.0)
+
+
+class StandInGpu:
+    """FAISS's functions for a GPU, on a CPU; like it, a search that another thread's search meets is an error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.searches, self._busy = 0, threading.Lock()
+        monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+        monkeypatch.setattr(faiss, "index_cpu_to_gpu", self.copy)
+        monkeypatch.setattr(index_module, "_gpu_resources", lambda: "resources")
+
+    def copy(self, provider: object, device: int, index: faiss.Index) -> SimpleNamespace:
+        """As `faiss.index_cpu_to_gpu(GpuResourcesProvider, int, Index, options=None)`."""
+        assert (provider, device) == ("resources", 0)
+        copied = faiss.clone_index(index)
+        return SimpleNamespace(search=lambda x, k: self.search(copied, x, k))
+
+    def search(self, index: faiss.Index, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `GpuIndex.search(x, k)`: neither selector nor more than 2,048 neighbours."""
+        assert k <= 2048
+        assert self._busy.acquire(blocking=False), "two threads use the GPU's resources"
+        try:
+            self.searches += 1
+            time.sleep(0.01)
+            return index.search(x, k)
+        finally:
+            self._busy.release()
+
+
+def test_faiss_names_what_the_gpu_search_uses() -> None:
+    assert {"get_num_gpus", "index_cpu_to_gpu", "StandardGpuResources"} <= set(dir(faiss))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_searches_what_it_can_for_one_thread_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, queries = clustered(4000), clustered(8, seed=1)
+    index = build_index(rows, kind=kind, queries=clustered(50, seed=2))
+    wanted = index.search(queries, 20)
+    gpu = StandInGpu(monkeypatch)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: index.search(queries, 20), range(8)))
+    assert gpu.searches == (0 if kind == "hnsw" else 8)
+    for result in found:
+        assert all(np.array_equal(a, b) for a, b in zip(result, wanted, strict=True))
+    before = gpu.searches
+    index.search(queries, 20, allowed=np.arange(4000) % 2 == 0)  # no selector there
+    index.search(queries, 2049)
+    assert gpu.searches == before
+    index.add(rows[:1] * 2)  # the copy is renewed
+    assert (index.search(rows[:1], 1)[0] == 4000).all()
