@@ -5,7 +5,7 @@ Shapes: N rows, Q queries, D embedding.
 
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any, Literal, get_args
 
 import faiss
@@ -26,7 +26,7 @@ _GPU_MOST = 2048  # neighbours, and lists, that FAISS's GPU kernels take; beyond
 _TRAIN_PER_LIST = 40  # one more than the number below which FAISS warns
 _HNSW_LINKS, _HNSW_BUILD = 32, 200
 _HNSW_MAX_SEARCH = 4096
-_GPU_LOCK = Lock()  # the threads of a service share the GPU's resources, which FAISS lets one use at a time
+_GPU_LOCK = RLock()  # the threads of a service share the GPU's resources, which FAISS lets one use at a time
 
 
 class SearchIndex:
@@ -39,9 +39,9 @@ class SearchIndex:
     """
 
     def __init__(self, index: faiss.Index, kind: str, metric: IndexMetric, recall: float = 1.0) -> None:
+        self._on_gpu: Any = None
         self.kind, self.metric, self.recall = kind, metric, recall
         self._index = index
-        self._on_gpu: Any = None
 
     def __len__(self) -> int:
         return self._index.ntotal
@@ -49,7 +49,7 @@ class SearchIndex:
     def add(self, rows: np.ndarray) -> None:
         """Append rows [M, D]; what was learnt of the earlier ones (the lists of `ivf`) stays."""
         self._index.add(np.ascontiguousarray(rows, dtype=np.float32))
-        self._on_gpu = None
+        self._leave_gpu()
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """The float32 vectors [M, D] of row numbers [M], as they were added."""
@@ -125,6 +125,15 @@ class SearchIndex:
                 self._on_gpu = faiss.index_cpu_to_gpu(_gpu_resources(), 0, self._index)
             return self._on_gpu.search(queries, depth)
 
+    def _leave_gpu(self) -> None:
+        """Drop the copy on the GPU, alone, because its memory goes back to the shared resources."""
+        if self._on_gpu is not None:
+            with _GPU_LOCK:
+                self._on_gpu = None
+
+    def __del__(self) -> None:
+        self._leave_gpu()
+
     def tune(
         self, target: float, queries: np.ndarray, *, own: np.ndarray | None = None, allowed: np.ndarray | None = None
     ) -> None:
@@ -195,7 +204,7 @@ class SearchIndex:
             self._index.nprobe = width
         else:
             self._index.hnsw.efSearch = width
-        self._on_gpu = None
+        self._leave_gpu()
 
     def save(self, path: str | Path) -> None:
         """Write FAISS's file; `kind`, `metric` and `recall` are the caller's to keep."""

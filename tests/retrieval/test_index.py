@@ -3,7 +3,6 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -157,30 +156,41 @@ def test_a_target_that_hnsw_cannot_reach_is_refused(monkeypatch):
 
 
 class StandInGpu:
-    """FAISS's functions for a GPU, on a CPU; like it, a search that another thread's search meets is an error."""
+    """FAISS's functions for a GPU, on a CPU. Like it, it bears one thread at a time, also when a copy is freed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.searches, self._busy = 0, threading.Lock()
+        self.searches, self.met, self._busy = 0, 0, threading.Lock()
         monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
         monkeypatch.setattr(faiss, "index_cpu_to_gpu", self.copy)
         monkeypatch.setattr(index_module, "_gpu_resources", lambda: "resources")
 
-    def copy(self, provider: object, device: int, index: faiss.Index) -> SimpleNamespace:
+    def copy(self, provider: object, device: int, index: faiss.Index) -> "CopyOnGpu":
         """As `faiss.index_cpu_to_gpu(GpuResourcesProvider, int, Index, options=None)`."""
         assert (provider, device) == ("resources", 0)
-        copied = faiss.clone_index(index)
-        return SimpleNamespace(search=lambda x, k: self.search(copied, x, k))
+        return CopyOnGpu(self, faiss.clone_index(index))
 
-    def search(self, index: faiss.Index, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def use(self, seconds: float) -> None:
+        """Use the resources for a while; count the times that another thread did."""
+        free = self._busy.acquire(blocking=False)
+        self.met += not free
+        time.sleep(seconds)
+        if free:
+            self._busy.release()
+
+
+class CopyOnGpu:
+    def __init__(self, gpu: StandInGpu, index: faiss.Index) -> None:
+        self._gpu, self._index = gpu, index
+
+    def search(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `GpuIndex.search(x, k)`: neither selector nor more than 2,048 neighbours."""
         assert k <= 2048
-        assert self._busy.acquire(blocking=False), "two threads use the GPU's resources"
-        try:
-            self.searches += 1
-            time.sleep(0.01)
-            return index.search(x, k)
-        finally:
-            self._busy.release()
+        self._gpu.searches += 1
+        self._gpu.use(0.01)
+        return self._index.search(x, k)
+
+    def __del__(self) -> None:
+        self._gpu.use(0)
 
 
 def test_faiss_names_what_the_gpu_search_uses() -> None:
@@ -195,7 +205,7 @@ def test_a_gpu_searches_what_it_can_for_one_thread_at_a_time(kind: str, monkeypa
     gpu = StandInGpu(monkeypatch)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: index.search(queries, 20), range(8)))
-    assert gpu.searches == (0 if kind == "hnsw" else 8)
+    assert (gpu.searches, gpu.met) == (0 if kind == "hnsw" else 8, 0)
     for result in found:
         assert all(np.array_equal(a, b) for a, b in zip(result, wanted, strict=True))
     before = gpu.searches
@@ -204,3 +214,14 @@ def test_a_gpu_searches_what_it_can_for_one_thread_at_a_time(kind: str, monkeypa
     assert gpu.searches == before
     index.add(rows[:1] * 2)  # the copy is renewed
     assert (index.search(rows[:1], 1)[0] == 4000).all()
+
+
+def test_a_copy_on_the_gpu_is_freed_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, queries = StandInGpu(monkeypatch), clustered(4, seed=1)
+
+    def once(seed: int) -> None:
+        build_index(clustered(50, seed=seed)).search(queries, 3)  # the index is gone afterwards
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(once, range(16)))
+    assert (gpu.searches, gpu.met) == (16, 0)
