@@ -92,11 +92,12 @@ def read_json(path: str | Path) -> EasyDict:
     return EasyDict(value)
 
 
-def sha256_bytes(*chunks: bytes) -> str:
+def sha256_bytes(*chunks: bytes | memoryview) -> str:
     """Hex SHA-256 over the chunks, each preceded by its length, so that no two splits collide."""
     digest = hashlib.sha256()
     for chunk in chunks:
-        digest.update(len(chunk).to_bytes(8, "little"))
+        size = chunk.nbytes if isinstance(chunk, memoryview) else len(chunk)
+        digest.update(size.to_bytes(8, "little"))
         digest.update(chunk)
     return digest.hexdigest()
 

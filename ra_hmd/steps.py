@@ -19,7 +19,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ra_hmd.errors import UserError
-from ra_hmd.manifest import read_json, run_manifest, write_json
+from ra_hmd.manifest import read_json, run_manifest, sha256_bytes, write_json
+
+_CONTENT = {".safetensors", ".parquet", ".jsonl", ".yaml", ".png"}
+"""Kinds of files that decide a step's result, and that no later step changes."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Step:
 def run_steps(
     kind: str, steps: Sequence[Step], output: Path, *, console: Console, jobs: int = 1, **content: Any
 ) -> Mapping[str, float]:
-    """Run the steps in order; `<output>/<kind>.json` remembers the finished ones by their command line.
+    """Run the steps in order; `<output>/<kind>.json` remembers the finished ones by their command line and by the
+    files of data, features and weights that it names: a step is done again when one of those was replaced.
 
     Args:
         kind: Of the run: names the manifest.
@@ -62,14 +66,16 @@ def run_steps(
         UserError: a step failed; the message ends with the end of its log.
     """
     record = output / f"{kind}.json"
-    seconds = dict(read_json(record).seconds) if record.is_file() else {}
+    known = read_json(record) if record.is_file() else {}
+    seconds, files = dict(known.get("seconds", {})), dict(known.get("files", {}))
     lock = Lock()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("", total=len(steps))
 
         def do(number: int, step: Step) -> None:
-            done_before = step.line in seconds
+            # A record of an earlier version knows no files.
+            done_before = step.line in seconds and files.get(step.line) in (None, named_files(step.command))
             text = f"[bold]{number}. {escape(step.title)}[/bold]\n   $ {escape(step.line)}"
             # One print: steps of a group print at the same time.
             console.print(text + ("\n   already done" if done_before else ""), highlight=False, soft_wrap=True)
@@ -78,13 +84,29 @@ def run_steps(
                 took = _run(step, output / "logs" / f"{number:02d}.log")
                 console.print(f"   {f'{number}. took ' if jobs > 1 and step.group else ''}{took:.0f} s")
                 with lock:
-                    seconds[step.line] = took
-                    write_json(record, run_manifest(kind, **content, seconds=seconds))
+                    seconds[step.line], files[step.line] = took, named_files(step.command)
+                    write_json(record, run_manifest(kind, **content, seconds=seconds, files=files))
             progress.advance(task)
 
         for _, group in groupby(enumerate(steps, 1), lambda one: one[1].group or one[0]):
             _run_group(do, list(group), jobs)
     return seconds
+
+
+def named_files(command: Sequence[str]) -> str:
+    """Fingerprint of the files of data, features and weights that a command's words name, by name, size and time.
+
+    What later steps write into an earlier one's folder (records, logs, decisions) is none of these.
+    """
+    from ra_hmd.evaluation.lockout import FINAL_RECORD  # which needs more than a list of commands does
+
+    places = dict.fromkeys(Path(value) for word in command[1:] for value in (word, word.partition("=")[2]) if value)
+    found = []
+    for place in places:
+        if place.exists():
+            inside = [place] if place.is_file() else sorted(place.rglob("*"))
+            found += [file for file in inside if file.suffix in _CONTENT and file.name != FINAL_RECORD]
+    return sha256_bytes(*(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode() for file in found))
 
 
 def _run_group(do: Callable[[int, Step], None], group: Sequence[tuple[int, Step]], jobs: int) -> None:

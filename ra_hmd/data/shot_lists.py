@@ -1,8 +1,7 @@
 """Reading K-shot lists (`ra-hmd data k-shot`): which labelled memes a few-shot experiment may use."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -76,15 +75,15 @@ def shot_rows(listed: Sequence[str], ids: Sequence[str], list_place: str | Path,
     return [row for row, name in enumerate(ids) if name in chosen]
 
 
-def check_same_data(path: str | Path, place: str | Path, source: Mapping[str, Any]) -> None:
+def check_same_data(path: str | Path, place: str | Path, stored: str | None) -> None:
     """Raise `UserError` where the lists in `path` were drawn from another data set than that of the store at `place`.
 
     Args:
         path: K-shot lists.
         place: The store's folder.
-        source: What its manifest says that it is of; empty where it does not.
+        stored: The data set that its manifest says it is of; None where it does not.
     """
-    drawn, stored = read_json(path).get("dataset"), source.get("dataset")
+    drawn = read_json(path).get("dataset")
     if {drawn, stored} <= set(READERS) and drawn != stored:  # names of other data are the user's own
         raise UserError(
             f"The lists in {path} were drawn from {drawn}, and {place} holds {stored}; give lists of {stored} "
@@ -99,8 +98,7 @@ def take_shots(features: Features, place: str | Path, path: str | Path, shots: i
         UserError: see `read_shot_list`; a list of another data set or split, as far as the store says what it is of;
             memes that the store lacks.
     """
-    manifest = features.manifest or {}
-    source = manifest.get("source") or {}
-    ids = read_shot_list(path, shots, seed, source.get("split") or manifest.get("split"))
-    check_same_data(path, place, source)
+    known = features.provenance
+    ids = read_shot_list(path, shots, seed, known.dataset_split)
+    check_same_data(path, place, known.dataset)
     return features.select(np.array(shot_rows(ids, features.ids, path, place), dtype=np.int64))

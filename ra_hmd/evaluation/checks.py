@@ -23,7 +23,7 @@ _HEAD_KINDS = ("stage2", "head", "linear_probe", "zero_shot")
 
 def store_fingerprint(features: Features) -> dict[str, Any]:
     """The fingerprint in a store's manifest; empty for features that were not read from a store."""
-    return dict((features.manifest or {}).get("fingerprint", {}))
+    return features.provenance.fingerprint
 
 
 def head_fingerprint(folder: str | Path) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from ra_hmd.progress import track
 from ra_hmd.retrieval.embedded import Embedded
 from ra_hmd.steps import ra_hmd
 
-_CELL_FORMAT = 1
+_CELL_FORMAT = 2
 
 
 class _MissingError(Exception):
@@ -190,7 +190,7 @@ class _SystemJudge:
             check_same_origin({known: fingerprint, str(place): stated})
         if len(self._origins) == 1:  # the head may state nothing: then its first store stands for it
             self._origins[str(place)] = stated
-        digest = sha256_bytes(store_digest(features).encode(), np.ascontiguousarray(features.hidden).tobytes())
+        digest = sha256_bytes(store_digest(features).encode(), features.content.encode())
         return _Store(place, features, digest)
 
     def embedded(self, store: _Store, target: str) -> Embedded:
@@ -296,7 +296,7 @@ class _Pair:
             return [(store.digest, self._target_bank)]
         banks = []
         lists = self.judge.args.targets[self.target].k_shot
-        check_same_data(lists or "", store.place, (store.features.manifest or {}).get("source") or {})
+        check_same_data(lists or "", store.place, store.features.provenance.dataset)
         for seed, ids in self.shots[kind.shots or 0].items():
             place = f"the {kind.shots}-shot list of seed {seed} in {lists}"
             self._refuse_leak(_qualify(ids, self.target), place)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.resolve import describe_source
+from ra_hmd.features.provenance import provenance_of
 from ra_hmd.features.store import STORE_MANIFEST, Features
 from ra_hmd.manifest import MANIFEST_NAME, read_json
 from ra_hmd.models.head import HeadConfig, read_head_config
@@ -36,15 +37,13 @@ def describe_store(place: str | Path, manifest: Mapping[str, Any] | None) -> dic
 
     A store that does not say so is called by the folder that it lies in.
     """
-    manifest = manifest or {}
-    source = manifest.get("source") or {}
-    split = source.get("split") or manifest.get("split") or Path(place).absolute().name
+    known = provenance_of(manifest)
     return {
-        "dataset": source.get("dataset") or str(Path(place).parent),
-        "task": source.get("task"),
-        "split": split,
+        "dataset": known.dataset or str(Path(place).parent),
+        "task": known.task,
+        "split": known.dataset_split or Path(place).absolute().name,
         "place": str(place),
-        "stated": bool(source.get("dataset")),
+        "stated": known.dataset is not None,
     }
 
 
@@ -102,7 +101,7 @@ def _trained_on(manifest: Mapping[str, Any]) -> str | None:
     train = (manifest.get("features") or {}).get("train")
     if train is not None:
         path = Path(train["path"]) / STORE_MANIFEST
-        stated = train if train.get("source") or not path.is_file() else read_json(path)
+        stated = train if provenance_of(train).dataset or not path.is_file() else read_json(path)
         return describe_store(train["path"], stated)["dataset"]
     given = ((manifest.get("arguments") or {}).get("data") or {}).get("dataset") or []
     names = given if isinstance(given, list) else str(given).split(",")

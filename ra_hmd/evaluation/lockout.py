@@ -26,7 +26,7 @@ _OTHER = {"train", "training", "dev", "val", "valid", "validation", "eval"}
 
 def split_name(features: Features, place: str | Path) -> str:
     """The split that a store's manifest states; where it states none, the name of its folder."""
-    return str((features.manifest or {}).get("split") or Path(place).absolute().name)
+    return features.provenance.split or Path(place).absolute().name
 
 
 def names_test(name: str) -> bool:

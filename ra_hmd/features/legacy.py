@@ -48,7 +48,7 @@ def import_pt(path: str | Path, output: str | Path) -> Features:
     if len(bad):
         raise UserError(f"{path}: {len(bad)} rows of feats are not finite, the first is {ids[bad[0]]!r}.")
     features = Features(ids, labels, hidden)
-    write_features(output, features, {"data": {"official_pt_sha256": sha256_file(path)}}, source=str(path))
+    write_features(output, features, {"data": {"official_pt_sha256": sha256_file(path)}}, imported_from=str(path))
     return features
 
 

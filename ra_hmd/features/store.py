@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.manifest import atomic_path, plain, read_json, run_manifest, write_json
+from ra_hmd.features.provenance import Provenance, provenance_of
+from ra_hmd.manifest import atomic_path, plain, read_json, run_manifest, sha256_bytes, write_json
 from ra_hmd.problem import UNLABELLED
 
 STORE_MANIFEST = "manifest.json"
@@ -65,6 +67,23 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the store's manifest says of where the rows are from."""
+        return provenance_of(self.manifest)
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 of all columns: features that were replaced under an unchanged manifest have another one."""
+        parts = [json.dumps(self.modalities).encode()]
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            if isinstance(column, np.ndarray):
+                parts += [f"{name} {column.dtype.str} {column.shape}".encode(), np.ascontiguousarray(column).data]
+            else:
+                parts.append(json.dumps([name, plain(column)], ensure_ascii=False).encode())
+        return sha256_bytes(*parts)
 
     def select(self, rows: np.ndarray) -> "Features":
         """The given rows (indices [M]), in the given order."""

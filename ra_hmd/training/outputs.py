@@ -192,13 +192,14 @@ def describe_features(place: Path, features: Features) -> dict[str, Any]:
         "path": str(place),
         "rows": len(features),
         "fingerprint": plain(store_fingerprint(features)),
-        "source": plain((features.manifest or {}).get("source")),
+        "source": plain(features.provenance.source),
+        "content_sha256": features.content,
     }
 
 
 def describe_encoder(train: Features) -> dict[str, Any]:
     """How another meme is encoded alike, where an encoder made the features: the field `encoder` of a manifest."""
-    encoder = (train.manifest or {}).get("encoder")
+    encoder = train.provenance.encoder
     return {} if encoder is None else {"encoder": plain(encoder)}
 
 

@@ -1,6 +1,8 @@
 """Several seeds, a sweep, early stopping, refreshes within an epoch."""
 
+import shutil
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,6 +64,31 @@ def test_what_is_finished_is_not_done_again(world, monkeypatch):
     assert fits == [1, 2, 3, 2]
     run_stage2(world.arguments(seeds=3, epochs=1))
     assert fits == [1, 2, 3, 2, 1, 2, 3], "other settings are another run"
+
+
+@pytest.mark.parametrize("asked", [{"seeds": 2}, {"sweep": {"lr": [1e-3, 5e-3]}}])
+@pytest.mark.parametrize("store", ["train", "dev"])
+def test_features_that_were_replaced_are_trained_on_anew(world, monkeypatch, asked, store):
+    """Ids, labels and all that the manifest states stay the same; the hidden states are others."""
+    args = world.arguments(epochs=2, **asked)
+    fits = []
+    monkeypatch.setattr(Trainer, "fit", lambda self, fit=Trainer.fit: (fits.append(1), fit(self)))
+    before = run_stage2(args)
+    assert run_stage2(args) == before
+    assert len(fits) == 2
+    place = world.folder / store
+    old, manifest = read_features(place), (place / "manifest.json").read_bytes()
+    hidden = old.hidden.copy()
+    hidden[:, :2] *= -1
+    hidden[: len(hidden) // 2, 1] *= -1
+    shutil.rmtree(place)
+    world.store(store, replace(old, hidden=hidden))
+    (place / "manifest.json").write_bytes(manifest)
+    after = run_stage2(args)
+    assert len(fits) == 4
+    shutil.rmtree(args.output_dir)
+    assert run_stage2(args) == after, "as if nothing had been there"
+    assert after != before
 
 
 def test_early_stopping(world):
