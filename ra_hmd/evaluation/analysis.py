@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.evaluation.abstention import abstention_curve, aurc, confidence
-from ra_hmd.evaluation.bootstrap import interval
 from ra_hmd.evaluation.calibration import brier_losses, log_losses, reliability, stated_cases
-from ra_hmd.evaluation.class_metrics import estimates, per_class, resampled
 from ra_hmd.evaluation.comparison import OtherRun, compare_heads, compare_run
-from ra_hmd.evaluation.groups import breakdown, rate
+from ra_hmd.evaluation.estimates import Judged, estimates, metric_estimate, per_class
+from ra_hmd.evaluation.groups import breakdown
+from ra_hmd.evaluation.intervals import mean_estimate, rate
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.evaluation.scores import ScoredSet
 
@@ -27,8 +27,8 @@ def analyse(
         scored: The set; notes on what could not be compared are added to it.
         others: Earlier runs to compare with.
         groups: Fields to break down by.
-        samples: Bootstrap resamples.
-        seed: Of the resampling.
+        samples: Draws behind intervals without a closed form.
+        seed: Of the draws.
 
     Returns:
         `calibration` and `abstention` per head, `comparisons` of heads, `runs` (comparisons with each other run),
@@ -65,26 +65,25 @@ def _calibration(scored: ScoredSet, head: Head, *, samples: int, seed: int) -> d
     rows = _answered(scored, head)
     if not len(rows):
         return None
-    stages = {"before": False} | ({"after": True} if scored.rules[head].chosen else {})
+    worst_brier = 2.0 if scored.problem.kind == "single_label" else 1.0
+    stages = {"before": False} | ({"after": True} if scored.rules[head].calibration.kind != "none" else {})
     found: dict[str, Any] = {"kind": scored.rules[head].calibration.kind, "before": None, "after": None}
     for stage, calibrated in stages.items():
         probabilities, labels = scored.probabilities(head, calibrated=calibrated)[rows], scored.labels[rows]
         bins = reliability(*stated_cases(probabilities, labels, scored.problem))
         losses = {
-            "brier": brier_losses(probabilities, labels, scored.problem),
-            "nll": log_losses(probabilities, labels, scored.problem),
+            "brier": (brier_losses(probabilities, labels, scored.problem), (0.0, worst_brier)),
+            "nll": (log_losses(probabilities, labels, scored.problem), None),
         }
         found[stage] = {
             "ece": bins.error,
-            **{name: _mean(values, samples, seed) for name, values in losses.items()},
+            **{
+                name: mean_estimate(values, bounds, samples=samples, seed=seed).as_dict()
+                for name, (values, bounds) in losses.items()
+            },
             "bins": bins.as_dict(),
         }
     return found
-
-
-def _mean(values: np.ndarray, samples: int, seed: int) -> dict[str, float | None]:
-    low, high = interval(lambda rows: values[rows].mean(axis=-1), len(values), samples=samples, seed=seed)
-    return {"value": float(values.mean()), "low": low, "high": high}
 
 
 def _abstention(scored: ScoredSet, head: Head, *, samples: int, seed: int) -> dict[str, Any]:
@@ -93,10 +92,14 @@ def _abstention(scored: ScoredSet, head: Head, *, samples: int, seed: int) -> di
     abstained = scored.abstained if head == "rkc" else None
     certain = confidence(scored.probabilities(head), scored.verdicts(head), scored.problem, abstained)
     values = (scored.scores[head], scored.labels, rule.thresholds, scored.problem)
-    macro_f1 = resampled("macro_f1", *values)
+
+    def macro_f1(rows: np.ndarray) -> float:
+        judged = [Judged(values[0][rows], rule.thresholds)]
+        return float(metric_estimate("macro_f1", judged, values[1][rows], scored.problem, samples=0, seed=0).value or 0)
+
     found: dict[str, Any] = {
         "aurc": aurc(certain, right),
-        "curve": abstention_curve(certain, right, lambda rows: float(macro_f1(rows[None])[0])),
+        "curve": abstention_curve(certain, right, macro_f1),
     }
     if abstained is not None and abstained.any():
         rows = _answered(scored, head)

@@ -14,8 +14,8 @@ from scipy.stats import binomtest
 
 from ra_hmd.data.files import jsonl_rows
 from ra_hmd.errors import UserError
-from ra_hmd.evaluation.bootstrap import interval
-from ra_hmd.evaluation.class_metrics import decide, exact_match, metric_names, official_thresholds, resampled
+from ra_hmd.evaluation.class_metrics import decide, exact_match, metric_names, official_thresholds
+from ra_hmd.evaluation.estimates import Judged, metric_estimate
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.evaluation.scores import ScoredSet
 from ra_hmd.manifest import MANIFEST_NAME, read_json
@@ -32,6 +32,11 @@ class Contender:
     name: str
     scores: np.ndarray
     thresholds: np.ndarray
+
+    @property
+    def judged(self) -> Judged:
+        """For estimates."""
+        return Judged(self.scores, self.thresholds)
 
     def right(self, labels: np.ndarray, problem: Problem) -> np.ndarray:
         """bool [Q], where the verdict is wholly right."""
@@ -68,13 +73,15 @@ def compare_pairs(
     """Second minus first of each pair, on the same memes.
 
     Returns:
-        Per pair `first`, `second`, `memes`, `difference` (metric → value, low, high of the paired bootstrap), and
+        Per pair `first`, `second`, `memes`, `difference` (metric → value, low, high of the paired interval), and
         `mcnemar` with `p_holm`, corrected over the pairs given.
     """
     found = []
     for first, second in pairs:
         difference = {
-            name: _difference(name, first, second, labels, problem, samples, seed)
+            name: metric_estimate(
+                name, [second.judged], labels, problem, base=[first.judged], samples=samples, seed=seed
+            ).as_dict()
             for name in COMPARED
             if name in metric_names(problem)
         }
@@ -91,21 +98,6 @@ def compare_pairs(
     for entry, corrected in zip(found, holm([entry["mcnemar"]["p"] for entry in found]), strict=True):
         entry["mcnemar"]["p_holm"] = corrected
     return found
-
-
-def _difference(
-    name: str, first: Contender, second: Contender, labels: np.ndarray, problem: Problem, samples: int, seed: int
-) -> dict[str, float | None]:
-    before, after = (resampled(name, one.scores, labels, one.thresholds, problem) for one in (first, second))
-
-    def change(rows: np.ndarray) -> np.ndarray:
-        return after(rows) - before(rows)
-
-    everything = np.arange(len(labels))[None]
-    if name == "auroc" and not np.isfinite(change(everything)[0]):
-        return {"value": None, "low": None, "high": None}
-    low, high = interval(change, len(labels), samples=samples, seed=seed, width=problem.outputs)
-    return {"value": float(change(everything)[0]), "low": low, "high": high}
 
 
 def contenders(scored: ScoredSet) -> dict[Head, Contender]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ra_hmd.evaluation.bootstrap import CONFIDENCE
 from ra_hmd.evaluation.cross_settings import CROSS_METRICS, CrossEvalArguments, Kind
+from ra_hmd.evaluation.intervals import CONFIDENCE
 from ra_hmd.evaluation.report_sections import format_estimate
 from ra_hmd.figures import panels, plain_text, save_figure
 from ra_hmd.manifest import write_text
@@ -46,7 +46,7 @@ def _markdown(
 ) -> str:
     text = (
         "# Cross-evaluation\n\nRows: what was trained. Columns: what it was tested on. Nothing was trained in "
-        f"between; a bank is memes to look at. In brackets the {CONFIDENCE:.0%} bootstrap interval over the judged "
+        f"between; a bank is memes to look at. In brackets the {CONFIDENCE:.0%} interval over the judged "
         f"memes ({args.bootstrap_samples} resamples, seed {args.seed}); of K-shot banks mean ± standard deviation "
         f"over the lists of the manifest. K of the vote: {args.topk}, {args.weights} weights. † in domain: trained on "
         "the training split of the same data. – : missing or undefined.\n"

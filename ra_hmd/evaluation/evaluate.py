@@ -19,10 +19,10 @@ from ra_hmd.evaluation.checks import (
     head_fingerprint,
     store_fingerprint,
 )
-from ra_hmd.evaluation.class_metrics import estimates
 from ra_hmd.evaluation.comparison import OtherRun, read_run
 from ra_hmd.evaluation.decision import Decision, apply_decision, check_dev, choose_decision, read_decision
 from ra_hmd.evaluation.described import describe_bank, describe_head, describe_queries
+from ra_hmd.evaluation.estimates import estimates
 from ra_hmd.evaluation.groups import find_groups
 from ra_hmd.evaluation.lockout import open_queries
 from ra_hmd.evaluation.outputs import UPDATE_KEY, write_evaluation, write_seeds

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from ra_hmd.errors import UserError
-from ra_hmd.evaluation.bootstrap import CONFIDENCE
-from ra_hmd.evaluation.class_metrics import estimates
+from ra_hmd.evaluation.estimates import estimates
+from ra_hmd.evaluation.intervals import rate
 from ra_hmd.evaluation.scores import ScoredSet
 
 SMALL = 30
@@ -88,13 +87,13 @@ def breakdown(scored: ScoredSet, text: str, *, samples: int, seed: int) -> dict[
     Args:
         scored: The query set.
         text: The field, as in `parse_group`.
-        samples: Resamples of AUROC and F1.
-        seed: Of the resampling.
+        samples: Draws behind intervals without a closed form.
+        seed: Of the draws.
 
     Returns:
         `field`, `without` (memes without it) and `groups`: per group `group`, `memes`, `positives` (None of several
         classes), `small` and `heads`: of a binary problem `accuracy`, `auroc`, `fpr`, `fnr`, else `accuracy` and
-        `macro_f1`. Rates have Wilson intervals, which also hold at 0 and 1, AUROC and F1 bootstrap ones.
+        `macro_f1`. All have intervals that also hold at 0 and 1.
 
     Raises:
         UserError: the store has no such field.
@@ -127,11 +126,3 @@ def _group(scored: ScoredSet, group: str, rows: np.ndarray, samples: int, seed: 
             values |= {"fpr": rate(~right[labels == 0]), "fnr": rate(~right[labels == 1])}
         heads[head] = values
     return {"group": group, "memes": len(rows), "positives": positives, "small": min(cases) < SMALL, "heads": heads}
-
-
-def rate(hits: np.ndarray) -> dict[str, float | None]:
-    """The share of hits [G] with its 95 % Wilson interval; None where there is no case."""
-    if not len(hits):
-        return {"value": None, "low": None, "high": None}
-    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(CONFIDENCE, method="wilson")
-    return {"value": float(hits.mean()), "low": float(interval.low), "high": float(interval.high)}

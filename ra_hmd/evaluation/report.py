@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.evaluation.bootstrap import CONFIDENCE
 from ra_hmd.evaluation.class_metrics import metric_names
+from ra_hmd.evaluation.intervals import CONFIDENCE
 from ra_hmd.evaluation.plots import histogram_figure, projection_figure, roc_figure, update_figure
 from ra_hmd.evaluation.report_sections import (
     METRIC_NAMES,
@@ -74,8 +74,8 @@ def write_seeds_report(
     text = (
         "# Evaluation of several seeds\n\n"
         f"{len(results)} heads: mean ± standard deviation over them, which tells how much another seed would change, "
-        f"and in brackets the {CONFIDENCE:.0%} bootstrap interval of the mean over the memes ({first.samples} "
-        "resamples, the same for all heads), which tells what other memes of this kind would give. Neither holds the "
+        f"and in brackets the {CONFIDENCE:.0%} interval of the mean over the memes (the same memes for all "
+        "heads), which tells what other memes of this kind would give. Neither holds the "
         "other.\n\n"
     )
     text += markdown_table(
@@ -134,7 +134,10 @@ def _setting(result: Evaluation) -> str:
         ["KNN vote", escape(vote_text(result.voting))],
         ["thresholds", escape(_thresholds(result))],
         ["test data", escape(_opened(result))],
-        ["intervals", f"{CONFIDENCE:.0%} percentile bootstrap, {result.samples} resamples, seed {result.seed}"],
+        [
+            "intervals",
+            f"{CONFIDENCE:.0%}, over memes; {result.samples} draws, seed {result.seed}",
+        ],
     ]
     rows += [[f"query set {escape(scored.name)}", _counted(scored.labels, result)] for scored in result.sets]
     notes = "".join(f"- {escape(note)}\n" for note in result.notes)

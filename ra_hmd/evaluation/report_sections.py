@@ -31,8 +31,8 @@ _SHOWN_COVERAGES = (0.5, 0.7, 0.8, 0.9, 1.0)
 
 
 def format_estimate(estimate: Mapping[str, Any], signed: bool = False) -> str:
-    """`0.913 [0.890, 0.934]`, without brackets where there is no interval, `–` where there is no value; of several
-    seeds `0.913 ± 0.004 [0.890, 0.934]`.
+    """`0.913 [0.890, 0.934]`, `0.913 (too few)` where there are too few memes for an interval,
+    `–` where there is no value; of several seeds `0.913 ± 0.004 [0.890, 0.934]`.
     """
     if estimate["value"] is None:
         return "–"
@@ -41,7 +41,7 @@ def format_estimate(estimate: Mapping[str, Any], signed: bool = False) -> str:
     if estimate.get("std") is not None:
         text += f" ± {estimate['std']:.3f}"
     if estimate["low"] is None:
-        return text
+        return f"{text} ({estimate['why']})" if estimate.get("why") else text
     return f"{text} [{shape.format(estimate['low'])}, {shape.format(estimate['high'])}]"
 
 
@@ -86,7 +86,7 @@ def comparison_section(result: Evaluation) -> str:
         tables[name] = text
     return _per_set(
         result,
-        "## Comparisons\n\nOn the same memes: the second minus the first, with the paired bootstrap's interval (one "
+        "## Comparisons\n\nOn the same memes: the second minus the first, with its paired interval (one "
         "that holds 0 shows no difference). McNemar's exact test asks whether the memes that only one of the "
         "two got right are split evenly; its p is corrected for the number of pairs in the table (Holm).\n",
         tables,

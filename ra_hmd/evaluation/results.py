@@ -42,7 +42,7 @@ class Evaluation:
         updates: Set name → update curve; empty without an update.
         evidence: Set name → the first memes with their nearest bank rows.
         samples: Bootstrap resamples.
-        seed: Of the bootstrap and of the update's sample.
+        seed: Of the intervals and of the update's sample.
         notes: What a reader must know, in sentences.
         commands: The commands that made this.
         manifest: The run's manifest.

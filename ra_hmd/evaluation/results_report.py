@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ra_hmd.evaluation.bootstrap import CONFIDENCE
+from ra_hmd.evaluation.intervals import CONFIDENCE
 from ra_hmd.evaluation.report_sections import METRIC_NAMES, format_estimate
 from ra_hmd.evaluation.results_sources import Column, Result
 from ra_hmd.evaluation.study import error_bars
@@ -30,7 +30,7 @@ _LINE = 0.15
 _INTRODUCTION = f"""# Results
 
 Each column is one split of one data set; no cell mixes two. **Measured** cells come from the runs in the folders that
-were searched: value, in brackets the {CONFIDENCE:.0%} bootstrap interval over the judged memes, with several runs ±
+were searched: value, in brackets the {CONFIDENCE:.0%} interval over the judged memes, with several runs ±
 their standard deviation. *Published* cells were not measured here: they are what the named source prints, by its own
 protocol and without intervals. Splits that are not test splits are marked: what was chosen on such a split looks better
 there than it is.

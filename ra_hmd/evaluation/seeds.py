@@ -1,6 +1,6 @@
 """Several seeds as one result: the mean, how far seeds differ, and what other memes would give.
 
-Shapes: S seeds, Q memes, R resamples.
+Shapes: S seeds, Q memes.
 """
 
 import statistics
@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ra_hmd.errors import UserError
-from ra_hmd.evaluation.bootstrap import interval
-from ra_hmd.evaluation.class_metrics import class_values, metric_names, resampled
-from ra_hmd.evaluation.metrics import Head, binary_metrics
+from ra_hmd.evaluation.class_metrics import metric_names
+from ra_hmd.evaluation.estimates import Judged, metric_estimate
+from ra_hmd.evaluation.metrics import Head
 from ra_hmd.evaluation.scores import ScoredSet
 from ra_hmd.manifest import read_json
 
@@ -48,8 +46,8 @@ def over_seeds(sets: Sequence[ScoredSet], *, samples: int, seed: int) -> dict[He
     """Metrics of one query set under S heads, for the LM heads and votes that all have.
 
     Returns:
-        head → metric → `value` (mean over seeds), `low` and `high` (its interval over resampled memes: the same memes
-        for every seed), `runs` (each seed's value), `std` (sample standard deviation over seeds).
+        head → metric → `value` (mean over seeds), `low` and `high` (its interval over memes: the same memes for every
+        seed), `runs` (each seed's value), `std` (sample standard deviation over seeds).
 
     Raises:
         ValueError: sets of different memes.
@@ -66,20 +64,9 @@ def over_seeds(sets: Sequence[ScoredSet], *, samples: int, seed: int) -> dict[He
 
 def _over_seeds(name: str, head: Head, sets: Sequence[ScoredSet], samples: int, seed: int) -> dict[str, Any]:
     problem, labels = sets[0].problem, sets[0].labels
-    cases = [(item.scores[head], labels, item.rules[head].thresholds, problem) for item in sets]
-    if problem.kind == "binary":
-        values = [binary_metrics(scores[:, 0], labels, float(limit[0]), (name,))[name] for scores, _, limit, _ in cases]
-    else:
-        values = [class_values(*case)[name] for case in cases]
-    if None in values:
-        return {"value": None, "low": None, "high": None, "runs": values, "std": None}
-    drawn = [resampled(name, *case) for case in cases]
-    low, high = interval(
-        lambda rows: np.mean([statistic(rows) for statistic in drawn], axis=0),
-        len(labels),
-        samples=samples,
-        seed=seed,
-        width=problem.outputs,
-    )
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return {"value": statistics.fmean(values), "low": low, "high": high, "runs": values, "std": spread}
+    cases = [Judged(item.scores[head], item.rules[head].thresholds) for item in sets]
+    values = [metric_estimate(name, [case], labels, problem, samples=0, seed=seed).value for case in cases]
+    known = [value for value in values if value is not None]
+    found = metric_estimate(name, cases, labels, problem, samples=samples, seed=seed)
+    spread = statistics.stdev(known) if len(known) == len(values) > 1 else None
+    return {**found.as_dict(), "runs": values, "std": spread}

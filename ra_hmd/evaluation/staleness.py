@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.evaluation.bootstrap import CONFIDENCE, paired_gain
 from ra_hmd.evaluation.checks import (
     check_head_fits,
     check_output,
@@ -24,6 +23,7 @@ from ra_hmd.evaluation.checks import (
     head_fingerprint,
     store_fingerprint,
 )
+from ra_hmd.evaluation.intervals import CONFIDENCE, paired_gain
 from ra_hmd.evaluation.lockout import open_queries
 from ra_hmd.evaluation.metrics import THRESHOLDS
 from ra_hmd.evaluation.periods import DatePart, periods_of
@@ -292,8 +292,8 @@ def _markdown(result: Mapping[str, Any], settings: StalenessSettings, command: s
     text = (
         "# Staleness of the bank\n\nRows: the period of the judged memes. Columns: how many periods old the bank is; "
         f"age 1 is the bank that is updated in every period. A bank holds memes of {window}{size}. K = "
-        f"{settings.topk}, {settings.weights} weights; in brackets the {CONFIDENCE:.0%} bootstrap interval over memes "
-        f"({settings.bootstrap_samples} resamples, seed {settings.seed}).\n"
+        f"{settings.topk}, {settings.weights} weights; in brackets the {CONFIDENCE:.0%} interval over memes "
+        f"(seed {settings.seed}).\n"
     )
     cells = {(cell["period"], cell["age"]): cell for cell in result["cells"]}
     ages = range(1, max((cell["age"] for cell in result["cells"]), default=0) + 1)

@@ -15,8 +15,9 @@ import numpy as np
 from scipy.special import expit
 
 from ra_hmd.errors import UserError
-from ra_hmd.evaluation.bootstrap import Estimate, interval
-from ra_hmd.evaluation.metrics import Head, binary_metrics, resampled_metric
+from ra_hmd.evaluation.estimates import Judged, metric_estimate
+from ra_hmd.evaluation.intervals import Estimate
+from ra_hmd.evaluation.metrics import Head
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, MemeHead
 from ra_hmd.problem import BINARY
@@ -77,30 +78,19 @@ def estimate(
     seed: int,
     names: Sequence[str] = STUDY_METRICS,
 ) -> Cell:
-    """Metrics of R runs' scores [Q] on the same memes: the mean over runs, with its interval over resampled memes.
+    """Metrics of R runs' scores [Q] on the same memes: the mean over runs, with its interval over memes.
 
     The interval tells what other memes would give, the standard deviation what another run (seed, sample) would.
     """
     cell: Cell = {}
+    judged = [Judged.binary(scores, threshold) for scores in runs]
     for name in names:
-        values = [binary_metrics(scores, labels, threshold, (name,))[name] for scores in runs]
-        known = bool(values) and None not in values
-        low = high = None
-        if known:
-            resampled = [resampled_metric(name, scores, labels, threshold) for scores in runs]
-            low, high = interval(
-                lambda rows, parts=resampled: np.mean([part(rows) for part in parts], axis=0),
-                len(labels),
-                samples=samples,
-                seed=seed,
-            )
-        cell[name] = {
-            "value": statistics.fmean(values) if known else None,
-            "low": low,
-            "high": high,
-            "runs": values,
-            "std": statistics.stdev(values) if known and len(values) > 1 else None,
-        }
+        values = [metric_estimate(name, [one], labels, samples=0, seed=seed).value for one in judged]
+        known = [value for value in values if value is not None]
+        whole = bool(values) and len(known) == len(values)
+        found = metric_estimate(name, judged, labels, samples=samples, seed=seed) if whole else Estimate(None)
+        spread = statistics.stdev(known) if whole and len(known) > 1 else None
+        cell[name] = {**found.as_dict(), "runs": values, "std": spread}
     return cell
 
 
@@ -113,31 +103,21 @@ def paired_change(
     samples: int,
     seed: int,
     name: str = "auroc",
-) -> dict[str, float | None]:
+) -> dict[str, float | str | None]:
     """The metric's mean over `runs` minus that over `base`, on the same memes [Q], with its paired interval.
 
     Returns:
         `value`, `low`, `high`; None where the metric is undefined.
     """
-    means: list[float] = []
-    for group in (runs, base):
-        values = [binary_metrics(scores, labels, threshold, (name,))[name] for scores in group]
-        if not values or None in values:
-            return Estimate(None).as_dict()
-        means.append(statistics.fmean(values))
-    after, before = ([resampled_metric(name, scores, labels, threshold) for scores in group] for group in (runs, base))
-    low, high = interval(
-        lambda rows: np.mean([part(rows) for part in after], axis=0) - np.mean([part(rows) for part in before], axis=0),
-        len(labels),
-        samples=samples,
-        seed=seed,
-    )
-    return Estimate(means[0] - means[1], low, high).as_dict()
+    if not runs or not base:
+        return Estimate(None).as_dict()
+    after, before = ([Judged.binary(scores, threshold) for scores in group] for group in (runs, base))
+    return metric_estimate(name, after, labels, base=before, samples=samples, seed=seed).as_dict()
 
 
 def error_bars(items: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Lengths [2, N] of the error bars below and above the values, 0 where there is no interval."""
-    # A percentile interval need not hold the value itself; a bar's length cannot be negative.
+    # Of an earlier version an interval need not hold the value itself; a bar's length cannot be negative.
     bounds = [
         (0.0, 0.0) if i["low"] is None else (max(0.0, i["value"] - i["low"]), max(0.0, i["high"] - i["value"]))
         for i in items

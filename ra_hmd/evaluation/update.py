@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.evaluation.bootstrap import paired_gain
-from ra_hmd.evaluation.class_metrics import decide, estimates, exact_match
+from ra_hmd.evaluation.class_metrics import decide, exact_match
+from ra_hmd.evaluation.estimates import estimates
+from ra_hmd.evaluation.intervals import paired_gain
 from ra_hmd.features.store import Features
 from ra_hmd.problem import Problem
 from ra_hmd.retrieval.embedded import Embedded

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ra_hmd.data.record import Meme
-from ra_hmd.evaluation.class_metrics import estimates
 from ra_hmd.evaluation.comparison import PREDICTIONS_NAME
 from ra_hmd.evaluation.described import describe_head
+from ra_hmd.evaluation.estimates import estimates
 from ra_hmd.evaluation.outputs import METRICS_NAME
 from ra_hmd.evaluation.report_sections import METRIC_NAMES, format_estimate
 from ra_hmd.evaluation.results import plain_score

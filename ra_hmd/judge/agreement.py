@@ -11,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from ra_hmd.data.files import jsonl_rows
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.evaluation.bootstrap import interval
+from ra_hmd.evaluation.intervals import mean_estimate
 from ra_hmd.judge.report import RESULTS_NAME
 from ra_hmd.judge.rubric import BEST
 
@@ -62,7 +62,6 @@ def agreement(rows: Sequence[Mapping[str, Any]], other: OtherJudge, *, samples: 
     mine, theirs = np.array(graded, dtype=np.int64).T
     differ = len(set(mine.tolist())) > 1 and len(set(theirs.tolist())) > 1
     difference = (mine - theirs).astype(np.float64)
-    low, high = interval(lambda drawn: difference[drawn].mean(axis=-1), len(difference), samples=samples, seed=seed)
     # Kappa is 0 where one judge gives everything the same; undefined only where both give the same one.
     several = len({*mine.tolist(), *theirs.tolist()}) > 1
     kappa = cohen_kappa_score(mine, theirs, labels=range(BEST + 1), weights="quadratic") if several else None
@@ -72,5 +71,5 @@ def agreement(rows: Sequence[Mapping[str, Any]], other: OtherJudge, *, samples: 
         "spearman": float(spearmanr(mine, theirs).statistic) if differ else None,
         "kappa": None if kappa is None else float(kappa),
         "equal": float((mine == theirs).mean()),
-        "difference": {"value": float(difference.mean()), "low": low, "high": high},
+        "difference": mean_estimate(difference, (-float(BEST), float(BEST)), samples=samples, seed=seed).as_dict(),
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.evaluation.bootstrap import interval
+from ra_hmd.evaluation.intervals import mean_estimate
 from ra_hmd.figures import BLUE, VERMILION, legend_below, panels, save_figure
 from ra_hmd.judge.rubric import BEST
 from ra_hmd.manifest import write_text
@@ -39,9 +39,8 @@ def summary(rows: Sequence[Mapping[str, Any]], *, samples: int, seed: int) -> di
 
 
 def _figures(scores: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
-    low, high = interval(lambda drawn: scores[drawn].mean(axis=-1), len(scores), samples=samples, seed=seed)
     return {
-        "mean": {"value": float(scores.mean()), "low": low, "high": high},
+        "mean": mean_estimate(scores, (0.0, float(BEST)), samples=samples, seed=seed).as_dict(),
         "median": float(np.median(scores)),
         "counts": np.bincount(scores, minlength=BEST + 1).tolist(),
     }
@@ -63,7 +62,7 @@ def write_report(manifest: Mapping[str, Any], rows: Sequence[Mapping[str, Any]],
                  f"{manifest['raw_score']['median']:g}"],
             ],
         ),
-        "In brackets: what the mean of other rationales of the same kind would be 95 times of 100 (bootstrap). Another "
+        "In brackets: what the mean of other rationales of the same kind would be 95 times of 100. Another "
         "judge may give other scores altogether: a mean is comparable only under one judge and one rubric.\n",
         f"![How often each score was given]({FIGURE_NAME})\n",
         *_agreement(manifest["agreement"]),
@@ -98,7 +97,7 @@ def _how(manifest: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _estimate(mean: Mapping[str, float | None]) -> str:
+def _estimate(mean: Mapping[str, Any]) -> str:
     interval_text = "" if mean["low"] is None else f" [{mean['low']:.2f}, {mean['high']:.2f}]"
     return f"{mean['value']:.2f}{interval_text}"
 

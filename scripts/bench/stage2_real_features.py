@@ -4,7 +4,7 @@
 benign). A fresh head is trained on the training rows alone, for a fixed number of epochs; the KNN vote (RKC) of the
 training rows over its embedding is compared on the dev rows with the same vote over the features themselves. Nothing is
 chosen on dev. Features are standardised by the training rows' mean and deviation; with `--raw` pixels are used as they
-are. The interval is a paired bootstrap over dev rows of the mean over seeds.
+are. The interval is paired, over dev rows, of the mean over seeds.
 
     python scripts/bench/stage2_real_features.py [--seeds 5] [--raw] [--output result.json]
 """
@@ -22,8 +22,8 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from ra_hmd.evaluation.bootstrap import interval
-from ra_hmd.evaluation.metrics import auroc, resampled_metric
+from ra_hmd.evaluation.metrics import auroc
+from ra_hmd.evaluation.study import paired_change
 from ra_hmd.features.store import Features, write_features
 from ra_hmd.models.head import load_head
 from ra_hmd.retrieval.embedded import Embedded
@@ -70,12 +70,7 @@ def measure(name: str, seeds: int, *, raw: bool = False) -> dict[str, Any]:
             head = load_head(output)
             after.append(vote(Embedded.of(train, head), Embedded.of(dev, head)))
     areas = [auroc(scores, dev.labels) for scores in after]
-    resampled = [resampled_metric("auroc", scores, dev.labels, 0.0) for scores in (before, *after)]
-
-    def gain(rows: np.ndarray) -> np.ndarray:
-        return np.mean([metric(rows) for metric in resampled[1:]], axis=0) - resampled[0](rows)
-
-    low, high = interval(gain, len(dev), samples=1000, seed=0)
+    gain = paired_change(after, [before], dev.labels, 0.0, samples=1000, seed=0)
     first = auroc(before, dev.labels)
     return {
         "data": name,
@@ -87,8 +82,8 @@ def measure(name: str, seeds: int, *, raw: bool = False) -> dict[str, Any]:
         "std": float(np.std(areas, ddof=1)) if seeds > 1 else None,
         "seeds": areas,
         "gain": float(np.mean(areas)) - first,
-        "low": low,
-        "high": high,
+        "low": gain["low"],
+        "high": gain["high"],
     }
 
 

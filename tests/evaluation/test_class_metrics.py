@@ -8,11 +8,9 @@ from ra_hmd.evaluation.class_metrics import (
     CLASS_METRICS,
     class_values,
     decide,
-    estimates,
     official_thresholds,
-    per_class,
-    resampled,
 )
+from ra_hmd.evaluation.estimates import Judged, estimates, metric_estimate, per_class
 from ra_hmd.evaluation.metrics import binary_metrics
 from ra_hmd.problem import BINARY, Problem
 
@@ -69,18 +67,19 @@ def test_multi_label_values_are_scikit_learn_s():
 
 @pytest.mark.parametrize("problem", [SINGLE, MULTI], ids=lambda problem: problem.kind)
 @pytest.mark.parametrize("ties", [False, True])
-def test_resamples_equal_the_plain_metrics_of_each_resample(problem, ties):
+def test_estimates_are_the_plain_metrics(problem, ties):
     scores, labels = case(problem, rows=30, ties=ties)
     thresholds = np.full(4, 0.5)
     rows = np.random.default_rng(1).integers(0, 30, (40, 30))
     plain = [class_values(scores[line], labels[line], thresholds, problem) for line in rows]
     assert set(plain[0]) == set(CLASS_METRICS)
     for name in CLASS_METRICS:
-        found = resampled(name, scores, labels, thresholds, problem)(rows)
-        expected = np.array([values[name] for values in plain], dtype=float)
-        assert found == pytest.approx(expected, abs=1e-12), name
+        for line, values in zip(rows, plain, strict=True):
+            judged = [Judged(scores[line], thresholds)]
+            found = metric_estimate(name, judged, labels[line], problem, samples=0, seed=0)
+            assert found.value == pytest.approx(values[name], abs=1e-12), name
     with pytest.raises(KeyError, match="metric 'accurate' is none of accuracy"):
-        resampled("accurate", scores, labels, thresholds, problem)
+        metric_estimate("accurate", [Judged(scores, thresholds)], labels, problem, samples=0, seed=0)
 
 
 def test_a_class_that_never_occurs_has_no_auroc_and_counts_as_defined():
@@ -119,12 +118,29 @@ def test_intervals_hold_the_value_and_row_order_does_not_matter(problem, monkeyp
     assert {name: item.value for name, item in moved.items()} == pytest.approx(
         {name: item.value for name, item in found.items()}
     )
-    monkeypatch.setattr("ra_hmd.evaluation.bootstrap._BATCH_ROWS", 200 * 4 * 7)
-    assert estimates(scores, labels, thresholds, problem, samples=200, seed=3) == found
+    monkeypatch.setattr("ra_hmd.evaluation.intervals._BATCH", 7 * 300)
+    again = estimates(scores, labels, thresholds, problem, samples=200, seed=3)
+    assert {name: item.low for name, item in again.items()} == pytest.approx(
+        {name: item.low for name, item in found.items()}
+    )
 
 
-def test_binary_is_the_old_path():
+@pytest.mark.parametrize("problem", [SINGLE, MULTI], ids=lambda problem: problem.kind)
+def test_all_right_has_width_with_several_classes_too(problem):
+    _, labels = case(problem, rows=80)
+    scores = problem.membership(labels).astype(float)
+    found = estimates(scores, labels, np.full(4, 0.5), problem, samples=500, seed=0)
+    for name, item in found.items():
+        assert item.value == item.high == 1, name
+        assert 0.5 < item.low < 0.999, name
+    change = metric_estimate("macro_f1", [Judged(scores, np.full(4, 0.5))], labels, problem,
+                             base=[Judged(2 * scores, np.full(4, 0.5))], samples=500, seed=0)  # fmt: skip
+    assert change.low < change.value == 0 < change.high
+
+
+def test_binary_is_scikit_learn_s():
     rng = np.random.default_rng(0)
     scores, labels = rng.random((50, 1)), rng.integers(0, 2, 50)
     found = estimates(scores, labels, np.array([0.4]), BINARY, samples=0, seed=0)
-    assert {name: item.value for name, item in found.items()} == binary_metrics(scores[:, 0], labels, 0.4)
+    expected = binary_metrics(scores[:, 0], labels, 0.4)
+    assert {name: item.value for name, item in found.items()} == pytest.approx(expected)

@@ -73,7 +73,7 @@ def test_everything_is_written(lab):
         "memes added",
         "--update-sizes 8,32",
         "test0",
-        "50 resamples",
+        "50 draws",
         "torch ",
     ):
         assert text in report, text
