@@ -184,7 +184,7 @@ def train_head_command(
     from ra_hmd.config import load_yaml
     from ra_hmd.training.train_head import TrainHeadArguments, train_head
 
-    train_head(load_yaml(TrainHeadArguments, config, overrides or []))
+    _tell_notes(train_head(load_yaml(TrainHeadArguments, config, overrides or [])))
 
 
 @app.command("stage2")
@@ -197,7 +197,13 @@ def stage2_command(
     from stage2.arguments import Stage2Arguments
     from stage2.run import run_stage2
 
-    run_stage2(load_yaml(Stage2Arguments, config, overrides or []))
+    _tell_notes(run_stage2(load_yaml(Stage2Arguments, config, overrides or [])))
+
+
+def _tell_notes(result: dict[str, Any]) -> None:
+    """Print what a reader of a training, or of each of its seeds, must know; each once."""
+    for note in dict.fromkeys(note for run in result.get("runs", [result]) for note in run.get("notes", [])):
+        typer.echo(note, err=True)
 
 
 @app.command("demo")

@@ -72,7 +72,8 @@ def _rule(service: Service, head: Head) -> str:
         dev = scorer.decision.dev
         where += f" ({dev['rows']} memes, split {dev['split']}, best {scorer.decision.criterion})"
     kind = rule.calibration.kind
-    return f"{limits}; {where}; probabilities: {'as the score says' if kind == 'none' else kind + ' calibration'}"
+    said = f"{limits}; {where}; probabilities: {'as the score says' if kind == 'none' else kind + ' calibration'}"
+    return "; ".join([said, *scorer.notes(head)])
 
 
 def _bank(bank: Bank, names: ClassNames) -> list[tuple[str, Any]]:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.errors import UserError
+from ra_hmd.evaluation.basis import OTHER, bank_standing
 from ra_hmd.evaluation.checks import check_same_origin, store_fingerprint
-from ra_hmd.evaluation.decision import Decision, rule_of
+from ra_hmd.evaluation.decision import Decision, rule_notes, rule_of
 from ra_hmd.evaluation.lockout import store_digest
 from ra_hmd.evaluation.scores import Bank, Rule
 from ra_hmd.features.store import Features
@@ -30,10 +31,16 @@ class Examples:
     Attributes:
         rows: To search.
         state: For manifests: `place`, `sha256`, of an example bank also `version`.
+        bank: The example bank that they are of; None for a feature store.
     """
 
     rows: Bank
     state: Mapping[str, Any]
+    bank: StoredBank | None = None
+
+    def in_memory(self) -> Embedded:
+        """The rows, read into memory where they are not."""
+        return self.rows if isinstance(self.rows, Embedded) else self.rows.to_embedded()
 
 
 def open_examples(
@@ -66,7 +73,7 @@ def open_examples(
             f"{place} holds labels of {bank.problem}, the head in {checkpoint} decides {head.config.problem}."
         )
     check_same_origin({str(place): bank.fingerprint, **{str(p): store_fingerprint(f) for p, f in stores.items()}})
-    return Examples(bank.to_embedded() if in_memory else bank, bank_state(bank))
+    return Examples(bank.to_embedded() if in_memory else bank, bank_state(bank), bank)
 
 
 def bank_state(bank: StoredBank, version: int | None = None) -> dict[str, Any]:
@@ -79,21 +86,10 @@ def bank_state(bank: StoredBank, version: int | None = None) -> dict[str, Any]:
     return {"place": str(bank.place), "version": state.version, "sha256": digest}
 
 
-def chosen_with(bank: StoredBank, decision: Decision | None) -> int | None:
-    """The version, before the one that is shown, of this very bank with which rules were chosen; None: another bank, or
-    this version itself.
+def vote_rule(bank: StoredBank, decision: Decision | None, voting: Voting) -> tuple[Rule, list[str]]:
+    """How a vote of this bank decides: as chosen where that holds for it, else officially; and what a reader must
+    know of that.
     """
-    version = None if decision is None else decision.bank.get("version")
-    if version is None or not 1 <= version < bank.version:
-        return None
-    return version if bank_state(bank, version)["sha256"] == decision.bank["sha256"] else None
-
-
-def vote_thresholds(bank: StoredBank, decision: Decision | None, voting: Voting) -> np.ndarray:
-    """The thresholds [C] in force for a vote of this bank: those of `decision` where it was chosen with this bank, or
-    with an earlier version of it, and this vote; else the official ones.
-    """
-    if decision is None:
-        return Rule.official("rkc", bank.problem).thresholds
-    state = bank_state(bank) if chosen_with(bank, decision) is None else decision.bank
-    return rule_of(decision, "rkc", bank.problem, state, voting).thresholds
+    standing = OTHER if decision is None else bank_standing(bank, decision.bank)
+    rule = rule_of(decision, "rkc", bank.problem, standing, voting)
+    return rule, rule_notes(decision, "rkc", standing, voting)

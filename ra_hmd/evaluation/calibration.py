@@ -10,6 +10,7 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 from sklearn.isotonic import IsotonicRegression
+from sklearn.metrics import roc_auc_score
 
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.problem import Problem
@@ -72,13 +73,23 @@ class Calibration:
 UNCALIBRATED = Calibration("none", {})
 
 
+@dataclass(frozen=True)
+class Uncalibrated:
+    """Why no map was fitted."""
+
+    why: str
+
+
 def fit_calibration(
     kind: CalibrationKind, scores: np.ndarray, labels: np.ndarray, head: Head, problem: Problem
-) -> Calibration:
+) -> Calibration | Uncalibrated:
     """Fit a map on dev by least negative log-likelihood.
 
     `temperature` divides the logits of LMH and LRC by one T between 0.01 and 100. The RKC's score has no fixed zero
     and scale, so it gets a slope and an intercept instead (Platt), unless it is one of C classes.
+
+    A map never falls: where a higher score goes with fewer cases on dev, probabilities would contradict verdicts, and
+    there is none. A class that all or no dev memes have tells nothing of a direction; its map is flat.
 
     Args:
         kind: Which map.
@@ -91,6 +102,13 @@ def fit_calibration(
     dev is separable; isotonic: Zadrozny and Elkan, KDD 2002.
     """
     logits, member = score_logits(scores, head, problem), problem.membership(labels)
+    if kind == "isotonic" or (head == "rkc" and problem.kind != "single_label"):
+        directions = [_direction(kind, logits[:, c], member[:, c]) for c in range(problem.outputs)]
+        falling = {c: value for c, value in enumerate(directions) if value is not None and value <= 0}
+        if falling:
+            measure = "AUROC minus 0.5" if kind == "isotonic" else "slope"
+            values = ", ".join(f"{value:.2f}" + f" (class {c})" * (problem.outputs > 1) for c, value in falling.items())
+            return Uncalibrated(f"on dev a higher score does not go with more cases, its {measure} is {values}")
     if kind == "isotonic":
         base = logit_probabilities(logits, problem)
         fits = [IsotonicRegression(y_min=0, y_max=1).fit(base[:, c], member[:, c]) for c in range(problem.outputs)]
@@ -99,7 +117,27 @@ def fit_calibration(
     if head == "rkc" and problem.kind != "single_label":
         slopes, intercepts = zip(*(_platt(logits[:, c], member[:, c]) for c in range(problem.outputs)), strict=True)
         return Calibration("platt", {"slope": list(slopes), "intercept": list(intercepts)})
+    if _rise(logits, member, problem) <= 0:
+        return Uncalibrated("on dev its probabilities are on the wrong side more than on the right one, so no T helps")
     return Calibration("temperature", {"temperature": _temperature(logits, member, problem)})
+
+
+def _direction(kind: CalibrationKind, scores: np.ndarray, member: np.ndarray) -> float | None:
+    """Above 0 where the map of one output rises: the slope, of an isotonic map the AUROC above chance; None where all
+    or no dev memes have the output.
+    """
+    if member.all() or not member.any():
+        return None
+    if kind == "isotonic":
+        return float(roc_auc_score(member, scores)) - 0.5
+    return _platt(scores, member)[0] if np.ptp(scores) > 0 else 0.0
+
+
+def _rise(logits: np.ndarray, member: np.ndarray, problem: Problem) -> float:
+    """How fast the mean log-likelihood rises with 1/T at 1/T = 0; it is concave, so 1/T > 0 is best where this is."""
+    if problem.kind == "single_label":
+        return float((logits[member] - logits.mean(axis=1)).mean())
+    return float(((2 * member - 1) * logits).mean())
 
 
 def _temperature(logits: np.ndarray, member: np.ndarray, problem: Problem) -> float:
@@ -118,6 +156,8 @@ def _temperature(logits: np.ndarray, member: np.ndarray, problem: Problem) -> fl
 
 def _platt(scores: np.ndarray, member: np.ndarray) -> tuple[float, float]:
     positives, negatives = int(member.sum()), int((~member).sum())
+    if not positives or not negatives:
+        return 0.0, float(logit((positives + 1) / (len(member) + 2)))
     target = np.where(member, (positives + 1) / (positives + 2), 1 / (negatives + 2))
 
     def loss(line: np.ndarray) -> tuple[float, np.ndarray]:

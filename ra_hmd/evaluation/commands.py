@@ -57,7 +57,7 @@ def evaluate_command(
         raise UserError(
             f"--update-sizes {update_sizes!r}: {error}; write numbers with commas, e.g. 8,32,128."
         ) from error
-    evaluate(
+    done = evaluate(
         checkpoint,
         bank,
         queries,
@@ -76,6 +76,8 @@ def evaluate_command(
         bootstrap_samples=bootstrap_samples,
         seed=seed,
     )
+    for note in done["notes"]:
+        typer.echo(note, err=True)
     print(output / "report.md")
 
 

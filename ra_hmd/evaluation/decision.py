@@ -3,15 +3,16 @@
 Shapes: C outputs of the problem.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ra_hmd.errors import UserError
-from ra_hmd.evaluation.calibration import Calibration, CalibrationKind, fit_calibration
+from ra_hmd.evaluation.basis import Standing
+from ra_hmd.evaluation.calibration import UNCALIBRATED, Calibration, CalibrationKind, Uncalibrated, fit_calibration
 from ra_hmd.evaluation.class_metrics import decide
 from ra_hmd.evaluation.lockout import names_test, split_name, store_digest
 from ra_hmd.evaluation.metrics import Head
@@ -35,11 +36,14 @@ class Decision:
         criterion: What the thresholds are best at on dev.
         problem: Of the head.
         head_sha256: Of the head's weights.
-        bank: State of the bank that voted: `place`, `sha256`.
+        bank: State of the bank that voted: `place`, `sha256`, of an example bank `version`, and `content`, by which the
+            bank is known (`content_of`; earlier versions of this package did not write it).
         voting: The vote's settings.
-        dev: `place`, `split`, `rows`, `sha256` and `ids` of the store it was chosen on.
+        dev: `place`, `split`, `rows`, `sha256` and `ids` of the rows it was chosen on, and `left_out`, the ids of its
+            store that were among the memes to be judged.
         rules: Per head.
         values: Per head the criterion on dev (`official`, `chosen`); a mean over classes of several.
+        uncalibrated: Per head why it has no calibration, of those that could have none.
     """
 
     criterion: Criterion
@@ -50,6 +54,7 @@ class Decision:
     dev: Mapping[str, Any]
     rules: Mapping[Head, Rule]
     values: Mapping[Head, Mapping[str, float]]
+    uncalibrated: Mapping[Head, str] = field(default_factory=dict)
 
     def write(self, head: str | Path) -> None:
         """Write `decision.json` into the head's folder, atomically."""
@@ -58,6 +63,7 @@ class Decision:
                 "thresholds": rule.thresholds.tolist(),
                 "calibration": {"kind": rule.calibration.kind, **rule.calibration.parameters},
                 "dev": dict(self.values[name]),
+                **({"uncalibrated": self.uncalibrated[name]} if name in self.uncalibrated else {}),
             }
             for name, rule in self.rules.items()
         }
@@ -80,10 +86,17 @@ def read_decision(head: str | Path) -> Decision | None:
         return None
     stored = read_json(path)
     try:
-        rules = {name: _read_rule(item) for name, item in stored.heads.items()}
+        rules, uncalibrated = {}, {}
+        for name, item in stored.heads.items():
+            rules[name] = _read_rule(item)
+            if item.get("uncalibrated"):
+                uncalibrated[name] = item["uncalibrated"]
+            elif min(rules[name].calibration.parameters.get("slope", [0.0])) < 0:  # written before these were refused
+                rules[name] = replace(rules[name], calibration=UNCALIBRATED)
+                uncalibrated[name] = "its stored map falls: on dev a higher score went with fewer memes of class 1"
         values = {name: dict(item.dev) for name, item in stored.heads.items()}
         decision = Decision(stored.criterion, Problem(**stored.problem), stored.head_sha256, stored.bank, stored.voting,
-                            stored.dev, rules, values)  # fmt: skip
+                            stored.dev, rules, values, uncalibrated)  # fmt: skip
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a decision file ({error!r}); remove it and run with `--dev` again.") from error
     if decision.head_sha256 != sha256_file(Path(head) / HEAD_WEIGHTS):
@@ -118,6 +131,7 @@ def choose_decision(
     place: str | Path,
     features: Features,
     *,
+    left_out: Sequence[str] = (),
     head: str | Path,
     bank: Mapping[str, Any],
     voting: Voting,
@@ -129,9 +143,10 @@ def choose_decision(
     Args:
         scored: The dev set.
         place: Of its store.
-        features: Its store.
+        features: Its rows.
+        left_out: Ids of its store that were left out.
         head: Folder of the head.
-        bank: State of the bank (`place`, `sha256`).
+        bank: State and content of the bank, see `Decision`.
         voting: The vote.
         criterion: What the thresholds must be best at.
         calibration: Which map to fit.
@@ -139,7 +154,7 @@ def choose_decision(
     Raises:
         UserError: the vote abstained on so many memes that one class is left.
     """
-    problem, rules, values = scored.problem, {}, {}
+    problem, rules, values, uncalibrated = scored.problem, {}, {}, {}
     for name, scores in scored.scores.items():
         used = ~scored.abstained if name == "rkc" else np.ones(len(scored), dtype=bool)
         labels, official = scored.labels[used], Rule.official(name, problem)
@@ -150,6 +165,8 @@ def choose_decision(
             )
         thresholds = best_thresholds(scores[used], labels, criterion, official.thresholds, problem)
         fitted = fit_calibration(calibration, scores[used], labels, name, problem)
+        if isinstance(fitted, Uncalibrated):
+            fitted, uncalibrated[name] = UNCALIBRATED, fitted.why
         rules[name] = Rule(thresholds, fitted, chosen=True)
         values[name] = {
             key: criterion_of(criterion, decide(scores[used], tried, problem), labels, problem)
@@ -161,15 +178,17 @@ def choose_decision(
         "rows": len(features),
         "sha256": store_digest(features),
         "ids": list(features.ids),
+        "left_out": list(left_out),
     }
     weights = sha256_file(Path(head) / HEAD_WEIGHTS)
-    return Decision(criterion, problem, weights, dict(bank), asdict(voting), dev, rules, values)
+    return Decision(criterion, problem, weights, dict(bank), asdict(voting), dev, rules, values, uncalibrated)
 
 
-def apply_decision(decision: Decision, scored: ScoredSet, bank: Mapping[str, Any], voting: Voting) -> None:
+def apply_decision(decision: Decision, scored: ScoredSet, standing: Standing, voting: Voting) -> None:
     """Give a query set the chosen rules, where they hold, and a note where not.
 
-    They do not hold for memes that they were chosen on; those of the RKC only with the same bank and vote.
+    They do not hold for memes that they were chosen on; those of the RKC only with the bank and vote that they were
+    chosen with, see `Standing`.
     """
     shared = len(set(decision.dev["ids"]) & set(scored.queries.ids))
     if shared:
@@ -177,37 +196,81 @@ def apply_decision(decision: Decision, scored: ScoredSet, bank: Mapping[str, Any
             f"official thresholds, no calibration: {shared} memes are among those that the stored ones were chosen on."
         )
         return
-    use_rules(decision, scored, bank, voting)
+    use_rules(decision, scored, standing, voting)
 
 
-def use_rules(decision: Decision, scored: ScoredSet, bank: Mapping[str, Any], voting: Voting) -> None:
+def check_judged(decision: Decision, place: str | Path, ids: Sequence[str]) -> None:
+    """Raise `UserError` where a query set shares some memes with the rows that the rules were chosen on, and is not a
+    part of them: one such meme would take the thresholds from all others, or make their metrics too good.
+    """
+    chosen_on = set(decision.dev["ids"])
+    shared = sorted(chosen_on & set(ids))
+    if shared and not set(ids) <= chosen_on | set(decision.dev.get("left_out", [])):
+        raise UserError(
+            f"{len(shared)} of {len(ids)} memes of {place} are among those that the stored thresholds were chosen on "
+            f"({decision.dev['place']}), for example {shared[:3]}. Give `--dev` again, which leaves them out of the "
+            "choice, or `--thresholds official`."
+        )
+
+
+def dev_rows(
+    place: str | Path, dev: Features, queries: Mapping[str | Path, Sequence[str]]
+) -> tuple[Features, list[str]]:
+    """The rows of a dev store that rules may be chosen on: those that no query set has, and the ids of the others.
+
+    A query set that is the dev set itself takes nothing away: it is judged by the official rules.
+
+    Raises:
+        UserError: no row would be left.
+    """
+    judged = set().union(*(ids for ids in queries.values() if set(ids) != set(dev.ids)))
+    keep = np.array([name not in judged for name in dev.ids])
+    if not keep.any():
+        raise UserError(
+            f"All {len(dev)} memes of --dev {place} are among those that are judged ({', '.join(map(str, queries))}): "
+            "thresholds are not chosen on what they are measured on; give another dev split."
+        )
+    left_out = [name for name, kept in zip(dev.ids, keep, strict=True) if not kept]
+    return (dev.select(np.flatnonzero(keep)), left_out) if left_out else (dev, [])
+
+
+def use_rules(decision: Decision, scored: ScoredSet, standing: Standing, voting: Voting) -> None:
     """Give a set the chosen rules, those of the RKC only with the bank and vote that they were chosen with.
 
     Unlike `apply_decision` this does not ask whether the memes are those of dev. So a meme's verdict does not depend on
     which other memes are asked for; metrics of such verdicts would be too good.
     """
     for name in scored.scores:
-        note = rule_note(decision, name, bank, voting)
-        if note is None:
-            scored.rules[name] = decision.rules[name]
-        else:
-            scored.notes.append(note)
+        scored.rules[name] = rule_of(decision, name, scored.problem, standing, voting)
+        scored.notes += rule_notes(decision, name, standing, voting)
 
 
-def rule_of(decision: Decision | None, head: Head, problem: Problem, bank: Mapping[str, Any], voting: Voting) -> Rule:
+def rule_of(decision: Decision | None, head: Head, problem: Problem, standing: Standing, voting: Voting) -> Rule:
     """How a head decides with this bank and vote: as chosen where that holds, else officially."""
-    if decision is None or rule_note(decision, head, bank, voting) is not None:
+    if decision is None or _refusal(decision, head, standing, voting) is not None:
         return Rule.official(head, problem)
     return decision.rules[head]
 
 
-def rule_note(decision: Decision, head: Head, bank: Mapping[str, Any], voting: Voting) -> str | None:
+def rule_notes(decision: Decision | None, head: Head, standing: Standing, voting: Voting) -> list[str]:
+    """What a reader of a head's verdicts must know of its threshold and calibration; each begins with the head."""
+    if decision is None:
+        return [UNDECIDED]
+    refusal = _refusal(decision, head, standing, voting)
+    if refusal is not None:
+        return [refusal]
+    why = decision.uncalibrated.get(head)
+    notes = [] if why is None else [f"{head.upper()} has no calibration: {why}."]
+    return notes + (standing.notes() if head == "rkc" else [])
+
+
+def _refusal(decision: Decision, head: Head, standing: Standing, voting: Voting) -> str | None:
     """Why a head's chosen rule does not hold with this bank and vote; None where it does."""
     if head not in decision.rules:
         return f"{head.upper()} has its official threshold, none was chosen for it."
     if head != "rkc":
         return None
-    changed = ["bank"] if decision.bank["sha256"] != bank["sha256"] else []
+    changed = [] if standing.holds else ["bank"]
     changed += ["vote"] if plain(dict(decision.voting)) != plain(asdict(voting)) else []
     if not changed:
         return None

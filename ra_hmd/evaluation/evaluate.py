@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.analysis import analyse
 from ra_hmd.evaluation.banks import Examples, open_examples
+from ra_hmd.evaluation.basis import content_of, standing_of
 from ra_hmd.evaluation.checks import (
     check_head_fits,
     check_output,
@@ -20,7 +21,15 @@ from ra_hmd.evaluation.checks import (
     store_fingerprint,
 )
 from ra_hmd.evaluation.comparison import OtherRun, read_run
-from ra_hmd.evaluation.decision import Decision, apply_decision, check_dev, choose_decision, read_decision
+from ra_hmd.evaluation.decision import (
+    Decision,
+    apply_decision,
+    check_dev,
+    check_judged,
+    choose_decision,
+    dev_rows,
+    read_decision,
+)
 from ra_hmd.evaluation.described import describe_bank, describe_head, describe_queries
 from ra_hmd.evaluation.estimates import estimates
 from ra_hmd.evaluation.groups import find_groups
@@ -34,6 +43,7 @@ from ra_hmd.evaluation.update import check_update, update_curve
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.manifest import plain, run_manifest, sha256_file
 from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, MemeHead, has_head, load_head
+from ra_hmd.problem import Problem
 from ra_hmd.progress import track
 from ra_hmd.retrieval.embedded import Embedded
 from ra_hmd.retrieval.voting import VoteWeights, Voting
@@ -123,6 +133,7 @@ def evaluate(
     stores = {folder: read_features(folder) for folder in plan.stores()}
     for name, head in heads.items():
         _check_stores(plan, stores, head, plan.checkpoints[name])
+    dev = _dev(plan, stores, next(iter(heads.values())).config.problem)
     if plan.update is not None:
         ids = {name: stores[path].ids for name, path in plan.queries.items()}
         check_update(plan.update, stores[plan.update], plan.update_sizes, ids)
@@ -133,7 +144,7 @@ def evaluate(
         command=" && ".join(plan.commands or (plan.command(),)),
         banks={folder: stores[folder] for folder in plan.labelled()},
     )
-    results = {name: _evaluate_one(plan, name, head, stores, others, opened) for name, head in heads.items()}
+    results = {name: _evaluate_one(plan, name, head, stores, dev, others, opened) for name, head in heads.items()}
     if len(results) == 1:
         return write_evaluation(next(iter(results.values())), plan.output)
     return write_seeds(results, plan.output)
@@ -164,8 +175,21 @@ def _check_stores(plan: Plan, stores: Mapping[Path, Features], head: MemeHead, c
     for name, folder in plan.queries.items():
         for text in plan.groups:
             find_groups(name, stores[folder].extras, text)
+
+
+def _dev(plan: Plan, stores: Mapping[Path, Features], problem: Problem) -> tuple[Features, list[str]] | None:
+    """The rows to choose on now, and the ids of dev that were left out; or refuse stored rules for these queries."""
+    queries = {path: stores[path].ids for path in plan.queries.values()}
     if plan.choice.dev is not None:
-        check_dev(plan.choice.dev, stores[Path(plan.choice.dev)], problem)
+        rows, left_out = dev_rows(plan.choice.dev, stores[Path(plan.choice.dev)], queries)
+        check_dev(plan.choice.dev, rows, problem)
+        return rows, left_out
+    if plan.choice.thresholds == "stored":
+        for checkpoint in plan.checkpoints.values():
+            decision = read_decision(checkpoint)
+            for path, ids in queries.items() if decision is not None else ():
+                check_judged(decision, path, ids)
+    return None
 
 
 def _evaluate_one(
@@ -173,6 +197,7 @@ def _evaluate_one(
     name: str,
     head: MemeHead,
     stores: Mapping[Path, Features],
+    dev: tuple[Features, list[str]] | None,
     others: Sequence[OtherRun],
     opened: Mapping[str, Any],
 ) -> Evaluation:
@@ -180,7 +205,8 @@ def _evaluate_one(
     checkpoint, problem = plan.checkpoints[name], head.config.problem
     examples = open_examples(plan.bank, stores, head, checkpoint, in_memory=plan.update is not None)
     added = Embedded.of(stores[plan.update], head) if plan.update is not None else None
-    decision = _decision(plan, checkpoint, head, stores, examples)
+    decision = _decision(plan, checkpoint, head, dev, examples)
+    standing = standing_of(examples, None if decision is None else decision.bank)
     sets = [
         score_set(name, path, stores[path], head, examples.rows, plan.voting) for name, path in plan.queries.items()
     ]
@@ -190,7 +216,7 @@ def _evaluate_one(
     _add_before(result, plan, stores, head)
     for scored in track([(len(scored), scored) for scored in sets], "Evaluating", sum(map(len, sets)), "memes"):
         if decision is not None:
-            apply_decision(decision, scored, examples.state, plan.voting)
+            apply_decision(decision, scored, standing, plan.voting)
         result.metrics[scored.name] = _head_metrics(scored, plan.samples, plan.seed)
         result.evidence[scored.name] = find_evidence(scored, examples.rows)
         result.analysis[scored.name] = analyse(
@@ -207,16 +233,17 @@ def _evaluate_one(
 
 
 def _decision(
-    plan: Plan, checkpoint: Path, head: MemeHead, stores: Mapping[Path, Features], examples: Examples
+    plan: Plan, checkpoint: Path, head: MemeHead, dev: tuple[Features, list[str]] | None, examples: Examples
 ) -> Decision | None:
     """What dev decides now, stored beside the head, or what is stored there."""
     choice = plan.choice
-    if choice.dev is None:
+    if choice.dev is None or dev is None:
         return read_decision(checkpoint) if choice.thresholds == "stored" else None
-    place = Path(choice.dev)
-    scored = score_set("dev", place, stores[place], head, examples.rows, plan.voting)
+    place, (rows, left_out) = Path(choice.dev), dev
+    scored = score_set("dev", place, rows, head, examples.rows, plan.voting)
     decision = choose_decision(
-        scored, place, stores[place], head=checkpoint, bank=examples.state, voting=plan.voting,
+        scored, place, rows, left_out=left_out, head=checkpoint,
+        bank={**examples.state, "content": content_of(examples.in_memory())}, voting=plan.voting,
         criterion=choice.criterion, calibration=choice.calibration,
     )  # fmt: skip
     decision.write(checkpoint)
@@ -248,6 +275,12 @@ def _add_before(result: Evaluation, plan: Plan, stores: Mapping[Path, Features],
 
 def _notes(result: Evaluation, added: Embedded | None) -> list[str]:
     notes = []
+    left_out = [] if result.decision is None else result.decision.dev.get("left_out", [])
+    if left_out:
+        notes.append(
+            f"dev: {len(left_out)} memes are among those that are judged, for example {left_out[:3]}; thresholds and "
+            f"calibration were chosen on the {result.decision.dev['rows']} others."
+        )
     for scored in result.sets:
         notes += [f"{scored.name}: {note}" for note in scored.notes]
         if scored.in_bank:

@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 
 from ra_hmd.config import choose
-from ra_hmd.evaluation.banks import Examples, bank_state, chosen_with, open_examples
+from ra_hmd.evaluation.banks import Examples, bank_state, open_examples
+from ra_hmd.evaluation.basis import OTHER, Standing, standing_of
 from ra_hmd.evaluation.checks import (
     check_head_fits,
     check_same_origin,
@@ -20,7 +21,7 @@ from ra_hmd.evaluation.checks import (
     head_fingerprint,
     store_fingerprint,
 )
-from ra_hmd.evaluation.decision import UNDECIDED, Decision, read_decision, rule_note, rule_of, use_rules
+from ra_hmd.evaluation.decision import Decision, read_decision, rule_notes, rule_of, use_rules
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.evaluation.scores import Rule, ScoredSet, score_set
 from ra_hmd.features.store import Features, read_features
@@ -42,8 +43,7 @@ class Scorer:
         origins: Folder of the head, place of the bank → what is known of the features that they are for.
         decision: Thresholds and calibration from dev, or None: official thresholds, scores taken for probabilities.
         voting: The vote.
-        grown_from: Version of the example bank that the RKC's rule was chosen with, where the bank has grown since; the
-            rule stays in force, so that one correction does not move the threshold under all verdicts.
+        standing: How the bank stands to the one that the RKC's rule was chosen with.
     """
 
     checkpoint: Path
@@ -52,7 +52,7 @@ class Scorer:
     origins: Mapping[str, Mapping[str, Any]]
     decision: Decision | None
     voting: Voting
-    grown_from: int | None = None
+    standing: Standing = OTHER
 
     @classmethod
     def open(
@@ -90,22 +90,25 @@ class Scorer:
             origins[str(bank)] = store_fingerprint(features)
         if bank is not None:
             examples = open_examples(bank, stores, model, checkpoint)
-        bank_rows = None if examples is None else examples.rows
-        grown_from = chosen_with(bank_rows, decision) if isinstance(bank_rows, Bank) else None
-        return cls(checkpoint, model, examples, origins, decision, voting or Voting(), grown_from)
+        standing = standing_of(examples, None if decision is None else decision.bank)
+        return cls(checkpoint, model, examples, origins, decision, voting or Voting(), standing)
 
     @property
     def bank(self) -> Bank | None:
         """The example bank that votes, if it is one; a feature store that votes cannot be changed."""
-        rows = None if self.examples is None else self.examples.rows
-        return rows if isinstance(rows, Bank) else None
+        return None if self.examples is None else self.examples.bank
 
     def refreshed(self) -> "Scorer":
         """This scorer with the newest version of its example bank."""
-        if self.bank is None or self.bank.refresh() == self.state["version"]:
+        before = self.state.get("version")
+        if self.bank is None or self.bank.refresh() == before:
             return self
         examples = replace(self.examples, state=bank_state(self.bank))
-        return replace(self, examples=examples, grown_from=chosen_with(self.bank, self.decision))
+        if self.standing.holds:  # a bank only grows: what held before it did holds after
+            standing = Standing(True, self.standing.grown_from or before, self.bank.version)
+        else:
+            standing = standing_of(examples, None if self.decision is None else self.decision.bank)
+        return replace(self, examples=examples, standing=standing)
 
     def __call__(self, place: str | Path, features: Features) -> ScoredSet:
         """Scores of Q memes by every head that has some; a meme's scores and verdicts depend on no other meme.
@@ -125,33 +128,28 @@ class Scorer:
         rows = None if self.examples is None else self.examples.rows
         scored = score_set(Path(place).name, place, features, self.model, rows, self.voting)
         if self.decision is not None:
-            use_rules(self.decision, scored, self._rule_bank, self.voting)
-            scored.notes += self._growth()
+            use_rules(self.decision, scored, self.standing, self.voting)
         return scored
 
     def notes(self, head: Head) -> list[str]:
         """What a reader of a head's verdicts must know of its threshold."""
-        if self.decision is None:
-            return [UNDECIDED]
-        note = rule_note(self.decision, head, self._rule_bank, self.voting)
-        return [note] if note is not None else self._growth() if head == "rkc" else []
+        return rule_notes(self.decision, head, self.standing, self.voting)
 
-    def _growth(self) -> list[str]:
-        if self.grown_from is None or rule_note(self.decision, "rkc", self._rule_bank, self.voting) is not None:
-            return []
-        return [
-            f"RKC: its threshold was chosen with version {self.grown_from} of the bank, which is at "
-            f"{self.state['version']}; choose anew with `--dev` from time to time."
-        ]
-
-    @property
-    def _rule_bank(self) -> Mapping[str, Any]:
-        """The bank by which stored rules hold or not."""
-        return self.state if self.grown_from is None or self.decision is None else self.decision.bank
+    def told(self, head: Head) -> str:
+        """How a head decides here, in words, with `notes`."""
+        rule = self.rule(head)
+        limits = ", ".join(f"{value:.4g}" for value in rule.thresholds)
+        where = "the official threshold"
+        if rule.chosen and self.decision is not None:
+            where = f"chosen on {self.decision.dev['place']} ({self.decision.dev['rows']} memes)"
+        said = f"{head.upper()}: class 1 from {limits} on, {where}; calibration: {rule.calibration.kind}."
+        if self.model.config.problem.kind != "binary":
+            said = f"{head.upper()}: thresholds {limits}, {where}; calibration: {rule.calibration.kind}."
+        return " ".join([said, *self.notes(head)])
 
     def rule(self, head: Head) -> Rule:
         """How a head decides here: as chosen on dev where that holds, else officially."""
-        return rule_of(self.decision, head, self.model.config.problem, self._rule_bank, self.voting)
+        return rule_of(self.decision, head, self.model.config.problem, self.standing, self.voting)
 
     def check_origin(self, place: str | Path, fingerprint: Mapping[str, Any]) -> None:
         """Raise `UserError` unless features of this fingerprint are those that head and bank are for."""

@@ -212,14 +212,16 @@ def search_command(
     token: Token = None,
 ) -> None:
     """Judge memes by their nearest neighbours, and show these."""
-    from ra_hmd.evaluation.banks import vote_thresholds
+    from ra_hmd.evaluation.banks import vote_rule
     from ra_hmd.evaluation.decision import read_decision
     from ra_hmd.retrieval.evidence import print_evidence, search_evidence
 
     voting = _voting(topk, weights, min_similarity, prior_correction)
     with _open(bank, wait, lock, token) as opened:
-        thresholds = vote_thresholds(opened, read_decision(checkpoint), voting)
-        evidence = search_evidence(opened, checkpoint, queries, voting, thresholds)
+        rule, notes = vote_rule(opened, read_decision(checkpoint), voting)
+        evidence = search_evidence(opened, checkpoint, queries, voting, rule.thresholds)
+    for note in notes:
+        typer.echo(note, err=True)
     if output is not None:
         from ra_hmd.manifest import write_json
 
@@ -251,7 +253,7 @@ def effect_command(
     token: Token = None,
 ) -> None:
     """Show which verdicts a change would flip, by the head's stored threshold where it holds. Nothing is changed."""
-    from ra_hmd.evaluation.banks import vote_thresholds
+    from ra_hmd.evaluation.banks import vote_rule
     from ra_hmd.evaluation.decision import read_decision
     from ra_hmd.evaluation.lockout import names_test, open_queries, split_name
     from ra_hmd.problem import UNLABELLED
@@ -272,8 +274,10 @@ def effect_command(
                 found.check_for(opened)
         added = (new.rows(), new.embedded.embedding) if new else None
         planned = Planned(added, remove or [], _labels(relabel or [], opened.problem), rollback)
-        thresholds = vote_thresholds(opened, read_decision(checkpoint), voting)
-        result = effect(opened, asked.embedded, planned, voting, thresholds)
+        rule, notes = vote_rule(opened, read_decision(checkpoint), voting)
+        result = effect(opened, asked.embedded, planned, voting, rule.thresholds)
+    for note in notes:
+        typer.echo(note, err=True)
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
     else:

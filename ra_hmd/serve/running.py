@@ -175,6 +175,9 @@ def serve(serving: Serving, mount: Mount | None = None, announce: Callable[[str]
     with _listen(serving.host, serving.port) as listening:
         app = build(serving, mount)
         log_to(sys.stderr)
+        scorer = app.state.asking.service.detector.scorer
+        for head in ("lrc", *(["rkc"] if scorer.examples is not None else [])):
+            _log.info(scorer.told(head))
         config = uvicorn.Config(
             app,
             log_config=None,

@@ -14,6 +14,7 @@ from ra_hmd.evaluation.abstention import COVERAGES, abstention_curve, aurc, conf
 from ra_hmd.evaluation.calibration import (
     UNCALIBRATED,
     Calibration,
+    Uncalibrated,
     brier_losses,
     fit_calibration,
     log_losses,
@@ -125,6 +126,40 @@ def test_platt_on_the_vote_against_a_grid(rng):
         for b in (-0.05, 0, 0.05):
             assert loss(slope + a, intercept + b) >= best - 1e-9
     assert fit.apply(scores, "rkc", BINARY)[:, 0] == pytest.approx(expit(slope * scores[:, 0] + intercept))
+
+
+FALLING = np.array([-0.3, -0.1, 0.1, 0.3])[:, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "scores", "words"),
+    [
+        ("temperature", "rkc", FALLING, "slope is -2.06"),
+        ("temperature", "lrc", FALLING + 0.5, "wrong side more than on the right one"),
+        ("isotonic", "rkc", FALLING, r"AUROC minus 0.5 is -0.25"),
+        ("isotonic", "lrc", FALLING + 0.5, r"AUROC minus 0.5 is -0.25"),
+        ("temperature", "rkc", np.full((4, 1), 0.7), "slope is 0.00"),
+        ("isotonic", "rkc", np.full((4, 1), 0.7), "is 0.00"),
+    ],
+)
+def test_a_map_that_would_fall_is_refused(kind, head, scores, words):
+    found = fit_calibration(kind, scores, np.array([1, 0, 1, 0]), head, BINARY)
+    assert isinstance(found, Uncalibrated)
+    assert words in found.why
+
+
+def test_one_falling_class_of_several_refuses_and_a_constant_one_is_flat(rng):
+    scores, labels = overconfident(rng, MULTI)
+    labels[:, 1] = 1
+    fit = fit_calibration("temperature", 2 * scores - 1, labels, "rkc", MULTI)
+    assert fit.parameters["slope"][1] == 0
+    assert expit(fit.parameters["intercept"][1]) == pytest.approx(401 / 402)
+    labels[:, 2] = 1 - labels[:, 2]
+    refused = fit_calibration("temperature", 2 * scores - 1, labels, "rkc", MULTI)
+    assert "(class 2)" in refused.why
+    assert "class 0" not in refused.why
+    single, classes = overconfident(rng, SINGLE)
+    assert isinstance(fit_calibration("temperature", single, (classes + 1) % 3, "lrc", SINGLE), Uncalibrated)
 
 
 def test_separable_dev_stays_finite():

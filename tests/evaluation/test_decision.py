@@ -1,6 +1,7 @@
 """Thresholds and calibration that dev chose: stored beside the head, used where they hold, never on test."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,26 @@ def test_dev_chooses_and_later_evaluations_use_it(tilted):
     assert "chosen on" in (lab.folder / "out" / "report.md").read_text()
 
 
+def test_a_head_that_is_worse_than_chance_on_dev_is_not_calibrated(tilted):
+    lab = tilted
+    dev = lab.features(150, 2, "dev")
+    lab.store("against", replace(dev, labels=1 - dev.labels))
+    for kind in ("temperature", "isotonic"):
+        result = lab.evaluate(choice=Choice(dev=lab.folder / "against", calibration=kind), **CHOOSE)
+        stored = read_decision(lab.folder / "head")
+        assert {rule.calibration.kind for rule in stored.rules.values()} == {"none"}
+        assert set(stored.uncalibrated) == {"lmh", "lrc", "rkc"}
+        assert sum("has no calibration: on dev" in note for note in result["notes"]) == 3
+        assert all(rule.chosen for rule in stored.rules.values()), "their thresholds are those of dev all the same"
+    path = lab.folder / "head" / DECISION_NAME
+    old = json.loads(path.read_text())
+    del old["heads"]["rkc"]["uncalibrated"]
+    old["heads"]["rkc"]["calibration"] = {"kind": "platt", "slope": [-2.06], "intercept": [0.0]}
+    path.write_text(json.dumps(old))
+    again = read_decision(lab.folder / "head")
+    assert (again.rules["rkc"].calibration.kind, "falls" in again.uncalibrated["rkc"]) == ("none", True)
+
+
 def test_isotonic_and_stored_file(tilted):
     lab = tilted
     lab.evaluate(choice=Choice(dev=lab.folder / "dev", calibration="isotonic"), **CHOOSE)
@@ -87,6 +108,34 @@ def test_the_memes_that_chose_are_not_judged_by_their_choice(tilted):
     part = lab.features(150, 2, "dev").select(np.arange(10))
     lab.store("few", part)
     assert any("10 memes are among" in note for note in lab.evaluate(queries=[lab.folder / "few"], **CHOOSE)["notes"])
+
+
+def test_a_meme_of_dev_that_is_judged_takes_part_in_no_choice(tilted):
+    lab = tilted
+    dev, test = lab.features(150, 2, "dev"), lab.features(120, 1, "test")
+    shared = replace(test, ids=["dev3", *test.ids[1:]])
+    lab.store("dev_less", dev.select(np.r_[:3, 4:150]))
+    lab.store("shared", shared)
+    asked = {"queries": [lab.folder / "shared"], **CHOOSE}
+    less = lab.evaluate(choice=Choice(dev=lab.folder / "dev_less"), **asked)
+    rules = read_decision(lab.folder / "head").rules
+    result = lab.evaluate(choice=Choice(dev=lab.folder / "dev"), **asked)
+    stored = read_decision(lab.folder / "head")
+    assert (stored.dev["left_out"], stored.dev["rows"]) == (["dev3"], 149)
+    assert {head: rule.thresholds[0] for head, rule in stored.rules.items()} == {
+        head: rule.thresholds[0] for head, rule in rules.items()
+    }
+    assert result["metrics"] == less["metrics"]
+    assert all(rule["chosen"] for rule in read_json(lab.folder / "out/ra_hmd.json").decisions.shared.values())
+    assert any("dev: 1 memes are among those that are judged, for example ['dev3']" in n for n in result["notes"])
+    lab.store("other", replace(test, ids=["dev5", *test.ids[1:]]))
+    with pytest.raises(UserError, match=r"1 of 120 memes of .*other are among those .*dev5"):
+        lab.evaluate(queries=[lab.folder / "other"], **CHOOSE)
+    lab.store("all", lab.features(150, 2, "dev").select(np.arange(150)))
+    lab.store("more", replace(lab.features(151, 5, "x"), ids=[*dev.ids, "new"]))
+    with pytest.raises(UserError, match=r"All 150 memes of --dev"):
+        lab.evaluate(queries=[lab.folder / "more"], choice=Choice(dev=lab.folder / "dev"), **CHOOSE)
+    assert lab.evaluate(queries=[lab.folder / "dev"], **CHOOSE)["metrics"], "dev itself is judged officially"
 
 
 def test_another_bank_or_vote_takes_the_vote_s_threshold_away_and_no_other(tilted):

@@ -1,17 +1,22 @@
 """Thresholds from dev while the bank grows: they stay in force, and the effect of a change is told by them."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ra_hmd.evaluation.banks import Examples
+from ra_hmd.evaluation.basis import OTHER, Standing, content_of, standing_of
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.evaluation.plan import Choice
 from ra_hmd.features.store import read_features
 from ra_hmd.predict.scorer import Scorer
 from ra_hmd.retrieval.bank import open_bank
 from ra_hmd.retrieval.effect import Planned, effect
+from ra_hmd.retrieval.embedded import Embedded
 from ra_hmd.retrieval.from_store import embed_store
 from ra_hmd.retrieval.voting import Voting
 
@@ -34,28 +39,63 @@ def test_the_rule_outlives_the_growth_of_its_bank(tuned: Path, served_clip: Path
     open_bank(clip_bank).remove(scorer.bank.ids[:2], author="ana", reason="doubles")
     newer = scorer.refreshed()
     for one in (newer, Scorer.open(tuned, clip_bank)):
-        assert (one.state["version"], one.grown_from) == (2, 1)
+        assert (one.state["version"], one.standing.grown_from) == (2, 1)
         assert one.rule("rkc").thresholds.tolist() == chosen.thresholds.tolist()
         scored = one("dev", dev)
         assert scored.rules["rkc"].chosen
         assert any("version 1 of the bank, which is at 2" in note for note in scored.notes)
         assert one.notes("rkc") == [note for note in scored.notes if note.startswith("RKC")]
-        assert one.notes("lrc") == []
+        assert one.notes("lrc") == [note for note in scored.notes if note.startswith("LRC")]
+        assert not any("version" in note for note in one.notes("lrc"))
         (other,) = replace(one, voting=Voting(5)).notes("rkc")
         assert "official threshold and no calibration: the stored ones were chosen with another vote" in other
 
 
-def test_a_bank_of_another_origin_has_the_official_rule(
+def test_a_bank_is_known_by_its_rows_not_by_its_folder(
     tuned: Path, served_clip: Path, clip_bank: Path, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(served_clip / "bank", tmp_path / "other"))
     open_bank(other).remove(open_bank(other).ids[:2], author="ana", reason="doubles")
+    assert Scorer.open(tuned, other).standing == Standing(True, 1, 2), "its version 1 is the same bank"
     bank = open_bank(other)
     bank.rollback(1, author="ana", reason="no doubles")
-    assert Scorer.open(tuned, other).grown_from == 1, "its version 1 is the same bank"
-    stranger = Scorer.open(tuned, served_clip / "features" / "train")
-    assert stranger.grown_from is None
+    assert Scorer.open(tuned, other).standing == Standing(True, None, 3), "and so is its version 3"
+    store = Scorer.open(tuned, served_clip / "features" / "train")
+    assert store.standing == Standing(True)
+    assert store.rule("rkc").chosen
+    stranger = Scorer.open(tuned, served_clip / "features" / "dev")
+    assert stranger.standing == OTHER
     assert not stranger.rule("rkc").chosen
+
+
+def test_a_decision_of_an_earlier_version_still_holds(tuned: Path, clip_bank: Path) -> None:
+    path = tuned / "decision.json"
+    stored = json.loads(path.read_text())
+    del stored["bank"]["content"], stored["dev"]["left_out"]
+    path.write_text(json.dumps(stored))
+    assert Scorer.open(tuned, clip_bank).standing == Standing(True, None, 1)
+    open_bank(clip_bank).remove(open_bank(clip_bank).ids[:2], author="ana", reason="doubles")
+    assert Scorer.open(tuned, clip_bank).standing == Standing(True, 1, 2)
+
+
+def test_content_does_not_depend_on_the_order_and_does_on_ids_labels_and_embeddings() -> None:
+    rng = np.random.default_rng(0)
+    rows = Embedded([f"m{i}" for i in range(2000)], rng.integers(0, 2, 2000), rng.normal(size=(2000, 8)))
+    said = content_of(rows)
+    decision = {"sha256": "", "content": said}
+
+    def holds(other: Embedded) -> bool:
+        return standing_of(Examples(other, {"place": "x", "sha256": ""}), decision).holds
+
+    assert holds(rows.select(rng.permutation(2000)))
+    assert holds(Embedded(rows.ids, rows.labels, rows.embedding * (1 + 1e-6 * rng.normal(size=(2000, 8)))))
+    embedding, labels = rows.embedding.copy(), rows.labels.copy()
+    embedding[7] = rng.normal(size=8)
+    labels[7] = 1 - labels[7]
+    assert not holds(Embedded(rows.ids, rows.labels, embedding))
+    assert not holds(Embedded(rows.ids, labels, rows.embedding))
+    assert not holds(Embedded(["new", *rows.ids[1:]], rows.labels, rows.embedding))
+    assert not holds(rows.select(np.arange(1999)))
 
 
 def test_effect_is_told_by_the_threshold_in_force(tuned: Path, served_clip: Path, clip_bank: Path) -> None:
