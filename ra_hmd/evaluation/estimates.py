@@ -1,7 +1,7 @@
 """Metrics with their intervals: of one head, of the mean over several runs, or of a difference on the same memes.
 
-Memes that have the same label and the same verdicts are one cell, so that an interval takes as long for a hundred
-thousand memes as for a hundred.
+Memes that have the same label and the same verdicts are one cell, so that the draws behind an interval take as long for
+a hundred thousand memes as for a hundred.
 
 Shapes: Q memes, C outputs of the problem (1 if binary), K cells, R draws.
 """

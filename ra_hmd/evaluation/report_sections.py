@@ -183,7 +183,7 @@ def groups_section(result: Evaluation) -> str:
     return _per_set(
         result,
         "## Groups\n\nA meme with several values of a field is in several groups. False-positive rate: harmless memes "
-        "that are flagged; false-negative rate: hateful ones that pass. Rates have Wilson intervals. A star marks "
+        "that are flagged; false-negative rate: hateful ones that pass. Rates have exact intervals. A star marks "
         f"groups with fewer than {SMALL} memes of a class that they have: their numbers say little.\n",
         tables,
     )
