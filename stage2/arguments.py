@@ -74,7 +74,10 @@ class Stage2Arguments(HeadArguments):
         metadata={"help": "Mine no row whose image hash differs from the anchor's in at most so many of 64 bits."},
     )
     index: IndexKind = field(
-        default="auto", metadata={"help": "mining dense: flat (exact), ivf or hnsw; auto: flat up to 200,000 rows."}
+        default="auto",
+        metadata={
+            "help": "mining dense: flat (exact), ivf, hnsw; auto: flat to 20,000 rows of a class, then ivf if worth it."
+        },
     )
     reindex_every: int | None = field(
         default=None,

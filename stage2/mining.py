@@ -12,11 +12,13 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ra_hmd.retrieval.index import IndexKind
-from ra_hmd.retrieval.knn import ABSENT, Neighbours, search, unit_rows
+from ra_hmd.retrieval.index import IndexKind, IndexMetric
+from ra_hmd.retrieval.knn import ABSENT, Neighbours, unit_rows
 from stage2.losses.similarity import OFFICIAL, Similarity
+from stage2.row_search import RowSearch
 from stage2.sparse import SparseIndex
 
+_HASH_BLOCK = 1024
 _QUANTILES = {"min": 0.0, "q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 
 
@@ -28,6 +30,7 @@ class Mined:
         positives: [N, P], the nearest other rows of the anchor's class (pseudo-gold).
         hard_negatives: [N, M], the nearest rows of other classes.
         hard_positives: [N, R], of the retrieved rows of the anchor's class the least similar ones, worst first.
+        searches: How each search among embeddings was done (`RowSearch.choices`).
 
     Similarities are on the loss's scale.
     """
@@ -35,6 +38,7 @@ class Mined:
     positives: Neighbours
     hard_negatives: Neighbours
     hard_positives: Neighbours
+    searches: Sequence[dict[str, Any]] = ()
 
     def all_positives(self) -> np.ndarray:
         """Bank rows [N, P + R] of the positives that the loss sees."""
@@ -45,7 +49,7 @@ class Mined:
 
         `inverted` is the share of anchors whose nearest hard negative is nearer than their nearest positive.
         """
-        statistics: dict[str, Any] = {"anchors": len(self.positives.rows)}
+        statistics: dict[str, Any] = {"anchors": len(self.positives.rows), "indexes": list(self.searches)}
         for name in ("positives", "hard_negatives", "hard_positives"):
             found: Neighbours = getattr(self, name)
             per_anchor = found.present.sum(axis=1)
@@ -103,12 +107,13 @@ def mine(
     if similarity.metric == "cos" or (similarity.metric == "l2" and similarity.normalise):
         embeddings = unit_rows(embeddings)
     depth = max(positives + hard_positives, positive_depth) if hard_positives else positives
-    find = _Finder(embeddings, labels, ids, similarity, index, sparse)
+    find = _Finder(embeddings, labels, ids, similarity, index, sparse, max(depth, hard_negatives))
     same, other = find(depth, same=True), find(hard_negatives, same=False)
     mined = Mined(
         positives=Neighbours(same.rows[:, :positives], same.similarity[:, :positives]),
         hard_negatives=other,
         hard_positives=_least_similar(same, hard_positives, skip=positives),
+        searches=find.choices,
     )
     check_mined(mined, labels, ids)
     return mined
@@ -132,10 +137,12 @@ class _Finder:
         similarity: Similarity,
         index: IndexKind,
         sparse: SparseIndex | None,
+        deepest: int,
     ) -> None:
-        self.embeddings, self.labels, self.similarity = embeddings, labels, similarity
-        self.index, self.sparse = index, sparse
+        self.embeddings, self.labels, self.similarity, self.sparse = embeddings, labels, similarity, sparse
         self.codes = np.unique(np.asarray(ids, dtype=object).astype(str), return_inverse=True)[1].reshape(-1)
+        metric: IndexMetric = "l2" if similarity.metric == "l2" else "ip"
+        self.search = RowSearch(embeddings, self.codes, metric, index, deepest)
         self.kinds, self.kind_of = np.unique(labels, axis=0, return_inverse=True)
 
     def __call__(self, k: int, *, same: bool) -> Neighbours:
@@ -148,20 +155,14 @@ class _Finder:
                 rows[anchors] = self.sparse.nearest(anchors, candidates, k, self.codes)
                 found[anchors] = self._similarity(anchors, rows[anchors])
                 continue
-            allowed = np.flatnonzero(candidates)
-            near = search(
-                self.embeddings[anchors],
-                self.embeddings[allowed],
-                k,
-                metric="l2" if self.similarity.metric == "l2" else "ip",
-                query_ids=self.codes[anchors],
-                bank_ids=self.codes[allowed],
-                index=self.index,
-            )
-            if len(allowed):
-                rows[anchors] = np.where(near.present, allowed[near.rows], ABSENT)
-            found[anchors] = self._scaled(near.similarity)
+            near = self.search(anchors, np.flatnonzero(candidates), k)
+            rows[anchors], found[anchors] = near.rows, self._scaled(near.similarity)
         return Neighbours(rows, found)
+
+    @property
+    def choices(self) -> list[dict[str, Any]]:
+        """How each search among embeddings was done."""
+        return self.search.choices
 
     def _similarity(self, anchors: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Similarities [A, K] of anchors [A] to the rows [A, K] that words have found; 0 where there is none."""
@@ -232,10 +233,13 @@ def near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
     bands = max(bits, 1) + 1  # two hashes that close agree on one of so many equal pieces
     index = faiss.IndexBinaryMultiHash(64, bands, 64 // bands)
     index.add(codes)
-    limits, _, near = index.range_search(codes, bits + 1)  # below the radius
-    one = np.repeat(np.arange(len(unique)), np.diff(limits.astype(np.int64)))
-    pairs = coo_array((np.ones(len(near), bool), (one, near)), shape=(len(unique), len(unique)))
-    groups = connected_components(pairs, directed=False)[1][place.reshape(-1)].astype(np.int64)
+    groups = np.arange(len(unique))
+    for first in range(0, len(unique), _HASH_BLOCK):
+        limits, _, near = index.range_search(codes[first : first + _HASH_BLOCK], bits + 1)  # below the radius
+        one = first + np.repeat(np.arange(len(limits) - 1), np.diff(limits.astype(np.int64)))
+        pairs = coo_array((np.ones(len(near), bool), (groups[one], groups[near])), shape=(len(unique), len(unique)))
+        groups = connected_components(pairs, directed=False)[1][groups]
+    groups = groups[place.reshape(-1)].astype(np.int64)
     plain_colour = np.flatnonzero(hashes == 0)
     groups[plain_colour] = groups.max(initial=0) + 1 + np.arange(len(plain_colour))
     return groups

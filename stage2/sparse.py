@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 import bm25s
 import numpy as np
+from scipy.sparse import csr_array
 
 from ra_hmd.errors import UserError
 from ra_hmd.features.store import Features
+from ra_hmd.manifest import sha256_bytes
 from ra_hmd.retrieval.knn import ABSENT
 
 _WORD = r"(?u)\b\w+\b"
+_SCORES = 1 << 21  # computed at once
 
 
 def documents(features: Features, object_words: str | None, place: str) -> list[str]:
@@ -49,15 +52,24 @@ class SparseIndex:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._tokens = bm25s.tokenize(list(texts), stopwords=None, show_progress=False, token_pattern=_WORD)
-        if not any(self._tokens.ids):
+        tokens = bm25s.tokenize(list(texts), stopwords=None, show_progress=False, token_pattern=_WORD)
+        if not any(tokens.ids):
             raise UserError("`mining: sparse`: no caption has a word; use `mining: dense`.")
-        self._index = bm25s.BM25()
-        self._index.index(self._tokens, show_progress=False)
+        index = bm25s.BM25()
+        index.index(tokens, show_progress=False)
+        scores, vocabulary = index.scores, len(index.scores["indptr"]) - 1
+        each = np.concatenate([[0], np.cumsum([len(line) for line in tokens.ids])])
+        words = np.fromiter((word for line in tokens.ids for word in line), np.int64, each[-1])
+        # Words stay in their order, doubled ones too: scores are summed as bm25s sums them, to the bit.
+        self._words = csr_array((np.ones(len(words), np.float32), words, each), shape=(len(tokens.ids), vocabulary))
+        columns = (scores["data"], scores["indices"], scores["indptr"])
+        self._weights = csr_array(columns, shape=(vocabulary, len(tokens.ids)))
+        self._found: dict[str, np.ndarray] = {}
 
     def nearest(self, queries: np.ndarray, candidates: np.ndarray, k: int, ids: np.ndarray) -> np.ndarray:
         """Rows int64 [Q, K] of the candidates that share most with each query row, best first, `ABSENT` where no other
-        candidate shares a word.
+        candidate shares a word. Of equal ones the first row comes first. What was found is kept: captions
+        do not change.
 
         Args:
             queries: Row numbers [Q].
@@ -65,21 +77,28 @@ class SparseIndex:
             k: K.
             ids: [N]; a candidate with the query's own id is left out.
         """
+        key = sha256_bytes(*(array.tobytes() for array in (queries, candidates, ids)), str(k).encode())
+        if key not in self._found:
+            self._found[key] = self._search(queries, np.flatnonzero(candidates), k, ids)
+        return self._found[key]
+
+    def _search(self, queries: np.ndarray, candidates: np.ndarray, k: int, ids: np.ndarray) -> np.ndarray:
+        """`nearest` with candidates by their numbers [C], rising."""
         rows = np.full((len(queries), k), ABSENT, dtype=np.int64)
-        if not k or not len(queries) or not candidates.any():
+        if not k or not len(candidates):
             return rows
-        _, counts = np.unique(ids[candidates], return_counts=True)
-        depth = min(k + int(counts.max()), len(ids))
-        tokens = [self._tokens.ids[row] for row in queries]
-        asked = np.flatnonzero([len(line) > 0 for line in tokens])
-        if not len(asked):
-            return rows
-        words = bm25s.tokenization.Tokenized(ids=[tokens[line] for line in asked], vocab=self._tokens.vocab)
-        found, scores = self._index.retrieve(
-            words, k=depth, weight_mask=candidates.astype(np.float32), show_progress=False, backend_selection="numpy"
-        )
-        keep = (scores > 0) & (ids[found] != ids[queries[asked]][:, None])
-        order = np.lexsort((found, -scores, ~keep), axis=1)[:, :k]
-        found, keep = np.take_along_axis(found, order, axis=1), np.take_along_axis(keep, order, axis=1)
-        rows[asked, : found.shape[1]] = np.where(keep, found, ABSENT)
+        weights = self._weights[:, candidates]
+        by_id = np.argsort(ids[candidates], kind="stable")
+        first, last = (np.searchsorted(ids[candidates][by_id], ids[queries], side) for side in ("left", "right"))
+        block = max(_SCORES // len(candidates), 1)
+        for begin in range(0, len(queries), block):
+            part = np.arange(begin, min(begin + block, len(queries)))
+            scores = (self._words[queries[part]] @ weights).toarray()
+            for line, query in enumerate(part):
+                scores[line, by_id[first[query] : last[query]]] = 0
+            for place in range(min(k, len(candidates))):
+                best = scores.argmax(axis=1)  # of equal ones the first
+                found = scores[np.arange(len(part)), best]
+                rows[part, place] = np.where(found > 0, candidates[best], ABSENT)
+                scores[np.arange(len(part)), best] = 0
         return rows

@@ -112,6 +112,8 @@ class Trainer(HeadTrainer):
         told, mined = super()._told(), self.miner.statistics[-1]
         if mined["inverted"] is not None:
             told.append(f"{mined['inverted']:.1%} of anchors nearer to a negative")
+        told += [f"{choice['candidates']} rows searched by {choice['index']}, recall@20 {choice['recall_at_20']:.4f}"
+                 for choice in mined["indexes"] if choice["index"] != "flat"]  # fmt: skip
         for kind in ("positives", "hard_negatives", "hard_positives"):
             if mined[kind]["anchors_short"]:
                 told.append(f"{mined[kind]['anchors_short']} anchors short of {kind.replace('_', ' ')}")
