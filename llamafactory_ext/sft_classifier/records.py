@@ -4,6 +4,7 @@ The host drops every column that it does not know, twice: when it aligns a file,
 are exchanged while our stage loads its data, and put back.
 """
 
+import codecs
 import hashlib
 import json
 from collections import Counter, defaultdict
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, Value
+from datasets import Dataset, Image, List, Value
+from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError
 from llamafactory.data import get_dataset, loader
 from llamafactory.data.parser import get_dataset_list
@@ -32,6 +34,8 @@ from llamafactory_ext.sft_classifier.tokenized import (
     tokenized_origin,
 )
 from ra_hmd.data.images import load_image
+from ra_hmd.data.layouts import picture_name
+from ra_hmd.data.pictures import find_picture
 from ra_hmd.data.record import class_set
 from ra_hmd.data.sharegpt import Answers
 from ra_hmd.errors import UserError, raise_all
@@ -63,17 +67,51 @@ def align_with_extras(dataset: Dataset, attributes: Any, data_args: Any, trainin
         raise UserError(f"Data set {attributes.dataset_name} has no rows; give one with rows or leave it out.")
     fresh = copy(data_args)
     fresh.overwrite_cache = True
-    aligned = _ALIGN(dataset, attributes, fresh, training_args)
-    images = dataset[attributes.images or "images"] if (attributes.images or "images") in dataset.column_names else None
-    names = dataset["id"] if "id" in dataset.column_names else images
+    dataset = _undecoded(dataset)
+    aligned = _with_paths(_ALIGN(dataset, attributes, fresh, training_args), data_args.media_dir)
+    names = next((name for name in ("id", attributes.images or "images") if name in dataset.column_names), None)
     if names is None:
         raise UserError(f"Data set {attributes.dataset_name} has neither an `id` nor an image column.")
-    ids = [str(name[0]) if isinstance(name, list) and name else str(name) for name in names]
+    ids = [picture_name(name[0] if isinstance(name, list) and name else name) for name in dataset[names]]
     labels = dataset["label"] if "label" in dataset.column_names else [None] * len(ids)
     aligned = aligned.add_column("_sample_id", ids, feature=Value("string"))
     aligned = aligned.add_column("_label", list(map(_label_text, labels)), feature=Value("string"))
     states = [file_state(images[0]) if images else "" for images in aligned["_images"]]
     return aligned.add_column(f"_{PICTURE}", states, feature=Value("string"))
+
+
+def _undecoded(dataset: Dataset) -> Dataset:
+    """`dataset` with embedded pictures as their files' bytes, which `datasets` would decode in its own way."""
+    features = dataset.features.copy()
+    for name, feature in features.items():
+        if isinstance(feature, Image):
+            features[name] = Image(decode=False)
+        elif isinstance(feature, List) and isinstance(feature.feature, Image):
+            features[name] = List(Image(decode=False))
+    return dataset if features == dataset.features else dataset.cast(features)
+
+
+def _with_paths(aligned: Dataset, media_dir: str) -> Dataset:
+    """`aligned` with the paths of all pictures: embedded ones are written into the cache of `datasets`, once for all
+    runs, and names whose letters are composed otherwise on disk are those on disk.
+    """
+    folders, cache = [Path(media_dir), Path()], Path(HF_DATASETS_CACHE) / "ra_hmd_pictures"
+    changed, rows = False, []
+    for images in aligned["_images"]:
+        rows.append(None if images is None else [_path(image, folders, cache) for image in images])
+        changed = changed or rows[-1] != images
+    if not changed:
+        return aligned
+    return aligned.remove_columns("_images").add_column("_images", rows, feature=List(Value("string")))
+
+
+def _path(image: Any, folders: list[Path], cache: Path) -> str:
+    if isinstance(image, str) and (image.isascii() or Path(image).is_file()):
+        return image
+    try:
+        return str(find_picture(image, folders, Path(), cache))
+    except ValueError:  # told later, with all records that cannot be used
+        return str(image)[:60]
 
 
 def _label_text(label: Any) -> str:
@@ -260,9 +298,25 @@ def _check_files(names: list[str], dataset_dir: Any) -> None:
             continue
         if not path.is_file():
             problems.append(f"data set {name}: its file {path} does not exist; put it there (see data/README.md).")
+        elif mark := _byte_order_mark(path):
+            problems.append(
+                f"data set {name}: {path} begins with a {mark} byte order mark, with which LLaMA-Factory cannot read "
+                "it; save it as UTF-8 without one (in a Windows editor `UTF-8`, not `UTF-8 with BOM` or `Unicode`)."
+            )
         elif path.stat().st_size < 16 and path.read_text(encoding="utf-8-sig").strip() in ("", "[]"):
             problems.append(f"data set {name}: {path} has no rows; give one with rows or leave it out.")
     raise_all(problems, "Data sets that cannot be loaded")
+
+
+def _byte_order_mark(path: Path) -> str:
+    """Of which encoding a text file has a byte order mark that the host cannot read; "" where there is none."""
+    marks = [(codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16")]
+    marks += [(codecs.BOM_UTF8, "UTF-8")] if path.suffix in (".json", ".jsonl") else []
+    if path.suffix not in (".json", ".jsonl", ".csv", ".txt"):
+        return ""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return next((name for mark, name in marks if start.startswith(mark)), "")
 
 
 def _each(module: Any, function: Callable[[Dataset, str], Any]) -> Any:

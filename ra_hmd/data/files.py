@@ -68,8 +68,10 @@ def json_rows(path: Path) -> Iterator[Row]:
             raise UserError(f"{path} is not valid JSON: {error}. Get a whole copy of the file.") from error
 
 
-def csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
-    """Rows of a CSV file with a header; every value is text as it stands there ("NA", "None" and "" too).
+def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[Row]:
+    """Rows of a CSV file with a header; every value is text as it stands there ("NA", "None" and "" too). Without a
+    `delimiter` it is the comma, or where the header has more of them the semicolon (as spreadsheets write it where the
+    comma is the decimal sign) or TAB.
 
     A quote that is not closed costs nothing: the lines that it would swallow are read one by one.
 
@@ -77,10 +79,14 @@ def csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
         UserError: a header with a name twice, or what is no CSV file at all.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
+        decoded = _decoded(file, path)
+        first = next(decoded, "")
+        if delimiter is None:
+            delimiter = max((",", ";", "\t"), key=first.count)
         taken: list[str] = []  # the lines of the present row
 
         def lines() -> Iterator[str]:
-            for line in _decoded(file, path):
+            for line in chain([first] if first else [], decoded):
                 taken.append(line)
                 yield line
 
@@ -131,11 +137,16 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     """Rows of a Parquet file."""
     try:
         with pq.ParquetFile(path) as file:
-            batches = (batch.to_pylist() for batch in file.iter_batches(1024))
+            # Pictures may be embedded, and a batch is in memory as a whole.
+            batches = (batch.to_pylist() for batch in file.iter_batches(64))
             for number, values in enumerate(chain.from_iterable(batches)):
                 yield Row(f"{path.name}, row {number}", values)
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} is not a Parquet file: {error}.") from error
+
+
+KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""Suffixes of the files that `rows_of` reads."""
 
 
 def rows_of(path: Path) -> Iterator[Row]:

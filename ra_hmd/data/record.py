@@ -1,13 +1,14 @@
-"""The `Meme` record and the readers of its two file shapes: JSON Lines and ShareGPT."""
+"""The `Meme` record and the reader of its files: rows with a caption and a picture, and the host's records."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.data.files import json_rows, jsonl_rows
+from ra_hmd.data.files import KINDS, jsonl_rows, rows_of
+from ra_hmd.data.layouts import Layout, layout_of, picture_name
+from ra_hmd.data.pictures import find_picture
 from ra_hmd.data.sharegpt import Answers, PromptTemplate
 from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError, raise_all
@@ -63,22 +64,23 @@ def iter_memes(
     prompt: PromptTemplate | None = None,
     answers: Answers | None = None,
     media_dir: str | Path | None = None,
+    layout: Layout | None = None,
 ) -> Iterator[tuple[str, Meme | str]]:
     """The rows of a file as `read_memes` understands them, one at a time: (place, meme or what is wrong with it)."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give a .jsonl or a ShareGPT .json file.")
+        raise UserError(f"{path} does not exist; give a .jsonl file, or one that LLaMA-Factory trains on.")
     prompt, answers = prompt or PromptTemplate(), answers or Answers()
-    folders = [Path(media_dir)] if media_dir is not None else []
-    sharegpt = path.suffix == ".json"
+    given = [Path(media_dir)] if media_dir is not None else []
     # The RA-HMD release has paths such as ./data/image/…, which start some folders above its files.
-    folders += [Path(), *(path.absolute().parents if sharegpt else [path.parent])]
-    for row in json_rows(path) if sharegpt else jsonl_rows(path):
+    near, above = [*given, Path(), path.parent], [*given, Path(), *path.absolute().parents]
+    for row in rows_of(path) if path.suffix.lower() in KINDS else jsonl_rows(path):
         try:
             if row.problem:
                 raise ValueError(row.problem)
-            fields = sharegpt_fields(row.values, prompt, answers) if sharegpt else _jsonl_fields(row.values)
-            image = find_image(fields.pop("image"), folders, path.parent)
+            known = layout or layout_of(row.values)
+            fields = _flat_fields(row.values) if known is None else sharegpt_fields(row.values, prompt, answers, known)
+            image = find_picture(fields.pop("image"), near if known is None else above, path.parent)
             yield row.place, Meme(image=image, **{"split": split, **fields})
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             yield row.place, f"missing field {error}" if isinstance(error, KeyError) else str(error)
@@ -91,23 +93,26 @@ def read_memes(
     prompt: PromptTemplate | None = None,
     answers: Answers | None = None,
     media_dir: str | Path | None = None,
+    layout: Layout | None = None,
 ) -> list[Meme]:
-    """Read a `.jsonl` file (of an import, or Hateful Memes layout) or a ShareGPT `.json` file.
+    """Read a file of memes (.jsonl, .json, .csv, .tsv, .parquet): rows with `id`, `image` (or `img`) and `text`, as an
+    import and Hateful Memes have them, or records that LLaMA-Factory trains on.
 
     Images are looked for as LLaMA-Factory does (under `media_dir`, then as given), then beside the file, and for
-    ShareGPT from the folders above it.
+    records from the folders above it. Embedded ones are written to a temporary folder.
 
     Args:
         path: The file.
         split: Recorded in each meme that does not name its own.
-        prompt: Needed for ShareGPT: the template whose `{text}` holds the caption.
-        answers: Needed for ShareGPT records without a `label`, and for those whose `label` is a list.
+        prompt: Needed for records: the template whose `{text}` holds the caption.
+        answers: Needed for records without a `label`, and for those whose `label` is a list.
         media_dir: Folder that relative image paths start from.
+        layout: Columns and tags of the records; default is what their columns are called.
 
     Raises:
         UserError: unreadable rows, a question that `prompt` did not make, doubled ids, no rows at all.
     """
-    rows = list(iter_memes(path, split=split, prompt=prompt, answers=answers, media_dir=media_dir))
+    rows = list(iter_memes(path, split=split, prompt=prompt, answers=answers, media_dir=media_dir, layout=layout))
     raise_all([f"{place}: {row}" for place, row in rows if isinstance(row, str)], f"{path}: rows that cannot be read")
     memes = [row for _, row in rows if isinstance(row, Meme)]
     if not memes:
@@ -116,7 +121,7 @@ def read_memes(
     return memes
 
 
-def _jsonl_fields(row: dict[str, Any]) -> dict[str, Any]:
+def _flat_fields(row: dict[str, Any]) -> dict[str, Any]:
     image = row.get("image", row.get("img"))
     if image is None:
         raise KeyError("'img' (or 'image')")
@@ -136,23 +141,23 @@ def _jsonl_fields(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def sharegpt_fields(row: dict[str, Any], prompt: PromptTemplate, answers: Answers) -> dict[str, Any]:
-    """Fields of a meme from its ShareGPT record: id, image (as written there), text and label.
+def sharegpt_fields(
+    row: dict[str, Any], prompt: PromptTemplate, answers: Answers, layout: Layout | None = None
+) -> dict[str, Any]:
+    """Fields of a meme from its record: id, image (as written there), text and label. `layout`: see `read_memes`.
 
     Raises:
         ValueError: a question that `prompt` did not make, an answer that `answers` do not know, or a label that is none
             (with `answers.several`: no list of them).
     """
-    question, answer = (message.get("content", message.get("value")) for message in row["messages"][-2:])
+    question, answer, image = (layout or layout_of(row) or Layout("sharegpt", images="images")).read(row)
     caption = prompt.caption_of(question)
     if caption is None:
         raise ValueError(f"its question was not made by the prompt {prompt.template!r}: {question[:120]!r}")
-    images = row["images"]
-    image = images if isinstance(images, str) else images[0]
     given = row.get("label")
     label = class_set(given, len(answers.words)) if answers.several else class_index(given)
     return {
-        "id": str(row.get("id", image)),
+        "id": str(row["id"]) if "id" in row else picture_name(image),
         "image": image,
         "text": caption,
         "label": answers.label_of(answer) if label is None else label,
@@ -165,8 +170,10 @@ def class_index(value: Any) -> int | None:
     Raises:
         ValueError: it is neither.
     """
-    if value is None:
+    if value is None or value == "":
         return None
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)  # tables of text, such as CSV
     if isinstance(value, bool) or value not in range(MOST_CLASSES):
         raise ValueError(f"label {value!r} is not a class index (0, 1, …)")
     return int(value)
@@ -188,10 +195,3 @@ def class_set(value: Any, classes: int) -> tuple[int, ...] | None:
     ):
         raise ValueError(f"label {value!r} is not a list of different class indices from 0 to {classes - 1}")
     return tuple(sorted(int(index) for index in value))
-
-
-def find_image(image: str, folders: list[Path], otherwise: Path) -> Path:
-    """The path of `image` in the first of `folders` that holds it; where none does, its path in `otherwise`."""
-    candidates = (os.path.normpath(folder / image) for folder in folders)
-    found = next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113 - survives odd names
-    return Path(found or os.path.normpath(otherwise / image))

@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ra_hmd.data.dataset import DATASET_MANIFEST, open_data
+from ra_hmd.data.layouts import Layout
 from ra_hmd.data.readers import READERS
 from ra_hmd.data.readers.generic import Generic
 from ra_hmd.data.readers.tasks import Task
-from ra_hmd.data.record import Meme, read_memes
+from ra_hmd.data.record import Meme, check_unique_ids, read_memes
 from ra_hmd.data.sharegpt import Answers, PromptTemplate
 from ra_hmd.errors import UserError
 from ra_hmd.manifest import read_json
@@ -50,8 +51,12 @@ def resolve_memes(
         raise UserError(f"{registry} has no data set {' or '.join(names)}; it has {', '.join(sorted(entries))}.")
     if "file_name" not in entries[name]:
         raise UserError(f"Data set {name} of {registry} is not a local file; save it as one, and give that.")
-    file = folder / entries[name]["file_name"]
-    return read_memes(file, split=split, prompt=prompt, answers=answers, media_dir=media_dir or folder)
+    file, layout = folder / entries[name]["file_name"], Layout.of_entry(entries[name])
+    how = {"prompt": prompt, "answers": answers, "media_dir": media_dir or folder, "layout": layout}
+    memes = [meme for part in (sorted(file.iterdir()) if file.is_dir() else [file])
+             for meme in read_memes(part, split=split, **how)]  # fmt: skip
+    check_unique_ids(memes, file)
+    return memes
 
 
 def describe_source(data: str, split: str, task: str | None = None) -> dict[str, str | None]:

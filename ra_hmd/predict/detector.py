@@ -18,6 +18,7 @@ from PIL.Image import Image
 from ra_hmd.config import choose
 from ra_hmd.data.images import load_image
 from ra_hmd.data.record import Meme
+from ra_hmd.data.sharegpt import PromptTemplate
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.evaluation.results import plain_score, vote_evidence
@@ -238,6 +239,12 @@ class Detector:
             return Prepared(query.id, text, source, self.model.encode(text, image))
         except ValueError as error:  # a UserError, or what the model's own code says of the image
             raise UserError(f"meme {query.id!r}: {error}") from error
+
+    @property
+    def prompt(self) -> PromptTemplate:
+        """The question of the LMM that judges; an encoder has none, and reads records of the official one."""
+        run = getattr(self.model, "run", None)
+        return PromptTemplate() if run is None else run.settings.prompt
 
     def judge(self, memes: Sequence[Prepared]) -> list[Detection]:
         """Judge prepared memes, in their order; those of similar length share a forward pass."""

@@ -24,6 +24,7 @@ from PIL import Image
 
 from ra_hmd.data.dataset import json_line
 from ra_hmd.data.images import load_image
+from ra_hmd.data.sharegpt import PromptTemplate
 from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.decision import DECISION_NAME
@@ -87,7 +88,7 @@ def predict_files(
         raise UserError(f"Rationales are written as JSON Lines; {output} would be {style}: end its name in .jsonl.")
     slow = explainer is not None and explainer.engine.name == "transformers"
     size = chunk_size or detector.batch_size * (1 if slow else _CHUNK_BATCHES)
-    rows = _count(source, media_dir)
+    rows = _count(source, media_dir, detector.prompt)
     stated = _stated(detector, source, media_dir, options, size)
     if explainer is not None:
         stated["explainer"] = plain(explainer.describe())
@@ -103,7 +104,7 @@ def predict_files(
     todo = {number for number in range(state.process_index, len(paths), state.num_processes)
             if not paths[number].is_file()}  # fmt: skip
     state.wait_for_everyone()  # a rank with nothing to do must not merge and remove what another still looks for
-    every = read_queries(source, media_dir)
+    every = read_queries(source, media_dir, detector.prompt)
     parts = enumerate(iter(lambda: list(islice(every, size)), []))
     chunks = ((number, part) for number, part in parts if number in todo)
     total = sum(min(size, rows - number * size) for number in todo)
@@ -209,11 +210,11 @@ def _write_chunk(path: Path, seconds: float, lines: list[dict[str, Any]]) -> Non
         file.writelines(map(json_line, lines))
 
 
-def _count(source: Path, media_dir: str | Path | None) -> int:
+def _count(source: Path, media_dir: str | Path | None, prompt: PromptTemplate) -> int:
     """Rows of the input. Reading it once to its end finds, before any work, what cannot be read at all."""
     rows = good = 0
     problems: list[str] = []
-    for asked in read_queries(source, media_dir):
+    for asked in read_queries(source, media_dir, prompt):
         rows += 1
         good += asked.query is not None
         if asked.problem and len(problems) < 3:

@@ -11,7 +11,9 @@ from typing import Any
 from PIL import Image
 
 from ra_hmd.data.files import Row, rows_of
-from ra_hmd.data.record import find_image
+from ra_hmd.data.layouts import layout_of, picture_name
+from ra_hmd.data.pictures import find_picture
+from ra_hmd.data.sharegpt import PromptTemplate
 from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError
 from ra_hmd.predict.detector import Query
@@ -36,19 +38,23 @@ class Asked:
     problem: str = ""
 
 
-def read_queries(source: str | Path, media_dir: str | Path | None = None) -> Iterator[Asked]:
+def read_queries(
+    source: str | Path, media_dir: str | Path | None = None, prompt: PromptTemplate | None = None
+) -> Iterator[Asked]:
     """The memes of a file (.jsonl, .json, .csv, .tsv, .parquet) or of a folder of pictures, one at a time, in order.
 
     A row has `id`, `image` (or `img`) and, unless the caption shall be read from the picture, `text`; an empty `text`
-    is a meme without words. Pictures are looked for under `media_dir`, or in the present folder and beside the file.
-    Of a folder, with what is below it, every file with a picture's suffix is a meme, in the order of the paths; the
-    path below the folder is its id. An id that came before makes a row a bad one; of each id 16 bytes are remembered.
+    is a meme without words. Records that LLaMA-Factory trains on do as well: `prompt` is the template of their
+    questions, by default the official one. Pictures are looked for under `media_dir`, or in the present folder and
+    beside the file. Of a folder, with what is below it, every file with a picture's suffix is a meme, in the order of
+    the paths; the path below the folder is its id. An id that came before makes a row a bad one; of each id 16 bytes
+    are remembered.
 
     Raises:
         UserError: nothing there, or a file that cannot be read to its end.
     """
     source, seen = Path(source), set()
-    rows = _pictures(source) if source.is_dir() else _memes(source, media_dir)
+    rows = _pictures(source) if source.is_dir() else _memes(source, media_dir, prompt)
     for asked in rows:
         if asked.query is not None:
             key = hashlib.blake2b(asked.query.id.encode(), digest_size=16).digest()
@@ -80,7 +86,7 @@ def _pictures(folder: Path) -> Iterator[Asked]:
             yield Asked(shown, problem="its name is not UTF-8")
 
 
-def _memes(path: Path, media_dir: str | Path | None) -> Iterator[Asked]:
+def _memes(path: Path, media_dir: str | Path | None, prompt: PromptTemplate | None) -> Iterator[Asked]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a .jsonl, .csv or .parquet file, or a folder of pictures.")
     folders = [Path(media_dir)] if media_dir is not None else [Path(), path.parent]
@@ -88,28 +94,36 @@ def _memes(path: Path, media_dir: str | Path | None) -> Iterator[Asked]:
         try:
             if row.problem:
                 raise ValueError(row.problem)
-            query = _query(row.values, folders)
+            query = _query(row.values, folders, prompt or PromptTemplate())
             yield Asked(row.place, query.id, query)
-        except ValueError as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             name = row.values.get("id")
             named = well_formed(str(name)) if isinstance(name, str | int) else None
-            yield Asked(row.place, named, problem=well_formed(str(error)))
+            problem = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            yield Asked(row.place, named, problem=well_formed(problem))
 
 
-def _query(values: Mapping[str, Any], folders: list[Path]) -> Query:
+def _query(values: Mapping[str, Any], folders: list[Path], prompt: PromptTemplate) -> Query:
     """Raises `ValueError`: a field is missing, or is no such field."""
     name, text = values.get("id"), values.get("text")
     image = values.get("image", values.get("img"))
+    layout = layout_of(values)
+    if layout is not None:
+        question, _, image = layout.read(values)
+        text = prompt.caption_of(question)
+        if text is None:
+            raise ValueError(f"its question was not made by the prompt {prompt.template!r}: {question[:120]!r}")
+        name = values.get("id", picture_name(image))
     for field, value in (("id", name), ("image", image)):
         if value is None or value == "":
             raise ValueError(f"it has no `{field}`{' (or `img`)' if field == 'image' else ''}")
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise ValueError(f"its id is {name!r}, a text or a whole number is needed")
-    for field, value in (("image", image), ("text", text)):
-        if not isinstance(value, str | None):
+    for field, value, kinds in (("image", image, str | Mapping | None), ("text", text, str | None)):
+        if not isinstance(value, kinds):
             raise ValueError(f"its {field} is of type {type(value).__name__}, text is needed")
     name, text = well_formed(str(name)), None if text is None else well_formed(text)
-    return Query(name, find_image(image, folders, folders[-1]), text)
+    return Query(name, find_picture(image, folders, folders[-1]), text)
 
 
 def jsonl_rows(path: Path) -> Iterator[Row]:

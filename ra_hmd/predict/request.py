@@ -157,6 +157,11 @@ class Request:
             if done:  # else another rank merges
                 yield from done["notes"]
                 yield from explainer.notes if explainer else ()
+                if not done["judged"]:
+                    raise UserError(
+                        f"None of the {done['rejected']} rows of {self.source} could be judged; "
+                        f"{self.output}.rejected.jsonl says why of each."
+                    )
                 if done["rejected"]:
                     yield f"{done['rejected']} rows could not be judged: {self.output}.rejected.jsonl"
                 print(f"{self.output}: {done['judged']} memes")

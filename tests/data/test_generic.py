@@ -1,6 +1,7 @@
 """Anyone's own data: files with columns, column and label maps, and the ShareGPT files of the RA-HMD release."""
 
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from meme_files import Imported, imported, jsonl, picture, table
 
 from ra_hmd.data.readers import READERS, get_reader
+from ra_hmd.data.record import read_memes
 from ra_hmd.errors import UserError
 
 ROWS = [
@@ -92,6 +94,31 @@ def test_every_kind_of_file_alone_and_in_its_folder(
         },
     ]
     assert run.rejected == []
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_table_with_semicolons_is_read(tmp_path: Path, mark: str) -> None:
+    """As spreadsheets write it where the comma is the decimal sign."""
+    root = with_pictures(tmp_path / "data")
+    text = mark + ("id{d}image{d}text{d}label{d}source\n" + LINES).format(d=";").replace("Rain again", "Rain, again")
+    table(root / "train.csv", text)
+    run = imported("generic", root, tmp_path / "out")
+    assert run.column("train", "id") == ["00001", "00002", "00003"]
+    assert run.column("train", "text") == ["Coffee first", "Rain, again", "Cats sleep"]
+    assert run.column("train", "label") == [0, 1, 1]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_composed_otherwise_on_disk_are_found(tmp_path: Path, form: str) -> None:
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    root = with_pictures(tmp_path / "data", unicodedata.normalize(other, "img/caf\u00e9.png"), "img/b.jpg")
+    rows = [ROWS[0] | {"image": unicodedata.normalize(form, "img/caf\u00e9.png")}, ROWS[1]]
+    jsonl(root / "train.jsonl", rows)
+    run = imported("generic", root, tmp_path / "out")
+    assert run.rejected == []
+    assert all(Path(image).is_file() for image in run.column("train", "image"))
+    memes = read_memes(root / "train.jsonl")
+    assert [str(meme.image) for meme in memes] == run.column("train", "image")
 
 
 def test_a_single_file_is_read_without_its_neighbours(tmp_path: Path) -> None:

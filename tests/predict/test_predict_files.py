@@ -198,6 +198,18 @@ def test_bad_rows_are_set_aside_with_their_reason(
         assert one["scores"] == pytest.approx(other["scores"], abs=1e-5)
 
 
+def test_a_run_in_which_no_row_could_be_judged_fails(lab: Path, test_memes: list[Meme], tmp_path: Path) -> None:
+    (tmp_path / "no.png").write_text("no picture")
+    rows = [{"id": name, "image": str(tmp_path / "no.png"), "text": ""} for name in "ab"]
+    source, output = write_rows(tmp_path / "m.jsonl", rows), tmp_path / "out.jsonl"
+    words = ["predict", "--checkpoint", lab / "head", "--input", source, "--output", output]
+    for _ in range(2):  # the second time from what the first one wrote
+        assert "None of the 2 rows" in " ".join(ra_hmd(*words, code=2).split())
+    assert [one["id"] for one in lines_of(tmp_path / "out.jsonl.rejected.jsonl")] == ["a", "b"]
+    write_rows(source, [*rows, *rows_of_memes(test_memes[:1])])
+    assert "1 memes" in ra_hmd(*words[:-1], tmp_path / "other.jsonl")
+
+
 def test_what_has_no_meme_is_refused_before_work(detector: Detector, tmp_path: Path) -> None:
     for source, said in (
         (write_rows(tmp_path / "a.jsonl", [{"id": 1, "picture": "x"}]), "line 1: it has no `image`"),

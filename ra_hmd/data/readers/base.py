@@ -157,6 +157,9 @@ class Reader(ABC):
 
     def _from_sharegpt(self, row: Row, part: Part) -> Meme:
         fields = sharegpt_fields(row.values, PromptTemplate(), Answers())
+        if not isinstance(fields["image"], str):
+            raise ValueError("its picture is embedded in the row, and an import names files; save it as one (training, "
+                             "extraction and prediction read such rows as they are)")  # fmt: skip
         own = fields["id"] if "id" in row.values else Path(fields["image"]).stem
         fields |= {"id": self.meme_id(own, part.split), "image": Path(fields["image"])}
         return Meme(split=part.split, **fields)

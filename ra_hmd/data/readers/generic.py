@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.data.files import Row
+from ra_hmd.data.files import KINDS, Row
+from ra_hmd.data.layouts import layout_of
 from ra_hmd.data.readers.base import SHAREGPT, Found, Part, Reader, given
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.record import MOST_CLASSES, Meme, class_index
@@ -58,7 +59,7 @@ class Generic(Reader):
     def layouts(self, tree: Tree) -> list[Found]:
         here = [path for path in tree.files if path.parent == tree.folders[0]]
         files = [self._only] if self._only else here
-        sharegpt = [path for path in files if path.suffix.lower() == ".json" and "messages" in tree.first(path)]
+        sharegpt = [path for path in files if path.suffix.lower() in KINDS and layout_of(tree.first(path)) is not None]
         if sharegpt:
             return [Found(SHAREGPT, tuple(Part(path, split) for path, split in _splits_of(sharegpt).items()))]
         tables = [path for path in files if path.suffix.lower() in _TABLES]
