@@ -131,8 +131,10 @@ def main() -> None:
     """Run as said above."""
     interpret_triton()
     offer_flash_attention()
+    from llamafactory.hparams import parser
     from llamafactory.train import tuner
 
+    parser.is_torch_bf16_gpu_available = lambda: True  # for `pure_bf16`
     result = {}
     for path in sys.argv[2:]:
         CALLS.clear()

@@ -3,6 +3,7 @@
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import yaml
 from engines import ROOT, run
 from gpu_engines import flash_attn_func, flash_attn_varlen_func
+from transformers import AutoModelForImageTextToText
 
 PROBE = str(Path(__file__).with_name("gpu_engines.py"))
 SIZES = {
@@ -37,6 +39,7 @@ SIZES = {
 
 
 WITHOUT_LIGER: dict[str, Any] = {"enable_liger_kernel": False}
+PURE_BF16: dict[str, Any] = {"enable_liger_kernel": False, "bf16": False, "pure_bf16": True}
 LIGER_ALONE: dict[str, Any] = {"flash_attn": "sdpa", "bf16": False}  # the interpreter of its kernels has no bf16
 
 
@@ -45,6 +48,7 @@ LIGER_ALONE: dict[str, Any] = {"flash_attn": "sdpa", "bf16": False}  # the inter
     [
         ("qwen2_vl_7b/hateful_memes_qlora.yaml", "qwen2_vl", WITHOUT_LIGER, 0.02),
         ("qwen3_vl_8b/hateful_memes_qlora.yaml", "qwen3_vl", {}, 0.02),
+        ("qwen2_vl_7b/hateful_memes_lora.yaml", "qwen2_vl", PURE_BF16, 0.02),
         ("qwen2_vl_7b/hateful_memes_lora.yaml", "qwen2_vl", LIGER_ALONE, 1e-4),
         ("qwen2_5_vl_7b/hateful_memes_lora_sft.yaml", "qwen2_5_vl", LIGER_ALONE, 1e-4),
     ],
@@ -60,7 +64,8 @@ def test_the_recipe_trains_as_without_its_kernels(
 ) -> None:
     asked = yaml.safe_load((ROOT / "configs" / "stage1" / recipe).read_text(encoding="utf-8"))
     assert (asked["flash_attn"], asked["bf16"], asked["ddp_timeout"]) == ("fa2", True, 180_000_000)
-    asked |= {"model_name_or_path": str(tiny(family)), "dataset_dir": str(memes)} | SIZES | changes
+    model = tiny(family) if changes == LIGER_ALONE else in_bfloat16(tiny(family), tmp_path / "model")
+    asked |= {"model_name_or_path": str(model), "dataset_dir": str(memes)} | SIZES | changes
     paths = []
     for name, others in (("plain", {"flash_attn": "sdpa", "enable_liger_kernel": False}), ("asked", {})):
         config = asked | {"output_dir": str(tmp_path / name)} | others
@@ -78,6 +83,13 @@ def test_the_recipe_trains_as_without_its_kernels(
     plain, found = (history(tmp_path / name) for name in ("plain", "asked"))
     assert len(plain) >= 3
     assert found == pytest.approx(plain, rel=tolerance)
+
+
+def in_bfloat16(folder: Path, copy: Path) -> Path:
+    """A copy of a model with weights in bfloat16, as published ones are; the host loads them as they are."""
+    shutil.copytree(folder, copy)
+    AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(copy)
+    return copy
 
 
 def history(folder: Path) -> list[float]:
