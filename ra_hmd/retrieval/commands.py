@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ra_hmd.data.files import read_lines
 from ra_hmd.errors import UserError
 from ra_hmd.options import MinSimilarity, Prior, TopK, Weights
 
@@ -321,6 +320,8 @@ def _say(entry: "Entry", bank: str) -> None:
 
 def _ids(path: Path) -> list[str]:
     """The ids in a file, one per line."""
+    from ra_hmd.data.files import read_lines
+
     if not path.is_file():
         raise UserError(f"--ids-file {path} does not exist; give a text file with one id per line.")
     lines = (line.strip(" \t") for line in read_lines(path))
