@@ -143,6 +143,11 @@ def register(folder: Path, entry: dict[str, Any]) -> None:
     (folder / "dataset_info.json").write_text(json.dumps({"mine": entry}))
 
 
+def mine(folder: Path) -> dict[str, Any]:
+    """Keys of Stage 1 to train on what is registered."""
+    return {"dataset": "mine", "eval_dataset": None, "dataset_dir": str(folder)}
+
+
 def extracted(folder: Path) -> list[Meme]:
     return resolve_memes("mine", "train", PromptTemplate(), Answers(), folder)
 
@@ -184,8 +189,7 @@ def test_training_extraction_and_prediction_read_the_same_rows(
     assert [(meme.id, meme.text, meme.label) for meme in memes] == [(m.id, m.text, m.label) for m in official]
     assert [meme.image.read_bytes() for meme in memes] == [meme.image.read_bytes() for meme in official]
 
-    changes = {"dataset": "mine", "eval_dataset": None, "dataset_dir": str(folder)}
-    rows, settings = trained(stage1_config(tmp_path / "out", **changes), monkeypatch, tmp_path)
+    rows, settings = trained(stage1_config(tmp_path / "out", **mine(folder)), monkeypatch, tmp_path)
     assert sorted(rows["sample_id"]) == sorted(meme.id for meme in memes)
     encoder, _ = load_encoder(str(tiny("qwen2_vl")), settings)
     by_id = {meme.id: meme for meme in memes}
@@ -211,8 +215,7 @@ def test_embedded_pictures_without_ids_have_one_name_in_training_and_extraction(
 ) -> None:
     folder, records = data
     register(folder, parquet_bytes(folder, records, named=False))
-    changes = {"dataset": "mine", "eval_dataset": None, "dataset_dir": str(folder)}
-    rows, _ = trained(stage1_config(tmp_path / "out", **changes), monkeypatch, tmp_path)
+    rows, _ = trained(stage1_config(tmp_path / "out", **mine(folder)), monkeypatch, tmp_path)
     names = {Path(record["images"][0]).name for record in records}
     assert {meme.id for meme in extracted(folder)} == set(rows["sample_id"]) == names
 
@@ -226,8 +229,7 @@ def test_a_run_on_embedded_pictures_is_extracted_and_predicts(
     monkeypatch.setattr(records_module, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder, records = data
     register(folder, parquet_hub(folder, records))
-    changes = {"dataset": "mine", "eval_dataset": None, "dataset_dir": str(folder), "max_steps": 1}
-    tuner.run_exp(stage1_config(tmp_path / "run", **changes), callbacks=[])
+    tuner.run_exp(stage1_config(tmp_path / "run", max_steps=1, **mine(folder)), callbacks=[])
     done = partial(CliRunner().invoke, app)
     said = done(["extract", "--checkpoint", f"{tmp_path}/run", "--data", "mine", "--split", "train", "--dataset-dir",
                  str(folder), "--output", f"{tmp_path}/store"])  # fmt: skip
@@ -271,8 +273,7 @@ def test_names_composed_otherwise_on_disk_are_found(
     register(folder, parts_of_a_folder(folder, records))
     memes = extracted(folder)
     assert all(meme.image.is_file() for meme in memes)
-    changes = {"dataset": "mine", "eval_dataset": None, "dataset_dir": str(folder)}
-    rows, _ = trained(stage1_config(tmp_path / "out", **changes), monkeypatch, tmp_path)
+    rows, _ = trained(stage1_config(tmp_path / "out", **mine(folder)), monkeypatch, tmp_path)
     assert sorted(images[0] for images in rows["images"]) == sorted(str(meme.image) for meme in memes)
 
 
@@ -289,8 +290,7 @@ def test_a_byte_order_mark_is_called_by_its_name(
     register(folder, alpaca_json(folder, records))
     path = folder / "data.json"
     path.write_bytes(mark + path.read_bytes())
-    changes = {"dataset": "mine", "eval_dataset": None, "dataset_dir": str(folder)}
     with pytest.raises(UserError, match=rf"data\.json begins with a {name} byte order mark"):
-        trained(stage1_config(tmp_path / "out", **changes), monkeypatch, tmp_path)
+        trained(stage1_config(tmp_path / "out", **mine(folder)), monkeypatch, tmp_path)
     if name == "UTF-8":
         assert len(extracted(folder)) == ROWS
