@@ -7,7 +7,8 @@ from typing import Literal
 from ra_hmd.data.record import Meme
 from ra_hmd.errors import UserError
 from ra_hmd.features.making import make_features
-from ra_hmd.models.checkpoint import DType, MemeModel, Run
+from ra_hmd.models.checkpoint import MemeModel, Run
+from ra_hmd.models.dtype import DType
 
 
 def extract(

@@ -28,7 +28,7 @@ from ra_hmd.data.text import PlainText
 from ra_hmd.encoders.presets import PRESETS, Preset
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.manifest import fingerprint_model, sha256_bytes
-from ra_hmd.models.checkpoint import DType
+from ra_hmd.models.dtype import DType
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,8 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
-from sklearn.isotonic import IsotonicRegression
-from sklearn.metrics import roc_auc_score
 
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.problem import Problem
@@ -111,6 +109,8 @@ def fit_calibration(
             return Uncalibrated(f"on dev a higher score does not go with more cases, its {measure} is {values}")
     if kind == "isotonic":
         base = logit_probabilities(logits, problem)
+        from sklearn.isotonic import IsotonicRegression
+
         fits = [IsotonicRegression(y_min=0, y_max=1).fit(base[:, c], member[:, c]) for c in range(problem.outputs)]
         knots = {"x": [fit.X_thresholds_.tolist() for fit in fits], "y": [fit.y_thresholds_.tolist() for fit in fits]}
         return Calibration("isotonic", knots)
@@ -129,6 +129,8 @@ def _direction(kind: CalibrationKind, scores: np.ndarray, member: np.ndarray) ->
     if member.all() or not member.any():
         return None
     if kind == "isotonic":
+        from sklearn.metrics import roc_auc_score
+
         return float(roc_auc_score(member, scores)) - 0.5
     return _platt(scores, member)[0] if np.ptp(scores) > 0 else 0.0
 

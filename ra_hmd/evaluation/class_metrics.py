@@ -4,18 +4,14 @@ Shapes: Q memes, C outputs of the problem (1 if binary).
 """
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from ra_hmd.evaluation.metrics import METRICS, THRESHOLDS, Head, auroc
 from ra_hmd.problem import Problem
 
 AVERAGED = {
-    f"{average}_{name}": (average, function)
-    for name, function in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score))
-    for average in ("macro", "micro")
+    f"{average}_{name}": (average, name) for name in ("f1", "precision", "recall") for average in ("macro", "micro")
 }
-"""Metric → how it is averaged over classes, and scikit-learn's function.
-"""
+"""Metric → how it is averaged over classes, and what is averaged."""
 
 CLASS_METRICS = ("accuracy", "pair_accuracy", "auroc", "micro_auroc", *AVERAGED)
 """Of several classes. `auroc` is the mean over classes of one class against the rest; `pair_accuracy` is the share of
@@ -67,6 +63,9 @@ def class_values(
     of meme and class as one case; without any such case they are 0. AUROC leaves out classes that all or no memes have;
     the micro AUROC takes every pair of meme and class as one case. None where undefined.
     """
+    from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
+
+    functions = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
     member, verdicts = problem.membership(labels), decide(scores, thresholds, problem)
     known = _telling(member)
     return {
@@ -75,7 +74,7 @@ def class_values(
         "auroc": float(roc_auc_score(member[:, known], scores[:, known], average="macro")) if known.any() else None,
         "micro_auroc": auroc(scores.ravel(), member.ravel().astype(np.int64)),
         **{
-            name: float(function(labels, verdicts, average=average, zero_division=0))
-            for name, (average, function) in AVERAGED.items()
+            name: float(functions[averaged](labels, verdicts, average=average, zero_division=0))
+            for name, (average, averaged) in AVERAGED.items()
         },
     }

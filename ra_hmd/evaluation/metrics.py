@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 
 Head = Literal["lmh", "lrc", "rkc"]
 
@@ -19,6 +18,8 @@ METRICS = ("accuracy", "auroc", "macro_f1", "precision", "recall", "f1")
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """Area under the ROC curve; None where it is undefined, with one class only."""
+    from sklearn.metrics import roc_auc_score  # takes half a second, and verdicts need no metrics
+
     return float(roc_auc_score(labels, scores)) if len(np.unique(labels)) == 2 else None
 
 
@@ -30,6 +31,8 @@ def binary_metrics(
     Precision, recall and F1 are of class 1 and 0 where their denominator is 0; macro-F1 averages F1 over the classes
     that occur among labels or predictions; AUROC is None with one class only.
     """
+    from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
+
     predicted = (np.asarray(scores) >= threshold).astype(np.int64)
     known: dict[str, Callable[[], float | None]] = {
         "accuracy": lambda: float(accuracy_score(labels, predicted)),

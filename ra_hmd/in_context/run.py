@@ -25,7 +25,8 @@ from ra_hmd.in_context.outputs import Outcome, write_outcome
 from ra_hmd.in_context.thresholds import KEY, dev_threshold
 from ra_hmd.manifest import MANIFEST_NAME, plain, read_json, sha256_bytes, write_json, write_jsonl
 from ra_hmd.models.chat import ChatModel
-from ra_hmd.models.checkpoint import DType, MemeModel, Run
+from ra_hmd.models.checkpoint import MemeModel, Run
+from ra_hmd.models.dtype import DType
 from ra_hmd.progress import track
 
 _PART = 64  # memes; what a stop can lose

@@ -17,6 +17,7 @@ from ra_hmd.config import load_dataclass
 from ra_hmd.errors import UserError
 from ra_hmd.manifest import MANIFEST_NAME, fingerprint_model, read_json, sha256_file
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, Reader, attach_head
+from ra_hmd.models.dtype import DType
 from ra_hmd.models.head import HEAD_WEIGHTS, has_head, load_head, read_head_config
 from ra_hmd.models.inputs import FAMILY_TEMPLATES, InputSettings, MemeEncoder, check_family
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 ADAPTER_CONFIG = "adapter_config.json"
 ADDITIVE = ("eva", "gaussian", "orthogonal")
 """PEFT's initialisations by name that leave the base model's weights as they are."""
-DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ra_hmd.config import load_dataclass
 from ra_hmd.errors import UserError
 from ra_hmd.features.making import FeatureModel
 from ra_hmd.manifest import MANIFEST_NAME, read_json
-from ra_hmd.models.checkpoint import DType, MemeModel, open_run
+from ra_hmd.models.dtype import DType
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ def open_feature_model(
     manifest = read_json(run / MANIFEST_NAME) if (run / MANIFEST_NAME).is_file() else {}
     if manifest.get("encoder"):
         return _encoder(dict(manifest["encoder"]), run, backbone, dtype)
+    from ra_hmd.models.checkpoint import MemeModel, open_run  # an encoder needs none of it
+
     place = run
     if manifest.get("kind") == "stage2":
         origin = manifest.get("init_head") or {}

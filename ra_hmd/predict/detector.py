@@ -25,7 +25,7 @@ from ra_hmd.evaluation.results import plain_score, vote_evidence
 from ra_hmd.evaluation.scores import Rule, ScoredSet
 from ra_hmd.features.making import FeatureModel, batch_columns, features_of
 from ra_hmd.manifest import sha256_file
-from ra_hmd.models.checkpoint import DType
+from ra_hmd.models.dtype import DType
 from ra_hmd.models.head import HEAD_WEIGHTS
 from ra_hmd.predict.backbone import open_feature_model
 from ra_hmd.predict.scorer import Scorer

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from PIL import Image
@@ -30,10 +30,12 @@ from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.decision import DECISION_NAME
 from ra_hmd.manifest import atomic_path, plain, read_json, run_manifest, sha256_bytes, sha256_file, write_json
 from ra_hmd.predict.detector import Detector
-from ra_hmd.predict.explain import NOTE, Explainer, explain_rows
 from ra_hmd.predict.formats import FileFormat, answer_of, check_format, choose_format, open_writer, verdict_names
 from ra_hmd.predict.reading import Asked, jsonl_rows, picture_paths, read_queries
 from ra_hmd.progress import track
+
+if TYPE_CHECKING:
+    from ra_hmd.predict.explain import Explainer
 
 _FORMAT = 1  # of the chunks; a number more when they would hold something else
 _MARK = "fingerprint.json"
@@ -48,7 +50,7 @@ def predict_files(
     style: FileFormat | None = None,
     media_dir: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
-    explainer: Explainer | None = None,
+    explainer: "Explainer | None" = None,
     chunk_size: int | None = None,
     workers: int = 4,
     show: bool = True,
@@ -123,7 +125,7 @@ def judge_chunks(
     detector: Detector,
     chunks: Iterable[tuple[int, list[Asked]]],
     workers: int = 4,
-    explainer: Explainer | None = None,
+    explainer: "Explainer | None" = None,
 ) -> Iterator[tuple[int, float, list[dict[str, Any]]]]:
     """Per chunk its number, the seconds that it took, and a line per row: `answer`, or `reject`.
 
@@ -165,7 +167,7 @@ def _open(asked: Asked) -> Image.Image | str:
 
 
 def _judge(
-    detector: Detector, explainer: Explainer | None, rows: Iterable[tuple[Asked, Image.Image | str]]
+    detector: Detector, explainer: "Explainer | None", rows: Iterable[tuple[Asked, Image.Image | str]]
 ) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     prepared, places = [], []
@@ -183,7 +185,11 @@ def _judge(
                 reason = well_formed(str(error))
         lines[-1] = _reject(asked, reason)
     judged = detector.judge(prepared)
-    told = explain_rows(explainer, judged, [meme.picture for meme in prepared]) if explainer else [{}] * len(judged)
+    told: list[dict[str, Any] | str] = [{}] * len(judged)
+    if explainer:
+        from ra_hmd.predict.explain import explain_rows
+
+        told = explain_rows(explainer, judged, [meme.picture for meme in prepared])
     for (row, asked), found, words in zip(places, judged, told, strict=True):
         if isinstance(words, str):
             lines[row] = _reject(asked, words)
@@ -309,6 +315,11 @@ def _finish(
             return {}
         counts, seconds = _merge(detector, output, style, paths)
         judged = counts["texts"].total()
+        notes = detector.scorer.notes(detector.head)
+        if "explainer" in stated:
+            from ra_hmd.predict.explain import NOTE
+
+            notes = [*notes, NOTE]
         manifest = run_manifest(
             "predictions",
             command=command,
@@ -325,7 +336,7 @@ def _finish(
             output_sha256=sha256_file(output),
             **plain(detector.version),
             fingerprint=stated,
-            notes=detector.scorer.notes(detector.head) + ([NOTE] if "explainer" in stated else []),
+            notes=notes,
         )
         write_json(_manifest_path(output), manifest)
         shutil.rmtree(work)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 from ra_hmd.config import choose
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.metrics import Head
-from ra_hmd.predict.detector import Detection, Detector
 from ra_hmd.problem import Problem
+
+if TYPE_CHECKING:
+    from ra_hmd.predict.detector import Detection, Detector
 
 HATECLIPPER_COLUMNS = ("id", "prob_hate", "pred_label")
 FileFormat = Literal["jsonl", "csv", "parquet", "hateclipper-csv"]
@@ -45,7 +47,7 @@ def choose_format(output: Path, style: FileFormat | None) -> FileFormat:
     return style
 
 
-def check_format(style: FileFormat, detector: Detector) -> None:
+def check_format(style: FileFormat, detector: "Detector") -> None:
     """Raise `UserError` where a format cannot hold a detector's answers."""
     if style != "hateclipper-csv":
         return
@@ -62,7 +64,7 @@ def check_format(style: FileFormat, detector: Detector) -> None:
         )
 
 
-def answer_of(found: Detection) -> dict[str, Any]:
+def answer_of(found: "Detection") -> dict[str, Any]:
     """A detection as one line: `id`, `head`, `score`, `probability`, `verdict` of who decides, as `ra-hmd predict` has
     them of a store, then all that `Detection` has.
     """

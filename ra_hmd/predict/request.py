@@ -3,20 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from ra_hmd.config import choose
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.models.checkpoint import DType
-from ra_hmd.predict.detector import Detector
-from ra_hmd.predict.explain import NOTE, QUESTION, Explainer, check_neighbours, check_question
-from ra_hmd.predict.files import predict_files
-from ra_hmd.predict.formats import choose_format
-from ra_hmd.predict.gallery import open_gallery
-from ra_hmd.predict.generation import choose_engine
-from ra_hmd.predict.pictures import as_lines, as_table, check_pictures, judge_pictures
-from ra_hmd.predict.stores import predict
+from ra_hmd.models.dtype import DType
 from ra_hmd.retrieval.voting import Voting
+
+if TYPE_CHECKING:
+    from ra_hmd.predict.detector import Detector
+    from ra_hmd.predict.explain import Explainer
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,9 @@ class Explaining:
     tensor_parallel_size: int
 
     def __post_init__(self) -> None:
+        from ra_hmd.predict.explain import check_question
+        from ra_hmd.predict.generation import choose_engine
+
         choose_engine(self.engine)
         if self.question is not None:
             check_question(self.question, self.policy is not None, self.neighbours)
@@ -56,8 +55,11 @@ class Explaining:
             if not place.exists():
                 raise UserError(f"--memes {place} does not exist; give an imported folder, or a data file.")
 
-    def open(self, detector: Detector) -> Explainer:
+    def open(self, detector: "Detector") -> "Explainer":
         """Who explains the verdicts of `detector`."""
+        from ra_hmd.predict.explain import QUESTION, Explainer
+        from ra_hmd.predict.gallery import open_gallery
+
         return Explainer.of(
             detector,
             engine=self.engine,
@@ -135,6 +137,8 @@ class Request:
             problems.append(f"Rationales are written as JSON Lines: --output {self.output} must end in .jsonl.")
         raise_all(problems, "Options that do not go together")
         if self.explaining is not None:
+            from ra_hmd.predict.explain import check_neighbours
+
             told = self.explaining
             check_neighbours(told.neighbours, self.bank, self.voting.topk, known=bool(told.memes))
         if self.dtype is not None:
@@ -142,13 +146,19 @@ class Request:
 
     def answer(self, command: str) -> Iterator[str]:
         """Do it: print a table, or write files and print where; yields what else a reader must know."""
+        # Each way imports what it needs: models and their words take seconds.
         if self.queries is not None:
+            from ra_hmd.predict.stores import predict
+
             done = predict(self.checkpoint, self.queries, self.output, head=self.head or "lrc",
                            style=self.style or "jsonl", bank=self.bank, voting=self.voting,
                            thresholds=self.thresholds, command=command)  # fmt: skip
             yield from done["notes"]
             print(f"{self.output}: {done['rows']} memes")
         elif self.source is not None:
+            from ra_hmd.predict.files import predict_files
+            from ra_hmd.predict.formats import choose_format
+
             choose_format(self.output, self.style)
             detector = self.detector()
             explainer = self.explainer(detector)
@@ -168,12 +178,16 @@ class Request:
         else:
             from rich.console import Console
 
+            from ra_hmd.predict.pictures import as_lines, as_table, check_pictures, judge_pictures
+
             check_pictures(self.images, self.texts)
             detector = self.detector()
             explainer = self.explainer(detector)
             found = judge_pictures(detector, self.images, self.texts, explainer or False)
             yield from detector.scorer.notes(detector.head)
             if explainer is not None:
+                from ra_hmd.predict.explain import NOTE
+
                 yield from explainer.notes
                 yield NOTE
             if self.as_json:
@@ -194,12 +208,14 @@ class Request:
             **({"memes": list(map(str, self.explaining.memes))} if self.explaining else {}),
         }
 
-    def explainer(self, detector: Detector) -> Explainer | None:
+    def explainer(self, detector: "Detector") -> "Explainer | None":
         """Who explains, if that is asked for."""
         return None if self.explaining is None else self.explaining.open(detector)
 
-    def detector(self) -> Detector:
+    def detector(self) -> "Detector":
         """Open what shall judge."""
+        from ra_hmd.predict.detector import Detector
+
         return Detector.from_run(
             self.checkpoint,
             self.bank,

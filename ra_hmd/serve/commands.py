@@ -75,7 +75,7 @@ def served(
     from typing import get_args
 
     from ra_hmd.config import choose
-    from ra_hmd.models.checkpoint import DType
+    from ra_hmd.models.dtype import DType
     from ra_hmd.retrieval.voting import Voting
     from ra_hmd.serve.running import Serving, check_installed
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.metrics import Head
-from ra_hmd.models.checkpoint import DType
+from ra_hmd.models.dtype import DType
 from ra_hmd.retrieval.bank import is_bank
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.serve.settings import Settings
