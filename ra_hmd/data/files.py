@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ijson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ra_hmd.errors import UserError
 
@@ -135,6 +133,9 @@ def _line_by_line(lines: list[str], last: int, path: Path, header: list[str], de
 
 def parquet_rows(path: Path) -> Iterator[Row]:
     """Rows of a Parquet file."""
+    import pyarrow as pa  # every command reads lines, few read Parquet
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             # Pictures may be embedded, and a batch is in memory as a whole.
