@@ -15,8 +15,9 @@ from ra_hmd.cli import app
 PLACEHOLDER = "…"
 # Programs of other projects: that they are called is all that is checked here.
 OTHERS = {"curl", "docker", "pip", "sudo", "tar", "source"}
-# Lines that name a program by its path. What they start is the repository's own or another project's.
-PATHS = re.compile(r"^\.ci/run.*$|^source .*$|&& ~/vllm/bin/pip install vllm$", re.MULTILINE)
+# Programs that are named by their path: the repository's own, which must exist, and another project's.
+PATHS = re.compile(r"^source .*$|&& ~/vllm/bin/pip install vllm$|^(?:\w+=\w+ )*(?P<own>\.ci/run|scripts/\w+\.sh)\b.*$",
+                   re.MULTILINE)  # fmt: skip
 # Values that a page's earlier sentences or blocks introduce.
 VARIABLES = {"RUN": "RUN", "KEY": "KEY", "OUT": "OUT", "DATA": "DATA"}
 
@@ -55,7 +56,9 @@ def check_config(words: list[str]) -> None:
 @pytest.mark.parametrize("block", blocks("bash"), ids=str)
 def test_commands_parse(block: Block, parse: Callable[..., str], tmp_path: Path) -> None:
     found = commands_of(block, tmp_path)
-    assert found, "a block without a command"
+    own = [match["own"] for match in PATHS.finditer(block.text) if match["own"]]
+    assert all((ROOT / name).is_file() for name in own), own
+    assert found or own, "a block without a command"
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for command in found:
         words = command[command.index("ra-hmd") :] if command[0] == "torchrun" else command
