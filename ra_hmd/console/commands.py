@@ -37,6 +37,7 @@ def console_command(
     port: o.Port = 8000,
     keys: o.Keys = None,
     allowed_host: o.AllowedHost = None,
+    root_path: o.RootPath = "",
     head: o.Head = None,
     thresholds: shared.Thresholds = "stored",
     topk: shared.TopK = 20,

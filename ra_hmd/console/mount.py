@@ -21,7 +21,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ra_hmd.console.console import Console
-from ra_hmd.serve.middleware import CONSOLE
+from ra_hmd.serve.middleware import CONSOLE, path_of
 
 if TYPE_CHECKING:
     pass
@@ -58,7 +58,7 @@ class Guard:
         self.app, self.path = app, path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
+        path = path_of(scope) if scope["type"] == "http" else ""
         if scope["type"] != "http" or not (path == self.path or path.startswith(self.path + "/")):
             await self.app(scope, receive, send)
             return
@@ -148,6 +148,7 @@ def mount(app: FastAPI, console: Console, path: str = CONSOLE) -> FastAPI:
             page,
             path,
             server_name="127.0.0.1",
+            root_path=app.root_path + path if app.root_path else None,
             show_api=False,
             auth=console.doors.check if console.doors.locked else None,
             auth_message=f"{TITLE}: your name, and as password your key (ra-hmd serve-key).",

@@ -21,7 +21,8 @@ class Votes:
 
     Attributes:
         contributions: float64 [Q, K, C], what each neighbour adds to each of its query's scores; 0 where it has no say.
-        abstained: bool [Q], queries without any neighbour that may vote; their scores are 0.
+        abstained: bool [Q], queries without any neighbour that may vote, and those whose neighbours all have
+            similarity 0, as an embedding of length 0 has to every row; their scores are 0.
     """
 
     contributions: np.ndarray
@@ -107,7 +108,7 @@ class Voting:
         total = weights.sum(axis=1, keepdims=True)
         share = np.divide(weights, total, out=np.zeros(weights.shape), where=total > 0)
         worth = 1.0 if self.weights == "similarity" else similarity[..., None]
-        return Votes(share * signs * worth, ~(total > 0).any(axis=(1, 2)))
+        return Votes(share * signs * worth, ~((weights > 0).any(axis=2) & (similarity != 0)).any(axis=1))
 
     def _rank_weights(self, similarity: np.ndarray) -> np.ndarray:
         k = similarity.shape[1]

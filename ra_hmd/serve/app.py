@@ -5,12 +5,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from anyio.to_thread import run_sync
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ra_hmd import __version__
 from ra_hmd.serve import schemas
@@ -18,7 +18,7 @@ from ra_hmd.serve.asking import Asking
 from ra_hmd.serve.bank_desk import BankDesk
 from ra_hmd.serve.bank_routes import bank_routes
 from ra_hmd.serve.keys import KeyRing
-from ra_hmd.serve.middleware import OPEN, Door, Scale, Watch
+from ra_hmd.serve.middleware import OPEN, Door, Hosts, Scale, UnderPath, Watch
 from ra_hmd.serve.observing import Metrics
 from ra_hmd.serve.refusals import answer_with
 from ra_hmd.serve.routes import judging_routes, system_routes
@@ -47,6 +47,7 @@ def create_app(
     keys: KeyRing | None = None,
     settings: Settings | None = None,
     hosts: Sequence[str] = ("*",),
+    root_path: str = "",
 ) -> FastAPI:
     """The API as an ASGI app. When it ends, it closes the service.
 
@@ -56,7 +57,8 @@ def create_app(
         explainer: Puts verdicts into words.
         keys: Who may ask; None: everyone may ask, and nobody may change the bank.
         settings: Limits.
-        hosts: Names by which it may be called, in the Host header; `*` is any.
+        hosts: Names by which it may be called, as `host_name` gives them; `*` is any.
+        root_path: Path under which a proxy shows it, without a slash at its end.
 
     Returns:
         The app; `app.state.asking` has its parts.
@@ -77,9 +79,11 @@ def create_app(
         version=__version__,
         summary="Verdicts on memes, and the example bank that votes.",
         lifespan=lifespan,
+        root_path=root_path,
         middleware=[
+            *([Middleware(UnderPath, root_path=root_path)] if root_path else []),
             Middleware(Watch, metrics=metrics),
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+            Middleware(Hosts, names=hosts),
             Middleware(Door, keys=keys),
             Middleware(Scale, settings=settings),
         ],
@@ -88,11 +92,25 @@ def create_app(
     scorer = service.detector.scorer
     places = {*scorer.origins, str(scorer.checkpoint), str(scorer.state["place"] or "")} - {""}
     answer_with(app, sorted(places))
-    app.include_router(judging_routes(asking))
-    app.include_router(bank_routes(asking))
-    app.include_router(system_routes(asking, metrics))
+    routers = [judging_routes(asking), bank_routes(asking), system_routes(asking, metrics)]
+    for router in [app.router, *routers]:
+        _answer_head(router)
+    for router in routers:
+        app.include_router(router)
     app.openapi = lambda: _openapi(app, locked=keys is not None)  # type: ignore[method-assign]
     return app
+
+
+def _answer_head(router: APIRouter) -> None:
+    """Let HEAD be asked wherever GET may be: FastAPI answers 405, and probes and proxies ask it."""
+    for route in [one for one in router.routes if isinstance(one, APIRoute) and "GET" in one.methods]:
+        router.add_api_route(
+            route.path.removeprefix(router.prefix),
+            route.endpoint,
+            methods=["HEAD"],
+            response_model=route.response_model,
+            include_in_schema=False,
+        )
 
 
 def _openapi(app: FastAPI, *, locked: bool) -> dict[str, Any]:

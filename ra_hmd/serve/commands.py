@@ -19,6 +19,7 @@ def serve_command(
     port: o.Port = 8000,
     keys: o.Keys = None,
     allowed_host: o.AllowedHost = None,
+    root_path: o.RootPath = "",
     head: o.Head = None,
     thresholds: shared.Thresholds = "stored",
     topk: shared.TopK = 20,

@@ -1,9 +1,13 @@
-"""What every request passes, from outside to inside: watched, let in by its key, and held to its size and time."""
+"""What every request passes, from outside to inside: watched, let in by its host and its key, and held to its size and
+time.
+"""
 
 import asyncio
 import re
 import time
 import uuid
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -11,13 +15,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ra_hmd.errors import UserError
+from ra_hmd.serve.hosts import host_name, is_loopback
 from ra_hmd.serve.keys import KeyRing
 from ra_hmd.serve.observing import Metrics, log, log_request
 from ra_hmd.serve.refusals import Refusal
 from ra_hmd.serve.settings import Settings
 
 CONSOLE = "/console"
-OPEN = ("/health", "/ready", "/docs", "/openapi.json")
+PROBES = ("/health", "/ready")
+"""Paths that need neither a key nor a known host: whoever watches a container asks it by its address."""
+OPEN = (*PROBES, "/docs", "/openapi.json")
 """Paths that need no key. The page of the API and its description are the same everywhere and hold nothing of the
 service; a browser that opens a page sends no key."""
 _PAGE_FILES = "/static-offline-docs/"
@@ -30,6 +38,7 @@ _HEADERS = {
 }
 _STRICT = {"Cache-Control": "no-store", "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
 _GONE = 499
+_GZIP = 16 + zlib.MAX_WBITS
 
 
 class Budget:
@@ -53,12 +62,79 @@ class Budget:
         self.taken -= amount
 
 
+def path_of(scope: Scope) -> str:
+    """The path of a request, without the one that the whole app lies under."""
+    path, root = str(scope["path"]), scope.get("root_path", "")
+    return path[len(root) :] if path == root or path.startswith(root + "/") else path
+
+
 def _in_console(scope: Scope) -> bool:
-    return scope["path"] == CONSOLE or scope["path"].startswith(CONSOLE + "/")
+    path = path_of(scope)
+    return path == CONSOLE or path.startswith(CONSOLE + "/")
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, refusal: Refusal) -> None:
     await JSONResponse(refusal.body.model_dump(), refusal.status_code, refusal.headers)(scope, receive, send)
+
+
+class UnderPath:
+    """Lets an app lie under a path of a proxy, whether or not the proxy takes the path off: in the scope of the inner
+    app `path` begins with `root_path`, as ASGI has it, so that what is mounted in the app is found.
+
+    Args:
+        app: The app.
+        root_path: The path, without a slash at its end.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app, self.root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            root, path = self.root_path, scope["path"]
+            inside = path == root or path.startswith(root + "/")
+            raw = scope.get("raw_path") or path.encode()
+            scope = scope | {
+                "root_path": root,
+                "path": path if inside else root + path,
+                "raw_path": raw if inside else root.encode() + raw,
+            }
+        await self.app(scope, receive, send)
+
+
+class Hosts:
+    """Lets in requests whose Host header has a known name; those of `PROBES` under any.
+
+    A page in a browser could otherwise ask under a name of its own that it lets point here (DNS rebinding). An address
+    in the loopback network can be no such name, and is always known.
+
+    Args:
+        app: The app.
+        names: The names, as `host_name` gives them; `*` is any, `*.example.org` every name below that one.
+    """
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+        self.app, self.names = app, frozenset(names)
+        self.endings = tuple(name[1:] for name in names if name.startswith("*."))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and path_of(scope) not in PROBES and not self._knows(Headers(scope=scope)):
+            sentence = (
+                "The service is not called by the name in this request's Host header; whoever runs it can let a name "
+                "in with --allowed-host NAME."
+            )
+            await _refuse(scope, receive, send, Refusal(400, sentence))
+            return
+        await self.app(scope, receive, send)
+
+    def _knows(self, headers: Headers) -> bool:
+        if "*" in self.names:
+            return True
+        try:
+            name = host_name(headers.get("host", ""))
+        except UserError:
+            return False
+        return name in self.names or name.endswith(self.endings) or is_loopback(name)
 
 
 class Watch:
@@ -84,7 +160,7 @@ class Watch:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                strict = scope["path"].startswith("/v1/") or scope["path"] == "/metrics"
+                strict = path_of(scope).startswith("/v1/") or path_of(scope) == "/metrics"
                 for header, value in (_HEADERS | (_STRICT if strict else {}) | {"X-Request-ID": name}).items():
                     headers[header] = value
             await send(message)
@@ -119,7 +195,8 @@ def _method(scope: Scope) -> str:
 
 
 def _is_open(scope: Scope) -> bool:
-    return scope["path"] in OPEN or scope["path"].startswith(_PAGE_FILES) or _in_console(scope)
+    path = path_of(scope)
+    return path in OPEN or path.startswith(_PAGE_FILES) or _in_console(scope)
 
 
 class Door:
@@ -147,7 +224,8 @@ def _secret(headers: Headers) -> str:
 
 
 class Scale:
-    """Weighs a body while it comes in, whether or not its length was told, and gives a request its time.
+    """Weighs a body while it comes in, whether or not its length was told, and gives a request its time. A body that is
+    compressed with gzip is unpacked, and weighs what it holds.
 
     `deadline` in the request's state is of the event loop's clock.
     """
@@ -160,10 +238,17 @@ class Scale:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit, told = self.settings.max_bytes, Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        limit, told = self.settings.max_bytes, headers.get("content-length", "0")
         if not told.isdecimal() or int(told) > limit:
             await _refuse(scope, receive, send, self._too_large())
             return
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("identity", "gzip", "x-gzip"):
+            sentence = "The body may be compressed with gzip, or not at all."
+            await _refuse(scope, receive, send, Refusal(415, sentence, headers={"Accept-Encoding": "gzip"}))
+            return
+        unpack = None if coding == "identity" else _Unpacking()
         deadline = asyncio.get_running_loop().time() + self.settings.time_limit
         scope.setdefault("state", {})["deadline"] = deadline
         weight, complete = 0, False
@@ -177,12 +262,14 @@ class Scale:
                     message = await receive()
             except TimeoutError:
                 raise Refusal(408, f"The body did not arrive in {self.settings.time_limit} seconds.") from None
+            complete = not message.get("more_body", False)
+            if unpack is not None and message["type"] == "http.request":
+                message = {**message, "body": unpack(message.get("body", b""), limit - weight + 1, complete)}
             size = len(message.get("body", b""))
             if weight + size > limit:
                 raise self._too_large()
             self.bodies.take(size)
             weight += size
-            complete = not message.get("more_body", False)
             return message
 
         try:
@@ -192,3 +279,34 @@ class Scale:
 
     def _too_large(self) -> Refusal:
         return Refusal(413, f"The body has more than {self.settings.max_bytes} bytes; send fewer or smaller pictures.")
+
+
+class _Unpacking:
+    """A body in gzip that comes in pieces; of one or several members (RFC 1952)."""
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(_GZIP)
+
+    def __call__(self, piece: bytes, most: int, complete: bool) -> bytes:
+        """What a piece holds, at most so many bytes of it: a small piece may hold a thousand times its size.
+
+        Args:
+            piece: The next part of the body.
+            most: Bytes that are wanted of it.
+            complete: Whether it is the last.
+
+        Raises:
+            Refusal: 422 for what is not gzip, or not whole.
+        """
+        found = bytearray()
+        try:
+            while piece and len(found) < most:
+                if self._member.eof:
+                    self._member = zlib.decompressobj(_GZIP)
+                found += self._member.decompress(piece, most - len(found))
+                piece = self._member.unused_data or self._member.unconsumed_tail
+        except zlib.error:
+            raise Refusal(422, "The body is not in gzip, as its Content-Encoding says.") from None
+        if complete and len(found) < most and not self._member.eof:
+            raise Refusal(422, "The body in gzip is not whole.")
+        return bytes(found)

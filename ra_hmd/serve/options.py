@@ -10,6 +10,7 @@ Host = Annotated[str, typer.Option(help="Address to listen at; another than loop
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
 Keys = Annotated[Path | None, typer.Option(help="File of keys, made by `ra-hmd serve-key`.")]
 AllowedHost = Annotated[list[str] | None, typer.Option(help="A name by which the service is called, as in a proxy.")]
+RootPath = Annotated[str, typer.Option(help="Path under which a proxy shows the service, as /memes.")]
 Head = Annotated[str | None, typer.Option(help="Who decides: lrc, rkc (needs --bank) or lmh; rkc with a bank.")]
 Abstain = Annotated[float, typer.Option(help="Leave memes to a person this near to the threshold's probability.")]
 MaxBatch = Annotated[int, typer.Option(help="Most memes of a forward pass.")]

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError
 from ra_hmd.serve.bank_desk import AlreadyDone, NotThere
 from ra_hmd.serve.service import Busy, Closed, QueueFull, Unable
@@ -78,7 +79,8 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def faults(error: ValidationError | RequestValidationError) -> list[Wrong]:
     """What is wrong, without the values: they may be what nobody should see in a log."""
     return [
-        Wrong(where=".".join(map(str, one["loc"])) or "body", what=str(one["msg"])) for one in list(error.errors())[:20]
+        Wrong(where=well_formed(".".join(map(str, one["loc"]))) or "body", what=str(one["msg"]))
+        for one in list(error.errors())[:20]
     ]
 
 

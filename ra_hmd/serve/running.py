@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import ipaddress
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ from ra_hmd.evaluation.metrics import Head
 from ra_hmd.models.dtype import DType
 from ra_hmd.retrieval.bank import is_bank
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.serve.hosts import host_name, is_loopback, root_path_of
 from ra_hmd.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("ra_hmd.serve")
 _NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client")
-# Of an IPv6 address Starlette looks at what stands before the first colon. No name can be that, so none can pose as it.
-_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[")
+KEEP_ALIVE_SECONDS = 620
+"""How long a connection stays open between two requests. A proxy that keeps connections for longer than the service
+behind it sends a request into one that is just being closed, and its client gets 502. nginx and the load balancers of
+AWS keep them for 60 seconds, Traefik for 90, Caddy for 120, Azure for 240, and Google Cloud for 600.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Serving:
         host: Address to listen at; another than loopback needs keys.
         port: 0: a free one.
         keys: File of keys.
-        allowed_hosts: Names by which the service may be called, beside those of the loopback address.
+        allowed_hosts: Names by which the service may be called, beside its own address and those of the loopback
+            network.
+        root_path: Path under which a proxy shows the service.
         limits: Of the queue; None: the usual ones.
         settings: Of the API.
         reference: Feature store on which effects of changes are shown.
@@ -52,7 +57,7 @@ class Serving:
         max_new_tokens: Longest rationale.
 
     Raises:
-        UserError: open to others without keys.
+        UserError: open to others without keys; a host or a path that is none.
     """
 
     run: Path
@@ -61,6 +66,7 @@ class Serving:
     port: int = 8000
     keys: Path | None = None
     allowed_hosts: list[str] = field(default_factory=list)
+    root_path: str = ""
     head: Head | None = None
     thresholds: Literal["stored", "official"] = "stored"
     voting: Voting | None = None
@@ -83,15 +89,18 @@ class Serving:
                 f"--host {self.host} lets others in, and there are no keys: make one with `ra-hmd serve-key NAME "
                 "--role moderator --keys FILE` and give --keys FILE, or leave --host out."
             )
+        _ = self.hosts
+        object.__setattr__(self, "root_path", root_path_of(self.root_path))
 
     @property
     def hosts(self) -> list[str]:
-        """Host headers that are let in: of a loopback address only its own names, or a page in a browser could ask us
-        under a name of its own (DNS rebinding).
+        """Host headers that are let in, beside those of the loopback network: without `allowed_hosts` any, unless the
+        service listens on a loopback address, where a page in a browser could ask it under a name of its own (DNS
+        rebinding).
         """
-        if self.allowed_hosts:
-            return [*self.allowed_hosts, *_LOOPBACK_HOSTS]
-        return [*_LOOPBACK_HOSTS] if is_loopback(self.host) else ["*"]
+        if not self.allowed_hosts and not is_loopback(self.host):
+            return ["*"]
+        return [host_name(name) for name in (*self.allowed_hosts, self.host, "localhost")]
 
 
 Mount = Callable[..., "FastAPI"]
@@ -133,7 +142,7 @@ def build(serving: Serving, mount: Mount | None = None) -> "FastAPI":
         if serving.reference is not None and not changeable:
             raise UserError("--reference shows what changes of an example bank would do; give one with --bank.")
         desk = BankDesk.open(service, serving.reference) if changeable else None
-        app = create_app(service, desk, explainer, keys, serving.settings, serving.hosts)
+        app = create_app(service, desk, explainer, keys, serving.settings, serving.hosts, serving.root_path)
         return app if mount is None else mount(app, service, desk, explainer, keys, serving.settings, gallery)
     except BaseException:
         service.close()
@@ -184,13 +193,14 @@ def serve(serving: Serving, mount: Mount | None = None, announce: Callable[[str]
             access_log=False,
             server_header=False,
             ws="none",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(int(serving.settings.time_limit), 1),
         )
 
         class Server(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
-                announce(_address(listening))
+                announce(_address(listening) + serving.root_path)
 
             def handle_exit(self, sig: int, frame: Any) -> None:
                 app.state.ending = True  # for streams of a page, which would go on until nobody looks at it
@@ -226,14 +236,6 @@ def _listen(host: str, port: int) -> socket.socket:
 def _address(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_installed() -> None:

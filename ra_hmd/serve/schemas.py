@@ -4,8 +4,18 @@ import base64
 import binascii
 import uuid
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
 
 from ra_hmd.predict.detector import Query
 from ra_hmd.serve.refusals import public_name, public_source
@@ -14,12 +24,25 @@ from ra_hmd.serve.refusals import public_name, public_source
 def _decoded(value: Any) -> bytes:
     if not isinstance(value, str):
         raise ValueError("must be text in base64")
-    if value.startswith(("http:", "https:", "data:", "file:")):
+    kind = value[:6].lower()
+    if kind.startswith(("http:", "https:", "file:")):
         raise ValueError("must be the picture's file in base64; addresses are not fetched")
+    if kind.startswith("data:"):  # as browsers give a file (RFC 2397): nothing is fetched
+        head, _, value = value.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise ValueError("is a data: URL without `;base64`; send the picture's file in base64")
+        value = unquote(value)
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError("is not base64 (RFC 4648, without line breaks)") from error
+
+
+def _caption(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Text as it was sent: halves of surrogate pairs, which pydantic refuses with the whole request, are looked for
+    where each meme is checked.
+    """
+    return value if isinstance(value, str) else handler(value)
 
 
 def _said(value: str) -> str:
@@ -36,10 +59,11 @@ Picture = Annotated[
             "type": "string",
             "contentEncoding": "base64",
             "minLength": 1,
-            "description": "The file of the picture in base64: PNG, JPEG, WebP, GIF or BMP.",
+            "description": "The file of the picture in base64, or as a data: URL: PNG, JPEG, WebP, GIF or BMP.",
         }
     ),
 ]
+Caption = Annotated[str | None, WrapValidator(_caption)]
 MemeId = Annotated[
     str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$", description="A name without line breaks.")
 ]
@@ -65,7 +89,7 @@ class MemeIn(Strict):
     """A meme."""
 
     image: Picture
-    text: str | None = Field(None, description="Its caption; without it, it is read from the picture (extra `ocr`).")
+    text: Caption = Field(None, description="Its caption; without it, it is read from the picture (extra `ocr`).")
     id: MemeId | None = Field(None, description="Its name, by default a new one. The bank's row of it has no vote.")
 
     def query(self) -> Query:
@@ -97,7 +121,7 @@ class LabelledMeme(Strict):
 
     id: MemeId
     image: Picture
-    text: str | None = Field(None, description="Its caption; without it, it is read from the picture.")
+    text: Caption = Field(None, description="Its caption; without it, it is read from the picture.")
     label: Label = Field(description="A class, of several classes a list of 0 and 1.")
     note: str = Field("", max_length=1000, description="Kept with the row.")
 

@@ -4,9 +4,11 @@ Names of uploaded files are not looked at. Pictures are only looked into here, f
 the service's threads.
 """
 
+import json
+import re
 from collections.abc import Sequence
 from io import BytesIO
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from anyio.to_thread import run_sync
 from fastapi import Request
@@ -16,7 +18,6 @@ from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError
 from ra_hmd.predict.detector import Query
 from ra_hmd.serve.refusals import Refusal, Wrong, faults
@@ -28,6 +29,7 @@ _JSON, _FORM = "application/json", "multipart/form-data"
 _FIELDS = ("images", "texts", "ids")
 _ID = TypeAdapter(MemeId)
 _MOST_READS = 10_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Counted(BytesIO):
@@ -54,9 +56,26 @@ async def read_json(request: Request, kind: type[Model]) -> Model:
         raise Refusal(415, f"The body must be {_JSON}.")
     body = await request.body()
     try:
-        return await run_sync(kind.model_validate_json, body)
+        return await run_sync(lambda: kind.model_validate(_parsed(body)))
     except ValidationError as error:
         raise Refusal(422, "The body does not fit.", faults(error)) from None
+
+
+def _parsed(body: bytes) -> Any:
+    """The value of a JSON text, in UTF-8 with or without a byte order mark, UTF-16 or UTF-32. Halves of surrogate
+    pairs are kept: only the meme whose caption has one is refused.
+    """
+    try:
+        return json.loads(body)
+    except json.JSONDecodeError as error:
+        words = f"{error.msg}, line {error.lineno}, column {error.colno}"
+    except UnicodeDecodeError:
+        words = "its bytes are not UTF-8"
+    except RecursionError:
+        words = "it is nested too deeply"
+    except ValueError:
+        words = "a number has too many digits"
+    raise Refusal(422, "The body does not fit.", [Wrong(where="body", what=f"Invalid JSON: {words}")])
 
 
 async def read_memes(request: Request, settings: Settings) -> list[MemeIn]:
@@ -85,10 +104,16 @@ def pixels(query: Query, settings: Settings) -> int:
     """How many pixels the picture of a meme has, by its header.
 
     Raises:
-        UserError: no picture, one of a format that is not decoded, one with too many pixels, too long a caption.
+        UserError: no picture, one of a format that is not decoded, one with too many pixels, a caption that is too
+            long or no text.
     """
     if query.text is not None and len(query.text) > settings.max_text:
         raise UserError(f"its caption has {len(query.text)} characters, and at most {settings.max_text} are let in")
+    if query.text is not None and (half := _SURROGATE.search(query.text)):
+        raise UserError(
+            f"its caption has half of a character outside the basic plane, such as an emoji, at position {half.start()}"
+            f" (U+{ord(half.group()):04X} alone); cut texts between characters"
+        )
     try:
         with Image.open(_Counted(query.image), formats=FORMATS) as image:  # type: ignore[arg-type]
             width, height = image.size
@@ -105,8 +130,8 @@ async def _read_form(request: Request, settings: Settings) -> list[MemeIn]:
     parser = MultiPartParser(
         request.headers,
         request.stream(),
-        max_files=settings.max_images,
-        max_fields=2 * settings.max_images,
+        max_files=len(_FIELDS) * settings.max_images,  # captions and ids may come as files too
+        max_fields=len(_FIELDS) * settings.max_images,
         max_part_size=8 * settings.max_text + 4096,
     )
     parser.spool_max_size = settings.max_bytes + 1  # more than can come: a picture never becomes a temporary file
@@ -116,11 +141,18 @@ async def _read_form(request: Request, settings: Settings) -> list[MemeIn]:
         words = getattr(error, "message", str(error))
         raise Refusal(413 if words.startswith(("Too many", "Part exceeded")) else 422, f"The form: {words}") from error
     problems = [Wrong(where=name, what="is no field of this form") for name in form if name not in _FIELDS]
-    images = [await item.read() for item in form.getlist("images") if isinstance(item, UploadFile)]
-    texts, ids = ([str(item) for item in form.getlist(name)] for name in ("texts", "ids"))
-    await form.close()
+    pictures = form.getlist("images")
+    images = [await item.read() for item in pictures if isinstance(item, UploadFile)]
+    try:
+        texts, ids = [[await _words(item) for item in form.getlist(name)] for name in ("texts", "ids")]
+    except UnicodeDecodeError:
+        raise Refusal(422, "The form does not fit: a file among `texts` or `ids` is not text in UTF-8.") from None
+    finally:
+        await form.close()
     if not images:
         problems.append(Wrong(where="images", what="at least one file is needed"))
+    elif len(images) < len(pictures):
+        problems.append(Wrong(where="images", what="some are plain fields; send each picture as a file, with its name"))
     for name, values in (("texts", texts), ("ids", ids)):
         if values and len(values) != len(images):
             problems.append(Wrong(where=name, what=f"{len(values)} are given for {len(images)} images: all, or none"))
@@ -130,13 +162,18 @@ async def _read_form(request: Request, settings: Settings) -> list[MemeIn]:
         return [
             MemeIn.model_construct(
                 image=image,
-                text=well_formed(texts[place]) if texts else None,
+                text=texts[place] if texts else None,
                 id=_ID.validate_python(ids[place]) if ids else None,
             )
             for place, image in enumerate(images)
         ]
     except ValidationError as error:
         raise Refusal(422, "The form does not fit.", faults(error)) from None
+
+
+async def _words(item: UploadFile | str) -> str:
+    """The text of a field, or of a file: clients such as `requests` send strings among `files` as files."""
+    return item if isinstance(item, str) else (await item.read()).decode("utf-8-sig")
 
 
 def _content_type(request: Request) -> str:

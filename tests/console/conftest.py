@@ -38,13 +38,14 @@ def console(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> 
         queue: Path | None = memes / "a" / "dev.jsonl",
         run: Path = served_clip / "head",
         bank: Path = clip_bank,
+        root_path: str = "",
         **how: Any,
     ) -> Iterator[httpx.Client]:
         service = Service(Detector.from_run(run, bank, **how))
         desk = BankDesk.open(service, run.parent / "features" / "dev")
         options = ConsoleOptions("ana", queue, reviews=tmp_path / "reviews.jsonl")
         gallery = Gallery.open([memes / "a"])
-        app = create_app(service, desk, keys=keys)
+        app = create_app(service, desk, keys=keys, root_path=root_path)
         with in_thread(mount(app, Console(service, desk, None, keys, gallery=gallery, options=options))) as client:
             yield client
 

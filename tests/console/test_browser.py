@@ -222,9 +222,13 @@ def test_by_keyboard_alone(
     assert [line.split('"decision": "')[1].split('"')[0] for line in lines] == ["agree", "skip", "begun", "correct"]
 
 
-def test_a_pasted_picture_and_keys_that_are_off(browser: Any, console: ConsoleServer, screenshots: Path) -> None:
-    with console(queue=None) as client:
-        watched = Watched(browser, str(client.base_url), "desk", screenshots, "paste", color_scheme="dark")
+@pytest.mark.parametrize("root_path", ["", "/memes"])
+def test_a_pasted_picture_and_keys_that_are_off(
+    browser: Any, console: ConsoleServer, screenshots: Path, root_path: str
+) -> None:
+    with console(queue=None, root_path=root_path) as client:
+        address = f"{client.base_url}".rstrip("/") + root_path
+        watched = Watched(browser, address, "desk", screenshots, "paste", color_scheme="dark")
         page = watched.page
         page.evaluate(
             """async () => {

@@ -15,12 +15,13 @@ from ra_hmd.serve.keys import make_key
 
 def test_the_command_serves_page_and_api(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
     words = ("console", served_clip / "head", "--bank", clip_bank, "--queue", memes / "a" / "dev.jsonl", "--memes",
-             memes / "a", "--author", "ana")  # fmt: skip
+             memes / "a", "--author", "ana", "--root-path", "/memes")  # fmt: skip
     with in_process(*words, log=tmp_path / "log", TMPDIR=str(tmp_path)) as (server, client):
-        assert str(client.base_url).rstrip("/").endswith("/console")
-        client.base_url = str(client.base_url).removesuffix("/").removesuffix("/console")
+        assert str(client.base_url).rstrip("/").endswith("/memes/console")
+        client.base_url = str(client.base_url).removesuffix("/").removesuffix("/memes/console")  # a proxy took it off
         assert client.get("/health").status_code == 200
         page = GradioPage(client)
+        assert page.config["root"] == f"{client.base_url}".rstrip("/") + "/memes/console"
         page.press("check-upload", "upload", check_upload=page.upload(drawn()))
         assert "Verdict" in page.press("check-judge", check_caption="a marker-cake")["check-card"]
         page.press("check-correct")

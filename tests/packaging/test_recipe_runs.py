@@ -100,7 +100,8 @@ def test_the_command_serves_is_healthy_and_ends_well(
 
     assert status("/ready") == 200
     assert status("/metrics") == 401  # no key
-    assert status("/health", Host="elsewhere.example") == 400
+    assert status("/docs", Host="elsewhere.example") == 400
+    assert status("/health", Host="10.1.2.3:8000") == 200  # a probe asks by the address of the container
     service.send_signal(signal.SIGTERM)
     assert service.wait(60) == 0
     assert not healthy()

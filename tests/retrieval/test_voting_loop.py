@@ -10,6 +10,7 @@ from small_banks import bank_of, labels_of, queries_of
 
 from ra_hmd.errors import UserError
 from ra_hmd.problem import Problem
+from ra_hmd.retrieval.effect import ABSTAINED, verdicts
 from ra_hmd.retrieval.embedded import Embedded
 from ra_hmd.retrieval.knn import ABSENT, Neighbours, search
 from ra_hmd.retrieval.voting import Voting
@@ -25,6 +26,7 @@ def naive_vote(found, labels, problem, voting):
         line, heard = [], False
         for c in range(problem.outputs):
             total = weight_sum = 0.0
+            voters = [pair for pair in pairs if voting.min_similarity is None or pair[1] >= voting.min_similarity]
             for rank, (row, similarity) in enumerate(pairs):
                 if voting.min_similarity is not None and similarity < voting.min_similarity:
                     continue
@@ -49,7 +51,7 @@ def naive_vote(found, labels, problem, voting):
                 worth = 1 if voting.weights == "similarity" else similarity
                 total += weight * sign * worth
                 weight_sum += weight
-            heard |= weight_sum > 0
+            heard |= weight_sum > 0 and any(similarity != 0 for _, similarity in voters)
             line.append(total / weight_sum if weight_sum > 0 else 0.0)
         scores.append(line)
         abstained.append(not heard)
@@ -157,14 +159,30 @@ def test_abstention():
     with pytest.raises(UserError, match="have no neighbour"):
         Voting(3).vote(near, bank.labels)  # `a` has only itself
     votes = Voting(3, min_similarity=-1.0).vote(near, bank.labels)
-    assert votes.abstained.tolist() == [True, False]
-    votes = Voting(3, "similarity").vote(Neighbours(near.rows[1:], near.similarity[1:]), bank.labels)
-    assert votes.abstained.tolist() == [True]  # a neighbour at a right angle has no weight
+    assert votes.abstained.tolist() == [True, True]
+    near = Neighbours(near.rows[1:], near.similarity[1:])
+    for weights in WEIGHTS:  # a neighbour at a right angle adds nothing, whatever its weight
+        assert Voting(3, weights).vote(near, bank.labels).abstained.tolist() == [True]
+    slanted = Neighbours(near.rows, np.where(near.present, np.float32(-0.01), 0))
+    assert not Voting(3, min_similarity=-1.0).vote(slanted, bank.labels).abstained.any()
     empty = Voting(3, min_similarity=0.5).vote(Neighbours(np.full((2, 3), ABSENT), np.zeros((2, 3))), np.zeros(0, int))
     assert empty.abstained.all()
     assert empty.scores.shape == (2, 1)
     with pytest.raises(UserError, match=r"in \[-1, 1\]"):
         Voting(min_similarity=2.0)
+
+
+@pytest.mark.parametrize("problem", [Problem(), Problem("single_label", 3), Problem("multi_label", 3)])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_an_embedding_of_length_zero_abstains(problem, weights):
+    """It has similarity 0 to every row: no row is near, and none of class 0 is a reason for a verdict of class 1."""
+    labels = np.zeros((4, 3) if problem.kind == "multi_label" else 4, int)
+    bank = Embedded(list("abcd"), labels, np.eye(4, 8, dtype=np.float32) + np.float32(0.1))
+    asked = Embedded(["z", "y"], labels[:2], np.stack([np.zeros(8), np.ones(8)]).astype(np.float32))
+    votes = Voting(3, weights).vote(bank.nearest(asked, 3), bank.labels, problem)
+    assert votes.abstained.tolist() == [True, False]
+    assert not votes.scores[0].any()
+    assert verdicts(votes, problem)[0] == ABSTAINED
 
 
 def test_a_meme_at_the_least_similarity_votes():

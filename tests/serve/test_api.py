@@ -163,7 +163,7 @@ def test_headers_of_answers(open_api: tuple[httpx.Client, Service]) -> None:
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "access-control-allow-origin" not in client.get("/health", headers={"Origin": "http://x.org"}).headers
-    assert client.get("/health", headers={"Host": "rebound.example.org"}).status_code == 400
+    assert client.get("/openapi.json", headers={"Host": "rebound.example.org"}).status_code == 400
     assert client.get("/nothing").json()["detail"] == "Not Found"
     page = client.get("/docs").text
     assert "https://" not in page.replace("https://fastapi", ""), "the page loads nothing from elsewhere"

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from ra_hmd.cli import app
 from ra_hmd.predict.detector import Detector
+from ra_hmd.serve.hosts import is_loopback
 from ra_hmd.serve.keys import KeyRing
-from ra_hmd.serve.running import Serving, is_loopback
+from ra_hmd.serve.running import Serving
 
 
 def run(*words: str | Path) -> tuple[int, str, str]:
