@@ -17,7 +17,7 @@ from rich.table import Table
 from ra_hmd.demo import extract_steps, pretrained_model, pretraining_steps, train_words
 from ra_hmd.errors import raise_all
 from ra_hmd.evaluation.checks import check_head_fits, check_store
-from ra_hmd.evaluation.lockout import open_queries
+from ra_hmd.evaluation.lockout import open_labels
 from ra_hmd.evaluation.metrics import THRESHOLDS, Head
 from ra_hmd.evaluation.report_sections import format_estimate
 from ra_hmd.evaluation.study import (
@@ -238,7 +238,7 @@ def _results(
     for name, folder in track(((1, run) for run in runs), "Judging", len(runs), "runs"):
         head, stores = folder / VARIANTS[name].head, VARIANTS[name].stores(output, folder)
         tests = {store: read_features(stores / store) for store in ("a_test", "b_test")}
-        opened[str(head)] = open_queries(
+        opened[str(head)] = open_labels(
             {stores / store: features for store, features in tests.items()}, [head], final=True, command=command
         )
         labels |= {store: features.labels for store, features in tests.items()}

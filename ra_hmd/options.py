@@ -21,6 +21,8 @@ Backbone = Annotated[str | None, typer.Option(help="Stage 1 run or encoder, if n
 BaseModel = Annotated[str | None, typer.Option(help="Where the base model lies now.")]
 DType = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
 
+Final = Annotated[bool, typer.Option("--final", help="Open test splits; each opening is recorded.")]
+
 # Verdicts and rationales
 Bank = Annotated[
     str | None, typer.Option(help="Labelled examples: a feature store, or an example bank (folder or URI).")

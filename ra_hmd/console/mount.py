@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -131,7 +132,7 @@ async def _until_the_end(app: ASGIApp, scope: Scope, receive: Receive, send: Sen
 
 
 def mount(app: FastAPI, console: Console, path: str = CONSOLE) -> FastAPI:
-    """Add the moderators' page to an application, before it is served.
+    """Add the moderators' page to an application of `create_app`, before it is served.
 
     Uploads lie in a folder of their own that nobody else may read, until they are read, at once; the folder is deleted
     at the end. The queue is judged until the application is shut down.
@@ -148,7 +149,7 @@ def mount(app: FastAPI, console: Console, path: str = CONSOLE) -> FastAPI:
             page,
             path,
             server_name="127.0.0.1",
-            root_path=app.root_path + path if app.root_path else None,
+            root_path=app.state.root_path + path,
             show_api=False,
             auth=console.doors.check if console.doors.locked else None,
             auth_message=f"{TITLE}: your name, and as password your key (ra-hmd serve-key).",
@@ -159,7 +160,7 @@ def mount(app: FastAPI, console: Console, path: str = CONSOLE) -> FastAPI:
             pwa=False,
             mcp_server=False,
         )
-    app.add_middleware(Guard, path=path)
+    app.user_middleware.insert(1, Middleware(Guard, path=path))  # inside `UnderPath`, outside all else
     inner = app.router.lifespan_context
 
     @contextlib.asynccontextmanager

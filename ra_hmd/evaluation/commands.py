@@ -21,7 +21,7 @@ def evaluate_command(
     bank: Annotated[str, typer.Option(help="Labelled examples: a feature store, or an example bank (folder or URI).")],
     queries: Annotated[list[Path], typer.Option(help="Feature store to classify; may be given several times.")],
     output: o.Output,
-    final: Annotated[bool, typer.Option("--final", help="Open test splits; each time is recorded.")] = False,
+    final: o.Final = False,
     dev: Annotated[
         Path | None, typer.Option(help="Feature store of dev: choose thresholds and calibration, store them.")
     ] = None,
@@ -101,7 +101,7 @@ def results_command(
 def cross_eval_command(
     config: Annotated[Path, typer.Argument(help="YAML file: systems, targets, heads, banks (docs/studies.md).")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
-    final: Annotated[bool, typer.Option("--final", help="Open test splits; each opening is recorded.")] = False,
+    final: o.Final = False,
 ) -> None:
     """Test what was trained on one data set on others: a matrix by head and bank, with K-shot banks of the target."""
     from ra_hmd.config import load_yaml
@@ -135,7 +135,7 @@ def staleness_command(
     weights: o.Weights = "arithmetic",
     bootstrap_samples: Annotated[int, typer.Option(min=100, help="Resamples of each interval.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of resampling and of the draw.")] = 0,
-    final: Annotated[bool, typer.Option("--final", help="Open test splits; each opening is recorded.")] = False,
+    final: o.Final = False,
 ) -> None:
     """What the KNN vote loses as its bank ages: memes of each period judged by banks of every age."""
     from ra_hmd.config import load_dataclass

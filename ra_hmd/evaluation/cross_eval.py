@@ -29,7 +29,7 @@ from ra_hmd.evaluation.checks import (
 from ra_hmd.evaluation.cross_report import write_cross_report
 from ra_hmd.evaluation.cross_settings import CROSS_METRICS, CrossEvalArguments, Kind, System, Target
 from ra_hmd.evaluation.described import describe_head, describe_store
-from ra_hmd.evaluation.lockout import open_queries, split_name, store_digest
+from ra_hmd.evaluation.lockout import open_labels, split_name, store_digest
 from ra_hmd.evaluation.metrics import THRESHOLDS
 from ra_hmd.evaluation.study import Seen, estimate, require_binary
 from ra_hmd.features.store import STORE_MANIFEST, Features, read_features
@@ -137,7 +137,7 @@ def _check_open(args: CrossEvalArguments, pairs: Sequence[tuple[str, str]], *, f
     for system, target in pairs:
         place = args.systems[system].store(target, args.targets[target].split)
         if (place / STORE_MANIFEST).is_file():
-            open_queries({place: read_features(place)}, [], final=False, command="")
+            open_labels({place: read_features(place)}, [], final=False, command="")
 
 
 def _compute(
@@ -346,7 +346,7 @@ class _Pair:
 
     def _open(self) -> bool:
         store: _Store = self._once("queries", self._read_queries)
-        opened = open_queries(
+        opened = open_labels(
             {store.place: store.features}, [self.judge.system.head], final=self._final, command=self._command
         )
         self.openings.append(opened)

@@ -14,7 +14,7 @@ from ra_hmd.errors import UserError
 from ra_hmd.evaluation.basis import Standing
 from ra_hmd.evaluation.calibration import UNCALIBRATED, Calibration, CalibrationKind, Uncalibrated, fit_calibration
 from ra_hmd.evaluation.class_metrics import decide
-from ra_hmd.evaluation.lockout import names_test, split_name, store_digest
+from ra_hmd.evaluation.lockout import open_labels, split_name, store_digest
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.evaluation.scores import Rule, ScoredSet
 from ra_hmd.evaluation.thresholds import Criterion, best_thresholds, criterion_of
@@ -117,11 +117,9 @@ def check_dev(place: str | Path, features: Features, problem: Problem) -> None:
     """Refuse to choose on test data, or where there is nothing to choose between.
 
     Raises:
-        UserError: the split is a test split; a binary dev set of one class.
+        UserError: the split is a test split, or of unknown kind; a binary dev set of one class.
     """
-    name = split_name(features, place)
-    if names_test(name):
-        raise UserError(f"--dev {place} is of the split {name!r}: nothing is chosen on test data, give a dev split.")
+    open_labels(chosen_by={place: features})
     if problem.kind == "binary" and len(np.unique(features.labels)) < 2:
         raise UserError(f"--dev {place} has memes of class {features.labels[0]} only; a threshold needs both classes.")
 

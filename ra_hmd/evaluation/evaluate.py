@@ -33,7 +33,7 @@ from ra_hmd.evaluation.decision import (
 from ra_hmd.evaluation.described import describe_bank, describe_head, describe_queries
 from ra_hmd.evaluation.estimates import estimates
 from ra_hmd.evaluation.groups import find_groups
-from ra_hmd.evaluation.lockout import open_queries
+from ra_hmd.evaluation.lockout import open_labels
 from ra_hmd.evaluation.outputs import UPDATE_KEY, write_evaluation, write_seeds
 from ra_hmd.evaluation.plan import Choice, Plan
 from ra_hmd.evaluation.results import Evaluation, find_evidence
@@ -137,12 +137,12 @@ def evaluate(
     if plan.update is not None:
         ids = {name: stores[path].ids for name, path in plan.queries.items()}
         check_update(plan.update, stores[plan.update], plan.update_sizes, ids)
-    opened = open_queries(
+    opened = open_labels(
         {folder: stores[folder] for folder in plan.queries.values()},
         list(plan.checkpoints.values()),
         final=final,
         command=" && ".join(plan.commands or (plan.command(),)),
-        banks={folder: stores[folder] for folder in plan.labelled()},
+        examples={folder: stores[folder] for folder in plan.labelled()},
     )
     results = {name: _evaluate_one(plan, name, head, stores, dev, others, opened) for name, head in heads.items()}
     if len(results) == 1:

@@ -2,6 +2,7 @@
 
 Whoever looks at test scores and then changes something has no test set left. So a store of the test split is scored
 only with `final`, and each time is one line in `final_evaluations.jsonl` in the head's folder: a reviewer counts them.
+All commands that read labels ask `open_labels`; `ra-hmd predict` looks at none.
 """
 
 import json
@@ -16,6 +17,7 @@ from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.checks import store_fingerprint
 from ra_hmd.features.store import Features
 from ra_hmd.manifest import plain, sha256_bytes
+from ra_hmd.problem import UNLABELLED
 
 FINAL_RECORD = "final_evaluations.jsonl"
 """In a head's folder: one line per evaluation that opened a test split."""
@@ -29,18 +31,14 @@ def split_name(features: Features, place: str | Path) -> str:
     return features.provenance.split or Path(place).absolute().name
 
 
-def names_test(name: str) -> bool:
-    """Whether `test` is a word of a split's name (`test`, `test_seen`, `b-test`)."""
-    return bool(_words(name) & _TEST)
-
-
 def is_test_split(name: str) -> bool:
-    """Whether a query set of this split must be taken for test data.
+    """Whether data of this split must be taken for test data: `test` is a word of its name (`test_seen`, `b-test`), or
+    neither train nor dev is.
 
-    A name that says neither test nor train or dev is taken for it too: a lock that opens when nothing is known would
-    not be one.
+    A lock that opens when nothing is known would not be one.
     """
-    return names_test(name) or not _words(name) & _OTHER
+    words = _words(name)
+    return bool(words & _TEST) or not words & _OTHER
 
 
 def _words(name: str) -> set[str]:
@@ -54,46 +52,59 @@ def store_digest(features: Features) -> str:
     return sha256_bytes(stated.encode(), ids.encode(), features.labels.astype("<i8").tobytes())
 
 
-def open_queries(
-    stores: Mapping[str | Path, Features],
-    heads: Sequence[str | Path],
+def open_labels(
+    scored: Mapping[str | Path, Features] | None = None,
+    heads: Sequence[str | Path] = (),
     *,
-    final: bool,
-    command: str,
-    banks: Mapping[str | Path, Features] | None = None,
+    final: bool = False,
+    command: str = "",
+    examples: Mapping[str | Path, Features] | None = None,
+    chosen_by: Mapping[str | Path, Features | str] | None = None,
 ) -> dict[str, Any]:
-    """Let query sets be scored, or refuse: the test split needs `final`. Call it before anything is scored.
+    """Let labels be read, or refuse: those of a test split need `final`, and nothing is chosen by them.
+
+    Every command that shows, counts or uses labels of memes calls it before it does. A store without any label passes.
 
     Args:
-        stores: Place (folder) to features of all the query sets.
+        scored: Place (folder) to features of all the query sets.
         heads: Folders of the heads that will score them; each gets a line per call in which a test split is opened.
         final: Whether the user said `--final`.
         command: The command line, for the record.
-        banks: Place to features of labelled examples: they count where their split's name says test. A name that says
-            nothing is no hindrance here, examples are training data.
+        examples: Place to features of labelled examples: they count where their split's name says test. A name that
+            says nothing is no hindrance here, examples are training data.
+        chosen_by: Place to features, or name of the split, of what thresholds, epochs, settings or corrections are
+            chosen by; refused with `final` too.
 
     Returns:
         For the run's manifest: `final`, `test_sets` (place → split name) and `opened_before` (head → how many earlier
         evaluations of it opened a test split).
 
     Raises:
-        UserError: a test split, or one of unknown kind, without `final`.
+        UserError: a test split, or one of unknown kind, that something is chosen by, or without `final`.
     """
-    names = {str(place): split_name(features, place) for place, features in stores.items()}
+    scored, examples = _labelled(scored or {}), _labelled(examples or {})
+    choosing = {
+        str(place): of if isinstance(of, str) else split_name(of, place)
+        for place, of in (chosen_by or {}).items()
+        if isinstance(of, str) or _has_labels(of)
+    }
+    _raise(
+        {place: name for place, name in choosing.items() if is_test_split(name)},
+        "Nothing is chosen by test data, or by data of a split that is named neither train nor dev; give a dev split",
+    )
+    names = {place: split_name(features, place) for place, features in scored.items()}
     tests = {place: name for place, name in names.items() if is_test_split(name)}
-    for place, features in (banks or {}).items():
-        if names_test(split_name(features, place)):
-            tests[str(place)] = split_name(features, place)
-    if tests and not final:
-        raise_all(
-            [f"{place} (split {name!r})" for place, name in tests.items()],
-            "Test data, or data of a split that is neither named train nor dev, is scored only with `--final`: when "
-            "everything is decided. Compare and choose on dev; a store is known by the `--split` of `ra-hmd extract`, "
-            "else by its folder's name",
+    names = {place: split_name(features, place) for place, features in examples.items()}
+    tests |= {place: name for place, name in names.items() if _words(name) & _TEST}
+    if not final:
+        _raise(
+            tests,
+            "Test data, or data of a split that is named neither train nor dev, is scored only with `--final`: when "
+            "everything is decided. Compare and choose on dev",
         )
     before = {str(head): len(final_records(head)) for head in heads}
     if tests:
-        found = {str(place): features for place, features in {**(banks or {}), **stores}.items()}
+        found = examples | scored
         opened = [
             {"store": place, "split": name, "rows": len(found[place]), "sha256": store_digest(found[place])}
             for place, name in tests.items()
@@ -101,6 +112,20 @@ def open_queries(
         for head in dict.fromkeys(map(Path, heads)):
             _append(head / FINAL_RECORD, {"time": _now(), "command": command, "test_sets": opened})
     return {"final": final, "test_sets": tests, "opened_before": before}
+
+
+def _labelled(stores: Mapping[str | Path, Features]) -> dict[str, Features]:
+    return {str(place): features for place, features in stores.items() if _has_labels(features)}
+
+
+def _has_labels(features: Features) -> bool:
+    return bool((features.labels != UNLABELLED).any())
+
+
+def _raise(names: Mapping[str, str], why: str) -> None:
+    """Raise `UserError` if there are any, with their splits and how a split is known."""
+    known = "a store is known by the `--split` of `ra-hmd extract` or `encode`, else by its folder's name"
+    raise_all([f"{place} (split {name!r})" for place, name in names.items()], f"{why}; {known}")
 
 
 def final_records(head: str | Path) -> list[dict[str, Any]]:

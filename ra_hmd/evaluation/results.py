@@ -34,7 +34,7 @@ class Evaluation:
         before_place: Where that head is.
         sets: The query sets.
         voting: The vote's settings.
-        opened: What `open_queries` said of test data.
+        opened: What `open_labels` said of test data.
         decision: What dev decided, or None: official thresholds.
         metrics: Set name → head → metric → {value, low, high}.
         analysis: Set name → calibration, abstention, comparisons, classes, groups.

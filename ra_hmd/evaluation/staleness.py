@@ -24,7 +24,7 @@ from ra_hmd.evaluation.checks import (
     store_fingerprint,
 )
 from ra_hmd.evaluation.intervals import CONFIDENCE, paired_gain
-from ra_hmd.evaluation.lockout import open_queries
+from ra_hmd.evaluation.lockout import open_labels
 from ra_hmd.evaluation.metrics import THRESHOLDS
 from ra_hmd.evaluation.periods import DatePart, periods_of
 from ra_hmd.evaluation.report_sections import format_estimate
@@ -138,8 +138,12 @@ def staleness(
     stores = {Path(place): read_features(place) for place in dict.fromkeys([*banks, *judged])}
     _check(stores, head, checkpoint)
     names, bank_periods, query_periods = _periods(stores, [Path(p) for p in banks], [Path(p) for p in judged], settings)
-    opened = open_queries(
-        {place: stores[place] for place in map(Path, judged)}, [checkpoint], final=final, command=command
+    opened = open_labels(
+        {place: stores[place] for place in map(Path, judged)},
+        [checkpoint],
+        final=final,
+        command=command,
+        examples={place: stores[place] for place in map(Path, banks)},
     )
     bank, asked = (_embedded([stores[Path(place)] for place in places], head) for places in (banks, judged))
     study = _Study(names, bank, bank_periods, asked, query_periods, settings)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ra_hmd.errors import UserError
-from ra_hmd.options import Output
+from ra_hmd.options import Final, Output
 
 in_context_app = typer.Typer()
 
@@ -37,7 +37,7 @@ def in_context_command(
     criterion: Annotated[
         str, typer.Option(help="With --dev, what is best: macro_f1, accuracy, f1 or youden.")
     ] = "macro_f1",
-    final: Annotated[bool, typer.Option("--final", help="Open test splits; each time is recorded.")] = False,
+    final: Final = False,
     task: Annotated[str | None, typer.Option(help="Imported folder: the task whose labels count.")] = None,
     dataset_dir: Annotated[Path, typer.Option(help="Folder of dataset_info.json.")] = Path("data"),
     media_dir: Annotated[Path | None, typer.Option(help="Where relative image paths start.")] = None,

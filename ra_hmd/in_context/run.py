@@ -14,7 +14,7 @@ from ra_hmd.data.images import image_size
 from ra_hmd.data.record import Meme
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.checks import check_output
-from ra_hmd.evaluation.lockout import names_test, open_queries
+from ra_hmd.evaluation.lockout import open_labels
 from ra_hmd.evaluation.thresholds import Criterion
 from ra_hmd.features.making import check_labels, features_of, fingerprint_memes, label_array
 from ra_hmd.features.store import Features
@@ -50,7 +50,7 @@ class Source:
     def split(self) -> str:
         """Name of the split, for the lock of test data; a file that is called test is of it, whatever is said."""
         place, split = Path(str(self.described["place"])), str(self.described["split"])
-        return f"{split}, {place.stem}" if place.is_file() and names_test(place.stem) else split
+        return f"{split}, {place.stem}" if place.is_file() else split
 
 
 def in_context(
@@ -261,7 +261,7 @@ def _open(
     head = run.head if run.head is not None else output
     if final:
         output.mkdir(parents=True, exist_ok=True)
-    opened = open_queries(stores, [head], final=final, command=command, banks=banks)
+    opened = open_labels(stores, [head], final=final, command=command, examples=banks)
     parts.begin(opened)
     return opened
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ra_hmd.errors import UserError
-from ra_hmd.options import MinSimilarity, Prior, TopK, Weights
+from ra_hmd.options import Final, MinSimilarity, Prior, TopK, Weights
 
 if TYPE_CHECKING:
     from ra_hmd.problem import Problem
@@ -205,6 +205,7 @@ def search_command(
     prior_correction: Prior = False,
     output: Annotated[Path | None, typer.Option(help="Evidence of every query, as JSON.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Queries to print.")] = 20,
+    final: Final = False,
     as_json: Json = False,
     wait: Wait = 60.0,
     lock: Lock = None,
@@ -218,7 +219,8 @@ def search_command(
     voting = _voting(topk, weights, min_similarity, prior_correction)
     with _open(bank, wait, lock, token) as opened:
         rule, notes = vote_rule(opened, read_decision(checkpoint), voting)
-        evidence = search_evidence(opened, checkpoint, queries, voting, rule.thresholds)
+        command = shlex.join(["ra-hmd", *sys.argv[1:]])
+        evidence = search_evidence(opened, checkpoint, queries, voting, rule.thresholds, final=final, command=command)
     for note in notes:
         typer.echo(note, err=True)
     if output is not None:
@@ -245,7 +247,7 @@ def effect_command(
     weights: Weights = "arithmetic",
     min_similarity: MinSimilarity = None,
     prior_correction: Prior = False,
-    final: Annotated[bool, typer.Option("--final", help="Queries are a labelled test split; it is recorded.")] = False,
+    final: Final = False,
     as_json: Json = False,
     wait: Wait = 60.0,
     lock: Lock = None,
@@ -254,19 +256,21 @@ def effect_command(
     """Show which verdicts a change would flip, by the head's stored threshold where it holds. Nothing is changed."""
     from ra_hmd.evaluation.banks import vote_rule
     from ra_hmd.evaluation.decision import read_decision
-    from ra_hmd.evaluation.lockout import names_test, open_queries, split_name
-    from ra_hmd.problem import UNLABELLED
+    from ra_hmd.evaluation.lockout import open_labels
     from ra_hmd.retrieval.effect import Planned, effect
     from ra_hmd.retrieval.evidence import print_effect
     from ra_hmd.retrieval.from_store import embed_store
 
     voting = _voting(topk, weights, min_similarity, prior_correction)
     asked = embed_store(checkpoint, queries, labelled=False)
-    if (asked.embedded.labels != UNLABELLED).any() and names_test(split_name(asked.features, queries)):
-        open_queries(
-            {queries: asked.features}, [checkpoint], final=final, command=shlex.join(["ra-hmd", *sys.argv[1:]])
-        )
     new = embed_store(checkpoint, add) if add else None
+    open_labels(
+        {queries: asked.features},
+        [checkpoint],
+        final=final,
+        command=shlex.join(["ra-hmd", *sys.argv[1:]]),
+        examples={add: new.features} if add and new else {},
+    )
     with _open(bank, wait, lock, token) as opened:
         for found in (asked, new):
             if found is not None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ra_hmd.evaluation.lockout import open_labels
 from ra_hmd.manifest import plain, run_manifest
 from ra_hmd.problem import UNLABELLED
 from ra_hmd.retrieval.bank import Bank
@@ -19,20 +20,29 @@ _SHOWN = 3
 
 
 def search_evidence(
-    bank: Bank, checkpoint: str | Path, store: str | Path, voting: Voting, thresholds: np.ndarray
+    bank: Bank,
+    checkpoint: str | Path,
+    store: str | Path,
+    voting: Voting,
+    thresholds: np.ndarray,
+    *,
+    final: bool = False,
+    command: str = "",
 ) -> dict[str, Any]:
     """Judge the memes of a feature store by the bank; `thresholds` [C] of the scores.
 
     Returns:
-        A manifest (`kind: bank_search`; bank, version, voting, thresholds, fingerprint) with `queries`: per meme `id`,
-        `label` (None if unknown), `verdict`, `score` (one per output) and `neighbours`, each a row of the bank with
-        `similarity` and `vote`, what it adds to each score.
+        A manifest (`kind: bank_search`; bank, version, voting, thresholds, fingerprint, and what `open_labels` tells)
+        with `queries`: per meme `id`, `label` (None if unknown), `verdict`, `score` (one per output) and `neighbours`,
+        each a row of the bank with `similarity` and `vote`, what it adds to each score.
 
     Raises:
-        UserError: head, store and bank do not belong together; a query without any neighbour.
+        UserError: head, store and bank do not belong together; a query without any neighbour; labelled test data
+            without `final`.
     """
     asked = embed_store(checkpoint, store, labelled=False)
     asked.check_for(bank)
+    opened = open_labels({store: asked.features}, [checkpoint], final=final, command=command)
     near = bank.nearest(asked.embedded, voting.topk)
     votes = voting.vote(near, bank.labels, bank.problem)
     scores, decided = votes.scores, verdicts(votes, bank.problem, thresholds)
@@ -58,6 +68,7 @@ def search_evidence(
     arguments = {"bank": bank.place, "checkpoint": checkpoint, "queries": store, "voting": vars(voting)}
     return run_manifest(
         "bank_search",
+        **opened,
         arguments=plain(arguments),
         bank_version=bank.version,
         thresholds=thresholds.tolist(),

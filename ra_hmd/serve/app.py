@@ -61,7 +61,7 @@ def create_app(
         root_path: Path under which a proxy shows it, without a slash at its end.
 
     Returns:
-        The app; `app.state.asking` has its parts.
+        The app; `app.state.asking` has its parts, `app.state.root_path` its path.
     """
     settings = settings or Settings()
     asking, metrics = Asking(service, desk, explainer, keys, settings), Metrics(service)
@@ -79,16 +79,15 @@ def create_app(
         version=__version__,
         summary="Verdicts on memes, and the example bank that votes.",
         lifespan=lifespan,
-        root_path=root_path,
         middleware=[
-            *([Middleware(UnderPath, root_path=root_path)] if root_path else []),
+            Middleware(UnderPath, root_path=root_path),
             Middleware(Watch, metrics=metrics),
             Middleware(Hosts, names=hosts),
             Middleware(Door, keys=keys),
             Middleware(Scale, settings=settings),
         ],
     )
-    app.state.asking = asking
+    app.state.asking, app.state.root_path = asking, root_path
     scorer = service.detector.scorer
     places = {*scorer.origins, str(scorer.checkpoint), str(scorer.state["place"] or "")} - {""}
     answer_with(app, sorted(places))

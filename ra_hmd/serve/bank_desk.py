@@ -13,7 +13,7 @@ import numpy as np
 
 from ra_hmd.data.images import perceptual_hash
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.evaluation.lockout import names_test, split_name
+from ra_hmd.evaluation.lockout import open_labels
 from ra_hmd.predict.detector import Detector, Prepared, Query
 from ra_hmd.retrieval.bank import Bank, now
 from ra_hmd.retrieval.effect import Planned, effect
@@ -67,16 +67,15 @@ class BankDesk:
         """With a feature store as reference.
 
         Raises:
-            UserError: it is of another LMM or head, or a test split: looking at its verdicts with every correction
-                would fit the bank to it.
+            UserError: it is of another LMM or head, or labelled and a test split or one of unknown kind: looking at its
+                verdicts with every correction would fit the bank to it.
         """
         desk = cls(service)
         if reference is None:
             return desk
         found = embed_store(service.detector.scorer.checkpoint, reference, labelled=False)
         found.check_for(desk.bank)
-        if names_test(split_name(found.features, reference)):
-            raise UserError(f"{reference} is a test split; show effects on a dev split, and keep this one for the end.")
+        open_labels(chosen_by={reference: found.features})
         desk.reference = found.embedded
         return desk
 

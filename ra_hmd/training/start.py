@@ -12,7 +12,7 @@ from ra_hmd.evaluation.checks import (
     head_fingerprint,
     store_fingerprint,
 )
-from ra_hmd.evaluation.lockout import names_test, split_name
+from ra_hmd.evaluation.lockout import open_labels
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.fusion import FusionConfig
 from ra_hmd.models.head import HeadConfig, MemeHead, load_head, read_head_config
@@ -43,7 +43,7 @@ def read_stores(args: HeadArguments) -> Stores:
     check_store(train, args.train, problem)
     problem.refuse_one_class(train.labels, args.train)
     if dev is not None:
-        _check_no_test(dev, args.dev)
+        open_labels(chosen_by={args.dev: dev})
         check_store(dev, args.dev, problem)
         if args.select_by.endswith("auroc"):
             why = f"`select_by: {args.select_by}` is undefined; give a dev store of several, or select by an accuracy"
@@ -100,15 +100,6 @@ def initial_head(args: HeadArguments, train: Features) -> MemeHead:
 
 def _problem(args: HeadArguments) -> Problem:
     return args.problem if args.init_head is None else read_head_config(args.init_head).problem
-
-
-def _check_no_test(dev: Features, place: Any) -> None:
-    name = split_name(dev, place)
-    if names_test(name):
-        raise UserError(
-            f"`dev` {place} is of the split {name!r}: no epoch is chosen on test data; give a dev split, or `dev: "
-            "null` to keep the last epoch."
-        )
 
 
 def _asked(args: HeadArguments, names: tuple[str, ...]) -> dict[str, Any]:

@@ -415,7 +415,7 @@ def test_a_probe_refuses_what_does_not_fit(tmp_path: Path) -> None:
         ({"train": store("flat", modalities=None)}, "flat has one vector per meme.*`ra-hmd encode`"),
         ({"dev": store("turned", "dev", modalities=(4, 6))}, r"has \(6, 4\) image and text.*turned has \(4, 6\)"),
         ({"dev": store("other", "dev", {"model": "n"})}, "not made alike"),
-        ({"dev": store("test", "test")}, "is of the split 'test': nothing is chosen on test data"),
+        ({"dev": store("test", "test")}, "Nothing is chosen by test data"),
         ({"dev": store("sure", "dev", labels=ones)}, "class 1 only"),
         ({"train": store("sure_train", labels=ones)}, r"do not vary in classes \[1\] of 2"),
         ({"train": store("gap", labels=several)}, r"do not vary in classes \[1\] of 3"),

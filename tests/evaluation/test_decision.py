@@ -169,7 +169,7 @@ def test_a_head_that_was_trained_again_refuses_the_old_choice(tilted):
 
 def test_nothing_is_chosen_on_test_or_on_one_class(tilted):
     lab = tilted
-    with pytest.raises(UserError, match="nothing is chosen on test data"):
+    with pytest.raises(UserError, match=r"(?s)Nothing is chosen by test data.*test \(split 'test'\)"):
         lab.evaluate(choice=Choice(dev=lab.folder / "test"), **CHOOSE)
     one = lab.features(40, 3, "one")
     lab.store("dev1", one.select(np.flatnonzero(one.labels == 1)))

@@ -141,7 +141,7 @@ def test_a_feature_store_cannot_be_changed_and_a_test_split_is_no_reference(
     ):
         BankDesk(service)
     with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
-        with pytest.raises(UserError, match="test split"):
+        with pytest.raises(UserError, match="split 'test'"):
             BankDesk.open(service, served_clip / "features" / "test")
         desk = BankDesk(service)
         with pytest.raises(UserError, match="no meme yet"):

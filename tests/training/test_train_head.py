@@ -268,12 +268,13 @@ def test_what_mining_needs_is_asked_before_the_first_run_of_a_sweep(encoded):
 
 
 def test_no_epoch_is_chosen_on_test_data(encoded, features):
-    test = encoded.store("test_seen", features(20, 3, "t"))
-    for run, args in ((train_head, encoded.head(dev=test)), (run_stage2, encoded.stage2(dev=test))):
-        with pytest.raises(UserError, match="`dev` .* is of the split 'test_seen': no epoch is chosen on test data"):
-            run(args)
-        assert not args.output_dir.exists()
-    assert train_head(encoded.head(dev=encoded.store("latest", features(20, 3, "l")), epochs=1))["dev"]
+    for name in ("test_seen", "latest", "holdout"):
+        test = encoded.store(name, features(20, 3, "t"))
+        for run, args in ((train_head, encoded.head(dev=test)), (run_stage2, encoded.stage2(dev=test))):
+            with pytest.raises(UserError, match=rf"(?s)Nothing is chosen by test data.*split '{name}'"):
+                run(args)
+            assert not args.output_dir.exists()
+    assert train_head(encoded.head(dev=encoded.store("dev_latest", features(20, 3, "l")), epochs=1))["dev"]
 
 
 def test_command_line(encoded):
