@@ -37,8 +37,6 @@ RUN groupadd --gid 10001 ra-hmd \
 COPY --from=environment /opt/ra-hmd /opt/ra-hmd
 ENV PATH=/opt/ra-hmd/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    GRADIO_ANALYTICS_ENABLED=False \
-    HF_HUB_DISABLE_TELEMETRY=1 \
     MPLCONFIGDIR=/tmp/matplotlib
 USER 10001:10001
 WORKDIR /home/ra-hmd

@@ -183,6 +183,5 @@ def _private_folder() -> Path:
     """Where Gradio keeps uploads: for this process and this user alone. Gradio asks the environment at each upload."""
     folder = tempfile.mkdtemp(prefix="ra-hmd-console-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = folder
     return Path(folder)

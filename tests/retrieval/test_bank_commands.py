@@ -28,7 +28,7 @@ class Lab:
         self.head("head", 0)
         self.store("bank", 40, 0)
         self.store("new", 10, 1)
-        self.store("queries", 12, 2)
+        self.store("dev_queries", 12, 2)
 
     def head(self, name: str, seed: int, **config: Any) -> None:
         torch.manual_seed(seed)
@@ -64,7 +64,7 @@ def lab(tmp_path):
 
 
 EMBED = ("--checkpoint", "@head")
-ASK = (*EMBED, "--queries", "@queries")
+ASK = (*EMBED, "--queries", "@dev_queries")
 
 
 def test_milvus_by_commands(lab):
@@ -144,7 +144,7 @@ def test_search_tells_the_evidence(lab):
     assert evidence["bank_version"] == 1
     assert evidence["arguments"]["voting"]["weights"] == "similarity"
     head = load_head(lab.folder / "head")
-    held, asked = (Embedded.of(read_features(lab.folder / name), head) for name in ("bank", "queries"))
+    held, asked = (Embedded.of(read_features(lab.folder / name), head) for name in ("bank", "dev_queries"))
     near = held.nearest(asked, 5)
     votes = Voting(5, "similarity").vote(near, held.labels)
     for line, query in enumerate(evidence["queries"]):
@@ -190,13 +190,13 @@ def test_strangers_are_refused(lab):
     for head in ("@other", "@classes"):
         stranger = ("--checkpoint", head)
         lab("add", "@b", *stranger, "--features", "@new", "--reason", "x", fails="is not the one that embedded")
-        lab("search", "@b", *stranger, "--queries", "@queries", fails="is not the one that embedded")
+        lab("search", "@b", *stranger, "--queries", "@dev_queries", fails="is not the one that embedded")
         lab(
             "effect",
             "@b",
             *stranger,
             "--queries",
-            "@queries",
+            "@dev_queries",
             "--remove",
             "bank1",
             fails="is not the one that embedded",
@@ -210,18 +210,18 @@ def test_strangers_are_refused(lab):
 def test_several_classes_by_commands(lab):
     lab.head("multi", 0, output_dim=3, problem_type="multi_label")
     rng = np.random.default_rng(0)
-    lab.store("many", 20, 3, labels=rng.integers(0, 2, (20, 3)))
+    lab.store("dev_many", 20, 3, labels=rng.integers(0, 2, (20, 3)))
     embed = ("--checkpoint", "@multi")
-    lab("create", "@b", *embed, "--features", "@many")
-    lab("relabel", "@b", "many1=1,1,1", "many2=0,0,0", "--reason", "x")
-    lab("relabel", "@b", "many1=1,1", "--reason", "x", fails="needs a 0/1 vector of 3")
-    found = json.loads(lab("search", "@b", *embed, "--queries", "@many", "--json"))
+    lab("create", "@b", *embed, "--features", "@dev_many")
+    lab("relabel", "@b", "dev_many1=1,1,1", "dev_many2=0,0,0", "--reason", "x")
+    lab("relabel", "@b", "dev_many1=1,1", "--reason", "x", fails="needs a 0/1 vector of 3")
+    found = json.loads(lab("search", "@b", *embed, "--queries", "@dev_many", "--json"))
     assert all(len(query["verdict"]) == len(query["score"]) == 3 for query in found["queries"])
     told = json.loads(
-        lab("effect", "@b", *embed, "--queries", "@many", "--relabel", "many3=1,1,1", "--topk", "1", "--json")
+        lab("effect", "@b", *embed, "--queries", "@dev_many", "--relabel", "dev_many3=1,1,1", "--topk", "1", "--json")
     )
     assert told["paired"]["labelled"] == 20
-    assert "verdicts would flip" in lab("effect", "@b", *embed, "--queries", "@many", "--remove", "many1")
+    assert "verdicts would flip" in lab("effect", "@b", *embed, "--queries", "@dev_many", "--remove", "dev_many1")
 
 
 def test_errors_of_the_command_line(lab):

@@ -185,9 +185,9 @@ def test_the_epoch_is_chosen_by_the_named_score(world, select_by):
 
 def test_dev_labels_do_not_reach_the_weights(world, features):
     """Training must be the same whatever dev holds, apart from the choice of the epoch."""
-    world.store("other", features(60, 9, "other"))
+    world.store("dev_other", features(60, 9, "other"))
     losses = []
-    for dev in (world.folder / "dev", world.folder / "other", None):
+    for dev in (world.folder / "dev", world.folder / "dev_other", None):
         args = world.arguments(dev=dev, epochs=3)
         run_stage2(args)
         losses.append([entry["loss"] for entry in read_json(args.output_dir / "history.json").epochs[1:]])
@@ -317,11 +317,11 @@ def test_stores_and_heads_that_do_not_belong_together(world, features):
         "nan": (change(dev, hidden=np.full((20, 16), np.nan, np.float32)), {}, "not finite, the first is 'x0'"),
     }
     for name, (content, fingerprint, message) in cases.items():
-        path = world.store(name, content, **fingerprint)
+        path = world.store(f"dev_{name}", content, **fingerprint)
         with pytest.raises(UserError, match=message):
             run_stage2(world.arguments(dev=path))
     with pytest.raises(UserError, match="of class 1 only; training needs several"):
-        run_stage2(world.arguments(train=world.folder / "single"))
+        run_stage2(world.arguments(train=world.folder / "dev_single"))
     save_fresh_head(world.folder / "narrow", input_dim=8)
     with pytest.raises(UserError, match=r"takes hidden states of size 8.*have 16"):
         run_stage2(world.arguments(init_head=world.folder / "narrow", proj_dim=None))
@@ -344,8 +344,8 @@ def test_an_output_of_another_kind_is_not_overwritten(world):
 
 
 def test_shared_ids_of_train_and_dev_are_noted(world, features):
-    world.store("leaky", features(50, 1, "train"))
-    result = run_stage2(world.arguments(dev=world.folder / "leaky", epochs=1))
+    world.store("dev_leaky", features(50, 1, "train"))
+    result = run_stage2(world.arguments(dev=world.folder / "dev_leaky", epochs=1))
     assert any("50 ids" in note for note in result["notes"])
 
 

@@ -87,9 +87,9 @@ def test_the_same_seed_gives_the_same_bytes(encoded):
 
 
 def test_dev_labels_do_not_reach_the_weights(encoded, features):
-    encoded.store("other", features(60, 9, "other"))
+    encoded.store("dev_other", features(60, 9, "other"))
     losses = []
-    for dev in (encoded.folder / "dev", encoded.folder / "other", None):
+    for dev in (encoded.folder / "dev", encoded.folder / "dev_other", None):
         args = encoded.head(dev=dev, epochs=3)
         train_head(args)
         losses.append([entry["loss"] for entry in read_json(args.output_dir / "history.json").epochs[1:]])
