@@ -20,7 +20,7 @@ _IMPORTED = {
     "datasets.config": ("HF_UPDATE_DOWNLOAD_COUNTS", False),
     "huggingface_hub.constants": ("HF_HUB_DISABLE_TELEMETRY", True),
 }
-"""What LLaMA-Factory has imported before our stage is asked for: module → the attribute that has the variable's value."""
+"""What LLaMA-Factory has imported before our stage is asked for: module → attribute that keeps the variable, value."""
 
 
 def keep_private() -> None:

@@ -102,7 +102,7 @@ def _commands(clip: Path, lmm: Path, memes: Path, out: Path) -> list[list[str | 
         ["evaluate", "--checkpoint", head, "--bank", f / "train", "--queries", f / "dev", "--bootstrap-samples", "100",
          "--output", out / "evaluation"],
         ["staleness", "--checkpoint", head, "--bank", f / "train", "--bank", f / "dev", "--output", out / "staleness"],
-        ["results", out / "evaluation", "--output", out / "results"],
+        ["results", out / "evaluation", "--output", out / "results.md"],
         ["card", head, "--output", out / "card"],
         ["features", "export", f / "dev", "--output", out / "dev.pt"],
         ["features", "import", out / "dev.pt", "--output", out / "imported"],
