@@ -7,6 +7,7 @@ import torch
 from llamafactory.data import SFTDataCollatorWith4DAttentionMask
 from torch import Tensor
 
+from ra_hmd.data.images import load_image
 from ra_hmd.models.classifier import answer_spans
 
 
@@ -24,6 +25,8 @@ class ClassifierCollator(SFTDataCollatorWith4DAttentionMask):
         extras = {key: [feature.pop(key) for feature in features] for key in ("class_label", "sample_index")}
         for feature in features:
             feature.pop("sample_id", None)
+            # Opened here: the host would see other pixels of transparent, deep and turned pictures than we do later.
+            feature["images"] = [load_image(path) for path in feature["images"]]
         batch = super().__call__(features)
         batch["answer_positions"], batch["answer_labels"] = answer_spans(batch.pop("labels"))
         batch["class_labels"] = torch.tensor(extras["class_label"])

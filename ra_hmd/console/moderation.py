@@ -4,10 +4,12 @@ import hashlib
 import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ra_hmd.console.review_queue import SOURCE
 from ra_hmd.console.reviews import Decision, Review, Reviews
+from ra_hmd.data.images import file_digest
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.predict.detector import Detector, Query
 from ra_hmd.retrieval.bank import now
@@ -159,6 +161,7 @@ class Moderation:
                 time=now(),
                 run=version["run"],
                 bank_version=voted if bank_version is None else bank_version,
+                picture=file_digest(image) if isinstance(image := subject.query.image, Path) else "",
             )
         )
 

@@ -16,12 +16,12 @@ _SIDE, _SMALL_SIDE = 720, 240
 def as_address(source: Path | bytes | Image.Image, *, small: bool = False) -> str | None:
     """A picture as a `data:` address of a JPEG of at most 720 (small: 240) pixels a side; None if it cannot be read."""
     try:
-        image = source if isinstance(source, Image.Image) else load_image(source, FORMATS)
-        side = _SMALL_SIDE if small else _SIDE
-        image = image.convert("RGB")
-        image.thumbnail((side, side))
-    except (UserError, OSError, ValueError):
+        # Uploads come from anyone; files are those that the operator named.
+        image = load_image(source, FORMATS if isinstance(source, bytes) else None).copy()
+    except UserError:
         return None
+    side = _SMALL_SIDE if small else _SIDE
+    image.thumbnail((side, side))
     content = BytesIO()
     image.save(content, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ra_hmd.console.reviews import Reviews
+from ra_hmd.data.images import file_digest
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.predict.detector import Detection, Query
@@ -83,6 +84,7 @@ class ReviewQueue:
             raise UserError(f"--queue {self.source} does not exist; give a .jsonl or .csv file, or a folder.")
         self._queries: dict[str, Query] = {}
         self._margins: dict[str, float] = {}
+        self._pictures: dict[str, str] = {}
         self._claims: dict[str, _Claim] = {}
         self._alone = threading.Lock()
         self._stop = threading.Event()
@@ -106,7 +108,7 @@ class ReviewQueue:
     @property
     def waiting(self) -> int:
         """Memes that are judged and not decided."""
-        return sum(name not in self.reviews.done for name in list(self._margins))
+        return sum(not self._is_decided(name) for name in list(self._margins))
 
     def next(self, who: str) -> Query | None:
         """The most uncertain meme that nobody has decided on or has before them; it is kept for `who` for a while."""
@@ -117,21 +119,23 @@ class ReviewQueue:
             free = [
                 (value, name)
                 for name, value in self._margins.items()
-                if name not in self.reviews.done
+                if not self._is_decided(name)
                 and ((claim := self._claims.get(name)) is None or now - claim.since > _CLAIM_SECONDS)
             ]
             if not free:
                 return None
             name = min(free)[1]
             self._claims[name] = _Claim(who, now)
-            return self._queries[name]
+            query = self._queries[name]
+            self._pictures[name] = file_digest(query.image) if isinstance(query.image, Path) else ""
+            return query
 
     def holds(self, name: str, who: str) -> bool:
         """Whether a meme is before `who`, and still undecided: what is decided is not decided again."""
         self.reviews.refresh()
         with self._alone:
             claim = self._claims.get(name)
-            return claim is not None and claim.by == who and name not in self.reviews.done
+            return claim is not None and claim.by == who and not self._is_decided(name)
 
     def judge(self, query: Query) -> Answer:
         """What the model and the bank say of a meme now."""
@@ -142,6 +146,11 @@ class ReviewQueue:
         with self._alone:
             self._margins.pop(name, None)
             self.problems.append((name, reason))
+
+    def _is_decided(self, name: str) -> bool:
+        """Whether somebody decided on a meme with the picture that it has now; old lines do not tell of the picture."""
+        review = self.reviews.done.get(name)
+        return review is not None and review.picture in ("", self._pictures.get(name, ""))
 
     def _release(self, who: str) -> None:
         self._claims = {name: claim for name, claim in self._claims.items() if claim.by != who}
@@ -164,11 +173,14 @@ class ReviewQueue:
 
     def _judge_all(self) -> None:
         try:
-            known = self._decided_in_bank() | set(self.reviews.done)
+            in_bank = self._decided_in_bank()
             part: list[Query] = []
             most = min(_AT_ONCE, self.service.limits.max_queue)
             for query in self._readable():
-                if query.id not in known:
+                if isinstance(query.image, Path):
+                    self._pictures[query.id] = file_digest(query.image)
+                known = query.id in in_bank and query.id not in self.reviews.done
+                if not known and not self._is_decided(query.id):
                     part.append(query)
                 if len(part) == most:
                     self._judge_part(part)

@@ -32,6 +32,7 @@ class Review:
         time: UTC, ISO 8601.
         run: The model.
         bank_version: The bank's that voted; of `correct` that of the change; None without an example bank.
+        picture: Digest of the picture's file, where it has one: of another picture nothing is decided.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Review:
     time: str
     run: str
     bank_version: int | None
+    picture: str = ""
 
 
 class Reviews:

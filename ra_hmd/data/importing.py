@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ra_hmd.data.dataset import DATASET_MANIFEST, REJECTED, MemeData, SplitWriter, json_line, open_data
 from ra_hmd.data.files import jsonl_rows
+from ra_hmd.data.images import UNKNOWN_FORMAT, describe_fault, open_image
 from ra_hmd.data.readers.base import Found, Reader
 from ra_hmd.data.readers.tree import absolute
 from ra_hmd.data.record import Meme
@@ -121,8 +122,12 @@ def _incomplete(output: Path, fingerprint: str) -> bool:
     manifest = read_json(output / DATASET_MANIFEST)
     if manifest.get("fingerprint") != fingerprint:
         raise UserError(f"{output} holds another import; remove it or give another --output.")
-    lacking = any(reason.startswith(("image ", "not an image")) for reason in manifest.get("reasons", {}))
+    lacking = any(map(_lacks_image, manifest.get("reasons", {})))
     return lacking and not manifest.get("fixed") and not manifest.get("ocr")
+
+
+def _lacks_image(reason: str) -> bool:
+    return reason.startswith(("image ", "not an image"))
 
 
 def _unlabelled_notes(counts: dict[str, Counter[str]], reader: Reader) -> list[str]:
@@ -203,8 +208,10 @@ def _checked_split(meme: Meme | str, split: str, options: ImportOptions) -> str:
 
 
 def _validate(path: Path, chunk: tuple[tuple[str, str, Meme | str], ...], options: ImportOptions) -> int:
-    """Write the chunk's records and rejects to `path`, unless it is there; returns how many there are."""
-    if path.is_file():
+    """Write the chunk's records and rejects to `path`, unless it is there; returns how many there are. One that lacks
+    images is made again: they may be there by now.
+    """
+    if path.is_file() and not any(_lacks_image(row.values.get("reason", "")) for row in jsonl_rows(path)):
         return len(chunk)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for split, place, meme in chunk:
@@ -242,12 +249,12 @@ def _problem(meme: Meme) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path):
+            with open_image(path):
                 return ""
-    except UnidentifiedImageError:
-        return f"not an image: {path}"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"image cannot be opened: {path} ({error})"
+    except UnidentifiedImageError as error:
+        return f"not an image: {path}" + ("" if str(error) == UNKNOWN_FORMAT else f" ({error})")
+    except Exception as error:  # a parser may raise anything on hostile bytes
+        return f"image cannot be opened: {path} ({describe_fault(error)})"
 
 
 def _merge(folder: Path, chunks: list[Path]) -> dict[str, Counter[str]]:

@@ -15,7 +15,7 @@ from PIL.Image import Image
 
 from ra_hmd.data.dataset import DATASET_MANIFEST, MemeData, open_data, write_split
 from ra_hmd.data.files import jsonl_rows
-from ra_hmd.data.images import load_image
+from ra_hmd.data.images import as_seen, file_digest, load_image
 from ra_hmd.data.record import Meme
 from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError, raise_all
@@ -25,7 +25,7 @@ from ra_hmd.progress import track
 if TYPE_CHECKING:
     from rapidocr import RapidOCR
 
-SOURCE = "text_source"
+SOURCE, READ_FROM = "text_source", "text_image"
 _DONE = ".ocr"
 _NARROWEST = 8  # sides of a picture as it is read, long to short
 
@@ -36,7 +36,7 @@ def fill_captions(folder: str | Path, *, min_score: float = 0.5, show: bool = Fa
     Such a meme's `extras["text_source"]` says `ocr:rapidocr-<version>`, with the lowest score of its lines beside it;
     `raw_text` stays what the data set's file had. Each result is kept as soon as it is known: stopped and started
     again, the command continues. Memes on which nothing is read keep their empty caption and are marked too, so that
-    they are not tried again.
+    they are not tried again. `extras["text_image"]` is a digest of the image: one that was replaced is read anew.
 
     Args:
         folder: Imported data set.
@@ -58,7 +58,7 @@ def fill_captions(folder: str | Path, *, min_score: float = 0.5, show: bool = Fa
     problems: list[str] = []
     engine = None
     for split in data.splits:
-        wanted = [meme for meme in data.memes(split) if not meme.text and SOURCE not in meme.extras]
+        wanted = [meme for meme in data.memes(split) if _is_to_be_read(meme)]
         if not wanted:
             continue
         if engine is None:
@@ -74,6 +74,13 @@ def fill_captions(folder: str | Path, *, min_score: float = 0.5, show: bool = Fa
     write_json(path, {**manifest, "ocr": {**manifest.get("ocr", {}), **dict.fromkeys(filled, source)}})
     raise_all(problems, f"{folder}: images that cannot be read, all others were")
     return filled
+
+
+def _is_to_be_read(meme: Meme) -> bool:
+    if SOURCE not in meme.extras:
+        return not meme.text
+    now = file_digest(meme.image)  # "": it is gone, and its words stay
+    return bool(now) and meme.extras.get(READ_FROM, now) != now
 
 
 def open_engine() -> tuple["RapidOCR", str]:
@@ -98,7 +105,12 @@ def _read_all(
     kept.parent.mkdir(exist_ok=True)
     rows = jsonl_rows(kept) if kept.is_file() else ()
     lines = (row.values for row in rows if not row.problem)  # a torn last line is read again
-    read = {line["id"]: line for line in lines if line["min_score"] == min_score}
+    images = {meme.id: file_digest(meme.image) for meme in memes}
+    read = {
+        line["id"]: line
+        for line in lines
+        if line["min_score"] == min_score and line["id"] in images and line.get("image") == images[line["id"]]
+    }
     todo = [meme for meme in memes if meme.id not in read]
     with kept.open("a", encoding="utf-8", newline="\n") as file:
         file.write("\n")  # ends a torn line
@@ -108,7 +120,7 @@ def _read_all(
             except UserError as error:
                 problems.append(f"{meme.id}: {error}")
                 continue
-            read[meme.id] = {"id": meme.id, "min_score": min_score, **found}
+            read[meme.id] = {"id": meme.id, "image": images[meme.id], "min_score": min_score, **found}
             file.write(json.dumps(read[meme.id]) + "\n")  # ASCII: a torn line is never a torn character
             file.flush()
     return read
@@ -122,7 +134,7 @@ def read_text(engine: "RapidOCR", image: Image, min_score: float = 0.5) -> dict[
     """
     # The engine makes the short side 736 pixels long: of a thin line it would make a picture without end.
     wide, high = (max(0, -(-max(image.size) // _NARROWEST) - side) for side in image.size)
-    padded = ImageOps.expand(image.convert("RGB"), (wide // 2, high // 2, -(-wide // 2), -(-high // 2)), "white")
+    padded = ImageOps.expand(as_seen(image), (wide // 2, high // 2, -(-wide // 2), -(-high // 2)), "white")
     try:
         found = engine(np.asarray(padded)[..., ::-1])  # the engine takes BGR
     except Exception as error:  # its exceptions have no class in common
@@ -138,9 +150,9 @@ def read_text(engine: "RapidOCR", image: Image, min_score: float = 0.5) -> dict[
 
 def _with_captions(data: MemeData, split: str, read: dict[str, dict[str, Any]], source: str) -> Iterator[Meme]:
     for meme in data.memes(split):
-        if meme.id in read and not meme.text and SOURCE not in meme.extras:
+        if meme.id in read:
             values = read[meme.id]
-            extras = {**meme.extras, SOURCE: source, "text_score": values["score"]}
+            extras = {**meme.extras, SOURCE: source, "text_score": values["score"], READ_FROM: values["image"]}
             yield replace(meme, text=values["text"], extras=extras)
         else:
             yield meme

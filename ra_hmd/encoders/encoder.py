@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ra_hmd.config import coerce_fields
+from ra_hmd.data.images import as_seen
 from ra_hmd.data.text import PlainText
 from ra_hmd.encoders.presets import PRESETS, Preset
 from ra_hmd.errors import UserError, raise_all
@@ -236,8 +237,7 @@ class Encoder:
                 f"its image has {image.width} x {image.height} pixels; one side may be {_LONGEST_SIDE_RATIO} times "
                 "the other at most"
             )
-        # The processors of some families take three channels as given.
-        return dict(self.image_processor(images=image.convert("RGB"), return_tensors="pt"))
+        return dict(self.image_processor(images=as_seen(image), return_tensors="pt"))
 
     def length(self, row: dict[str, Any]) -> int:
         """Tokens of a row of `encode`, of its longest piece."""

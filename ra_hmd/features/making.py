@@ -1,6 +1,6 @@
 """From memes to a feature store: sharded, resumable, over as many processes as torchrun starts, whatever the model."""
 
-import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +12,11 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ra_hmd.data.images import image_size, load_image, perceptual_hash
+from ra_hmd.data.images import file_digest, image_size, load_image, perceptual_hash
 from ra_hmd.data.record import Meme
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.features.store import MODALITIES, Features, FeatureWriter
+from ra_hmd.features.store import MODALITIES, Features, FeatureWriter, digest_of
+from ra_hmd.manifest import plain, sha256_bytes
 from ra_hmd.problem import UNLABELLED
 from ra_hmd.progress import track
 
@@ -50,7 +51,8 @@ def make_features(
     description: str = "Extracting",
     **content: Any,
 ) -> Path:
-    """Write a feature store of `memes`. Run again after a stop, it does only what is missing.
+    """Write a feature store of `memes`. Run again after a stop, it does only what is missing; of a finished store it
+    makes those shards anew whose pictures or records were changed since.
 
     Under torchrun each rank takes every WORLD_SIZE-th shard.
 
@@ -82,8 +84,12 @@ def make_features(
            if size == (0, 0)]  # fmt: skip
     raise_all(bad, "Images that cannot be opened; mend their paths or remove the records")
     lengths = [length(meme, size) for meme, size in zip(memes, sizes, strict=True)]
-    writer = FeatureWriter(output, fingerprint | {"data": fingerprint_memes(memes)}, len(memes), shard_size, **content)
-    writer.begin()
+    rows = [_digest(meme) for meme in memes]
+    with state.main_process_first():  # it takes out what is no longer true, before another rank looks
+        writer = FeatureWriter(
+            output, fingerprint, len(memes), shard_size, ids=[meme.id for meme in memes], digests=rows, **content
+        )
+        writer.begin()
     shards = [shard for shard in writer.missing() if shard % state.num_processes == state.process_index]
     if shards:
         encoded = _EncodedMemes(open_model(state.device), memes)
@@ -114,12 +120,13 @@ def check_labels(memes: list[Meme], classes: int | None) -> None:
 
 
 def fingerprint_memes(memes: list[Meme]) -> str:
-    """Digest of ids, captions, labels and the images' names and sizes in bytes."""
-    digest = hashlib.sha256()
-    for meme in memes:
-        size = meme.image.stat().st_size
-        digest.update(repr((meme.id, meme.text, meme.label, meme.image.name, size)).encode())
-    return digest.hexdigest()
+    """Digest of the records and of what is in the images' files."""
+    return digest_of(map(_digest, memes))
+
+
+def _digest(meme: Meme) -> str:
+    extras = json.dumps(plain(meme.extras), sort_keys=True)
+    return sha256_bytes(repr((meme.id, meme.text, meme.label, extras, file_digest(meme.image))).encode())
 
 
 def _batches(bounds: tuple[int, int], lengths: list[float], batch_size: int) -> Iterator[list[int]]:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,18 +105,37 @@ class FeatureWriter:
         fingerprint: What the features depend on; a store made with another one is refused, not mixed.
         rows: N, the number of memes.
         shard_size: Rows per shard.
+        ids: N ids of the rows; with `digests`.
+        digests: N digests of what the rows are made from, for `data` in the fingerprint. In a store of the same ids the
+            shards of rows with other ones are made anew.
         content: Further manifest fields.
 
     Raises:
         UserError: the folder holds a store with another fingerprint, row count or shard size.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: dict[str, Any], rows: int, shard_size: int, **content: Any):
+    def __init__(
+        self,
+        folder: str | Path,
+        fingerprint: dict[str, Any],
+        rows: int,
+        shard_size: int,
+        *,
+        ids: Sequence[str] = (),
+        digests: Sequence[str] = (),
+        **content: Any,
+    ) -> None:
         self.folder = Path(folder)
         self.rows, self.shard_size = rows, shard_size
         self.shards = -(-rows // shard_size)
         self.fingerprint = plain(fingerprint)
         self._content = content
+        self._made_from: dict[str, Any] = {}
+        self._outdated: list[int] = []
+        if digests:
+            self.fingerprint["data"] = digest_of(digests)
+            parts = [digest_of(digests[slice(*self.bounds(shard))]) for shard in range(self.shards)]
+            self._made_from = {"ids": digest_of(ids), "shard_data": parts}
         path = self.folder / STORE_MANIFEST
         if path.is_file():
             self._check_same(read_json(path))
@@ -123,6 +143,11 @@ class FeatureWriter:
             raise UserError(f"{folder} holds Parquet files without a manifest; choose another output folder.")
 
     def _check_same(self, manifest: dict[str, Any]) -> None:
+        known, parts = manifest.get("shard_data"), self._made_from.get("shard_data")
+        comparable = known is not None and parts is not None and len(known) == len(parts)
+        if comparable and manifest["ids"] == self._made_from["ids"]:
+            self._outdated = [shard for shard in range(self.shards) if known[shard] != parts[shard]]
+            manifest = {**manifest, "fingerprint": {**manifest["fingerprint"], "data": self.fingerprint["data"]}}
         old = {
             **manifest.get("fingerprint", {}),
             **{key: manifest.get(key) for key in ("rows", "shard_size", "format")},
@@ -133,12 +158,20 @@ class FeatureWriter:
         raise_all(differing, f"{self.folder} was made from something else; choose another output folder or remove it")
 
     def begin(self) -> None:
-        """Write the manifest, marked incomplete, unless a complete one of this fingerprint is there."""
-        path = self.folder / STORE_MANIFEST
-        if not path.is_file():
+        """Write the manifest, marked incomplete, unless one of this fingerprint is there; remove shards of rows that
+        were made from something else.
+        """
+        if self._outdated:
+            # First the mark, then the files: a stop between them leaves no shard that is taken for a new one.
+            parts = [None if shard in self._outdated else part
+                     for shard, part in enumerate(self._made_from["shard_data"])]  # fmt: skip
+            self._write_manifest(complete=False, shard_data=parts)
+            for shard in self._outdated:
+                self.shard_path(shard).unlink(missing_ok=True)
+        if self._outdated or not (self.folder / STORE_MANIFEST).is_file():
             self._write_manifest(complete=False)
 
-    def _write_manifest(self, *, complete: bool) -> None:
+    def _write_manifest(self, *, complete: bool, **marked: Any) -> None:
         write_json(
             self.folder / STORE_MANIFEST,
             run_manifest(
@@ -149,7 +182,7 @@ class FeatureWriter:
                 shard_size=self.shard_size,
                 shards=self.shards,
                 complete=complete,
-                **plain(self._content),
+                **plain({**self._made_from, **marked, **self._content}),
             ),
         )
 
@@ -198,6 +231,11 @@ class FeatureWriter:
         if self.missing():
             raise UserError(f"{self.folder}: shards {self.missing()} are missing; run the same command again.")
         self._write_manifest(complete=True)
+
+
+def digest_of(digests: Iterable[str]) -> str:
+    """One digest of many, in their order."""
+    return sha256_bytes(*map(str.encode, digests))
 
 
 def write_features(folder: str | Path, features: Features, fingerprint: dict[str, Any], **content: Any) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ra_hmd.config import load_dataclass
+from ra_hmd.data.images import as_seen
 from ra_hmd.errors import UserError
 from ra_hmd.manifest import MANIFEST_NAME, fingerprint_model, read_json, sha256_file
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, Reader, attach_head
@@ -300,6 +301,7 @@ class MemeModel:
 
     def encode(self, text: str, image: "Image") -> dict[str, Any]:
         """A meme as a row for `collate`. Raises `UserError` when it does not fit the token budget."""
+        image = as_seen(image)
         ids = self.encoder.encode(text, image).ids
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORE] * len(ids), "images": [image]}
 

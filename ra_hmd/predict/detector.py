@@ -52,7 +52,7 @@ class Query:
 
     def picture(self) -> Image:
         """Its picture, decoded. Raises `UserError` where that cannot be done."""
-        return load_image(self.image) if isinstance(self.image, Path | bytes) else self.image
+        return load_image(self.image)
 
 
 @dataclass(frozen=True)

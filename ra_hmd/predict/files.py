@@ -3,11 +3,14 @@
     read_queries ─► chunks ─► pictures decoded in threads ─► Detector ─► <output>.parts/chunk-….jsonl ─► <output>
 
 A chunk is a fixed number of rows of the input, bad ones included. What is in it, and so each of its numbers, depends
-neither on stops nor on the number of ranks.
+neither on stops nor on the number of ranks. It keeps a digest of its pictures: where one was replaced since, the chunk
+is made again.
 """
 
 import fcntl
+import hashlib
 import importlib.util
+import json
 import shutil
 import time
 from collections import Counter, deque
@@ -23,7 +26,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from ra_hmd.data.dataset import json_line
-from ra_hmd.data.images import load_image
+from ra_hmd.data.images import describe_fault, file_digest, load_image, open_image
 from ra_hmd.data.sharegpt import PromptTemplate
 from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError, raise_all
@@ -31,13 +34,13 @@ from ra_hmd.evaluation.decision import DECISION_NAME
 from ra_hmd.manifest import atomic_path, plain, read_json, run_manifest, sha256_bytes, sha256_file, write_json
 from ra_hmd.predict.detector import Detector
 from ra_hmd.predict.formats import FileFormat, answer_of, check_format, choose_format, open_writer, verdict_names
-from ra_hmd.predict.reading import Asked, jsonl_rows, picture_paths, read_queries
+from ra_hmd.predict.reading import Asked, jsonl_rows, read_queries
 from ra_hmd.progress import track
 
 if TYPE_CHECKING:
     from ra_hmd.predict.explain import Explainer
 
-_FORMAT = 1  # of the chunks; a number more when they would hold something else
+_FORMAT = 2  # of the chunks; a number more when they would hold something else
 _MARK = "fingerprint.json"
 _CHUNK_BATCHES = 8
 
@@ -90,23 +93,25 @@ def predict_files(
         raise UserError(f"Rationales are written as JSON Lines; {output} would be {style}: end its name in .jsonl.")
     slow = explainer is not None and explainer.engine.name == "transformers"
     size = chunk_size or detector.batch_size * (1 if slow else _CHUNK_BATCHES)
-    rows = _count(source, media_dir, detector.prompt)
-    stated = _stated(detector, source, media_dir, options, size)
+    rows, names, pictures = _survey(source, media_dir, detector.prompt, output, size)
+    stated = _stated(detector, names if source.is_dir() else sha256_file(source), media_dir, options, size)
     if explainer is not None:
-        stated["explainer"] = plain(explainer.describe())
+        shown = [gallery.digest for gallery in explainer.galleries] if explainer.neighbours else []
+        stated["explainer"] = plain(explainer.describe() | {"shown": shown})
     work = output.with_name(f"{output.name}.parts")
-    written = _finished(output, stated, style)
+    whole = stated | {"pictures": sha256_bytes(*map(str.encode, pictures))}
+    written = _finished(output, whole, style)
     if written:
         if not (work / _MARK).is_file() or read_json(work / _MARK) == stated:
             shutil.rmtree(work, ignore_errors=True)  # stopped while it was removed
         return written
     with state.main_process_first():
         _prepare(work, stated)
-    paths = [work / f"chunk-{number:07d}.jsonl" for number in range(-(-rows // size))]
+    paths = [work / f"chunk-{number:07d}.jsonl" for number in range(len(pictures))]
     todo = {number for number in range(state.process_index, len(paths), state.num_processes)
-            if not paths[number].is_file()}  # fmt: skip
+            if not _is_of(paths[number], pictures[number])}  # fmt: skip
     state.wait_for_everyone()  # a rank with nothing to do must not merge and remove what another still looks for
-    every = read_queries(source, media_dir, detector.prompt)
+    every = read_queries(source, media_dir, detector.prompt, output)
     parts = enumerate(iter(lambda: list(islice(every, size)), []))
     chunks = ((number, part) for number, part in parts if number in todo)
     total = sum(min(size, rows - number * size) for number in todo)
@@ -115,10 +120,10 @@ def predict_files(
     for number, seconds, lines in (
         track(judged, "Explaining" if explainer else "Judging", total, "memes", show=shown) if todo else ()
     ):
-        _write_chunk(paths[number], seconds, lines)
-    if not all(path.is_file() for path in paths):
+        _write_chunk(paths[number], seconds, pictures[number], lines)
+    if not all(map(_is_of, paths, pictures)):
         return {}
-    return _finish(detector, output, style, work, paths, stated, source=source, command=command)
+    return _finish(detector, output, style, work, paths, whole, source=source, command=command)
 
 
 def judge_chunks(
@@ -162,8 +167,6 @@ def _open(asked: Asked) -> Image.Image | str:
         return load_image(asked.query.image)
     except UserError as error:
         return well_formed(str(error))
-    except Exception as error:  # one of a million pictures, whatever its decoder raises, must not end the run
-        return well_formed(f"image {asked.query.image} cannot be decoded ({type(error).__name__}: {error})")
 
 
 def _judge(
@@ -210,37 +213,63 @@ def _reject(asked: Asked, reason: str) -> dict[str, Any]:
     return {"reject": {"place": asked.place, "id": asked.id, "reason": reason}}
 
 
-def _write_chunk(path: Path, seconds: float, lines: list[dict[str, Any]]) -> None:
+def _write_chunk(path: Path, seconds: float, pictures: str, lines: list[dict[str, Any]]) -> None:
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(json_line({"seconds": seconds}))
+        file.write(json_line({"pictures": pictures, "seconds": seconds}))
         file.writelines(map(json_line, lines))
 
 
-def _count(source: Path, media_dir: str | Path | None, prompt: PromptTemplate) -> int:
-    """Rows of the input. Reading it once to its end finds, before any work, what cannot be read at all."""
-    rows = good = 0
+def _is_of(path: Path, pictures: str) -> bool:
+    """Whether a chunk is there and of pictures as they are now."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return bool(json.loads(file.readline())["pictures"] == pictures)
+    except FileNotFoundError:
+        return False
+
+
+def _survey(
+    source: Path, media_dir: str | Path | None, prompt: PromptTemplate, output: Path, size: int
+) -> tuple[int, str, list[str]]:
+    """Rows of the input, a digest of their names, and one of each chunk's pictures. Reading it once to its end finds,
+    before any work, what cannot be read at all.
+    """
+    rows, good, names = 0, False, hashlib.sha256()
     problems: list[str] = []
-    for asked in read_queries(source, media_dir, prompt):
-        rows += 1
-        good += asked.query is not None
-        if asked.problem and len(problems) < 3:
-            problems.append(f"{asked.place}: {asked.problem}")
+    pictures: list[str] = []
+    every = read_queries(source, media_dir, prompt, output)
+    for chunk in iter(lambda: list(islice(every, size)), []):
+        rows += len(chunk)
+        for asked in chunk:
+            names.update(f"{asked.place}\n".encode())
+            # A folder has files of any kind; that one of them is a picture is seen by its header.
+            problem = asked.problem or ("" if good or not source.is_dir() else _header_problem(asked))
+            good = good or not problem
+            if problem and len(problems) < 3:
+                problems.append(f"{asked.place}: {problem}")
+        stamps = (file_digest(asked.query.image) for asked in chunk
+                  if asked.query is not None and isinstance(asked.query.image, Path))  # fmt: skip
+        pictures.append(sha256_bytes(*map(str.encode, stamps)))
     if good:
-        return rows
+        return rows, names.hexdigest(), pictures
     raise_all(problems, f"{source}: no row can be used, of {rows}; the first of them")
     raise UserError(f"{source} has no {'pictures' if source.is_dir() else 'rows'}.")
 
 
+def _header_problem(asked: Asked) -> str:
+    try:
+        with open_image(asked.query.image):
+            return ""
+    except Exception as error:  # a parser may raise anything on hostile bytes
+        return well_formed(describe_fault(error))
+
+
 def _stated(
-    detector: Detector, source: Path, media_dir: str | Path | None, options: Mapping[str, Any] | None, size: int
+    detector: Detector, digest: str, media_dir: str | Path | None, options: Mapping[str, Any] | None, size: int
 ) -> dict[str, Any]:
-    """What a chunk depends on; two runs that agree in it may continue each other."""
-    if source.is_dir():
-        names = picture_paths(source)
-        stats = ((name, (source / name).stat()) for name in names)
-        digest = sha256_bytes(*(repr((name, stat.st_size, stat.st_mtime_ns)).encode() for name, stat in stats))
-    else:
-        digest = sha256_file(source)
+    """What a chunk depends on besides its pictures; two runs that agree in it may continue each other. `digest` is that
+    of the input.
+    """
     scorer, version = detector.scorer, detector.version
     decided = sha256_file(scorer.checkpoint / DECISION_NAME) if scorer.decision is not None else None
     return plain({

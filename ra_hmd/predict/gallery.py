@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ra_hmd.data.images import file_digest
 from ra_hmd.data.record import Meme, iter_memes
 from ra_hmd.data.sharegpt import PromptTemplate
 from ra_hmd.errors import UserError
+from ra_hmd.manifest import sha256_bytes
 from ra_hmd.models.checkpoint import MemeModel
 
 
@@ -42,6 +44,12 @@ class Gallery:
                 if good or path == place:  # else it is a file of something else that lies in the folder
                     unread += len(rows) - len(good)
         return cls(memes, unread)
+
+    @property
+    def digest(self) -> str:
+        """Of captions and pictures, for what is kept of answers that show them."""
+        return sha256_bytes(*(part.encode("utf-8", "surrogatepass") for meme in self._memes.values()
+                              for part in (meme.id, meme.text, file_digest(meme.image))))  # fmt: skip
 
     @property
     def notes(self) -> list[str]:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ra_hmd.data.files import Row, rows_of
 from ra_hmd.data.layouts import layout_of, picture_name
 from ra_hmd.data.pictures import find_picture
@@ -39,22 +37,25 @@ class Asked:
 
 
 def read_queries(
-    source: str | Path, media_dir: str | Path | None = None, prompt: PromptTemplate | None = None
+    source: str | Path,
+    media_dir: str | Path | None = None,
+    prompt: PromptTemplate | None = None,
+    output: str | Path | None = None,
 ) -> Iterator[Asked]:
     """The memes of a file (.jsonl, .json, .csv, .tsv, .parquet) or of a folder of pictures, one at a time, in order.
 
     A row has `id`, `image` (or `img`) and, unless the caption shall be read from the picture, `text`; an empty `text`
     is a meme without words. Records that LLaMA-Factory trains on do as well: `prompt` is the template of their
     questions, by default the official one. Pictures are looked for under `media_dir`, or in the present folder and
-    beside the file. Of a folder, with what is below it, every file with a picture's suffix is a meme, in the order of
-    the paths; the path below the folder is its id. An id that came before makes a row a bad one; of each id 16 bytes
-    are remembered.
+    beside the file. Of a folder, with what is below it, every file is a row, in the order of the paths, whatever its
+    suffix: what it is is known once it is opened; the path below the folder is its id. `output` in it, and what is
+    written beside that, is left out. An id that came before makes a row a bad one; of each id 16 bytes are remembered.
 
     Raises:
         UserError: nothing there, or a file that cannot be read to its end.
     """
     source, seen = Path(source), set()
-    rows = _pictures(source) if source.is_dir() else _memes(source, media_dir, prompt)
+    rows = _pictures(source, output) if source.is_dir() else _memes(source, media_dir, prompt)
     for asked in rows:
         if asked.query is not None:
             key = hashlib.blake2b(asked.query.id.encode(), digest_size=16).digest()
@@ -65,20 +66,28 @@ def read_queries(
         yield asked
 
 
-def picture_paths(folder: Path) -> list[str]:
-    """Paths below `folder`, in order. Names only: an order needs them all."""
-    suffixes = Image.registered_extensions()
-    found = [
-        os.path.relpath(os.path.join(place, name), folder)  # noqa: PTH118 - of odd names too, and fast
-        for place, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in suffixes
-    ]
-    return sorted(found)
+def _paths(folder: Path, output: str | Path | None) -> list[str]:
+    """Paths of files below `folder`, in order; of folders too where they are links, or cannot be listed."""
+    found, closed = [], []
+    own = None if output is None else os.path.abspath(output)  # noqa: PTH100 - of odd names too, and fast
+    for place, folders, names in os.walk(folder, onerror=lambda error: closed.append(error.filename)):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]  # noqa: PTH114, PTH118
+        inside = os.path.abspath(place)  # noqa: PTH100
+        for name in names + links:
+            path = os.path.join(inside, name)  # noqa: PTH118
+            if own is None or not _belongs(path, own):
+                found.append(os.path.join(place, name))  # noqa: PTH118
+    return sorted(os.path.relpath(path, folder) for path in found + closed)
 
 
-def _pictures(folder: Path) -> Iterator[Asked]:
-    for name in picture_paths(folder):
+def _belongs(path: str, output: str) -> bool:
+    """Whether a file is an output, or one of those beside it: `<output>.parts/…`, `.<output>.….tmp`."""
+    place, name = os.path.split(output)
+    return path == output or path.startswith((f"{output}.", os.path.join(place, f".{name}.")))  # noqa: PTH118
+
+
+def _pictures(folder: Path, output: str | Path | None) -> Iterator[Asked]:
+    for name in _paths(folder, output):
         shown = well_formed(name)
         if shown == name:
             yield Asked(shown, name, Query(name, folder / name))

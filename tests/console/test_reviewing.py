@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,7 +44,17 @@ def test_reviews_outlive_a_line_that_was_cut_short(tmp_path: Path) -> None:
     again.append(replace(LINE, id="m3"))
     other.refresh()
     assert other.count("agree") == 2
-    assert set(json.loads(whole)) == {"id", "decision", "verdict", "label", "author", "time", "run", "bank_version"}
+    assert set(json.loads(whole)) == {
+        "id",
+        "decision",
+        "verdict",
+        "label",
+        "author",
+        "time",
+        "run",
+        "bank_version",
+        "picture",
+    }
     (tmp_path / "other.jsonl").write_text("a poem\n")
     with pytest.raises(UserError, match="not a file of reviews"):
         Reviews(tmp_path / "other.jsonl")
@@ -76,6 +87,36 @@ def test_the_most_uncertain_first_and_each_to_one_person(
         assert queue.waiting == len(expected) - 1
         with pytest.raises(UserError, match="--queue"):
             ReviewQueue(service, reviews, tmp_path / "nowhere")
+
+
+def test_a_decision_is_of_the_picture_that_was_seen(
+    served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path
+) -> None:
+    one, two = queries(memes)[:2]
+    for query in (one, two):
+        shutil.copy(query.image, tmp_path / f"{query.id}.png")
+    rows = [{"id": query.id, "image": f"{query.id}.png", "text": query.text} for query in (one, two)]
+    (tmp_path / "queue.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def left(service: Service) -> set[str]:
+        queue = ReviewQueue(service, reviews, tmp_path / "queue.jsonl")
+        queue.start()
+        assert queue._worker is not None
+        queue._worker.join(60)
+        return set(queue._margins)
+
+    reviews = Reviews(tmp_path / "reviews.jsonl")
+    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+        moderation = Moderation(BankDesk(service), reviews)
+        for query in (one, two):
+            subject = Subject(query.id, replace(query, image=tmp_path / f"{query.id}.png"),
+                              every(service.submit([query]), 60)[0])  # fmt: skip
+            moderation.record(subject, "agree", 1, "ana")
+        assert left(service) == set()
+        shutil.copy(two.image, tmp_path / f"{one.id}.png")
+        assert left(service) == {one.id}
+        reviews.append(replace(LINE, id=one.id))  # a line of an older version, which does not tell of the picture
+        assert left(service) == set()
 
 
 def test_a_correction_is_planned_and_made_once(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:

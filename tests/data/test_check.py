@@ -398,6 +398,36 @@ def test_labels_beyond_the_classes_and_a_lost_parquet_file_are_errors(copy: Copy
     assert "parquet_differs" not in copy.found()
 
 
+def test_pictures_that_models_see_otherwise_than_they_are_stored_are_named(copy: Copy) -> None:
+    strokes = np.zeros((40, 40), np.uint8)
+    strokes[10:30, 5:35:6] = 255
+    for name, alpha in (("n1.png", strokes), ("n200.png", np.ascontiguousarray(strokes.T))):
+        image = Image.new("RGB", (40, 40))  # black throughout: what they show is in the alpha channel
+        image.putalpha(Image.fromarray(alpha))
+        image.save(copy.image(name))
+    Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40) * 40).save(copy.image("n3.png"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((40, 30), 90).save(copy.image("n4.png"), exif=exif)
+
+    def one_caption(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["id"] in ("n1.png", "n200.png"):
+                row["text"] = "one caption for both"
+        rows[0]["label"], rows[199]["label"] = 0, 1
+
+    copy.edit("train", one_caption)
+    found = copy.found()
+    path = str(copy.folder.parent / "images")
+    assert found["transparent_image"]["examples"] == [
+        f"train: n1.png: {path}/n1.png", f"train: n200.png: {path}/n200.png"
+    ]  # fmt: skip
+    assert found["deep_image"]["examples"] == [f"train: n3.png: {path}/n3.png (mode I;16)"]
+    assert found["turned_image"]["examples"] == [f"train: n4.png: {path}/n4.png"]
+    assert "contradicting_label" not in found
+    assert "repeated_image" not in found
+
+
 def test_a_fix_that_was_stopped_is_finished_and_listed(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
     copy.image("n1.png").unlink()
     copy.image("n446.png").unlink()

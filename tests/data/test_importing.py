@@ -174,6 +174,27 @@ def test_a_stopped_import_continues_where_it_was(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "out" / ".import").exists()
 
 
+def test_a_stopped_import_looks_again_for_images_that_were_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "_CHUNK", 10)
+    root = own(tmp_path / "mine", many(30))
+    name = str(many(30)[0]["image"])
+    content = (root / name).read_bytes()
+    (root / name).write_bytes(b"half")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(importing, "_merge", stop)
+        with pytest.raises(KeyboardInterrupt):
+            import_data(get_reader("generic"), root, tmp_path / "out")
+    (root / name).write_bytes(content)
+    data = import_data(get_reader("generic"), root, tmp_path / "out")
+    assert (data.manifest["splits"], data.manifest["rejected"]) == ({"train": 30}, {})
+
+
 def test_chunks_of_another_import_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "_CHUNK", 10)
     root = own(tmp_path / "mine", many(30))

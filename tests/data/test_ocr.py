@@ -215,7 +215,7 @@ def test_colours_reach_the_engine_as_blue_green_red(tmp_path: Path) -> None:
     read_text(engine, load_image(tmp_path / "a.png"))
     Image.new("LA", (4, 4), (7, 128)).save(tmp_path / "grey.png")
     read_text(engine, load_image(tmp_path / "grey.png"))
-    assert seen == [[0, 100, 200], [7, 7, 7]]
+    assert seen == [[0, 100, 200], [131, 131, 131]]  # half of it is the white ground
 
 
 SAYS: list[Lines] = [[("café \U0001f600", 0.9)], [], [("猫", 0.8)], [("tea", 0.7)], [("rain", 0.6)]]
@@ -352,3 +352,39 @@ def test_what_an_engine_raises_is_told_of_the_picture() -> None:
 
     with pytest.raises(UserError, match=r"of 7 x 5 pixels \(RuntimeError: no room\); give its text"):
         read_text(engine, Image.new("RGB", (7, 5)))
+
+
+def test_a_replaced_picture_is_read_anew(tmp_path: Path, use: Callable[[Spy], Spy]) -> None:
+    folder = grey_memes(tmp_path, ["", "", "of its own"])
+    says: list[Lines] = [[("tea", 0.9)], [("milk", 0.9)], [("cake", 0.9)], [("rain", 0.9)]]
+    stopped = use(Spy(*says, stops=1))
+    with pytest.raises(KeyboardInterrupt):
+        fill_captions(folder)
+    assert stopped.shown == [0]
+    Image.new("RGB", (8, 8), (2, 2, 2)).save(tmp_path / "data/0.png")  # between stop and start
+    spy = use(Spy(*says))
+    assert fill_captions(folder) == {"train": 2}
+    assert spy.shown == [2, 1]
+    assert [meme.text for meme in open_data(folder).memes("train")] == ["cake", "milk", "of its own"]
+    Image.new("RGB", (8, 8), (3, 3, 3)).save(tmp_path / "data/1.png")  # after the end
+    Image.new("RGB", (8, 8), (3, 3, 3)).save(tmp_path / "data/2.png")  # its caption was not read from it
+    spy = use(Spy(*says))
+    assert fill_captions(folder) == {"train": 1}
+    assert spy.shown == [3]
+    assert [meme.text for meme in open_data(folder).memes("train")] == ["cake", "rain", "of its own"]
+    assert fill_captions(folder) == {}
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "I;16"])
+def test_words_on_a_transparent_ground_are_read(tmp_path: Path, mode: str) -> None:
+    words(tmp_path / "plain.png", "coffee is ready")
+    grey = Image.open(tmp_path / "plain.png").convert("L")
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    else:
+        image = Image.new("RGB", grey.size)  # black throughout: the words are in the alpha channel
+        image.putalpha(Image.eval(grey, lambda value: 255 - value))
+        image = image.convert(mode)
+    image.save(tmp_path / "a.png")
+    engine, _ = open_engine()
+    assert read_text(engine, load_image(tmp_path / "a.png"))["text"] == "coffee is ready"

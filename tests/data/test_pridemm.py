@@ -430,7 +430,7 @@ def test_an_image_file_that_is_none_is_rejected(tmp_path: Path) -> None:
     data = imported("pridemm", root, tmp_path / "out")
     assert data.manifest["splits"] == {"test": 2, "train": 3}
     assert [(row["id"], row["reason"]) for row in data.rejected] == [
-        ("img_2", f"not an image: {root / 'Images/img_2.png'}")
+        ("img_2", f"not an image: {root / 'Images/img_2.png'} (the file is empty)")
     ]
 
 

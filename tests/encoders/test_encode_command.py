@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ra_hmd.encoders.encoder import Encoder, EncoderSettings
 from ra_hmd.encoders.tiny import make_tiny_encoder
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.checks import check_same_origin, store_fingerprint
-from ra_hmd.features.store import Features, read_features
+from ra_hmd.features.store import Features, FeatureWriter, read_features
 from ra_hmd.models.checkpoint import open_backbone
 
 ALTCLIP_WIDTHS = (128, 64)
@@ -175,6 +176,56 @@ def test_a_complete_store_is_not_made_again(altclip: Path, train: list[Meme], tm
     encoder.model = None
     encode(encoder, train[:5], tmp_path / "f", num_workers=0)
     assert encoder.model is None, "the weights are not loaded for nothing"
+
+
+def test_what_changed_is_made_anew_and_the_rest_is_kept(altclip: Path, train: list[Meme], tmp_path: Path) -> None:
+    encoder = Encoder(EncoderSettings(str(altclip)))
+    some = []
+    for meme in train[:6]:
+        path = tmp_path / "images" / f"{meme.id}.bmp"  # BMP files of one width and height have one size
+        path.parent.mkdir(exist_ok=True)
+        Image.open(meme.image).convert("RGB").save(path)
+        some.append(replace(meme, image=path))
+    encode(encoder, some, tmp_path / "f", num_workers=0, shard_size=2)
+    before = read_features(tmp_path / "f")
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "f").glob("part-*.parquet")}
+    stamp = some[2].image.stat()
+    content = some[5].image.read_bytes()
+    some[2].image.write_bytes(content)  # another picture of the same size,
+    os.utime(some[2].image, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # and the same time
+    some[4] = replace(some[4], extras={"target": 1})
+    encode(encoder, some, tmp_path / "f", num_workers=0, shard_size=2)
+    encode(encoder, some, tmp_path / "fresh", num_workers=0, shard_size=2)
+    now, fresh = read_features(tmp_path / "f"), read_features(tmp_path / "fresh")
+    assert_same(now, fresh, 0.0)
+    assert now.manifest.fingerprint == fresh.manifest.fingerprint
+    assert not np.array_equal(now.hidden[2], before.hidden[2])
+    assert now.extras[4] == {"target": 1}
+    changed = {name for name, time in kept.items() if (tmp_path / "f" / name).stat().st_mtime_ns != time}
+    assert changed == {"part-00001.parquet", "part-00002.parquet"}
+    other = [replace(meme, id=f"x{meme.id}") for meme in some]
+    with pytest.raises(UserError, match="was made from something else"):
+        encode(encoder, other, tmp_path / "f", num_workers=0, shard_size=2)
+
+
+def test_a_stop_while_shards_are_taken_out_leaves_no_old_one(
+    altclip: Path, train: list[Meme], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder(EncoderSettings(str(altclip)))
+    encode(encoder, train[:4], tmp_path / "f", num_workers=0, shard_size=2)
+    changed = [replace(meme, text="another caption") for meme in train[:4]]
+
+    def stop(*_: Any) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FeatureWriter, "shard_path", stop)
+        with pytest.raises(KeyboardInterrupt):
+            encode(encoder, changed, tmp_path / "f", num_workers=0, shard_size=2)
+    with pytest.raises(UserError, match="incomplete"):
+        read_features(tmp_path / "f")
+    encode(encoder, changed, tmp_path / "f", num_workers=0, shard_size=2)
+    assert read_features(tmp_path / "f").texts == ["another caption"] * 4
 
 
 def test_what_must_not_be_mixed_is_refused(altclip: Path, train: list[Meme], tiny: Any, tmp_path: Path) -> None:

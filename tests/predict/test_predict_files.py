@@ -15,14 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from engines import BIN, child_env, run
+from PIL import Image
 from typer.testing import CliRunner
 
 from ra_hmd.cli import app
+from ra_hmd.data.images import known_formats
 from ra_hmd.data.record import Meme, read_memes
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.decision import UNDECIDED
 from ra_hmd.manifest import read_json, sha256_file
-from ra_hmd.predict import reading
+from ra_hmd.predict import files, reading
 from ra_hmd.predict.detector import Detector, Query
 from ra_hmd.predict.files import judge_chunks, predict_files
 from ra_hmd.predict.reading import Asked, read_queries
@@ -147,7 +149,8 @@ def test_each_kind_of_input_gives_the_same(detector: Detector, test_memes: list[
     assert outputs[0] == outputs[1] == outputs[2]
     assert [one["id"] for one in lines_of(tmp_path / "csv.jsonl")] == [row["id"] for row in rows]
     asked = list(read_queries(tmp_path / "folder"))
-    assert [one.query for one in asked] == [Query(row["id"], tmp_path / row["image"]) for row in rows]
+    expected = [Query(row["id"], tmp_path / row["image"]) for row in rows]
+    assert [one.query for one in asked] == [Query("notes.txt", tmp_path / "folder/notes.txt"), *expected]
 
 
 def test_bad_rows_are_set_aside_with_their_reason(
@@ -171,7 +174,7 @@ def test_bad_rows_are_set_aside_with_their_reason(
         "its id came before": json.dumps(good[1]).encode(),
         "does not exist": b'{"id": "f", "image": "gone.png", "text": "x"}',
         "cannot be decoded": b'{"id": "g", "image": "torn.png", "text": "x"}',
-        "cannot identify image file": b'{"id": "i", "image": "run.png", "text": "x"}',
+        "PostScript is not decoded": b'{"id": "i", "image": "run.png", "text": "x"}',
         "null": b'{"id": "h", "image": "nul\\u0000.png", "text": "x"}',
     }
     lines = [json.dumps(row).encode() for row in good]
@@ -222,6 +225,99 @@ def test_what_has_no_meme_is_refused_before_work(detector: Detector, tmp_path: P
     with pytest.raises(UserError, match="has no pictures"):
         predict_files(detector, tmp_path / "empty", tmp_path / "out.jsonl", show=False)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_replaced_picture_is_judged_anew(lab: Path, test_memes: list[Meme], tmp_path: Path) -> None:
+    """Old numbers are never told of new files, whether the run was ended or stopped; the input file stays the same."""
+    detector = Detector.from_run(lab / "head", lab / "train", batch_size=1)
+    rows = [row | {"image": f"{number}.bmp"} for number, row in enumerate(rows_of_memes(test_memes)[:20])]
+    for number, meme in enumerate(test_memes[:20]):
+        Image.open(meme.image).convert("RGB").save(tmp_path / f"{number}.bmp")
+    whole = (tmp_path / "3.bmp").read_bytes()
+    (tmp_path / "3.bmp").write_bytes(whole[:90])
+    source, output = write_rows(tmp_path / "m.jsonl", rows), tmp_path / "out.jsonl"
+
+    def judge(name: str = "out.jsonl") -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        predict_files(detector, source, tmp_path / name, chunk_size=5, show=False)
+        return lines_of(tmp_path / name), lines_of(tmp_path / f"{name}.rejected.jsonl")
+
+    first, rejected = judge()
+    assert [one["id"] for one in rejected] == [rows[3]["id"]]
+    stamp = (tmp_path / "8.bmp").stat()
+    (tmp_path / "3.bmp").write_bytes(whole)  # mended
+    (tmp_path / "8.bmp").write_bytes((tmp_path / "12.bmp").read_bytes())  # replaced; size and time stay
+    os.utime(tmp_path / "8.bmp", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    second, rejected = judge()
+    assert rejected == []
+    assert second == judge("fresh.jsonl")[0]
+    assert second[8]["scores"] != first[7]["scores"]
+    before = output.stat().st_mtime_ns
+    assert judge()[0] == second
+    assert output.stat().st_mtime_ns == before, "nothing changed: nothing is done"
+
+
+def test_of_a_stopped_run_only_chunks_of_replaced_pictures_are_made_again(
+    lab: Path, test_memes: list[Meme], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = Detector.from_run(lab / "head", lab / "train", batch_size=1)
+    for number, meme in enumerate(test_memes[:6]):
+        Image.open(meme.image).convert("RGB").save(tmp_path / f"{number}.bmp")
+    rows = [row | {"image": f"{number}.bmp"} for number, row in enumerate(rows_of_memes(test_memes)[:6])]
+    source, output = write_rows(tmp_path / "m.jsonl", rows), tmp_path / "out.jsonl"
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "_finish", lambda *_, **__: {})  # stopped before the parts are merged
+        predict_files(detector, source, output, chunk_size=2, show=False)
+    parts = sorted((tmp_path / "out.jsonl.parts").glob("chunk-*.jsonl"))
+    kept = {path.name: path.stat().st_mtime_ns for path in parts}
+    shutil.copy(tmp_path / "5.bmp", tmp_path / "2.bmp")
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "_finish", lambda *_, **__: {})
+        predict_files(detector, source, output, chunk_size=2, show=False)
+    assert [path.stat().st_mtime_ns != kept[path.name] for path in parts] == [False, True, False]
+    predict_files(detector, source, output, chunk_size=2, show=False)
+    predict_files(detector, source, tmp_path / "fresh.jsonl", chunk_size=2, show=False)
+    assert output.read_bytes() == (tmp_path / "fresh.jsonl").read_bytes()
+
+
+def test_every_file_of_a_folder_is_judged_or_listed(
+    lab: Path, detector: Detector, test_memes: list[Meme], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    picture = Image.open(test_memes[0].image).convert("RGB")
+    known_formats()
+    picture.save(folder / "a.heic", "HEIF")
+    picture.save(folder / "b", "PNG")  # no suffix
+    picture.save(folder / "c.dat", "PNG")  # an unknown one
+    picture.save(folder / "d.jpg", "WEBP")  # a wrong one
+    picture.save(folder / "e.avif", "AVIF")
+    (folder / "f.jxl").write_bytes(b"\xff\x0a\xfa\x7f\x01")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden").write_bytes(b"")
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to(tmp_path, target_is_directory=True)
+    rows = [{"id": "x", "image": str(test_memes[0].image), "text": "tea"}]
+    predict_files(detector, write_rows(tmp_path / "m.jsonl", rows), tmp_path / "known.jsonl", show=False)
+    monkeypatch.setattr(Detector, "_read", lambda *_: ("tea", "stub"))
+    output = folder / "verdicts.jsonl"  # its own files are no rows
+    done = predict_files(detector, folder, output, show=False)
+    assert (done["rows"], done["judged"], done["rejected"]) == (10, 5, 5)
+    found = {one["id"]: one for one in lines_of(output)}
+    assert set(found) == {"a.heic", "b", "c.dat", "d.jpg", "e.avif"}
+    assert found["b"]["scores"] == found["c.dat"]["scores"]
+    assert found["b"]["scores"]["lrc"] == pytest.approx(
+        lines_of(tmp_path / "known.jsonl")[0]["scores"]["lrc"], abs=1e-5
+    )
+    reasons = {one["id"]: one["reason"] for one in lines_of(folder / "verdicts.jsonl.rejected.jsonl")}
+    assert set(reasons) == {"f.jxl", "notes.txt", ".hidden", "pipe", "link"}
+    assert "JPEG XL is not decoded" in reasons["f.jxl"]
+    before = output.stat().st_mtime_ns
+    assert predict_files(detector, folder, output, show=False)["rows"] == 10
+    assert output.stat().st_mtime_ns == before
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words/a.txt").write_text("no picture")
+    with pytest.raises(UserError, match="a.txt: no format of pictures"):
+        predict_files(detector, tmp_path / "words", tmp_path / "w.jsonl", show=False)
 
 
 def test_rows_are_read_as_they_are_judged(detector: Detector, test_memes: list[Meme]) -> None:

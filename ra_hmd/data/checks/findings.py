@@ -62,6 +62,9 @@ _KINDS: dict[str, tuple[Severity, str]] = {
     "parquet_differs": ("error", "the .parquet file is missing or not the .jsonl file; --fix writes it anew"),
     "huge_image": ("warning", f"images of more than {HUGE_PIXELS // 10**6} million pixels: not decoded here"),
     "animated_image": ("warning", "animated images: models see the first frame alone"),
+    "transparent_image": ("info", "images with transparent parts, which models see as white"),
+    "deep_image": ("info", "images of more than 8 bits per grey value, which are scaled to 8"),
+    "turned_image": ("info", "images whose EXIF data turn them: everyone sees them upright"),
     "wrong_suffix": ("info", "images of another format than their suffix says; they are opened by content"),
     "rows": ("warning", "splits with another number of rows than a whole copy of this release has"),
     "classes": ("warning", "splits with other class counts than a whole copy of this release has"),
@@ -153,6 +156,12 @@ class Findings:
             self._broken("corrupt_image", split, row, f"{place}: {row.path} ({image.problem})")
         if image.animated:
             self.found["animated_image"].add(f"{place}: {row.path}")
+        if image.transparent:
+            self.found["transparent_image"].add(f"{place}: {row.path}")
+        if image.depth:
+            self.found["deep_image"].add(f"{place}: {row.path} (mode {image.depth})")
+        if image.turned:
+            self.found["turned_image"].add(f"{place}: {row.path}")
         if image.kind:
             self.found["wrong_suffix"].add(f"{place}: {row.path} is {image.kind}")
 

@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 from PIL import Image
 
 from ra_hmd.data.dataset import MemeData
-from ra_hmd.data.images import known_formats, perceptual_hash
+from ra_hmd.data.images import describe_fault, look_at, open_image, perceptual_hash
 from ra_hmd.data.readers.tasks import Task
 from ra_hmd.data.record import Meme
 from ra_hmd.data.sharegpt import special_strings
@@ -24,6 +24,7 @@ from ra_hmd.progress import track
 HUGE_PIXELS = 50_000_000
 _CHUNK = 512
 _HASH_SIDE = 128
+_FORMAT = 2  # of the facts that are kept
 _SAME_FORMAT = {"MPO": "JPEG"}  # a JPEG with a second picture behind the first
 
 
@@ -36,6 +37,7 @@ class ImageFacts:
         hash: 64-bit perceptual hash (imagehash's pHash), or None without pixels.
         kind: Its format where the suffix says another, else "".
         animated: It has more than one frame.
+        transparent, depth, turned: See `ra_hmd.data.images.Traits`.
         problem: "missing", "huge", or why it cannot be decoded; "" for a good one.
     """
 
@@ -44,6 +46,9 @@ class ImageFacts:
     hash: int | None = None
     kind: str = ""
     animated: bool = False
+    transparent: bool = False
+    depth: str = ""
+    turned: bool = False
     problem: str = ""
 
 
@@ -115,7 +120,7 @@ def _short_hash(text: str) -> int:
 
 
 def _images(paths: list[str], cache: Path) -> list[ImageFacts]:
-    key = sha256_bytes(json.dumps([(path, *_stamp(path)) for path in paths]).encode())
+    key = sha256_bytes(json.dumps([_FORMAT, *((path, *_stamp(path)) for path in paths)]).encode())
     try:
         kept = json.loads(cache.read_text(encoding="utf-8"))
         if kept["key"] == key:
@@ -127,12 +132,13 @@ def _images(paths: list[str], cache: Path) -> list[ImageFacts]:
     return facts
 
 
-def _stamp(path: str) -> tuple[int, int]:
+def _stamp(path: str) -> tuple[int, ...]:
     try:
         status = os.stat(path)  # noqa: PTH116 - survives odd names
     except (OSError, ValueError):
         return 0, 0
-    return status.st_size, status.st_mtime_ns
+    # The last one changes also where a file of the same size was put here with an old time.
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def image_facts(path: str) -> ImageFacts:
@@ -143,22 +149,28 @@ def image_facts(path: str) -> ImageFacts:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=known_formats()) as image:
+            with open_image(path) as image:
                 width, height = image.size
-                kind, animated = _kind(path, image.format or ""), _is_animated(image)
+                kind = _kind(path, image.format or "")
                 if width * height > HUGE_PIXELS:
-                    return ImageFacts(width, height, None, kind, animated, "huge")
-                image.draft("L", (_HASH_SIDE, _HASH_SIDE))  # a JPEG is decoded at a fraction of its size: much faster
-                image.load()
-                return ImageFacts(width, height, perceptual_hash(image), kind, animated)
+                    return ImageFacts(width, height, kind=kind, problem="huge")
+                if image.format == "JPEG":
+                    image.draft("L", (_HASH_SIDE, _HASH_SIDE))  # decoded at a fraction of its size: much faster
+                seen, traits = look_at(image)
+                return ImageFacts(
+                    width,
+                    height,
+                    perceptual_hash(seen),
+                    kind,
+                    animated=traits.frames,
+                    transparent=traits.transparent,
+                    depth=traits.depth,
+                    turned=traits.turned,
+                )
     except Image.DecompressionBombError:
         return ImageFacts(width, height, problem="huge")
     except Exception as error:  # a decoder may raise anything on hostile bytes; one bad file must not stop the check
-        return ImageFacts(width, height, problem=str(error) or type(error).__name__)
-
-
-def _is_animated(image: Image.Image) -> bool:
-    return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+        return ImageFacts(width, height, problem=describe_fault(error))
 
 
 def _kind(path: str, kind: str) -> str:
