@@ -64,8 +64,8 @@ def judging_routes(asking: Asking) -> APIRouter:
     )
     async def classify(request: Request) -> Any:
         """Judge one meme or several. In a batch a meme that cannot be judged has an `error` in its place; of a single
-        one that is the answer's status, 422. Of an animated picture the first frame is judged; an orientation in EXIF
-        data is not applied.
+        one that is the answer's status, 422. Of an animated picture the first frame is judged, upright, with
+        transparent parts white.
         """
         memes = await read_memes(request, asking.settings)
         queries = [meme.query() for meme in memes]

@@ -19,8 +19,9 @@ from PIL import Image, ImageDraw, ImageFont
 from typer.testing import CliRunner
 
 from ra_hmd.cli import app
+from ra_hmd.data.dataset import open_data
 from ra_hmd.data.images import load_image
-from ra_hmd.data.ocr import fill_captions, read_text
+from ra_hmd.data.ocr import fill_captions, open_engine, read_text
 from ra_hmd.errors import UserError
 
 Lines = list[tuple[str, float]]
