@@ -234,10 +234,12 @@ def file_digest(path: str | Path) -> str:
     """Digest of a file's content, cheap for many: of its size and all of it up to 64 KiB, else 16 places of 4 KiB.
 
     The first and the last place are among them, where formats keep their headers and EXIF data. Pictures are compressed
-    as a rule, so any other picture differs at nearly every place. A file that is not there has the digest "".
+    as a rule, so any other picture differs at nearly every place. What is no file that is there has the digest "".
     """
     digest = hashlib.blake2b(digest_size=16)
     try:
+        if not os.path.isfile(path):  # noqa: PTH113 - a pipe would wait for its writer
+            return ""
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - of odd names too
             size = os.fstat(file.fileno()).st_size
             digest.update(size.to_bytes(8, "little"))

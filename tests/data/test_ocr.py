@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from ra_hmd.cli import app
 from ra_hmd.data.dataset import open_data
-from ra_hmd.data.images import load_image
+from ra_hmd.data.images import file_digest, load_image
 from ra_hmd.data.ocr import fill_captions, open_engine, read_text
 from ra_hmd.errors import UserError
 
@@ -132,10 +132,12 @@ def test_real_pictures_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert run.column("train", "text") == ["coffee is ready", "", "a caption of its own"]
     assert run.column("train", "raw_text") == ["", " \n", "a caption of its own"]
     coffee, blank, known = run.column("train", "extras")
-    assert coffee.keys() == {"note", "text_source", "text_score"}
+    assert coffee.keys() == {"note", "text_source", "text_score", "text_image"}
+    assert coffee["text_image"] == file_digest(tmp_path / "data/coffee.png")
     assert coffee["text_source"] == f"ocr:rapidocr-{version('rapidocr')}"
     assert 0.9 < coffee["text_score"] <= 1
-    assert blank == {"note": 2, "text_source": coffee["text_source"], "text_score": 0.0}
+    assert blank == {"note": 2, "text_source": coffee["text_source"], "text_score": 0.0,
+                     "text_image": file_digest(tmp_path / "data/blank.png")}  # fmt: skip
     assert known == {"note": 3}
     assert run.manifest == {**before.manifest, "ocr": dict.fromkeys(("test", "train"), coffee["text_source"])}
 
@@ -159,12 +161,14 @@ def test_only_empty_captions_are_filled(tmp_path: Path, use: Callable[[Spy], Spy
     assert run.column("val", "text") == ["two cups"]
     assert run.column("train", "raw_text") == ["", "has one", " \u2028 "]
     source = f"ocr:rapidocr-{version('rapidocr')}"
+    images = [file_digest(tmp_path / f"data/{value}.png") for value in spy.shown]
     assert run.column("train", "extras") == [
-        {"note": "kept", "text_source": source, "text_score": 0.9},
+        {"note": "kept", "text_source": source, "text_score": 0.9, "text_image": images[0]},
         {"note": "kept"},
-        {"note": "kept", "text_source": source, "text_score": 0.0},
+        {"note": "kept", "text_source": source, "text_score": 0.0, "text_image": images[1]},
     ]
-    assert run.column("val", "extras") == [{"note": "kept", "text_source": source, "text_score": 0.8}]
+    last = {"note": "kept", "text_source": source, "text_score": 0.8, "text_image": images[2]}
+    assert run.column("val", "extras") == [last]
     assert run.rows["test"] == before.rows["test"]
     assert run.manifest["ocr"] == {"train": source, "val": source}
     others = ("id", "image", "label", "split")
@@ -185,7 +189,7 @@ def test_a_record_without_extras_gets_those_of_the_reading_alone(tmp_path: Path,
     use(Spy([("tea", 0.9)]))
     fill_captions(tmp_path / "out")
     one, two = same_in_both_files(tmp_path / "out").column("train", "extras")
-    assert sorted(one) == ["text_score", "text_source"]
+    assert sorted(one) == ["text_image", "text_score", "text_source"]
     assert two == {}
 
 
@@ -300,7 +304,7 @@ def test_a_picture_that_cannot_be_decoded_is_reported_after_all_others(
     assert (run.column("train", "text"), run.column("val", "text")) == (["", "", ""], ["tea"])
     assert [sorted(extras) for extras in run.column("train", "extras")] == [
         ["note"],
-        ["note", "text_score", "text_source"],
+        ["note", "text_image", "text_score", "text_source"],
         ["note"],
     ]
     assert run.manifest["ocr"].keys() == {"train", "val"}
