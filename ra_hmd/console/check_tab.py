@@ -93,7 +93,7 @@ class CheckTab:
 
     def _card(self, subject: Subject) -> str:
         moderation = self.console.moderation
-        known = moderation.label_in_bank(subject.id) if moderation.can_change else None
+        known = moderation.labels_in_bank(subject) if moderation.can_change else None
         return self.console.views.card(subject.answer, known)
 
     def _corrected(self, said: str, request: gr.Request) -> dict[Any, Any]:

@@ -44,14 +44,19 @@ class Plan:
         label: That the meme shall have; None: a rollback.
         version: Of the bank when the effect was computed.
         effect: As `ra_hmd.retrieval.effect.effect` has it.
-        relabels: Whether a row gets another label, instead of a new row.
+        rows: Ids of the rows that get another label, because they are this meme; empty: it becomes a new row.
     """
 
     target: str | int
     label: int | list[int] | None
     version: int
     effect: dict[str, Any]
-    relabels: bool = False
+    rows: tuple[str, ...] = ()
+
+    @property
+    def relabels(self) -> bool:
+        """Whether rows get another label, instead of a new row."""
+        return bool(self.rows)
 
 
 def content_id(picture: bytes, text: str) -> str:
@@ -83,9 +88,9 @@ class Moderation:
         """Whether there is a bank that can be changed."""
         return self._desk is not None
 
-    def label_in_bank(self, name: str) -> int | list[int] | None:
-        """Of the row of that id; None where there is none."""
-        return self.desk.label(name)
+    def labels_in_bank(self, subject: Subject) -> dict[str, int | list[int]]:
+        """Id → label of the bank's rows that are this meme: by picture and caption, or by its id."""
+        return self.desk.labels_of(self._row(subject, 0, "").query)
 
     def plan(self, subject: Subject, label: int | list[int]) -> Plan:
         """What a correction would do; nothing is changed.
@@ -93,15 +98,16 @@ class Moderation:
         Raises:
             UserError: the bank says so already, or there is nothing to show the effect on.
         """
-        known = self.label_in_bank(subject.id)
-        if known == label:
+        known = self.labels_in_bank(subject)
+        rows = tuple(name for name, other in known.items() if other != label)
+        if known and not rows:
             raise UserError("The bank holds this meme with this label already; there is nothing to correct.")
         version = self.desk.bank.version
-        if known is not None:
-            effect = self.desk.effect(relabel={subject.id: label})
+        if rows:
+            effect = self.desk.effect(relabel=dict.fromkeys(rows, label), relabel_identical=True)
         else:
             effect = self.desk.effect(add=[self._row(subject, label, "")])
-        return Plan(subject.id, label, version, effect, relabels=known is not None)
+        return Plan(subject.id, label, version, effect, rows)
 
     def plan_rollback(self, version: int) -> Plan:
         """What going back to a version would do; nothing is changed. Raises `UserError` where it cannot be done."""
@@ -118,14 +124,15 @@ class Moderation:
         assert plan.label is not None
         with self._alone, self._bank_alone():
             self._check_current(plan)
-            self.record(subject, "begun", plan.label, author, plan.version)
-            if plan.relabels:
+            self.record(subject, "begun", plan.label, author, plan.version, plan.rows)
+            if plan.rows:
                 reason = f"{reason}; {note.strip()}" if note.strip() else reason
-                entry = self.desk.relabel({subject.id: plan.label}, author=author, reason=reason)
+                labels = dict.fromkeys(plan.rows, plan.label)
+                entry = self.desk.relabel(labels, author=author, reason=reason, relabel_identical=True)
             else:
                 row = self._row(subject, plan.label, note.strip())
                 entry = self.desk.add([row], author=author, reason=reason, source=SOURCE)
-            self.record(subject, "correct", plan.label, author, entry.version)
+            self.record(subject, "correct", plan.label, author, entry.version, plan.rows)
             return entry
 
     def rollback(self, version: int, plan: Plan | None, author: str, reason: str) -> Entry:
@@ -147,6 +154,7 @@ class Moderation:
         label: int | list[int] | None,
         author: str,
         bank_version: int | None = None,
+        rows: tuple[str, ...] = (),
     ) -> None:
         """Write a line of the reviews."""
         version = subject.answer.version
@@ -162,6 +170,7 @@ class Moderation:
                 run=version["run"],
                 bank_version=voted if bank_version is None else bank_version,
                 picture=file_digest(image) if isinstance(image := subject.query.image, Path) else "",
+                row=None if not rows or subject.id in rows else rows[0],
             )
         )
 

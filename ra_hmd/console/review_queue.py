@@ -27,11 +27,13 @@ _ANSWER_SECONDS = 120
 
 
 def margin(detection: Detection, service: Service) -> float:
-    """How far a meme is from another verdict, in probability; 0 where the detector has none.
+    """How far a meme is from another verdict, in probability; 0 where the detector has none, 1 where a person gave it.
 
     Of one of C classes the distance of the two most likely; else that of the probability from the threshold's, of
     several classes the smallest.
     """
+    if detection.identical is not None:
+        return 1.0
     if detection.verdict is None:
         return 0.0
     problem, head = service.detector.problem, detection.head

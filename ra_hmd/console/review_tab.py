@@ -71,7 +71,7 @@ class ReviewTab:
         can_correct = self.console.moderation.can_change
         try:
             subject = self.console.next(request.session_hash or "") if person.may_change else None
-            known = self.console.moderation.label_in_bank(subject.id) if subject and can_correct else None
+            known = self.console.moderation.labels_in_bank(subject) if subject and can_correct else None
         except TELLABLE as error:
             if not before:
                 raise

@@ -33,6 +33,7 @@ class Review:
         run: The model.
         bank_version: The bank's that voted; of `correct` that of the change; None without an example bank.
         picture: Digest of the picture's file, where it has one: of another picture nothing is decided.
+        row: Id of the bank's row that is this meme, where that is another one.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Review:
     run: str
     bank_version: int | None
     picture: str = ""
+    row: str | None = None
 
 
 class Reviews:
@@ -92,7 +94,7 @@ class Reviews:
             version: Of the bank.
         """
         for review in [one for name, one in self.begun.items() if name not in self.done]:
-            if version > (review.bank_version or 0) and labels.get(review.id) == review.label:
+            if version > (review.bank_version or 0) and labels.get(review.row or review.id) == review.label:
                 self.append(Review(**asdict(review) | {"decision": "correct", "bank_version": version}))
 
     def count(self, decision: Decision) -> int:

@@ -1,6 +1,7 @@
 """What the page shows, as HTML: everything that comes from outside is escaped by the templates."""
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -76,12 +77,12 @@ class Views:
     names: ClassNames
     gallery: Gallery
 
-    def card(self, answer: Answer, in_bank: Any = None) -> str:
+    def card(self, answer: Answer, in_bank: Mapping[str, Any] | None = None) -> str:
         """Verdict, scores and neighbours of a meme.
 
         Args:
             answer: Of the service.
-            in_bank: Label of this very meme in the bank; None: it is not there.
+            in_bank: Id → label of the rows that are this very meme.
         """
         found = answer.detection
         return render(
@@ -91,7 +92,7 @@ class Views:
             unsure=found.verdict is None,
             heads=[self._head(found, head) for head in HEADS if head in found.scores],
             neighbours=None if found.neighbours is None else [self._neighbour(one) for one in found.neighbours],
-            in_bank=None if in_bank is None else self.names(in_bank),
+            in_bank={name: self.names(label) for name, label in (in_bank or {}).items()},
             version=answer.version,
         )
 
@@ -105,7 +106,8 @@ class Views:
             turn = f"from {self.names(flip['from'])} to {self.names(flip['to'])}"
             counts[turn] = counts.get(turn, 0) + 1
         what = f"Go back to version {plan.target}" if plan.label is None else (
-            f"Give the bank's row the label “{self.names(plan.label)}”" if plan.relabels
+            f"This meme is in the bank already, as {', '.join(plan.rows)}: give that row the label "
+            f"“{self.names(plan.label)}”" if plan.relabels
             else f"Add this meme to the bank as “{self.names(plan.label)}”")  # fmt: skip
         return render("effect.html", what=what, effect=plan.effect, flips=shown, counts=counts)
 
@@ -115,6 +117,11 @@ class Views:
 
     def _why(self, found: Detection) -> str:
         head, short = found.head, HEADS[found.head][0]
+        if found.identical is not None:
+            return (
+                f"A person labelled this very picture and caption (row {found.identical['id']} of the bank, "
+                f"{found.identical['time'][:10]}); what the heads say is below."
+            )
         if found.verdict is None and found.verdicts[head] is None:
             return "No example in the bank is similar enough to vote on it."
         if self.names.problem.kind == "single_label":

@@ -116,7 +116,7 @@ def score_set(
     """
     problem, notes = head.config.problem, []
     embedding, logits = run_head(head, hidden_tensor(features))
-    queries = Embedded(features.ids, features.labels, embedding.cpu().numpy())
+    queries = Embedded(features.ids, features.labels, embedding.cpu().numpy(), features.contents or ())
     scores: dict[Head, np.ndarray] = {}
     if features.lmh_score is None:
         notes.append("LMH is left out, the feature store has no LMH scores.")

@@ -1,7 +1,7 @@
 """From memes to a feature store: sharded, resumable, over as many processes as torchrun starts, whatever the model."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ra_hmd.data.content import content_hash
 from ra_hmd.data.images import file_digest, image_size, load_image, perceptual_hash
 from ra_hmd.data.record import Meme
 from ra_hmd.errors import UserError, raise_all
@@ -148,26 +149,27 @@ class _EncodedMemes(Dataset):
     def __len__(self) -> int:
         return len(self.memes)
 
-    def __getitem__(self, row: int) -> tuple[Any, int] | UserError:
+    def __getitem__(self, row: int) -> tuple[Any, int, str] | UserError:
         meme = self.memes[row]
         try:
             image = load_image(meme.image)
-            return self.model.encode(meme.text, image), perceptual_hash(image) or 0
+            return self.model.encode(meme.text, image), perceptual_hash(image) or 0, content_hash(image, meme.text)
         except ValueError as error:  # a UserError, or what the model's own code says of the image
             return UserError(f"meme {meme.id!r}: {error}")
 
-    def collate(self, rows: list[Any]) -> tuple[Any, np.ndarray] | UserError:
-        """A batch and the hashes of its images, or the first problem among its rows."""
+    def collate(self, rows: list[Any]) -> tuple[Any, dict[str, np.ndarray]] | UserError:
+        """A batch and the hashes of its images and memes, or the first problem among its rows."""
         problem = next((row for row in rows if isinstance(row, UserError)), None)
         if problem is not None:
             return problem
-        encoded, hashes = zip(*rows, strict=True)
-        return self.model.collate(list(encoded)), np.array(hashes, dtype=np.uint64)
+        encoded, hashes, contents = zip(*rows, strict=True)
+        known = {"image_hashes": np.array(hashes, dtype=np.uint64), "contents": np.array(contents)}
+        return self.model.collate(list(encoded)), known
 
 
 def _write_shards(
     encoded: _EncodedMemes,
-    batches: Iterator[tuple[list[int], tuple[Any, np.ndarray] | UserError]],
+    batches: Iterator[tuple[list[int], tuple[Any, dict[str, np.ndarray]] | UserError]],
     classes: int | None,
     writer: FeatureWriter,
     shards: list[int],
@@ -179,12 +181,13 @@ def _write_shards(
         if isinstance(batch, UserError):
             raise batch
         inputs, hashes = batch
-        arrays = batch_columns(encoded.model, inputs) | {"image_hashes": hashes}
+        arrays = batch_columns(encoded.model, inputs) | hashes
         pending |= {row: {name: array[i] for name, array in arrays.items()} for i, row in enumerate(rows)}
         first, last = writer.bounds(shard)
         if len(pending) == last - first:
             part = [pending[row] for row in range(first, last)]
             columns = {name: np.stack([row[name] for row in part]) for name in part[0]}
+            columns["contents"] = columns["contents"].tolist()
             writer.write(shard, features_of(encoded.memes[first:last], columns, classes))
             pending = {}
             shard = next(todo, shard)
@@ -195,7 +198,7 @@ def batch_columns(model: FeatureModel, batch: Any) -> dict[str, np.ndarray]:
     return {name: tensor.float().cpu().numpy() for name, tensor in model.columns(batch).items()}
 
 
-def features_of(memes: Sequence[Meme], columns: dict[str, np.ndarray], classes: int | None = None) -> Features:
+def features_of(memes: Sequence[Meme], columns: Mapping[str, Any], classes: int | None = None) -> Features:
     """Features of N memes from columns [N, …], as `batch_columns` names them.
 
     Args:

@@ -21,7 +21,7 @@ STORE_MANIFEST = "manifest.json"
 _MATRICES = ("hidden", "embedding", "lrc_logit", "lmh_score")
 MODALITIES = ("image_features", "text_features")
 """An encoder's columns in a store; together `Features.hidden`."""
-_COLUMNS = ("ids", "labels", *_MATRICES, "texts", "image_hashes", "extras")
+_COLUMNS = ("ids", "labels", *_MATRICES, "texts", "image_hashes", "contents", "extras")
 _FORMAT = 2  # 1 had no captions, image hashes, extras; still read
 
 
@@ -41,6 +41,8 @@ class Features:
         texts: N captions, or None where the store has none.
         image_hashes: uint64 [N], perceptual hashes of the images (0: of one colour, alike to none), or None where
             the store has none.
+        contents: N hashes of picture and caption (`ra_hmd.data.content`; empty: unknown), or None where the store has
+            none.
         extras: N dictionaries of further fields (fine labels, time), or None where the store has none.
         manifest: The store's manifest ({} for features that were not read from a store).
         modalities: Of an encoder: how many of the H columns are image features, and how many text features.
@@ -54,6 +56,7 @@ class Features:
     lmh_score: np.ndarray | None = None
     texts: list[str] | None = None
     image_hashes: np.ndarray | None = None
+    contents: list[str] | None = None
     extras: list[dict[str, Any]] | None = None
     manifest: dict[str, Any] | None = None
     modalities: tuple[int, int] | None = None
@@ -216,6 +219,8 @@ class FeatureWriter:
             columns["text"] = pa.array(features.texts, pa.string())
         if features.image_hashes is not None:
             columns["image_hash"] = pa.array(features.image_hashes, pa.uint64())
+        if features.contents is not None:
+            columns["content"] = pa.array(features.contents, pa.string())
         if features.extras is not None:
             lines = [json.dumps(plain(extras), ensure_ascii=False) for extras in features.extras]
             columns["extras"] = pa.array(lines, pa.string())  # JSON: its fields differ from data set to data set
@@ -265,7 +270,8 @@ def read_features(folder: str | Path) -> Features:
     if not manifest.rows:
         raise UserError(f"{folder} has no rows.")
     paths = [folder / f"part-{shard:05d}.parquet" for shard in range(manifest.shards)]
-    table = pa.concat_tables(pq.read_table(path) for path in paths)
+    # A store that an earlier version began has shards without `content`.
+    table = pa.concat_tables((pq.read_table(path) for path in paths), promote_options="default")
     if table.num_rows != manifest.rows:
         raise UserError(f"{folder} has {table.num_rows} rows, its manifest says {manifest.rows}; extract it again.")
     ids = table["id"].to_pylist()
@@ -279,6 +285,8 @@ def read_features(folder: str | Path) -> Features:
         columns["texts"] = table["text"].to_pylist()
     if "image_hash" in table.column_names:
         columns["image_hashes"] = table["image_hash"].to_numpy()
+    if "content" in table.column_names:
+        columns["contents"] = table["content"].fill_null("").to_pylist()
     if "extras" in table.column_names:
         columns["extras"] = [json.loads(line) for line in table["extras"].to_pylist()]
     return Features(ids, _labels(table["label"]), **columns, manifest=manifest)

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from PIL.Image import Image
 
 from ra_hmd.config import choose
+from ra_hmd.data.content import content_hash
 from ra_hmd.data.images import load_image
 from ra_hmd.data.record import Meme
 from ra_hmd.data.sharegpt import PromptTemplate
@@ -57,12 +58,13 @@ class Query:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A meme as the model takes it: `item` is `FeatureModel.encode`'s."""
+    """A meme as the model takes it: `item` is `FeatureModel.encode`'s, `content` the hash of picture and caption."""
 
     id: str
     text: str
     text_source: str
     item: Any
+    content: str = ""
 
     @property
     def picture(self) -> Image:
@@ -82,8 +84,10 @@ class Detection:
         probabilities: Head → calibrated probability where dev gave a calibration, else the score's own.
         verdicts: Head → verdict by its threshold; None where the vote abstained.
         head: Who decides.
-        verdict: Its verdict; None: left to a person.
+        verdict: Its verdict, or the label of `identical`; None: left to a person.
         threshold: Of its score; None for one of C classes, where the highest score decides.
+        identical: The row of the bank that is this very picture and caption and that a person labelled: `id`, `label`,
+            `source`, `note`, `time`. Then the verdict is its label, whatever the heads say; None where there is none.
         neighbours: Of the vote, nearest first: `id`, `label`, `similarity`, `vote`, `share`, and of an example bank
             `source`, `note`, `time`; None without a bank.
         rationale: What the LMM says to the verdict, if that was asked: generated afterwards, not its cause.
@@ -100,6 +104,7 @@ class Detection:
     verdict: int | list[int] | None
     threshold: float | list[float] | None
     neighbours: list[dict[str, Any]] | None
+    identical: dict[str, Any] | None = None
     rationale: str | None = None
     explanation: dict[str, Any] | None = None
 
@@ -236,7 +241,7 @@ class Detector:
         try:
             image = query.picture()
             text, source = (query.text, "given") if query.text is not None else self._read(image)
-            return Prepared(query.id, text, source, self.model.encode(text, image))
+            return Prepared(query.id, text, source, self.model.encode(text, image), content_hash(image, text))
         except ValueError as error:  # a UserError, or what the model's own code says of the image
             raise UserError(f"meme {query.id!r}: {error}") from error
 
@@ -257,7 +262,10 @@ class Detector:
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             parts.append(batch_columns(self.model, self.model.collate([memes[row].item for row in rows])))
-        columns = {name: np.concatenate([part[name] for part in parts])[np.argsort(order)] for name in parts[0]}
+        columns: dict[str, Any] = {
+            name: np.concatenate([part[name] for part in parts])[np.argsort(order)] for name in parts[0]
+        }
+        columns["contents"] = [meme.content for meme in memes]
         records = [Meme(meme.id, Path(), meme.text) for meme in memes]
         classes = self.problem.outputs if self.problem.kind == "multi_label" else None
         return self.scorer("the memes", features_of(records, columns, classes))
@@ -287,10 +295,13 @@ class Detector:
         verdicts = {head: scored.verdicts(head) for head in scored.scores}
         probabilities = {head: scored.probabilities(head) for head in scored.scores}
         unsure = self._unsure(scored, probabilities[self.head])
+        identical = self.scorer.identical(scored)
         for row, (meme, neighbours) in enumerate(zip(memes, self._evidence(scored), strict=False)):
             decided = {head: values[row].tolist() for head, values in verdicts.items()}
             if "rkc" in decided and scored.abstained[row]:
                 decided["rkc"] = None
+            known = identical[row]
+            verdict = None if unsure[row] else decided[self.head]
             yield Detection(
                 id=meme.id,
                 text=meme.text,
@@ -299,11 +310,12 @@ class Detector:
                 probabilities={head: plain_score(values[row], self.problem) for head, values in probabilities.items()},
                 verdicts=decided,
                 head=self.head,
-                verdict=None if unsure[row] else decided[self.head],
+                verdict=verdict if known is None else known["label"],
                 threshold=None
                 if self.problem.kind == "single_label"
                 else plain_score(scored.rules[self.head].thresholds, self.problem),
                 neighbours=neighbours,
+                identical=known,
             )
 
     def _unsure(self, scored: ScoredSet, probabilities: np.ndarray) -> np.ndarray:

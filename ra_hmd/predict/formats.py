@@ -121,12 +121,16 @@ def open_writer(path: Path, style: FileFormat, problem: Problem) -> Iterator[Cal
 
 
 def _flat(answer: dict[str, Any]) -> dict[str, Any]:
-    """The columns of CSV and Parquet; what a head does not say is None."""
+    """The columns of CSV and Parquet; what a head does not say is None. `identical` is the id of the bank's row."""
     values = {name: answer[name] for name in ("id", "head", "score", "probability", "verdict", "threshold")}
     for head in _HEADS:
         for name, plural in zip(_PER_HEAD, ("scores", "probabilities", "verdicts"), strict=True):
             values[f"{head}_{name}"] = answer[plural].get(head)
-    return values | {name: answer[name] for name in ("text", "text_source", "neighbours")}
+    return (
+        values
+        | {name: answer[name] for name in ("text", "text_source", "neighbours")}
+        | {"identical": (answer["identical"] or {}).get("id")}
+    )
 
 
 def _cell(value: Any) -> Any:
@@ -147,5 +151,5 @@ def _schema(problem: Problem) -> pa.Schema:
         | {"threshold": number}
         | {f"{head}_{name}": kind for head in _HEADS for name, kind in kinds.items()}
         | {"text": pa.string(), "text_source": pa.string()}
-        | {"neighbours": pa.list_(pa.struct(list(neighbour.items())))}
+        | {"neighbours": pa.list_(pa.struct(list(neighbour.items()))), "identical": pa.string()}
     )

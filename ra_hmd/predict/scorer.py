@@ -131,6 +131,18 @@ class Scorer:
             use_rules(self.decision, scored, self.standing, self.voting)
         return scored
 
+    def identical(self, scored: ScoredSet) -> list[dict[str, Any] | None]:
+        """Of each meme the row of the example bank that answers it: a person gave its label to this very picture and
+        caption. None where there is no such row, and then the head that decides does. Evaluation does not ask this: its
+        numbers are those of the heads.
+        """
+        contents = scored.queries.contents
+        if self.bank is None or not contents:
+            return [None] * len(scored)
+        shown = ("id", "label", "source", "note", "time")
+        rows = (None if place is None else self.bank.row(place) for place in self.bank.answers(contents))
+        return [None if row is None else {name: row[name] for name in shown} for row in rows]
+
     def notes(self, head: Head) -> list[str]:
         """What a reader of a head's verdicts must know of its threshold."""
         return rule_notes(self.decision, head, self.standing, self.voting)

@@ -11,7 +11,6 @@ import torch
 
 from ra_hmd.config import choose
 from ra_hmd.errors import UserError
-from ra_hmd.evaluation.banks import Examples
 from ra_hmd.evaluation.checks import store_fingerprint
 from ra_hmd.evaluation.decision import UNDECIDED
 from ra_hmd.evaluation.metrics import Head
@@ -84,7 +83,7 @@ def predict(
     features = read_features(queries)
     scored = scorer(queries, features)
     _check_answers(scored, head, style, queries)
-    rows = track(((1, row) for row in _answers(scored, head, scorer.examples)), "Writing", len(scored), "memes")
+    rows = track(((1, row) for row in _answers(scored, head, scorer)), "Writing", len(scored), "memes")
     verdicts = _write(output, style, rows, problem)
     rule = scored.rules[head]
     arguments = {"checkpoint": checkpoint, "queries": queries, "bank": bank, "head": head, "format": style}
@@ -117,14 +116,17 @@ def _check_answers(scored: ScoredSet, head: Head, style: PredictionFormat, place
         )
 
 
-def _answers(scored: ScoredSet, head: Head, examples: Examples | None) -> Iterator[dict[str, Any]]:
-    """Per meme `id`, `head`, `score`, `probability`, `verdict` (None where the vote abstained), of a vote `neighbours`.
+def _answers(scored: ScoredSet, head: Head, scorer: Scorer) -> Iterator[dict[str, Any]]:
+    """Per meme `id`, `head`, `score`, `probability`, `verdict` (None where the vote abstained), of a vote `neighbours`
+    and `identical` (`Scorer.identical`), whose label is then the verdict.
 
     Score and probability are lists, one value per class, where there are several classes.
     """
+    examples = scorer.examples
     scores, probabilities, verdicts = scored.scores[head], scored.probabilities(head), scored.verdicts(head)
     evidence = vote_evidence(scored, examples.rows) if examples is not None else repeat(None)
-    for row, (name, neighbours) in enumerate(zip(scored.queries.ids, evidence, strict=False)):
+    rows = zip(scored.queries.ids, evidence, scorer.identical(scored), strict=False)
+    for row, (name, neighbours, identical) in enumerate(rows):
         answer = {
             "id": name,
             "head": head,
@@ -132,7 +134,9 @@ def _answers(scored: ScoredSet, head: Head, examples: Examples | None) -> Iterat
             "probability": plain_score(probabilities[row], scored.problem),
             "verdict": None if scored.abstained[row] else verdicts[row].tolist(),
         }
-        yield answer if neighbours is None else answer | {"neighbours": neighbours}
+        if identical is not None:
+            answer["verdict"] = identical["label"]
+        yield answer if neighbours is None else answer | {"neighbours": neighbours, "identical": identical}
 
 
 def _write(

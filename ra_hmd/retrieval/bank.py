@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.manifest import MANIFEST_NAME, plain, read_json, run_manifest
+from ra_hmd.manifest import plain, run_manifest
 from ra_hmd.problem import BINARY, Problem
 from ra_hmd.retrieval.embedded import Embedded
+from ra_hmd.retrieval.identical import addition, check_one_label, decided_rows, relabelling, rows_with
 from ra_hmd.retrieval.index import IndexKind, resolve_kind
 from ra_hmd.retrieval.knn import Neighbours, as_matrix, unit_rows
 from ra_hmd.retrieval.nearest import nearest_rows
+from ra_hmd.retrieval.places import backend_of, is_bank, store_class  # noqa: F401 - imported from here by others
 from ra_hmd.retrieval.points import ABSENT
-from ra_hmd.retrieval.state import Action, Change, Entry, Rows, State, check_entry, check_new, differing
+from ra_hmd.retrieval.state import Action, Change, Entry, Rows, State, check_entry, check_new
 from ra_hmd.retrieval.store import Store
 
 FORMAT = 1
@@ -83,6 +85,7 @@ class Bank:
         self._members = np.flatnonzero(self._state.alive)
         self._ids = [self._state.rows.ids[row] for row in self._members]
         self._row_of: dict[str, int] = dict(zip(self._ids, self._members.tolist(), strict=True))
+        self._decided: dict[str, int] | None = None  # of this version; made when it is asked for
 
     @property
     def version(self) -> int:
@@ -128,6 +131,7 @@ class Bank:
                 "version": self.version,
                 "rows": len(self),
                 "rows_per_class": counts,
+                "decided_rows": int(self._state.rows.decided[self._members].sum()),
                 "dimension": self.dimension,
                 "problem": {"kind": self.problem.kind, "outputs": self.problem.outputs},
                 "created": self._store.settings["created"],
@@ -197,21 +201,28 @@ class Bank:
 
     # ---------------------------------------------------------------------------------------------- changes
 
-    def add(self, rows: Rows, embedding: np.ndarray, *, author: str, reason: str) -> Entry:
+    def add(
+        self, rows: Rows, embedding: np.ndarray, *, author: str, reason: str, relabel_identical: bool = False
+    ) -> Entry:
         """Add memes with embeddings [M, D]; a version.
+
+        Args:
+            rows: The memes.
+            embedding: Theirs.
+            author: Who adds them.
+            reason: Why.
+            relabel_identical: Whether rows that are the same memes with other labels get the new ones.
 
         Raises:
             UserError: ids that are in the bank or doubled, labels that are not the problem's, embeddings of another
-                width or not finite.
+                width or not finite; memes that the bank has with another label (`Contradicts`).
         """
         embedding = check_new(rows, embedding, self.problem, self.dimension)
+        return self._commit("add", lambda bank: bank.addition(rows, relabel_identical), author, reason, embedding)
 
-        def change(bank: Bank) -> Change:
-            present = [f"id {name!r}" for name in rows.ids if name in bank._row_of]
-            raise_all(present, f"{bank.place} has these already; relabel or remove them, or leave them out")
-            return Change.of(bank._state.rows.labels, added=rows)
-
-        return self._commit("add", change, author, reason, embedding)
+    def addition(self, rows: Rows, relabel_identical: bool = False, state: State | None = None) -> Change:
+        """The change that `add` would make, of this version or of a state that changes would lead to."""
+        return addition(state or self._state, rows, relabel_identical, self.place)
 
     def remove(self, ids: Sequence[str], *, author: str, reason: str) -> Entry:
         """Remove memes by id; a version.
@@ -225,15 +236,22 @@ class Bank:
         """The change that `remove` would make."""
         return Change.of(self._state.rows.labels, removed=np.unique(self._numbers(ids)))
 
-    def relabel(self, labels: Mapping[str, Any], *, author: str, reason: str) -> Entry:
+    def relabel(self, labels: Mapping[str, Any], *, author: str, reason: str, relabel_identical: bool = False) -> Entry:
         """Give memes other labels, by id; a version. Those that have the label already stay untouched.
 
-        Raises:
-            UserError: ids that the bank does not have, labels that are not the problem's.
-        """
-        return self._commit("relabel", lambda bank: bank.relabelling(labels), author, reason)
+        Args:
+            labels: Id to label.
+            author: Who relabels.
+            reason: Why.
+            relabel_identical: Whether all rows of the same meme get its label.
 
-    def relabelling(self, labels: Mapping[str, Any]) -> Change:
+        Raises:
+            UserError: ids that the bank does not have, labels that are not the problem's; other rows of the same meme
+                that would keep another label (`Contradicts`).
+        """
+        return self._commit("relabel", lambda bank: bank.relabelling(labels, relabel_identical), author, reason)
+
+    def relabelling(self, labels: Mapping[str, Any], relabel_identical: bool = False) -> Change:
         """The change that `relabel` would make."""
         numbers = self._numbers(list(labels))
         try:
@@ -243,8 +261,23 @@ class Bank:
         if not len(new):
             return Change.of(_label_shape(self.problem))
         self.problem.check(new, "The new labels")
-        differs = differing(self._state.rows.labels[numbers], new)
-        return Change.of(new, relabelled=numbers[differs], new_labels=new[differs])
+        return relabelling(self._state, numbers, new, relabel_identical, self.place)
+
+    def answers(self, contents: Sequence[str]) -> list[int | None]:
+        """Of each content the place of the row that answers it, because a person gave its label to this very meme; None
+        where there is none.
+        """
+        with self._alone:
+            if self._decided is None:
+                self._decided = decided_rows(self._state)
+            rows = [self._decided.get(content) for content in contents]
+            return [None if row is None else int(np.searchsorted(self._members, row)) for row in rows]
+
+    def identical(self, content: str) -> list[int]:
+        """The places of all rows with this content."""
+        with self._alone:
+            found = rows_with(self._state, [content]).get(content, [])
+            return np.searchsorted(self._members, found).tolist()
 
     def rollback(self, version: int, *, author: str, reason: str) -> Entry:
         """Make a new version that holds what an earlier one held.
@@ -295,34 +328,6 @@ def _label_shape(problem: Problem) -> np.ndarray:
     return np.zeros((0, problem.outputs) if problem.kind == "multi_label" else 0, np.int64)
 
 
-def is_bank(place: str | Path) -> bool:
-    """Whether a path or URI names a bank, as far as can be told without opening it: a bank's folder, a file
-    `….db`, or the address of a Milvus cluster.
-    """
-    if "://" in str(place):
-        return True
-    path = Path(place)
-    if path.suffix == ".db":
-        return path.is_file()
-    manifest = path / MANIFEST_NAME
-    return manifest.is_file() and read_json(manifest).get("kind") == "bank"
-
-
-def backend_of(place: str | Path) -> str:
-    """`milvus` for a URI or a file `….db`, else `faiss`."""
-    return "milvus" if "://" in str(place) or str(place).endswith(".db") else "faiss"
-
-
-def _store_class(backend: str) -> Any:
-    if backend == "milvus":
-        from ra_hmd.retrieval.milvus_store import MilvusStore
-
-        return MilvusStore
-    from ra_hmd.retrieval.folder_store import FolderStore
-
-    return FolderStore
-
-
 def open_bank(place: str | Path, *, wait: float = 60.0, **options: Any) -> Bank:
     """Open a bank at its newest version.
 
@@ -334,7 +339,7 @@ def open_bank(place: str | Path, *, wait: float = 60.0, **options: Any) -> Bank:
     Raises:
         UserError: no bank there, or one of another format.
     """
-    store = _store_class(backend_of(place))(place, wait=wait, **options)
+    store = store_class(backend_of(place))(place, wait=wait, **options)
     if store.settings.get("format") != FORMAT:
         store.close()
         raise UserError(f"{place} has format {store.settings.get('format')!r}; this version reads {FORMAT}.")
@@ -380,6 +385,8 @@ def create_bank(
     if not 0 < recall_target <= 1:
         raise UserError(f"Recall {recall_target} is asked for, it must be in (0, 1].")
     embedding = check_new(rows, embedding, problem, np.asarray(embedding).shape[1])
+    if rows.decided.any():
+        check_one_label(rows)
     backend = backend_of(place)
     settings = run_manifest(
         "bank",
@@ -396,7 +403,7 @@ def create_bank(
     entry = Entry(1, "create", author, reason, now(), change.counts(len(rows)))
     if backend == "milvus":
         options["wait"] = wait
-    _store_class(backend).create(place, settings, entry, change, embedding, **options)
+    store_class(backend).create(place, settings, entry, change, embedding, **options)
     return open_bank(
         place, wait=wait, **options if backend == "faiss" else {k: v for k, v in options.items() if k != "wait"}
     )

@@ -32,6 +32,17 @@ Author = Annotated[str | None, typer.Option(help="Who changes it; default: the l
 Reason = Annotated[str, typer.Option(help="Why; the log keeps it.")]
 Source = Annotated[str | None, typer.Option(help="Where the memes come from; default: the store's path.")]
 Note = Annotated[str, typer.Option(help="Kept with every row.")]
+Decided = Annotated[
+    bool,
+    typer.Option(
+        "--decided/--examples",
+        help="Whether people labelled these very memes: identical ones get their labels. Examples only vote.",
+    ),
+]
+Identical = Annotated[
+    bool,
+    typer.Option("--relabel-identical", help="Rows that are the same picture and caption get the new label too."),
+]
 Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for other processes.")]
 Lock = Annotated[Path | None, typer.Option(help="Milvus cluster: the writers' lock file; or RA_HMD_MILVUS_LOCK.")]
 Token = Annotated[str | None, typer.Option(help="Milvus cluster: user:password or key; better in RA_HMD_MILVUS_TOKEN.")]
@@ -51,6 +62,7 @@ def create_command(
     seed: Annotated[int, typer.Option(help="Of such an index.")] = 0,
     source: Source = None,
     note: Note = "",
+    decided: Decided = False,
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
@@ -67,7 +79,7 @@ def create_command(
     found = embed_store(checkpoint, features)
     with create_bank(
         bank,
-        found.rows(source, note),
+        found.rows(source, note, decided=decided),
         found.embedded.embedding,
         fingerprint=found.fingerprint,
         author=author or _login(),
@@ -91,6 +103,8 @@ def add_command(
     author: Author = None,
     source: Source = None,
     note: Note = "",
+    decided: Decided = True,
+    relabel_identical: Identical = False,
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
@@ -101,8 +115,9 @@ def add_command(
     found = embed_store(checkpoint, features)
     with _open(bank, wait, lock, token) as opened:
         found.check_for(opened)
-        rows = found.rows(source, note)
-        _say(opened.add(rows, found.embedded.embedding, author=author or _login(), reason=reason), bank)
+        rows = found.rows(source, note, decided=decided)
+        said = {"author": author or _login(), "reason": reason}
+        _say(opened.add(rows, found.embedded.embedding, **said, relabel_identical=relabel_identical), bank)
 
 
 @bank_app.command("remove")
@@ -128,6 +143,7 @@ def relabel_command(
     labels: Annotated[list[str], typer.Argument(help="id=label …; with several classes id=0,1,0.")],
     reason: Reason,
     author: Author = None,
+    relabel_identical: Identical = False,
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
@@ -135,7 +151,8 @@ def relabel_command(
     """Give memes other labels."""
     with _open(bank, wait, lock, token) as opened:
         new = _labels(labels, opened.problem)
-        _say(opened.relabel(new, author=author or _login(), reason=reason), bank)
+        said = {"author": author or _login(), "reason": reason}
+        _say(opened.relabel(new, **said, relabel_identical=relabel_identical), bank)
 
 
 @bank_app.command("rollback")
@@ -242,6 +259,7 @@ def effect_command(
     add: Annotated[Path | None, typer.Option(help="Feature store of memes to add.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="Id to remove; may be given several times.")] = None,
     relabel: Annotated[list[str] | None, typer.Option(help="id=label; may be given several times.")] = None,
+    relabel_identical: Identical = False,
     rollback: Annotated[int | None, typer.Option(help="Version to go back to; without other changes.")] = None,
     topk: TopK = 20,
     weights: Weights = "arithmetic",
@@ -276,7 +294,8 @@ def effect_command(
             if found is not None:
                 found.check_for(opened)
         added = (new.rows(), new.embedded.embedding) if new else None
-        planned = Planned(added, remove or [], _labels(relabel or [], opened.problem), rollback)
+        labels = _labels(relabel or [], opened.problem)
+        planned = Planned(added, remove or [], labels, rollback, relabel_identical)
         rule, notes = vote_rule(opened, read_decision(checkpoint), voting)
         result = effect(opened, asked.embedded, planned, voting, rule.thresholds)
     for note in notes:

@@ -5,7 +5,7 @@ Shapes: Q queries, N bank rows, M rows to add, K neighbours, C outputs.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from ra_hmd.evaluation.class_metrics import decide, official_thresholds
 from ra_hmd.problem import UNLABELLED, Problem
 from ra_hmd.retrieval.bank import Bank
 from ra_hmd.retrieval.embedded import Embedded
+from ra_hmd.retrieval.identical import decided_rows
 from ra_hmd.retrieval.knn import Neighbours, unit_rows
 from ra_hmd.retrieval.points import ABSENT
-from ra_hmd.retrieval.state import Change, Rows, check_new
+from ra_hmd.retrieval.state import Change, Rows, State, check_new
 from ra_hmd.retrieval.voting import Votes, Voting
 
 ABSTAINED = "abstained"
@@ -46,12 +47,14 @@ class Planned:
         remove: Ids.
         relabel: Id to label.
         rollback: The version to go back to.
+        relabel_identical: Whether all rows of a meme that is added or relabelled get its label.
     """
 
     add: tuple[Rows, np.ndarray] | None = None
     remove: Sequence[str] = ()
     relabel: Mapping[str, Any] = field(default_factory=dict)
     rollback: int | None = None
+    relabel_identical: bool = False
 
     def changes(self, bank: Bank) -> list[Change]:
         """What it does to rows that the bank has or had.
@@ -69,20 +72,21 @@ class Planned:
             return [change]
         if not others:
             raise UserError("No change is given; use --add, --remove, --relabel or --rollback.")
-        changes = [bank.removal(self.remove), bank.relabelling(self.relabel)]
+        changes = [bank.removal(self.remove), bank.relabelling(self.relabel, self.relabel_identical)]
         both = sorted(set(self.remove) & set(self.relabel))
         raise_all([f"id {name!r}" for name in both], "These would be removed and relabelled")
         if self.add is not None:
-            stay = set(bank.ids) - set(self.remove)
-            present = [f"id {name!r}" for name in self.add[0].ids if name in stay]
-            raise_all(present, f"{bank.place} has these already")
+            added = bank.addition(self.add[0], self.relabel_identical, bank.would_be(changes))
+            changes.append(replace(added, added=Rows.none(added.added.labels)))
         return changes
 
 
 def effect(
     bank: Bank, queries: Embedded, planned: Planned, voting: Voting, thresholds: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Vote with the bank as it is and as it would be; `thresholds` [C] of the scores, by default the official ones.
+    """Verdicts with the bank as it is and as it would be; `thresholds` [C] of the scores, by default the official ones.
+
+    A query that is the same meme as a decided row has that row's label; the others are voted on.
 
     Returns:
         `version`, `queries`, `flips` (`id`, `label`, `from`, `to`, `score_before`, `score_after`), `flip_counts` of
@@ -94,7 +98,13 @@ def effect(
     """
     before = voting.vote(bank.nearest(queries, voting.topk), bank.labels, bank.problem)
     after = voting.vote(*_changed(bank, queries, planned, voting.topk), bank.problem)
-    old, new = verdicts(before, bank.problem, thresholds), verdicts(after, bank.problem, thresholds)
+    old = _overruled(verdicts(before, bank.problem, thresholds), queries, _labels_of_decided(bank.at()))
+    decided = _labels_of_decided(bank.would_be(planned.changes(bank)))
+    if planned.add is not None:
+        rows = planned.add[0]
+        known = zip(rows.contents, rows.labels.tolist(), rows.decided, strict=True)
+        decided |= {content: label for content, label, by_person in known if content and by_person}
+    new = _overruled(verdicts(after, bank.problem, thresholds), queries, decided)
     flips = [
         {
             "id": name,
@@ -145,6 +155,17 @@ def _with_new(near: Neighbours, queries: Embedded, ids: Sequence[str], embedding
         order = np.lexsort((candidates, -values, candidates == ABSENT))[:k]
         rows[line], similarity[line] = candidates[order], values[order]
     return Neighbours(rows, similarity)
+
+
+def _labels_of_decided(state: State) -> dict[str, Any]:
+    """Content → the label with which a person's decision answers it."""
+    return {content: state.rows.labels[row].tolist() for content, row in decided_rows(state).items()}
+
+
+def _overruled(voted: list[Any], queries: Embedded, decided: Mapping[str, Any]) -> list[Any]:
+    """Verdicts of votes, and in their place the labels of decided rows that are the same memes."""
+    contents = queries.contents or [""] * len(queries)
+    return [decided.get(content, verdict) for content, verdict in zip(contents, voted, strict=True)]
 
 
 def _paired(labels: np.ndarray, old: list[Any], new: list[Any]) -> dict[str, Any] | None:

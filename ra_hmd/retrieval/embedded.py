@@ -38,17 +38,21 @@ def run_head(head: MemeHead, hidden: Tensor, batch_size: int = 4096) -> tuple[Te
 
 @dataclass(frozen=True)
 class Embedded:
-    """Memes as a head sees them: N ids, labels [N] or [N, C], embeddings [N, D]. A bank in memory, or its queries."""
+    """Memes as a head sees them: N ids, labels [N] or [N, C], embeddings [N, D]. A bank in memory, or its queries.
+
+    `contents` are N hashes of picture and caption (`ra_hmd.data.content`; empty where unknown), or nothing at all.
+    """
 
     ids: Sequence[str]
     labels: np.ndarray
     embedding: np.ndarray
+    contents: Sequence[str] = ()
 
     @classmethod
     def of(cls, features: Features, head: MemeHead) -> "Embedded":
         """Features as seen by `head`."""
         embedding, _ = run_head(head, hidden_tensor(features))
-        return cls(features.ids, features.labels, embedding.cpu().numpy())
+        return cls(features.ids, features.labels, embedding.cpu().numpy(), features.contents or ())
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,11 +63,13 @@ class Embedded:
             [*self.ids, *other.ids],
             np.concatenate([self.labels, other.labels]),
             np.concatenate([self.embedding, other.embedding]),
+            [content for part in (self, other) for content in part.contents or [""] * len(part)],
         )
 
     def select(self, rows: np.ndarray) -> "Embedded":
         """The given rows, in the given order."""
-        return Embedded([self.ids[row] for row in rows], self.labels[rows], self.embedding[rows])
+        contents = [self.contents[row] for row in rows] if self.contents else ()
+        return Embedded([self.ids[row] for row in rows], self.labels[rows], self.embedding[rows], contents)
 
     def nearest(self, queries: "Embedded", k: int) -> Neighbours:
         """The K nearest of these rows to each query, by cosine; rows with the query's own id are left out."""

@@ -33,8 +33,9 @@ def search_evidence(
 
     Returns:
         A manifest (`kind: bank_search`; bank, version, voting, thresholds, fingerprint, and what `open_labels` tells)
-        with `queries`: per meme `id`, `label` (None if unknown), `verdict`, `score` (one per output) and `neighbours`,
-        each a row of the bank with `similarity` and `vote`, what it adds to each score.
+        with `queries`: per meme `id`, `label` (None if unknown), `verdict`, `identical` (the row whose label is the
+        verdict, because a person gave it to this very meme; None if there is none), `score` (one per output) and
+        `neighbours`, each a row of the bank with `similarity` and `vote`, what it adds to each score.
 
     Raises:
         UserError: head, store and bank do not belong together; a query without any neighbour; labelled test data
@@ -46,6 +47,7 @@ def search_evidence(
     near = bank.nearest(asked.embedded, voting.topk)
     votes = voting.vote(near, bank.labels, bank.problem)
     scores, decided = votes.scores, verdicts(votes, bank.problem, thresholds)
+    answers = bank.answers(asked.embedded.contents or [""] * len(asked.embedded))
     lines = []
     for line, name in enumerate(asked.embedded.ids):
         label = asked.embedded.labels[line].tolist()
@@ -53,7 +55,8 @@ def search_evidence(
             {
                 "id": name,
                 "label": None if UNLABELLED in (label if isinstance(label, list) else [label]) else label,
-                "verdict": decided[line],
+                "verdict": decided[line] if answers[line] is None else bank.labels[answers[line]].tolist(),
+                "identical": None if answers[line] is None else bank.row(answers[line]),
                 "score": scores[line].tolist(),
                 "neighbours": [
                     bank.row(near.rows[line, rank])

@@ -116,7 +116,8 @@ class FolderStore:
         found = []
         for version in range(first, last + 1):
             with pq.ParquetFile(self._path(version)) as file:
-                table = file.read(columns=names, use_threads=file.num_row_groups > 1)
+                known = [name for name in names if name in file.schema_arrow.names]
+                table = file.read(columns=known, use_threads=file.num_row_groups > 1)
             entry = Entry(**json.loads(table.schema.metadata[_KEY]))
             found.append((entry, Change.from_table(table, multi_label=self._multi_label)))
         return found
@@ -164,7 +165,9 @@ def _write_version(folder: Path, entry: Entry, change: Change, new: np.ndarray |
     path = folder / VERSIONS / f"{entry.version:08d}.parquet"
     table = change.to_table()
     if new is not None:
-        values = pa.array(np.ascontiguousarray(new, dtype=np.float32).reshape(-1))
+        matrix = np.zeros((len(table), new.shape[1]), np.float32)  # lines that touch earlier rows come last: zeros
+        matrix[: len(new)] = new
+        values = pa.array(matrix.reshape(-1))
         table = table.append_column("embedding", pa.FixedSizeListArray.from_arrays(values, new.shape[1]))
     table = table.replace_schema_metadata({_KEY: json.dumps(entry.to_dict(), ensure_ascii=False)})
     if path.exists():

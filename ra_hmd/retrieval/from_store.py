@@ -48,8 +48,15 @@ class EmbeddedStore:
     problem: Problem
     fingerprint: dict[str, Any]
 
-    def rows(self, source: str | None = None, note: str = "") -> Rows:
-        """As rows of a bank; `source` is the store's path unless given, the time is the data's, or now."""
+    def rows(self, source: str | None = None, note: str = "", *, decided: bool = True) -> Rows:
+        """As rows of a bank.
+
+        Args:
+            source: Where they are from; default: the store's path.
+            note: Kept with every row. The time is the data's, or now.
+            decided: Whether people gave the labels to these very memes, so that they answer identical ones; else they
+                are examples, which vote.
+        """
         features, moment = self.features, now()
         extras = features.extras or [{}] * len(features)
         return Rows(
@@ -59,6 +66,8 @@ class EmbeddedStore:
             notes=[note] * len(features),
             times=[str(extra.get("time") or moment) for extra in extras],
             image_hashes=np.zeros(len(features), np.uint64) if features.image_hashes is None else features.image_hashes,
+            contents=features.contents or (),
+            decided=np.full(len(features), decided),
         )
 
     def check_for(self, bank: Bank) -> None:

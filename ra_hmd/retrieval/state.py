@@ -7,7 +7,7 @@ Shapes: N rows ever added, M rows of a change, C classes.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +59,9 @@ class Rows:
         notes: Free text.
         times: When each was added, or is from: UTC, ISO 8601.
         image_hashes: uint64 [M] perceptual hashes; 0: none.
+        contents: M hashes of picture and caption (`ra_hmd.data.content`); empty: unknown. Default: all unknown.
+        decided: bool [M], whether a person gave the label to this very meme (`ra_hmd.retrieval.identical`). Default:
+            no.
     """
 
     ids: Sequence[str]
@@ -67,6 +70,14 @@ class Rows:
     notes: Sequence[str]
     times: Sequence[str]
     image_hashes: np.ndarray
+    contents: Sequence[str] = ()
+    decided: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+
+    def __post_init__(self) -> None:
+        if not len(self.contents):
+            object.__setattr__(self, "contents", [""] * len(self.ids))
+        if not len(self.decided):
+            object.__setattr__(self, "decided", np.zeros(len(self.ids), bool))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,11 +91,12 @@ class Rows:
         """These rows, then the others'."""
         parts = [self, *others]
         lists = {name: [value for part in parts for value in getattr(part, name)] for name in _LISTS}
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "image_hashes")}
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
         return Rows(**lists, **arrays)
 
 
-_LISTS = ("ids", "sources", "notes", "times")
+_LISTS = ("ids", "sources", "notes", "times", "contents")
+_ARRAYS = ("labels", "image_hashes", "decided")
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,7 @@ class Change:
         restored: int64 [M], numbers of removed rows that come back.
         relabelled: int64 [M], numbers of rows whose label changes …
         new_labels: … to these, [M] or [M, C].
+        new_decided: bool [M], whether a person gave them these. Default: yes.
     """
 
     added: Rows
@@ -104,6 +117,11 @@ class Change:
     restored: np.ndarray
     relabelled: np.ndarray
     new_labels: np.ndarray
+    new_decided: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+
+    def __post_init__(self) -> None:
+        if not len(self.new_decided):
+            object.__setattr__(self, "new_decided", np.ones(len(self.relabelled), bool))
 
     @classmethod
     def of(cls, labels: np.ndarray, **parts: Any) -> "Change":
@@ -152,18 +170,23 @@ class Change:
         flat = pa.array(np.concatenate(labels).reshape(-1).astype(np.int64))
         hashes = np.concatenate([self.added.image_hashes, np.zeros(others, np.uint64)])
         texts = {name: pa.array([*getattr(self.added, name), *[""] * others], pa.string()) for name in _LISTS}
+        # Of the lines that touch earlier rows, only those that relabel decide; they are the last.
+        decided = np.zeros(len(operations), bool)
+        decided[: len(self.added)] = self.added.decided
+        decided[len(operations) - len(self.relabelled) :] = self.new_decided
         columns = {
             "operation": pa.array(operations, pa.int8()),
             "row": pa.array(numbers, pa.int64()),
             "label": pa.FixedSizeListArray.from_arrays(flat, width),
             "image_hash": pa.array(hashes, pa.uint64()),
             **{name.removesuffix("s"): column for name, column in texts.items()},
+            "decided": pa.array(decided),
         }
         return pa.table(columns)
 
     @classmethod
     def from_table(cls, table: pa.Table, *, multi_label: bool) -> "Change":
-        """The inverse of `to_table`."""
+        """The inverse of `to_table`; earlier versions wrote no `content` and no `decided`."""
         operation = table["operation"].to_numpy()
         width = table.schema.field("label").type.list_size
         flat = [chunk.flatten().to_numpy() for chunk in table["label"].chunks]
@@ -172,12 +195,17 @@ class Change:
         numbers = table["row"].fill_null(-1).to_numpy()
         add, remove, restore, relabel = (operation == code for code in range(len(_OPERATIONS)))
         new = table.filter(pa.array(add))
+        known = {name: name.removesuffix("s") for name in _LISTS if name.removesuffix("s") in table.column_names}
+        decided = np.zeros(len(operation), bool)
+        if "decided" in table.column_names:
+            decided = table["decided"].to_numpy()
         added = Rows(
             labels=labels[add],
             image_hashes=new["image_hash"].to_numpy(),
-            **{name: new[name.removesuffix("s")].to_pylist() for name in _LISTS},
+            decided=decided[add],
+            **{name: new[column].to_pylist() for name, column in known.items()},
         )
-        return cls(added, numbers[remove], numbers[restore], numbers[relabel], labels[relabel])
+        return cls(added, numbers[remove], numbers[restore], numbers[relabel], labels[relabel], decided[relabel])
 
 
 @dataclass(frozen=True)
@@ -205,7 +233,7 @@ class State:
         """The state some versions later."""
         changes = list(changes)
         rows = self.rows.plus([change.added for change in changes])
-        labels = rows.labels.copy()
+        labels, decided = rows.labels.copy(), rows.decided.copy()
         origins = [*self.origins, *self.origins[-1] + np.cumsum([len(change.added) for change in changes], dtype=int)]
         alive = np.zeros(len(rows), bool)
         alive[: len(self.alive)] = self.alive
@@ -214,7 +242,8 @@ class State:
             alive[change.removed] = False
             alive[change.restored] = True
             labels[change.relabelled] = change.new_labels
-        rows = Rows(rows.ids, labels, rows.sources, rows.notes, rows.times, rows.image_hashes)
+            decided[change.relabelled] = change.new_decided
+        rows = replace(rows, labels=labels, decided=decided)
         return State(self.version + len(changes), rows, alive, np.array(origins, dtype=np.int64))
 
     def back_to(self, old: "State") -> Change:
@@ -223,13 +252,14 @@ class State:
         before[: len(old.alive)] = old.alive
         kept = np.flatnonzero(before)
         now, then = self.rows.labels[kept], old.rows.labels[kept]
-        differs = differing(now, then)
+        differs = differing(now, then) | (self.rows.decided[kept] != old.rows.decided[kept])
         return Change.of(
             self.rows.labels,
             removed=np.flatnonzero(self.alive & ~before),
             restored=np.flatnonzero(before & ~self.alive),
             relabelled=kept[differs],
             new_labels=then[differs],
+            new_decided=old.rows.decided[kept][differs],
         )
 
 

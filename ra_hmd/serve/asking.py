@@ -15,6 +15,7 @@ from fastapi import Request
 
 from ra_hmd.errors import UserError
 from ra_hmd.predict.detector import Query
+from ra_hmd.retrieval.identical import Contradicts
 from ra_hmd.serve.bank_desk import AlreadyDone, BankDesk
 from ra_hmd.serve.keys import Key, KeyRing
 from ra_hmd.serve.middleware import Budget
@@ -219,7 +220,7 @@ class Asking:
         try:
             async with self.weighed(request, queries):
                 return await self.bank_gate.run(partial(call, desk, author=author), request.state.deadline, finish=True)
-        except AlreadyDone as error:
+        except (AlreadyDone, Contradicts) as error:
             raise Refusal(409, str(error), bank_version=desk.bank.version) from None
 
 

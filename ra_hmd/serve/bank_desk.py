@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ra_hmd.data.content import content_hash
 from ra_hmd.data.images import perceptual_hash
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.evaluation.lockout import open_labels
@@ -88,19 +89,22 @@ class BankDesk:
         assert bank is not None
         return bank
 
-    def add(self, memes: Sequence[Labelled], *, author: str, reason: str, source: str) -> Entry:
+    def add(
+        self, memes: Sequence[Labelled], *, author: str, reason: str, source: str, relabel_identical: bool = False
+    ) -> Entry:
         """Add memes; a version.
 
         Raises:
-            UserError: an id that is in the bank (`AlreadyDone`), a label that is not the problem's, a picture that
-                cannot be used.
+            UserError: an id that is in the bank (`AlreadyDone`), the same meme with another label (`Contradicts`,
+                unless such rows are to be relabelled), a label that is not the problem's, a picture that cannot be
+                used.
         """
         rows, prepared = self._rows(memes, source)
         with self._exclusive() as detector:
             present = set(rows.ids) & set(self.bank.ids)
             self._raise(AlreadyDone, present, "has these already; relabel or remove them, or leave them out")
             embedding = detector.score(prepared).queries.embedding
-            return self.bank.add(rows, embedding, author=author, reason=reason)
+            return self.bank.add(rows, embedding, author=author, reason=reason, relabel_identical=relabel_identical)
 
     def remove(self, ids: Sequence[str], *, author: str, reason: str) -> Entry:
         """Remove rows by id; a version. Raises `NotThere` for unknown ids, `AlreadyDone` for some removed before."""
@@ -109,18 +113,19 @@ class BankDesk:
             self._raise(AlreadyDone, set(ids) - set(self.bank.ids), "had these, and they were removed")
             return self.bank.remove(ids, author=author, reason=reason)
 
-    def relabel(self, labels: Mapping[str, Any], *, author: str, reason: str) -> Entry:
+    def relabel(self, labels: Mapping[str, Any], *, author: str, reason: str, relabel_identical: bool = False) -> Entry:
         """Give rows other labels; a version.
 
         Raises:
             UserError: ids that the bank does not have (`NotThere`), labels that are not the problem's, or that the rows
-                have already (`AlreadyDone`).
+                have already (`AlreadyDone`), other rows of the same meme that would keep another label (`Contradicts`,
+                unless they are to be relabelled too).
         """
         with self._exclusive():
             self._check_known(labels, now=True)
-            if self.bank.relabelling(labels).empty:
+            if self.bank.relabelling(labels, relabel_identical).empty:
                 raise AlreadyDone(f"{self._bank_now} has these labels already.")
-            return self.bank.relabel(labels, author=author, reason=reason)
+            return self.bank.relabel(labels, author=author, reason=reason, relabel_identical=relabel_identical)
 
     def rollback(self, version: int, *, author: str, reason: str) -> Entry:
         """A new version that holds what an earlier one held. Raises `NotThere` where there is no such version, and
@@ -134,7 +139,12 @@ class BankDesk:
             return self.bank.rollback(version, author=author, reason=reason)
 
     def effect(
-        self, add: Sequence[Labelled] = (), remove: Sequence[str] = (), relabel: Mapping[str, Any] | None = None
+        self,
+        add: Sequence[Labelled] = (),
+        remove: Sequence[str] = (),
+        relabel: Mapping[str, Any] | None = None,
+        *,
+        relabel_identical: bool = False,
     ) -> dict[str, Any]:
         """What a change would do to the verdicts of the RKC, by the threshold in force; nothing is changed.
 
@@ -148,7 +158,7 @@ class BankDesk:
         with self._exclusive() as detector:
             rows = None if new is None else (new[0], detector.score(new[1]).queries.embedding)
             scorer = detector.scorer
-            planned = Planned(rows, remove, relabel or {})
+            planned = Planned(rows, remove, relabel or {}, relabel_identical=relabel_identical)
             return effect(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
 
     def rollback_effect(self, version: int) -> dict[str, Any]:
@@ -183,11 +193,15 @@ class BankDesk:
         with self._exclusive():
             return self.bank.version
 
-    def label(self, name: str) -> int | list[int] | None:
-        """Of the row of an id; None where there is none."""
+    def labels_of(self, query: Query) -> dict[str, int | list[int]]:
+        """Id → label of the rows that are a meme: those with its picture and caption, and the one with its id."""
+        content = content_hash(query.picture(), query.text or "")
         with self._exclusive():
             bank = self.bank
-            return bank.labels[bank.ids.index(name)].tolist() if name in bank.ids else None
+            places = bank.identical(content)
+            if query.id in bank.ids and (own := bank.ids.index(query.id)) not in places:
+                places.append(own)
+            return {bank.ids[place]: bank.labels[place].tolist() for place in places}
 
     def info(self) -> dict[str, Any]:
         """See `Bank.info`; of the newest version."""
@@ -241,6 +255,8 @@ class BankDesk:
             notes=[meme.note for meme in memes],
             times=[now()] * len(memes),
             image_hashes=np.array(hashes, dtype=np.uint64),
+            contents=[meme.content for meme in prepared],
+            decided=np.ones(len(memes), bool),
         )
         return rows, prepared
 

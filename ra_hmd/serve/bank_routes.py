@@ -28,6 +28,7 @@ from ra_hmd.serve.uploads import read_json
 
 _LOOKING = responses(400, 401, 404, 422, 429, 503, 504)
 _ASKING = responses(*ASKING, 404)
+_LOOKING_AT_CHANGES = responses(*ASKING, 404, 409)
 _CHANGING = responses(*ASKING, 403, 404, 409)
 
 
@@ -63,7 +64,7 @@ def _looking(router: APIRouter, asking: Asking) -> None:
         query = asked.meme.query()
         return await asking.look(request, lambda desk: desk.search(query, asked.k), [query])
 
-    @router.post("/effect", response_model=Effect, responses=_ASKING, openapi_extra=body(EffectRequest))
+    @router.post("/effect", response_model=Effect, responses=_LOOKING_AT_CHANGES, openapi_extra=body(EffectRequest))
     async def effect(request: Request) -> Any:
         """What a change would do to verdicts on the reference and on the memes judged last; nothing is changed."""
         asked = await read_json(request, EffectRequest)
@@ -72,7 +73,8 @@ def _looking(router: APIRouter, asking: Asking) -> None:
                 raise Refusal(422, "`rollback` stands alone: look at it, or at the other changes.")
             return await asking.look(request, partial(BankDesk.rollback_effect, version=asked.rollback))
         memes = _labelled(asked.add)
-        call = partial(BankDesk.effect, add=memes, remove=asked.remove, relabel=asked.relabel)
+        call = partial(BankDesk.effect, add=memes, remove=asked.remove, relabel=asked.relabel,
+                       relabel_identical=asked.relabel_identical)  # fmt: skip
         return await asking.look(request, call, [meme.query for meme in memes])
 
 
@@ -81,11 +83,13 @@ def _changing(router: APIRouter, asking: Asking) -> None:
     async def add(request: Request) -> Any:
         """Add memes with labels. Needs the key of a moderator, as all changes do; its name is the author.
 
-        A change whose answer was lost can be asked for again: if it was made, the answer is 409.
+        A change whose answer was lost can be asked for again: if it was made, the answer is 409. So it is where the
+        bank has the same picture and caption with another label, unless `relabel_identical` is set.
         """
         asked = await asking.read(request, AddRequest)
         memes = _labelled(asked.memes)
-        call = partial(BankDesk.add, memes=memes, reason=asked.reason, source=asked.source)
+        call = partial(BankDesk.add, memes=memes, reason=asked.reason, source=asked.source,
+                       relabel_identical=asked.relabel_identical)  # fmt: skip
         return (await asking.change(request, call, [meme.query for meme in memes])).to_dict()
 
     @router.post("/remove", response_model=LogEntry, responses=_CHANGING, openapi_extra=body(RemoveRequest))
@@ -99,7 +103,8 @@ def _changing(router: APIRouter, asking: Asking) -> None:
     async def relabel(request: Request) -> Any:
         """Give rows other labels."""
         asked = await asking.read(request, RelabelRequest)
-        call = partial(BankDesk.relabel, labels=asked.labels, reason=asked.reason)
+        call = partial(BankDesk.relabel, labels=asked.labels, reason=asked.reason,
+                       relabel_identical=asked.relabel_identical)  # fmt: skip
         return (await asking.change(request, call)).to_dict()
 
     @router.post("/rollback", response_model=LogEntry, responses=_CHANGING, openapi_extra=body(RollbackRequest))

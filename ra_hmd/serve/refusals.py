@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError
+from ra_hmd.retrieval.identical import Contradicts
 from ra_hmd.serve.bank_desk import AlreadyDone, NotThere
 from ra_hmd.serve.service import Busy, Closed, QueueFull, Unable
 
@@ -23,7 +24,8 @@ _NAMES = {
     403: "The key, or the lack of keys, does not allow it.",
     404: "There is no such thing.",
     408: "The body did not arrive in time.",
-    409: "The bank has, or lacks, this already, as after a change that was made; nothing was changed.",
+    409: "The bank has, or lacks, this already, as after a change that was made, or has the same meme with another "
+    "label; nothing was changed.",
     413: "The body, the pictures or their number are too large.",
     415: "The body is of another content type.",
     422: "A value cannot be used.",
@@ -97,7 +99,7 @@ def as_refusal(error: Exception) -> Refusal | None:
             return Refusal(503, "The model or the bank failed; the log of this service says where.")
         case Busy():
             return Refusal(504, "The model was busy for as long as a request may take; nothing was done. Ask again.")
-        case AlreadyDone():
+        case AlreadyDone() | Contradicts():
             return Refusal(409, str(error))
         case NotThere():
             return Refusal(404, str(error))

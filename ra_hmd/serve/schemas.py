@@ -75,6 +75,12 @@ Reason = Annotated[
 ]
 
 
+RelabelIdentical = Annotated[
+    bool, Field(description="Rows that are the same picture and caption with another label get the new one, instead of "
+                "a refusal (409).")
+]  # fmt: skip
+
+
 PlaceName = Annotated[str, AfterValidator(public_name)]
 Source = Annotated[str, AfterValidator(public_source)]
 
@@ -136,6 +142,7 @@ class AddRequest(Strict):
     memes: list[LabelledMeme] = Field(min_length=1)
     reason: Reason
     source: str = Field("api", min_length=1, max_length=200, description="Where they come from.")
+    relabel_identical: RelabelIdentical = False
 
 
 class RemoveRequest(Strict):
@@ -150,6 +157,7 @@ class RelabelRequest(Strict):
 
     labels: dict[MemeId, Label] = Field(min_length=1, max_length=10_000)
     reason: Reason
+    relabel_identical: RelabelIdentical = False
 
 
 class RollbackRequest(Strict):
@@ -166,6 +174,7 @@ class EffectRequest(Strict):
     remove: list[MemeId] = Field(default_factory=list, max_length=10_000)
     relabel: dict[MemeId, Label] = Field(default_factory=dict, max_length=10_000)
     rollback: int | None = Field(None, ge=1)
+    relabel_identical: RelabelIdentical = False
 
 
 class BankVersion(BaseModel):
@@ -197,6 +206,16 @@ class Neighbour(BaseModel):
     time: str | None = None
 
 
+class Identical(BaseModel):
+    """The row of the bank that is this very picture and caption, to which a person gave its label."""
+
+    id: str
+    label: Label
+    source: Source
+    note: str
+    time: str
+
+
 class Judged(BaseModel):
     """What is said of a meme: see `Detection` in the Python API."""
 
@@ -207,9 +226,10 @@ class Judged(BaseModel):
     probabilities: dict[str, Score]
     verdicts: dict[str, Label | None]
     head: Literal["lmh", "lrc", "rkc"]
-    verdict: Label | None = Field(description="null: left to a person.")
+    verdict: Label | None = Field(description="Of `head`, or the label of `identical`; null: left to a person.")
     threshold: Score | None
     neighbours: list[Neighbour] | None
+    identical: Identical | None = None
     version: Version
 
 

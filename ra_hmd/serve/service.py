@@ -135,7 +135,7 @@ class Service:
         self._accepted = 0
         self._closing = False
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self._recent: deque[tuple[str, np.ndarray]] = deque(maxlen=_REMEMBERED)
+        self._recent: deque[tuple[str, tuple[np.ndarray, str]]] = deque(maxlen=_REMEMBERED)
         self._preparing = ThreadPoolExecutor(self.limits.prepare_threads, thread_name_prefix="prepare")
         self._worker = threading.Thread(target=self._work, name="judge", daemon=True)
         self._worker.start()
@@ -163,7 +163,8 @@ class Service:
         if not newest:
             return None
         labels = self.detector.problem.unlabelled(len(newest))
-        return Embedded(list(newest), labels, np.stack(list(newest.values())))
+        embedding, contents = zip(*newest.values(), strict=True)
+        return Embedded(list(newest), labels, np.stack(embedding), contents)
 
     def submit(self, queries: Sequence[Query]) -> "list[Future[Answer]]":
         """Accept memes, all or none. A future that is cancelled before its meme is judged costs no forward pass.
@@ -300,7 +301,8 @@ class Service:
         scored = self.detector.score(memes)
         found, version = self.detector.detections(memes, scored), self.detector.version
         self.tally.sizes[len(memes)] += 1
-        self._recent.extend(zip(scored.queries.ids, scored.queries.embedding, strict=True))
+        asked = scored.queries
+        self._recent.extend(zip(asked.ids, zip(asked.embedding, asked.contents, strict=True), strict=True))
         return [Answer(one, version) for one in found]
 
 

@@ -45,7 +45,7 @@ def answer(score: Any, verdict: Any) -> Answer:
 def test_a_card_of_each_kind(kind: str) -> None:
     problem, score, verdict = PROBLEMS[kind]
     names = ("kind", "rude", "hostile")[: problem.classes]
-    card = views(problem, names).card(answer(score, verdict), in_bank=verdict)
+    card = views(problem, names).card(answer(score, verdict), in_bank={HOSTILE: verdict})
     said = "rude, hostile" if kind == "multi_label" else "rude"
     assert f"Verdict: {said}<" in card
     assert "This very meme is in the bank" in card

@@ -1,0 +1,138 @@
+"""A corrected meme that comes again is answered by its label: over the API, by the console, in files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from servers import as_json, in_thread, queries
+
+from ra_hmd.console.moderation import Moderation, Subject
+from ra_hmd.console.review_queue import margin
+from ra_hmd.console.reviews import Reviews
+from ra_hmd.console.views import Views
+from ra_hmd.console.words import ClassNames
+from ra_hmd.data.record import read_memes
+from ra_hmd.errors import UserError
+from ra_hmd.evaluation.evaluate import evaluate
+from ra_hmd.predict.detector import Detector, Query
+from ra_hmd.predict.files import predict_files
+from ra_hmd.predict.gallery import Gallery
+from ra_hmd.predict.stores import predict
+from ra_hmd.retrieval.bank import open_bank
+from ra_hmd.retrieval.from_store import embed_store
+from ra_hmd.serve.app import create_app
+from ra_hmd.serve.bank_desk import BankDesk
+from ra_hmd.serve.keys import KeyRing, make_key
+from ra_hmd.serve.service import Service, every
+
+
+def test_over_the_api(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
+    key = make_key(tmp_path / "keys.json", "mo", "moderator")
+    service = Service(Detector.from_run(served_clip / "head", clip_bank))
+    app = create_app(service, BankDesk(service), keys=KeyRing.open(tmp_path / "keys.json"))
+    meme, other = queries(memes)[:2]
+    with in_thread(app, Authorization=f"Bearer {key}") as client:
+
+        def judged(query: Query, **fields: Any) -> dict[str, Any]:
+            answer = client.post("/v1/classify", json={"memes": [as_json(query, id=None) | fields]})
+            return answer.json()["results"][0]
+
+        def change(action: str, **body: Any) -> httpx.Response:
+            return client.post(f"/v1/bank/{action}", json={"reason": "seen", **body})
+
+        before = judged(meme)
+        assert before["identical"] is None
+        label = 1 - before["verdict"]
+        row = as_json(meme, id="row", label=label)
+        shown = change_effect(client, [row])
+        assert [(flip["from"], flip["to"]) for flip in shown["flips"]][:1] == [(before["verdict"], label)]
+        assert change("add", memes=[row]).status_code == 200
+        after = judged(meme)
+        assert (after["verdict"], after["identical"]["id"], after["identical"]["label"]) == (label, "row", label)
+        assert after["neighbours"][0]["similarity"] == pytest.approx(1, abs=1e-6)
+        assert judged(meme, id="row")["verdict"] == label, "its own id takes its vote, not its answer"
+        assert judged(meme, text=f" {meme.text} ")["identical"]["id"] == "row"
+        assert judged(meme, text=f"{meme.text} and more")["identical"] is None
+        assert judged(other)["identical"] is None
+
+        opposite = as_json(meme, id="opposite", label=1 - label)
+        refused = change("add", memes=[opposite])
+        assert (refused.status_code, refused.json()["bank_version"]) == (409, 2)
+        assert "'row'" in refused.json()["detail"]
+        assert client.post("/v1/bank/effect", json={"add": [opposite]}).status_code == 409
+        assert judged(meme)["verdict"] == label
+        assert change("add", memes=[opposite], relabel_identical=True).status_code == 200
+        assert judged(meme)["verdict"] == 1 - label
+        assert change("relabel", labels={"row": label}).status_code == 409
+        assert change("relabel", labels={"row": label}, relabel_identical=True).status_code == 200
+        assert judged(meme)["verdict"] == label
+
+
+def change_effect(client: httpx.Client, add: list[dict[str, Any]]) -> dict[str, Any]:
+    return client.post("/v1/bank/effect", json={"add": add}).json()
+
+
+def test_by_the_console(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
+    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+        moderation = Moderation(BankDesk(service), Reviews(tmp_path / "reviews.jsonl"))
+        views = Views(service, ClassNames(service.detector.problem), Gallery())
+        name = open_bank(clip_bank).ids[3]
+        known = next(meme for meme in read_memes(memes / "a" / "train.jsonl") if meme.id == name)
+        picture = known.image.read_bytes()
+
+        def looked_at(name: str) -> Subject:
+            query = Query(name, picture, known.text)
+            return Subject(f"meme-{name}", query, every(service.submit([query]), 60)[0])
+
+        subject = looked_at("one")
+        assert subject.answer.detection.identical is None, "the bank was made of examples"
+        held = int(open_bank(clip_bank).labels[3])
+        assert moderation.labels_in_bank(subject) == {known.id: held}
+        with pytest.raises(UserError, match="already"):
+            moderation.plan(subject, held)
+        plan = moderation.plan(subject, 1 - held)
+        assert plan.rows == (known.id,)
+        assert known.id in views.effect(plan)
+        assert moderation.correct(subject, plan, "ana", "wrong").counts["relabelled"] == 1
+        again = looked_at("two").answer
+        assert again.detection.verdict == 1 - held
+        assert again.detection.identical["id"] == known.id
+        assert f"row {known.id} of the bank" in views.card(again)
+        assert margin(again.detection, service) == 1
+        begun = Reviews(tmp_path / "reviews.jsonl").begun["meme-one"]
+        assert (begun.row, begun.label) == (known.id, 1 - held)
+    lines = (tmp_path / "reviews.jsonl").read_text().splitlines()
+    (tmp_path / "reviews.jsonl").write_text(lines[0] + "\n")  # killed after the bank was changed
+    reviews = Reviews(tmp_path / "reviews.jsonl")
+    bank = open_bank(clip_bank)
+    reviews.settle(dict(zip(bank.ids, bank.labels.tolist(), strict=True)), bank.version)
+    assert reviews.done["meme-one"].decision == "correct"
+
+
+def test_in_files_and_not_in_evaluation(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
+    """The dev memes are put into the bank under other ids: `predict` answers them so, `evaluate` lets them vote."""
+    head, dev = served_clip / "head", served_clip / "features" / "dev"
+    found = embed_store(head, dev)
+    rows = found.rows()
+    flipped = 1 - rows.labels
+    with open_bank(clip_bank) as bank:
+        new = type(rows)([f"again-{name}" for name in rows.ids], flipped, rows.sources, rows.notes, rows.times,
+                         rows.image_hashes, rows.contents, np.arange(len(rows)) < 5)  # fmt: skip
+        bank.add(new, found.embedded.embedding, author="ana", reason="five are decided")
+    predict(head, dev, tmp_path / "store.jsonl", head="rkc", bank=clip_bank)
+    lines = [json.loads(line) for line in (tmp_path / "store.jsonl").read_text().splitlines()]
+    assert [line["verdict"] for line in lines[:5]] == flipped[:5].tolist()
+    assert [(line["identical"] or {}).get("id") for line in lines] == new.ids[:5] + [None] * (len(lines) - 5)
+    predict_files(Detector.from_run(head, clip_bank), memes / "a" / "dev.jsonl", tmp_path / "file.jsonl", show=False)
+    judged = [json.loads(line) for line in (tmp_path / "file.jsonl").read_text().splitlines()]
+    assert [line["verdict"] for line in judged] == [line["verdict"] for line in lines]
+    assert [line["identical"] for line in judged[:5]] == [line["identical"] for line in lines[:5]]
+    evaluate(head, clip_bank, [dev], tmp_path / "report", bootstrap_samples=0)
+    scores = [json.loads(line)["rkc_score"] for line in (tmp_path / "report" / "predictions.jsonl").open()]
+    assert scores == pytest.approx([line["score"] for line in lines])
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    right = np.mean([(score >= 0) == label for score, label in zip(scores, found.embedded.labels, strict=True)])
+    assert str(round(float(right), 6))[:6] in json.dumps(metrics)
