@@ -79,12 +79,18 @@ class Bank:
             return self._state.version
 
     def _follow(self, versions: list[tuple[Entry, Change]]) -> None:
-        self._state = self._state.after(change for _, change in versions)
+        before, self._state = self._state, self._state.after(change for _, change in versions)
         self._changes = [*self._changes, *(change for _, change in versions)]
         self.log = [*self.log, *(entry for entry, _ in versions)]
         self._members = np.flatnonzero(self._state.alive)
-        self._ids = [self._state.rows.ids[row] for row in self._members]
-        self._row_of: dict[str, int] = dict(zip(self._ids, self._members.tolist(), strict=True))
+        if before.version and not any(len(change.removed) or len(change.restored) for _, change in versions):
+            first = len(before.rows)  # all rows stay, and new ones come after them
+            new = self._state.rows.ids[first:]
+            self._ids = [*self._ids, *new]
+            self._row_of |= {name: first + place for place, name in enumerate(new)}
+        else:
+            self._ids = [self._state.rows.ids[row] for row in self._members.tolist()]
+            self._row_of: dict[str, int] = dict(zip(self._ids, self._members.tolist(), strict=True))
         self._decided: dict[str, int] | None = None  # of this version; made when it is asked for
 
     @property

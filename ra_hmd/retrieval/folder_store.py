@@ -9,7 +9,7 @@ Shapes: N rows ever added, Q queries, D embedding.
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from filelock import FileLock, Timeout
 
 from ra_hmd.errors import UserError
 from ra_hmd.manifest import MANIFEST_NAME, atomic_path, new_folder, read_json, write_json
+from ra_hmd.retrieval.checkpoint import EVERY, read_checkpoint, write_checkpoint
 from ra_hmd.retrieval.nearest import Searched
 from ra_hmd.retrieval.state import Change, Entry, State
 
 VERSIONS, CACHE, LOCK = "versions", "cache", ".lock"
 _KEY = b"ra_hmd"
+_CHECKPOINT = "log.parquet"
 _ROW_GROUP = 16_384
 
 
@@ -113,8 +115,12 @@ class FolderStore:
     def read(self, first: int, last: int) -> list[tuple[Entry, Change]]:
         """The log and changes of versions first … last."""
         names = Change.of(np.zeros(0, np.int64)).to_table().column_names
+        kept = self._checkpoint(last) if last - first >= EVERY else {}
         found = []
         for version in range(first, last + 1):
+            if version in kept:
+                found.append(kept[version])
+                continue
             with pq.ParquetFile(self._path(version)) as file:
                 known = [name for name in names if name in file.schema_arrow.names]
                 table = file.read(columns=known, use_threads=file.num_row_groups > 1)
@@ -129,6 +135,19 @@ class FolderStore:
             UserError: it exists, because a writer did not see the lock.
         """
         _write_version(self.place, entry, change, new)
+        if entry.version % EVERY == 0:
+            versions = self.read(1, entry.version)
+            with suppress(OSError):  # the disk is full, or this folder alone may not be written: it is done without
+                write_checkpoint(self.place / CACHE / _CHECKPOINT, {one.version: (one, what) for one, what in versions})
+
+    def _checkpoint(self, last: int) -> dict[int, tuple[Entry, Change]]:
+        """What the checkpoint holds of this bank up to a version."""
+        kept = read_checkpoint(self.place / CACHE / _CHECKPOINT, multi_label=self._multi_label)
+        newest = max((version for version in kept if version <= last), default=0)
+        if not newest:
+            return {}
+        own = pq.read_schema(self._path(newest)).metadata[_KEY]  # of this bank, not of one that was copied over it
+        return kept if Entry(**json.loads(own)) == kept[newest][0] else {}
 
     def embeddings(self, state: State, rows: np.ndarray) -> np.ndarray:
         """float32 [M, D] of row numbers [M] in rising order, as the head made them."""

@@ -8,6 +8,7 @@ Shapes: N rows ever added, M rows of a change, C classes.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -187,25 +188,37 @@ class Change:
     @classmethod
     def from_table(cls, table: pa.Table, *, multi_label: bool) -> "Change":
         """The inverse of `to_table`; earlier versions wrote no `content` and no `decided`."""
+        return cls.several(table, [0, len(table)], multi_label=multi_label)[0]
+
+    @classmethod
+    def several(cls, table: pa.Table, bounds: Sequence[int], *, multi_label: bool) -> "list[Change]":
+        """The changes whose tables are joined: the first one's lines are from `bounds[0]` to `bounds[1]`, and so on."""
         operation = table["operation"].to_numpy()
         width = table.schema.field("label").type.list_size
         flat = [chunk.flatten().to_numpy() for chunk in table["label"].chunks]
         labels = np.concatenate([*flat, np.zeros(0, np.int64)]).reshape(len(operation), width)
         labels = labels if multi_label else labels[:, 0]
-        numbers = table["row"].fill_null(-1).to_numpy()
-        add, remove, restore, relabel = (operation == code for code in range(len(_OPERATIONS)))
-        new = table.filter(pa.array(add))
-        known = {name: name.removesuffix("s") for name in _LISTS if name.removesuffix("s") in table.column_names}
+        numbers, hashes = table["row"].fill_null(-1).to_numpy(), table["image_hash"].to_numpy()
         decided = np.zeros(len(operation), bool)
         if "decided" in table.column_names:
             decided = table["decided"].to_numpy()
-        added = Rows(
-            labels=labels[add],
-            image_hashes=new["image_hash"].to_numpy(),
-            decided=decided[add],
-            **{name: new[column].to_pylist() for name, column in known.items()},
-        )
-        return cls(added, numbers[remove], numbers[restore], numbers[relabel], labels[relabel], decided[relabel])
+        columns = {name: name.removesuffix("s") for name in _LISTS}
+        lists = {name: table[column].to_pylist() for name, column in columns.items() if column in table.column_names}
+        found = []
+        for first, last in pairwise(bounds):
+            add, remove, restore, relabel = (
+                first + np.flatnonzero(operation[first:last] == code) for code in range(len(_OPERATIONS))
+            )
+            end = first + len(add)  # what is added comes first
+            added = Rows(
+                labels=labels[first:end],
+                image_hashes=hashes[first:end],
+                decided=decided[first:end],
+                **{name: values[first:end] for name, values in lists.items()},
+            )
+            parts = numbers[remove], numbers[restore], numbers[relabel]
+            found.append(cls(added, *parts, labels[relabel], decided[relabel]))
+        return found
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from small_banks import SAID, bank_of, labels_of, make_rows, points, queries_of
 
 from ra_hmd.errors import UserError
 from ra_hmd.problem import Problem
+from ra_hmd.retrieval import folder_store
 from ra_hmd.retrieval import index as index_module
 from ra_hmd.retrieval.bank import create_bank, is_bank, open_bank
 from ra_hmd.retrieval.embedded import Embedded
@@ -380,3 +381,43 @@ def test_who_waits_too_long_is_told(tmp_path, name):
     with bank._store.writing(), pytest.raises(UserError, match=r"in use by another process for 0.2 s"):
         open_bank(tmp_path / name, wait=0.2).remove(["m1"], **SAID)
     bank.close()
+
+
+def test_a_long_history_is_opened_from_its_checkpoint(tmp_path, monkeypatch):
+    """Which holds what the versions hold; lost, damaged or of another bank, it is done without."""
+    place = tmp_path / "bank"
+    bank = bank_of(place)
+    for number in range(70):
+        if number % 7 == 3:
+            bank.remove([f"n{number - 1}"], **SAID)
+        elif number % 7 == 5:
+            bank.rollback(bank.version - 3, **SAID)
+        else:
+            bank.add(make_rows([f"n{number}"], [number % 2]), points(70, seed=3)[number : number + 1], **SAID)
+    whole = contents(bank), [entry.to_dict() for entry in bank.log], contents(bank, 33)
+    checkpoint = place / "cache" / "log.parquet"
+    opened = []
+    real = folder_store.pq.ParquetFile
+    monkeypatch.setattr(folder_store.pq, "ParquetFile", lambda path: opened.append(Path(path).stem) or real(path))
+
+    def same() -> int:
+        opened.clear()
+        again = open_bank(place)
+        files = len(opened)
+        assert (contents(again), [entry.to_dict() for entry in again.log], contents(again, 33)) == whole
+        return files
+
+    assert same() == 71 - 64, "the versions after the checkpoint"
+    good = checkpoint.read_bytes()
+    for bad in (b"damaged", good[: len(good) // 2]):
+        checkpoint.write_bytes(bad)
+        assert same() == 71
+    other = bank_of(tmp_path / "other")
+    for number in range(63):
+        other.relabel({"m1": number % 2 if other.labels[1] != number % 2 else 1 - number % 2}, **SAID)
+    checkpoint.write_bytes((tmp_path / "other" / "cache" / "log.parquet").read_bytes())
+    assert same() == 71
+    checkpoint.unlink()
+    assert same() == 71
+    checkpoint.write_bytes(good)
+    assert same() == 7

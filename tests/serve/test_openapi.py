@@ -68,7 +68,9 @@ def sensible(value: Any, ids: list[str], turn: int) -> Any:
         if turn % 2 and isinstance(known.get("ids"), list):
             known["ids"] = ids[turn % 50 : turn % 50 + 2]
         if turn % 2 and isinstance(known.get("labels"), dict):
-            known["labels"] = {ids[turn % 50]: turn % 3}
+            known["labels"] = {ids[-1 - turn % 50]: turn // 2 % 3}  # not those that are removed
+        if turn % 2 and "reason" in known:
+            known["reason"] = "seen"
         return known
     return value
 
