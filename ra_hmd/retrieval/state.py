@@ -8,7 +8,7 @@ Shapes: N rows ever added, M rows of a change, C classes.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -91,7 +91,7 @@ class Rows:
     def plus(self, others: Sequence["Rows"]) -> "Rows":
         """These rows, then the others'."""
         parts = [self, *others]
-        lists = {name: [value for part in parts for value in getattr(part, name)] for name in _LISTS}
+        lists = {name: list(chain.from_iterable(getattr(part, name) for part in parts)) for name in _LISTS}
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
         return Rows(**lists, **arrays)
 
