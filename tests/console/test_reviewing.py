@@ -53,8 +53,8 @@ def test_reviews_outlive_a_line_that_was_cut_short(tmp_path: Path) -> None:
         "time",
         "run",
         "bank_version",
-    fields = {"id", "decision", "verdict", "label", "author", "time", "run", "bank_version", "picture", "row"}
-    assert set(json.loads(whole)) == fields
+        "picture",
+        "row",
     }
     (tmp_path / "other.jsonl").write_text("a poem\n")
     with pytest.raises(UserError, match="not a file of reviews"):
