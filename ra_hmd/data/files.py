@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -69,16 +70,20 @@ def json_rows(path: Path) -> Iterator[Row]:
 def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[Row]:
     """Rows of a CSV file with a header; every value is text as it stands there ("NA", "None" and "" too). Without a
     `delimiter` it is the comma, or where the header has more of them the semicolon (as spreadsheets write it where the
-    comma is the decimal sign) or TAB.
+    comma is the decimal sign) or TAB; a first line such as `sep=;`, which some of them write, names it.
 
-    A quote that is not closed costs nothing: the lines that it would swallow are read one by one.
+    Rows whose cells are all empty, and columns without a name where they are empty, are what a spreadsheet leaves at
+    the end of a table: they are not there. A quote that is not closed costs nothing: the lines that it would swallow
+    are read one by one.
 
     Raises:
         UserError: a header with a name twice, or what is no CSV file at all.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         decoded = _decoded(file, path)
-        first = next(decoded, "")
+        first, skipped = next(decoded, ""), 0
+        if named := re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n"), re.IGNORECASE):
+            delimiter, first, skipped = named[1], next(decoded, ""), 1
         if delimiter is None:
             delimiter = max((",", ";", "\t"), key=first.count)
         taken: list[str] = []  # the lines of the present row
@@ -96,22 +101,20 @@ def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[Row]:
                 raise UserError(f"{path}: the header has {twice[0]!r} twice; name its columns differently.")
             taken.clear()
             for values in reader:
-                block, last = list(taken), reader.line_num
+                block, last = list(taken), reader.line_num + skipped
                 taken.clear()
-                if not values:
-                    continue
                 if any('"' in line for line in block) and not _is_whole(block, delimiter):
                     yield from _line_by_line(block, last, path, header, delimiter)
-                else:
+                elif any(values):
                     yield _csv_row(f"{path.name}, line {last}", header, values)
         except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num} cannot be read as CSV: {error}.") from error
+            raise UserError(f"{path}, line {reader.line_num + skipped} cannot be read as CSV: {error}.") from error
 
 
 def _csv_row(place: str, header: list[str], values: list[str]) -> Row:
-    if len(values) != len(header):
+    if len(values) < len(header) or any(values[len(header) :]):
         return Row(place, problem=f"{len(values)} columns, the header has {len(header)}")
-    return Row(place, dict(zip(header, values, strict=True)))
+    return Row(place, {name: value for name, value in zip(header, values, strict=False) if name or value})
 
 
 def _is_whole(lines: list[str], delimiter: str) -> bool:
@@ -128,7 +131,8 @@ def _line_by_line(lines: list[str], last: int, path: Path, header: list[str], de
     for number, line in enumerate(lines, last - len(lines) + 1):
         quoting = csv.QUOTE_MINIMAL if _is_whole([line], delimiter) else csv.QUOTE_NONE
         for values in csv.reader([line], delimiter=delimiter, quoting=quoting):
-            yield _csv_row(f"{path.name}, line {number}", header, values)
+            if any(values):
+                yield _csv_row(f"{path.name}, line {number}", header, values)
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:

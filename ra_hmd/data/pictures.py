@@ -23,8 +23,11 @@ def spelled(folder: str | Path, name: str | Path) -> Path:
 
 
 def find_image(image: str | Path, folders: Sequence[Path], otherwise: Path) -> Path:
-    """The path of `image` in the first of `folders` that holds it; where none does, its path in `otherwise`."""
-    candidates = (os.path.normpath(spelled(folder, image)) for folder in folders)
+    """The path of `image` in the first of `folders` that holds it; where none does, its path in `otherwise`. Where a
+    file of that name is not there, backslashes are read as Windows writes them.
+    """
+    names = dict.fromkeys((str(image), str(image).replace("\\", "/")))
+    candidates = (os.path.normpath(spelled(folder, name)) for name in names for folder in folders)
     found = next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113 - survives odd names
     return Path(found or os.path.normpath(otherwise / image))
 

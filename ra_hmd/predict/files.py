@@ -89,6 +89,8 @@ def predict_files(
     source, output, state = Path(source), Path(output), PartialState()
     style = choose_format(output, style)
     check_format(style, detector)
+    if source.is_file() and any(path.exists() and path.samefile(source) for path in _written(output)):
+        raise UserError(f"--output {output} would overwrite the memes of --input {source}; give another --output.")
     if explainer is not None and style != "jsonl":
         raise UserError(f"Rationales are written as JSON Lines; {output} would be {style}: end its name in .jsonl.")
     slow = explainer is not None and explainer.engine.name == "transformers"
@@ -292,6 +294,15 @@ def _manifest_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.manifest.json")
 
 
+def _rejected_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.rejected.jsonl")
+
+
+def _written(output: Path) -> tuple[Path, Path, Path]:
+    """All files that a run leaves."""
+    return output, _rejected_path(output), _manifest_path(output)
+
+
 def _finished(output: Path, stated: dict[str, Any], style: FileFormat) -> dict[str, Any] | None:
     """The manifest of `output` if it is already what this run would write."""
     if not (output.is_file() and _manifest_path(output).is_file()):
@@ -379,11 +390,13 @@ def _merge(
     the seconds that the chunks took, added over ranks.
     """
     counts: dict[str, Counter[str]] = {"verdicts": Counter(), "reasons": Counter(), "texts": Counter()}
-    seconds, rejected = 0.0, output.with_name(f"{output.name}.rejected.jsonl")
+    seconds = 0.0
     with ExitStack() as stack:
         # Left in the reverse order: the rejects are there before the output is.
         write = stack.enter_context(open_writer(stack.enter_context(atomic_path(output)), style, detector.problem))
-        rejects = stack.enter_context(stack.enter_context(atomic_path(rejected)).open("w", encoding="utf-8"))
+        rejects = stack.enter_context(
+            stack.enter_context(atomic_path(_rejected_path(output))).open("w", encoding="utf-8")
+        )
         for path in paths:
             for row in jsonl_rows(path):
                 line = row.values

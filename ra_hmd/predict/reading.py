@@ -124,8 +124,10 @@ def _query(values: Mapping[str, Any], folders: list[Path], prompt: PromptTemplat
             raise ValueError(f"its question was not made by the prompt {prompt.template!r}: {question[:120]!r}")
         name = values.get("id", picture_name(image))
     for field, value in (("id", name), ("image", image)):
-        if value is None or value == "":
-            raise ValueError(f"it has no `{field}`{' (or `img`)' if field == 'image' else ''}")
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise ValueError(
+                f"it has no `{field}`{' (or `img`)' if field == 'image' else ''}; it has {', '.join(values)}"
+            )
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise ValueError(f"its id is {name!r}, a text or a whole number is needed")
     for field, value, kinds in (("image", image, str | Mapping | None), ("text", text, str | None)):

@@ -3,7 +3,7 @@
 import math
 import re
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -205,10 +205,16 @@ class Reader(ABC):
             return (meme.image for meme in memes if meme.split == split)
 
         samples: dict[Source, list[Path]] = defaultdict(list)
+        problems: Counter[str] = Counter()
         for part in found.parts:
             for _, meme in islice(self._memes(part, found), _SAMPLE if part.split else _MIXED_SAMPLE):
-                if isinstance(meme, Meme) and len(samples[part.path, meme.split]) < _SAMPLE:
+                if not isinstance(meme, Meme):
+                    problems[meme] += 1
+                elif len(samples[part.path, meme.split]) < _SAMPLE:
                     samples[part.path, meme.split].append(meme.image)
+        if not samples:  # then the images are not what is wrong
+            reasons = "; ".join(f"{problem} ({count})" for problem, count in problems.most_common(3))
+            raise UserError(f"Of {self.title} below {where} no row can be used: {reasons or 'there is none'}.")
         parts = {part.path: part for part in found.parts}
         wanted = []
         for (path, split), sample in samples.items():
@@ -216,7 +222,7 @@ class Reader(ABC):
             wanted.append(Wanted(path, split, sample, partial(images, parts[path], split), frozenset(shares)))
         folders, notes = find_image_folders(wanted, tree, trust=trust)
         if not folders:
-            looked = "; ".join(f"{one.name} (looked for {one.sample[0]})" for one in wanted) or "no row can be read"
+            looked = "; ".join(f"{one.name} (looked for {one.sample[0]})" for one in wanted)
             archives = f" Unpack {', '.join(below(tree.archives, where))}." if tree.archives else ""
             raise UserError(
                 f"No images of {self.title} below {where}: {looked}.{archives} "

@@ -1,6 +1,7 @@
 """Anyone's own data: JSON Lines, CSV, TSV or Parquet with a column map, and ShareGPT files as RA-HMD has them."""
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ from ra_hmd.data.layouts import layout_of
 from ra_hmd.data.readers.base import SHAREGPT, Found, Part, Reader, given
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.record import MOST_CLASSES, Meme, class_index
-from ra_hmd.errors import UserError
+from ra_hmd.errors import UserError, raise_all
 
 FIELDS = ("id", "image", "text", "label", "split")
 FILE_NAME = re.compile(r"[\w-][\w.-]*")
@@ -65,13 +66,14 @@ class Generic(Reader):
         tables = [path for path in files if path.suffix.lower() in _TABLES]
         lacking = {path: self._lacking(tree.first(path)) for path in tables}
         if tables and all(lacking.values()):
-            path, columns = next(iter(lacking.items()))
-            have = ", ".join(tree.first(path)) or "no readable row"
-            raise UserError(
-                f"{path} has no column {' and no column '.join(columns)}; it has {have}. "
+            path = next((path for path in tables if tree.first(path)), tables[0])
+            problem = (
+                f"has no column {' and no column '.join(lacking[path])}; it has {', '.join(tree.first(path))}. "
                 f"Say which is which: --columns {' '.join(f'{name}=…' for name in FIELDS[:4])}"
-                + "".join(f"\n  - {problem}" for problem in tree.unreadable[:5])
+                if tree.first(path)
+                else "has no row that can be read."
             )
+            raise UserError(f"{path} {problem}" + "".join(f"\n  - {one}" for one in tree.unreadable[:5]))
         good = [path for path in tables if not lacking[path]]
         notes = tuple(
             f"not read: {path.name} has no column {', '.join(lacking[path])}" for path in tables if lacking[path]
@@ -117,6 +119,7 @@ class Generic(Reader):
         )
 
     def _label(self, value: Any) -> int | None:
+        value = value.strip() if isinstance(value, str) else value
         if value is None or value == "":
             return None
         if self.labels:
@@ -128,7 +131,9 @@ class Generic(Reader):
         except (TypeError, ValueError):
             index = None
         if index is None or index < 0:
-            raise ValueError(f"label {value!r} is no class index; say what it means, e.g. --labels {value}=1")
+            raise ValueError(
+                f"label {value!r} is no class index; say what it means, e.g. --labels {shlex.quote(f'{value}=1')}"
+            )
         return index
 
     def _from_sharegpt(self, row: Row, part: Part) -> Meme:
@@ -140,7 +145,7 @@ def _splits_of(paths: list[Path]) -> dict[Path, str]:
     """The split of each file: the one that its name speaks of, or its whole name where two would be the same.
 
     Raises:
-        UserError: two files of one name.
+        UserError: two files of one split, or a name that can be none.
     """
     spoken = {path: match[0].lower() for path in paths if (match := _SPLIT_IN_NAME.search(path.stem))}
     counts = Counter(spoken.values())
@@ -148,12 +153,21 @@ def _splits_of(paths: list[Path]) -> dict[Path, str]:
     twice = [path.name for path in paths if Counter(splits.values())[splits[path]] > 1]
     if twice:
         raise UserError(f"{' and '.join(twice)} would be one split; name them differently, or give one of them.")
-    for split in splits.values():
-        _split_name(split)
+    raise_all(
+        [f"{path.name}: {problem}" for path, split in splits.items() if (problem := _split_problem(split))],
+        "The split of a file is in its name; rename these, or give one of them",
+    )
     return splits
 
 
 def _split_name(value: Any) -> str:
-    if not isinstance(value, str) or not FILE_NAME.fullmatch(value):
-        raise ValueError(f"split is {value!r}; a split becomes a file name: letters, digits, '-', '_' and '.'")
-    return value
+    name = value.strip() if isinstance(value, str) else value
+    if problem := _split_problem(name):
+        raise ValueError(problem)
+    return str(name)
+
+
+def _split_problem(value: Any) -> str:
+    if isinstance(value, str) and FILE_NAME.fullmatch(value):
+        return ""
+    return f"split is {value!r}; a split becomes a file name: letters, digits, '-', '_' and '.'"
