@@ -1,13 +1,14 @@
 """Atomic files, fingerprints and the manifest that every run leaves behind."""
 
+import errno
 import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,21 +23,30 @@ MANIFEST_NAME = "ra_hmd.json"
 _PACKAGES = ("ra-hmd", "llamafactory", "torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes")
 _PACKAGES += ("datasets", "faiss-gpu", "faiss-cpu", "numpy", "pyarrow")
 _SAMPLE_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = 1 << 12  # bytes
 
 
 @contextmanager
-def atomic_path(path: str | Path, mode: int = 0o644) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it is removed."""
+def atomic_path(path: str | Path, mode: int = 0o666) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it is removed.
+
+    `mode` is what others may at most do with it; as of any new file, the process's umask decides.
+
+    Raises:
+        UserError: `path` is a folder, or there is no room for it.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, and a file would be written there; give the name of a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary(path, path.parent)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
     try:
-        yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        with _told_if_full(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -46,20 +56,57 @@ def atomic_path(path: str | Path, mode: int = 0o644) -> Iterator[Path]:
 def new_folder(output: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `output`; on success it becomes `output` in one step, else it is removed.
 
+    Where `output` is a link, what it points to is made. An empty folder that is there may be a mount or the present
+    one, which nothing can replace: what was made is moved into it.
+
     Raises:
-        UserError: `output` exists and is not an empty folder.
+        UserError: `output` exists and is not an empty folder, or there is no room for it.
     """
-    output = Path(output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"{output} exists and is not an empty folder; remove it or give another --output.")
+    given, output = Path(output), Path(os.path.realpath(output))
+    there = _is_empty_folder(output, given)
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp"))
+    temporary = _temporary(output, output if there else output.parent)
+    temporary.mkdir()
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.replace(output)
+        with _told_if_full(given):
+            yield temporary
+        if there:
+            _is_empty_folder(output, given, but=temporary)
+            for path in temporary.iterdir():
+                path.replace(output / path.name)
+        else:
+            temporary.replace(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _told_if_full(path: Path) -> Iterator[None]:
+    """Say so where writing `path` fails because the disk or the quota is full, or a limit of the process is met."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # libraries have exceptions of their own for it, and torch.save does not name the cause
+        number = error.errno if isinstance(error, OSError) else None
+        full = number in _FULL or any(os.strerror(one) in str(error) for one in _FULL)
+        if not full and shutil.disk_usage(path.parent).free >= _NO_ROOM:
+            raise
+        reason = os.strerror(number if number in _FULL else errno.ENOSPC)
+        raise UserError(f"{path} cannot be written: {reason}. Make room, or write elsewhere, and start again; what was "
+                        "finished before is kept.") from error  # fmt: skip
+
+
+def _is_empty_folder(output: Path, given: Path, but: Path | None = None) -> bool:
+    """Whether `output`, named as `given`, is there. Raises `UserError` where something else than `but` is in it."""
+    if output.exists() and not (output.is_dir() and all(path == but for path in output.iterdir())):
+        raise UserError(f"{given} exists and is not an empty folder; remove it or give another --output.")
+    return output.exists()
+
+
+def _temporary(path: Path, folder: Path) -> Path:
+    """A name in `folder` that no file has, for what becomes `path`."""
+    return folder / f".{path.name}.{secrets.token_hex(8)}.tmp"
 
 
 def write_text(path: str | Path, text: str) -> None:
