@@ -72,6 +72,31 @@ def test_the_forecast_equals_the_change(tmp_path_factory, seed, problem, removed
     assert sum(told["flip_counts"].values()) == len(flipped)
 
 
+@pytest.mark.parametrize(
+    "planned",
+    [
+        Planned(add=(make_rows([f"n{number}" for number in range(8)], [0, 1] * 4), queries_of().embedding[30:38])),
+        Planned(remove=[f"m{number}" for number in (*range(9, 20), 21, 22, 25, 26)]),
+        Planned(relabel={f"m{number}": int(number < 12) for number in range(9, 25)}),
+    ],
+    ids=["add", "remove", "relabel"],
+)
+@pytest.mark.parametrize("name", ["bank", "bank.db"])
+def test_the_forecast_equals_the_change_in_both_backends(tmp_path, name, planned):
+    """Among twenty equal points of both classes."""
+    with bank_of(tmp_path / name) as bank:
+        asked, voting = queries_of(), Voting(7)
+        before = verdicts(voting.vote(bank.nearest(asked, 7), bank.labels), bank.problem)
+        told = effect(bank, asked, planned, voting)
+        carry_out(bank, planned)
+        votes = voting.vote(bank.nearest(asked, 7), bank.labels)
+        after = verdicts(votes, bank.problem)
+        flips = [(asked.ids[line], pair[1], votes.scores[line].tolist())
+                 for line, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]  # fmt: skip
+        assert [(flip["id"], flip["to"], flip["score_after"]) for flip in told["flips"]] == flips
+        assert flips
+
+
 @pytest.mark.parametrize("name", ["bank", "bank.db"])
 @pytest.mark.parametrize("version", [1, 2, 4])
 def test_the_forecast_of_a_rollback_equals_the_rollback(tmp_path, name, version):
