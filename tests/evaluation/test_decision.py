@@ -69,9 +69,9 @@ def test_dev_chooses_and_later_evaluations_use_it(tilted):
 def test_a_head_that_is_worse_than_chance_on_dev_is_not_calibrated(tilted):
     lab = tilted
     dev = lab.features(150, 2, "dev")
-    lab.store("against", replace(dev, labels=1 - dev.labels))
+    lab.store("dev_against", replace(dev, labels=1 - dev.labels))
     for kind in ("temperature", "isotonic"):
-        result = lab.evaluate(choice=Choice(dev=lab.folder / "against", calibration=kind), **CHOOSE)
+        result = lab.evaluate(choice=Choice(dev=lab.folder / "dev_against", calibration=kind), **CHOOSE)
         stored = read_decision(lab.folder / "head")
         assert {rule.calibration.kind for rule in stored.rules.values()} == {"none"}
         assert set(stored.uncalibrated) == {"lmh", "lrc", "rkc"}

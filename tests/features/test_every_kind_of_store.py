@@ -136,7 +136,7 @@ def test_every_command(kind: Path, command: str, tmp_path: Path) -> None:
         bank, head, dev = tmp_path / "bank", kind / "stage2", kind / "dev"
         ra_hmd("bank", "search", bank, "--checkpoint", head, "--queries", dev, "--output", tmp_path / "s.json")
         assert len(read_json(tmp_path / "s.json")["queries"]) == 60
-        ra_hmd("bank", "effect", bank, "--checkpoint", head, "--queries", dev, "--add", kind / "test")
+        ra_hmd("bank", "effect", bank, "--checkpoint", head, "--queries", dev, "--add", kind / "test", "--final")
         ra_hmd("bank", "add", bank, "--checkpoint", head, "--features", dev, "--reason", "more", "--author", "x")
     if command == "evaluate":
         ra_hmd("results", tmp_path / "report", "--output", tmp_path / "results.md")
