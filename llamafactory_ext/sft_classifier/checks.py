@@ -7,10 +7,11 @@ from llamafactory.extras import logging
 
 from llamafactory_ext.sft_classifier.metric import metric_names
 from ra_hmd.errors import UserError, raise_all
+from ra_hmd.evaluation.lockout import says_test
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from llamafactory.hparams import TrainingArguments
+    from llamafactory.hparams import DataArguments, TrainingArguments
 
     from llamafactory_ext.arguments import ClassifierFinetuningArguments
 
@@ -18,9 +19,13 @@ logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root
 
 
 def check_training(
-    records: dict[str, Any], training_args: "TrainingArguments", args: "ClassifierFinetuningArguments"
+    records: dict[str, Any],
+    data_args: "DataArguments",
+    training_args: "TrainingArguments",
+    args: "ClassifierFinetuningArguments",
 ) -> None:
-    """Raise `UserError` where training on these records would teach nothing, or could not be judged as asked.
+    """Raise `UserError` where training on these records would teach nothing, or could not be judged as asked, and where
+    the best checkpoint would be chosen on a test split.
 
     Classes that no row, or every row, is in are told in a warning.
     """
@@ -36,6 +41,7 @@ def check_training(
             f"`dataloader_drop_last: true` drops batches that are not full, and the {len(dataset)} training rows do "
             f"not fill one of {batch}: nothing would be trained. Lower `per_device_train_batch_size`."
         )
+    _check_choice(data_args, training_args)
     _check_metric(records.get("eval_dataset"), training_args, args)
 
 
@@ -48,6 +54,20 @@ def evaluation_names(dataset: "Dataset | dict[str, Dataset]", args: "ClassifierF
         found = metric_names(labels, args.objective, answers=args.problem_type != "multi_label")
         names += [f"{prefix}_{name}" for name in ("loss", *found)]
     return names
+
+
+def _check_choice(data_args: "DataArguments", training_args: "TrainingArguments") -> None:
+    """Raise `UserError` where the metric that chooses the checkpoint is computed on test data."""
+    asked = (training_args.metric_for_best_model or "").removeprefix("eval_")
+    if not asked or training_args.eval_strategy == "no":
+        return
+    names = data_args.eval_dataset or []
+    if data_args.eval_on_each_dataset and len(names) > 1:
+        names = [name for name in names if asked.startswith(f"{name}_")]
+    raise_all(
+        [f"`eval_dataset: {name}`" for name in names if says_test(name)],
+        f"Nothing is chosen by test data, and `metric_for_best_model: {asked}` chooses a checkpoint; give a dev split",
+    )
 
 
 def _check_metric(dataset: Any, training_args: "TrainingArguments", args: "ClassifierFinetuningArguments") -> None:

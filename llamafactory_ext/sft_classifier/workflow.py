@@ -71,7 +71,7 @@ def run_sft_classifier(
     if training_args.do_train:
         if finetuning_args.rgcl:
             check_rgcl(records["train_dataset"], training_args, finetuning_args)
-        check_training(records, training_args, finetuning_args)
+        check_training(records, data_args, training_args, finetuning_args)
     head_config = finetuning_args.head_config(config.get_text_config().hidden_size)
     manifest = _manifest(model_args, data_args, training_args, finetuning_args, settings, head_config, records)
     checkpoint = _resume_checkpoint(training_args)

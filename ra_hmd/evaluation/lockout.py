@@ -37,8 +37,12 @@ def is_test_split(name: str) -> bool:
 
     A lock that opens when nothing is known would not be one.
     """
-    words = _words(name)
-    return bool(words & _TEST) or not words & _OTHER
+    return says_test(name) or not _words(name) & _OTHER
+
+
+def says_test(name: str) -> bool:
+    """Whether `test` is a word of a name: for names that need not say of which split the data is."""
+    return bool(_words(name) & _TEST)
 
 
 def _words(name: str) -> set[str]:
@@ -95,7 +99,7 @@ def open_labels(
     names = {place: split_name(features, place) for place, features in scored.items()}
     tests = {place: name for place, name in names.items() if is_test_split(name)}
     names = {place: split_name(features, place) for place, features in examples.items()}
-    tests |= {place: name for place, name in names.items() if _words(name) & _TEST}
+    tests |= {place: name for place, name in names.items() if says_test(name)}
     if not final:
         _raise(
             tests,

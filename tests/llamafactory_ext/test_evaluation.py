@@ -45,6 +45,24 @@ def test_a_metric_that_no_evaluation_gives_is_refused_with_the_names(steps: Conf
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eval_dataset": "confounders_a_test", "metric_for_best_model": "eval_lrc_auroc"},
+        {"eval_dataset": "confounders_a_test", "load_best_model_at_end": True, "save_strategy": "steps",
+         "save_steps": 1},
+        {"eval_dataset": "confounders_a_dev,confounders_a_test", "metric_for_best_model": "eval_lrc_auroc"},
+        {"eval_dataset": "confounders_a_dev,confounders_a_test", "eval_on_each_dataset": True,
+         "metric_for_best_model": "eval_confounders_a_test_lrc_auroc"},
+    ],
+)  # fmt: skip
+def test_no_checkpoint_is_chosen_on_a_test_split(changes: dict[str, Any], steps: Config, tmp_path: Path) -> None:
+    message = refused(steps("out", **changes))
+    assert "`eval_dataset: confounders_a_test`" in message
+    assert "confounders_a_dev`" not in message
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
 def test_the_metric_of_one_of_several_sets_and_of_one_set_is_taken(steps: Config, tmp_path: Path) -> None:
     several = {"eval_dataset": "confounders_a_dev,confounders_b_dev", "eval_on_each_dataset": True}
     name = "eval_confounders_b_dev_lrc_accuracy"
