@@ -1,7 +1,11 @@
 """`ra-hmd`: each command is one call into the library. Heavy modules are imported inside the commands."""
 
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,12 +26,29 @@ from ra_hmd.retrieval.commands import bank_app
 from ra_hmd.serve.commands import serve_app
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, with which schedulers end a command, end it as an exception does: what it has in temporary files is
+    removed, and so are processes that it started.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class _Group(TyperGroup):
     """Prints a `UserError`, or what the system says of a file, as a sentence, and ends with exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _ended_by_sigterm():
+                return super().invoke(ctx)
         except UserError as error:
             message = str(error)
         except OSError as error:

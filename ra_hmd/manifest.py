@@ -1,6 +1,7 @@
 """Atomic files, fingerprints and the manifest that every run leaves behind."""
 
 import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -78,6 +79,18 @@ def new_folder(output: str | Path) -> Iterator[Path]:
             temporary.replace(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Wait until no other process is within this for the same folder, which is made if it is missing."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # let go when the process ends, however that be
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ra_hmd.data.readers.tree import absolute
 from ra_hmd.data.record import Meme
 from ra_hmd.data.text import TextPolicy, normalise, well_formed
 from ra_hmd.errors import UserError
-from ra_hmd.manifest import atomic_path, plain, read_json, run_manifest, sha256_bytes, sha256_file, write_json
+from ra_hmd.manifest import alone_in, atomic_path, plain, read_json, run_manifest, sha256_bytes, sha256_file, write_json
 from ra_hmd.progress import track
 
 _CHUNK = 2048
@@ -81,9 +81,27 @@ def import_data(
     found = reader.locate(root, images=images, add_on=add_on)
     content = _content(reader, found, options, images)
     fingerprint = sha256_bytes(json.dumps(content, sort_keys=True).encode())
+    with alone_in(output):
+        _import(reader, found, output, content, fingerprint, root=root, options=options, workers=workers, show=show)
+    return open_data(output)
+
+
+def _import(
+    reader: Reader,
+    found: Found,
+    output: Path,
+    content: dict[str, Any],
+    fingerprint: str,
+    *,
+    root: str | Path,
+    options: ImportOptions,
+    workers: int,
+    show: bool,
+) -> None:
+    """Make `output`, unless it is there already."""
     folders = {f"{path}, {split}": str(folder.folder) for (path, split), folder in found.images.items()}
     if (output / DATASET_MANIFEST).is_file() and not _incomplete(output, fingerprint):
-        return open_data(output)
+        return
     work = output / _WORK
     if output.is_dir() and any(output.iterdir()) and not work.is_dir() and not (output / DATASET_MANIFEST).is_file():
         raise UserError(f"{output} is not empty and holds no import; give another --output.")
@@ -109,7 +127,6 @@ def import_data(
         path.replace(output / path.name)
     write_json(output / DATASET_MANIFEST, manifest)
     shutil.rmtree(work)
-    return open_data(output)
 
 
 def _incomplete(output: Path, fingerprint: str) -> bool:

@@ -13,7 +13,7 @@ from ra_hmd.data.readers.tree import absolute
 from ra_hmd.data.record import Meme
 from ra_hmd.data.sharegpt import PromptTemplate, dataset_info_entry, sharegpt_record
 from ra_hmd.errors import UserError, raise_all
-from ra_hmd.manifest import atomic_path, read_json, run_manifest, write_json
+from ra_hmd.manifest import alone_in, atomic_path, read_json, run_manifest, write_json
 
 REGISTRY = "dataset_info.json"
 ORIGINS = "sharegpt_origins.json"  # file name → where it was written from, and how
@@ -75,6 +75,24 @@ def write_sharegpt(
     if name is not None and not FILE_NAME.fullmatch(name):
         raise UserError(f"--name {name!r}: it becomes a file name: letters, digits, '-', '_' and '.'.")
     template = PromptTemplate(prompt or chosen.prompt)
+    with alone_in(output):  # the registry is read, and written with more
+        files = _write_files(data, output, chosen, template, name, splits, media_dir)
+    if not any(file.rows for file in files):
+        others = ", ".join(other.name for other in data.reader.tasks if other != chosen)
+        raise UserError(f"No meme of {folder} has a label in task {chosen.name!r}; other tasks: {others or 'none'}.")
+    return [file for file in files if file.rows or file.unlabelled], template
+
+
+def _write_files(
+    data: MemeData,
+    output: Path,
+    chosen: Task,
+    template: PromptTemplate,
+    name: str | None,
+    splits: list[str] | None,
+    media_dir: str | Path | None,
+) -> list[ShareGptFile]:
+    """Write the files of the splits and, if one has rows, the registry."""
     entries: dict[str, Any] = read_json(output / REGISTRY) if (output / REGISTRY).is_file() else {}
     origins: dict[str, Any] = read_json(output / ORIGINS) if (output / ORIGINS).is_file() else {}
     names = {
@@ -110,11 +128,9 @@ def write_sharegpt(
         origins[file_name] = origin
         files.append(ShareGptFile(registered, output / file_name, rows, unlabelled))
         entries[registered] = dataset_info_entry(file_name)
-    if not any(file.rows for file in files):
-        others = ", ".join(other.name for other in data.reader.tasks if other != chosen)
-        raise UserError(f"No meme of {folder} has a label in task {chosen.name!r}; other tasks: {others or 'none'}.")
-    write_json(output / REGISTRY, dict(entries))
-    return [file for file in files if file.rows or file.unlabelled], template
+    if any(file.rows for file in files):
+        write_json(output / REGISTRY, dict(entries))
+    return files
 
 
 def _rows_if_unlabelled(data: MemeData, split: str, task: Task) -> int | None:

@@ -20,6 +20,7 @@ from ra_hmd.data.content import content_hash
 from ra_hmd.data.images import load_image
 from ra_hmd.data.record import Meme
 from ra_hmd.data.sharegpt import PromptTemplate
+from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.metrics import Head
 from ra_hmd.evaluation.results import plain_score, vote_evidence
@@ -240,7 +241,7 @@ class Detector:
         """
         try:
             image = query.picture()
-            text, source = (query.text, "given") if query.text is not None else self._read(image)
+            text, source = (well_formed(query.text), "given") if query.text is not None else self._read(image)
             return Prepared(query.id, text, source, self.model.encode(text, image), content_hash(image, text))
         except ValueError as error:  # a UserError, or what the model's own code says of the image
             raise UserError(f"meme {query.id!r}: {error}") from error

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError
 from ra_hmd.evaluation.checks import (
     DATA_KEYS,
@@ -62,8 +63,8 @@ class EmbeddedStore:
         return Rows(
             ids=features.ids,
             labels=features.labels,
-            sources=[str(self.place) if source is None else source] * len(features),
-            notes=[note] * len(features),
+            sources=[well_formed(str(self.place) if source is None else source)] * len(features),
+            notes=[well_formed(note)] * len(features),
             times=[str(extra.get("time") or moment) for extra in extras],
             image_hashes=np.zeros(len(features), np.uint64) if features.image_hashes is None else features.image_hashes,
             contents=features.contents or (),

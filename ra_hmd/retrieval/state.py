@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from ra_hmd.data.text import well_formed
 from ra_hmd.errors import UserError, raise_all
 from ra_hmd.problem import Problem
 from ra_hmd.retrieval.knn import as_matrix
@@ -285,6 +286,11 @@ def check_entry(author: str, reason: str) -> None:
     """Raise `UserError` unless both are given."""
     problems = [] if reason.strip() else ["--reason is empty; say why, the log keeps it."]
     problems += [] if author.strip() else ["--author is empty; the log keeps who did it."]
+    problems += [
+        f"{option} {text!r} is not UTF-8; set the terminal, or what starts this command, to UTF-8."
+        for option, text in (("--reason", reason), ("--author", author))
+        if well_formed(text) != text
+    ]
     raise_all(problems, "The change cannot be entered in the log")
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from ra_hmd.config import choose, load_dataclass
 from ra_hmd.errors import UserError
-from ra_hmd.manifest import atomic_path, read_json
+from ra_hmd.manifest import alone_in, atomic_path, read_json
 
 Role = Literal["reader", "moderator"]
 """A reader asks; a moderator also changes the bank."""
@@ -73,21 +73,25 @@ def make_key(path: str | Path, name: str, role: str) -> str:
     choose("--role", role, get_args(Role))
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} is no name for a key; use up to 64 letters, digits, blanks and `.@+-_`.")
-    keys = KeyRing.open(path).keys if Path(path).exists() else []
-    if any(key.name == name for key in keys):
-        raise UserError(f"{path} has a key of the name {name!r}; take another name, or remove it with --remove first.")
     secret = secrets.token_urlsafe(32)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    _write(path, [*keys, Key(name, role, _digest(secret), created)])  # type: ignore[arg-type]
+    with alone_in(Path(path).parent):
+        keys = KeyRing.open(path).keys if Path(path).exists() else []
+        if any(key.name == name for key in keys):
+            raise UserError(
+                f"{path} has a key of the name {name!r}; take another name, or remove it with --remove first."
+            )
+        _write(path, [*keys, Key(name, role, _digest(secret), created)])  # type: ignore[arg-type]
     return secret
 
 
 def remove_key(path: str | Path, name: str) -> None:
     """Take a key out of a file. Raises `UserError` where there is none of that name."""
-    keys = KeyRing.open(path).keys
-    if all(key.name != name for key in keys):
-        raise UserError(f"{path} has no key of the name {name!r}; it has {', '.join(key.name for key in keys)}.")
-    _write(path, [key for key in keys if key.name != name])
+    with alone_in(Path(path).parent):
+        keys = KeyRing.open(path).keys
+        if all(key.name != name for key in keys):
+            raise UserError(f"{path} has no key of the name {name!r}; it has {', '.join(key.name for key in keys)}.")
+        _write(path, [key for key in keys if key.name != name])
 
 
 def _write(path: str | Path, keys: Sequence[Key]) -> None:
