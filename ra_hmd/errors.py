@@ -12,3 +12,8 @@ def raise_all(problems: list[str], heading: str, limit: int = 10) -> None:
     shown = "\n".join(f"  - {problem}" for problem in problems[:limit])
     more = f"\n  … and {len(problems) - limit} more" if len(problems) > limit else ""
     raise UserError(f"{heading} ({len(problems)}):\n{shown}{more}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in a line; its class where it says nothing, as at the end of an empty file."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -75,11 +75,13 @@ def write_sharegpt(
     if name is not None and not FILE_NAME.fullmatch(name):
         raise UserError(f"--name {name!r}: it becomes a file name: letters, digits, '-', '_' and '.'.")
     template = PromptTemplate(prompt or chosen.prompt)
-    with alone_in(output):  # the registry is read, and written with more
-        files = _write_files(data, output, chosen, template, name, splits, media_dir)
-    if not any(file.rows for file in files):
+    chosen_splits = sorted(splits or data.splits, key=lambda split: (split != "train", split))
+    unlabelled = {split: _rows_if_unlabelled(data, split, chosen) for split in chosen_splits}
+    if None not in unlabelled.values():
         others = ", ".join(other.name for other in data.reader.tasks if other != chosen)
         raise UserError(f"No meme of {folder} has a label in task {chosen.name!r}; other tasks: {others or 'none'}.")
+    with alone_in(output):  # the registry is read, and written with more
+        files = _write_files(data, output, chosen, template, name, unlabelled, media_dir)
     return [file for file in files if file.rows or file.unlabelled], template
 
 
@@ -89,23 +91,20 @@ def _write_files(
     chosen: Task,
     template: PromptTemplate,
     name: str | None,
-    splits: list[str] | None,
+    unlabelled: dict[str, int | None],
     media_dir: str | Path | None,
 ) -> list[ShareGptFile]:
-    """Write the files of the splits and, if one has rows, the registry."""
+    """Write the registry, and the files of the splits; of one without any label `unlabelled` has its rows."""
     entries: dict[str, Any] = read_json(output / REGISTRY) if (output / REGISTRY).is_file() else {}
     origins: dict[str, Any] = read_json(output / ORIGINS) if (output / ORIGINS).is_file() else {}
-    names = {
-        split: _names(data, split, chosen, name)
-        for split in sorted(splits or data.splits, key=lambda split: (split != "train", split))
-    }
+    names = {split: _names(data, split, chosen, name) for split in unlabelled}
     source = str(absolute(data.folder))
     _check_targets(output, list(names.values()), entries, origins, source)
     files = []
     for split, (registered, file_name) in names.items():
-        unlabelled = _rows_if_unlabelled(data, split, chosen)
-        if unlabelled is not None:
-            files.append(ShareGptFile(registered, output / file_name, 0, unlabelled))
+        without = unlabelled[split]
+        if without is not None:
+            files.append(ShareGptFile(registered, output / file_name, 0, without))
             continue
         origin = run_manifest(
             "sharegpt",
@@ -118,7 +117,7 @@ def _write_files(
         )
         write_json(output / ORIGINS, origins | {file_name: origin})
         try:
-            rows, unlabelled = _write_file(output / file_name, data, split, chosen, template, media_dir)
+            rows, without = _write_file(output / file_name, data, split, chosen, template, media_dir)
         except UserError:
             if origins:
                 write_json(output / ORIGINS, origins)
@@ -126,10 +125,9 @@ def _write_files(
                 (output / ORIGINS).unlink()
             raise
         origins[file_name] = origin
-        files.append(ShareGptFile(registered, output / file_name, rows, unlabelled))
+        files.append(ShareGptFile(registered, output / file_name, rows, without))
         entries[registered] = dataset_info_entry(file_name)
-    if any(file.rows for file in files):
-        write_json(output / REGISTRY, dict(entries))
+    write_json(output / REGISTRY, dict(entries))
     return files
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ra_hmd.errors import UserError, raise_all
+from ra_hmd.errors import UserError, first_line, raise_all
 from ra_hmd.features.store import Features, read_features, write_features
 from ra_hmd.manifest import atomic_path, sha256_file
 from ra_hmd.problem import UNLABELLED
@@ -76,7 +76,7 @@ def _load(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read safely: it must be a torch file of tensors, lists, numbers and strings only "
-            f"({str(error).splitlines()[0]})."
+            f"({first_line(error)})."
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; a dictionary with {', '.join(_KEYS)} is needed.")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ra_hmd.config import coerce, load_dataclass
-from ra_hmd.errors import UserError, raise_all
+from ra_hmd.errors import UserError, first_line, raise_all
 from ra_hmd.manifest import (
     MANIFEST_NAME,
     fingerprint_model,
@@ -154,7 +154,7 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read safely: it must be a torch file of tensors only ({str(error).splitlines()[0]})."
+            f"{path} cannot be read safely: it must be a torch file of tensors only ({first_line(error)})."
         ) from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} holds a {type(content).__name__}, or nothing; a state dict of tensors is needed.")
@@ -221,7 +221,7 @@ def _base_model(stated: dict[str, Any], folder: Path, given: str | None) -> tupl
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"The base model {path} cannot be opened ({str(error).splitlines()[0]}); say where it is with --base-model."
+            f"The base model {path} cannot be opened ({first_line(error)}); say where it is with --base-model."
         ) from error
     if config.model_type not in FAMILY_TEMPLATES:
         raise UserError(f"{path} is a {config.model_type} model; supported are {', '.join(FAMILY_TEMPLATES)}.")

@@ -90,6 +90,9 @@ def test_files_of_another_kind_are_refused(tmp_path):
     (tmp_path / "text.pt").write_text("not a torch file")
     with pytest.raises(UserError, match="cannot be read safely"):
         import_pt(tmp_path / "text.pt", tmp_path / "store")
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(UserError, match="cannot be read safely"):
+        import_pt(tmp_path / "empty.pt", tmp_path / "store")
     torch.save({"ids": [Features]}, tmp_path / "code.pt")  # a pickle that would run code of ours
     with pytest.raises(UserError, match="cannot be read safely"):
         import_pt(tmp_path / "code.pt", tmp_path / "store")
