@@ -120,8 +120,14 @@ def load_dataclass(cls: type[T], values: Mapping[str, Any], place: str) -> T:
 
 
 def load_yaml(cls: type[T], path: str | Path, overrides: list[str]) -> T:
-    """Read YAML file `path`, apply `key=value` overrides, and build `cls` from the result."""
-    from omegaconf import OmegaConf
+    """Read YAML file `path`, apply `key=value` overrides, and build `cls` from the result.
+
+    Raises:
+        UserError: no such file, no YAML in UTF-8, or values that do not fit.
+    """
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     path = Path(path)
     if not path.is_file():
@@ -129,8 +135,20 @@ def load_yaml(cls: type[T], path: str | Path, overrides: list[str]) -> T:
     bad = [item for item in overrides if "=" not in item]
     if bad:
         raise UserError(f"{bad[0]!r} is not an override; write key=value.")
-    config = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
-    return load_dataclass(cls, OmegaConf.to_container(config, resolve=True), str(path))
+    try:
+        loaded = OmegaConf.load(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8.") from error
+    except (yaml.YAMLError, OSError) as error:  # OSError: a file that holds a text or a number
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{path} holds a list; lines such as `key: value` are needed.")
+    try:
+        config = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides))
+        values = OmegaConf.to_container(config, resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{' '.join([str(path), *overrides])}: {error}") from error
+    return load_dataclass(cls, values, str(path))
 
 
 def choose(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -55,7 +55,7 @@ class Prompts:
             raise UserError(f"{path} does not exist; give a YAML file. {_SHAPES}.")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not valid YAML: {error}") from error
         return cls.parse(values, str(path))
 
