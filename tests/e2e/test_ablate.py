@@ -34,7 +34,9 @@ def test_quick_ablation(tmp_path: Path) -> None:
             both = [variants[one][column]["auroc"]["value"] for one in (name, "full")]
             assert change["value"] == pytest.approx(both[0] - both[1])
             assert change["low"] <= change["high"]
-    assert ablation["against_full"]["no_stage2"]["A · LMH"] == {"value": 0, "low": 0, "high": 0}
+    same = ablation["against_full"]["no_stage2"]["A · LMH"]
+    assert same["value"] == 0
+    assert same["low"] < 0 < same["high"], "what is equal on these memes may differ on others"
     for cells in variants.values():
         assert set(cells) == set(SETTINGS)
         for cell in cells.values():
