@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -100,6 +100,12 @@ class Features:
         return Features(**chosen, manifest=self.manifest, modalities=self.modalities)
 
 
+def _origin(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Split, data set and task that a store's manifest states. Where the data lie may change."""
+    source = content.get("source") or {}
+    return {"split": content.get("split"), **{f"source.{key}": source.get(key) for key in ("dataset", "split", "task")}}
+
+
 class FeatureWriter:
     """Writes a store shard by shard. A shard that exists is complete; several processes may write different ones.
 
@@ -151,11 +157,14 @@ class FeatureWriter:
         if comparable and manifest["ids"] == self._made_from["ids"]:
             self._outdated = [shard for shard in range(self.shards) if known[shard] != parts[shard]]
             manifest = {**manifest, "fingerprint": {**manifest["fingerprint"], "data": self.fingerprint["data"]}}
+        # Rows with other labels are an update of the same split and task, and a mistake where these differ.
+        origin, wanted = (_origin(one) if comparable else {} for one in (manifest, plain(self._content)))
         old = {
+            **origin,
             **manifest.get("fingerprint", {}),
             **{key: manifest.get(key) for key in ("rows", "shard_size", "format")},
         }
-        new = {**self.fingerprint, "rows": self.rows, "shard_size": self.shard_size, "format": _FORMAT}
+        new = {**wanted, **self.fingerprint, "rows": self.rows, "shard_size": self.shard_size, "format": _FORMAT}
         differing = [f"{key}: the store has {old.get(key)!r}, this run has {new.get(key)!r}"
                      for key in sorted({*old, *new}) if old.get(key) != new.get(key)]  # fmt: skip
         raise_all(differing, f"{self.folder} was made from something else; choose another output folder or remove it")
