@@ -36,6 +36,11 @@ class Watched:
 
     def look(self, what: str) -> None:
         """A screenshot; no serious violation of accessibility, nothing to scroll sideways."""
+        # What is fading in has another contrast for a moment, longer on a busy machine.
+        self.page.wait_for_function(
+            "document.getAnimations().every(one =>"
+            " one.playState !== 'running' || one.effect.getComputedTiming().iterations === Infinity)"
+        )
         self.page.screenshot(path=self.pictures / f"{self.name}-{what}.png", full_page=True)
         found = Axe().run(self.page).response["violations"]
         serious = {
