@@ -3,7 +3,7 @@
 import sys
 
 import llamafactory_ext._autoload  # noqa: F401 (registers the finder)
-import ra_hmd  # noqa: F401 (before the host: see ra_hmd.privacy)
+import ra_hmd  # noqa: F401 (before the host: see ra_hmd.core.privacy)
 from llamafactory_ext.launchers import refuse_diversion
 
 

@@ -8,13 +8,13 @@ from llamafactory.hparams import FinetuningArguments
 
 from llamafactory_ext.host_arguments import refusals
 from llamafactory_ext.launchers import STAGE
-from ra_hmd.config import coerce_fields
-from ra_hmd.data.sharegpt import OFFICIAL_PROMPT, Answers, PromptTemplate
-from ra_hmd.errors import UserError, raise_all
+from ra_hmd.core.config import coerce_fields
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.task import Problem, ProblemType
+from ra_hmd.data.prompt import OFFICIAL_PROMPT, Answers, PromptTemplate
 from ra_hmd.models.head import HeadConfig
-from ra_hmd.models.inputs import expected_answers
-from ra_hmd.models.objective import ClassWeights, Objective
-from ra_hmd.problem import Problem, ProblemType
+from ra_hmd.models.losses import ClassWeights, Objective
+from ra_hmd.models.tokenization import expected_answers
 
 
 @dataclass

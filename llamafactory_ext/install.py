@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from llamafactory_ext.launchers import STAGE, diverted
+from llamafactory_ext.launchers import STAGE, diverted, option
 
 SUPPORTED_HOSTS = ("0.9.5",)
 _MARK = "_ra_hmd_installed"
@@ -53,19 +53,6 @@ def _unknown_host(tuner: ModuleType) -> str | None:
     return f"this LLaMA-Factory lacks {', '.join(missing)}" if missing else None
 
 
-def option(args: Any, name: str) -> Any:
-    """The value of an argument in a dictionary (YAML) or in a list of command-line words; None if it is not there."""
-    if isinstance(args, dict):
-        return args.get(name)
-    words = [str(word) for word in args or []]
-    for index, word in enumerate(words):
-        if word == f"--{name}" and index + 1 < len(words):
-            return words[index + 1]
-        if word.startswith(f"--{name}="):
-            return word.partition("=")[2]
-    return None
-
-
 def _dispatch(tuner: ModuleType, reason: str | None) -> None:
     host = tuner._training_function
 
@@ -79,7 +66,7 @@ def _dispatch(tuner: ModuleType, reason: str | None) -> None:
                 f"Stage {STAGE} of ra-hmd works with LLaMA-Factory {', '.join(SUPPORTED_HOSTS)}, but {reason}. "
                 f"Install it: pip install 'llamafactory=={SUPPORTED_HOSTS[-1]}'. Stock stages are not affected."
             )
-        from ra_hmd.errors import raise_all
+        from ra_hmd.core.errors import raise_all
 
         raise_all(diverted(launched=False), f"Stage {STAGE} cannot run")
         extend_arguments()
@@ -113,7 +100,7 @@ def _exported(args: dict[str, Any] | list[str]) -> list[str]:
 
 def _check_exported(args: dict[str, Any] | list[str]) -> None:
     """Refuse to merge a run of ours into another model than it was trained on."""
-    from ra_hmd.manifest import MANIFEST_NAME, read_json
+    from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
     from ra_hmd.models.checkpoint import check_adapter, check_base_model
 
     for adapter in _exported(args):
@@ -124,7 +111,7 @@ def _check_exported(args: dict[str, Any] | list[str]) -> None:
 
 
 def _copy_head(args: dict[str, Any] | list[str]) -> None:
-    from ra_hmd.manifest import MANIFEST_NAME
+    from ra_hmd.core.artifacts import MANIFEST_NAME
     from ra_hmd.models.head import HEAD_CONFIG, HEAD_WEIGHTS, has_head
 
     adapters = _exported(args)

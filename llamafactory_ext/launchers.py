@@ -6,6 +6,7 @@ Standard library only, and nothing of the host: it is asked before the host's la
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 STAGE = "sft-classifier"
 
@@ -68,3 +69,16 @@ def _stage_of(path: Path) -> str | None:
     except (OSError, ValueError, yaml.YAMLError):
         return None  # the host says what is wrong with its file
     return values.get("stage") if isinstance(values, dict) else None
+
+
+def option(args: Any, name: str) -> Any:
+    """The value of an argument in a dictionary (YAML) or in a list of command-line words; None if it is not there."""
+    if isinstance(args, dict):
+        return args.get(name)
+    words = [str(word) for word in args or []]
+    for index, word in enumerate(words):
+        if word == f"--{name}" and index + 1 < len(words):
+            return words[index + 1]
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2]
+    return None

@@ -19,10 +19,10 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from llamafactory_ext.arguments import STAGE, normalise
 from llamafactory_ext.host_arguments import refusals
-from llamafactory_ext.sft_classifier import run_sft_classifier
 from llamafactory_ext.sft_classifier.reuse import take_run_settings
-from ra_hmd.config import unknown_keys
-from ra_hmd.errors import raise_all
+from llamafactory_ext.sft_classifier.workflow import run_sft_classifier
+from ra_hmd.core.config import unknown_keys
+from ra_hmd.core.errors import raise_all
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
 

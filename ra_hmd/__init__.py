@@ -1,6 +1,6 @@
 """Retrieval-augmented hateful-meme detection with large multimodal models."""
 
-from ra_hmd.privacy import keep_private
+from ra_hmd.core.privacy import keep_private
 
 __version__ = "0.1.0"
 

@@ -61,7 +61,7 @@ class Bench:
     @property
     def data_folder(self) -> Path:
         """Drawn memes with their LLaMA-Factory files."""
-        from ra_hmd.data.confounders import make_confounders
+        from ra_hmd.data.synthetic.confounders import make_confounders
 
         folder = self.folder / "data"
         if not folder.exists():
@@ -303,8 +303,8 @@ def extraction(bench: Bench) -> dict[str, float]:
     """Memes per second of `ra-hmd extract`, beside bare forward passes over the same memes, already encoded."""
     from itertools import islice
 
-    from ra_hmd.data.dataset import open_data
-    from ra_hmd.extract import extract
+    from ra_hmd.data.meme_dataset import open_data
+    from ra_hmd.features.extract_lmm import extract
     from ra_hmd.models.checkpoint import MemeModel, open_backbone
 
     run = open_backbone(str(bench.model_folder))

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ra_hmd.core.artifacts import write_json
 from ra_hmd.data.catalogue import dataset_info
 from ra_hmd.data.readers import READERS
 from ra_hmd.data.readers.tasks import Task
-from ra_hmd.manifest import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "configs" / "stage1"

@@ -27,14 +27,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ra_hmd.data.confounders import DOMAINS
-from ra_hmd.data.files import jsonl_rows
+from ra_hmd.core.artifacts import MANIFEST_NAME, new_folder, plain, run_manifest, sha256_file, write_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.progress import track
 from ra_hmd.data.images import load_image
-from ra_hmd.encoders.encoder import Encoder, EncoderSettings
-from ra_hmd.encoders.tiny import EncoderFamily, make_tiny_encoder
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import MANIFEST_NAME, new_folder, plain, run_manifest, sha256_file, write_json
-from ra_hmd.progress import track
+from ra_hmd.data.rows import jsonl_rows
+from ra_hmd.data.synthetic.confounders import DOMAINS
+from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+from ra_hmd.models.tiny_clip import EncoderFamily, make_tiny_encoder
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import sys
 
-from ra_hmd.config import load_yaml
-from ra_hmd.errors import UserError
+from ra_hmd.core.config import load_yaml
+from ra_hmd.core.errors import UserError
 from stage2.arguments import Stage2Arguments
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import Features
 from stage2.arguments import Stage2Arguments
 from stage2.mining import mine, near_duplicates

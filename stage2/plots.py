@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ra_hmd.figures import BLUE, GREEN, GREY, VERMILION, legend_below, panels, plain_text
+from ra_hmd.core.plotting import BLUE, GREEN, GREY, VERMILION, legend_below, panels, plain_text
 
 _KINDS = (("positives", BLUE, "o"), ("hard_negatives", VERMILION, "^"), ("hard_positives", GREEN, "s"))
 

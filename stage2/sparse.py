@@ -9,9 +9,9 @@ import bm25s
 import numpy as np
 from scipy.sparse import csr_array
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.artifacts import sha256_bytes
+from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import Features
-from ra_hmd.manifest import sha256_bytes
 from ra_hmd.retrieval.knn import ABSENT
 
 _WORD = r"(?u)\b\w+\b"

@@ -11,10 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, MemeHead
-from ra_hmd.models.objective import anchor_weights, weights_of
+from ra_hmd.models.losses import anchor_weights, weights_of
 from ra_hmd.training.trainer import HeadTrainer, Outcome
 from stage2.arguments import Stage2Arguments
 from stage2.losses.contrastive import contrastive_loss

@@ -9,12 +9,13 @@ import faiss
 import pytest
 import torch
 from engines import train
+from lab import lab
 from served import clip_bank, served_clip, served_lmm
 
-from ra_hmd.data.confounders import make_confounders
+from ra_hmd.data.synthetic.confounders import make_confounders
 from ra_hmd.models.tiny import make_tiny_lmm
 
-__all__ = ["clip_bank", "served_clip", "served_lmm"]  # fixtures of served.py
+__all__ = ["clip_bank", "lab", "served_clip", "served_lmm"]  # fixtures of lab.py and served.py
 TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
 SIZE = 96
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from ra_hmd.data.importing import ImportOptions, import_data
+from ra_hmd.data.import_dataset import ImportOptions, import_data
 from ra_hmd.data.readers import get_reader
 
 

@@ -16,8 +16,8 @@ import httpx
 import uvicorn
 from PIL import Image
 
-from ra_hmd.data.record import read_memes
-from ra_hmd.predict.detector import Query
+from ra_hmd.data.meme_files import read_memes
+from ra_hmd.inference.types import Query
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def in_process(
     *words: str | Path, log: Path, cwd: Path | None = None, **environment: str
 ) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """`ra-hmd WORDS --port 0` and a client of it; it is killed at the end, if it still runs."""
-    command = [sys.executable, "-m", "ra_hmd.cli", *map(str, words), "--port", "0"]
+    command = [sys.executable, "-m", "ra_hmd", *map(str, words), "--port", "0"]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **environment}
     with log.open("w") as errors:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=settings, cwd=cwd)

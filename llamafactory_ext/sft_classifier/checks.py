@@ -6,8 +6,8 @@ import numpy as np
 from llamafactory.extras import logging
 
 from llamafactory_ext.sft_classifier.metric import metric_names
-from ra_hmd.errors import UserError, raise_all
-from ra_hmd.evaluation.lockout import says_test
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.features.test_lock import says_test
 
 if TYPE_CHECKING:
     from datasets import Dataset

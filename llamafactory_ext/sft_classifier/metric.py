@@ -19,8 +19,8 @@ from torchmetrics.classification import (
 )
 from transformers import EvalPrediction
 
-from ra_hmd.models.objective import Objective
-from ra_hmd.problem import BINARY, Problem
+from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.models.losses import Objective
 
 
 def binary_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:

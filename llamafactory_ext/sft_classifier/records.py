@@ -33,15 +33,15 @@ from llamafactory_ext.sft_classifier.tokenized import (
     save_tokenized,
     tokenized_origin,
 )
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.task import UNLABELLED
 from ra_hmd.data.images import load_image
 from ra_hmd.data.layouts import picture_name
+from ra_hmd.data.meme_files import class_set
 from ra_hmd.data.pictures import find_picture
-from ra_hmd.data.record import class_set
-from ra_hmd.data.sharegpt import Answers
-from ra_hmd.errors import UserError, raise_all
+from ra_hmd.data.prompt import Answers
 from ra_hmd.models.classifier import IGNORE
-from ra_hmd.models.inputs import InputSettings, MemeEncoder
-from ra_hmd.problem import UNLABELLED
+from ra_hmd.models.tokenization import InputSettings, MemeEncoder
 
 if TYPE_CHECKING:
     from llamafactory.data.data_utils import DatasetModule

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from llamafactory.extras import logging
 
-from llamafactory_ext.install import option
+from llamafactory_ext.launchers import option
 from llamafactory_ext.sft_classifier.tokenized import differences
-from ra_hmd.config import load_dataclass
-from ra_hmd.errors import UserError, raise_all
-from ra_hmd.manifest import MANIFEST_NAME, plain, read_json
+from ra_hmd.core.artifacts import MANIFEST_NAME, plain, read_json
+from ra_hmd.core.config import load_dataclass
+from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.models.checkpoint import check_adapter, check_base_model, check_merged_adapters
-from ra_hmd.models.inputs import InputSettings
+from ra_hmd.models.tokenization import InputSettings
 
 if TYPE_CHECKING:
     from llamafactory.hparams import DataArguments, ModelArguments, TrainingArguments

@@ -13,18 +13,17 @@ import torch
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
-from ra_hmd.errors import UserError, raise_all
-from ra_hmd.models.objective import anchor_weights
-from ra_hmd.progress import track
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.progress import track
+from ra_hmd.models.losses import anchor_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from llamafactory.hparams import TrainingArguments
 
     from llamafactory_ext.arguments import ClassifierFinetuningArguments
-    from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer
 
 
 def check_rgcl(dataset: "Dataset", training_args: "TrainingArguments", args: "ClassifierFinetuningArguments") -> None:
@@ -57,7 +56,7 @@ class RetrievalGuidance(TrainerCallback):
     where it should count optimizer steps.
     """
 
-    def __init__(self, trainer: "ClassifierTrainer", labels: np.ndarray, ids: Sequence[str]) -> None:
+    def __init__(self, trainer: Trainer, labels: np.ndarray, ids: Sequence[str]) -> None:
         self._trainer, self._labels, self._ids = trainer, labels, list(ids)
         self._args: ClassifierFinetuningArguments = trainer.finetuning_args
         self._loss = retrieval_loss(self._args)

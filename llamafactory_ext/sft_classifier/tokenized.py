@@ -8,10 +8,10 @@ from datasets import Dataset, DatasetDict
 from llamafactory.data.parser import get_dataset_list
 from llamafactory.extras import logging
 
-from ra_hmd.config import load_dataclass
-from ra_hmd.errors import UserError, raise_all
-from ra_hmd.manifest import new_folder, plain, read_json, sha256_bytes, sha256_file, write_json
-from ra_hmd.models.inputs import InputSettings
+from ra_hmd.core.artifacts import new_folder, plain, read_json, sha256_bytes, sha256_file, write_json
+from ra_hmd.core.config import load_dataclass
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.models.tokenization import InputSettings
 
 if TYPE_CHECKING:
     from llamafactory.data.data_utils import DatasetModule

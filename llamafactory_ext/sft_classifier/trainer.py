@@ -16,11 +16,11 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, SaveStrategy, rotate_checkpoints
 
 from llamafactory_ext.sft_classifier.rgcl import RetrievalGuidance
-from ra_hmd.errors import raise_all
-from ra_hmd.manifest import MANIFEST_NAME, atomic_path, plain, read_json, write_json, write_jsonl
+from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, plain, read_json, write_json, write_jsonl
+from ra_hmd.core.errors import raise_all
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, base_model, head_of, is_head_parameter
 from ra_hmd.models.head import has_head, load_head_weights, save_head
-from ra_hmd.models.objective import class_weights, weights_of
+from ra_hmd.models.losses import class_weights, weights_of
 
 
 class ClassifierTrainer(CustomSeq2SeqTrainer):

@@ -25,13 +25,13 @@ from llamafactory_ext.sft_classifier.records import describe, load_records
 from llamafactory_ext.sft_classifier.reuse import check_resumed
 from llamafactory_ext.sft_classifier.rgcl import check_rgcl
 from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer, load_weights
-from ra_hmd.compatibility import bad_pairs
-from ra_hmd.errors import UserError, raise_all
-from ra_hmd.manifest import fingerprint_model, plain, run_manifest, write_json
+from ra_hmd.core.artifacts import fingerprint_model, plain, run_manifest, write_json
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.package_versions import bad_pairs
 from ra_hmd.models.checkpoint import adapter_digest
 from ra_hmd.models.classifier import Reader, attach_head
 from ra_hmd.models.head import HeadConfig, MemeHead, has_head
-from ra_hmd.models.inputs import InputSettings, MemeEncoder, check_family
+from ra_hmd.models.tokenization import InputSettings, MemeEncoder, check_family
 
 if TYPE_CHECKING:
     from llamafactory.hparams import DataArguments, GeneratingArguments, ModelArguments, TrainingArguments

@@ -1,1 +1,1 @@
-"""Model cards and data sheets, filled from what runs, evaluations, imports and banks recorded."""
+"""Model, data set and bank cards (`ra-hmd card`)."""

@@ -1,1 +1,1 @@
-"""The moderators' page: a meme's verdict and its evidence, a review queue, the bank's history and figures."""
+"""The moderators' console (`ra-hmd console`)."""

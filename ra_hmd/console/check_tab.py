@@ -4,14 +4,14 @@ from typing import Any
 
 import gradio as gr
 
-from ra_hmd.console.console import Console
-from ra_hmd.console.correction import Correction, said_region
+from ra_hmd.console.controller import Console
+from ra_hmd.console.correction_panel import Correction, said_region
+from ra_hmd.console.gradio_utils import focus, on, sentence, upload
 from ra_hmd.console.moderation import Subject
-from ra_hmd.console.rationale import Rationale
+from ra_hmd.console.rationale_panel import Rationale
 from ra_hmd.console.views import picture
-from ra_hmd.console.wiring import focus, on, sentence, upload
-from ra_hmd.predict.detector import Query
-from ra_hmd.serve.settings import FORMATS
+from ra_hmd.inference.types import Query
+from ra_hmd.serve.limits import FORMATS
 from ra_hmd.serve.uploads import pixels
 
 

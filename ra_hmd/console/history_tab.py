@@ -4,11 +4,11 @@ from typing import Any
 
 import gradio as gr
 
-from ra_hmd.console.console import Console
-from ra_hmd.console.correction import said_region
+from ra_hmd.console.controller import Console
+from ra_hmd.console.correction_panel import said_region
+from ra_hmd.console.gradio_utils import TELLABLE, focus, on, sentence
 from ra_hmd.console.moderation import Plan
-from ra_hmd.console.wiring import TELLABLE, focus, on, sentence
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 
 _LONGEST = 18  # digits of a version
 

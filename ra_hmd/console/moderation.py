@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ra_hmd.bank.bank import now
+from ra_hmd.bank.versions import Entry
 from ra_hmd.console.review_queue import SOURCE
 from ra_hmd.console.reviews import Decision, Review, Reviews
+from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.images import file_digest
-from ra_hmd.errors import UserError, raise_all
-from ra_hmd.predict.detector import Detector, Query
-from ra_hmd.retrieval.bank import now
-from ra_hmd.retrieval.state import Entry
-from ra_hmd.serve.bank_desk import BankDesk, Labelled
-from ra_hmd.serve.service import Answer
+from ra_hmd.inference.detector import Detector
+from ra_hmd.inference.types import Query
+from ra_hmd.serve.bank_service import BankDesk, Labelled
+from ra_hmd.serve.batching import Answer
 
 _LONGEST = 2000  # characters of a reason or a note
 
@@ -43,7 +44,7 @@ class Plan:
         target: Id of the meme; of a rollback the version.
         label: That the meme shall have; None: a rollback.
         version: Of the bank when the effect was computed.
-        effect: As `ra_hmd.retrieval.effect.effect` has it.
+        effect: As `ra_hmd.bank.change_impact.effect` has it.
         rows: Ids of the rows that get another label, because they are this meme; empty: it becomes a new row.
     """
 

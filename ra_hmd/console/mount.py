@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ra_hmd.console.console import Console
+from ra_hmd.console.controller import Console
 from ra_hmd.serve.middleware import CONSOLE, path_of
 
 if TYPE_CHECKING:

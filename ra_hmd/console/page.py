@@ -6,11 +6,11 @@ from importlib import resources
 import gradio as gr
 
 from ra_hmd.console.check_tab import CheckTab
-from ra_hmd.console.console import Console
-from ra_hmd.console.figures import figures_page
+from ra_hmd.console.controller import Console
+from ra_hmd.console.gradio_utils import on
 from ra_hmd.console.history_tab import HistoryTab
 from ra_hmd.console.review_tab import ReviewTab
-from ra_hmd.console.wiring import on
+from ra_hmd.console.stats_tab import figures_page
 
 TITLE = "Meme review"
 _FONTS = ("system-ui", "sans-serif")

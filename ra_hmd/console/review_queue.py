@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from ra_hmd.console.reviews import Reviews
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.heads import Head
 from ra_hmd.data.images import file_digest
-from ra_hmd.errors import UserError
-from ra_hmd.evaluation.metrics import Head
-from ra_hmd.predict.detector import Detection, Query
-from ra_hmd.predict.reading import read_queries
-from ra_hmd.serve.service import Answer, Closed, QueueFull, Service, every
+from ra_hmd.inference.batch_reader import read_queries
+from ra_hmd.inference.types import Detection, Query
+from ra_hmd.serve.batching import Answer, Closed, QueueFull, Service, every
 
 _log = logging.getLogger("ra_hmd.serve")
 SOURCE = "review"  # of the bank's rows that a moderator made
@@ -63,7 +63,7 @@ class ReviewQueue:
     Args:
         service: Judges.
         reviews: What was decided.
-        source: File or folder, see `ra_hmd.predict.reading`; None: an empty queue.
+        source: File or folder, see `ra_hmd.inference.batch_reader`; None: an empty queue.
         media_dir: Where relative image paths start.
 
     Raises:

@@ -5,14 +5,14 @@ from typing import Any
 
 import gradio as gr
 
-from ra_hmd.console.console import Console
-from ra_hmd.console.correction import Correction, said_region
+from ra_hmd.console.controller import Console
+from ra_hmd.console.correction_panel import Correction, said_region
+from ra_hmd.console.gradio_utils import TELLABLE, focus, in_words, on, sentence
 from ra_hmd.console.moderation import Subject
-from ra_hmd.console.rationale import Rationale
+from ra_hmd.console.rationale_panel import Rationale
 from ra_hmd.console.reviews import Decision
 from ra_hmd.console.views import picture
-from ra_hmd.console.wiring import TELLABLE, focus, in_words, on, sentence
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 
 
 class ReviewTab:

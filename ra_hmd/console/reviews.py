@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 
 Decision = Literal["agree", "correct", "skip", "begun"]
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ra_hmd.bank.versions import Entry
+from ra_hmd.console.labels import HEADS, ClassNames, number
 from ra_hmd.console.moderation import Plan
-from ra_hmd.console.pictures import as_address
 from ra_hmd.console.review_queue import threshold_probabilities
-from ra_hmd.console.words import HEADS, ClassNames, number
-from ra_hmd.data.record import Meme
-from ra_hmd.predict.detector import Detection, Query
-from ra_hmd.predict.gallery import Gallery
-from ra_hmd.retrieval.state import Entry
-from ra_hmd.serve.refusals import public_source
-from ra_hmd.serve.service import Answer, Service
+from ra_hmd.console.thumbnails import as_address
+from ra_hmd.data.meme import Meme
+from ra_hmd.inference.meme_lookup import Gallery
+from ra_hmd.inference.types import Detection, Query
+from ra_hmd.serve.batching import Answer, Service
+from ra_hmd.serve.errors import public_source
 
 _FLIPS_SHOWN = 20
 

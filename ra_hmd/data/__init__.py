@@ -1,0 +1,1 @@
+"""Memes and their files: readers of data sets, checks, prompts, images."""

@@ -18,7 +18,7 @@ import imagehash
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")

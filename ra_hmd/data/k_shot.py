@@ -5,9 +5,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.data.dataset import open_data
-from ra_hmd.errors import UserError, raise_all
-from ra_hmd.manifest import read_json, run_manifest, sha256_bytes, write_json
+from ra_hmd.core.artifacts import read_json, run_manifest, sha256_bytes, write_json
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.data.meme_dataset import open_data
 
 
 def write_k_shot(

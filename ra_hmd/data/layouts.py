@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ra_hmd.manifest import sha256_bytes
+from ra_hmd.core.artifacts import sha256_bytes
 
 _COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "images", "videos", "audios")
 _TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "system_tag")

@@ -13,14 +13,14 @@ import numpy as np
 from PIL import ImageOps
 from PIL.Image import Image
 
-from ra_hmd.data.dataset import DATASET_MANIFEST, MemeData, open_data, write_split
-from ra_hmd.data.files import jsonl_rows
+from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.progress import track
 from ra_hmd.data.images import as_seen, file_digest, load_image
-from ra_hmd.data.record import Meme
+from ra_hmd.data.meme import Meme
+from ra_hmd.data.meme_dataset import DATASET_MANIFEST, MemeData, open_data, write_split
+from ra_hmd.data.rows import jsonl_rows
 from ra_hmd.data.text import well_formed
-from ra_hmd.errors import UserError, raise_all
-from ra_hmd.manifest import read_json, write_json
-from ra_hmd.progress import track
 
 if TYPE_CHECKING:
     from rapidocr import RapidOCR

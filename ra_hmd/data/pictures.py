@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ra_hmd.manifest import atomic_path, sha256_bytes
+from ra_hmd.core.artifacts import atomic_path, sha256_bytes
 
 
 def spelled(folder: str | Path, name: str | Path) -> Path:

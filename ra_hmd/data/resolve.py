@@ -3,15 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ra_hmd.data.dataset import DATASET_MANIFEST, open_data
+from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.layouts import Layout
+from ra_hmd.data.meme import Meme
+from ra_hmd.data.meme_dataset import DATASET_MANIFEST, open_data
+from ra_hmd.data.meme_files import check_unique_ids, read_memes
+from ra_hmd.data.prompt import Answers, PromptTemplate
 from ra_hmd.data.readers import READERS
 from ra_hmd.data.readers.generic import Generic
 from ra_hmd.data.readers.tasks import Task
-from ra_hmd.data.record import Meme, check_unique_ids, read_memes
-from ra_hmd.data.sharegpt import Answers, PromptTemplate
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import read_json
 
 
 def resolve_memes(

@@ -1,1 +1,1 @@
-"""Scores of the three heads with intervals, and the report about them."""
+"""Evaluation of heads on labelled feature stores."""

@@ -8,11 +8,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ra_hmd.errors import UserError
-from ra_hmd.evaluation.analysis import analyse
-from ra_hmd.evaluation.banks import Examples, open_examples
-from ra_hmd.evaluation.basis import content_of, standing_of
-from ra_hmd.evaluation.checks import (
+from ra_hmd.core.artifacts import plain, run_manifest, sha256_file
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.progress import track
+from ra_hmd.core.task import Problem
+from ra_hmd.evaluation.bank_update import check_update, update_curve
+from ra_hmd.evaluation.metrics.analysis import analyse
+from ra_hmd.evaluation.metrics.estimates import estimates
+from ra_hmd.evaluation.metrics.groups import find_groups
+from ra_hmd.evaluation.metrics.seeds import expand_checkpoints
+from ra_hmd.evaluation.metrics.significance import OtherRun, read_run
+from ra_hmd.evaluation.provenance import describe_bank, describe_head, describe_queries
+from ra_hmd.evaluation.report.outputs import UPDATE_KEY, write_evaluation, write_seeds
+from ra_hmd.evaluation.request import Choice, Plan
+from ra_hmd.evaluation.result import Evaluation, find_evidence
+from ra_hmd.features.compatibility import (
     check_head_fits,
     check_output,
     check_same_origin,
@@ -20,8 +30,12 @@ from ra_hmd.evaluation.checks import (
     head_fingerprint,
     store_fingerprint,
 )
-from ra_hmd.evaluation.comparison import OtherRun, read_run
-from ra_hmd.evaluation.decision import (
+from ra_hmd.features.store import Features, read_features
+from ra_hmd.features.test_lock import open_labels
+from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, MemeHead, has_head, load_head
+from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.voting import VoteWeights, Voting
+from ra_hmd.scoring.operating_point import (
     Decision,
     apply_decision,
     check_dev,
@@ -30,23 +44,9 @@ from ra_hmd.evaluation.decision import (
     dev_rows,
     read_decision,
 )
-from ra_hmd.evaluation.described import describe_bank, describe_head, describe_queries
-from ra_hmd.evaluation.estimates import estimates
-from ra_hmd.evaluation.groups import find_groups
-from ra_hmd.evaluation.lockout import open_labels
-from ra_hmd.evaluation.outputs import UPDATE_KEY, write_evaluation, write_seeds
-from ra_hmd.evaluation.plan import Choice, Plan
-from ra_hmd.evaluation.results import Evaluation, find_evidence
-from ra_hmd.evaluation.scores import ScoredSet, score_set
-from ra_hmd.evaluation.seeds import expand_checkpoints
-from ra_hmd.evaluation.update import check_update, update_curve
-from ra_hmd.features.store import Features, read_features
-from ra_hmd.manifest import plain, run_manifest, sha256_file
-from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, MemeHead, has_head, load_head
-from ra_hmd.problem import Problem
-from ra_hmd.progress import track
-from ra_hmd.retrieval.embedded import Embedded
-from ra_hmd.retrieval.voting import VoteWeights, Voting
+from ra_hmd.scoring.reference_set import Examples, open_examples, standing_of
+from ra_hmd.scoring.scores import ScoredSet, score_set
+from ra_hmd.scoring.threshold_basis import content_of
 
 
 def evaluate(

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ra_hmd.errors import UserError, first_line, raise_all
+from ra_hmd.core.artifacts import atomic_path, sha256_file
+from ra_hmd.core.errors import UserError, first_line, raise_all
+from ra_hmd.core.task import UNLABELLED
 from ra_hmd.features.store import Features, read_features, write_features
-from ra_hmd.manifest import atomic_path, sha256_file
-from ra_hmd.problem import UNLABELLED
 
 _KEYS = ("ids", "feats", "labels")
 

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ra_hmd.errors import UserError, raise_all
+from ra_hmd.core.artifacts import atomic_path, plain, read_json, run_manifest, sha256_bytes, write_json
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.task import UNLABELLED
 from ra_hmd.features.provenance import Provenance, provenance_of
-from ra_hmd.manifest import atomic_path, plain, read_json, run_manifest, sha256_bytes, write_json
-from ra_hmd.problem import UNLABELLED
 
 STORE_MANIFEST = "manifest.json"
 _MATRICES = ("hidden", "embedding", "lrc_logit", "lmh_score")

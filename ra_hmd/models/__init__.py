@@ -1,0 +1,1 @@
+"""Models: heads, fusion, losses, the LMM classifier, CLIP encoders, checkpoints."""

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ra_hmd.config import load_dataclass
+from ra_hmd.core.artifacts import MANIFEST_NAME, fingerprint_model, read_json, sha256_file
+from ra_hmd.core.config import load_dataclass
+from ra_hmd.core.dtype import DType
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import as_seen
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import MANIFEST_NAME, fingerprint_model, read_json, sha256_file
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, Reader, attach_head
-from ra_hmd.models.dtype import DType
 from ra_hmd.models.head import HEAD_WEIGHTS, has_head, load_head, read_head_config
-from ra_hmd.models.inputs import FAMILY_TEMPLATES, InputSettings, MemeEncoder, check_family
+from ra_hmd.models.tokenization import FAMILY_TEMPLATES, InputSettings, MemeEncoder, check_family
 
 if TYPE_CHECKING:
     from PIL.Image import Image

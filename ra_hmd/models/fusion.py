@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ra_hmd.config import coerce_fields
-from ra_hmd.errors import raise_all
+from ra_hmd.core.config import coerce_fields
+from ra_hmd.core.errors import raise_all
 from ra_hmd.models.layers import Float32Linear
 
 _COPIED = 1 << 24  # values of `cross_nd`'s weight that are copied at a time: 64 MB

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ra_hmd.config import coerce_fields, load_dataclass
-from ra_hmd.errors import UserError, raise_all
-from ra_hmd.manifest import atomic_path, read_json, write_json
+from ra_hmd.core.artifacts import atomic_path, read_json, write_json
+from ra_hmd.core.config import coerce_fields, load_dataclass
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.task import Problem, ProblemType
 from ra_hmd.models.fusion import Fusion, FusionConfig
 from ra_hmd.models.layers import Float32Linear
-from ra_hmd.problem import Problem, ProblemType
 
 HEAD_WEIGHTS = "head.safetensors"
 HEAD_CONFIG = "head.json"

@@ -7,10 +7,10 @@ family's own, so that such a folder goes wherever a published checkpoint goes; o
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ra_hmd.data.confounders import CAPTION_PROMPT, DOMAINS, caption_corpus, descriptions
-from ra_hmd.data.sharegpt import OFFICIAL_ANSWERS, OFFICIAL_PROMPT
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import new_folder
+from ra_hmd.core.artifacts import new_folder
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.prompt import OFFICIAL_ANSWERS, OFFICIAL_PROMPT
+from ra_hmd.data.synthetic.confounders import CAPTION_PROMPT, DOMAINS, caption_corpus, descriptions
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -1,1 +1,1 @@
-"""Nearest-neighbour search, the vote of labelled neighbours, and the example bank that keeps them."""
+"""Nearest-neighbour search and the KNN vote over embeddings."""

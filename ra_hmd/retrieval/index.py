@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 from faiss.contrib.big_batch_search import big_batch_search
 
-from ra_hmd.errors import UserError, raise_all
+from ra_hmd.core.errors import UserError, raise_all
 
 IndexKind = Literal["auto", "flat", "ivf", "hnsw"]
 IndexMetric = Literal["ip", "l2"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 from ra_hmd.retrieval.index import IndexKind, build_index
 from ra_hmd.retrieval.nearest import Metric, Searched, nearest_rows
 from ra_hmd.retrieval.points import ABSENT, Members, Points

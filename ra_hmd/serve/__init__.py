@@ -1,1 +1,1 @@
-"""The detector behind an API and a console: one model, asked by many at once."""
+"""The HTTP API (`ra-hmd serve`)."""

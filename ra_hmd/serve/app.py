@@ -14,19 +14,19 @@ from starlette.middleware import Middleware
 
 from ra_hmd import __version__
 from ra_hmd.serve import schemas
-from ra_hmd.serve.asking import Asking
-from ra_hmd.serve.bank_desk import BankDesk
+from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_routes import bank_routes
-from ra_hmd.serve.keys import KeyRing
+from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.batching import Service
+from ra_hmd.serve.context import Asking
+from ra_hmd.serve.errors import answer_with
+from ra_hmd.serve.limits import Settings
+from ra_hmd.serve.metrics import Metrics
 from ra_hmd.serve.middleware import OPEN, Door, Hosts, Scale, UnderPath, Watch
-from ra_hmd.serve.observing import Metrics
-from ra_hmd.serve.refusals import answer_with
 from ra_hmd.serve.routes import judging_routes, system_routes
-from ra_hmd.serve.service import Service
-from ra_hmd.serve.settings import Settings
 
 if TYPE_CHECKING:
-    from ra_hmd.predict.explain import Explainer
+    from ra_hmd.inference.explainer import Explainer
 
 _BODIES = (
     schemas.ClassifyRequest,

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from ra_hmd.serve.asking import Asking
-from ra_hmd.serve.bank_desk import BankDesk, Labelled
-from ra_hmd.serve.refusals import Refusal, responses
+from ra_hmd.serve.bank_service import BankDesk, Labelled
+from ra_hmd.serve.context import Asking
+from ra_hmd.serve.errors import Refusal, responses
 from ra_hmd.serve.routes import ASKING, body
 from ra_hmd.serve.schemas import (
     AddRequest,

@@ -15,12 +15,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
+from ra_hmd.serve.auth import KeyRing
+from ra_hmd.serve.errors import Refusal
 from ra_hmd.serve.hosts import host_name, is_loopback
-from ra_hmd.serve.keys import KeyRing
-from ra_hmd.serve.observing import Metrics, log, log_request
-from ra_hmd.serve.refusals import Refusal
-from ra_hmd.serve.settings import Settings
+from ra_hmd.serve.limits import Settings
+from ra_hmd.serve.metrics import Metrics, log, log_request
 
 CONSOLE = "/console"
 PROBES = ("/health", "/ready")

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from ra_hmd.errors import UserError
-from ra_hmd.predict.detector import Prepared, Query
-from ra_hmd.serve.asking import Asking
-from ra_hmd.serve.observing import Metrics
-from ra_hmd.serve.refusals import Refusal, responses
+from ra_hmd.core.errors import UserError
+from ra_hmd.inference.types import Prepared, Query
+from ra_hmd.serve.batching import Answer
+from ra_hmd.serve.context import Asking
+from ra_hmd.serve.errors import Refusal, responses
+from ra_hmd.serve.metrics import Metrics
 from ra_hmd.serve.schemas import (
     ClassifyAnswer,
     ClassifyRequest,
@@ -24,7 +25,6 @@ from ra_hmd.serve.schemas import (
     Rationale,
     Ready,
 )
-from ra_hmd.serve.service import Answer
 from ra_hmd.serve.uploads import read_json, read_memes
 
 _FORM = {

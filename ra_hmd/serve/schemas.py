@@ -17,8 +17,8 @@ from pydantic import (
     WrapValidator,
 )
 
-from ra_hmd.predict.detector import Query
-from ra_hmd.serve.refusals import public_name, public_source
+from ra_hmd.inference.types import Query
+from ra_hmd.serve.errors import public_name, public_source
 
 
 def _decoded(value: Any) -> bytes:

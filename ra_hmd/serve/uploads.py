@@ -18,11 +18,11 @@ from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from ra_hmd.errors import UserError
-from ra_hmd.predict.detector import Query
-from ra_hmd.serve.refusals import Refusal, Wrong, faults
+from ra_hmd.core.errors import UserError
+from ra_hmd.inference.types import Query
+from ra_hmd.serve.errors import Refusal, Wrong, faults
+from ra_hmd.serve.limits import FORMATS, Settings
 from ra_hmd.serve.schemas import ClassifyRequest, MemeId, MemeIn
-from ra_hmd.serve.settings import FORMATS, Settings
 
 Model = TypeVar("Model", bound=BaseModel)
 _JSON, _FORM = "application/json", "multipart/form-data"

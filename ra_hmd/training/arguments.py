@@ -6,10 +6,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from ra_hmd.config import coerce_fields, unknown_keys
-from ra_hmd.errors import UserError, raise_all
-from ra_hmd.models.objective import ClassWeights
-from ra_hmd.problem import Problem, ProblemType
+from ra_hmd.core.config import coerce_fields, unknown_keys
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.task import Problem, ProblemType
+from ra_hmd.models.losses import ClassWeights
 from ra_hmd.retrieval.voting import VoteWeights, Voting
 
 SelectBy = Literal[

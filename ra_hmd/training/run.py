@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 
-from ra_hmd.errors import UserError
-from ra_hmd.evaluation.checks import check_output
-from ra_hmd.memory import keep_freed_memory
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.memory import keep_freed_memory
+from ra_hmd.features.compatibility import check_output
 from ra_hmd.training.arguments import HeadArguments
-from ra_hmd.training.outputs import finished_run, save_outcome, save_seeds, save_sweep
-from ra_hmd.training.start import Stores, head_config, initial_head, read_stores, training_rows
+from ra_hmd.training.checkpointing import finished_run, save_outcome, save_seeds, save_sweep
+from ra_hmd.training.inputs import Stores, head_config, initial_head, read_stores, training_rows
 from ra_hmd.training.trainer import HeadTrainer
 
 

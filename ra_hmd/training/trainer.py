@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, HeadOutput, MemeHead
-from ra_hmd.models.objective import Objective, class_weights
-from ra_hmd.retrieval.embedded import Embedded, hidden_tensor, run_head
+from ra_hmd.models.losses import Objective, class_weights
+from ra_hmd.retrieval.embeddings import Embedded, hidden_tensor, run_head
 from ra_hmd.training.arguments import HeadArguments
-from ra_hmd.training.dev import dev_scores
+from ra_hmd.training.validation import dev_scores
 
 _DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -17,9 +17,9 @@ from statistics import median
 
 import numpy as np
 
-from ra_hmd.retrieval.bank import create_bank, open_bank
-from ra_hmd.retrieval.embedded import Embedded
-from ra_hmd.retrieval.state import Rows
+from ra_hmd.bank.bank import create_bank, open_bank
+from ra_hmd.bank.versions import Rows
+from ra_hmd.retrieval.embeddings import Embedded
 
 K, SAID = 20, {"author": "bench", "reason": "bench"}
 

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from ra_hmd.retrieval.bank import create_bank, open_bank
-from ra_hmd.retrieval.embedded import Embedded
+from ra_hmd.bank.bank import create_bank, open_bank
+from ra_hmd.bank.versions import Rows
+from ra_hmd.retrieval.embeddings import Embedded
 from ra_hmd.retrieval.knn import unit_rows
-from ra_hmd.retrieval.state import Rows
 
 K, CENTRES, SECONDS = 20, 200, 4.0
 

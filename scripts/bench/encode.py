@@ -27,13 +27,13 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-from ra_hmd.data.confounders import caption_corpus
 from ra_hmd.data.images import load_image, perceptual_hash
-from ra_hmd.data.record import Meme
-from ra_hmd.encoders.encode import encode
-from ra_hmd.encoders.encoder import Encoder, EncoderSettings
-from ra_hmd.encoders.tiny import make_tiny_encoder
+from ra_hmd.data.meme import Meme
+from ra_hmd.data.synthetic.confounders import caption_corpus
+from ra_hmd.features.extract_clip import encode
 from ra_hmd.features.store import read_features
+from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+from ra_hmd.models.tiny_clip import make_tiny_encoder
 
 SIZES = ((800, 600), (600, 800), (640, 640), (1024, 768), (500, 400))
 BATCH = 32

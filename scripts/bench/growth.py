@@ -70,7 +70,7 @@ def stage2_epoch(rows: int, folder: Path) -> Callable[[], object]:
     """One epoch with mining and the dev scores of 1,000 memes."""
     import torch
 
-    from ra_hmd.memory import keep_freed_memory
+    from ra_hmd.core.memory import keep_freed_memory
     from ra_hmd.models.head import HeadConfig, MemeHead
     from stage2.trainer import Trainer
 
@@ -163,7 +163,7 @@ def evaluate_stores(rows: int, folder: Path) -> Callable[[], object]:
 
 def predict_stores(rows: int, folder: Path) -> Callable[[], object]:
     """`predict` of the vote on a store of so many rows, against a bank of 1,000."""
-    from ra_hmd.predict.stores import predict
+    from ra_hmd.inference.batch_features import predict
 
     trained_head(folder)
     stores(folder, train=1000, new=rows)
@@ -172,7 +172,7 @@ def predict_stores(rows: int, folder: Path) -> Callable[[], object]:
 
 def bank_rows(first: int, count: int) -> Any:
     """Rows of a bank, by numbers."""
-    from ra_hmd.retrieval.state import Rows
+    from ra_hmd.bank.versions import Rows
 
     return Rows(
         [f"m{number}" for number in range(first, first + count)],
@@ -186,7 +186,7 @@ def bank_rows(first: int, count: int) -> Any:
 
 def bank_of(folder: Path, embedding: np.ndarray) -> Any:
     """A new bank, opened."""
-    from ra_hmd.retrieval.bank import create_bank
+    from ra_hmd.bank.bank import create_bank
 
     rows = bank_rows(0, len(embedding))
     return create_bank(folder / "bank", rows, embedding, fingerprint={}, author="bench", reason="bench")
@@ -194,7 +194,7 @@ def bank_of(folder: Path, embedding: np.ndarray) -> Any:
 
 def asked(count: int, embedding: np.ndarray) -> Any:
     """Queries near rows of a bank."""
-    from ra_hmd.retrieval.embedded import Embedded
+    from ra_hmd.retrieval.embeddings import Embedded
 
     near = embedding[:count] + 0.01 * states(min(count, len(embedding)), WIDTH, 9)
     return Embedded([f"q{number}" for number in range(len(near))], np.zeros(len(near), int), near)
@@ -231,7 +231,7 @@ def bank_added_row(rows: int, folder: Path) -> Callable[[], object]:
 
 def bank_opening(rows: int, folder: Path) -> Callable[[], object]:
     """A bank with 100 versions is opened, without a search."""
-    from ra_hmd.retrieval.bank import open_bank
+    from ra_hmd.bank.bank import open_bank
 
     embedding = states(rows + VERSIONS, WIDTH, 4)
     bank = bank_of(folder, embedding[:rows])

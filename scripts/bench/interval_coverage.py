@@ -18,9 +18,9 @@ import numpy as np
 from scipy.stats import norm
 from sklearn.metrics import f1_score, roc_auc_score
 
-from ra_hmd.evaluation.estimates import Judged, metric_estimate
-from ra_hmd.evaluation.study import paired_change
-from ra_hmd.markdown import markdown_table
+from ra_hmd.core.markdown import markdown_table
+from ra_hmd.evaluation.metrics.estimates import Judged, metric_estimate
+from ra_hmd.evaluation.metrics.runs import paired_change
 
 NAMES = ("accuracy", "recall", "f1", "macro_f1", "auroc")
 _MANY = 400_000  # memes by which a true value that has no formula is known

@@ -35,10 +35,11 @@ import numpy as np
 import psutil
 import yaml
 
-from ra_hmd.data.confounders import make_confounders
-from ra_hmd.data.record import read_memes
+from ra_hmd.data.meme_files import read_memes
+from ra_hmd.data.synthetic.confounders import make_confounders
+from ra_hmd.inference.detector import Detector
+from ra_hmd.inference.types import Query
 from ra_hmd.models.tiny import make_tiny_lmm
-from ra_hmd.predict.detector import Detector, Query
 
 TOLERANCE = 1e-4
 BIN = Path(sys.executable).parent

@@ -39,7 +39,7 @@ def build_data(folder: Path, model: Path, rows: int) -> None:
     """Drawn memes whose captions are made so long that every sample has `TOKENS` tokens."""
     from transformers import AutoTokenizer
 
-    from ra_hmd.data.confounders import make_confounders
+    from ra_hmd.data.synthetic.confounders import make_confounders
 
     make_confounders(folder, size=max(rows, 16))
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ra_hmd.core.memory import keep_freed_memory
 from ra_hmd.features.store import Features
-from ra_hmd.memory import keep_freed_memory
 from ra_hmd.models.head import HeadConfig, MemeHead
 from stage2.arguments import Stage2Arguments
 from stage2.trainer import Trainer

@@ -22,11 +22,11 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from ra_hmd.evaluation.metrics import auroc
-from ra_hmd.evaluation.study import paired_change
+from ra_hmd.evaluation.metrics.binary import auroc
+from ra_hmd.evaluation.metrics.runs import paired_change
 from ra_hmd.features.store import Features, write_features
 from ra_hmd.models.head import load_head
-from ra_hmd.retrieval.embedded import Embedded
+from ra_hmd.retrieval.embeddings import Embedded
 from ra_hmd.retrieval.voting import Voting
 from stage2.arguments import Stage2Arguments
 from stage2.run import run_stage2

@@ -13,15 +13,15 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
-from ra_hmd.cards.card import Stated, make_card
-from ra_hmd.cards.reports import limits
-from ra_hmd.cards.writing import OPEN, Markdown, _shown, short
-from ra_hmd.cli import app
-from ra_hmd.data.record import read_memes
-from ra_hmd.errors import UserError
-from ra_hmd.evaluation.report_sections import METRIC_NAMES, format_estimate
-from ra_hmd.manifest import read_json
-from ra_hmd.problem import Problem
+from ra_hmd.cards.build import make_card
+from ra_hmd.cards.evaluation_results import limits
+from ra_hmd.cards.render import OPEN, Markdown, Stated, _shown, short
+from ra_hmd.cli.app import app
+from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.task import Problem
+from ra_hmd.data.meme_files import read_memes
+from ra_hmd.evaluation.report.sections import METRIC_NAMES, format_estimate
 
 
 def ra_hmd(*words: str | Path) -> str:

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ra_hmd.config import load_yaml
+from ra_hmd.core.config import load_yaml
 from ra_hmd.data.readers import READERS
-from ra_hmd.encoders.presets import PRESETS
 from ra_hmd.features.store import Features
+from ra_hmd.models.clip_presets import PRESETS
 from ra_hmd.models.fusion import FusionConfig
 from ra_hmd.models.head import HeadConfig
 from ra_hmd.training.arguments import HeadArguments
-from ra_hmd.training.start import head_config
-from ra_hmd.training.train_head import TrainHeadArguments
+from ra_hmd.training.classification import TrainHeadArguments
+from ra_hmd.training.inputs import head_config
 from stage2.arguments import Stage2Arguments
 
 ROOT = Path(__file__).resolve().parents[2]

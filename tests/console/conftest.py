@@ -12,14 +12,14 @@ import pytest
 from gradio_calls import ConsoleServer
 from servers import in_thread
 
-from ra_hmd.console.console import Console, ConsoleOptions
+from ra_hmd.console.controller import Console, ConsoleOptions
 from ra_hmd.console.mount import mount
-from ra_hmd.predict.detector import Detector
-from ra_hmd.predict.gallery import Gallery
+from ra_hmd.inference.detector import Detector
+from ra_hmd.inference.meme_lookup import Gallery
 from ra_hmd.serve.app import create_app
-from ra_hmd.serve.bank_desk import BankDesk
-from ra_hmd.serve.keys import KeyRing
-from ra_hmd.serve.service import Service
+from ra_hmd.serve.auth import KeyRing
+from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.batching import Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from gradio_calls import ConsoleServer
 
-from ra_hmd.data.record import read_memes
-from ra_hmd.retrieval.bank import open_bank
+from ra_hmd.bank.bank import open_bank
+from ra_hmd.data.meme_files import read_memes
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 from axe_playwright_python.sync_playwright import Axe

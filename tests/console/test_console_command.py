@@ -8,9 +8,9 @@ from gradio_calls import GradioPage
 from servers import drawn, in_process
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.retrieval.bank import open_bank
-from ra_hmd.serve.keys import make_key
+from ra_hmd.bank.bank import open_bank
+from ra_hmd.cli.app import app
+from ra_hmd.serve.auth import make_key
 
 
 def test_the_command_serves_page_and_api(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
@@ -51,8 +51,8 @@ def test_what_does_not_fit_is_said_before_the_start(served_clip: Path, words: li
 
 
 def test_a_key_of_another_name_opens_nothing(tmp_path: Path) -> None:
-    from ra_hmd.console.people import Doors
-    from ra_hmd.serve.keys import KeyRing
+    from ra_hmd.console.users import Doors
+    from ra_hmd.serve.auth import KeyRing
 
     secret = make_key(tmp_path / "keys.json", "ana", "moderator")
     make_key(tmp_path / "keys.json", "bo", "reader")

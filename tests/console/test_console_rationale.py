@@ -7,13 +7,13 @@ import pytest
 from gradio_calls import GradioPage
 from servers import drawn, in_thread
 
-from ra_hmd.console.console import Console
+from ra_hmd.console.controller import Console
 from ra_hmd.console.mount import mount
-from ra_hmd.predict.detector import Detector
-from ra_hmd.predict.explain import Explainer
+from ra_hmd.inference.detector import Detector
+from ra_hmd.inference.explainer import Explainer
 from ra_hmd.serve.app import create_app
-from ra_hmd.serve.bank_desk import BankDesk
-from ra_hmd.serve.service import Service
+from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.batching import Service
 
 _SHORT = "<image> {text} {verdict}"
 

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ra_hmd.console.labels import ClassNames
 from ra_hmd.console.moderation import Plan
 from ra_hmd.console.views import Views, picture
-from ra_hmd.console.words import ClassNames
-from ra_hmd.errors import UserError
-from ra_hmd.evaluation.scores import Rule
-from ra_hmd.predict.detector import Detection, Query
-from ra_hmd.predict.gallery import Gallery
-from ra_hmd.problem import BINARY, Problem
-from ra_hmd.serve.service import Answer
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.inference.meme_lookup import Gallery
+from ra_hmd.inference.types import Detection, Query
+from ra_hmd.scoring.scores import Rule
+from ra_hmd.serve.batching import Answer
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 PROBLEMS: dict[str, tuple[Problem, Any, Any]] = {

@@ -17,16 +17,16 @@ import pytest
 from gradio_calls import ConsoleServer, GradioPage
 from servers import drawn, queries
 
+from ra_hmd.bank.bank import open_bank
 from ra_hmd.console.moderation import Moderation, Plan, Subject, content_id
 from ra_hmd.console.mount import _private_folder
 from ra_hmd.console.review_queue import ReviewQueue, margin
 from ra_hmd.console.reviews import Review, Reviews
-from ra_hmd.errors import UserError
-from ra_hmd.predict.detector import Detector
-from ra_hmd.retrieval.bank import open_bank
-from ra_hmd.serve.bank_desk import BankDesk
-from ra_hmd.serve.keys import KeyRing, make_key
-from ra_hmd.serve.service import QueueFull, Service, every
+from ra_hmd.core.errors import UserError
+from ra_hmd.inference.detector import Detector
+from ra_hmd.serve.auth import KeyRing, make_key
+from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.batching import QueueFull, Service, every
 
 LINE = Review("m1", "agree", 1, 1, "ana", "2026-01-01T00:00:00+00:00", "run", 1)
 
@@ -161,9 +161,9 @@ sys.path.insert(0, {tests!r})
 from servers import queries
 from ra_hmd.console.moderation import Moderation, Subject
 from ra_hmd.console.reviews import Reviews
-from ra_hmd.predict.detector import Detector
-from ra_hmd.serve.bank_desk import BankDesk
-from ra_hmd.serve.service import QueueFull, Service, every
+from ra_hmd.inference.detector import Detector
+from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.batching import QueueFull, Service, every
 service = Service(Detector.from_run({run!r}, {bank!r}))
 desk = BankDesk(service)
 moderation = Moderation(desk, Reviews({reviews!r}))

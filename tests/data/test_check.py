@@ -16,15 +16,15 @@ from engines import BIN, run
 from meme_files import imported, picture, table
 from PIL import Image
 
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.checks import fix, scan
-from ra_hmd.data.checks.budget import excess_tokens
 from ra_hmd.data.checks.check import check_data
 from ra_hmd.data.checks.findings import similar_images
 from ra_hmd.data.checks.scan import image_facts
-from ra_hmd.data.dataset import MemeData, open_data, write_split
-from ra_hmd.errors import UserError
+from ra_hmd.data.meme_dataset import MemeData, open_data, write_split
+from ra_hmd.models.caption_budget import excess_tokens
 from ra_hmd.models.checkpoint import load_encoder
-from ra_hmd.models.inputs import InputSettings
+from ra_hmd.models.tokenization import InputSettings
 
 COUNTS = {"Training": (258, 187), "Validation": (91, 58), "Testing": (91, 58)}
 
@@ -76,8 +76,9 @@ class Copy:
     def image(self, name: str) -> Path:
         return self.folder.parent / "images" / name
 
-    def found(self, **options: Any) -> dict[str, dict[str, Any]]:
-        report = check_data(self.folder, **options)
+    def found(self, config: Path | None = None, model: str | None = None, **options: Any) -> dict[str, dict[str, Any]]:
+        excess = None if config is None else excess_tokens(config, model)
+        report = check_data(self.folder, excess=excess, config=config, **options)
         return {finding["kind"]: finding for finding in report["findings"]}
 
 

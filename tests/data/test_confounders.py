@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ra_hmd.data.confounders import (
+from ra_hmd.core.artifacts import new_folder
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme_files import read_memes
+from ra_hmd.data.synthetic.confounders import (
     DOMAINS,
     SPLITS,
     caption_corpus,
@@ -20,10 +23,7 @@ from ra_hmd.data.confounders import (
     make_confounders,
     unimodal_oracle,
 )
-from ra_hmd.data.pictograms import SIDE, STRIP
-from ra_hmd.data.record import read_memes
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import new_folder
+from ra_hmd.data.synthetic.pictograms import SIDE, STRIP
 
 SIZE = 240
 ROWS = {"train": 240, "dev": 40, "test": 60}
@@ -150,7 +150,7 @@ def test_one_modality_says_nothing(folder: Path) -> None:
 
 def test_deterministic_to_the_byte_in_another_process(folder: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from ra_hmd.data.confounders import make_confounders; "
+        "import sys; from pathlib import Path; from ra_hmd.data.synthetic.confounders import make_confounders; "
         f"make_confounders(Path(sys.argv[1]), size={SIZE}, seed=3)"
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345"}

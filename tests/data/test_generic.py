@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from meme_files import Imported, imported, jsonl, picture, table
 
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.readers import READERS, get_reader
-from ra_hmd.data.record import read_memes
-from ra_hmd.errors import UserError
 
 ROWS = [
     {"id": "00001", "image": "img/a.png", "text": "Coffee first", "label": 0, "source": "kitchen"},

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from meme_files import Imported, imported, jsonl, picture, records
 
-from ra_hmd.data.importing import ImportOptions
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.import_dataset import ImportOptions
 from ra_hmd.data.readers import get_reader
-from ra_hmd.errors import UserError
 
 
 def meme(name: str, labels: list[str], text: str) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from meme_files import imported, jsonl, picture, records, table
 
-from ra_hmd.data.importing import ImportOptions
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.import_dataset import ImportOptions
 from ra_hmd.data.readers import get_reader
-from ra_hmd.errors import UserError
 
 COFFEE = {"id": 8291, "img": "img/08291.png", "label": 0, "text": "when the coffee is finally ready"}
 CAT = {"id": 42, "img": "img/00042.png", "label": 1, "text": "the cat sat on my keyboard again "}

@@ -15,15 +15,15 @@ from engines import BIN, child_env, run
 from meme_files import Imported, imported, jsonl, picture, table
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.data import importing
-from ra_hmd.data.dataset import open_data
-from ra_hmd.data.importing import ImportOptions, import_data
+from ra_hmd.cli.app import app
+from ra_hmd.core.errors import UserError
+from ra_hmd.data import import_dataset
+from ra_hmd.data.import_dataset import ImportOptions, import_data
+from ra_hmd.data.meme_dataset import open_data
+from ra_hmd.data.meme_files import read_memes
+from ra_hmd.data.prompt import Answers, PromptTemplate
 from ra_hmd.data.readers import READERS, get_reader
-from ra_hmd.data.record import read_memes
 from ra_hmd.data.resolve import resolve_memes
-from ra_hmd.data.sharegpt import Answers, PromptTemplate
-from ra_hmd.errors import UserError
 
 FIELDS = ["id", "image", "text", "raw_text", "label", "split", "extras"]
 
@@ -138,7 +138,7 @@ def test_the_same_import_twice_is_left_alone_and_another_is_refused(tmp_path: Pa
 
 
 def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_CHUNK", 7)
+    monkeypatch.setattr(import_dataset, "_CHUNK", 7)
     root = own(tmp_path / "mine", many(100))
     import_data(get_reader("generic"), root, tmp_path / "one")
     import_data(get_reader("generic"), root, tmp_path / "two", workers=2)
@@ -147,11 +147,11 @@ def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_stopped_import_continues_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_CHUNK", 10)
+    monkeypatch.setattr(import_dataset, "_CHUNK", 10)
     root = own(tmp_path / "mine", many(100))
     import_data(get_reader("generic"), root, tmp_path / "whole")
     looked: list[str] = []
-    original = importing._problem
+    original = import_dataset._problem
 
     def stop_after(limit: int) -> None:
         def problem(meme: object) -> str:
@@ -161,7 +161,7 @@ def test_a_stopped_import_continues_where_it_was(tmp_path: Path, monkeypatch: py
             return original(meme)
 
         looked.clear()
-        monkeypatch.setattr(importing, "_problem", problem)
+        monkeypatch.setattr(import_dataset, "_problem", problem)
 
     stop_after(45)
     with pytest.raises(KeyboardInterrupt):
@@ -177,7 +177,7 @@ def test_a_stopped_import_continues_where_it_was(tmp_path: Path, monkeypatch: py
 def test_a_stopped_import_looks_again_for_images_that_were_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importing, "_CHUNK", 10)
+    monkeypatch.setattr(import_dataset, "_CHUNK", 10)
     root = own(tmp_path / "mine", many(30))
     name = str(many(30)[0]["image"])
     content = (root / name).read_bytes()
@@ -187,7 +187,7 @@ def test_a_stopped_import_looks_again_for_images_that_were_missing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(importing, "_merge", stop)
+        patched.setattr(import_dataset, "_merge", stop)
         with pytest.raises(KeyboardInterrupt):
             import_data(get_reader("generic"), root, tmp_path / "out")
     (root / name).write_bytes(content)
@@ -196,17 +196,17 @@ def test_a_stopped_import_looks_again_for_images_that_were_missing(
 
 
 def test_chunks_of_another_import_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_CHUNK", 10)
+    monkeypatch.setattr(import_dataset, "_CHUNK", 10)
     root = own(tmp_path / "mine", many(30))
-    merge = importing._merge
+    merge = import_dataset._merge
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importing, "_merge", stop)
+    monkeypatch.setattr(import_dataset, "_merge", stop)
     with pytest.raises(KeyboardInterrupt):
         import_data(get_reader("generic"), root, tmp_path / "out")
-    monkeypatch.setattr(importing, "_merge", merge)
+    monkeypatch.setattr(import_dataset, "_merge", merge)
     own(root, [row | {"text": f"new {row['id']}"} for row in many(30)])
     import_data(get_reader("generic"), root, tmp_path / "out")
     assert Imported(tmp_path / "out").column("train", "text")[:2] == ["new m0", "new m1"]

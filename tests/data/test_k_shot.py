@@ -12,9 +12,9 @@ from engines import BIN, run
 from meme_files import imported, jsonl, picture
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
+from ra_hmd.cli.app import app
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.k_shot import write_k_shot
-from ra_hmd.errors import UserError
 
 # From the digests that `printf "$seed\0$id" | sha256sum` prints, lowest first; per class, and of all memes.
 PINNED = {

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from meme_files import Imported, imported, jsonl, picture, table
 
-from ra_hmd.data.dataset import open_data
-from ra_hmd.data.importing import ImportOptions
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.import_dataset import ImportOptions
+from ra_hmd.data.meme_dataset import open_data
 from ra_hmd.data.readers import get_reader
-from ra_hmd.errors import UserError
 
 HEADER = "file_name\tmisogynous\tshaming\tstereotype\tobjectification\tviolence\tText Transcription\n"
 TEST_HEADER = "file_name\tText Transcription\n"

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from meme_files import Imported, imported, picture, table
 
-from ra_hmd.data.dataset import open_data
-from ra_hmd.data.importing import ImportOptions
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.import_dataset import ImportOptions
+from ra_hmd.data.meme_dataset import open_data
 from ra_hmd.data.readers import READERS
 from ra_hmd.data.readers.base import Expected
-from ra_hmd.errors import UserError
 
 TRAIN_HEADER = ",image_name,text_ocr,text_corrected,humour,sarcasm,offensive,motivational,overall_sentiment\n"
 TRAIN = """\

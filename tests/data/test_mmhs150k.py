@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from meme_files import Imported, imported, picture
 
-from ra_hmd.data.dataset import open_data
-from ra_hmd.data.importing import ImportOptions
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.import_dataset import ImportOptions
+from ra_hmd.data.meme_dataset import open_data
 from ra_hmd.data.readers import READERS
 from ra_hmd.data.readers.base import Expected
-from ra_hmd.errors import UserError
 
 # Ids that one float apart would be the same number.
 A, B, C = "1114679353714016256", "1114679353714016257", "1114679353714016258"

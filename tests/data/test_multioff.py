@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from meme_files import Imported, imported, picture, table
 
-from ra_hmd.data.importing import ImportOptions
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.import_dataset import ImportOptions
 from ra_hmd.data.readers import get_reader
-from ra_hmd.errors import UserError
 
 HEADER = "image_name,sentence,label\n"
 TRAINING = (

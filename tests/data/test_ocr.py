@@ -18,11 +18,11 @@ from meme_files import Imported, imported, jsonl, picture
 from PIL import Image, ImageDraw, ImageFont
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.data.dataset import open_data
+from ra_hmd.cli.app import app
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import file_digest, load_image
+from ra_hmd.data.meme_dataset import open_data
 from ra_hmd.data.ocr import fill_captions, open_engine, read_text
-from ra_hmd.errors import UserError
 
 Lines = list[tuple[str, float]]
 

@@ -12,15 +12,15 @@ from data_copies import TEXTS, hateful_memes, mami, mmhs150k
 from meme_files import Imported, imported, jsonl, picture, table
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.data import importing
+from ra_hmd.cli.app import app
+from ra_hmd.core.errors import UserError
+from ra_hmd.data import import_dataset
 from ra_hmd.data.checks.check import check_data
 from ra_hmd.data.checks.findings import similar_images
-from ra_hmd.data.files import csv_rows
-from ra_hmd.data.importing import ImportOptions, import_data
+from ra_hmd.data.import_dataset import ImportOptions, import_data
 from ra_hmd.data.readers import get_reader
-from ra_hmd.data.sharegpt_files import write_sharegpt
-from ra_hmd.errors import UserError
+from ra_hmd.data.rows import csv_rows
+from ra_hmd.data.sharegpt_export import write_sharegpt
 
 
 def two_folders(root: Path, *, missing: tuple[str, ...] = ()) -> Path:
@@ -117,7 +117,7 @@ def test_an_import_that_was_killed_while_merging_continues(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = hateful_memes(tmp_path / "fb")
-    original: Callable[..., object] = getattr(importing, moment)
+    original: Callable[..., object] = getattr(import_dataset, moment)
 
     def stop(*arguments: object) -> object:
         if moment == "_merge":
@@ -128,7 +128,7 @@ def test_an_import_that_was_killed_while_merging_continues(
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(importing, moment, stop)
+    monkeypatch.setattr(import_dataset, moment, stop)
     with pytest.raises(KeyboardInterrupt):
         import_data(get_reader("hateful_memes"), root, tmp_path / "out")
     monkeypatch.undo()

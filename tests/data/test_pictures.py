@@ -12,18 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.checks.scan import image_facts
 from ra_hmd.data.images import file_digest, known_formats, load_image, look_at, open_image, perceptual_hash
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.ocr import read_text
-from ra_hmd.data.record import Meme
-from ra_hmd.encoders.encoder import Encoder
-from ra_hmd.errors import UserError
-from ra_hmd.features.making import _EncodedMemes
-from ra_hmd.in_context import asking
+from ra_hmd.experiments.in_context import prompting
+from ra_hmd.features.extraction import _EncodedMemes
+from ra_hmd.inference.explainer import _picture
+from ra_hmd.inference.types import Query
 from ra_hmd.models.checkpoint import MemeModel, open_backbone
-from ra_hmd.predict.detector import Query
-from ra_hmd.predict.explain import _picture
-from ra_hmd.predict.generation import _png
+from ra_hmd.models.clip_encoder import Encoder
+from ra_hmd.models.generation.engines import _png
 
 known_formats()  # registers HEIF, for saving too
 GREY = np.add.outer(np.arange(0, 96, 3), np.arange(0, 144, 3)).astype(np.uint8)  # 32 x 48, values 0 to 234
@@ -164,7 +164,7 @@ def test_every_entry_point_sees_these_pixels(case: str, files: Callable[[str], P
     with open_image(path) as opened:
         encoder.pixels(opened)  # a picture that someone else opened
     seen += [Query("a", source).picture() for source in (path, path.read_bytes(), open_image(path))]  # service, API
-    seen += [asking._load("a", path), _picture(path)]
+    seen += [prompting._load("a", path), _picture(path)]
     seen.append(load_image({"bytes": path.read_bytes(), "path": None}))  # embedded in Parquet
     read_text(lambda pixels: seen.append(Image.fromarray(pixels[..., ::-1])) or SimpleNamespace(txts=None, scores=None),
               open_image(path))  # type: ignore[arg-type]  # fmt: skip

@@ -7,10 +7,10 @@ import pytest
 from meme_files import Imported, imported, jsonl, picture
 from PIL import Image
 
-from ra_hmd.data.dataset import open_data
-from ra_hmd.data.importing import ImportOptions
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.import_dataset import ImportOptions
+from ra_hmd.data.meme_dataset import open_data
 from ra_hmd.data.readers import READERS
-from ra_hmd.errors import UserError
 
 COMPOSED, DECOMPOSED = "Thought-terminating clich\u00e9", "Thought-terminating cliche\u0301"
 

@@ -10,12 +10,12 @@ from data_copies import COPIES
 from meme_files import imported, jsonl, picture, table
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.data.importing import ImportOptions
-from ra_hmd.data.record import read_memes
-from ra_hmd.data.sharegpt import PromptTemplate
-from ra_hmd.data.sharegpt_files import ORIGINS, ShareGptFile, write_sharegpt
-from ra_hmd.errors import UserError
+from ra_hmd.cli.app import app
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.import_dataset import ImportOptions
+from ra_hmd.data.meme_files import read_memes
+from ra_hmd.data.prompt import PromptTemplate
+from ra_hmd.data.sharegpt_export import ORIGINS, ShareGptFile, write_sharegpt
 
 QUESTION = '<image> This is an image with: "{}" written on it. Is it hateful?'
 NO, YES = "No. It is not a hateful meme.", "Yes. It is a hateful meme."

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from meme_files import imported, jsonl, picture
 
+from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.k_shot import write_k_shot
-from ra_hmd.data.shot_lists import read_shot_list, read_shot_lists, shot_rows
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import read_json, write_json
+from ra_hmd.data.k_shot_lists import read_shot_list, read_shot_lists, shot_rows
 
 
 @pytest.fixture

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from meme_files import Imported, imported, picture
 from PIL import Image
 
-from ra_hmd.data.dataset import open_data
-from ra_hmd.data.files import csv_rows, jsonl_rows
-from ra_hmd.data.importing import ImportOptions
-from ra_hmd.data.record import read_memes
-from ra_hmd.data.sharegpt import PromptTemplate
-from ra_hmd.data.sharegpt_files import write_sharegpt
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.import_dataset import ImportOptions
+from ra_hmd.data.meme_dataset import open_data
+from ra_hmd.data.meme_files import read_memes
+from ra_hmd.data.prompt import PromptTemplate
+from ra_hmd.data.rows import csv_rows, jsonl_rows
+from ra_hmd.data.sharegpt_export import write_sharegpt
 from ra_hmd.data.text import TEXT_POLICIES, TextPolicy, normalise, well_formed
-from ra_hmd.errors import UserError
 from ra_hmd.models.checkpoint import load_encoder
-from ra_hmd.models.inputs import InputSettings, MemeEncoder
+from ra_hmd.models.tokenization import InputSettings, MemeEncoder
 
 PIECES = (
     *("<image>", "<video>", "<audio>", "<im<image>age>", "<IMAGE>", "< image >", "<", ">", "|", "<|", "|>"),

@@ -10,7 +10,7 @@ from engines import ROOT
 from typer.core import TyperCommand
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
+from ra_hmd.cli.app import app
 
 PLACEHOLDER = "…"
 # Programs of other projects: that they are called is all that is checked here.

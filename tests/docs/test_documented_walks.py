@@ -19,10 +19,10 @@ from meme_files import jsonl
 from servers import in_process
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.data.record import read_memes
-from ra_hmd.encoders.presets import PRESETS
-from ra_hmd.retrieval.bank import open_bank
+from ra_hmd.bank.bank import open_bank
+from ra_hmd.cli.app import app
+from ra_hmd.data.meme_files import read_memes
+from ra_hmd.models.clip_presets import PRESETS
 
 RUN = "saves/qwen2_vl_7b/hateful_memes_qlora"
 # What the shipped recipe asks of a GPU or of thousands of memes, on a CPU with a few.
@@ -49,8 +49,8 @@ NOT_RUN = {
     ("docs/deploy.md", "docker compose --profile milvus"): "needs a Docker engine",
     ("docs/explain.md", "venv ~/vllm"): "needs a GPU",
     ("docs/pipeline.md", "import-official"): "tests/models/test_official_checkpoint.py",
-    ("docs/judge.md", "--references"): "tests/judge, against a local server",
-    ("docs/bank.md", "pip install 'ra-hmd[milvus]'"): "tests/retrieval, with Milvus Lite",
+    ("docs/judge.md", "--references"): "tests/experiments/test_judge.py, against a local server",
+    ("docs/bank.md", "pip install 'ra-hmd[milvus]'"): "tests/bank, with Milvus Lite",
     ("docs/encoders.md", "make-confounders"): "tests/e2e/test_encoder_track.py",
     ("docs/stage2.md", "k_shot=data/imported/mami"): "tests/training/test_few_shots.py",
     ("docs/studies.md", "cross.yaml"): "tests/evaluation/test_cross_eval.py",

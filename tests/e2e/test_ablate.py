@@ -10,12 +10,12 @@ from engines import BIN, ROOT, run
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from ra_hmd.ablate import SETTINGS, VARIANTS, ablation_steps, run_ablation
-from ra_hmd.errors import UserError
-from ra_hmd.evaluation.lockout import final_records
+from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.experiments.ablation import SETTINGS, VARIANTS, ablation_steps, run_ablation
+from ra_hmd.experiments.pipeline import Step, run_steps
 from ra_hmd.features.store import read_features
-from ra_hmd.manifest import read_json
-from ra_hmd.steps import Step, run_steps
+from ra_hmd.features.test_lock import final_records
 
 HEAD_KEYS = {"loss_ratio", "classifier_lr", "num_layers", "proj_dim"}
 

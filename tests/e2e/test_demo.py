@@ -5,7 +5,7 @@ from pathlib import Path
 
 from engines import BIN, run
 
-from ra_hmd.demo import demo_steps
+from ra_hmd.experiments.demo import demo_steps
 
 
 def test_quick_demo(tmp_path: Path) -> None:

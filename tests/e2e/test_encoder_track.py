@@ -15,8 +15,8 @@ from engines import ROOT, run
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.data.confounders import make_confounders
+from ra_hmd.cli.app import app
+from ra_hmd.data.synthetic.confounders import make_confounders
 from ra_hmd.features.store import read_features
 from ra_hmd.models.head import load_head
 

@@ -17,11 +17,11 @@ from scipy.special import expit
 from sklearn.metrics import accuracy_score, hamming_loss, precision_recall_fscore_support, roc_auc_score
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
+from ra_hmd.cli.app import app
 from ra_hmd.data.readers.propaganda import TECHNIQUES
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import load_head, read_head_config
-from ra_hmd.retrieval.embedded import hidden_tensor, run_head
+from ra_hmd.retrieval.embeddings import hidden_tensor, run_head
 
 C = 22
 ROWS = {"train": 60, "val": 30, "test": 40}

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.evaluation.lockout import FINAL_RECORD, final_records
+from ra_hmd.cli.app import app
+from ra_hmd.core.artifacts import read_json, write_json
 from ra_hmd.features.store import STORE_MANIFEST, read_features
-from ra_hmd.manifest import read_json, write_json
+from ra_hmd.features.test_lock import FINAL_RECORD, final_records
 
 NAMES = ["test_seen", "holdout"]
 """A test split, and one whose name says nothing."""

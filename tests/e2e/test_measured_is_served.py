@@ -10,14 +10,14 @@ from served import ra_hmd
 from servers import as_json, in_process, in_thread, queries
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app as commands
+from ra_hmd.bank.bank import open_bank
+from ra_hmd.cli.app import app as commands
+from ra_hmd.core.artifacts import read_json
 from ra_hmd.features.store import read_features, write_features
-from ra_hmd.manifest import read_json
-from ra_hmd.predict.detector import Detector
-from ra_hmd.retrieval.bank import open_bank
+from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
-from ra_hmd.serve.bank_desk import BankDesk
-from ra_hmd.serve.service import Service
+from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.batching import Service
 
 _STAGE2 = "batch_size: 32\nepochs: 2\nlr: 1.0e-3\n"
 

@@ -10,13 +10,13 @@ from gradio_calls import GradioPage
 from served import ra_hmd
 from servers import as_json, in_thread, queries
 
-from ra_hmd.console.console import Console
+from ra_hmd.console.controller import Console
 from ra_hmd.console.mount import mount
 from ra_hmd.evaluation.evaluate import evaluate
-from ra_hmd.predict.detector import Detector
+from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
-from ra_hmd.serve.bank_desk import BankDesk
-from ra_hmd.serve.service import Service
+from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.batching import Service
 
 _SCORE = re.compile(r'data-head="(\w+)" data-score="([^"]+)"')
 

@@ -4,15 +4,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, hamming_loss, precision_recall_fscore_support, roc_auc_score
 
-from ra_hmd.evaluation.class_metrics import (
-    CLASS_METRICS,
-    class_values,
-    decide,
-    official_thresholds,
-)
-from ra_hmd.evaluation.estimates import Judged, estimates, metric_estimate, per_class
-from ra_hmd.evaluation.metrics import binary_metrics
-from ra_hmd.problem import BINARY, Problem
+from ra_hmd.core.heads import decide, official_thresholds
+from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.evaluation.metrics.binary import binary_metrics
+from ra_hmd.evaluation.metrics.estimates import Judged, estimates, metric_estimate, per_class
+from ra_hmd.evaluation.metrics.multiclass import CLASS_METRICS, class_values
 
 AVERAGED = ("precision", "recall", "f1")
 SINGLE, MULTI = Problem("single_label", 4), Problem("multi_label", 4)
@@ -118,7 +114,7 @@ def test_intervals_hold_the_value_and_row_order_does_not_matter(problem, monkeyp
     assert {name: item.value for name, item in moved.items()} == pytest.approx(
         {name: item.value for name, item in found.items()}
     )
-    monkeypatch.setattr("ra_hmd.evaluation.intervals._BATCH", 7 * 300)
+    monkeypatch.setattr("ra_hmd.evaluation.metrics.intervals._BATCH", 7 * 300)
     again = estimates(scores, labels, thresholds, problem, samples=200, seed=3)
     assert {name: item.low for name, item in again.items()} == pytest.approx(
         {name: item.low for name, item in found.items()}

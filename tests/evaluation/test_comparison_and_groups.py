@@ -7,15 +7,15 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from ra_hmd.errors import UserError
-from ra_hmd.evaluation.class_metrics import class_values
-from ra_hmd.evaluation.comparison import Contender, compare_pairs, holm, mcnemar, read_run
-from ra_hmd.evaluation.groups import group_rows, parse_group
-from ra_hmd.evaluation.intervals import rate
-from ra_hmd.evaluation.metrics import binary_metrics
-from ra_hmd.evaluation.plan import Choice
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.evaluation.metrics.binary import binary_metrics
+from ra_hmd.evaluation.metrics.groups import group_rows, parse_group
+from ra_hmd.evaluation.metrics.intervals import rate
+from ra_hmd.evaluation.metrics.multiclass import class_values
+from ra_hmd.evaluation.metrics.significance import Contender, compare_pairs, holm, mcnemar, read_run
+from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import Features
-from ra_hmd.problem import BINARY, Problem
 
 HALF = np.array([0.5])
 

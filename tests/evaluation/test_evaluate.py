@@ -10,15 +10,15 @@ import pytest
 import torch
 from scipy.special import expit
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.artifacts import read_json, sha256_file, write_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.markdown import escape
+from ra_hmd.evaluation.bank_update import nested_order
 from ra_hmd.evaluation.evaluate import UPDATE_KEY
-from ra_hmd.evaluation.metrics import METRICS, binary_metrics
-from ra_hmd.evaluation.update import nested_order
+from ra_hmd.evaluation.metrics.binary import METRICS, binary_metrics
 from ra_hmd.features.store import Features, read_features
-from ra_hmd.manifest import read_json, sha256_file, write_json
-from ra_hmd.markdown import escape
 from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, HeadConfig, MemeHead, load_head
-from ra_hmd.retrieval.embedded import run_head
+from ra_hmd.retrieval.embeddings import run_head
 from ra_hmd.retrieval.knn import search
 from ra_hmd.retrieval.voting import Voting
 

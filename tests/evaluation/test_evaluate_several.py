@@ -9,19 +9,19 @@ import torch
 from sklearn.metrics import f1_score, roc_auc_score
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.errors import UserError
-from ra_hmd.evaluation.decision import read_decision
-from ra_hmd.evaluation.metrics import binary_metrics
-from ra_hmd.evaluation.plan import Choice
-from ra_hmd.evaluation.seeds import expand_checkpoints
+from ra_hmd.bank.bank import create_bank
+from ra_hmd.bank.embed_features import HEAD_KEY, embed_store
+from ra_hmd.cli.app import app
+from ra_hmd.core.artifacts import read_json, sha256_file, write_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.task import Problem
+from ra_hmd.evaluation.metrics.binary import binary_metrics
+from ra_hmd.evaluation.metrics.seeds import expand_checkpoints
+from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import Features, read_features
-from ra_hmd.manifest import read_json, sha256_file, write_json
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, MemeHead, load_head, save_head
-from ra_hmd.problem import Problem
-from ra_hmd.retrieval.bank import create_bank
-from ra_hmd.retrieval.embedded import Embedded
-from ra_hmd.retrieval.from_store import HEAD_KEY, embed_store
+from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.scoring.operating_point import read_decision
 
 HIDDEN = 12
 

@@ -7,8 +7,9 @@ import pytest
 from scipy.stats import beta, binom, binomtest, norm
 from sklearn.metrics import f1_score, roc_auc_score
 
-from ra_hmd.evaluation.estimates import Judged, metric_estimate
-from ra_hmd.evaluation.intervals import (
+from ra_hmd.evaluation.metrics.binary import METRICS, auroc, binary_metrics
+from ra_hmd.evaluation.metrics.estimates import Judged, metric_estimate
+from ra_hmd.evaluation.metrics.intervals import (
     TOO_FEW,
     Area,
     Estimate,
@@ -18,9 +19,8 @@ from ra_hmd.evaluation.intervals import (
     proportion,
     rate,
 )
-from ra_hmd.evaluation.metrics import METRICS, auroc, binary_metrics
-from ra_hmd.evaluation.report_sections import format_estimate
-from ra_hmd.evaluation.study import estimate, paired_change
+from ra_hmd.evaluation.metrics.runs import estimate, paired_change
+from ra_hmd.evaluation.report.sections import format_estimate
 
 SHARES = ("accuracy", "precision", "recall", "f1")
 

@@ -11,12 +11,12 @@ import torch
 import yaml
 from served import ra_hmd
 
-from ra_hmd.data.shot_lists import take_shots
-from ra_hmd.evaluation.described import describe_head, describe_store
-from ra_hmd.evaluation.lockout import split_name
+from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.evaluation.provenance import describe_head, describe_store
+from ra_hmd.features.k_shot_rows import take_shots
 from ra_hmd.features.provenance import Provenance, provenance_of
 from ra_hmd.features.store import Features, read_features, write_features
-from ra_hmd.manifest import read_json, write_json
+from ra_hmd.features.test_lock import split_name
 
 SOURCE = {"dataset": "harmeme", "split": "train", "task": "harmful", "place": "data/imported/harmeme"}
 LMM = {"model": "m" * 64, "adapter": "a" * 64, "inputs.prompt_template": "<image> {text}?", "dtype": "auto"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 from ra_hmd.features.legacy import export_pt, import_pt
 from ra_hmd.features.store import Features, read_features, write_features
 

@@ -4,7 +4,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.task import BINARY, UNLABELLED
 from ra_hmd.features.store import (
     STORE_MANIFEST,
     Features,
@@ -12,8 +14,6 @@ from ra_hmd.features.store import (
     read_features,
     write_features,
 )
-from ra_hmd.manifest import read_json
-from ra_hmd.problem import BINARY, UNLABELLED
 
 FINGERPRINT = {"model": "m", "adapter": None, "inputs.cutoff_len": 64}
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from llamafactory_ext.arguments import OUR_FIELDS, STAGE, ClassifierFinetuningArguments, normalise
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 
 
 def test_defaults_are_the_official_ones() -> None:

@@ -10,8 +10,8 @@ import pytest
 from llamafactory.train import tuner
 from PIL import Image
 
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import read_json
+from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.errors import UserError
 
 Records = list[dict[str, Any]]
 RunWith = Callable[..., Path]

@@ -11,8 +11,8 @@ from llamafactory.train import tuner
 from safetensors.torch import load_file
 
 from llamafactory_ext.sft_classifier import workflow
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import read_json
+from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.errors import UserError
 
 Config = Callable[..., dict[str, Any]]
 BINARY_NAMES = ["accuracy", "precision", "recall", "f1", "macro_f1", "auroc"]

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from llamafactory_ext.arguments import STAGE, ClassifierFinetuningArguments
 from llamafactory_ext.sft_classifier.rgcl import retrieval_loss
-from ra_hmd.data.record import read_memes
-from ra_hmd.errors import UserError
-from ra_hmd.extract import extract
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme_files import read_memes
+from ra_hmd.features.extract_lmm import extract
 from ra_hmd.features.store import read_features
 from ra_hmd.models.checkpoint import open_run
 

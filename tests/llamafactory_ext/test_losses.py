@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ra_hmd.data.images import load_image
-from ra_hmd.data.record import read_memes
+from ra_hmd.data.meme_files import read_memes
 from ra_hmd.models.checkpoint import MemeModel, open_backbone
 from ra_hmd.models.classifier import IGNORE, Reader, answer_spans, attach_head, head_of
 from ra_hmd.models.head import HeadConfig, MemeHead

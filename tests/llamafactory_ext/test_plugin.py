@@ -45,7 +45,7 @@ def test_wheel_install_is_active(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stdout
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"llamafactory_ext.pth", "llamafactory_ext.start", "ra_hmd/cli.py", "stage2/trainer.py"} <= set(names)
+    assert {"llamafactory_ext.pth", "llamafactory_ext.start", "ra_hmd/cli/app.py", "stage2/trainer.py"} <= set(names)
 
     venv.create(tmp_path / "env", with_pip=False)
     (site,) = (tmp_path / "env").glob("lib/python*/site-packages")

@@ -14,8 +14,8 @@ from llamafactory.train import tuner
 from PIL import Image
 
 from llamafactory_ext.sft_classifier import reuse
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import read_json, write_json
+from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.errors import UserError
 from ra_hmd.models.checkpoint import ADDITIVE, check_adapter, open_run
 
 Config = Callable[..., dict[str, Any]]

@@ -14,16 +14,16 @@ from engines import train
 from llamafactory.train import tuner
 
 from llamafactory_ext.arguments import STAGE, ClassifierFinetuningArguments
-from ra_hmd.data.record import read_memes
-from ra_hmd.errors import UserError
-from ra_hmd.extract import extract
+from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.task import Problem
+from ra_hmd.data.meme_files import read_memes
+from ra_hmd.features.extract_lmm import extract
 from ra_hmd.features.store import Features, read_features
-from ra_hmd.manifest import read_json, write_json
 from ra_hmd.models.checkpoint import Run, load_encoder, open_run
 from ra_hmd.models.head import read_head_config
-from ra_hmd.models.inputs import ANSWER_BUDGET, InputSettings
-from ra_hmd.models.objective import Objective
-from ra_hmd.problem import Problem
+from ra_hmd.models.losses import Objective
+from ra_hmd.models.tokenization import ANSWER_BUDGET, InputSettings
 
 Config = Callable[..., dict[str, Any]]
 Records = list[dict[str, Any]]

@@ -16,8 +16,8 @@ import yaml
 from engines import BIN, ROOT, child_env, train
 from safetensors.torch import load_file
 
+from ra_hmd.core.artifacts import read_json
 from ra_hmd.features.store import read_features
-from ra_hmd.manifest import read_json
 from ra_hmd.models.head import load_head, read_head_config
 
 Config = Callable[..., dict[str, Any]]

@@ -11,10 +11,10 @@ import torch
 from llamafactory.train import tuner
 from safetensors.torch import load_file
 
-from ra_hmd.data.record import read_memes
-from ra_hmd.extract import extract
+from ra_hmd.core.artifacts import read_json
+from ra_hmd.data.meme_files import read_memes
+from ra_hmd.features.extract_lmm import extract
 from ra_hmd.features.store import read_features
-from ra_hmd.manifest import read_json
 from ra_hmd.models.checkpoint import open_run
 
 Config = Callable[..., dict[str, Any]]

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import load_image
-from ra_hmd.data.record import Meme, read_memes
-from ra_hmd.data.sharegpt import Answers
-from ra_hmd.errors import UserError
-from ra_hmd.models.chat import Chat, ChatModel, chat_ids, fold_image_tokens
+from ra_hmd.data.meme import Meme
+from ra_hmd.data.meme_files import read_memes
+from ra_hmd.data.prompt import Answers
 from ra_hmd.models.checkpoint import MemeModel, open_backbone, open_run
+from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids, fold_image_tokens
 
 CPU = torch.device("cpu")
 

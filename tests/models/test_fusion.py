@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ra_hmd.errors import UserError
-from ra_hmd.evaluation.checks import check_head_fits
+from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.features.compatibility import check_head_fits
 from ra_hmd.features.store import Features
-from ra_hmd.manifest import read_json, write_json
 from ra_hmd.models.fusion import Fusion, FusionConfig, FusionKind, cross_linear
 from ra_hmd.models.head import HEAD_CONFIG, HeadConfig, MemeHead, load_head, load_head_weights, save_head
-from ra_hmd.retrieval.embedded import run_head
+from ra_hmd.retrieval.embeddings import run_head
 
 KINDS: tuple[FusionKind, ...] = get_args(FusionKind)
 PRODUCTS = ("cross", "cross_nd")

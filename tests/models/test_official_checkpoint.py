@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
+from ra_hmd.cli.app import app
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import load_image
-from ra_hmd.data.record import Meme, read_memes
-from ra_hmd.data.sharegpt import PromptTemplate
-from ra_hmd.errors import UserError
+from ra_hmd.data.meme import Meme
+from ra_hmd.data.meme_files import read_memes
+from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.features.store import read_features
+from ra_hmd.inference.detector import Detector
+from ra_hmd.inference.types import Query
 from ra_hmd.models.checkpoint import open_run
+from ra_hmd.models.convert_official import import_official
 from ra_hmd.models.head import read_head_config
-from ra_hmd.models.official import import_official
-from ra_hmd.predict.detector import Detector, Query
 
 H, D = 64, 24
 SHAPE = {"hidden_size": H, "num_layers": 3, "proj_dim": D, "output_dim": 1}

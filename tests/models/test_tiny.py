@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from ra_hmd.data.sharegpt import OFFICIAL_ANSWERS, PromptTemplate
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import sha256_file
+from ra_hmd.core.artifacts import sha256_file
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.prompt import OFFICIAL_ANSWERS, PromptTemplate
 from ra_hmd.models.tiny import SPECIAL_TOKENS, Family, make_tiny_lmm
 
 FAMILIES = get_args(Family)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import atomic_path, new_folder, write_json
+from ra_hmd.core.artifacts import atomic_path, new_folder, write_json
+from ra_hmd.core.errors import UserError
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])

@@ -14,11 +14,11 @@ import pytest
 from meme_files import Imported, imported, picture
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.data import importing, sharegpt_files
-from ra_hmd.data.sharegpt_files import write_sharegpt
-from ra_hmd.serve import keys
-from ra_hmd.serve.keys import KeyRing, make_key
+from ra_hmd.cli.app import app
+from ra_hmd.data import import_dataset, sharegpt_export
+from ra_hmd.data.sharegpt_export import write_sharegpt
+from ra_hmd.serve import auth
+from ra_hmd.serve.auth import KeyRing, make_key
 
 
 def _slowed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,7 +32,7 @@ def _slowed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_keys_that_are_made_at_the_same_time_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "_write", _slowed(keys._write))
+    monkeypatch.setattr(auth, "_write", _slowed(auth._write))
     path, names = tmp_path / "keys.json", [f"person {number}" for number in range(6)]
     with ThreadPoolExecutor(6) as pool:
         made = list(pool.map(lambda name: make_key(path, name, "reader"), names))
@@ -51,7 +51,7 @@ def _memes(folder: Path) -> Path:
 
 def test_the_same_import_twice_at_a_time_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = _memes(tmp_path / "memes")
-    monkeypatch.setattr(importing, "_check_counts", _slowed(importing._check_counts))
+    monkeypatch.setattr(import_dataset, "_check_counts", _slowed(import_dataset._check_counts))
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: imported("generic", folder, tmp_path / "out"), range(2)))
     assert [got.column("train", "id") for got in both] == [["0", "1", "2", "3"]] * 2
@@ -63,7 +63,7 @@ def test_data_sets_that_are_written_at_the_same_time_are_all_registered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     got: Imported = imported("generic", _memes(tmp_path / "memes"), tmp_path / "data")
-    monkeypatch.setattr(sharegpt_files, "_write_file", _slowed(sharegpt_files._write_file))
+    monkeypatch.setattr(sharegpt_export, "_write_file", _slowed(sharegpt_export._write_file))
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda name: write_sharegpt(got.folder, tmp_path / "sharegpt", name=name), ("a", "b", "c")))
     assert set(json.loads((tmp_path / "sharegpt" / "dataset_info.json").read_text())) == {"a", "b", "c"}
@@ -72,8 +72,8 @@ def test_data_sets_that_are_written_at_the_same_time_are_all_registered(
 _WAITING = """
 import sys, tempfile, time
 from pathlib import Path
-from ra_hmd.cli import app
-from ra_hmd.manifest import atomic_path, new_folder
+from ra_hmd.cli.app import app
+from ra_hmd.core.artifacts import atomic_path, new_folder
 
 @app.command("wait")
 def wait(folder: Path) -> None:

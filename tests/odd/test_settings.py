@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from ra_hmd.config import load_yaml
-from ra_hmd.encoders.prompts import Prompts
-from ra_hmd.errors import UserError
-from ra_hmd.training.train_head import TrainHeadArguments
+from ra_hmd.core.config import load_yaml
+from ra_hmd.core.errors import UserError
+from ra_hmd.training.classification import TrainHeadArguments
+from ra_hmd.training.zero_shot_prompts import Prompts
 
 _GOOD = "train: a\ndev: b\noutput_dir: c\nlr: 0.5\n"
 

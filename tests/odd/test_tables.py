@@ -7,12 +7,12 @@ import pytest
 from meme_files import Imported, picture
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.data.files import csv_rows
-from ra_hmd.data.importing import import_data
+from ra_hmd.cli.app import app
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.import_dataset import import_data
 from ra_hmd.data.readers import get_reader
-from ra_hmd.errors import UserError
-from ra_hmd.predict.reading import read_queries
+from ra_hmd.data.rows import csv_rows
+from ra_hmd.inference.batch_reader import read_queries
 
 HEADER = "id,image,text,label\n"
 

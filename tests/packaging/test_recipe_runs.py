@@ -15,7 +15,7 @@ import yaml
 from engines import BIN, ROOT, child_env
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
+from ra_hmd.cli.app import app
 
 WAIT = 90.0
 

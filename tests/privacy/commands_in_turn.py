@@ -8,7 +8,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from ra_hmd.cli import app
+from ra_hmd.cli.app import app
 
 
 def seen() -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ import pytest
 from engines import BIN, ROOT, child_env, run
 from servers import drawn, encoded, in_process
 
-from ra_hmd.privacy import _SETTINGS, keep_private
+from ra_hmd.core.privacy import _SETTINGS, keep_private
 
 HERE = Path(__file__).parent
 CACHES = (".cache/huggingface/", ".cache/matplotlib/", ".config/matplotlib/", ".triton/")
@@ -188,7 +188,7 @@ def test_a_user_s_own_settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-@pytest.mark.parametrize("entry", ["ra_hmd.cli", "stage2.__main__", "llamafactory_ext.__main__"])
+@pytest.mark.parametrize("entry", ["ra_hmd.cli.app", "stage2.__main__", "llamafactory_ext.__main__"])
 def test_every_entry_point_sets_it_before_what_heeds_it(entry: str, tmp_path: Path) -> None:
     """A stub of each library looks at the environment when it is imported, as the libraries do."""
     code = (

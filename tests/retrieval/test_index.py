@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import pytest
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 from ra_hmd.retrieval import index as index_module
 from ra_hmd.retrieval.index import SearchIndex, build_index, resolve_kind
 from ra_hmd.retrieval.knn import search, unit_rows

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 from ra_hmd.retrieval.knn import ABSENT, Neighbours, search, unit_rows
 from ra_hmd.retrieval.nearest import Searched, nearest_rows
 from ra_hmd.retrieval.points import Members, Points

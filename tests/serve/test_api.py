@@ -13,13 +13,13 @@ import pytest
 from servers import as_json, drawn, encoded, in_thread, queries
 from starlette.formparsers import MultiPartParser
 
-from ra_hmd.predict.detector import Detector
-from ra_hmd.retrieval.bank import open_bank
+from ra_hmd.bank.bank import open_bank
+from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
-from ra_hmd.serve.bank_desk import BankDesk
-from ra_hmd.serve.keys import KeyRing, make_key
-from ra_hmd.serve.service import Limits, Service
-from ra_hmd.serve.settings import Settings
+from ra_hmd.serve.auth import KeyRing, make_key
+from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.batching import Limits, Service
+from ra_hmd.serve.limits import Settings
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import httpx
 import pytest
 from servers import as_json, drawn, encoded, in_process, queries
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 from ra_hmd.serve.hosts import host_name, root_path_of
-from ra_hmd.serve.running import KEEP_ALIVE_SECONDS, Serving
+from ra_hmd.serve.server import KEEP_ALIVE_SECONDS, Serving
 
 LIMIT = 100_000
 JSON = {"Content-Type": "application/json"}

@@ -14,15 +14,16 @@ import pytest
 from servers import as_json, drawn, encoded, in_thread, queries
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app as cli
-from ra_hmd.predict.detector import Detector, Prepared
-from ra_hmd.retrieval.bank import open_bank
+from ra_hmd.bank.bank import open_bank
+from ra_hmd.cli.app import app as cli
+from ra_hmd.inference.detector import Detector
+from ra_hmd.inference.types import Prepared
 from ra_hmd.serve.app import create_app
-from ra_hmd.serve.bank_desk import BankDesk
-from ra_hmd.serve.keys import KeyRing, make_key
-from ra_hmd.serve.observing import JsonLines
-from ra_hmd.serve.refusals import public_name
-from ra_hmd.serve.service import Limits, Service
+from ra_hmd.serve.auth import KeyRing, make_key
+from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.batching import Limits, Service
+from ra_hmd.serve.errors import public_name
+from ra_hmd.serve.metrics import JsonLines
 
 
 def test_no_answer_tells_where_things_lie(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:

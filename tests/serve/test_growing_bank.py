@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ra_hmd.evaluation.banks import Examples
-from ra_hmd.evaluation.basis import OTHER, Standing, content_of, standing_of
+from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.change_impact import Planned, effect
+from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.evaluation.evaluate import evaluate
-from ra_hmd.evaluation.plan import Choice
+from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import read_features
-from ra_hmd.predict.scorer import Scorer
-from ra_hmd.retrieval.bank import open_bank
-from ra_hmd.retrieval.effect import Planned, effect
-from ra_hmd.retrieval.embedded import Embedded
-from ra_hmd.retrieval.from_store import embed_store
+from ra_hmd.retrieval.embeddings import Embedded
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.reference_set import Examples, standing_of
+from ra_hmd.scoring.scorer import Scorer
+from ra_hmd.scoring.threshold_basis import OTHER, Standing, content_of
 
 
 @pytest.fixture

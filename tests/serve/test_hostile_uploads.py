@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 from servers import drawn, encoded, in_process
 
-from ra_hmd.predict.detector import Detector, Query
+from ra_hmd.inference.detector import Detector
+from ra_hmd.inference.types import Query
 
 MARK = "zebracake"
 LIMIT = 4_000_000

@@ -9,24 +9,25 @@ import numpy as np
 import pytest
 from servers import as_json, in_thread, queries
 
+from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.embed_features import embed_store
+from ra_hmd.console.labels import ClassNames
 from ra_hmd.console.moderation import Moderation, Subject
 from ra_hmd.console.review_queue import margin
 from ra_hmd.console.reviews import Reviews
 from ra_hmd.console.views import Views
-from ra_hmd.console.words import ClassNames
-from ra_hmd.data.record import read_memes
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme_files import read_memes
 from ra_hmd.evaluation.evaluate import evaluate
-from ra_hmd.predict.detector import Detector, Query
-from ra_hmd.predict.files import predict_files
-from ra_hmd.predict.gallery import Gallery
-from ra_hmd.predict.stores import predict
-from ra_hmd.retrieval.bank import open_bank
-from ra_hmd.retrieval.from_store import embed_store
+from ra_hmd.inference.batch import predict_files
+from ra_hmd.inference.batch_features import predict
+from ra_hmd.inference.detector import Detector
+from ra_hmd.inference.meme_lookup import Gallery
+from ra_hmd.inference.types import Query
 from ra_hmd.serve.app import create_app
-from ra_hmd.serve.bank_desk import BankDesk
-from ra_hmd.serve.keys import KeyRing, make_key
-from ra_hmd.serve.service import Service, every
+from ra_hmd.serve.auth import KeyRing, make_key
+from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.batching import Service, every
 
 
 def test_over_the_api(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import httpx
 from servers import drawn, encoded, in_process
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.retrieval.bank import open_bank
+from ra_hmd.bank.bank import open_bank
+from ra_hmd.cli.app import app
 
 
 def correct(client: httpx.Client, number: int, picture: str) -> httpx.Response:

@@ -21,12 +21,12 @@ from schemathesis.specs.openapi.checks import (
 )
 from servers import drawn, encoded, in_thread
 
-from ra_hmd.predict.detector import Detector
+from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
-from ra_hmd.serve.bank_desk import BankDesk
-from ra_hmd.serve.keys import KeyRing, make_key
-from ra_hmd.serve.service import Service
-from ra_hmd.serve.settings import Settings
+from ra_hmd.serve.auth import KeyRing, make_key
+from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.batching import Service
+from ra_hmd.serve.limits import Settings
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 PICTURE = drawn((32, 32))

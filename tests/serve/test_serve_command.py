@@ -12,11 +12,11 @@ import pytest
 from servers import as_json, drawn, encoded, in_process, queries
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.predict.detector import Detector
+from ra_hmd.cli.app import app
+from ra_hmd.inference.detector import Detector
+from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.hosts import is_loopback
-from ra_hmd.serve.keys import KeyRing
-from ra_hmd.serve.running import Serving
+from ra_hmd.serve.server import Serving
 
 
 def run(*words: str | Path) -> tuple[int, str, str]:

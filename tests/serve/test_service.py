@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 from servers import queries
 
-from ra_hmd.errors import UserError
-from ra_hmd.predict.detector import Detector, Query
-from ra_hmd.retrieval.bank import open_bank
-from ra_hmd.serve.bank_desk import BankDesk, Labelled
-from ra_hmd.serve.service import Closed, Limits, QueueFull, Service, every
+from ra_hmd.bank.bank import open_bank
+from ra_hmd.core.errors import UserError
+from ra_hmd.inference.detector import Detector
+from ra_hmd.inference.types import Query
+from ra_hmd.serve.bank_service import BankDesk, Labelled
+from ra_hmd.serve.batching import Closed, Limits, QueueFull, Service, every
 
 
 def test_each_of_many_gets_its_own_answer(served_clip: Path, clip_bank: Path, memes: Path) -> None:

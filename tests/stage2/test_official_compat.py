@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import read_json
+from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.errors import UserError
 from stage2.losses.contrastive import contrastive_loss
 from stage2.losses.naive import naive_loss
 from stage2.losses.official import official_loss

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import read_features
-from ra_hmd.manifest import read_json
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, MemeHead
 from stage2.run import run_stage2
 from stage2.trainer import Trainer

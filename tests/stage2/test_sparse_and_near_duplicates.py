@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import Features
-from ra_hmd.manifest import read_json
 from stage2.mining import mine, near_duplicates
 from stage2.run import run_stage2
 from stage2.sparse import SparseIndex, documents

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ra_hmd.config import load_yaml
-from ra_hmd.errors import UserError
+from ra_hmd.core.config import load_yaml
+from ra_hmd.core.errors import UserError
 from stage2.arguments import Stage2Arguments
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -5,13 +5,13 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.task import Problem
 from ra_hmd.features.store import Features, read_features
-from ra_hmd.manifest import read_json
 from ra_hmd.models.head import load_head
-from ra_hmd.models.objective import Objective, class_weights, weights_of
-from ra_hmd.problem import Problem
-from ra_hmd.retrieval.embedded import Embedded, hidden_tensor, run_head
+from ra_hmd.models.losses import Objective, class_weights, weights_of
+from ra_hmd.retrieval.embeddings import Embedded, hidden_tensor, run_head
 from ra_hmd.retrieval.voting import Voting
 from stage2.losses.contrastive import contrastive_loss
 from stage2.losses.similarity import Similarity, same_class

@@ -12,12 +12,12 @@ from torch import nn
 
 import ra_hmd.training.trainer
 import stage2.mining
-from ra_hmd.errors import UserError
-from ra_hmd.evaluation.metrics import auroc
+from ra_hmd.core.artifacts import read_json, sha256_file, write_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.evaluation.metrics.binary import auroc
 from ra_hmd.features.store import Features, read_features
-from ra_hmd.manifest import read_json, sha256_file, write_json
 from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, HeadConfig, MemeHead, load_head, save_head
-from ra_hmd.retrieval.embedded import Embedded
+from ra_hmd.retrieval.embeddings import Embedded
 from ra_hmd.retrieval.knn import Neighbours
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.training.trainer import clip_gradients, parameter_groups

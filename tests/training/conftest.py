@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ra_hmd.features.store import Features, write_features
-from ra_hmd.training.train_head import TrainHeadArguments
+from ra_hmd.training.classification import TrainHeadArguments
 from stage2.arguments import Stage2Arguments
 
 SUBJECTS, IMAGE, TEXT = 4, 12, 8

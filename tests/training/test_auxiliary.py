@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.task import UNLABELLED, Problem
 from ra_hmd.features.store import read_features
-from ra_hmd.problem import UNLABELLED, Problem
-from ra_hmd.training.auxiliary import fine_loss, fine_tasks
-from ra_hmd.training.start import initial_head
-from ra_hmd.training.train_head import ClassificationTrainer, train_head
+from ra_hmd.training.auxiliary_losses import fine_loss, fine_tasks
+from ra_hmd.training.classification import ClassificationTrainer, train_head
+from ra_hmd.training.inputs import initial_head
 
 
 def test_fine_labels_are_read_from_the_extras(features):

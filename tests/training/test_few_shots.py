@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from ra_hmd.errors import UserError
-from ra_hmd.evaluation.metrics import auroc
+from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.evaluation.metrics.binary import auroc
 from ra_hmd.features.store import read_features
-from ra_hmd.manifest import read_json, write_json
 from ra_hmd.models.head import HEAD_WEIGHTS, load_head
-from ra_hmd.retrieval.embedded import Embedded
+from ra_hmd.retrieval.embeddings import Embedded
 from ra_hmd.retrieval.voting import Voting
-from ra_hmd.training.start import training_rows
-from ra_hmd.training.train_head import train_head
+from ra_hmd.training.classification import train_head
+from ra_hmd.training.inputs import training_rows
 from stage2.run import run_stage2
 
 

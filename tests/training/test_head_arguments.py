@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from ra_hmd.errors import UserError
+from ra_hmd.core.errors import UserError
 from ra_hmd.training.arguments import HeadArguments
-from ra_hmd.training.train_head import TrainHeadArguments
+from ra_hmd.training.classification import TrainHeadArguments
 from stage2.arguments import Stage2Arguments
 
 

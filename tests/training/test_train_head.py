@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from ra_hmd.cli import app
-from ra_hmd.errors import UserError
-from ra_hmd.evaluation.checks import head_fingerprint
-from ra_hmd.evaluation.metrics import auroc
+from ra_hmd.cli.app import app
+from ra_hmd.core.artifacts import read_json, sha256_file
+from ra_hmd.core.errors import UserError
+from ra_hmd.evaluation.metrics.binary import auroc
+from ra_hmd.features.compatibility import head_fingerprint
 from ra_hmd.features.store import read_features
-from ra_hmd.manifest import read_json, sha256_file
 from ra_hmd.models.fusion import FusionConfig
 from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, HeadConfig, load_head
-from ra_hmd.retrieval.embedded import hidden_tensor, run_head
-from ra_hmd.training.start import head_config, initial_head
-from ra_hmd.training.train_head import ClassificationTrainer, train_head
+from ra_hmd.retrieval.embeddings import hidden_tensor, run_head
+from ra_hmd.training.classification import ClassificationTrainer, train_head
+from ra_hmd.training.inputs import head_config, initial_head
 from stage2.run import run_stage2
 
 BOTH = ("align", "concat", "cross", "cross_nd", "align_concat", "none")
@@ -71,7 +71,7 @@ def test_what_is_left_in_the_folder(encoded):
 def test_nothing_of_stage_2_is_imported():
     """So nothing can be mined."""
     script = (
-        "import sys, ra_hmd.training.train_head; print(any(name.split('.')[0] == 'stage2' for name in sys.modules))"
+        "import sys, ra_hmd.training.classification; print(any(name.split('.')[0] == 'stage2' for name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

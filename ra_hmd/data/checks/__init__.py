@@ -1,1 +1,1 @@
-"""What can be wrong with a copy of a data set, and how it is found, reported and mended."""
+"""Checks of an imported data set (`ra-hmd data check`)."""

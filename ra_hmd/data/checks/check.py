@@ -8,7 +8,7 @@ from ra_hmd.data.checks.findings import Finding, Findings
 from ra_hmd.data.checks.fix import fix_data
 from ra_hmd.data.checks.report import write_check_report
 from ra_hmd.data.checks.scan import scan
-from ra_hmd.data.dataset import MemeData, open_data
+from ra_hmd.data.meme_dataset import MemeData, open_data
 
 CHECK = "check"
 
@@ -16,8 +16,8 @@ CHECK = "check"
 def check_data(
     folder: str | Path,
     *,
+    excess: Callable[[str, int, int], int] | None = None,
     config: str | Path | None = None,
-    model: str | None = None,
     fix: bool = False,
     workers: int = 1,
     show: bool = False,
@@ -26,8 +26,9 @@ def check_data(
 
     Args:
         folder: The folder, of `ra-hmd data import` or with `<split>.jsonl` files.
-        config: Stage 1 YAML file whose token budget the captions must fit.
-        model: Model of that file, where it lies elsewhere.
+        excess: By how many tokens a caption on an image of a width and height exceeds the budget of `config`
+            (`ra_hmd.models.caption_budget.excess_tokens`); by default the budget is not checked.
+        config: Stage 1 YAML file that the budget comes from, for the report.
         fix: First mend what can be mended without losing anything, then check again.
         workers: Processes that open images.
         show: Draw a progress bar.
@@ -36,13 +37,8 @@ def check_data(
         What report.json holds: rows and classes per split, `findings`, `fixed`.
 
     Raises:
-        UserError: no such folder, or a configuration that cannot be used.
+        UserError: no such folder.
     """
-    excess = None
-    if config is not None:
-        from ra_hmd.data.checks.budget import excess_tokens
-
-        excess = excess_tokens(config, model)
     data = open_data(folder)
     seen, findings = _inspect(data, None if fix else excess, workers=workers, show=show)
     fixed: list[str] = []

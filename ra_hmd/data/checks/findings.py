@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ra_hmd.data.checks.scan import HUGE_PIXELS, RowFacts
-from ra_hmd.data.dataset import DATASET_MANIFEST, MemeData
+from ra_hmd.data.meme_dataset import DATASET_MANIFEST, MemeData
 from ra_hmd.data.readers.tasks import Expected, Task
 from ra_hmd.data.text import well_formed
 

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ra_hmd.data.dataset import DATASET_MANIFEST, REJECTED, MemeData, SplitWriter, json_line
-from ra_hmd.data.record import Meme
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import atomic_path, read_json, write_json
+from ra_hmd.core.artifacts import atomic_path, read_json, write_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme import Meme
+from ra_hmd.data.meme_dataset import DATASET_MANIFEST, REJECTED, MemeData, SplitWriter, json_line
 
 
 def fix_data(data: MemeData, bad: Mapping[tuple[str, int], str], kinds: list[str]) -> list[str]:

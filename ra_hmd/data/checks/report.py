@@ -7,10 +7,21 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ra_hmd.core.artifacts import plain, run_manifest, write_json, write_text
+from ra_hmd.core.markdown import escape, markdown_table
+from ra_hmd.core.plotting import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    legend_below,
+    panels,
+    plain_text,
+    save_figure,
+)
 from ra_hmd.data.checks.findings import Finding, Findings
-from ra_hmd.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, legend_below, panels, plain_text, save_figure
-from ra_hmd.manifest import plain, run_manifest, write_json, write_text
-from ra_hmd.markdown import escape, markdown_table
 
 REPORT = "report.json"
 _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)

@@ -13,13 +13,13 @@ from typing import Any
 from joblib import Parallel, delayed
 from PIL import Image
 
-from ra_hmd.data.dataset import MemeData
+from ra_hmd.core.artifacts import sha256_bytes, write_text
+from ra_hmd.core.progress import track
 from ra_hmd.data.images import describe_fault, look_at, open_image, perceptual_hash
+from ra_hmd.data.meme import Meme
+from ra_hmd.data.meme_dataset import MemeData
+from ra_hmd.data.prompt import special_strings
 from ra_hmd.data.readers.tasks import Task
-from ra_hmd.data.record import Meme
-from ra_hmd.data.sharegpt import special_strings
-from ra_hmd.manifest import sha256_bytes, write_text
-from ra_hmd.progress import track
 
 HUGE_PIXELS = 50_000_000
 _CHUNK = 512

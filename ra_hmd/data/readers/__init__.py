@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.readers.base import Reader
 from ra_hmd.data.readers.generic import Generic
 from ra_hmd.data.readers.harm_c import HarmC
@@ -13,7 +14,6 @@ from ra_hmd.data.readers.mmhs150k import Mmhs150k
 from ra_hmd.data.readers.multioff import MultiOff
 from ra_hmd.data.readers.pridemm import PrideMM
 from ra_hmd.data.readers.propaganda import Propaganda
-from ra_hmd.errors import UserError
 
 READERS: dict[str, type[Reader]] = {
     reader.name: reader

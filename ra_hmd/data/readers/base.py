@@ -11,13 +11,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.data.files import Row, rows_of
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme import Meme
+from ra_hmd.data.meme_files import sharegpt_fields
+from ra_hmd.data.prompt import Answers, PromptTemplate
 from ra_hmd.data.readers.image_folders import ImageFolder, Source, Wanted, find_image_folders
 from ra_hmd.data.readers.tasks import HATE, Expected, Task
 from ra_hmd.data.readers.tree import Tree, below
-from ra_hmd.data.record import Meme, sharegpt_fields
-from ra_hmd.data.sharegpt import Answers, PromptTemplate
-from ra_hmd.errors import UserError
+from ra_hmd.data.rows import Row, rows_of
 
 _SAMPLE = 50
 _MIXED_SAMPLE = 20_000  # rows that are read to see some of each split, where one file holds several

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.data.files import KINDS, Row
+from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.layouts import layout_of
+from ra_hmd.data.meme import Meme
+from ra_hmd.data.meme_files import MOST_CLASSES, class_index
 from ra_hmd.data.readers.base import SHAREGPT, Found, Part, Reader, given
 from ra_hmd.data.readers.tree import Tree
-from ra_hmd.data.record import MOST_CLASSES, Meme, class_index
-from ra_hmd.errors import UserError, raise_all
+from ra_hmd.data.rows import KINDS, Row
 
 FIELDS = ("id", "image", "text", "label", "split")
 FILE_NAME = re.compile(r"[\w-][\w.-]*")

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ra_hmd.data.files import Row
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names, split_files
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
 from ra_hmd.data.readers.tree import Tree
-from ra_hmd.data.record import Meme
+from ra_hmd.data.rows import Row
 
 INTENSITIES = ("not harmful", "somewhat harmful", "very harmful")
 TARGETS = ("individual", "organization", "community", "society")

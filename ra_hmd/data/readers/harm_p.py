@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ra_hmd.data.files import jsonl_rows
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.readers.base import Found, sharegpt_names
 from ra_hmd.data.readers.harm_c import V0, HarMeme
 from ra_hmd.data.readers.tasks import Expected
 from ra_hmd.data.readers.tree import Tree
-from ra_hmd.errors import UserError
+from ra_hmd.data.rows import jsonl_rows
 
 _V0_TRAIN_ROWS = 3020
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.data.files import Row, jsonl_rows
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.readers.base import Found, Part, Reader, binary, given, graded, sharegpt_names
 from ra_hmd.data.readers.tasks import HATE, Expected, choice_task
 from ra_hmd.data.readers.tree import Tree
-from ra_hmd.data.record import Meme
+from ra_hmd.data.rows import Row, jsonl_rows
 
 PHASE_1 = ("train", "dev", "test")
 PHASE_2 = ("train", "dev_seen", "dev_unseen", "test_seen", "test_unseen")

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.data.files import Row, csv_rows, jsonl_rows, read_lines
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.readers.base import Found, Part, Reader, binary, given, sharegpt_names, split_files
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
 from ra_hmd.data.readers.tree import Tree, only
-from ra_hmd.data.record import Meme
-from ra_hmd.errors import UserError
+from ra_hmd.data.rows import Row, csv_rows, jsonl_rows, read_lines
 
 SUB_LABELS = ("shaming", "stereotype", "objectification", "violence")
 _OFFICIAL = {"train": r"train(ing)?\.csv", "trial": r"trial\.csv", "test": r"test\.csv"}

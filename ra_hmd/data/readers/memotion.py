@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.data.files import Row, csv_rows
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.readers.base import Found, Part, Reader, graded, sharegpt_names
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task, yes_no_task
 from ra_hmd.data.readers.tree import Tree, only
-from ra_hmd.data.record import Meme
-from ra_hmd.errors import UserError
+from ra_hmd.data.rows import Row, csv_rows
 
 HUMOUR = ("not_funny", "funny", "very_funny", "hilarious")
 SARCASM = ("not_sarcastic", "general", "twisted_meaning", "very_twisted")

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ra_hmd.data.files import Row, json_rows, read_lines
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names
 from ra_hmd.data.readers.tasks import HATE, Expected, choice_task
 from ra_hmd.data.readers.tree import Tree, only
-from ra_hmd.data.record import Meme
-from ra_hmd.errors import UserError
+from ra_hmd.data.rows import Row, json_rows, read_lines
 
 TYPES = ("not hate", "racist", "sexist", "homophobe", "religion", "other hate")
 _SPLITS = ("train", "val", "test")

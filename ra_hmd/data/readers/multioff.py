@@ -4,11 +4,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ra_hmd.data.files import Row
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names
 from ra_hmd.data.readers.tasks import Expected, Task
 from ra_hmd.data.readers.tree import Tree
-from ra_hmd.data.record import Meme
+from ra_hmd.data.rows import Row
 
 _FILES = {
     "train": r"training_meme_dataset\.csv",

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ra_hmd.data.files import Row
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.readers.base import Found, Part, Reader, binary, sharegpt_names, split_files
 from ra_hmd.data.readers.tasks import HATE, Expected, choice_task, yes_no_task
 from ra_hmd.data.readers.tree import Tree
-from ra_hmd.data.record import Meme
+from ra_hmd.data.rows import Row
 
 TARGETS = ("undirected", "individual", "community", "organization")
 STANCES = ("neutral", "support", "oppose")

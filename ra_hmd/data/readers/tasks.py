@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ra_hmd.data.record import Meme
-from ra_hmd.data.sharegpt import OFFICIAL_ANSWERS, OFFICIAL_PROMPT
+from ra_hmd.data.meme import Meme
+from ra_hmd.data.prompt import OFFICIAL_ANSWERS, OFFICIAL_PROMPT
 
 CHOICE_PROMPT = '<image> This is an image with: "{text}" written on it. '
 

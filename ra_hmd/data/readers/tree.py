@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.data.files import rows_of
-from ra_hmd.errors import UserError
-from ra_hmd.manifest import sha256_file
+from ra_hmd.core.artifacts import sha256_file
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.rows import rows_of
 
 _ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z")

@@ -1,0 +1,1 @@
+"""The example bank: versions, changes and their impact, search."""

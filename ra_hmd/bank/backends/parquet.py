@@ -1,0 +1,200 @@
+"""Where the `faiss` backend keeps a bank: a folder with one immutable Parquet file per version.
+
+A version exists once its file has its name: the file is written under another name, synchronised to disk and renamed.
+A reader therefore sees whole versions only, and a process that dies leaves at most a file that nobody reads.
+
+Shapes: N rows ever added, Q queries, D embedding.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from ra_hmd.bank.backends.parquet_index import FaissSearch
+from ra_hmd.bank.log_checkpoint import EVERY, read_checkpoint, write_checkpoint
+from ra_hmd.bank.versions import Change, Entry, State
+from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, new_folder, read_json, write_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.retrieval.nearest import Searched
+
+VERSIONS, CACHE, LOCK = "versions", "cache", ".lock"
+_KEY = b"ra_hmd"
+_CHECKPOINT = "log.parquet"
+_ROW_GROUP = 16_384
+
+
+@contextmanager
+def locked(path: Path, seconds: float, place: str | Path) -> Iterator[None]:
+    """Hold the lock file at `path`; the system frees it when the process ends, however it ends.
+
+    Raises:
+        UserError: another process has held it for so long.
+    """
+    lock = FileLock(path, timeout=seconds)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{place} has been in use by another process for {seconds:g} s ({path}); try again, or wait longer with "
+            "--wait."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class FolderStore:
+    """The files of one bank.
+
+    Attributes:
+        place: The folder.
+        settings: What was fixed when the bank was made.
+    """
+
+    def __init__(self, folder: str | Path, wait: float = 60.0) -> None:
+        self.place = Path(folder)
+        self._wait = wait
+        if not (self.place / MANIFEST_NAME).is_file() or not (self.place / VERSIONS).is_dir():
+            raise UserError(f"{folder} is not an example bank; make one with `ra-hmd bank create`.")
+        manifest = read_json(self.place / MANIFEST_NAME)
+        if manifest.get("kind") != "bank":
+            raise UserError(f"{folder} holds a {manifest.get('kind')!r} run, not an example bank.")
+        self.settings: dict[str, Any] = dict(manifest)
+        self._multi_label = manifest.problem.kind == "multi_label"
+        self._search = FaissSearch(self.place / CACHE, self.settings, self.embeddings)
+
+    @classmethod
+    def create(
+        cls, folder: str | Path, settings: dict[str, Any], entry: Entry, change: Change, new: np.ndarray
+    ) -> None:
+        """Write the folder with its first version; it appears in one step.
+
+        Raises:
+            UserError: there is something already.
+        """
+        with new_folder(folder) as temporary:
+            (temporary / VERSIONS).mkdir()
+            write_json(temporary / MANIFEST_NAME, settings)
+            _write_version(temporary, entry, change, new)
+            sync_folder(temporary)
+        sync_folder(Path(folder).parent)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Alone among writers; what a dead one left is removed first."""
+        with locked(self.place / LOCK, self._wait, self.place):
+            for path in [*(self.place / VERSIONS).glob(".*.tmp"), *(self.place / CACHE).glob(".*.tmp")]:
+                path.unlink(missing_ok=True)
+            yield
+
+    def newest(self, known: int) -> int:
+        """The last version, at least `known`."""
+        while self._path(known + 1).is_file():
+            known += 1
+        return known
+
+    def read(self, first: int, last: int) -> list[tuple[Entry, Change]]:
+        """The log and changes of versions first … last."""
+        names = Change.of(np.zeros(0, np.int64)).to_table().column_names
+        kept = self._checkpoint(last) if last - first >= EVERY else {}
+        found = []
+        for version in range(first, last + 1):
+            if version in kept:
+                found.append(kept[version])
+                continue
+            with pq.ParquetFile(self._path(version)) as file:
+                known = [name for name in names if name in file.schema_arrow.names]
+                table = file.read(columns=known, use_threads=file.num_row_groups > 1)
+            entry = Entry(**json.loads(table.schema.metadata[_KEY]))
+            found.append((entry, Change.from_table(table, multi_label=self._multi_label)))
+        return found
+
+    def write(self, entry: Entry, change: Change, new: np.ndarray | None, first: int) -> None:
+        """Make a version exist; to be called within `writing`. New rows get the numbers `first`, `first` + 1, …
+
+        Raises:
+            UserError: it exists, because a writer did not see the lock.
+        """
+        _write_version(self.place, entry, change, new)
+        if entry.version % EVERY == 0:
+            versions = self.read(1, entry.version)
+            with suppress(OSError):  # the disk is full, or this folder alone may not be written: it is done without
+                write_checkpoint(self.place / CACHE / _CHECKPOINT, {one.version: (one, what) for one, what in versions})
+
+    def _checkpoint(self, last: int) -> dict[int, tuple[Entry, Change]]:
+        """What the checkpoint holds of this bank up to a version."""
+        kept = read_checkpoint(self.place / CACHE / _CHECKPOINT, multi_label=self._multi_label)
+        newest = max((version for version in kept if version <= last), default=0)
+        if not newest:
+            return {}
+        own = pq.read_schema(self._path(newest)).metadata[_KEY]  # of this bank, not of one that was copied over it
+        return kept if Entry(**json.loads(own)) == kept[newest][0] else {}
+
+    def embeddings(self, state: State, rows: np.ndarray) -> np.ndarray:
+        """float32 [M, D] of row numbers [M] in rising order, as the head made them."""
+        parts = [np.zeros((0, self.settings["dimension"]), np.float32)]
+        for version in range(1, state.version + 1):
+            first, last = state.origins[version - 1 : version + 1]
+            wanted = rows[np.searchsorted(rows, first) : np.searchsorted(rows, last)] - first
+            if not len(wanted):
+                continue
+            with pq.ParquetFile(self._path(version)) as file:
+                for group in np.unique(wanted // _ROW_GROUP):
+                    column = file.read_row_group(int(group), columns=["embedding"])["embedding"]
+                    matrix = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
+                    parts.append(matrix[wanted[wanted // _ROW_GROUP == group] - group * _ROW_GROUP])
+        return np.concatenate(parts)
+
+    def searched(self, state: State) -> Searched:
+        """What finds the rows of a state."""
+        return self._search.prepare(state)
+
+    def describe(self) -> dict[str, Any]:
+        """What `info` tells of the backend."""
+        files = [path for path in self.place.rglob("*") if path.is_file()]
+        return {"bytes": sum(path.stat().st_size for path in files), **self._search.describe()}
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _path(self, version: int) -> Path:
+        return self.place / VERSIONS / f"{version:08d}.parquet"
+
+
+def _write_version(folder: Path, entry: Entry, change: Change, new: np.ndarray | None) -> None:
+    path = folder / VERSIONS / f"{entry.version:08d}.parquet"
+    table = change.to_table()
+    if new is not None:
+        matrix = np.zeros((len(table), new.shape[1]), np.float32)  # lines that touch earlier rows come last: zeros
+        matrix[: len(new)] = new
+        values = pa.array(matrix.reshape(-1))
+        table = table.append_column("embedding", pa.FixedSizeListArray.from_arrays(values, new.shape[1]))
+    table = table.replace_schema_metadata({_KEY: json.dumps(entry.to_dict(), ensure_ascii=False)})
+    if path.exists():
+        raise UserError(
+            f"{path} exists: another writer made version {entry.version} at the same time, so the lock file does not "
+            "work on this file system. Nothing was changed; try again."
+        )
+    with atomic_path(path) as temporary:
+        pq.write_table(
+            table, temporary, compression="lz4", use_dictionary=["source", "note", "time"], row_group_size=_ROW_GROUP
+        )
+    sync_folder(path.parent)

@@ -1,0 +1,75 @@
+"""Which card a folder gets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ra_hmd.bank.bank import is_bank
+from ra_hmd.cards.render import Card, Stated, write_card
+from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme_dataset import DATASET_MANIFEST
+from ra_hmd.models.head import has_head
+
+
+def make_card(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    reports: Sequence[str | Path] = (),
+    stated: Stated | None = None,
+    overwrite: bool = False,
+) -> Card:
+    """Write the card of a folder with a head, of an imported data set, or of an example bank.
+
+    No caption, picture, author's name or reason of a change is printed, and of absolute paths only the end.
+
+    Args:
+        source: The folder, or a bank's URI.
+        output: Folder of README.md; default is `source`.
+        reports: Of a head: folders that `ra-hmd evaluate` wrote about it.
+        stated: What the publisher says.
+        overwrite: Replace a card.
+
+    Raises:
+        UserError: none of the three, a report of another head, a card that is there.
+    """
+    stated = stated or Stated()
+    bank = is_bank(source)
+    folder = Path(source)
+    if bank and not folder.is_dir() and output is None:
+        raise UserError(f"{source} is no folder that could take its card; give --output.")
+    kind = "bank" if bank else "model" if has_head(folder) else _data_kind(folder)
+    if reports and kind != "model":
+        raise UserError(f"--report is for a folder with a head, and {source} is a {kind.replace('_', ' ')}.")
+    if kind == "model":
+        from ra_hmd.cards.model_card import model_facts
+
+        facts = model_facts(folder, reports, stated)
+    elif bank:
+        from ra_hmd.cards.bank_card import bank_facts
+
+        facts = bank_facts(source, stated)
+    else:
+        from ra_hmd.cards.dataset_card import data_facts
+
+        facts = data_facts(folder, stated)
+    return write_card(f"{kind}.md.j2", facts, folder if output is None else output, overwrite=overwrite)
+
+
+def _data_kind(folder: Path) -> str:
+    """`data_set`, or what is wrong.
+
+    Raises:
+        UserError: there is no card for it.
+    """
+    path = folder / MANIFEST_NAME
+    if (folder / DATASET_MANIFEST).is_file():
+        return "data_set"
+    known = "a folder with a head (Stage 1, Stage 2, head on an encoder), an imported data set, or an example bank"
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; give {known}.")
+    kind = read_json(path).get("kind") if path.is_file() else None
+    if kind and str(kind).endswith(("_seeds", "_sweep")):
+        raise UserError(f"{folder} holds several runs ({kind}); give the folder of one of them.")
+    found = f"holds {kind!r}" if kind else f"has neither {MANIFEST_NAME} nor {DATASET_MANIFEST}"
+    raise UserError(f"{folder} {found}: no card is written of that; give {known}.")

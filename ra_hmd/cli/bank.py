@@ -1,0 +1,368 @@
+"""`ra-hmd bank …`: each command is one call into the library. Heavy modules are imported inside the commands."""
+
+import getpass
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ra_hmd.cli.options import Final, MinSimilarity, Prior, TopK, Weights
+from ra_hmd.core.errors import UserError
+
+if TYPE_CHECKING:
+    from ra_hmd.bank.bank import Bank
+    from ra_hmd.bank.versions import Entry
+    from ra_hmd.core.task import Problem
+    from ra_hmd.retrieval.voting import Voting
+
+bank_app = typer.Typer(
+    help="The example bank: labelled memes that vote, with a history.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Place = Annotated[str, typer.Argument(help="Folder, file ….db (Milvus Lite), or http://host:port#name (Milvus).")]
+Checkpoint = Annotated[Path, typer.Option(help="Stage 1 run or Stage 2 folder: whose head embeds.")]
+Store = Annotated[Path, typer.Option("--features", help="Feature store of the memes.")]
+Queries = Annotated[Path, typer.Option(help="Feature store of the memes to judge.")]
+Author = Annotated[str | None, typer.Option(help="Who changes it; default: the login name.")]
+Reason = Annotated[str, typer.Option(help="Why; the log keeps it.")]
+Source = Annotated[str | None, typer.Option(help="Where the memes come from; default: the store's path.")]
+Note = Annotated[str, typer.Option(help="Kept with every row.")]
+Decided = Annotated[
+    bool,
+    typer.Option(
+        "--decided/--examples",
+        help="Whether people labelled these very memes: identical ones get their labels. Examples only vote.",
+    ),
+]
+Identical = Annotated[
+    bool,
+    typer.Option("--relabel-identical", help="Rows that are the same picture and caption get the new label too."),
+]
+Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for other processes.")]
+Lock = Annotated[Path | None, typer.Option(help="Milvus cluster: the writers' lock file; or RA_HMD_MILVUS_LOCK.")]
+Token = Annotated[str | None, typer.Option(help="Milvus cluster: user:password or key; better in RA_HMD_MILVUS_TOKEN.")]
+Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+@bank_app.command("create")
+def create_command(
+    bank: Place,
+    checkpoint: Checkpoint,
+    features: Store,
+    reason: Reason = "created",
+    author: Author = None,
+    backend: Annotated[str | None, typer.Option(help="faiss or milvus; default: as BANK looks.")] = None,
+    index: Annotated[str, typer.Option(help="auto, flat, ivf or hnsw.")] = "auto",
+    recall: Annotated[float, typer.Option(help="Least recall@20 of an approximate index in a folder.")] = 0.99,
+    seed: Annotated[int, typer.Option(help="Of such an index.")] = 0,
+    source: Source = None,
+    note: Note = "",
+    decided: Decided = False,
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Make a bank from a feature store, embedded by a head."""
+    from ra_hmd.bank.bank import backend_of, create_bank
+    from ra_hmd.bank.embed_features import embed_store
+
+    if backend not in (None, backend_of(bank)):
+        raise UserError(
+            f"--backend {backend}: {bank} is a place of backend {backend_of(bank)!r}; `faiss` keeps a folder, `milvus` "
+            "a file ….db or an address http://host:port#name."
+        )
+    found = embed_store(checkpoint, features)
+    with create_bank(
+        bank,
+        found.rows(source, note, decided=decided),
+        found.embedded.embedding,
+        fingerprint=found.fingerprint,
+        author=author or _login(),
+        reason=reason,
+        problem=found.problem,
+        index=index,
+        recall_target=recall,
+        seed=seed,
+        wait=wait,
+        **_milvus(bank, lock, token),
+    ) as opened:
+        _say(opened.log[-1], bank)
+
+
+@bank_app.command("add")
+def add_command(
+    bank: Place,
+    checkpoint: Checkpoint,
+    features: Store,
+    reason: Reason,
+    author: Author = None,
+    source: Source = None,
+    note: Note = "",
+    decided: Decided = True,
+    relabel_identical: Identical = False,
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Add the memes of a feature store."""
+    from ra_hmd.bank.embed_features import embed_store
+
+    found = embed_store(checkpoint, features)
+    with _open(bank, wait, lock, token) as opened:
+        found.check_for(opened)
+        rows = found.rows(source, note, decided=decided)
+        said = {"author": author or _login(), "reason": reason}
+        _say(opened.add(rows, found.embedded.embedding, **said, relabel_identical=relabel_identical), bank)
+
+
+@bank_app.command("remove")
+def remove_command(
+    bank: Place,
+    reason: Reason,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids.")] = None,
+    ids_file: Annotated[Path | None, typer.Option(help="A file with one id per line.")] = None,
+    author: Author = None,
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Remove memes. Earlier versions keep them."""
+    given = [*(ids or []), *(_ids(ids_file) if ids_file else [])]
+    with _open(bank, wait, lock, token) as opened:
+        _say(opened.remove(given, author=author or _login(), reason=reason), bank)
+
+
+@bank_app.command("relabel")
+def relabel_command(
+    bank: Place,
+    labels: Annotated[list[str], typer.Argument(help="id=label …; with several classes id=0,1,0.")],
+    reason: Reason,
+    author: Author = None,
+    relabel_identical: Identical = False,
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Give memes other labels."""
+    with _open(bank, wait, lock, token) as opened:
+        new = _labels(labels, opened.problem)
+        said = {"author": author or _login(), "reason": reason}
+        _say(opened.relabel(new, **said, relabel_identical=relabel_identical), bank)
+
+
+@bank_app.command("rollback")
+def rollback_command(
+    bank: Place,
+    to: Annotated[int, typer.Option(help="The version to restore.")],
+    reason: Reason,
+    author: Author = None,
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Restore a version, as a new version: nothing of the history is lost."""
+    with _open(bank, wait, lock, token) as opened:
+        _say(opened.rollback(to, author=author or _login(), reason=reason), bank)
+
+
+@bank_app.command("info")
+def info_command(bank: Place, as_json: Json = False, wait: Wait = 60.0, lock: Lock = None, token: Token = None) -> None:
+    """Size, classes, version, index, and what made the embeddings."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    with _open(bank, wait, lock, token) as opened:
+        info = opened.info()
+    if as_json:
+        print(json.dumps(info, ensure_ascii=False, indent=2))
+        return
+    table = Table(show_header=False)
+    flat = {key: value for key, value in info.items() if key != "fingerprint"}
+    flat |= {f"fingerprint · {key}": value for key, value in info["fingerprint"].items()}
+    for key, value in flat.items():
+        table.add_row(key, escape(str(value)))
+    Console().print(table)
+
+
+@bank_app.command("log")
+def log_command(bank: Place, as_json: Json = False, wait: Wait = 60.0, lock: Lock = None, token: Token = None) -> None:
+    """Every version: what was done, by whom, when and why."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    with _open(bank, wait, lock, token) as opened:
+        entries = [entry.to_dict() for entry in opened.log]
+    if as_json:
+        print(json.dumps(entries, ensure_ascii=False, indent=2))
+        return
+    table = Table("version", "time", "author", "action", "change", "rows", "reason")
+    for entry in reversed(entries):
+        change = ", ".join(f"{count} {what}" for what, count in entry["counts"].items() if count and what != "rows")
+        change = f"to version {entry['restores']}: {change}" if entry["restores"] else change
+        cells = (entry["version"], entry["time"], entry["author"], entry["action"], change, entry["counts"]["rows"])
+        table.add_row(*(escape(str(cell)) for cell in (*cells, entry["reason"])))
+    Console().print(table)
+
+
+@bank_app.command("search")
+def search_command(
+    bank: Place,
+    checkpoint: Checkpoint,
+    queries: Queries,
+    topk: TopK = 20,
+    weights: Weights = "arithmetic",
+    min_similarity: MinSimilarity = None,
+    prior_correction: Prior = False,
+    output: Annotated[Path | None, typer.Option(help="Evidence of every query, as JSON.")] = None,
+    show: Annotated[int, typer.Option(min=0, help="Queries to print.")] = 20,
+    final: Final = False,
+    as_json: Json = False,
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Judge memes by their nearest neighbours, and show these."""
+    from ra_hmd.bank.search import print_evidence, search_evidence
+    from ra_hmd.scoring.operating_point import read_decision
+    from ra_hmd.scoring.reference_set import vote_rule
+
+    voting = _voting(topk, weights, min_similarity, prior_correction)
+    with _open(bank, wait, lock, token) as opened:
+        rule, notes = vote_rule(opened, read_decision(checkpoint), voting)
+        command = shlex.join(["ra-hmd", *sys.argv[1:]])
+        evidence = search_evidence(opened, checkpoint, queries, voting, rule.thresholds, final=final, command=command)
+    for note in notes:
+        typer.echo(note, err=True)
+    if output is not None:
+        from ra_hmd.core.artifacts import write_json
+
+        write_json(output, evidence)
+        print(output)
+    if as_json:
+        print(json.dumps(evidence, ensure_ascii=False, indent=2))
+    elif output is None:
+        print_evidence(evidence, show)
+
+
+@bank_app.command("effect")
+def effect_command(
+    bank: Place,
+    checkpoint: Checkpoint,
+    queries: Queries,
+    add: Annotated[Path | None, typer.Option(help="Feature store of memes to add.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="Id to remove; may be given several times.")] = None,
+    relabel: Annotated[list[str] | None, typer.Option(help="id=label; may be given several times.")] = None,
+    relabel_identical: Identical = False,
+    rollback: Annotated[int | None, typer.Option(help="Version to go back to; without other changes.")] = None,
+    topk: TopK = 20,
+    weights: Weights = "arithmetic",
+    min_similarity: MinSimilarity = None,
+    prior_correction: Prior = False,
+    final: Final = False,
+    as_json: Json = False,
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> None:
+    """Show which verdicts a change would flip, by the head's stored threshold where it holds. Nothing is changed."""
+    from ra_hmd.bank.change_impact import Planned, effect
+    from ra_hmd.bank.embed_features import embed_store
+    from ra_hmd.bank.search import print_effect
+    from ra_hmd.features.test_lock import open_labels
+    from ra_hmd.scoring.operating_point import read_decision
+    from ra_hmd.scoring.reference_set import vote_rule
+
+    voting = _voting(topk, weights, min_similarity, prior_correction)
+    asked = embed_store(checkpoint, queries, labelled=False)
+    new = embed_store(checkpoint, add) if add else None
+    open_labels(
+        {queries: asked.features},
+        [checkpoint],
+        final=final,
+        command=shlex.join(["ra-hmd", *sys.argv[1:]]),
+        examples={add: new.features} if add and new else {},
+    )
+    with _open(bank, wait, lock, token) as opened:
+        for found in (asked, new):
+            if found is not None:
+                found.check_for(opened)
+        added = (new.rows(), new.embedded.embedding) if new else None
+        labels = _labels(relabel or [], opened.problem)
+        planned = Planned(added, remove or [], labels, rollback, relabel_identical)
+        rule, notes = vote_rule(opened, read_decision(checkpoint), voting)
+        result = effect(opened, asked.embedded, planned, voting, rule.thresholds)
+    for note in notes:
+        typer.echo(note, err=True)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        print_effect(result)
+
+
+def _open(bank: str, wait: float, lock: Path | None, token: str | None) -> "Bank":
+    from ra_hmd.bank.bank import open_bank
+
+    return open_bank(bank, wait=wait, **_milvus(bank, lock, token))
+
+
+def _milvus(bank: str, lock: Path | None, token: str | None) -> dict[str, Any]:
+    """The options of that backend; they mean nothing to the other."""
+    from ra_hmd.bank.bank import backend_of
+
+    if backend_of(bank) == "milvus":
+        return {"lock": lock, "token": token}
+    if lock is not None:
+        raise UserError(f"--lock {lock}: only a Milvus cluster needs one, {bank} has its own.")
+    return {}
+
+
+def _voting(topk: int, weights: str, min_similarity: float | None, prior_correction: bool) -> "Voting":
+    from ra_hmd.retrieval.voting import Voting
+
+    return Voting(topk, weights, min_similarity, prior_correction)
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:
+        raise UserError("This account has no login name; give --author.") from error
+
+
+def _say(entry: "Entry", bank: str) -> None:
+    change = ", ".join(f"{count} {what}" for what, count in entry.counts.items() if count and what != "rows")
+    print(f"{bank}: version {entry.version}, {change or 'no rows'}; {entry.counts['rows']} rows")
+
+
+def _ids(path: Path) -> list[str]:
+    """The ids in a file, one per line."""
+    from ra_hmd.data.rows import read_lines
+
+    if not path.is_file():
+        raise UserError(f"--ids-file {path} does not exist; give a text file with one id per line.")
+    lines = (line.strip(" \t") for line in read_lines(path))
+    return [line for line in lines if line]
+
+
+def _labels(given: list[str], problem: "Problem") -> dict[str, Any]:
+    """`id=label` pairs; a label of several classes is a list of 0 and 1."""
+    labels: dict[str, Any] = {}
+    for item in given:
+        name, mark, text = item.rpartition("=")
+        parts = text.split(",")
+        if not mark or not all(part.strip().isdecimal() for part in parts):
+            raise UserError(f"{item!r}: write id=label, the label a class index, or 0,1,… with several classes.")
+        if name in labels:
+            raise UserError(f"id {name!r} is given twice.")
+        numbers = [int(part) for part in parts]
+        if problem.kind != "multi_label" and len(numbers) > 1:
+            raise UserError(f"{item!r}: this bank has one class per meme.")
+        labels[name] = numbers if problem.kind == "multi_label" else numbers[0]
+    return labels

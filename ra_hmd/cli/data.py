@@ -1,0 +1,236 @@
+"""`ra-hmd data …`: each command is one call into the library. Heavy modules are imported inside the commands."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperCommand
+
+from ra_hmd.cli.options import Output
+from ra_hmd.core.errors import UserError
+
+if TYPE_CHECKING:
+    from click import Context
+
+    from ra_hmd.data.meme_dataset import MemeData
+
+
+# Options that take several values at once, and what one of these looks like.
+_LIST_OPTIONS = {"--shots": r"\d+", "--columns": r".+=.+", "--labels": r".+=.+", "--splits": r"[\w-][\w.-]*"}
+
+
+class _Lists(TyperCommand):
+    """Lets options take several values at once: `--shots 4 8`, `--columns id=a text=b`."""
+
+    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
+        spread: list[str] = []
+        option = ""
+        for argument in args:
+            name, _, value = argument.partition("=")
+            if argument.startswith("--"):
+                option = name if name in _LIST_OPTIONS else ""
+                spread += [name, value] if option and value else [argument]
+            elif option and spread[-1] != option and re.fullmatch(_LIST_OPTIONS[option], argument):
+                spread += [option, argument]
+            else:
+                option = option if spread and spread[-1] == option else ""
+                spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+data_app = typer.Typer(
+    help="Import, check and prepare meme data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Folder = Annotated[Path, typer.Argument(help="Folder that `ra-hmd data import` wrote.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that open images.")]
+Task = Annotated[str | None, typer.Option(help="Labelling, see `ra-hmd data list`; default: the first.")]
+_WORKERS = os.cpu_count() or 1
+
+
+@data_app.command("list")
+def list_command() -> None:
+    """Show the data sets that can be imported: splits, expected counts, tasks, terms, and where they come from."""
+    from rich.console import Console
+
+    from ra_hmd.data.catalogue import catalogue_table
+
+    Console().print(catalogue_table())
+
+
+@data_app.command("import", cls=_Lists)
+def import_command(
+    dataset: Annotated[str, typer.Argument(help="hateful_memes, harm_c, … or generic; see `ra-hmd data list`.")],
+    root: Annotated[Path, typer.Argument(help="Folder that the data set was unpacked to (generic: also a file).")],
+    output: Output,
+    images: Annotated[Path | None, typer.Option(help="Folder with the images, if not below ROOT.")] = None,
+    add_on: Annotated[Path | None, typer.Option(help="Folder with further annotations, if not below ROOT.")] = None,
+    text: Annotated[str, typer.Option(help="What is done to captions: single_line, strip or raw.")] = "single_line",
+    val_fraction: Annotated[float, typer.Option(min=0, max=0.9, help="Share of train that becomes val.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of that cut.")] = 0,
+    columns: Annotated[list[str] | None, typer.Option(help="generic: our field=its column …")] = None,
+    labels: Annotated[list[str] | None, typer.Option(help="generic: its label=class index …")] = None,
+    workers: Workers = _WORKERS,
+) -> None:
+    """Read a data set as it lies on disk and write validated records. Stopped and started again, it continues."""
+    from ra_hmd.core.config import choose
+    from ra_hmd.data.import_dataset import ImportOptions, import_data
+    from ra_hmd.data.readers import get_reader
+    from ra_hmd.data.text import TEXT_POLICIES
+
+    choose("--text", text, TEXT_POLICIES)
+    reader = get_reader(dataset, columns=_pairs("--columns", columns), labels=_indices(labels))
+    data = import_data(
+        reader,
+        root,
+        output,
+        images=images,
+        add_on=add_on,
+        options=ImportOptions(text, val_fraction, seed),
+        workers=workers,
+        show=True,
+    )
+    _describe(data)
+
+
+@data_app.command("check")
+def check_command(
+    folder: Folder,
+    config: Annotated[Path | None, typer.Option(help="Stage 1 YAML file whose token budget must hold.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of that file, if it lies elsewhere.")] = None,
+    fix: Annotated[bool, typer.Option("--fix", help="First mend what can be mended safely.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 on warnings too.")] = False,
+    workers: Workers = _WORKERS,
+) -> None:
+    """Check records and images, and write check/report.md and report.json. Exit code 1 when there are errors."""
+    from ra_hmd.data.checks.check import CHECK, check_data
+
+    excess = None
+    if config is not None:
+        from ra_hmd.models.caption_budget import excess_tokens
+
+        excess = excess_tokens(config, model)
+    report = check_data(folder, excess=excess, config=config, fix=fix, workers=workers, show=True)
+    for text in report["fixed"]:
+        print(f"mended   {text}")
+    for finding in report["findings"]:
+        print(f"{finding['severity']:8} {finding['kind']}: {finding['count']} · {finding['meaning']}")
+        for example in finding["examples"][:3]:
+            print(f"           {example}")
+    if not report["findings"]:
+        print("Nothing was found.")
+    print(folder / CHECK / "report.md")
+    raise typer.Exit(int(report["worst"] == "error" or (strict and report["worst"] == "warning")))
+
+
+@data_app.command("to-sharegpt", cls=_Lists)
+def to_sharegpt_command(
+    folder: Folder,
+    output: Annotated[Path, typer.Option("--output", help="LLaMA-Factory's `dataset_dir`.")],
+    task: Task = None,
+    prompt: Annotated[str | None, typer.Option(help="Question, with <image> and {text}.")] = None,
+    media_dir: Annotated[Path | None, typer.Option(help="Write image paths relative to this folder.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the training data, in place of the official one.")] = None,
+    splits: Annotated[list[str] | None, typer.Option(help="Only these splits: --splits train val.")] = None,
+) -> None:
+    """Write the files that LLaMA-Factory trains on, and enter them in dataset_info.json."""
+    from ra_hmd.data.meme_dataset import open_data
+    from ra_hmd.data.prompt import OFFICIAL_PROMPT
+    from ra_hmd.data.sharegpt_export import write_sharegpt
+
+    files, question = write_sharegpt(
+        folder, output, task=task, prompt=prompt, media_dir=media_dir, name=name, splits=splits
+    )
+    for file in files:
+        left = f", {file.unlabelled} without a label left out" if file.unlabelled else ""
+        print(f"{file.name}: {file.rows} records{left} · {file.path}" if file.rows else f"{file.name}: no labels")
+    names = [file.name for file in files if file.rows]
+    print(f"\nFor the YAML file:\n  dataset_dir: {output}\n  dataset: {names[0]}")
+    if media_dir is not None:
+        print(f"  media_dir: {media_dir}")
+    chosen = open_data(folder).task(task)
+    if chosen.multi_label or len(chosen.answers) > 2:
+        print(f"  problem_type: {'multi_label' if chosen.multi_label else 'single_label'}")
+        print(f"  output_dim: {len(chosen.classes)}\n  answers: {json.dumps(chosen.answers, ensure_ascii=False)}")
+    if question.template != OFFICIAL_PROMPT:
+        print(f"  prompt_template: {question.template!r}")
+
+
+@data_app.command("k-shot", cls=_Lists)
+def k_shot_command(
+    folder: Folder,
+    shots: Annotated[list[int], typer.Option(help="Numbers of memes: --shots 4 8 16.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Lists of each size.")] = 5,
+    per_class: Annotated[bool, typer.Option("--per-class/--no-per-class", help="So many of each class.")] = True,
+    split: Annotated[str, typer.Option(help="Where to draw from.")] = "train",
+    task: Task = None,
+    output: Annotated[Path | None, typer.Option(help="The file; default: k_shot/ in the folder.")] = None,
+) -> None:
+    """Write reproducible lists of ids for few-shot experiments."""
+    from ra_hmd.data.k_shot import write_k_shot
+
+    print(write_k_shot(folder, shots, seeds=seeds, per_class=per_class, split=split, task=task, output=output))
+
+
+@data_app.command("ocr")
+def ocr_command(
+    folder: Folder,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Least confidence of a line.")] = 0.5,
+) -> None:
+    """Read captions from the images of memes that have none (extra `ocr`). Stopped and started again, it continues."""
+    from ra_hmd.data.ocr import fill_captions
+
+    filled = fill_captions(folder, min_score=min_score, show=True)
+    for split, count in filled.items():
+        print(f"{split}: {count} captions read")
+    if not filled:
+        print("Every meme has a caption, or was read before.")
+
+
+@data_app.command("make-confounders")
+def make_confounders_command(
+    output: Output,
+    size: Annotated[int | None, typer.Option(help="Training memes of domain A; the other parts follow.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
+) -> None:
+    """Draw harmless memes whose label needs both picture and caption, in the layout of Hateful Memes."""
+    from ra_hmd.data.synthetic.confounders import make_confounders
+
+    options = {} if size is None else {"size": size}
+    print(make_confounders(output, seed=seed, **options))
+
+
+def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
+    bad = [item for item in given or [] if "=" not in item]
+    if bad:
+        raise UserError(f"{option} {bad[0]!r}: write name=value.")
+    return dict(item.rsplit("=", 1) if option == "--labels" else item.split("=", 1) for item in given or [])
+
+
+def _indices(given: list[str] | None) -> dict[str, int]:
+    pairs = _pairs("--labels", given)
+    bad = [f"{name}={value}" for name, value in pairs.items() if not value.isdecimal()]
+    if bad:
+        raise UserError(f"--labels {bad[0]!r}: the right side is a class index: 0, 1, …")
+    return {name: int(value) for name, value in pairs.items()}
+
+
+def _describe(data: "MemeData") -> None:
+    """What was found, what it became, and what to look at."""
+    manifest = data.manifest
+    print(f"{data.reader.title}: {manifest['layout']}, in {manifest['root']}")
+    for split, rows in manifest["splits"].items():
+        whole = data.expected.get(split)
+        expected = f", {whole.rows} in a whole copy" if whole and whole.rows != rows else ""
+        left = manifest["rejected"].get(split, 0)
+        print(f"  {split}: {rows} memes{expected}" + (f", {left} rows left out" if left else ""))
+    for note in manifest["notes"]:
+        print(f"  note: {note}")
+    for reason, count in manifest["reasons"].items():
+        print(f"  left out: {reason} ({count})")
+    print(f"{data.folder}  (next: ra-hmd data check {data.folder})")

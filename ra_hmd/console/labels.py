@@ -1,0 +1,79 @@
+"""What is said on the screen, in words that need no knowledge of models."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ra_hmd.bank.change_impact import ABSTAINED
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.task import Problem
+
+HEADS = {
+    "lmh": ("LMH", "what the language model itself answers when it is asked about the meme"),
+    "lrc": ("LRC", "a classifier that was trained on how the model sees memes"),
+    "rkc": ("RKC", "a vote of the most similar memes of the bank, whose labels people gave"),
+}
+REASONS = (
+    "The verdict is wrong",
+    "The meaning comes from picture and words together",
+    "Reclaimed, or quoted to criticise",
+    "Depends on context outside the picture",
+    "The earlier label was a mistake",
+)
+BINARY_NAMES = ("not hateful", "hateful")
+
+
+class ClassNames:
+    """What the classes are called.
+
+    Args:
+        problem: Of the detector.
+        names: One per class; by default those of the binary problem, or “class 0” and so on.
+
+    Raises:
+        UserError: not as many names as classes, or one twice.
+    """
+
+    def __init__(self, problem: Problem, names: Sequence[str] = ()) -> None:
+        default = BINARY_NAMES if problem.kind == "binary" else [f"class {number}" for number in range(problem.classes)]
+        self.problem, self.names = problem, list(names or default)
+        if len(self.names) != problem.classes or len(set(self.names)) != len(self.names):
+            raise UserError(
+                f"--class-names {', '.join(self.names)}: {problem.classes} different names are needed, in the order of "
+                "the labels."
+            )
+
+    def __call__(self, label: Any) -> str:
+        """A label, or verdict, in words."""
+        if label is None or label == ABSTAINED:
+            return "left to a person"
+        if isinstance(label, list):
+            return ", ".join(name for name, member in zip(self.names, label, strict=True) if member) or "none of them"
+        return self.names[label]
+
+    def choices(self) -> list[tuple[str, int]]:
+        """For a choice on the screen: name, class."""
+        return [(name, number) for number, name in enumerate(self.names)]
+
+    def other(self, verdict: int | list[int] | None) -> int | list[int] | None:
+        """What a correction most likely says: of two classes the other one; else nothing."""
+        if self.problem.kind == "binary" and isinstance(verdict, int):
+            return 1 - verdict
+        return list(verdict) if isinstance(verdict, list) else None
+
+    def label_of(self, chosen: Any) -> int | list[int]:
+        """The label of what was chosen on the screen: a class, or a list of classes.
+
+        Raises:
+            UserError: nothing was chosen, or no class of ours.
+        """
+        count = len(self.names)
+        if self.problem.kind == "multi_label" and isinstance(chosen, list) and set(chosen) <= set(range(count)):
+            return [int(number in chosen) for number in range(count)]
+        if self.problem.kind != "multi_label" and isinstance(chosen, int) and 0 <= chosen < count:
+            return int(chosen)
+        raise UserError("Choose what the meme is.")
+
+
+def number(value: float) -> str:
+    """A score or a probability."""
+    return f"{value:.3f}"

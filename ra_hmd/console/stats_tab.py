@@ -1,0 +1,107 @@
+"""Figures of model, bank and queue, for the page that shows them."""
+
+import base64
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from ra_hmd.bank.bank import Bank
+from ra_hmd.console.labels import HEADS, ClassNames, number
+from ra_hmd.console.review_queue import ReviewQueue
+from ra_hmd.console.views import render
+from ra_hmd.core.artifacts import sha256_bytes
+from ra_hmd.core.heads import Head
+from ra_hmd.models.checkpoint import MemeModel
+from ra_hmd.serve.batching import Service
+from ra_hmd.serve.errors import public_name
+
+_CHOSEN = "chosen on a development set"
+_OFFICIAL = "the published default"
+_PATIENCE = 30.0
+_PROBLEMS_SHOWN = 5
+
+
+def figures_page(service: Service, names: ClassNames, queue: ReviewQueue) -> str:
+    """The page, as HTML."""
+    detector, bank = service.detector, service.detector.scorer.bank
+    version = detector.version
+    model = [
+        ("Run", Path(version["run"]).name),
+        ("Weights of the head", version["head_sha256"][:12]),
+        ("Who decides", " – ".join(HEADS[detector.head])),
+        ("Classes", ", ".join(names.names)),
+        (
+            "Left to a person",
+            f"closer than {detector.abstain} to the threshold" if detector.abstain else "never by rule",
+        ),
+    ]
+    missing = set() if isinstance(detector.model, MemeModel) else {"lmh"}
+    missing |= {"rkc"} if detector.scorer.examples is None else set()
+    heads = [head for head in HEADS if head not in missing]
+    parts = {"Model": model, "Thresholds": [(HEADS[head][0], _rule(service, head)) for head in heads]}
+    if bank is not None:
+        with service.exclusive(_PATIENCE):
+            parts["Bank"] = _bank(bank, names)
+    reviews = queue.reviews
+    parts["Work"] = [
+        ("Memes judged since the start", service.tally.memes),
+        ("Memes that wait for a moderator", f"{queue.waiting}{' (still being judged)' if queue.reading else ''}"),
+        ("Decided", f"{reviews.count('agree')} agreed, {reviews.count('correct')} corrected, "
+                    f"{reviews.count('skip')} skipped"),
+        ("Rows that cannot be judged", _told(queue.problems)),
+    ]  # fmt: skip
+    growth = None if bank is None or len(bank.log) < 2 else growth_picture(bank)
+    return render("figures.html", parts=parts, growth=growth)
+
+
+def _told(problems: list[tuple[str, str]]) -> str:
+    """How many, and which; why may hold what is no moderator's business."""
+    names = [place.rsplit("/", 1)[-1] for place, _ in problems[:_PROBLEMS_SHOWN]]
+    more = ["…"] if len(problems) > len(names) else []
+    return f"{len(problems)}{': ' if names else ''}{'; '.join(names + more)}"
+
+
+def _rule(service: Service, head: Head) -> str:
+    scorer = service.detector.scorer
+    rule = scorer.rule(head)
+    limits = "the most likely class wins" if scorer.model.config.problem.kind == "single_label" else (
+        "score from " + ", ".join(map(number, rule.thresholds)) + " on")  # fmt: skip
+    where = _CHOSEN if rule.chosen else _OFFICIAL
+    if rule.chosen and scorer.decision is not None:
+        dev = scorer.decision.dev
+        where += f" ({dev['rows']} memes, split {dev['split']}, best {scorer.decision.criterion})"
+    kind = rule.calibration.kind
+    said = f"{limits}; {where}; probabilities: {'as the score says' if kind == 'none' else kind + ' calibration'}"
+    return "; ".join([said, *scorer.notes(head)])
+
+
+def _bank(bank: Bank, names: ClassNames) -> list[tuple[str, Any]]:
+    info = bank.info()
+    last = bank.log[-1]
+    return [
+        ("Bank", public_name(info["bank"])),
+        ("Version", info["version"]),
+        ("Rows", info["rows"]),
+        *[(f"Rows “{name}”", count) for name, count in zip(names.names, info["rows_per_class"], strict=True)],
+        ("Last change", f"{last.action} by {last.author}, {last.time[:16].replace('T', ' ')} UTC: {last.reason}"),
+        ("Fingerprint of what made it", sha256_bytes(json.dumps(info["fingerprint"], sort_keys=True).encode())[:12]),
+    ]
+
+
+def growth_picture(bank: Bank) -> str:
+    """Rows per version, as a `data:` address of a PNG."""
+    from ra_hmd.core.plotting import BLUE, panels
+
+    figure, axes = panels(1, width=6.4, height=3.0)
+    axis = axes[0, 0]
+    log = bank.log  # once: the next version may come at any time
+    axis.step([one.version for one in log], [one.counts["rows"] for one in log], where="post", color=BLUE, marker="o",
+              markersize=4)  # fmt: skip
+    axis.set_xlabel("version of the bank")
+    axis.set_ylabel("rows")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.get_major_locator().set_params(integer=True)
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

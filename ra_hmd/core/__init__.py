@@ -1,0 +1,1 @@
+"""What every package builds on: errors, configuration, files and manifests, tasks, heads, progress, plots."""

@@ -1,0 +1,47 @@
+"""The three heads of a verdict (LMH, LRC, RKC), their official thresholds, and the decision rule.
+
+Shapes: Q memes, C outputs of the problem (1 if binary).
+"""
+
+from typing import Literal
+
+import numpy as np
+
+from ra_hmd.core.task import Problem
+
+Head = Literal["lmh", "lrc", "rkc"]
+
+
+THRESHOLDS: dict[Head, float] = {"lmh": 0.5, "lrc": 0.5, "rkc": 0.0}
+"""A score at or above its head's threshold means class 1."""
+
+
+def official_thresholds(head: Head, problem: Problem) -> np.ndarray:
+    """float64 [C]: the thresholds of the released code. One of C classes has none, the highest score decides."""
+    return np.full(problem.outputs, THRESHOLDS[head])
+
+
+def decide(scores: np.ndarray, thresholds: np.ndarray, problem: Problem) -> np.ndarray:
+    """Verdicts in the shape of labels: int64 [Q], or [Q, C] for `multi_label`.
+
+    Args:
+        scores: [Q, C].
+        thresholds: [C]; a score at or above it means yes. `single_label` takes the highest score instead.
+        problem: What the scores mean.
+    """
+    if problem.kind == "single_label":
+        return scores.argmax(axis=1)
+    verdicts = (scores >= thresholds).astype(np.int64)
+    return verdicts if problem.kind == "multi_label" else verdicts[:, 0]
+
+
+def exact_match(verdicts: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """bool [Q]: where the verdict is wholly right, of `multi_label` in every class."""
+    return (verdicts == labels).reshape(len(labels), -1).all(axis=1)
+
+
+HEAD_NAMES: dict[Head, str] = {
+    "lmh": "LMH (language-model head)",
+    "lrc": "LRC (logistic regression)",
+    "rkc": "RKC (KNN vote over the bank)",
+}

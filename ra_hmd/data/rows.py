@@ -1,0 +1,210 @@
+"""Rows of JSON Lines, JSON arrays and objects, CSV and Parquet files, one at a time."""
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import ijson
+
+from ra_hmd.core.errors import UserError
+
+csv.field_size_limit(1 << 24)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file.
+
+    Attributes:
+        place: Where it stands, for messages.
+        values: Its fields; empty where it could not be read.
+        problem: Why it could not be read.
+    """
+
+    place: str
+    values: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+def jsonl_rows(path: Path) -> Iterator[Row]:
+    """Rows of a JSON Lines file. A byte order mark, CRLF, blank lines and a missing last newline are no fault."""
+    # Not splitlines() and not universal newlines: both would also split inside captions, at U+2028 or a lone CR.
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(_decoded(file, path), 1):
+            if not line.strip():
+                continue
+            place = f"{path.name}, line {number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield Row(place, problem=f"not valid JSON: {error}")
+                continue
+            yield _object(place, value)
+
+
+def json_rows(path: Path) -> Iterator[Row]:
+    """Rows of a JSON array of objects, or of an object of objects, whose key becomes the field `id`."""
+    with path.open("rb") as file:
+        if file.read(3) != b"\xef\xbb\xbf":
+            file.seek(0)
+        start, first = file.tell(), file.read(64).lstrip()[:1]
+        file.seek(start)
+        try:
+            if first == b"{":
+                for key, value in ijson.kvitems(file, "", use_float=True):
+                    row = _object(f"{path.name}, {key}", value)
+                    yield Row(row.place, {"id": key, **row.values}, row.problem)
+            else:
+                for number, value in enumerate(ijson.items(file, "item", use_float=True)):
+                    yield _object(f"{path.name}, record {number}", value)
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not valid JSON: {error}. Get a whole copy of the file.") from error
+
+
+def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[Row]:
+    """Rows of a CSV file with a header; every value is text as it stands there ("NA", "None" and "" too). Without a
+    `delimiter` it is the comma, or where the header has more of them the semicolon (as spreadsheets write it where the
+    comma is the decimal sign) or TAB; a first line such as `sep=;`, which some of them write, names it.
+
+    Rows whose cells are all empty, and columns without a name where they are empty, are what a spreadsheet leaves at
+    the end of a table: they are not there. A quote that is not closed costs nothing: the lines that it would swallow
+    are read one by one.
+
+    Raises:
+        UserError: a header with a name twice, or what is no CSV file at all.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        decoded = _decoded(file, path)
+        first, skipped = next(decoded, ""), 0
+        if named := re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n"), re.IGNORECASE):
+            delimiter, first, skipped = named[1], next(decoded, ""), 1
+        if delimiter is None:
+            delimiter = max((",", ";", "\t"), key=first.count)
+        taken: list[str] = []  # the lines of the present row
+
+        def lines() -> Iterator[str]:
+            for line in chain([first] if first else [], decoded):
+                taken.append(line)
+                yield line
+
+        reader = csv.reader(lines(), delimiter=delimiter)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            twice = [name for name, count in Counter(header).items() if name and count > 1]
+            if twice:
+                raise UserError(f"{path}: the header has {twice[0]!r} twice; name its columns differently.")
+            taken.clear()
+            for values in reader:
+                block, last = list(taken), reader.line_num + skipped
+                taken.clear()
+                if any('"' in line for line in block) and not _is_whole(block, delimiter):
+                    yield from _line_by_line(block, last, path, header, delimiter)
+                elif any(values):
+                    yield _csv_row(f"{path.name}, line {last}", header, values)
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num + skipped} cannot be read as CSV: {error}.") from error
+
+
+def _csv_row(place: str, header: list[str], values: list[str]) -> Row:
+    if len(values) < len(header) or any(values[len(header) :]):
+        return Row(place, problem=f"{len(values)} columns, the header has {len(header)}")
+    return Row(place, {name: value for name, value in zip(header, values, strict=False) if name or value})
+
+
+def _is_whole(lines: list[str], delimiter: str) -> bool:
+    """Whether lines are one row with its quotes in order. Cells with a TAB in a TAB-separated file are none."""
+    try:
+        (values,) = csv.reader(lines, delimiter=delimiter, strict=True)
+    except (csv.Error, ValueError):
+        return False
+    return delimiter != "\t" or len(lines) == 1 or not any("\t" in value for value in values)
+
+
+def _line_by_line(lines: list[str], last: int, path: Path, header: list[str], delimiter: str) -> Iterator[Row]:
+    """Rows of lines that a quote out of order made one: each by itself, quotes that do not fit as they are."""
+    for number, line in enumerate(lines, last - len(lines) + 1):
+        quoting = csv.QUOTE_MINIMAL if _is_whole([line], delimiter) else csv.QUOTE_NONE
+        for values in csv.reader([line], delimiter=delimiter, quoting=quoting):
+            if any(values):
+                yield _csv_row(f"{path.name}, line {number}", header, values)
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """Rows of a Parquet file."""
+    import pyarrow as pa  # every command reads lines, few read Parquet
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            # Pictures may be embedded, and a batch is in memory as a whole.
+            batches = (batch.to_pylist() for batch in file.iter_batches(64))
+            for number, values in enumerate(chain.from_iterable(batches)):
+                yield Row(f"{path.name}, row {number}", values)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is not a Parquet file: {error}.") from error
+
+
+KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""Suffixes of the files that `rows_of` reads."""
+
+
+def rows_of(path: Path) -> Iterator[Row]:
+    """Rows of a file of any of these kinds, by its suffix (.jsonl, .json, .csv, .tsv, .parquet).
+
+    A `.json` file that is JSON Lines in truth is read as such.
+    """
+    match path.suffix.lower():
+        case ".jsonl":
+            return jsonl_rows(path)
+        case ".json":
+            return jsonl_rows(path) if _is_jsonl(path) else json_rows(path)
+        case ".csv":
+            return csv_rows(path)
+        case ".tsv":
+            return csv_rows(path, "\t")
+        case ".parquet":
+            return parquet_rows(path)
+    raise UserError(f"{path}: files of kind {path.suffix or 'no suffix'!r} are not read; give .jsonl, .json, .csv, "
+                    ".tsv or .parquet.")  # fmt: skip
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a small text file, without their ends.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        return [line.rstrip("\n") for line in _decoded(file, path)]
+
+
+def _is_jsonl(path: Path) -> bool:
+    """Whether the first line is one whole JSON object and the file goes on after it."""
+    with path.open("rb") as file:
+        first, more = file.readline(1 << 20), file.readline(1 << 20).strip()
+    try:
+        return isinstance(json.loads(first.decode("utf-8-sig")), dict) and more.startswith(b"{")
+    except ValueError:
+        return False
+
+
+def _object(place: str, value: Any) -> Row:
+    if isinstance(value, dict):
+        return Row(place, value)
+    return Row(place, problem=f"a {type(value).__name__} stands where an object is needed")
+
+
+def _decoded(lines: Iterable[str], path: Path) -> Iterator[str]:
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 ({error.reason}: {error.object[error.start : error.start + 1]!r}); convert it, "
+            "for example with iconv."
+        ) from error

@@ -1,0 +1,226 @@
+"""From imported memes to the files that LLaMA-Factory trains on: `ra-hmd data to-sharegpt`."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ra_hmd.core.artifacts import alone_in, atomic_path, read_json, run_manifest, write_json
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.data.meme import Meme
+from ra_hmd.data.meme_dataset import MemeData, json_line, open_data
+from ra_hmd.data.prompt import PromptTemplate, dataset_info_entry, sharegpt_record
+from ra_hmd.data.readers.generic import FILE_NAME
+from ra_hmd.data.readers.tasks import Task
+from ra_hmd.data.readers.tree import absolute
+
+REGISTRY = "dataset_info.json"
+ORIGINS = "sharegpt_origins.json"  # file name → where it was written from, and how
+
+
+@dataclass(frozen=True)
+class ShareGptFile:
+    """One file that was written.
+
+    Attributes:
+        name: Its name in `dataset_info.json`.
+        path: Where it lies.
+        rows: Its records.
+        unlabelled: Memes of the split that have no label in the task, and are not in the file.
+    """
+
+    name: str
+    path: Path
+    rows: int
+    unlabelled: int
+
+
+def write_sharegpt(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    task: str | None = None,
+    prompt: str | None = None,
+    media_dir: str | Path | None = None,
+    name: str | None = None,
+    splits: list[str] | None = None,
+) -> tuple[list[ShareGptFile], PromptTemplate]:
+    """Write one ShareGPT file per labelled split of an imported folder, and enter them in `output/dataset_info.json`.
+
+    `output/sharegpt_origins.json` keeps where each file came from; files that came from elsewhere are not overwritten.
+
+    Args:
+        folder: The imported folder.
+        output: LLaMA-Factory's `dataset_dir`. Entries of other data sets in its registry stay.
+        task: Labelling to train on; default is the data set's first.
+        prompt: Another question than the task's, with `<image>` once and `{text}` for the caption.
+        media_dir: Write image paths relative to this folder, which is then the `media_dir` to train with; default is
+            absolute paths.
+        name: Name of the training data in the registry, where the official one is not wanted.
+        splits: Only these splits.
+
+    Returns:
+        The files, and the question.
+
+    Raises:
+        UserError: an unknown task or split, no labelled meme at all, an image that is not below `media_dir`, or a file
+            there that was not written from this data set.
+    """
+    data, output = open_data(folder), Path(output)
+    chosen = data.task(task)
+    unknown = sorted(set(splits or []) - set(data.splits))
+    if unknown:
+        raise UserError(f"{folder} has no split {', '.join(unknown)}; it has {', '.join(data.splits)}.")
+    if name is not None and not FILE_NAME.fullmatch(name):
+        raise UserError(f"--name {name!r}: it becomes a file name: letters, digits, '-', '_' and '.'.")
+    template = PromptTemplate(prompt or chosen.prompt)
+    chosen_splits = sorted(splits or data.splits, key=lambda split: (split != "train", split))
+    unlabelled = {split: _rows_if_unlabelled(data, split, chosen) for split in chosen_splits}
+    if None not in unlabelled.values():
+        others = ", ".join(other.name for other in data.reader.tasks if other != chosen)
+        raise UserError(f"No meme of {folder} has a label in task {chosen.name!r}; other tasks: {others or 'none'}.")
+    with alone_in(output):  # the registry is read, and written with more
+        files = _write_files(data, output, chosen, template, name, unlabelled, media_dir)
+    return [file for file in files if file.rows or file.unlabelled], template
+
+
+def _write_files(
+    data: MemeData,
+    output: Path,
+    chosen: Task,
+    template: PromptTemplate,
+    name: str | None,
+    unlabelled: dict[str, int | None],
+    media_dir: str | Path | None,
+) -> list[ShareGptFile]:
+    """Write the registry, and the files of the splits; of one without any label `unlabelled` has its rows."""
+    entries: dict[str, Any] = read_json(output / REGISTRY) if (output / REGISTRY).is_file() else {}
+    origins: dict[str, Any] = read_json(output / ORIGINS) if (output / ORIGINS).is_file() else {}
+    names = {split: _names(data, split, chosen, name) for split in unlabelled}
+    source = str(absolute(data.folder))
+    _check_targets(output, list(names.values()), entries, origins, source)
+    files = []
+    for split, (registered, file_name) in names.items():
+        without = unlabelled[split]
+        if without is not None:
+            files.append(ShareGptFile(registered, output / file_name, 0, without))
+            continue
+        origin = run_manifest(
+            "sharegpt",
+            source=source,
+            fingerprint=data.manifest.get("fingerprint"),
+            split=split,
+            task=chosen.name,
+            prompt=template.template,
+            media_dir=None if media_dir is None else str(media_dir),
+        )
+        write_json(output / ORIGINS, origins | {file_name: origin})
+        try:
+            rows, without = _write_file(output / file_name, data, split, chosen, template, media_dir)
+        except UserError:
+            if origins:
+                write_json(output / ORIGINS, origins)
+            else:
+                (output / ORIGINS).unlink()
+            raise
+        origins[file_name] = origin
+        files.append(ShareGptFile(registered, output / file_name, rows, without))
+        entries[registered] = dataset_info_entry(file_name)
+    write_json(output / REGISTRY, dict(entries))
+    return files
+
+
+def _rows_if_unlabelled(data: MemeData, split: str, task: Task) -> int | None:
+    """How many memes a split has if none has a label in the task, else None."""
+    count = 0
+    for meme in data.memes(split):
+        if data.value(task, meme) is not None:
+            return None
+        count += 1
+    return count
+
+
+def _check_targets(
+    output: Path, names: list[tuple[str, str]], entries: dict[str, Any], origins: dict[str, Any], source: str
+) -> None:
+    """Raise `UserError` for files, and names in the registry, that are of other data."""
+    problems = [
+        f"{output / file} {'was written from ' + origins[file]['source'] if file in origins else 'is not from here'}"
+        for _, file in names
+        if (output / file).is_file() and origins.get(file, {}).get("source") != source
+    ]
+    problems += [
+        f"{name!r} in {output / REGISTRY} is {entries[name].get('file_name')}"
+        for name, file in names
+        if name in entries and entries[name].get("file_name") != file
+    ]
+    raise_all(problems, "What is of other data would be overwritten; remove it, or give another --output or --name")
+
+
+def _names(data: MemeData, split: str, task: Task, name: str | None) -> tuple[str, str]:
+    """(name in the registry, file name below the data folder) of a split.
+
+    The official names for the first task of a public data set; another task is named in both.
+    """
+    suffix = "" if split == "train" else f"_{split}"
+    stem = name or data.reader.name
+    registered, file_name = f"{stem}{suffix}", f"gt/{stem}/sharegpt_{stem}_{split}_instructblip.json"
+    if name is None and split in data.reader.sharegpt:
+        registered, file_name = data.reader.sharegpt[split]
+    if task == data.reader.tasks[0]:
+        return registered, file_name
+    train = data.reader.sharegpt.get("train", (stem, ""))[0] if name is None else stem
+    return (
+        f"{train}_{task.name}{registered.removeprefix(train)}",
+        file_name.replace("_instructblip.json", f"_{task.name}_choice.json"),
+    )
+
+
+def _write_file(
+    path: Path, data: MemeData, split: str, task: Task, template: PromptTemplate, media_dir: str | Path | None
+) -> tuple[int, int]:
+    """Write the records of a split; returns how many, and how many memes have no label."""
+    outside: list[str] = []
+    rows = unlabelled = 0
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        for record in _records(data, split, task, template, media_dir, outside):
+            if record is None:
+                unlabelled += 1
+                continue
+            file.write(("[\n" if not rows else ",\n") + json_line(record).rstrip("\n"))
+            rows += 1
+        file.write("\n]\n")
+        raise_all(outside, f"Images that are not below --media-dir {media_dir}")
+    return rows, unlabelled
+
+
+def _records(
+    data: MemeData,
+    split: str,
+    task: Task,
+    template: PromptTemplate,
+    media_dir: str | Path | None,
+    outside: list[str],
+) -> Iterator[dict[str, Any] | None]:
+    for meme in data.memes(split):
+        value = data.value(task, meme)
+        if value is None:
+            yield None
+            continue
+        image = os.path.normpath(meme.image.absolute())
+        if media_dir is not None:
+            image = os.path.relpath(image, media_dir)
+            if Path(image).parts[0] == os.pardir:
+                outside.append(f"{meme.id}: {meme.image}")
+        yield sharegpt_record(meme.id, image, template.render(meme.text), _answer(task, value, meme), value)
+
+
+def _answer(task: Task, value: int | list[int], meme: Meme) -> str:
+    if isinstance(value, list):
+        return ", ".join(task.classes[index] for index in value) or "none"
+    if value >= len(task.answers):
+        raise UserError(
+            f"Meme {meme.id!r} is of class {value}, but task {task.name!r} has {len(task.answers)} answers."
+        )
+    return task.answers[value]

@@ -1,0 +1,1 @@
+"""Synthetic memes: confounders whose label needs image and caption together."""

@@ -1,0 +1,76 @@
+"""The files of an evaluation."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ra_hmd.core.artifacts import MANIFEST_NAME, run_manifest, write_json, write_jsonl
+from ra_hmd.evaluation.metrics.seeds import over_seeds
+from ra_hmd.evaluation.metrics.significance import PREDICTIONS_NAME
+from ra_hmd.evaluation.report.report import write_report, write_seeds_report
+from ra_hmd.evaluation.result import Evaluation, predictions
+
+UPDATE_KEY = "bank_update"
+"""The one key of metrics.json that is not a query set."""
+
+ANALYSIS_NAME = "analysis.json"
+METRICS_NAME = "metrics.json"
+
+
+def write_evaluation(result: Evaluation, output: Path) -> dict[str, Any]:
+    """Write one head's evaluation; returns what `evaluate` returns."""
+    update = {UPDATE_KEY: result.updates} if result.updates else {}
+    write_json(output / METRICS_NAME, {**result.metrics, **update})
+    write_json(output / ANALYSIS_NAME, result.analysis)
+    write_json(output / "evidence.json", result.evidence)
+    write_jsonl(output / PREDICTIONS_NAME, [row for scored in result.sets for row in predictions(scored)])
+    write_json(output / MANIFEST_NAME, result.manifest)
+    report = write_report(result, output)
+    return {
+        "metrics": result.metrics,
+        "updates": result.updates,
+        "notes": result.notes,
+        "rows": {scored.name: len(scored) for scored in result.sets},
+        "output": str(output),
+        "report": str(report),
+    }
+
+
+def write_seeds(results: Mapping[str, Evaluation], output: Path) -> dict[str, Any]:
+    """Write each head's evaluation into a folder of its name, and the metrics over all of them.
+
+    Returns:
+        What `evaluate` returns; the metrics are means, with `std` and `runs`.
+    """
+    for name, result in results.items():
+        write_evaluation(result, output / name)
+    first = next(iter(results.values()))
+    metrics = {
+        scored.name: over_seeds(
+            [result.sets[number] for result in results.values()], samples=first.samples, seed=first.seed
+        )
+        for number, scored in enumerate(first.sets)
+    }
+    notes = list(dict.fromkeys(note for result in results.values() for note in result.notes))
+    manifest = run_manifest(
+        "evaluation",
+        runs={name: result.manifest["arguments"] for name, result in results.items()},
+        seed=first.seed,
+        **first.opened,
+        systems={name: result.manifest["system"] for name, result in results.items()},
+        sets=first.manifest["sets"],
+        bank=first.manifest["bank"],
+        decisions={name: result.manifest["decisions"] for name, result in results.items()},
+        commands=first.commands,
+    )
+    write_json(output / METRICS_NAME, metrics)
+    write_json(output / MANIFEST_NAME, manifest)
+    report = write_seeds_report(results, metrics, notes, manifest, output)
+    return {
+        "metrics": metrics,
+        "updates": {},
+        "notes": notes,
+        "rows": {scored.name: len(scored) for scored in first.sets},
+        "output": str(output),
+        "report": str(report),
+    }

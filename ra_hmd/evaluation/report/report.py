@@ -1,0 +1,250 @@
+"""report.md and its figures."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ra_hmd.core.artifacts import write_text
+from ra_hmd.core.heads import HEAD_NAMES
+from ra_hmd.core.markdown import escape, fenced, markdown_table
+from ra_hmd.core.plotting import save_figure
+from ra_hmd.evaluation.metrics.intervals import CONFIDENCE
+from ra_hmd.evaluation.metrics.multiclass import metric_names
+from ra_hmd.evaluation.report.calibration_plots import (
+    abstention_figure,
+    class_roc_figure,
+    classes_figure,
+    confusion_figure,
+    reliability_figure,
+)
+from ra_hmd.evaluation.report.embedding_plots import histogram_figure, projection_figure, roc_figure, update_figure
+from ra_hmd.evaluation.report.sections import (
+    METRIC_NAMES,
+    abstention_section,
+    calibration_section,
+    classes_section,
+    comparison_section,
+    format_estimate,
+    groups_section,
+    vote_text,
+)
+from ra_hmd.evaluation.result import Evaluation
+
+_SHOWN_NEIGHBOURS = 3
+
+
+def write_report(result: Evaluation, output: Path) -> Path:
+    """Write report.md and its PNGs into `output`; return the report's path."""
+    figures = _write_figures(result, output)
+    sections = [
+        _setting(result),
+        _results(result),
+        classes_section(result),
+        _update(result),
+        comparison_section(result),
+        calibration_section(result),
+        abstention_section(result),
+        groups_section(result),
+        _figures(figures),
+        _evidence(result),
+        _origin(result.commands, result.manifest),
+    ]
+    path = output / "report.md"
+    write_text(path, "# Evaluation\n\n" + "\n".join(section for section in sections if section))
+    return path
+
+
+def write_seeds_report(
+    results: Mapping[str, Evaluation],
+    metrics: Mapping[str, Any],
+    notes: Sequence[str],
+    manifest: Mapping[str, Any],
+    output: Path,
+) -> Path:
+    """Write report.md over several heads: means, spread over seeds, intervals over memes; return its path.
+
+    Args:
+        results: Name (of its folder in `output`) to evaluation of each head.
+        metrics: Set → head → metric → `value`, `low`, `high`, `std`, `runs`.
+        notes: What a reader must know.
+        manifest: Of the run.
+        output: Its folder.
+    """
+    first = next(iter(results.values()))
+    text = (
+        "# Evaluation of several seeds\n\n"
+        f"{len(results)} heads: mean ± standard deviation over them, which tells how much another seed would change, "
+        f"and in brackets the {CONFIDENCE:.0%} interval of the mean over the memes (the same memes for all "
+        "heads), which tells what other memes of this kind would give. Neither holds the "
+        "other.\n\n"
+    )
+    text += markdown_table(
+        ["seed", "head", "its own report"],
+        [[escape(name), escape(result.checkpoint), f"[report.md]({_link(name)}/report.md)"]
+         for name, result in results.items()],
+    )  # fmt: skip
+    text += "".join(f"\n- {escape(note)}" for note in notes) + "\n"
+    for name, heads in metrics.items():
+        header = ["head", *(METRIC_NAMES[metric] for metric in metric_names(first.problem))]
+        rows = [[HEAD_NAMES[head], *map(format_estimate, values.values())] for head, values in heads.items()]
+        text += f"\n## {escape(name)}\n\n{markdown_table(header, rows)}"
+        for head, values in heads.items():
+            runs = [[escape(seed), *(f"{item['runs'][number]:.3f}" if item["runs"][number] is not None else "–"
+                     for item in values.values())] for number, seed in enumerate(results)]  # fmt: skip
+            text += f"\n{HEAD_NAMES[head]}, seed by seed:\n\n{markdown_table(['seed', *header[1:]], runs)}"
+    path = output / "report.md"
+    write_text(path, f"{text}\n{_origin(first.commands, manifest)}")
+    return path
+
+
+def _link(name: str) -> str:
+    return re.sub(r"[^\w.-]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name)
+
+
+def _write_figures(result: Evaluation, output: Path) -> dict[str, str]:
+    sets, binary = result.sets, result.problem.kind == "binary"
+    drawn = {"roc.png": ("ROC curves", roc_figure(sets, result.metrics) if binary else class_roc_figure(sets))}
+    if binary:
+        drawn["scores.png"] = ("Scores by class", histogram_figure(sets))
+    else:
+        drawn["classes.png"] = ("Each class against the rest", classes_figure(sets, result.analysis))
+    if result.problem.kind == "single_label":
+        drawn["confusion.png"] = ("Confusion matrices", confusion_figure(sets))
+    drawn["reliability.png"] = (
+        "Reliability: what was stated, what came true",
+        reliability_figure(sets, result.analysis),
+    )
+    drawn["abstention.png"] = ("Leaving the uncertain memes to people", abstention_figure(sets, result.analysis))
+    if result.embedding is not None:
+        stages = {"bank before Stage 2": result.before} if result.before is not None else {}
+        stages["bank after Stage 2" if stages else "bank"] = result.embedding
+        figure = projection_figure(stages, result.bank.labels, result.seed)
+        drawn["bank.png"] = ("The bank in two dimensions (PCA)", figure)
+    if result.updates:
+        drawn["bank_update.png"] = ("Updating the bank without retraining", update_figure(result.updates))
+    for name, (_, figure) in drawn.items():
+        save_figure(figure, output / name)
+    return {name: title for name, (title, _) in drawn.items()}
+
+
+def _setting(result: Evaluation) -> str:
+    rows = [
+        ["head", escape(result.checkpoint)],
+        ["bank", f"{escape(result.bank_place)}: {_counted(result.bank.labels, result)}"],
+        ["KNN vote", escape(vote_text(result.voting))],
+        ["thresholds", escape(_thresholds(result))],
+        ["test data", escape(_opened(result))],
+        [
+            "intervals",
+            f"{CONFIDENCE:.0%}, over memes; {result.samples} draws, seed {result.seed}",
+        ],
+    ]
+    rows += [[f"query set {escape(scored.name)}", _counted(scored.labels, result)] for scored in result.sets]
+    notes = "".join(f"- {escape(note)}\n" for note in result.notes)
+    return markdown_table(["setting", "value"], rows) + (f"\nNotes:\n\n{notes}" if notes else "")
+
+
+def _counted(labels: Any, result: Evaluation) -> str:
+    member = result.problem.membership(labels).sum(axis=0).tolist()
+    if result.problem.kind == "binary":
+        return f"{len(labels)} memes, {member[0]} of class 1"
+    return f"{len(labels)} memes; per class {', '.join(map(str, member))}"
+
+
+def _thresholds(result: Evaluation) -> str:
+    decision = result.decision
+    if decision is None:
+        return "official: 0.5 (LMH, LRC), 0 (RKC)" if result.problem.kind != "single_label" else "highest score decides"
+    where = f"chosen on {decision.dev['place']} ({decision.dev['rows']} memes)"
+    if result.problem.kind == "single_label":
+        return f"highest score decides; calibration {where}"
+    shown = [f"{head.upper()} {', '.join(f'{value:.3f}' for value in rule.thresholds)}"
+             for head, rule in decision.rules.items()]  # fmt: skip
+    return f"{where} for the best {METRIC_NAMES.get(decision.criterion, decision.criterion)}: {'; '.join(shown)}"
+
+
+def _opened(result: Evaluation) -> str:
+    tests = result.opened["test_sets"]
+    if not tests:
+        return "none was scored"
+    before = result.opened["opened_before"].get(str(result.checkpoint), 0)
+    return f"opened with --final: {', '.join(tests)}; earlier evaluations of this head that opened test data: {before}"
+
+
+def _results(result: Evaluation) -> str:
+    names = metric_names(result.problem)
+    text = "## Results\n"
+    for scored in result.sets:
+        heads = result.metrics[scored.name]
+        rows = [
+            [HEAD_NAMES[head], *(format_estimate(metrics[name]) for name in names)] for head, metrics in heads.items()
+        ]
+        if "lmh" not in heads:
+            rows.insert(0, [HEAD_NAMES["lmh"], "no scores in the store", *["–"] * (len(names) - 1)])
+        header = ["head", *(METRIC_NAMES[name] for name in names)]
+        text += f"\n### {escape(scored.name)}\n\n{markdown_table(header, rows)}"
+    return text
+
+
+def _update(result: Evaluation) -> str:
+    if not result.updates:
+        return ""
+    how = "Samples" if result.problem.kind == "multi_label" else "Class-balanced samples"
+    text = (
+        "## Updating the bank without retraining\n\n"
+        f"{how} of {escape(result.update_place)} (seed {result.seed}) join the bank, each holding the "
+        "smaller ones; head and thresholds stay as they are. The gain is paired: the same memes before and after. The "
+        "intervals tell what other query memes would give, not what other samples would.\n"
+    )
+    for name, curve in result.updates.items():
+        rows = [
+            [
+                str(entry["added"]),
+                format_estimate(entry["accuracy"]),
+                format_estimate(entry["auroc"]),
+                format_estimate(entry["gain"], signed=True) if entry["gain"] else "–",
+            ]
+            for entry in curve
+        ]
+        header = ["memes added", "RKC accuracy", "RKC AUROC", "accuracy gained"]
+        text += f"\n### {escape(name)}\n\n{markdown_table(header, rows)}"
+    return text
+
+
+def _figures(figures: Mapping[str, str]) -> str:
+    return "## Figures\n" + "".join(f"\n### {title}\n\n![{title}]({name})\n" for name, title in figures.items())
+
+
+def _evidence(result: Evaluation) -> str:
+    text = (
+        "## Evidence\n\nThe first memes of each set with their nearest examples: id (class, cosine similarity, vote). "
+        "The votes of all K examples add up to the score; evidence.json has them all.\n"
+    )
+    for name, memes in result.evidence.items():
+        rows = []
+        for meme in memes:
+            near = [
+                f"{escape(item['id'])} ({_short(item['label'])}, {item['similarity']:.3f}, {_short(item['vote'])})"
+                for item in meme["neighbours"][:_SHOWN_NEIGHBOURS]
+            ]
+            verdict = "abstains" if meme["rkc_class"] is None else _short(meme["rkc_class"])
+            cells = [_short(meme["label"]), verdict, _short(meme["scores"]["rkc"])]
+            rows.append([escape(meme["id"]), *cells, "<br>".join(near)])
+        header = ["meme", "class", "RKC says", "score", "nearest examples"]
+        text += f"\n### {escape(name)}\n\n{markdown_table(header, rows)}"
+    return text
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_short, value))
+    return str(value) if isinstance(value, int) else f"{value:+.3f}"
+
+
+def _origin(commands: Sequence[str], manifest: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    return (
+        f"## How this was made\n\n{fenced(commands)}\n"
+        f"Seed {manifest['seed']}. {escape(versions)}. Made {manifest['created']}.\n"
+    )

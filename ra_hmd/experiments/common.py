@@ -1,0 +1,58 @@
+"""What the studies share: stores as a head sees them, and scores of several runs as one estimate.
+
+Studies (`cross-eval`, `ablate`, `staleness`) are of binary problems: only there do data sets share their classes.
+
+Shapes: Q queries, N bank rows, R runs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.special import expit
+
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.heads import Head
+from ra_hmd.core.task import BINARY
+from ra_hmd.features.store import Features
+from ra_hmd.models.head import HeadConfig, MemeHead
+from ra_hmd.retrieval.embeddings import Embedded, hidden_tensor, run_head
+from ra_hmd.retrieval.voting import Voting
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A store as a head sees it.
+
+    Attributes:
+        rows: Ids, labels, embeddings.
+        scores: Scores [Q] that need no bank: `lrc`, and `lmh` where the store has them.
+    """
+
+    rows: Embedded
+    scores: dict[Head, np.ndarray]
+
+    @classmethod
+    def of(cls, features: Features, place: str | Path, head: MemeHead) -> "Seen":
+        """Raises `UserError` where LMH scores are not finite."""
+        embedding, logits = run_head(head, hidden_tensor(features))
+        scores: dict[Head, np.ndarray] = {}
+        if features.lmh_score is not None:
+            scores["lmh"] = features.lmh_score[:, 0].astype(np.float64)
+            if not np.isfinite(scores["lmh"]).all():
+                raise UserError(f"{place} has LMH scores that are not finite; extract it again.")
+        scores["lrc"] = expit(logits[:, 0].double().cpu().numpy())
+        return cls(Embedded(features.ids, features.labels, embedding.cpu().numpy()), scores)
+
+    def vote(self, bank: Embedded, voting: Voting) -> np.ndarray:
+        """RKC scores [Q] against `bank`; a row with the query's own id has no vote."""
+        return voting.vote(bank.nearest(self.rows, voting.topk), bank.labels).scores[:, 0]
+
+
+def require_binary(config: HeadConfig, place: str | Path) -> None:
+    """Raise `UserError` unless the head in `place` decides between two classes."""
+    if config.problem != BINARY:
+        raise UserError(
+            f"The head in {place} has `problem_type: {config.problem_type}`; this study compares data sets by "
+            "the class that they share, of binary heads. Use `ra-hmd evaluate` for the others."
+        )

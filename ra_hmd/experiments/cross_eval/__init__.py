@@ -1,0 +1,1 @@
+"""Cross-data-set evaluation (`ra-hmd cross-eval`)."""

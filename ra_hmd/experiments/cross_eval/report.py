@@ -1,0 +1,116 @@
+"""The matrix of a cross-evaluation for people: Markdown and a heat map."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ra_hmd.core.artifacts import write_text
+from ra_hmd.core.markdown import escape, markdown_table
+from ra_hmd.core.plotting import panels, plain_text, save_figure
+from ra_hmd.evaluation.metrics.intervals import CONFIDENCE
+from ra_hmd.evaluation.report.sections import format_estimate
+from ra_hmd.experiments.cross_eval.config import CROSS_METRICS, CrossEvalArguments, Kind
+
+_TITLES = {"auroc": "AUROC", "accuracy": "Accuracy", "macro_f1": "Macro-F1"}
+_PANELS_PER_ROW = 3
+
+
+def write_cross_report(args: CrossEvalArguments, result: Mapping[str, Any], command: str, output: Path) -> None:
+    """Write cross_eval.md and cross_eval.png."""
+    cells = {(_kind(one), one["system"], one["target"]): one for one in result["cells"]}
+    kinds = list(dict.fromkeys(map(_kind, [*result["cells"], *result["missing"]])))
+    kinds.sort(
+        key=lambda kind: (
+            args.heads.index(kind.head),
+            kind.bank is not None and args.banks.index(kind.bank),
+            kind.shots or 0,
+        )
+    )
+    save_figure(_heat_map(args, kinds, cells), output / "cross_eval.png")
+    write_text(output / "cross_eval.md", _markdown(args, kinds, cells, result["missing"], command))
+
+
+def _kind(entry: Mapping[str, Any]) -> Kind:
+    return Kind(entry["head"], entry["bank"], entry["shots"])
+
+
+def _markdown(
+    args: CrossEvalArguments,
+    kinds: Sequence[Kind],
+    cells: Mapping[tuple[Kind, str, str], Mapping[str, Any]],
+    missing: Sequence[Mapping[str, Any]],
+    command: str,
+) -> str:
+    text = (
+        "# Cross-evaluation\n\nRows: what was trained. Columns: what it was tested on. Nothing was trained in "
+        f"between; a bank is memes to look at. In brackets the {CONFIDENCE:.0%} interval over the judged "
+        f"memes ({args.bootstrap_samples} resamples, seed {args.seed}); of K-shot banks mean ± standard deviation "
+        f"over the lists of the manifest. K of the vote: {args.topk}, {args.weights} weights. † in domain: trained on "
+        "the training split of the same data. – : missing or undefined.\n"
+    )
+    for metric in CROSS_METRICS:
+        text += f"\n## {_TITLES[metric]}\n"
+        for kind in kinds:
+            rows = []
+            for name, system in args.systems.items():
+                line = [escape(name)]
+                for target in args.targets:
+                    cell = cells.get((kind, name, target))
+                    home = " †" if (system.trained_on or name) == target else ""
+                    line.append("–" if cell is None else format_estimate(cell[metric]) + home)
+                rows.append(line)
+            header = ["trained", *map(escape, args.targets)]
+            text += f"\n### {escape(kind.title)}\n\n{markdown_table(header, rows)}"
+    text += f"\n![{_TITLES[args.heat_map]}](cross_eval.png)\n"
+    if missing:
+        rows = [
+            [
+                *map(escape, (one["system"], one["target"], _kind(one).title, one["reason"])),
+                _code(one["command"]),
+            ]
+            for one in missing
+        ]  # fmt: skip
+        header = ["trained", "tested", "head and bank", "why it is missing", "command"]
+        text += f"\n## Missing\n\n{markdown_table(header, rows)}"
+    return text + (f"\n## How this was made\n\n```sh\n{command}\n```\n" if command else "")
+
+
+def _code(command: str) -> str:
+    return f"`{command.replace('|', chr(92) + '|')}`" if command else ""
+
+
+def _heat_map(
+    args: CrossEvalArguments, kinds: Sequence[Kind], cells: Mapping[tuple[Kind, str, str], Mapping[str, Any]]
+) -> Figure:
+    """One panel per head and bank: systems down, targets across; a missing cell is grey."""
+    systems, targets = list(args.systems), list(args.targets)
+    columns = min(len(kinds), _PANELS_PER_ROW)
+    lines = -(-len(kinds) // columns)
+    width, height = 2.2 + 1.0 * len(targets), 1.6 + 0.6 * len(systems)
+    figure, axes = panels(columns, width=width, height=height, rows=lines)
+    for number, axis in enumerate(axes.ravel()):
+        if number >= len(kinds):
+            axis.set_axis_off()
+            continue
+        values = np.full((len(systems), len(targets)), np.nan)
+        for row, system in enumerate(systems):
+            for column, target in enumerate(targets):
+                cell = cells.get((kinds[number], system, target))
+                value = None if cell is None else cell[args.heat_map]["value"]
+                values[row, column] = np.nan if value is None else value
+                text = "–" if value is None else f"{value:.3f}"
+                colour = "white" if value is not None and value < 0.7 else "black"
+                axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
+        axis.set_facecolor("0.9")
+        axis.imshow(np.ma.masked_invalid(values), vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        axis.set_xticks(
+            range(len(targets)), [plain_text(name) for name in targets], rotation=30, ha="right", fontsize=8
+        )
+        axis.set_yticks(range(len(systems)), [plain_text(name) for name in systems], fontsize=8)
+        axis.set(title=kinds[number].title, xlabel="tested on", ylabel="trained")
+        axis.title.set_fontsize(9)
+    figure.suptitle(f"{_TITLES[args.heat_map]} of each system on each data set", fontsize=10)
+    return figure

@@ -1,0 +1,129 @@
+"""`ra-hmd demo`: the whole pipeline on drawn memes and a tiny Qwen2-VL, as the commands that a user would type."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ra_hmd.data.synthetic.confounders import unimodal_oracle
+from ra_hmd.experiments.pipeline import Step, configs_folder, overrides, ra_hmd, run_steps
+
+_HEADS = ("lmh", "lrc", "rkc")
+PARTS = (("a", "train"), ("a", "dev"), ("a", "test"), ("b", "train"), ("b", "test"))
+UPDATE_LIMIT = 256  # memes of domain B's training split that an update of the bank may draw from
+
+
+def run_demo(output: str | Path, *, quick: bool = False, console: Console | None = None) -> Path:
+    """Run the demo; steps that an earlier run finished are not done again.
+
+    Args:
+        output: Folder for everything that it makes.
+        quick: Few memes and little training: shows that it works, not how well.
+        console: Where to print.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        UserError: a step failed; the message ends with the end of its log.
+    """
+    output, console = Path(output), console or Console()
+    seconds = run_steps("demo", demo_steps(output, quick=quick), output, console=console, quick=quick)
+    report = output / "report" / "report.md"
+    _print_results(output, console)
+    console.print(f"Report: {report}  ({sum(seconds.values()) / 60:.1f} minutes)", highlight=False, soft_wrap=True)
+    return report
+
+
+def demo_steps(output: Path, *, quick: bool = False) -> list[Step]:
+    """The commands, in order."""
+    configs, features = configs_folder("demo"), output / "features"
+    stage1, stage2 = output / "stage1_qwen2_vl", output / "stage2"
+    train = {"dataset_dir": output / "data"} | ({"num_train_epochs": 1} if quick else {})
+    refine = {"train": features / "a_train", "dev": features / "a_dev", "init_head": stage1, "output_dir": stage2}
+    classify = ra_hmd("evaluate", checkpoint=stage2, bank=features / "a_train", queries=features / "a_test")
+    classify += ra_hmd(queries=features / "b_test", update=features / "b_train", output=output / "report")[1:]
+    classify.append("--final")
+    return [
+        *pretraining_steps(output, quick=quick),
+        Step(
+            "Stage 1: LoRA and head on domain A",
+            train_words(configs / "stage1_qwen2_vl.yaml", pretrained_model(output), stage1, train),
+        ),
+        *extract_steps("Extract embeddings", output / "data", features, checkpoint=stage1),
+        Step(
+            "Stage 2: refine the head with retrieval-guided contrast",
+            ["ra-hmd", "stage2", str(configs / "stage2.yaml"), *overrides(refine)],
+        ),
+        Step("Classify by three heads; update the bank without retraining", classify),
+    ]
+
+
+def pretraining_steps(output: Path, *, quick: bool = False) -> list[Step]:
+    """What comes before Stage 1: a tiny model, memes, and a model that has seen pictures and captions."""
+    tiny, data = output / "tiny_qwen2_vl", output / "data"
+    size = ["--size", "256"] if quick else []
+    train = {"dataset_dir": data} | ({"num_train_epochs": 1} if quick else {})
+    words = train_words(configs_folder("demo") / "pretrain_qwen2_vl.yaml", tiny, pretrained_model(output), train)
+    return [
+        Step("Build a tiny Qwen2-VL", ra_hmd("tiny-lmm", family="qwen2_vl", output=tiny)),
+        Step("Draw memes", [*ra_hmd("data", "make-confounders", output=data), *size]),
+        Step("Pre-train it to write captions (stock stage: sft)", words),
+    ]
+
+
+def pretrained_model(output: Path) -> Path:
+    """Folder of the model that `pretraining_steps` leaves."""
+    return output / "tiny_qwen2_vl_pretrained"
+
+
+def train_words(config: Path, model: Path, folder: Path, values: Mapping[str, object]) -> list[str]:
+    """`llamafactory-cli train` of `model` by `config` into `folder`, with further keys."""
+    paths = {"model_name_or_path": model, "dataset_dir": values["dataset_dir"], "output_dir": folder}
+    return ["llamafactory-cli", "train", str(config), *overrides(paths | values)]
+
+
+def extract_steps(title: str, data: Path, features: Path, *words: str, checkpoint: Path) -> list[Step]:
+    """Features of both domains' splits, into `features`/<domain>_<split>; `words` are further options."""
+    steps = []
+    for domain, split in PARTS:
+        place = features / f"{domain}_{split}"
+        command = ra_hmd("extract", *words, checkpoint=checkpoint, data=data / domain, split=split, output=place)
+        limit = ["--limit", str(UPDATE_LIMIT)] if (domain, split) == ("b", "train") else []
+        steps.append(Step(f"{title}: domain {domain.upper()}, {split}", command + limit, group=str(features)))
+    return steps
+
+
+def _print_results(output: Path, console: Console) -> None:
+    metrics = json.loads((output / "report" / "metrics.json").read_text(encoding="utf-8"))
+    table = Table(title="Test memes, value [95 % interval]")
+    for column in ("test set", "head", "accuracy", "AUROC", "macro-F1"):
+        table.add_column(column)
+    for name in ("a_test", "b_test"):
+        for head in _HEADS:
+            values = metrics[name].get(head, {})
+            if values:
+                cells = [_cell(values[metric]) for metric in ("accuracy", "auroc", "macro_f1")]
+                table.add_row(f"domain {name[0].upper()}", head.upper(), *cells)
+    console.print(table)
+    console.print("LMH: the language model's Yes/No · LRC: the logistic head · RKC: KNN vote over the bank (A's train)")
+
+    updates = Table(title="RKC on domain B when labelled memes of B join the bank (nothing is retrained)")
+    for column in ("memes of B added", "accuracy", "gain over none, paired"):
+        updates.add_column(column)
+    for point in metrics["bank_update"]["b_test"]:
+        gain = _cell(point["gain"]) if point.get("gain") else ""
+        updates.add_row(str(point["added"]), _cell(point["accuracy"]), gain)
+    console.print(updates)
+    oracle = unimodal_oracle(output / "data" / "a")
+    shown = ", ".join(f"{modality} {value:.3f}" for modality, value in oracle.items())
+    console.print(f"Best classifier on one modality's true attributes, AUROC on domain A: {shown}", highlight=False)
+
+
+def _cell(value: dict[str, float | None]) -> str:
+    def number(key: str) -> str:
+        return "–" if value.get(key) is None else f"{value[key]:.3f}"
+
+    return f"{number('value')} [{number('low')}, {number('high')}]"

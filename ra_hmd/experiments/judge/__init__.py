@@ -1,0 +1,1 @@
+"""Grading of rationales by a language model (`ra-hmd judge`)."""

@@ -1,0 +1,220 @@
+"""`ra-hmd judge`: every rationale is graded, then counted."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ra_hmd.core.artifacts import MANIFEST_NAME, plain, run_manifest, sha256_bytes, sha256_file, write_json, write_jsonl
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.progress import track
+from ra_hmd.experiments.judge.agreement import agreement, read_other
+from ra_hmd.experiments.judge.client import REFUSED, Answer, Judge, JudgeSettings
+from ra_hmd.experiments.judge.pairs import Matched, Pair, read_pairs
+from ra_hmd.experiments.judge.report import RESULTS_NAME, summary, write_report
+from ra_hmd.experiments.judge.rubric import capped, question, read_rubric
+from ra_hmd.features.compatibility import check_output
+
+_FIRST_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Per million tokens, in whatever currency; None: not known, then there is no cost."""
+
+    tokens_in: float | None = None
+    tokens_out: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.tokens_in is None) != (self.tokens_out is None):
+            raise UserError("Give both --price-input and --price-output, or neither.")
+
+    def cost(self, tokens_in: int | None, tokens_out: int | None) -> float | None:
+        """Of so many tokens; None where prices or counts are not known."""
+        if self.tokens_in is None or self.tokens_out is None or tokens_in is None or tokens_out is None:
+            return None
+        return (tokens_in * self.tokens_in + tokens_out * self.tokens_out) / 1e6
+
+
+def judge(
+    rationales: str | Path,
+    references: str | Path,
+    output: str | Path,
+    settings: JudgeSettings,
+    *,
+    key: str | None = None,
+    rubric: str | Path | None = None,
+    cache: str | Path | None = None,
+    concurrency: int = 8,
+    prices: Prices | None = None,
+    limit: int | None = None,
+    partial: bool = False,
+    compare: str | Path | None = None,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+    show: bool = True,
+    command: str = "",
+) -> dict[str, Any]:
+    """Grade rationales by the rubric; write results, report and figure. What was answered once is not asked again.
+
+    Args:
+        rationales: See `read_pairs`.
+        references: See `read_pairs`.
+        output: Folder: results.jsonl, report.md, scores.png, and the manifest with all figures.
+        settings: Who is asked, and how.
+        key: Secret of the API.
+        rubric: File of another rubric.
+        cache: Folder of the answers, by default `cache` in `output`. Several runs may share one.
+        concurrency: Questions at once.
+        prices: For the cost.
+        limit: Only the first so many rationales.
+        partial: Leave out ids that only one file has.
+        compare: results.jsonl of another judge (or its folder), for their agreement.
+        bootstrap_samples: Resamples of each interval.
+        seed: Of the resampling.
+        show: Whether to show a progress bar.
+        command: The command line, for the manifest.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: files that do not match, an endpoint that does not answer or refuses, no grade at all.
+    """
+    output, text, prices = Path(output), read_rubric(rubric), prices or Prices()
+    if concurrency < 1:
+        raise UserError(f"concurrency is {concurrency}, it must be at least 1.")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}, it must be at least 1.")
+    check_output(output, "judge")
+    matched = read_pairs(rationales, references, partial=partial)
+    other = read_other(compare) if compare is not None else None
+    pairs = matched.pairs[:limit]
+    folder = Path(cache) if cache is not None else output / "cache"
+    with Judge(settings, key, folder) as grader:
+        answers = _ask_all(grader, text, pairs, concurrency, show)
+        form = grader.form
+    rows = [_row(pair, answer) for pair, answer in zip(pairs, answers, strict=True)]
+    compared = agreement(rows, other, samples=bootstrap_samples, seed=seed) if other else None
+    found = summary(rows, samples=bootstrap_samples, seed=seed)
+    manifest = run_manifest(
+        "judge",
+        command=command,
+        arguments=plain({"rationales": rationales, "references": references, "rubric": rubric, "limit": limit,
+                         "partial": partial, "compare": compare, "bootstrap_samples": bootstrap_samples,
+                         "concurrency": concurrency, "seed": seed}),
+        judge={**asdict(settings), "host": settings.host, "served": sorted({a.served for a in answers} - {""}),
+               "response_format": form},
+        rubric_sha256=sha256_bytes(text.encode()),
+        rationales_sha256=sha256_file(rationales),
+        references_sha256=sha256_file(references),
+        **found,
+        usage=_usage(answers, prices),
+        agreement=compared,
+        notes=_notes(matched, found, answers, limit),
+    )  # fmt: skip
+    write_jsonl(output / RESULTS_NAME, rows)
+    write_report(manifest, rows, output)
+    write_json(output / MANIFEST_NAME, manifest)
+    return manifest
+
+
+def _ask_all(grader: Judge, rubric: str, pairs: Sequence[Pair], concurrency: int, show: bool) -> list[Answer]:
+    """An answer per pair, in order. The first ones alone: an endpoint that answers none of them is not asked more.
+
+    Refusals do not count: they are about the texts, and those that stand first in the file may be the worst.
+
+    Raises:
+        UserError: see there.
+    """
+    found: dict[int, Answer] = {}
+
+    def ask(number: int) -> Answer:
+        pair = pairs[number]
+        return grader.ask(question(rubric, pair.rationale, pair.references))
+
+    def answers() -> Iterator[tuple[int, tuple[int, Answer]]]:
+        rest, failed = iter(range(len(pairs))), 0
+        for number in rest:
+            answer = ask(number)
+            yield 1, (number, answer)
+            if answer.score is not None:
+                break
+            failed += answer.failure != REFUSED
+            if failed == _FIRST_TRIES or number + 1 == len(pairs):
+                _give_up(grader, pairs, found)
+        with ThreadPoolExecutor(concurrency) as pool:
+            asked = {pool.submit(ask, number): number for number in rest}
+            try:
+                for future in as_completed(asked):
+                    yield 1, (asked[future], future.result())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # of an error, and of Ctrl-C, the rest is not asked
+
+    for number, answer in track(answers(), "Judging", len(pairs), "rationales", show=show):
+        found[number] = answer
+    return [found[number] for number in range(len(pairs))]
+
+
+def _give_up(grader: Judge, pairs: Sequence[Pair], found: Mapping[int, Answer]) -> None:
+    raise_all(
+        [f"{pairs[number].id!r}: {answer.failure}: {answer.message}" for number, answer in sorted(found.items())],
+        f"{grader.settings.host} gave no grade by {grader.settings.model!r}; the first questions failed",
+    )
+
+
+def _row(pair: Pair, answer: Answer) -> dict[str, Any]:
+    """One line of results.jsonl."""
+    score = None if answer.score is None else capped(answer.score, pair.verdict, pair.label)
+    return {
+        "id": pair.id,
+        "score": score,
+        "raw_score": answer.score,
+        "capped": score != answer.score,
+        "verdict": pair.verdict,
+        "label": pair.label,
+        "reason": answer.reason,
+        "failure": answer.failure or None,
+        "message": answer.message or None,
+        "texts_sha256": sha256_bytes(*(text.encode() for text in (pair.rationale, *pair.references))),
+    }
+
+
+def _usage(answers: Sequence[Answer], prices: Prices) -> dict[str, Any]:
+    """Tokens and cost of all answers, and of those that were asked for now."""
+
+    def counted(some: Sequence[Answer]) -> dict[str, Any]:
+        told = [(a.tokens_in, a.tokens_out) for a in some]
+        known = all(None not in pair for pair in told)
+        tokens_in, tokens_out = (sum(pair[side] or 0 for pair in told) if known else None for side in (0, 1))
+        return {"input_tokens": tokens_in, "output_tokens": tokens_out, "cost": prices.cost(tokens_in, tokens_out)}
+
+    fresh = [answer for answer in answers if not answer.cached]
+    return {
+        **counted(answers),
+        "this_run": {
+            "asked": sum(answer.asked for answer in fresh),
+            "repeated_by_client": sum(answer.retries for answer in fresh),
+            **counted(fresh),
+        },
+        "cache_hits": len(answers) - len(fresh),
+        "prices_per_million": asdict(prices),
+    }
+
+
+def _notes(matched: Matched, found: Mapping[str, Any], answers: Sequence[Answer], limit: int | None) -> list[str]:
+    notes = []
+    if matched.only_rationales or matched.only_references:
+        notes.append(f"Left out: {matched.only_rationales} rationales without a reference, {matched.only_references} "
+                     "references without a rationale.")  # fmt: skip
+    if limit is not None and limit < len(matched.pairs):
+        notes.append(f"Only the first {limit} of {len(matched.pairs)} rationales were judged.")
+    failed = found["items"] - found["graded"]
+    if failed:
+        notes.append(f"{failed} rationales have no score and are in no mean; the same command asks for them again.")
+    if found["verdicts_unknown"]:
+        notes.append(f"{found['verdicts_unknown']} rationales come without a verdict: the cap cannot concern them.")
+    if any(answer.tokens_in is None or answer.tokens_out is None for answer in answers):
+        notes.append("The server does not count tokens of every answer, so their sum and the cost are not known.")
+    return notes

@@ -1,0 +1,1 @@
+"""Results of many systems over many data sets (`ra-hmd results`)."""

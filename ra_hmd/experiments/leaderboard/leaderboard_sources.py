@@ -1,0 +1,304 @@
+"""Where the cells of the results page come from: finished evaluations, cross-evaluations, and published numbers."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.heads import THRESHOLDS, Head
+from ra_hmd.data.readers import READERS
+from ra_hmd.evaluation.report.outputs import METRICS_NAME, UPDATE_KEY
+from ra_hmd.evaluation.report.sections import vote_text
+from ra_hmd.experiments.cross_eval.config import CROSS_METRICS, Kind
+from ra_hmd.features.test_lock import is_test_split
+from ra_hmd.retrieval.voting import Voting
+
+PUBLISHED = Path(__file__).with_name("published.yaml")
+EVIDENCE = ("checked", "readme", "paper", "second-hand")
+CROSS_NAME = "cross_eval.json"
+
+
+@dataclass(frozen=True, order=True)
+class Column:
+    """What systems are compared on: one split of one task of a data set. Two splits are two columns."""
+
+    dataset: str
+    task: str
+    split: str
+
+    @property
+    def title(self) -> str:
+        """For people; a split that is no test split says so."""
+        reader = READERS.get(self.dataset)
+        task = self.task
+        if reader is not None:  # of a public data set the first task goes without saying
+            task = "" if task == reader.tasks[0].name else task or "task not stated"
+        parts = [self.dataset, *([task] if task else []), self.split]
+        return " · ".join(parts) + ("" if self.role == "test" else f" ({self.role})")
+
+    @property
+    def role(self) -> Literal["test", "dev", "train"]:
+        """What the split is for; one whose name says nothing counts as test data, as in `evaluate`."""
+        if is_test_split(self.split):
+            return "test"
+        return "train" if "train" in self.split.lower() else "dev"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One system, by one of its heads, on one column.
+
+    Attributes:
+        origin: Who says so.
+        system: Its name.
+        head: Who decides, and which bank; empty where the source does not say.
+        column: What it was judged on.
+        metrics: Metric → `value`, `low`, `high`, `std`; of published numbers also `printed`, the text in its source.
+        source: The command, or the publication.
+        place: Folder and set that it was read from; two results never share one.
+        evidence: Of published numbers, how far to trust them.
+        memes: How many were judged, where known.
+        runs: How many runs the value is a mean of, and of what: `1 seed`, `5 lists`.
+        rule: Where the verdicts' threshold is from, if it is not the official one.
+    """
+
+    origin: Literal["measured", "published"]
+    system: str
+    head: str
+    column: Column
+    metrics: Mapping[str, Mapping[str, Any]]
+    source: str
+    place: str
+    evidence: str = ""
+    memes: int | None = None
+    runs: str = ""
+    rule: str = ""
+
+
+def find_results(folders: Sequence[str]) -> tuple[list[Result], list[str]]:
+    """The results of all finished evaluations in and below the folders, each once.
+
+    Args:
+        folders: Paths, or `NAME=PATH` to call the systems there by another name; of two names the nearer one counts.
+
+    Returns:
+        The results in order of place, and notes on what was left out.
+
+    Raises:
+        UserError: a folder that is not there, that has no finished evaluation, or that is given two names.
+    """
+    if not folders:
+        raise UserError("No folder is given; name one that holds evaluations (`ra-hmd evaluate --output`).")
+    given = [_named(text) for text in folders]
+    names: dict[Path, str] = {}
+    problems = [f"{path} is not a folder." for _, path in given if not path.is_dir()]
+    for name, path in given:
+        if name is not None and names.setdefault(path.resolve(), name) != name:
+            problems.append(f"{path} is called {names[path.resolve()]!r} and {name!r}; give it one name.")
+    raise_all(problems, "These cannot be searched")
+    runs: dict[Path, tuple[str | None, Path]] = {}
+    empty, notes = [], []
+    # Names first, the deepest folders before those around them: the nearest name is the one that was meant.
+    for name, path in sorted(given, key=lambda one: (one[0] is None, -len(one[1].resolve().parts))):
+        found = list(_evaluations(path))
+        if not found:
+            empty.append(f"{path} has no finished evaluation; `ra-hmd evaluate` or `cross-eval` writes one.")
+        for folder in found:
+            runs.setdefault(folder.resolve(), (name, folder))
+    raise_all(empty, "There is nothing to show")
+    results: list[Result] = []
+    for name, folder in sorted(runs.values(), key=lambda run: str(run[1])):
+        manifest = read_json(folder / MANIFEST_NAME)
+        if not _says_what(manifest):
+            notes.append(f"{folder} does not say what was evaluated on what; evaluate again to have it here.")
+        elif manifest["kind"] == "evaluation":
+            results += _evaluation(folder, manifest, name)
+        else:
+            results += _cross_evaluation(folder, manifest, name)
+    if not results:
+        raise_all(notes, "There is nothing to show")
+    return results, notes
+
+
+def published_results(path: Path = PUBLISHED) -> list[Result]:
+    """The published numbers in the data file, each a result of its own column.
+
+    Raises:
+        UserError: a row without system, source or known evidence; a data set without a reader.
+    """
+    # BaseLoader leaves every number the text that it is: 85.80 keeps its last digit.
+    rows = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506
+    results = []
+    for row in rows:
+        if row.get("evidence") not in EVIDENCE or not row.get("system") or not row.get("source"):
+            raise UserError(f"{path}: {row}: system, source and evidence ({', '.join(EVIDENCE)}) are needed.")
+        for dataset, splits in row["cells"].items():
+            if dataset not in READERS:
+                raise UserError(f"{path}: {row['system']}: there is no data set {dataset!r}.")
+            for split, numbers in splits.items():
+                column = Column(dataset, READERS[dataset].tasks[0].name, split)
+                metrics = {name: _published_number(number) for name, number in numbers.items()}
+                place = f"{row['system']}, {column.title}"
+                results.append(Result("published", row["system"], "", column, metrics, row["source"], place,
+                                      evidence=row["evidence"]))  # fmt: skip
+    return results
+
+
+def _published_number(number: str | list[str]) -> dict[str, Any]:
+    """Per cent, as printed, as a fraction; of a range only its ends."""
+    ends = number if isinstance(number, list) else [number]
+    shown = [str(Decimal(end).scaleb(-2)) for end in ends]  # keeps the last digit
+    value, *rest = map(float, shown)
+    # `low` and `high` are a measured value's interval; the ends of a printed range are none.
+    return {"value": None if rest else value, "low": None, "high": None, "std": None,
+            "printed": " to ".join(ends), "shown": " to ".join(shown)}  # fmt: skip
+
+
+def _named(text: str) -> tuple[str | None, Path]:
+    name, equals, path = text.partition("=")
+    if not text or (equals and not path):
+        raise UserError(f"{text!r} names no folder; give FOLDER or NAME=FOLDER, and `.` for this one.")
+    if equals and name and not Path(text).is_dir():
+        return name, Path(path)
+    return None, Path(text)
+
+
+def _evaluations(folder: Path) -> Iterator[Path]:
+    """Folders of finished evaluations; what lies below one (its seeds) belongs to it."""
+    for place, below, files in os.walk(folder):
+        below.sort()
+        if MANIFEST_NAME not in files:
+            continue
+        needed = {"evaluation": METRICS_NAME, "cross_eval": CROSS_NAME}.get(
+            read_json(Path(place) / MANIFEST_NAME).get("kind")
+        )
+        if needed is not None and needed in files:
+            below.clear()
+            yield Path(place)
+
+
+def _says_what(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest tells all that the page shows; those of earlier versions do not."""
+    if manifest["kind"] == "cross_eval":
+        return "systems" in manifest
+    return ("systems" in manifest or "system" in manifest) and "decisions" in manifest
+
+
+def _evaluation(folder: Path, manifest: Mapping[str, Any], name: str | None) -> Iterator[Result]:
+    systems = list(manifest.get("systems", {"": manifest.get("system")}).values())
+    commands = "\n".join(manifest["commands"])
+    count = len(systems)
+    noun = "list" if all(system.get("shots") for system in systems) else "seed"
+    for label, heads in _read(folder / METRICS_NAME).items():
+        if label == UPDATE_KEY:
+            continue
+        judged = manifest["sets"][label]
+        column = _column(judged, judged["outputs"])
+        for head, metrics in heads.items():
+            yield Result(
+                "measured", name or _joined(systems, column.dataset), _head(head, manifest, systems, column), column,
+                metrics, commands, f"{folder} ({label})", memes=judged["rows"], runs=_counted(count, noun),
+                rule=_rule(head, label, manifest),
+            )  # fmt: skip
+
+
+def _rule(head: Head, label: str, manifest: Mapping[str, Any]) -> str:
+    """Empty for official thresholds, and where none is used."""
+    decisions = manifest["decisions"]
+    runs = [decisions[name] for name in manifest["runs"]] if "runs" in manifest else [decisions]
+    chosen = [any(value != THRESHOLDS[head] for value in run[label][head]["thresholds"]) for run in runs]
+    return "" if not any(chosen) else "threshold from dev" if all(chosen) else "threshold from dev in some runs"
+
+
+def _vote(arguments: Mapping[str, Any]) -> str:
+    """How the bank votes, where it is not the default."""
+    voting = Voting(**{item.name: arguments[item.name] for item in fields(Voting) if item.name in arguments})
+    return "" if voting == Voting() else f", {vote_text(voting)}"
+
+
+def _head(head: Head, manifest: Mapping[str, Any], systems: Sequence[Mapping[str, Any]], column: Column) -> str:
+    """A head's name; of a vote also the bank, where it is not of the data that the system was trained on."""
+    if head != "rkc":
+        return head.upper()
+    bank = manifest["bank"]["data"]
+    of_train = "train" in bank["split"].lower()
+    if of_train and all(bank["dataset"] == system.get("trained_on") for system in systems):
+        name = _own_bank(systems)
+    elif of_train and bank["dataset"] == column.dataset:
+        name = Kind("rkc", "target").title
+    else:
+        name = f"RKC, bank of {bank['dataset']} ({bank['split']})"
+    arguments = next(iter(manifest["runs"].values())) if "runs" in manifest else manifest["arguments"]
+    return name + _vote(arguments)
+
+
+def _own_bank(systems: Iterable[Mapping[str, Any]]) -> str:
+    """The vote of the training split: of a few-shot system that is more than it was trained on."""
+    return "RKC, whole training split" if any(system.get("shots") for system in systems) else "RKC"
+
+
+def _cross_evaluation(folder: Path, manifest: Mapping[str, Any], name: str | None) -> Iterator[Result]:
+    for cell in _read(folder / CROSS_NAME)["cells"]:
+        described = dict(manifest["systems"][cell["system"]])
+        column = _column(cell["judged"], 1)
+        trained = "trained_on" in described  # a zero-shot head was not
+        if trained and not {described["trained_on"], column.dataset} <= set(READERS):
+            # Other stores are called by their folders; which of them is the training data the settings say.
+            home = cell["trained_on"] == cell["target"]
+            described["trained_on"] = column.dataset if home else described["trained_on"] or cell["trained_on"]
+        head = Kind(cell["head"], cell["bank"], cell["shots"]).title
+        if cell["bank"] == "train":  # the same vote with the same bank has one name, whichever command it came from
+            head = _own_bank([described]) if trained else f"RKC, bank of {cell['trained_on']}"
+        if cell["bank"] is not None:
+            head += _vote(manifest["arguments"])
+        shown = f"{name}: {cell['system']}" if name else _joined([described], column.dataset)
+        lists = len(cell["accuracy"]["runs"])
+        yield Result(
+            "measured", shown, head, column, {metric: cell[metric] for metric in CROSS_METRICS}, manifest["command"],
+            f"{folder} ({cell['system']} on {cell['target']})", memes=cell["rows"],
+            runs=_counted(lists, "list") if cell["bank"] == "k_shot" else _counted(1, "seed"),
+        )  # fmt: skip
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _column(judged: Mapping[str, Any], outputs: int) -> Column:
+    task = judged["task"] or (f"{outputs} classes" if outputs > 1 else "")
+    return Column(judged["dataset"], task, judged["split"])
+
+
+def _joined(systems: Iterable[Mapping[str, Any]], dataset: str) -> str:
+    """The name of a system, with what it was trained on where that is not the data set that it is judged on."""
+    names = []
+    for described in systems:
+        trained = described.get("trained_on", dataset)
+        if trained == dataset:
+            names.append(described["name"])
+        else:
+            names.append(f"{described['name']}, trained on {trained or 'data that is not stated'}")
+    return " / ".join(dict.fromkeys(names))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("s" if count > 1 else "")
+
+
+def without_clashes(results: Sequence[Result]) -> list[Result]:
+    """The results, with their place behind the system's name where two of one name and head share a column."""
+    seen: dict[tuple[str, str, str], list[Column]] = {}
+    for one in results:
+        seen.setdefault((one.origin, one.system, one.head), []).append(one.column)
+    clashing = {key for key, columns in seen.items() if len(set(columns)) < len(columns)}
+    return [
+        replace(one, system=f"{one.system}, {one.place}") if (one.origin, one.system, one.head) in clashing else one
+        for one in results
+    ]

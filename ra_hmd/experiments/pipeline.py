@@ -1,0 +1,168 @@
+"""Commands one after another, as a user would type them; what an earlier run finished is not done again."""
+
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ra_hmd.core.artifacts import read_json, run_manifest, sha256_bytes, write_json
+from ra_hmd.core.errors import UserError
+
+_CONTENT = {".safetensors", ".parquet", ".jsonl", ".yaml", ".png"}
+"""Kinds of files that decide a step's result, and that no later step changes."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+        title: For people.
+        command: Its words.
+        group: Neighbours in the list with the same group do not need each other: they may run at the same time.
+    """
+
+    title: str
+    command: list[str]
+    group: str = ""
+
+    @property
+    def line(self) -> str:
+        """The command as a line for a shell."""
+        return shlex.join(self.command)
+
+
+def run_steps(
+    kind: str, steps: Sequence[Step], output: Path, *, console: Console, jobs: int = 1, **content: Any
+) -> Mapping[str, float]:
+    """Run the steps in order; `<output>/<kind>.json` remembers the finished ones by their command line and by the
+    files of data, features and weights that it names: a step is done again when one of those was replaced.
+
+    Args:
+        kind: Of the run: names the manifest.
+        steps: The commands.
+        output: Folder for `<kind>.json` and `logs`.
+        console: Where to print.
+        jobs: How many steps of a group run at the same time.
+        content: Further fields of the manifest.
+
+    Returns:
+        Command line → seconds that it took, of every finished step, also of earlier runs.
+
+    Raises:
+        UserError: a step failed; the message ends with the end of its log.
+    """
+    record = output / f"{kind}.json"
+    known = read_json(record) if record.is_file() else {}
+    seconds, files = dict(known.get("seconds", {})), dict(known.get("files", {}))
+    lock = Lock()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("", total=len(steps))
+
+        def do(number: int, step: Step) -> None:
+            # A record of an earlier version knows no files.
+            done_before = step.line in seconds and files.get(step.line) in (None, named_files(step.command))
+            text = f"[bold]{number}. {escape(step.title)}[/bold]\n   $ {escape(step.line)}"
+            # One print: steps of a group print at the same time.
+            console.print(text + ("\n   already done" if done_before else ""), highlight=False, soft_wrap=True)
+            if not done_before:
+                progress.update(task, description=step.title)
+                took = _run(step, output / "logs" / f"{number:02d}.log")
+                console.print(f"   {f'{number}. took ' if jobs > 1 and step.group else ''}{took:.0f} s")
+                with lock:
+                    seconds[step.line], files[step.line] = took, named_files(step.command)
+                    write_json(record, run_manifest(kind, **content, seconds=seconds, files=files))
+            progress.advance(task)
+
+        for _, group in groupby(enumerate(steps, 1), lambda one: one[1].group or one[0]):
+            _run_group(do, list(group), jobs)
+    return seconds
+
+
+def named_files(command: Sequence[str]) -> str:
+    """Fingerprint of the files of data, features and weights that a command's words name, by name, size and time.
+
+    What later steps write into an earlier one's folder (records, logs, decisions) is none of these.
+    """
+    from ra_hmd.features.test_lock import FINAL_RECORD  # which needs more than a list of commands does
+
+    places = dict.fromkeys(Path(value) for word in command[1:] for value in (word, word.partition("=")[2]) if value)
+    found = []
+    for place in places:
+        if place.exists():
+            inside = [place] if place.is_file() else sorted(place.rglob("*"))
+            found += [file for file in inside if file.suffix in _CONTENT and file.name != FINAL_RECORD]
+    return sha256_bytes(*(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode() for file in found))
+
+
+def _run_group(do: Callable[[int, Step], None], group: Sequence[tuple[int, Step]], jobs: int) -> None:
+    """Do the numbered steps, `jobs` at a time; after the first failure, or Ctrl-C, none is begun."""
+    stop = Event()
+
+    def unless_stopped(number: int, step: Step) -> None:
+        if stop.is_set():
+            return
+        try:
+            do(number, step)
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for future in [pool.submit(unless_stopped, number, step) for number, step in group]:
+                future.result()
+        finally:
+            stop.set()
+
+
+def overrides(values: Mapping[str, object]) -> list[str]:
+    """`key=value` words, as `llamafactory-cli train` and `ra-hmd stage2` take them."""
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def ra_hmd(*words: str, **options: object) -> list[str]:
+    """The words of a `ra-hmd` command; options in Python's spelling."""
+    given = ((f"--{key.replace('_', '-')}", str(value)) for key, value in options.items())
+    return ["ra-hmd", *words, *(word for pair in given for word in pair)]
+
+
+def configs_folder(name: str) -> Path:
+    """Folder `name` of the YAML files: the checkout's, or the one that the wheel installed."""
+    places = [Path(__file__).parents[2] / "configs", Path(sysconfig.get_path("data")) / "share" / "ra-hmd" / "configs"]
+    for place in places:
+        if (place / name).is_dir():
+            here = Path.cwd()
+            return place.relative_to(here) / name if place.is_relative_to(here) else place / name
+    raise UserError(f"The {name}'s YAML files are missing; looked in {' and '.join(map(str, places))}.")
+
+
+def _run(step: Step, log: Path) -> float:
+    """Run a command of this environment; its output goes to `log`. Returns seconds."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    binaries = Path(sys.executable).parent
+    env = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
+    env.setdefault("OMP_NUM_THREADS", "1")  # with tensors as small as these, more threads only wait for each other
+    start = time.monotonic()
+    env.setdefault("CUDA_VISIBLE_DEVICES", "0")  # on several GPUs the same files would train fewer steps
+    with log.open("w", encoding="utf-8") as file:
+        command = [str(binaries / step.command[0]), *step.command[1:]]
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, check=False)
+    if done.returncode != 0:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+        raise UserError(f"Step {step.title!r} failed (exit code {done.returncode}); the end of {log}:\n{tail}")
+    return round(time.monotonic() - start, 1)

@@ -1,0 +1,1 @@
+"""How a bank ages (`ra-hmd staleness`)."""

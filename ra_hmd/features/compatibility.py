@@ -1,0 +1,111 @@
+"""What must hold between stores, heads and output folders before anything is computed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ra_hmd.core.artifacts import MANIFEST_NAME, fingerprint_model, plain, read_json, sha256_file
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.features.store import STORE_MANIFEST, Features
+from ra_hmd.models.head import HeadConfig
+
+DATA_KEYS = ("data", "head", "dtype")
+"""Parts of a store's fingerprint that may differ between comparable stores: other memes, another head on top of the
+same LMM, another rounding. All other parts decide what a hidden state means."""
+
+
+_HEAD_KINDS = ("stage2", "head", "linear_probe", "zero_shot")
+"""Kinds of runs that end in a head and state the features that it takes."""
+
+
+def store_fingerprint(features: Features) -> dict[str, Any]:
+    """The fingerprint in a store's manifest; empty for features that were not read from a store."""
+    return features.provenance.fingerprint
+
+
+def head_fingerprint(folder: str | Path) -> dict[str, Any]:
+    """What is known of the features that the head in `folder` was trained on; empty where nothing is.
+
+    What was trained on features states their store's fingerprint; beside a Stage 1 head lies the adapter or the tuned
+    LMM.
+    """
+    folder = Path(folder)
+    manifest = read_json(folder / MANIFEST_NAME) if (folder / MANIFEST_NAME).is_file() else {}
+    if manifest.get("kind") in _HEAD_KINDS:
+        return dict(manifest["features"]["train"]["fingerprint"])
+    if (folder / "adapter_model.safetensors").is_file():
+        return {"adapter": sha256_file(folder / "adapter_model.safetensors")}
+    if (folder / "config.json").is_file():
+        return {"model": fingerprint_model(folder), "adapter": None}
+    return {}
+
+
+def check_same_origin(fingerprints: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `UserError` unless all fingerprints tell of comparable hidden states: same LMM, adapter, prompt, pixels.
+
+    A part that one of two does not state (an imported `.pt` states none) is not compared.
+
+    Args:
+        fingerprints: Place (folder, for the message) to fingerprint; the first is compared with each of the others.
+    """
+    (first, expected), *others = fingerprints.items()
+    problems = [
+        f"{key}: {_short(expected[key])} in {first}, {_short(found[key])} in {place}."
+        for place, found in others
+        for key in sorted(set(expected) & set(found) - set(DATA_KEYS))
+        if plain(expected[key]) != plain(found[key])
+    ]
+    raise_all(problems, "These were not made alike; extract the features again with one checkpoint and prompt")
+
+
+def _short(value: Any) -> str:
+    text = repr(plain(value))
+    return text if len(text) <= 80 else f"{text[:40]}…{text[-20:]}"
+
+
+def check_head_fits(config: HeadConfig, head_place: str | Path, features: Features, store_place: str | Path) -> None:
+    """Raise `UserError` unless the head takes the store's hidden states, or its image and text features."""
+    fusion, width = config.fusion, features.hidden.shape[1]
+    if fusion is not None and features.modalities != (fusion.image_dim, fusion.text_dim):
+        have = f"one vector of {width}" if features.modalities is None else "{} and {}".format(*features.modalities)
+        raise UserError(
+            f"The head in {head_place} takes {fusion.image_dim} image and {fusion.text_dim} text features, "
+            f"{store_place} has {have}: make the features with the head's encoder (`ra-hmd encode`)."
+        )
+    if config.input_dim != width:
+        raise UserError(
+            f"The head in {head_place} takes hidden states of size {config.input_dim}, those in {store_place} have "
+            f"{width}: they come from different LMMs. Extract the features with this head's checkpoint."
+        )
+
+
+def check_store(features: Features, place: str | Path, problem: Problem = BINARY, *, labelled: bool = True) -> None:
+    """Raise `UserError` unless the store has rows, with finite hidden states, all labelled as `problem` has it.
+
+    With `labelled: False` nothing is asked of the labels.
+    """
+    if not len(features):
+        raise UserError(f"{place} has no rows.")
+    if labelled:
+        problem.check(features.labels, place)
+    finite = np.isfinite(features.hidden).all(axis=1)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite)[0])
+        raise UserError(
+            f"{place}: {int((~finite).sum())} rows have hidden states that are not finite, the first is "
+            f"{features.ids[row]!r}; extract it again."
+        )
+
+
+def check_output(folder: str | Path, kind: str) -> None:
+    """Raise `UserError` if `folder` is the output of another kind of run, which writing there would spoil."""
+    path = Path(folder)
+    if (path / MANIFEST_NAME).is_file():
+        found = read_json(path / MANIFEST_NAME).get("kind")
+        if found != kind:
+            raise UserError(f"{folder} holds a {found!r} run; choose another output folder, or remove it.")
+    elif (path / STORE_MANIFEST).is_file():
+        raise UserError(f"{folder} holds a feature store; choose another output folder.")

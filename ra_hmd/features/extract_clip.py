@@ -1,0 +1,103 @@
+"""Write an encoder's features of memes: sharded, resumable, over as many processes as torchrun starts."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from ra_hmd.core.memory import keep_freed_memory
+from ra_hmd.data.meme import Meme
+from ra_hmd.features.extraction import make_features
+from ra_hmd.models.clip_encoder import Encoder
+
+_ROWS_OF_A_PART = 8  # fewer make poor use of a core
+
+
+def encode(
+    encoder: Encoder,
+    memes: list[Meme],
+    output: str | Path,
+    *,
+    split: str = "",
+    source: Mapping[str, str | None] | None = None,
+    label_classes: int | None = None,
+    batch_size: int = 32,
+    shard_size: int = 512,
+    num_workers: int = 2,
+) -> Path:
+    """Write a feature store of `memes` with image and text features. Run again after a stop, it does what is missing.
+
+    What a row holds does not depend on batch size, shards or number of ranks, up to rounding. The manifest has the
+    settings as `encoder`, and as `captions` how many tokens a caption may have, how many the longest has, and how many
+    captions have more (they were cut, or averaged over pieces).
+
+    Args:
+        encoder: The model; its weights are loaded when there is something to do.
+        memes: The data, in the order of the store.
+        output: Folder of the store.
+        split: Recorded in the manifest.
+        source: What the memes are (`describe_source`); recorded in the manifest.
+        label_classes: C, where a meme may have several labels.
+        batch_size: Memes per call of each tower; memes with captions of similar length share one.
+        shard_size: Rows per file; a stop loses at most one unfinished shard per rank.
+        num_workers: Processes that decode and resize images beside each rank.
+
+    Raises:
+        UserError: unreadable images (all listed before the weights are loaded), labels of another kind, or `output`
+            holds other features.
+    """
+    tokens = encoder.count_tokens([meme.text for meme in memes])
+    length = dict(zip((meme.id for meme in memes), tokens, strict=True))
+    captions = {
+        "limit": encoder.limit,
+        "longest": max(tokens, default=0),
+        "over_limit": sum(count > encoder.limit for count in tokens),
+    }
+    with _side_by_side(encoder, batch_size):
+        return make_features(
+            memes,
+            output,
+            encoder.load,
+            encoder.fingerprint(),
+            lambda meme, _: length[meme.id],
+            label_classes=label_classes,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            num_workers=num_workers,
+            description="Encoding",
+            split=split,
+            source=source,
+            encoder=encoder.settings.to_dict(),
+            captions=captions,
+        )
+
+
+@contextmanager
+def _side_by_side(encoder: Encoder, batch_size: int) -> Iterator[None]:
+    """On a CPU, let parts of a batch run beside each other instead of each operation on all cores.
+
+    The threads of one operation wait for each other at its end, again and again, and the workers that decode images
+    take turns on the same cores; parts of a batch wait once.
+    """
+    threads = torch.get_num_threads()
+    parts = 1
+    if PartialState().device.type == "cpu":
+        parts = max(min(threads, batch_size // _ROWS_OF_A_PART), 1)
+        keep_freed_memory()
+    encoder.parts = parts
+    torch.set_num_threads(threads // parts)
+    try:
+        yield
+    finally:
+        encoder.parts = 1
+        torch.set_num_threads(threads)
+
+
+def describe_captions(limit: int, longest: int, over_limit: int, long_text: str) -> str:
+    """One sentence on captions that were too long; empty when none was."""
+    if not over_limit:
+        return ""
+    done = "averaged over pieces" if long_text == "average" else "cut off (--long-text average keeps all of them)"
+    return f"{over_limit} captions have more than {limit} tokens, the longest {longest}; they were {done}."

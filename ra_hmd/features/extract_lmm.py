@@ -1,0 +1,72 @@
+"""Dump an LMM's features of memes: sharded, resumable, over as many processes as torchrun starts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from ra_hmd.core.dtype import DType
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme import Meme
+from ra_hmd.features.extraction import make_features
+from ra_hmd.models.checkpoint import MemeModel, Run
+
+
+def extract(
+    run: Run,
+    memes: list[Meme],
+    output: str | Path,
+    *,
+    split: str = "",
+    source: Mapping[str, str | None] | None = None,
+    label_classes: int | None = None,
+    batch_size: int = 16,
+    shard_size: int = 512,
+    num_workers: int = 2,
+    dtype: DType = "auto",
+    padding_side: Literal["left", "right"] = "left",
+) -> Path:
+    """Write a feature store of `memes`. Run again after a stop, it does only what is missing.
+
+    Under torchrun each rank takes every WORLD_SIZE-th shard. What a row holds does not depend on batch size, number of
+    ranks or padding side, up to rounding.
+
+    Args:
+        run: The model.
+        memes: The data, in the order of the store.
+        output: Folder of the store.
+        split: Recorded in the manifest.
+        source: What the memes are (`describe_source`); recorded in the manifest.
+        label_classes: C, where a meme may have several labels; default is that of a multi-label run.
+        batch_size: Memes per forward pass; memes of similar length share one.
+        shard_size: Rows per file; a stop loses at most one unfinished shard per rank.
+        num_workers: Processes that decode images beside each rank.
+        dtype: Of the computation; `auto` is that of the model's weights.
+        padding_side: Of the batches.
+
+    Raises:
+        UserError: unreadable images (all listed before the model is loaded), labels of another kind, or `output` holds
+            other features.
+    """
+    problem = run.settings.problem
+    classes = label_classes or (problem.outputs if problem.kind == "multi_label" else None)
+    if problem.kind == "multi_label" and classes != problem.outputs:
+        raise UserError(f"The data has {classes} classes, and the run in {run.folder} {problem.outputs}.")
+
+    def length(meme: Meme, size: tuple[int, int]) -> float:
+        """About the tokens of its prompt: image tokens go with pixels, a word is about a token."""
+        return min(size[0] * size[1], run.settings.image_max_pixels) / 784 + len(meme.text) / 4
+
+    return make_features(
+        memes,
+        output,
+        lambda device: MemeModel(run, device, dtype, padding_side),
+        run.fingerprint() | {"dtype": dtype},
+        length,
+        label_classes=classes,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        num_workers=num_workers,
+        split=split,
+        source=source,
+        run=str(run.folder),
+    )

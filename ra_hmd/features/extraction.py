@@ -1,0 +1,235 @@
+"""From memes to a feature store: sharded, resumable, over as many processes as torchrun starts, whatever the model."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ra_hmd.core.artifacts import plain, sha256_bytes
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.progress import track
+from ra_hmd.core.task import UNLABELLED
+from ra_hmd.data.content import content_hash
+from ra_hmd.data.images import file_digest, image_size, load_image, perceptual_hash
+from ra_hmd.data.meme import Meme
+from ra_hmd.features.store import MODALITIES, Features, FeatureWriter, digest_of
+
+
+class FeatureModel(Protocol):
+    """What gives memes their features. `encode` and `collate` run in the loader's worker processes."""
+
+    def encode(self, text: str, image: Image) -> Any:
+        """A meme as an item of a batch. Raises `ValueError` (a sentence without a subject) when it cannot be one."""
+
+    def length(self, row: Any) -> int:
+        """About how much work an item is, in tokens."""
+
+    def collate(self, rows: list[Any]) -> Any:
+        """A batch from B of `encode`'s items."""
+
+    def columns(self, batch: Any) -> dict[str, Tensor]:
+        """Matrices of a store for a batch, each [B, …]: fields of `Features`, or the two of `MODALITIES`."""
+
+
+def make_features(
+    memes: list[Meme],
+    output: str | Path,
+    open_model: Callable[[torch.device], FeatureModel],
+    fingerprint: dict[str, Any],
+    length: Callable[[Meme, tuple[int, int]], float],
+    *,
+    label_classes: int | None = None,
+    batch_size: int = 16,
+    shard_size: int = 512,
+    num_workers: int = 2,
+    description: str = "Extracting",
+    **content: Any,
+) -> Path:
+    """Write a feature store of `memes`. Run again after a stop, it does only what is missing; of a finished store it
+    makes those shards anew whose pictures or records were changed since.
+
+    Under torchrun each rank takes every WORLD_SIZE-th shard.
+
+    Args:
+        memes: The data, in the order of the store.
+        output: Folder of the store.
+        open_model: The model on a device; called only when there is something to do.
+        fingerprint: What a feature depends on, apart from the memes; a digest of these is added as `data`.
+        length: How long a meme's input is, from the meme and its image's width and height; memes of similar length
+            share a batch.
+        label_classes: C, where a meme may have several labels; None where it has one.
+        batch_size: Memes per call of the model.
+        shard_size: Rows per file; a stop loses at most one unfinished shard per rank.
+        num_workers: Processes that decode images beside each rank.
+        description: Of the progress bar.
+        content: Further fields of the manifest.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UserError: unreadable images (all listed before the model is opened), labels of another kind, or `output` holds
+            other features.
+    """
+    state = PartialState()
+    check_labels(memes, label_classes)
+    sizes = [image_size(meme.image) for meme in memes]
+    bad = [f"meme {m.id!r}: image {m.image} is missing or not an image" for m, size in zip(memes, sizes, strict=True)
+           if size == (0, 0)]  # fmt: skip
+    raise_all(bad, "Images that cannot be opened; mend their paths or remove the records")
+    lengths = [length(meme, size) for meme, size in zip(memes, sizes, strict=True)]
+    rows = [_digest(meme) for meme in memes]
+    with state.main_process_first():  # it takes out what is no longer true, before another rank looks
+        writer = FeatureWriter(
+            output, fingerprint, len(memes), shard_size, ids=[meme.id for meme in memes], digests=rows, **content
+        )
+        writer.begin()
+    shards = [shard for shard in writer.missing() if shard % state.num_processes == state.process_index]
+    if shards:
+        encoded = _EncodedMemes(open_model(state.device), memes)
+        plan = [batch for shard in shards for batch in _batches(writer.bounds(shard), lengths, batch_size)]
+        loader = DataLoader(encoded, batch_sampler=plan, num_workers=num_workers, collate_fn=encoded.collate)
+        batches = ((len(rows), (rows, batch)) for rows, batch in zip(plan, loader, strict=True))
+        shown = track(batches, description, sum(map(len, plan)), "memes", show=state.is_main_process)
+        _write_shards(encoded, shown, label_classes, writer, shards)
+    if not writer.missing():  # whichever rank is last finds nothing missing
+        writer.finish()
+    return Path(output)
+
+
+def check_labels(memes: list[Meme], classes: int | None) -> None:
+    """Raise `UserError` unless labels are sets of C classes, or with `classes` None single classes."""
+    wanted = int if classes is None else tuple
+    other = next((meme for meme in memes if meme.label is not None and not isinstance(meme.label, wanted)), None)
+    if other is not None:
+        expected = "one class index" if classes is None else f"a list of some of {classes} class indices"
+        raise UserError(
+            f"Meme {other.id!r} has the label {other.label}, {expected} is expected; of an imported folder choose the "
+            "labels with --task."
+        )
+    if classes is not None:
+        past = [f"meme {meme.id!r}: {meme.label}" for meme in memes
+                if isinstance(meme.label, tuple) and max(meme.label, default=0) >= classes]  # fmt: skip
+        raise_all(past, f"Labels that are not among {classes} classes")
+
+
+def fingerprint_memes(memes: list[Meme]) -> str:
+    """Digest of the records and of what is in the images' files."""
+    return digest_of(map(_digest, memes))
+
+
+def _digest(meme: Meme) -> str:
+    extras = json.dumps(plain(meme.extras), sort_keys=True)
+    return sha256_bytes(repr((meme.id, meme.text, meme.label, extras, file_digest(meme.image))).encode())
+
+
+def _batches(bounds: tuple[int, int], lengths: list[float], batch_size: int) -> Iterator[list[int]]:
+    """The rows of a shard in batches of similar length."""
+    rows = sorted(range(*bounds), key=lengths.__getitem__)
+    for start in range(0, len(rows), batch_size):
+        yield rows[start : start + batch_size]
+
+
+class _EncodedMemes(Dataset):
+    """Decodes, encodes and collates in the loader's worker processes.
+
+    What is wrong with a meme travels as a value: an exception would reach the user as the worker's traceback.
+    """
+
+    def __init__(self, model: FeatureModel, memes: list[Meme]) -> None:
+        self.model, self.memes = model, memes
+
+    def __len__(self) -> int:
+        return len(self.memes)
+
+    def __getitem__(self, row: int) -> tuple[Any, int, str] | UserError:
+        meme = self.memes[row]
+        try:
+            image = load_image(meme.image)
+            return self.model.encode(meme.text, image), perceptual_hash(image) or 0, content_hash(image, meme.text)
+        except ValueError as error:  # a UserError, or what the model's own code says of the image
+            return UserError(f"meme {meme.id!r}: {error}")
+
+    def collate(self, rows: list[Any]) -> tuple[Any, dict[str, np.ndarray]] | UserError:
+        """A batch and the hashes of its images and memes, or the first problem among its rows."""
+        problem = next((row for row in rows if isinstance(row, UserError)), None)
+        if problem is not None:
+            return problem
+        encoded, hashes, contents = zip(*rows, strict=True)
+        known = {"image_hashes": np.array(hashes, dtype=np.uint64), "contents": np.array(contents)}
+        return self.model.collate(list(encoded)), known
+
+
+def _write_shards(
+    encoded: _EncodedMemes,
+    batches: Iterator[tuple[list[int], tuple[Any, dict[str, np.ndarray]] | UserError]],
+    classes: int | None,
+    writer: FeatureWriter,
+    shards: list[int],
+) -> None:
+    pending: dict[int, dict[str, np.ndarray]] = {}
+    todo = iter(shards)
+    shard = next(todo)
+    for rows, batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        inputs, hashes = batch
+        arrays = batch_columns(encoded.model, inputs) | hashes
+        pending |= {row: {name: array[i] for name, array in arrays.items()} for i, row in enumerate(rows)}
+        first, last = writer.bounds(shard)
+        if len(pending) == last - first:
+            part = [pending[row] for row in range(first, last)]
+            columns = {name: np.stack([row[name] for row in part]) for name in part[0]}
+            columns["contents"] = columns["contents"].tolist()
+            writer.write(shard, features_of(encoded.memes[first:last], columns, classes))
+            pending = {}
+            shard = next(todo, shard)
+
+
+def batch_columns(model: FeatureModel, batch: Any) -> dict[str, np.ndarray]:
+    """`FeatureModel.columns` as float32 arrays."""
+    return {name: tensor.float().cpu().numpy() for name, tensor in model.columns(batch).items()}
+
+
+def features_of(memes: Sequence[Meme], columns: Mapping[str, Any], classes: int | None = None) -> Features:
+    """Features of N memes from columns [N, …], as `batch_columns` names them.
+
+    Args:
+        memes: In the order of the rows.
+        columns: Fields of `Features`, or the two of `MODALITIES`.
+        classes: C, where labels are sets of classes.
+    """
+    columns = dict(columns)
+    parts = [columns.pop(name) for name in MODALITIES if name in columns]
+    modalities = None
+    if parts:
+        columns["hidden"] = np.concatenate(parts, axis=1)
+        modalities = tuple(part.shape[1] for part in parts)
+    return Features(
+        [meme.id for meme in memes],
+        label_array(memes, classes),
+        texts=[meme.text for meme in memes],
+        extras=[meme.extras for meme in memes],
+        modalities=modalities,
+        **columns,
+    )
+
+
+def label_array(memes: Sequence[Meme], classes: int | None = None) -> np.ndarray:
+    """Labels int64 [N], or of sets of C classes [N, C] of 0 and 1; `UNLABELLED` where a meme has none."""
+    if classes is None:
+        return np.array([UNLABELLED if meme.label is None else meme.label for meme in memes], dtype=np.int64)
+    labels = np.zeros((len(memes), classes), dtype=np.int64)
+    for row, meme in enumerate(memes):
+        if isinstance(meme.label, tuple):
+            labels[row, list(meme.label)] = 1
+        else:
+            labels[row] = UNLABELLED
+    return labels

@@ -1,0 +1,76 @@
+"""What a head stands on: the LMM of a Stage 1 run, or a CLIP-family encoder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
+from ra_hmd.core.config import load_dataclass
+from ra_hmd.core.dtype import DType
+from ra_hmd.core.errors import UserError
+from ra_hmd.features.extraction import FeatureModel
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model that gives memes their features, not loaded yet.
+
+    Attributes:
+        place: Where it is, for messages.
+        fingerprint: What its features depend on.
+        load: Loads it onto a device.
+    """
+
+    place: str
+    fingerprint: dict[str, Any]
+    load: Callable[[torch.device], FeatureModel]
+
+
+def open_feature_model(
+    run: str | Path,
+    *,
+    backbone: str | Path | None = None,
+    base_model: str | None = None,
+    dtype: DType | None = None,
+) -> Backbone:
+    """The model whose features the head in `run` takes.
+
+    Args:
+        run: Stage 1 run, Stage 2 output, or a head on an encoder's features.
+        backbone: Stage 1 run or encoder, if it is not where the run says.
+        base_model: Where the base model of an LMM lies now.
+        dtype: Of the computation; None is as the encoder's features were made, `auto` for an LMM.
+
+    Raises:
+        UserError: it cannot be found or opened.
+    """
+    run = Path(run)
+    manifest = read_json(run / MANIFEST_NAME) if (run / MANIFEST_NAME).is_file() else {}
+    if manifest.get("encoder"):
+        return _encoder(dict(manifest["encoder"]), run, backbone, dtype)
+    from ra_hmd.models.checkpoint import MemeModel, open_run  # an encoder needs none of it
+
+    place = run
+    if manifest.get("kind") == "stage2":
+        origin = manifest.get("init_head") or {}
+        if backbone is None and not origin.get("path"):
+            raise UserError(f"{run} does not say which Stage 1 run its features came from; give it as `backbone`.")
+        place = Path(backbone if backbone is not None else origin["path"])
+    # Its own head is not asked: that of `run` is.
+    opened = replace(open_run(place, base_model), head=None)
+    return Backbone(str(place), opened.fingerprint(), lambda device: MemeModel(opened, device, dtype or "auto"))
+
+
+def _encoder(stated: dict[str, Any], run: Path, backbone: str | Path | None, dtype: DType | None) -> Backbone:
+    from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+
+    settings = load_dataclass(EncoderSettings, stated, str(run / MANIFEST_NAME))
+    if backbone is not None:
+        settings = replace(settings, path=str(backbone), revision=None)
+    if dtype is not None:
+        settings = replace(settings, dtype=dtype)
+    encoder = Encoder(settings)
+    return Backbone(settings.path, encoder.fingerprint(), encoder.load)

@@ -1,1 +1,0 @@
-"""Judging memes by showing an LMM labelled ones first."""

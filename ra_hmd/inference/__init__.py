@@ -1,0 +1,1 @@
+"""From a meme to a verdict: detector, explainer, batch prediction."""

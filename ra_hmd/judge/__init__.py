@@ -1,1 +1,0 @@
-"""Rationales, scored against human references by a language model."""

@@ -1,0 +1,54 @@
+"""Captions that a Stage 1 configuration would shorten."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from ra_hmd.core.config import load_dataclass
+from ra_hmd.core.errors import UserError
+from ra_hmd.models.checkpoint import load_encoder
+from ra_hmd.models.tokenization import InputSettings
+
+
+def excess_tokens(config: str | Path, model: str | None = None) -> Callable[[str, int, int], int]:
+    """A function of caption, image width and height: by how many tokens the meme is over the budget of a Stage 1 YAML
+    file (zero or less: it fits).
+
+    Only the model's tokenizer and processor are loaded. The tokens of an image are counted once per size; those of the
+    words are the difference that the caption makes to the question.
+
+    Args:
+        config: The YAML file that will be trained with.
+        model: Path or name of the model, in place of the file's `model_name_or_path`.
+
+    Raises:
+        UserError: a file without the keys that are needed, or a model whose tokenizer cannot be loaded.
+    """
+    path = Path(config)
+    if not path.is_file():
+        raise UserError(f"--config {path} does not exist; give the YAML file of Stage 1.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict) or not values.get("template") or not values.get("model_name_or_path"):
+        raise UserError(f"--config {path} has no `model_name_or_path` and `template`; give a YAML file of Stage 1.")
+    known = {field.name for field in fields(InputSettings)}
+    settings = load_dataclass(InputSettings, {key: values[key] for key in values if key in known}, str(path))
+    encoder, _ = load_encoder(model or values["model_name_or_path"], settings)
+    count = encoder.tokenizer.encode
+    question = len(count(settings.prompt.render(""), add_special_tokens=False))
+
+    @cache
+    def without_caption(width: int, height: int) -> int:
+        return encoder.count("", Image.new("L", (width, height)))
+
+    def excess(caption: str, width: int, height: int) -> int:
+        words = len(count(settings.prompt.render(encoder.plain(caption)), add_special_tokens=False)) - question
+        return without_caption(width, height) + words - encoder.budget
+
+    return excess

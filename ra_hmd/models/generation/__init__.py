@@ -1,0 +1,1 @@
+"""Text generation: chats, and the engines that answer them."""

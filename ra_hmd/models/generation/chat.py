@@ -1,0 +1,203 @@
+"""Words of a trained LMM: generation, and probabilities of given answers, for chats with any number of pictures.
+
+Template, processor and pixel limits are those of training, so a chat that asks a meme's question has the same tokens as
+`MemeEncoder.encode` gives it, and the same answer probabilities as the LMH.
+
+Shapes: Q chats, B of a batch, C answers.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.prompt import IMAGE_PLACEHOLDER, Answers
+from ra_hmd.models.checkpoint import MemeModel, Run
+from ra_hmd.models.classifier import IGNORE, base_model
+from ra_hmd.models.tokenization import MemeEncoder
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What an LMM is asked.
+
+    Attributes:
+        messages: `role` and `content` of each turn: perhaps a `system` message, then `user` and `assistant` in turn;
+            the last one is the user's. Each `<image>` in a content is the place of the next picture.
+        images: The pictures, in the order of their places.
+
+    Raises:
+        UserError: turns in another order, or another number of pictures than of places.
+    """
+
+    messages: list[dict[str, str]]
+    images: list[Image.Image] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        roles = [message["role"] for message in self.messages]
+        turns = roles[1:] if roles[:1] == ["system"] else roles
+        if not turns or turns != [("user", "assistant")[number % 2] for number in range(len(turns) | 1)]:
+            raise UserError(
+                f"A chat has the roles {', '.join(roles) or 'of nobody'}; needed is perhaps `system`, then `user` and "
+                "`assistant` in turn, `user` last."
+            )
+        places = sum(message["content"].count(IMAGE_PLACEHOLDER) for message in self.messages)
+        if places != len(self.images):
+            raise UserError(f"A chat has {places} times {IMAGE_PLACEHOLDER} and {len(self.images)} pictures.")
+
+
+def chat_ids(encoder: MemeEncoder, chat: Chat) -> list[int]:
+    """The prompt of a chat, as token ids: with an image token for each patch, and ending in the assistant header."""
+    messages = [dict(message) for message in chat.messages]
+    system = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
+    plugin, tokenizer, processor = encoder.template.mm_plugin, encoder.tokenizer, encoder.processor
+    expanded = plugin.process_messages(messages, chat.images, [], [], processor)
+    prefix, _ = plugin.process_token_ids([], [], chat.images, [], [], tokenizer, processor)
+    prompt, _ = encoder.template.encode_oneturn(tokenizer, [*expanded, {"role": "assistant", "content": ""}], system)
+    return prefix + prompt
+
+
+def fold_image_tokens(ids: list[int], image_token: int) -> list[int]:
+    """Token ids with one image token for each picture, as vLLM takes them, which puts in the others itself."""
+    return [
+        token for token, run in groupby(ids) for token in ([token] if token == image_token else [token] * len([*run]))
+    ]
+
+
+def check_adapter(run: Run, adapter: bool) -> None:
+    """Raise `UserError` where an adapter shall be left aside and there is none."""
+    if not adapter and run.adapter is None:
+        raise UserError(f"{run.folder} has no adapter that could be left aside: it is the model itself.")
+
+
+def check_length(tokens: int, max_new_tokens: int, context: int) -> None:
+    """Raise `UserError` (a sentence without a subject) when a prompt and its answer do not fit the context."""
+    if tokens + max_new_tokens > context:
+        raise UserError(
+            f"its prompt has {tokens} tokens and {max_new_tokens} are asked for, but the model's context is {context}; "
+            "shorten the texts, take fewer examples, or ask for fewer tokens"
+        )
+
+
+class ChatModel:
+    """A loaded run that answers in words. Greedy, so the same at every call; a chat depends on no other one.
+
+    Args:
+        model: The run; its head, if it has one, plays no part.
+        adapter: Whether the trained adapter is in force; without it the base model speaks. One thread at a time: this
+            is a state of the model.
+
+    Raises:
+        UserError: no adapter that could be left aside.
+    """
+
+    def __init__(self, model: MemeModel, adapter: bool = True) -> None:
+        if model.encoder.tokenizer.padding_side != "left":
+            raise ValueError("generation needs a MemeModel that pads on the left")
+        check_adapter(model.run, adapter)
+        self.model, self.adapter = model, adapter
+        self._base = base_model(model.model)
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        return self._base.config.get_text_config().max_position_embeddings
+
+    def encode(self, chat: Chat, max_new_tokens: int = 1) -> list[int]:
+        """Token ids of a chat.
+
+        Raises:
+            UserError: prompt and answer do not fit the context; nothing is cut.
+            ValueError: what the model's own code says of a picture.
+        """
+        ids = chat_ids(self.model.encoder, chat)
+        check_length(len(ids), max_new_tokens, self.context)
+        return ids
+
+    def generate(self, chats: Sequence[Chat], max_new_tokens: int = 256, batch_size: int = 8) -> list[str]:
+        """Answers of Q chats, in their order, without outer blanks.
+
+        Args:
+            chats: What is asked.
+            max_new_tokens: Longest answer; it is cut there.
+            batch_size: Chats per pass.
+
+        Raises:
+            UserError: a chat that cannot be asked; names its place.
+        """
+        from transformers import GenerationConfig
+
+        tokenizer = self.model.encoder.tokenizer
+        # What is not said here would come from the base model's folder; Qwen's have a repetition penalty.
+        greedy = GenerationConfig(
+            do_sample=False,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=50,
+            repetition_penalty=1.0,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.model.encoder.template.get_stop_token_ids(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        answers = [""] * len(chats)
+        for rows, batch in self._batches(chats, max_new_tokens, batch_size):
+            # `generate` goes on from its own positions.
+            given = {name: value for name, value in batch.items() if name not in ("position_ids", "rope_deltas")}
+            given["mm_token_type_ids"] = (batch["input_ids"] == self._base.config.image_token_id).int()
+            with torch.inference_mode(), self._speaker():
+                ids = self._base.generate(**given, generation_config=greedy)
+            new = ids[:, batch["input_ids"].shape[1] :]
+            for row, text in zip(rows, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                answers[row] = text.strip()
+        return answers
+
+    def answer_probs(self, chats: Sequence[Chat], answers: Answers, batch_size: int = 8) -> np.ndarray:
+        """How probable each answer is relative to the others, by its first token, as the LMH reads it: float32 [Q, C].
+
+        Args:
+            chats: What is asked.
+            answers: The answers, in class order.
+            batch_size: Chats per pass.
+
+        Raises:
+            UserError: a chat that cannot be asked, answers that no one token tells apart.
+        """
+        first = self.model.encoder.answer_token_ids(answers)
+        if not first:
+            raise UserError("Answers that list any number of classes have no first token that tells them apart.")
+        found = np.zeros((len(chats), len(first)), dtype=np.float32)
+        for rows, batch in self._batches(chats, 1, batch_size):
+            with torch.inference_mode(), self._speaker():
+                logits = self._base(**batch, use_cache=False, logits_to_keep=1).logits
+            found[rows] = logits[:, -1, first].float().softmax(dim=-1).cpu().numpy()
+        return found
+
+    def _batches(
+        self, chats: Sequence[Chat], max_new_tokens: int, batch_size: int
+    ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        """Rows of similar length with their inputs, on the model's device."""
+        encoded = []
+        for row, chat in enumerate(chats):
+            try:
+                encoded.append(self.encode(chat, max_new_tokens))
+            except ValueError as error:  # a UserError, or what the model's own code says of a picture
+                raise UserError(f"chat {row + 1} of {len(chats)}: {error}") from error
+        order = sorted(range(len(chats)), key=lambda row: len(encoded[row]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = self.model.collate([_row(encoded[row], chats[row].images) for row in rows])
+            del batch["answer_positions"]
+            yield rows, {name: value.to(self.model.device) for name, value in batch.items()}
+
+    def _speaker(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.adapter else self.model.model.disable_adapter()
+
+
+def _row(ids: list[int], images: list[Image.Image]) -> dict[str, list]:
+    """A row for `MemeModel.collate`."""
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORE] * len(ids), "images": images}

@@ -1,0 +1,320 @@
+"""The engines that let an LMM speak: transformers, or vLLM, which is made for many answers on a GPU.
+
+Both get their tokens and their pictures from the run's own template and pixel limits, so a prompt is the same to the
+token whichever of them answers.
+"""
+
+import base64
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.config import choose
+from ra_hmd.core.errors import UserError
+from ra_hmd.models.checkpoint import ADAPTER_CONFIG, MemeModel, Run
+from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids, check_adapter, check_length, fold_image_tokens
+from ra_hmd.models.tokenization import MemeEncoder
+
+VLLM_PYTHON = "RA_HMD_VLLM_PYTHON"
+EngineKind = Literal["auto", "transformers", "vllm"]
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's `MaxLoRARanks`
+_CONTEXT = 16384  # most tokens of prompt and answer in vLLM, which keeps room for that many
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_FREE_SHARE = 0.9  # of the GPU memory that is free, for vLLM
+
+
+class Engine(Protocol):
+    """What answers chats. Greedy: the same chat gets the same answer.
+
+    Attributes:
+        name: For records.
+        adapter: Whether a trained adapter is in force.
+    """
+
+    name: str
+    adapter: bool
+
+    def plain(self, text: str) -> str:
+        """`text` without what the model would read as control tokens: see `MemeEncoder.plain`."""
+
+    def check(self, chat: Chat, max_new_tokens: int) -> None:
+        """Raise `ValueError` (a sentence without a subject) when a chat cannot be asked."""
+
+    def generate(self, chats: Sequence[Chat], max_new_tokens: int) -> list[str]:
+        """Answers, in the order of the chats."""
+
+
+def vllm_python() -> str | None:
+    """The Python that has vLLM: what `RA_HMD_VLLM_PYTHON` names, or this one if vLLM is installed here; else None."""
+    here = sys.executable if importlib.util.find_spec("vllm") is not None else None
+    return os.environ.get(VLLM_PYTHON) or here
+
+
+def choose_engine(kind: EngineKind) -> Literal["transformers", "vllm"]:
+    """The engine that is meant: `auto` is vLLM where it is installed and a CUDA device is there, else transformers.
+
+    Raises:
+        UserError: vLLM is asked for and cannot run here.
+    """
+    choose("--engine", kind, get_args(EngineKind))
+    python, device = vllm_python(), torch.cuda.is_available()
+    there = python is not None and shutil.which(python) is not None
+    if kind == "auto":
+        return "vllm" if there and device else "transformers"
+    if kind == "vllm" and not there:
+        why = "it is not installed" if python is None else f"{VLLM_PYTHON}={python} is no program"
+        raise UserError(
+            f"--engine vllm needs vLLM, and {why}. Its requirements contradict LLaMA-Factory's: make it an environment "
+            f"of its own, `python -m venv vllm && vllm/bin/pip install vllm`, and set {VLLM_PYTHON}=vllm/bin/python. "
+            "Or use --engine transformers."
+        )
+    if kind == "vllm" and not device:
+        raise UserError("--engine vllm needs a CUDA device, and none is here; use --engine transformers.")
+    return kind
+
+
+def open_engine(
+    kind: EngineKind,
+    model: MemeModel,
+    *,
+    adapter: bool = True,
+    pictures: int = 1,
+    tensor_parallel_size: int = 1,
+    batch_size: int = 8,
+) -> Engine:
+    """An engine for the LMM of a loaded run.
+
+    Args:
+        kind: Which.
+        model: The run. vLLM loads its weights once more.
+        adapter: Whether the trained adapter speaks, or the base model.
+        pictures: Most pictures of a chat (vLLM).
+        tensor_parallel_size: GPUs that share the model (vLLM).
+        batch_size: Chats per pass (transformers).
+
+    Raises:
+        UserError: see `choose_engine`; a run that vLLM cannot load, vLLM under torchrun.
+    """
+    if choose_engine(kind) == "transformers":
+        return TransformersEngine(ChatModel(model, adapter), batch_size)
+    if PartialState().num_processes > 1:
+        raise UserError("vLLM is started by one process, not under torchrun; give it GPUs by --tensor-parallel-size.")
+    check_adapter(model.run, adapter)
+    run = model.run if adapter else replace(model.run, adapter=None)
+    free, total = torch.cuda.mem_get_info()
+    memory = round(_FREE_SHARE * free / total, 3)
+    how = {"pictures": pictures, "tensor_parallel_size": tensor_parallel_size}
+    return VllmEngine(run, model.encoder, vllm_python() or sys.executable, **how, gpu_memory_utilization=memory)
+
+
+class TransformersEngine:
+    """The model as it is loaded."""
+
+    name = "transformers"
+
+    def __init__(self, model: ChatModel, batch_size: int = 8) -> None:
+        self.model, self.batch_size = model, batch_size
+        self.adapter = model.adapter and model.model.run.adapter is not None
+        self.plain = model.model.encoder.plain
+
+    def check(self, chat: Chat, max_new_tokens: int) -> None:
+        """See `Engine`."""
+        self.model.encode(chat, max_new_tokens)
+
+    def generate(self, chats: Sequence[Chat], max_new_tokens: int) -> list[str]:
+        """See `Engine`."""
+        return self.model.generate(chats, max_new_tokens, self.batch_size)
+
+
+class VllmEngine:
+    """The run's base model in vLLM, its adapter as a LoRA request. Written against vLLM 0.33; not measured here.
+
+    vLLM runs in a process of its own (`vllm_worker`), which may have another environment, until this object is gone.
+
+    Args:
+        run: The run.
+        encoder: Its template, tokenizer and processor.
+        python: The Python that has vLLM.
+        pictures: Most pictures of a chat.
+        tensor_parallel_size: GPUs that share the model.
+        gpu_memory_utilization: Share of a GPU's memory for vLLM, the weights included.
+
+    Raises:
+        UserError: a run that vLLM cannot load, a process that ended.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        run: Run,
+        encoder: MemeEncoder,
+        python: str,
+        *,
+        pictures: int = 1,
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = _FREE_SHARE,
+    ) -> None:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(run.base_model, revision=run.loading.get("model_revision") or "main")
+        self.encoder, self.adapter, self.image_token = encoder, run.adapter is not None, config.image_token_id
+        self.plain = encoder.plain
+        self.context = min(config.get_text_config().max_position_embeddings, _CONTEXT)
+        arguments = vllm_arguments(run, encoder, self.context, pictures, tensor_parallel_size)
+        # What torchrun says of ranks is not for vLLM.
+        kept = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+        worker = [python, str(Path(__file__).with_name("vllm_worker.py"))]
+        self._process = subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=kept)
+        self._close = weakref.finalize(self, _end, self._process)
+        lora = None if run.adapter is None else str(run.adapter.absolute())
+        self._ask({"engine": arguments | {"gpu_memory_utilization": gpu_memory_utilization}, "adapter": lora})
+
+    def check(self, chat: Chat, max_new_tokens: int) -> None:
+        """See `Engine`."""
+        check_length(len(chat_ids(self.encoder, chat)), max_new_tokens, self.context)
+
+    def generate(self, chats: Sequence[Chat], max_new_tokens: int) -> list[str]:
+        """See `Engine`.
+
+        Raises:
+            UserError: vLLM made other tokens of a prompt than training would have, or ended.
+        """
+        if not chats:
+            return []
+        expected = [chat_ids(self.encoder, chat) for chat in chats]
+        prompts = [
+            {
+                "ids": fold_image_tokens(ids, self.image_token),
+                "images": list(map(_png, regular_images(self.encoder, chat))),
+            }
+            for chat, ids in zip(chats, expected, strict=True)
+        ]
+        stop = self.encoder.template.get_stop_token_ids(self.encoder.tokenizer)
+        found = self._ask({"prompts": prompts, "max_tokens": max_new_tokens, "stop": stop})
+        for row, (ids, made) in enumerate(zip(expected, found["ids"], strict=True)):
+            if made != ids:
+                raise UserError(
+                    f"vLLM made {len(made)} tokens of prompt {row + 1} and training would have made {len(ids)}: it "
+                    "treats pictures in another way. Use --engine transformers."
+                )
+        return [text.strip() for text in found["texts"]]
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        try:
+            print(json.dumps(message), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self._close()
+            raise UserError(
+                f"vLLM ended (exit code {self._process.returncode}); what it said is above. If memory was short, raise "
+                "--tensor-parallel-size, or use --engine transformers."
+            )
+        return json.loads(line)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Let a worker end, which it does with its input."""
+    with suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
+
+
+def _png(image: Image.Image) -> str:
+    content = BytesIO()
+    image.save(content, "PNG", compress_level=1)
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def regular_images(encoder: MemeEncoder, chat: Chat) -> list[Image.Image]:
+    """A chat's pictures within the run's pixel limits. The model's own processor, ours or vLLM's, comes after that."""
+    processor = encoder.processor
+    return encoder.template.mm_plugin._regularize_images(
+        chat.images,
+        image_max_pixels=processor.image_max_pixels,
+        image_min_pixels=processor.image_min_pixels,
+    )["images"]
+
+
+def vllm_arguments(
+    run: Run, encoder: MemeEncoder, context: int, pictures: int, tensor_parallel_size: int
+) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` for a run.
+
+    Raises:
+        UserError: adapters under the adapter, or a quantisation that vLLM does not make.
+    """
+    if run.base_adapters:
+        raise UserError(
+            f"{run.folder} was trained on a base model with adapters merged into it, which vLLM cannot do: export the "
+            "merged model (`llamafactory-cli export`) and give that, or use --engine transformers."
+        )
+    arguments: dict[str, Any] = {
+        "model": run.base_model,
+        "revision": run.loading.get("model_revision") or "main",
+        "tensor_parallel_size": tensor_parallel_size,
+        "max_model_len": context,
+        "limit_mm_per_prompt": {"image": pictures, "video": 0},
+        "mm_processor_kwargs": {"max_pixels": _largest_picture(encoder)},
+        "generation_config": "vllm",  # the sampling is ours, not the one in the model's folder
+        "seed": 0,
+    }
+    if run.quantized:
+        method = (run.loading.get("quantization_method") or "bnb", run.loading["quantization_bit"])
+        if method != ("bnb", 4):
+            raise UserError(
+                f"vLLM does not load a model in {method[1]} bits by {method[0]}; use --engine transformers."
+            )
+        arguments["quantization"] = "bitsandbytes"
+    if run.adapter is not None:
+        from safetensors import safe_open
+
+        rank = read_json(run.adapter / ADAPTER_CONFIG)["r"]
+        with safe_open(run.adapter / "adapter_model.safetensors", "pt") as weights:
+            sees = any(".visual." in name for name in weights.keys())  # noqa: SIM118 - no mapping
+        # Without the last one vLLM would leave the picture's part of the adapter out, and only log it.
+        arguments |= {"enable_lora": True, "max_lora_rank": _room(rank), "enable_tower_connector_lora": sees}
+    return arguments
+
+
+def _room(rank: int) -> int:
+    """The smallest LoRA rank that vLLM makes room for and that holds `rank`."""
+    found = next((room for room in _RANKS if room >= rank), None)
+    if found is None:
+        raise UserError(f"The adapter's rank is {rank}, vLLM takes up to {_RANKS[-1]}; use --engine transformers.")
+    return found
+
+
+def _largest_picture(encoder: MemeEncoder) -> int:
+    """Pixels that no picture exceeds once it is rounded to whole patches, or the model's own limit if that is less.
+
+    vLLM keeps memory for its largest picture. The run's limit itself would be too small: LLaMA-Factory applies it
+    before the model's processor rounds each side up by half a patch, and aspect ratios go up to 200.
+    """
+    pixels, processor = encoder.processor.image_max_pixels, encoder.processor.image_processor
+    half = processor.patch_size * processor.merge_size / 2
+    longest_sides = pixels**0.5 * (200**0.5 + 200**-0.5)  # of width and height, added
+    rounded = int(pixels + half * longest_sides + half * half) + 1
+    return min(rounded, processor.size["longest_edge"])

@@ -1,0 +1,220 @@
+"""From a meme to tokens: one encoder for training, extraction and inference.
+
+LLaMA-Factory's template and multimodal plugin do the tokenising, so what is trained is what is later asked. Its own
+`infer_seqlen` would cut an over-long prompt at its end, where the head reads; here the caption is shortened instead.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from PIL import Image
+
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.task import Problem, ProblemType
+from ra_hmd.data.prompt import OFFICIAL_PROMPT, Answers, PromptTemplate, fit_caption
+from ra_hmd.data.text import PlainText
+
+if TYPE_CHECKING:
+    from llamafactory.data.template import Template
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+# Fewest tokens of `cutoff_len` that are kept free for the answer. The same for every meme of a task, because a caption
+# that was shortened by the length of its own answer would give the label away.
+ANSWER_BUDGET = 16
+
+# What LLaMA-Factory puts in the place of a picture, or a film or sound, until it knows how many tokens that takes.
+_PLACEHOLDERS = ("{{image}}", "{{video}}", "{{audio}}")
+
+# Templates that fit a family. `qwen3_vl` is a reasoning template: it moves the last prompt token.
+FAMILY_TEMPLATES = {
+    "qwen2_vl": ("qwen2_vl",),
+    "qwen2_5_vl": ("qwen2_vl",),
+    "qwen3_vl": ("qwen3_vl_nothink",),
+    "qwen3_vl_moe": ("qwen3_vl_nothink",),
+}
+
+
+@dataclass(frozen=True)
+class InputSettings:
+    """Everything that decides which tokens and which hidden state a meme becomes. Saved in the run's manifest.
+
+    `answers` are those of C classes, in class order; a binary problem has `negative_answer` and `positive_answer`.
+    """
+
+    template: str
+    cutoff_len: int = 1024
+    image_max_pixels: int = 768 * 768
+    image_min_pixels: int = 32 * 32
+    default_system: str | None = None
+    prompt_template: str = OFFICIAL_PROMPT
+    positive_answer: str = "Yes"
+    negative_answer: str = "No"
+    embed_mode: Literal["last_token", "pool"] = "last_token"
+    embed_layer: Literal["last", "penultimate"] = "last"
+    problem_type: ProblemType = "binary"
+    answers: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> PromptTemplate:
+        """The question."""
+        return PromptTemplate(self.prompt_template)
+
+    @property
+    def problem(self) -> Problem:
+        """What a label means."""
+        return Problem(self.problem_type, len(self.answers) or 1)
+
+    @property
+    def expected_answers(self) -> Answers:
+        """How answers begin, or what they list, in class order."""
+        return expected_answers(self.problem_type, self.answers, self.negative_answer, self.positive_answer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest and for fingerprints."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids of a prompt, the caption in it, and whether that had to be shortened."""
+
+    ids: list[int]
+    shortened: bool
+    caption: str
+
+
+def expected_answers(kind: ProblemType, answers: Sequence[str], negative: str, positive: str) -> Answers:
+    """The answers of a problem: `answers` in class order, of a binary one `negative` and `positive`."""
+    return Answers((negative, positive)) if kind == "binary" else Answers(tuple(answers), kind == "multi_label")
+
+
+def check_family(model_type: str, template: str) -> None:
+    """Raise `UserError` when `template` is not the one of the model family."""
+    expected = FAMILY_TEMPLATES.get(model_type)
+    if expected is not None and template not in expected:
+        raise UserError(
+            f"`template: {template}` does not fit a {model_type} model; use `template: {expected[0]}`. "
+            "Another template moves the token that the head reads."
+        )
+
+
+class MemeEncoder:
+    """Turns a caption and an image into prompt tokens within the budget.
+
+    Args:
+        template: LLaMA-Factory's template, fixed to the tokenizer.
+        tokenizer: The model's tokenizer.
+        processor: The model's processor, with the pixel limits set on it.
+        prompt: The question.
+        cutoff_len: Longest sequence, answer included.
+        answers: The answers; room is kept for the longest one.
+
+    Attributes:
+        plain: Makes a text in which neither tokenizer nor template reads anything but text.
+    """
+
+    def __init__(
+        self,
+        template: "Template",
+        tokenizer: "PreTrainedTokenizerBase",
+        processor: "ProcessorMixin",
+        prompt: PromptTemplate,
+        cutoff_len: int,
+        answers: Answers | None = None,
+    ) -> None:
+        self.template, self.tokenizer, self.processor = template, tokenizer, processor
+        self.prompt, self.cutoff_len = prompt, cutoff_len
+        plugin = template.mm_plugin
+        media = [token for token in (plugin.image_token, plugin.video_token, plugin.audio_token) if token]
+        self.plain = PlainText(tokenizer, [*_PLACEHOLDERS, *media])
+        self.tail = self._assistant_header()
+        self.answer_budget = max([ANSWER_BUDGET, *map(len, map(self.encode_answer, _longest(answers or Answers())))])
+
+    def _assistant_header(self) -> list[int]:
+        """The token ids that end every prompt of this template, whatever the question."""
+        one, other = (self._encode_text([{"role": "user", "content": text}], "")[0] for text in ("0", "a"))
+        length = next(i for i, pair in enumerate(zip(reversed(one), reversed(other), strict=False)) if len({*pair}) > 1)
+        if length == 0:
+            raise UserError("The template puts nothing between the question and the answer; it cannot be used here.")
+        return one[-length:]
+
+    def _encode_text(self, messages: list[dict[str, str]], answer: str) -> tuple[list[int], list[int]]:
+        pair = [*messages, {"role": "assistant", "content": answer}]
+        return self.template.encode_multiturn(self.tokenizer, pair)[-1]
+
+    def _prompt_ids(self, caption: str, images: list[Image.Image]) -> list[int]:
+        question = [{"role": "user", "content": self.prompt.render(caption)}]
+        plugin = self.template.mm_plugin
+        expanded = plugin.process_messages(question, images, [], [], self.processor)
+        prefix, _ = plugin.process_token_ids([], [], images, [], [], self.tokenizer, self.processor)
+        return prefix + self._encode_text(expanded, "")[0]
+
+    @property
+    def budget(self) -> int:
+        """Most tokens that a prompt may have."""
+        return self.cutoff_len - self.answer_budget
+
+    def count(self, caption: str, image: Image.Image) -> int:
+        """Tokens of the whole question about a meme; more than `budget` means that its caption will be shortened."""
+        return len(self._prompt_ids(self.plain(caption), [image]))
+
+    def encode(self, caption: str, image: Image.Image) -> EncodedPrompt:
+        """Tokens of the question about a meme, the caption shortened if it must be.
+
+        Raises:
+            UserError: not even the empty caption fits, or the prompt does not end in the assistant header.
+        """
+        encoded: dict[str, list[int]] = {}
+        caption = self.plain(caption)
+
+        def excess(text: str) -> int:
+            encoded[text] = self._prompt_ids(text, [image])
+            return len(encoded[text]) - self.budget
+
+        fitted = fit_caption(
+            caption,
+            excess,
+            encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
+            decode=lambda ids: self.plain(self.tokenizer.decode(ids, skip_special_tokens=True)),
+        )
+        if fitted is None:
+            raise UserError(
+                f"its image and question alone need {min(map(len, encoded.values()))} tokens and "
+                f"{self.answer_budget} are kept for the answer, but `cutoff_len` is {self.cutoff_len}; raise it or "
+                "lower `image_max_pixels`"
+            )
+        ids = encoded[fitted]
+        if ids[-len(self.tail) :] != self.tail:
+            raise UserError("its prompt does not end in the template's assistant header")
+        return EncodedPrompt(ids, fitted != caption, fitted)
+
+    def encode_answer(self, answer: str) -> list[int]:
+        """Token ids of an answer, the end-of-turn tokens included."""
+        target = self._encode_text([{"role": "user", "content": ""}], self.plain(answer))[1]
+        return target + [self.tokenizer.eos_token_id] * self.template.efficient_eos
+
+    def answer_token_ids(self, answers: Answers) -> list[int]:
+        """First token id of each answer, in class order: what the LM head is asked for. None of an answer that lists
+        any number of classes: no one token says them.
+
+        Raises:
+            UserError: two answers begin with the same token.
+        """
+        if answers.several:
+            return []
+        first: dict[int, str] = {}
+        for word in answers.words:
+            token = self.encode_answer(word)[0]
+            if token in first:
+                raise UserError(
+                    f"The answers {first[token]!r} and {word!r} begin with the same token, by which the LM head tells "
+                    "classes apart; give the data answers with different first words."
+                )
+            first[token] = word
+        return list(first)
+
+
+def _longest(answers: Answers) -> list[str]:
+    """Answers of which one is the longest."""
+    return [", ".join(answers.words)] if answers.several else list(answers.words)

@@ -1,1 +1,0 @@
-"""Verdicts on memes: of a feature store, or as they come."""

@@ -1,0 +1,1 @@
+"""From features to scores, thresholds, calibrated probabilities and verdicts."""

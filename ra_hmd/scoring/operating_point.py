@@ -1,0 +1,277 @@
+"""What dev decided about a head: thresholds and calibration, stored beside it in `decision.json`.
+
+Shapes: C outputs of the problem.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ra_hmd.core.artifacts import plain, read_json, run_manifest, sha256_file, write_json
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.heads import Head, decide
+from ra_hmd.core.task import Problem
+from ra_hmd.features.store import Features
+from ra_hmd.features.test_lock import open_labels, split_name, store_digest
+from ra_hmd.models.head import HEAD_WEIGHTS
+from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.calibration import UNCALIBRATED, Calibration, CalibrationKind, Uncalibrated, fit_calibration
+from ra_hmd.scoring.scores import Rule, ScoredSet
+from ra_hmd.scoring.threshold_basis import Standing
+from ra_hmd.scoring.thresholds import Criterion, best_thresholds, criterion_of
+
+DECISION_NAME = "decision.json"
+UNDECIDED = "The threshold is the official one, and scores are taken for probabilities as they are."
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Thresholds and calibration of each head, and what they hold for.
+
+    Attributes:
+        criterion: What the thresholds are best at on dev.
+        problem: Of the head.
+        head_sha256: Of the head's weights.
+        bank: State of the bank that voted: `place`, `sha256`, of an example bank `version`, and `content`, by which the
+            bank is known (`content_of`; earlier versions of this package did not write it).
+        voting: The vote's settings.
+        dev: `place`, `split`, `rows`, `sha256` and `ids` of the rows it was chosen on, and `left_out`, the ids of its
+            store that were among the memes to be judged.
+        rules: Per head.
+        values: Per head the criterion on dev (`official`, `chosen`); a mean over classes of several.
+        uncalibrated: Per head why it has no calibration, of those that could have none.
+    """
+
+    criterion: Criterion
+    problem: Problem
+    head_sha256: str
+    bank: Mapping[str, Any]
+    voting: Mapping[str, Any]
+    dev: Mapping[str, Any]
+    rules: Mapping[Head, Rule]
+    values: Mapping[Head, Mapping[str, float]]
+    uncalibrated: Mapping[Head, str] = field(default_factory=dict)
+
+    def write(self, head: str | Path) -> None:
+        """Write `decision.json` into the head's folder, atomically."""
+        heads = {
+            name: {
+                "thresholds": rule.thresholds.tolist(),
+                "calibration": {"kind": rule.calibration.kind, **rule.calibration.parameters},
+                "dev": dict(self.values[name]),
+                **({"uncalibrated": self.uncalibrated[name]} if name in self.uncalibrated else {}),
+            }
+            for name, rule in self.rules.items()
+        }
+        content = {name: plain(dict(getattr(self, name))) for name in ("bank", "voting", "dev")}
+        write_json(
+            Path(head) / DECISION_NAME,
+            run_manifest("decision", format=1, criterion=self.criterion, problem=asdict(self.problem),
+                         head_sha256=self.head_sha256, heads=heads, **content),
+        )  # fmt: skip
+
+
+def read_decision(head: str | Path) -> Decision | None:
+    """The decision stored beside a head, or None where there is none.
+
+    Raises:
+        UserError: it was made for other weights, or is not one of ours.
+    """
+    path = Path(head) / DECISION_NAME
+    if not path.is_file():
+        return None
+    stored = read_json(path)
+    try:
+        rules, uncalibrated = {}, {}
+        for name, item in stored.heads.items():
+            rules[name] = _read_rule(item)
+            if item.get("uncalibrated"):
+                uncalibrated[name] = item["uncalibrated"]
+            elif min(rules[name].calibration.parameters.get("slope", [0.0])) < 0:  # written before these were refused
+                rules[name] = replace(rules[name], calibration=UNCALIBRATED)
+                uncalibrated[name] = "its stored map falls: on dev a higher score went with fewer memes of class 1"
+        values = {name: dict(item.dev) for name, item in stored.heads.items()}
+        decision = Decision(stored.criterion, Problem(**stored.problem), stored.head_sha256, stored.bank, stored.voting,
+                            stored.dev, rules, values, uncalibrated)  # fmt: skip
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a decision file ({error!r}); remove it and run with `--dev` again.") from error
+    if decision.head_sha256 != sha256_file(Path(head) / HEAD_WEIGHTS):
+        raise UserError(
+            f"{path} was chosen for other weights than those in {HEAD_WEIGHTS} beside it: the head was trained again. "
+            "Choose anew with `--dev`, or remove the file."
+        )
+    return decision
+
+
+def _read_rule(item: Mapping[str, Any]) -> Rule:
+    parameters = dict(item["calibration"])
+    kind = parameters.pop("kind")
+    return Rule(np.array(item["thresholds"], dtype=np.float64), Calibration(kind, parameters), chosen=True)
+
+
+def check_dev(place: str | Path, features: Features, problem: Problem) -> None:
+    """Refuse to choose on test data, or where there is nothing to choose between.
+
+    Raises:
+        UserError: the split is a test split, or of unknown kind; a binary dev set of one class.
+    """
+    open_labels(chosen_by={place: features})
+    if problem.kind == "binary" and len(np.unique(features.labels)) < 2:
+        raise UserError(f"--dev {place} has memes of class {features.labels[0]} only; a threshold needs both classes.")
+
+
+def choose_decision(
+    scored: ScoredSet,
+    place: str | Path,
+    features: Features,
+    *,
+    left_out: Sequence[str] = (),
+    head: str | Path,
+    bank: Mapping[str, Any],
+    voting: Voting,
+    criterion: Criterion,
+    calibration: CalibrationKind,
+) -> Decision:
+    """Choose thresholds and fit calibrations on a scored dev set; what the RKC abstains on takes no part in its own.
+
+    Args:
+        scored: The dev set.
+        place: Of its store.
+        features: Its rows.
+        left_out: Ids of its store that were left out.
+        head: Folder of the head.
+        bank: State and content of the bank, see `Decision`.
+        voting: The vote.
+        criterion: What the thresholds must be best at.
+        calibration: Which map to fit.
+
+    Raises:
+        UserError: the vote abstained on so many memes that one class is left.
+    """
+    problem, rules, values, uncalibrated = scored.problem, {}, {}, {}
+    for name, scores in scored.scores.items():
+        used = ~scored.abstained if name == "rkc" else np.ones(len(scored), dtype=bool)
+        labels, official = scored.labels[used], Rule.official(name, problem)
+        if not used.any() or (problem.kind == "binary" and len(np.unique(labels)) < 2):
+            raise UserError(
+                f"{place}: the vote abstains on {int((~used).sum())} of {len(used)} memes, and those left are of one "
+                "class; lower --min-similarity."
+            )
+        thresholds = best_thresholds(scores[used], labels, criterion, official.thresholds, problem)
+        fitted = fit_calibration(calibration, scores[used], labels, name, problem)
+        if isinstance(fitted, Uncalibrated):
+            fitted, uncalibrated[name] = UNCALIBRATED, fitted.why
+        rules[name] = Rule(thresholds, fitted, chosen=True)
+        values[name] = {
+            key: criterion_of(criterion, decide(scores[used], tried, problem), labels, problem)
+            for key, tried in (("official", official.thresholds), ("chosen", thresholds))
+        }
+    dev = {
+        "place": str(place),
+        "split": split_name(features, place),
+        "rows": len(features),
+        "sha256": store_digest(features),
+        "ids": list(features.ids),
+        "left_out": list(left_out),
+    }
+    weights = sha256_file(Path(head) / HEAD_WEIGHTS)
+    return Decision(criterion, problem, weights, dict(bank), asdict(voting), dev, rules, values, uncalibrated)
+
+
+def apply_decision(decision: Decision, scored: ScoredSet, standing: Standing, voting: Voting) -> None:
+    """Give a query set the chosen rules, where they hold, and a note where not.
+
+    They do not hold for memes that they were chosen on; those of the RKC only with the bank and vote that they were
+    chosen with, see `Standing`.
+    """
+    shared = len(set(decision.dev["ids"]) & set(scored.queries.ids))
+    if shared:
+        scored.notes.append(
+            f"official thresholds, no calibration: {shared} memes are among those that the stored ones were chosen on."
+        )
+        return
+    use_rules(decision, scored, standing, voting)
+
+
+def check_judged(decision: Decision, place: str | Path, ids: Sequence[str]) -> None:
+    """Raise `UserError` where a query set shares some memes with the rows that the rules were chosen on, and is not a
+    part of them: one such meme would take the thresholds from all others, or make their metrics too good.
+    """
+    chosen_on = set(decision.dev["ids"])
+    shared = sorted(chosen_on & set(ids))
+    if shared and not set(ids) <= chosen_on | set(decision.dev.get("left_out", [])):
+        raise UserError(
+            f"{len(shared)} of {len(ids)} memes of {place} are among those that the stored thresholds were chosen on "
+            f"({decision.dev['place']}), for example {shared[:3]}. Give `--dev` again, which leaves them out of the "
+            "choice, or `--thresholds official`."
+        )
+
+
+def dev_rows(
+    place: str | Path, dev: Features, queries: Mapping[str | Path, Sequence[str]]
+) -> tuple[Features, list[str]]:
+    """The rows of a dev store that rules may be chosen on: those that no query set has, and the ids of the others.
+
+    A query set that is the dev set itself takes nothing away: it is judged by the official rules.
+
+    Raises:
+        UserError: no row would be left.
+    """
+    judged = set().union(*(ids for ids in queries.values() if set(ids) != set(dev.ids)))
+    keep = np.array([name not in judged for name in dev.ids])
+    if not keep.any():
+        raise UserError(
+            f"All {len(dev)} memes of --dev {place} are among those that are judged ({', '.join(map(str, queries))}): "
+            "thresholds are not chosen on what they are measured on; give another dev split."
+        )
+    left_out = [name for name, kept in zip(dev.ids, keep, strict=True) if not kept]
+    return (dev.select(np.flatnonzero(keep)), left_out) if left_out else (dev, [])
+
+
+def use_rules(decision: Decision, scored: ScoredSet, standing: Standing, voting: Voting) -> None:
+    """Give a set the chosen rules, those of the RKC only with the bank and vote that they were chosen with.
+
+    Unlike `apply_decision` this does not ask whether the memes are those of dev. So a meme's verdict does not depend on
+    which other memes are asked for; metrics of such verdicts would be too good.
+    """
+    for name in scored.scores:
+        scored.rules[name] = rule_of(decision, name, scored.problem, standing, voting)
+        scored.notes += rule_notes(decision, name, standing, voting)
+
+
+def rule_of(decision: Decision | None, head: Head, problem: Problem, standing: Standing, voting: Voting) -> Rule:
+    """How a head decides with this bank and vote: as chosen where that holds, else officially."""
+    if decision is None or _refusal(decision, head, standing, voting) is not None:
+        return Rule.official(head, problem)
+    return decision.rules[head]
+
+
+def rule_notes(decision: Decision | None, head: Head, standing: Standing, voting: Voting) -> list[str]:
+    """What a reader of a head's verdicts must know of its threshold and calibration; each begins with the head."""
+    if decision is None:
+        return [UNDECIDED]
+    refusal = _refusal(decision, head, standing, voting)
+    if refusal is not None:
+        return [refusal]
+    why = decision.uncalibrated.get(head)
+    notes = [] if why is None else [f"{head.upper()} has no calibration: {why}."]
+    return notes + (standing.notes() if head == "rkc" else [])
+
+
+def _refusal(decision: Decision, head: Head, standing: Standing, voting: Voting) -> str | None:
+    """Why a head's chosen rule does not hold with this bank and vote; None where it does."""
+    if head not in decision.rules:
+        return f"{head.upper()} has its official threshold, none was chosen for it."
+    if head != "rkc":
+        return None
+    changed = [] if standing.holds else ["bank"]
+    changed += ["vote"] if plain(dict(decision.voting)) != plain(asdict(voting)) else []
+    if not changed:
+        return None
+    return (
+        f"RKC has its official threshold and no calibration: the stored ones were chosen with another "
+        f"{' and another '.join(changed)}; choose anew with `--dev`."
+    )

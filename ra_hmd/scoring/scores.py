@@ -1,0 +1,143 @@
+"""The three heads' scores of a query set against a bank.
+
+Shapes: N bank rows, Q queries, H hidden size, D embedding, K neighbours, C outputs of the problem (1 if binary).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.heads import Head, decide, exact_match, official_thresholds
+from ra_hmd.core.task import Problem
+from ra_hmd.features.store import Features
+from ra_hmd.models.head import MemeHead
+from ra_hmd.retrieval.embeddings import Embedded, hidden_tensor, run_head
+from ra_hmd.retrieval.knn import Neighbours
+from ra_hmd.retrieval.voting import Votes, Voting
+from ra_hmd.scoring.calibration import UNCALIBRATED, Calibration
+
+
+class Bank(Protocol):
+    """Labelled examples that can be searched: an `Embedded`, or an example bank on disk."""
+
+    ids: Sequence[str]
+    labels: np.ndarray
+
+    def nearest(self, queries: Embedded, k: int) -> Neighbours:
+        """The K nearest examples of each query, without the query itself."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a head's scores become verdicts and probabilities.
+
+    Attributes:
+        thresholds: float64 [C]; unused for one of C classes, where the highest score decides.
+        calibration: From scores to probabilities.
+        chosen: Chosen on dev; else the official thresholds, and scores taken for probabilities as they are.
+    """
+
+    thresholds: np.ndarray
+    calibration: Calibration = UNCALIBRATED
+    chosen: bool = False
+
+    @classmethod
+    def official(cls, head: Head, problem: Problem) -> "Rule":
+        """That of the released code."""
+        return cls(official_thresholds(head, problem))
+
+
+@dataclass
+class ScoredSet:
+    """A query set with the scores of its heads.
+
+    Attributes:
+        name: Of the set.
+        problem: What labels and scores mean.
+        queries: Ids, labels and embeddings of the queries.
+        neighbours: Of the RKC; none (K = 0) without a bank.
+        votes: [Q, K, C], what each neighbour adds to the RKC scores.
+        abstained: bool [Q], where no neighbour was similar enough to vote.
+        in_bank: How many query ids also occur in the bank.
+        scores: Head to scores [Q, C]; without `lmh` where the store has none, without `rkc` where there is no bank.
+        rules: Head to how it decides.
+        extras: Further fields of each meme, or None where the store has none.
+        notes: What a reader must know of the set.
+    """
+
+    name: str
+    problem: Problem
+    queries: Embedded
+    neighbours: Neighbours
+    votes: np.ndarray
+    abstained: np.ndarray
+    in_bank: int
+    scores: dict[Head, np.ndarray]
+    rules: dict[Head, Rule]
+    extras: list[dict[str, Any]] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[Q], or [Q, C] of 0 and 1, as `problem` has them."""
+        return self.queries.labels
+
+    def verdicts(self, head: Head) -> np.ndarray:
+        """Of a head, in the shape of labels."""
+        return decide(self.scores[head], self.rules[head].thresholds, self.problem)
+
+    def right(self, head: Head) -> np.ndarray:
+        """bool [Q], where a head's verdict is wholly right."""
+        return exact_match(self.verdicts(head), self.labels)
+
+    def probabilities(self, head: Head, *, calibrated: bool = True) -> np.ndarray:
+        """[Q, C], by the head's calibration, or as the scores are."""
+        calibration = self.rules[head].calibration if calibrated else UNCALIBRATED
+        return calibration.apply(self.scores[head], head, self.problem)
+
+
+def score_set(
+    name: str, place: str | Path, features: Features, head: MemeHead, bank: Bank | None, voting: Voting
+) -> ScoredSet:
+    """Score a query set with every head that it has scores for, the RKC where there is a bank; by official rules.
+
+    Labels are passed on and play no part.
+
+    Raises:
+        UserError: LMH scores that are not finite.
+    """
+    problem, notes = head.config.problem, []
+    embedding, logits = run_head(head, hidden_tensor(features))
+    queries = Embedded(features.ids, features.labels, embedding.cpu().numpy(), features.contents or ())
+    scores: dict[Head, np.ndarray] = {}
+    if features.lmh_score is None:
+        notes.append("LMH is left out, the feature store has no LMH scores.")
+    elif features.lmh_score.shape[1] != problem.outputs:
+        width = features.lmh_score.shape[1]
+        notes.append(
+            f"LMH is left out, the feature store has {width} LMH scores per meme for {problem.outputs} outputs."
+        )
+    else:
+        scores["lmh"] = features.lmh_score.astype(np.float64)
+        if not np.isfinite(scores["lmh"]).all():
+            raise UserError(f"{place} has LMH scores that are not finite; extract it again.")
+    scores["lrc"] = problem.probabilities(logits.double()).cpu().numpy()
+    if bank is None:
+        nobody = np.empty((len(features), 0))
+        neighbours = Neighbours(nobody.astype(np.int64), nobody.astype(np.float32))
+        votes, in_bank = Votes(np.zeros((len(features), 0, problem.outputs)), np.zeros(len(features), dtype=bool)), 0
+    else:
+        neighbours = bank.nearest(queries, voting.topk)
+        votes = voting.vote(neighbours, bank.labels, problem)
+        scores["rkc"] = votes.scores
+        in_bank = len(set(features.ids).intersection(bank.ids))  # no set of the whole bank for each batch
+    rules = {which: Rule.official(which, problem) for which in scores}
+    return ScoredSet(name, problem, queries, neighbours, votes.contributions, votes.abstained, in_bank, scores, rules,
+                     features.extras, notes)  # fmt: skip

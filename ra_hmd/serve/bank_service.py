@@ -1,0 +1,269 @@
+"""Changes of the bank behind a service: memes become rows, each change is a version, its effect is seen before.
+
+A change waits for the batch that is being judged, and the next batch votes with the new version.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ra_hmd.bank.bank import Bank, now
+from ra_hmd.bank.change_impact import Planned, effect
+from ra_hmd.bank.embed_features import embed_store
+from ra_hmd.bank.versions import Entry, Rows
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.data.content import content_hash
+from ra_hmd.data.images import perceptual_hash
+from ra_hmd.features.test_lock import open_labels
+from ra_hmd.inference.detector import Detector
+from ra_hmd.inference.types import Prepared, Query
+from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.serve.batching import Service
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A meme and what a person says that it is: a class index, of several classes a list of 0 and 1."""
+
+    query: Query
+    label: int | list[int]
+    note: str = ""
+
+
+class AlreadyDone(UserError):
+    """The bank has what a change asks for: it was made before. Nothing was changed."""
+
+
+class NotThere(UserError):
+    """The bank never had such an id or version."""
+
+
+class BankDesk:
+    """Where a bank is searched and changed while it votes.
+
+    A change that is asked for twice, because its answer was lost, is made once: the second time raises `AlreadyDone`.
+
+    Args:
+        service: Whose bank it is.
+        reference: Memes, labelled or not, on which the effect of a change is shown, beside those judged last.
+        patience: Seconds to wait for the model and the bank; None is as long as it takes. Past it every method raises
+            `Busy`, and nothing was done.
+
+    Raises:
+        UserError: the service has no example bank (a feature store cannot be changed).
+    """
+
+    def __init__(self, service: Service, reference: Embedded | None = None, *, patience: float | None = None) -> None:
+        self.service, self.reference, self.patience = service, reference, patience
+        if service.detector.scorer.bank is None:
+            raise UserError(
+                "Only an example bank can be changed; make one with `ra-hmd bank create` and give it with --bank."
+            )
+
+    @classmethod
+    def open(cls, service: Service, reference: str | Path | None = None) -> "BankDesk":
+        """With a feature store as reference.
+
+        Raises:
+            UserError: it is of another LMM or head, or labelled and a test split or one of unknown kind: looking at its
+                verdicts with every correction would fit the bank to it.
+        """
+        desk = cls(service)
+        if reference is None:
+            return desk
+        found = embed_store(service.detector.scorer.checkpoint, reference, labelled=False)
+        found.check_for(desk.bank)
+        open_labels(chosen_by={reference: found.features})
+        desk.reference = found.embedded
+        return desk
+
+    @property
+    def bank(self) -> Bank:
+        """The bank. Only `Service.exclusive` may refresh it: neighbours that were found are places in its rows, and
+        must be told before those change. For the same reason what belongs together is read in there.
+        """
+        bank = self.service.detector.scorer.bank
+        assert bank is not None
+        return bank
+
+    def add(
+        self, memes: Sequence[Labelled], *, author: str, reason: str, source: str, relabel_identical: bool = False
+    ) -> Entry:
+        """Add memes; a version.
+
+        Raises:
+            UserError: an id that is in the bank (`AlreadyDone`), the same meme with another label (`Contradicts`,
+                unless such rows are to be relabelled), a label that is not the problem's, a picture that cannot be
+                used.
+        """
+        rows, prepared = self._rows(memes, source)
+        with self._exclusive() as detector:
+            present = set(rows.ids) & set(self.bank.ids)
+            self._raise(AlreadyDone, present, "has these already; relabel or remove them, or leave them out")
+            embedding = detector.score(prepared).queries.embedding
+            return self.bank.add(rows, embedding, author=author, reason=reason, relabel_identical=relabel_identical)
+
+    def remove(self, ids: Sequence[str], *, author: str, reason: str) -> Entry:
+        """Remove rows by id; a version. Raises `NotThere` for unknown ids, `AlreadyDone` for some removed before."""
+        with self._exclusive():
+            self._check_known(ids)
+            self._raise(AlreadyDone, set(ids) - set(self.bank.ids), "had these, and they were removed")
+            return self.bank.remove(ids, author=author, reason=reason)
+
+    def relabel(self, labels: Mapping[str, Any], *, author: str, reason: str, relabel_identical: bool = False) -> Entry:
+        """Give rows other labels; a version.
+
+        Raises:
+            UserError: ids that the bank does not have (`NotThere`), labels that are not the problem's, or that the rows
+                have already (`AlreadyDone`), other rows of the same meme that would keep another label (`Contradicts`,
+                unless they are to be relabelled too).
+        """
+        with self._exclusive():
+            self._check_known(labels, now=True)
+            if self.bank.relabelling(labels, relabel_identical).empty:
+                raise AlreadyDone(f"{self._bank_now} has these labels already.")
+            return self.bank.relabel(labels, author=author, reason=reason, relabel_identical=relabel_identical)
+
+    def rollback(self, version: int, *, author: str, reason: str) -> Entry:
+        """A new version that holds what an earlier one held. Raises `NotThere` where there is no such version, and
+        `AlreadyDone` where the bank holds the same.
+        """
+        with self._exclusive():
+            if not 1 <= version <= self.bank.version:
+                raise NotThere(f"{self.bank.place} has versions 1 to {self.bank.version}, not {version}.")
+            if self.bank.at().back_to(self.bank.at(version)).empty:
+                raise AlreadyDone(f"{self._bank_now} holds what version {version} held.")
+            return self.bank.rollback(version, author=author, reason=reason)
+
+    def effect(
+        self,
+        add: Sequence[Labelled] = (),
+        remove: Sequence[str] = (),
+        relabel: Mapping[str, Any] | None = None,
+        *,
+        relabel_identical: bool = False,
+    ) -> dict[str, Any]:
+        """What a change would do to the verdicts of the RKC, by the threshold in force; nothing is changed.
+
+        Returns:
+            See `ra_hmd.bank.change_impact.effect`; asked about the reference and the memes judged last.
+
+        Raises:
+            UserError: a change that could not be made, or there is no meme to show its effect on.
+        """
+        queries, new = self._asked(), self._rows(add, "planned") if add else None
+        with self._exclusive() as detector:
+            rows = None if new is None else (new[0], detector.score(new[1]).queries.embedding)
+            scorer = detector.scorer
+            planned = Planned(rows, remove, relabel or {}, relabel_identical=relabel_identical)
+            return effect(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
+
+    def rollback_effect(self, version: int) -> dict[str, Any]:
+        """What going back to an earlier version would do to verdicts, as `effect` has it; nothing is changed."""
+        queries = self._asked()
+        with self._exclusive() as detector:
+            scorer = detector.scorer
+            planned = Planned(rollback=version)
+            return effect(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
+
+    def search(self, query: Query, k: int) -> dict[str, Any]:
+        """The K rows nearest to a meme, by the head's embedding; nothing is kept of the meme.
+
+        Returns:
+            `version` of the bank, and `neighbours`, nearest first: `similarity` and what `Bank.row` tells.
+
+        Raises:
+            UserError: a picture that cannot be used.
+        """
+        prepared = self.service.detector.prepare(query)
+        with self._exclusive() as detector:
+            found = self.bank.nearest(detector.score([prepared]).queries, k)
+            neighbours = [
+                {"similarity": float(similarity), **self.bank.row(int(place))}
+                for place, similarity in zip(found.rows[0], found.similarity[0], strict=True)
+                if place >= 0
+            ]
+            return {"version": self.bank.version, "neighbours": neighbours}
+
+    def version(self) -> int:
+        """The newest version."""
+        with self._exclusive():
+            return self.bank.version
+
+    def labels_of(self, query: Query) -> dict[str, int | list[int]]:
+        """Id → label of the rows that are a meme: those with its picture and caption, and the one with its id."""
+        content = content_hash(query.picture(), query.text or "")
+        with self._exclusive():
+            bank = self.bank
+            places = bank.identical(content)
+            if query.id in bank.ids and (own := bank.ids.index(query.id)) not in places:
+                places.append(own)
+            return {bank.ids[place]: bank.labels[place].tolist() for place in places}
+
+    def info(self) -> dict[str, Any]:
+        """See `Bank.info`; of the newest version."""
+        with self._exclusive():
+            return self.bank.info()
+
+    def log(self) -> list[Entry]:
+        """The log, oldest first, up to the newest version."""
+        with self._exclusive():
+            return list(self.bank.log)
+
+    def _exclusive(self) -> AbstractContextManager[Detector]:
+        return self.service.exclusive(self.patience)
+
+    @property
+    def _bank_now(self) -> str:
+        return f"{self.bank.place}, at version {self.bank.version},"
+
+    def _check_known(self, ids: Collection[str], *, now: bool = False) -> None:
+        """Raise `NotThere` unless the bank has all ids now, or at least had them once."""
+        known = self.bank.ids if now else self.bank.at().rows.ids
+        self._raise(NotThere, set(ids) - set(known), "does not have these")
+
+    def _raise(self, kind: type[UserError], ids: set[str], what: str) -> None:
+        try:
+            raise_all([f"id {name!r}" for name in sorted(ids)], f"{self._bank_now} {what}")
+        except UserError as error:
+            raise kind(str(error)) from None
+
+    def _asked(self) -> Embedded:
+        recent = self.service.recent
+        if self.reference is None and recent is None:
+            raise UserError("There is no meme yet to show an effect on: judge some first, or give --reference STORE.")
+        if self.reference is None or recent is None:
+            return self.reference if recent is None else recent
+        known = set(self.reference.ids)
+        return self.reference.plus(
+            recent.select(np.array([i for i, n in enumerate(recent.ids) if n not in known], int))
+        )
+
+    def _rows(self, memes: Sequence[Labelled], source: str) -> tuple[Rows, list[Prepared]]:
+        """Memes as rows of the bank, and as the detector takes them to embed."""
+        if not memes:
+            raise UserError("No meme is given.")
+        prepared = [self.service.detector.prepare(meme.query) for meme in memes]
+        hashes = [perceptual_hash(meme.query.picture()) or 0 for meme in memes]
+        rows = Rows(
+            ids=[meme.query.id for meme in memes],
+            labels=_labels([meme.label for meme in memes]),
+            sources=[source] * len(memes),
+            notes=[meme.note for meme in memes],
+            times=[now()] * len(memes),
+            image_hashes=np.array(hashes, dtype=np.uint64),
+            contents=[meme.content for meme in prepared],
+            decided=np.ones(len(memes), bool),
+        )
+        return rows, prepared
+
+
+def _labels(labels: list[int | list[int]]) -> np.ndarray:
+    try:
+        return np.array(labels, dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"The labels {labels[:3]} are not all of one kind: {error}.") from error

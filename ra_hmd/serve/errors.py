@@ -1,0 +1,143 @@
+"""Requests that are not answered as they hoped: each with a status, a sentence, and what can be done."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field, ValidationError
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from ra_hmd.bank.identical import Contradicts
+from ra_hmd.core.errors import UserError
+from ra_hmd.data.text import well_formed
+from ra_hmd.serve.bank_service import AlreadyDone, NotThere
+from ra_hmd.serve.batching import Busy, Closed, QueueFull, Unable
+
+RETRY_SECONDS = 1
+_LATER = {"Retry-After": str(RETRY_SECONDS)}
+_NAMES = {
+    400: "The request is not well formed.",
+    401: "A key is missing or unknown.",
+    403: "The key, or the lack of keys, does not allow it.",
+    404: "There is no such thing.",
+    408: "The body did not arrive in time.",
+    409: "The bank has, or lacks, this already, as after a change that was made, or has the same meme with another "
+    "label; nothing was changed.",
+    413: "The body, the pictures or their number are too large.",
+    415: "The body is of another content type.",
+    422: "A value cannot be used.",
+    429: "Too much is waiting; ask again after the seconds in Retry-After.",
+    503: "The service is starting, closing or broken.",
+    504: "It took longer than a request may.",
+}
+
+
+class Wrong(BaseModel):
+    """One thing that is wrong with a request."""
+
+    where: str
+    what: str
+
+
+class Refused(BaseModel):
+    """Why a request was not answered."""
+
+    detail: str
+    problems: list[Wrong] = Field(default_factory=list)
+    bank_version: int | None = Field(None, description="Of a change that was made already: where the bank is.")
+
+
+class Refusal(HTTPException):
+    """An answer that refuses.
+
+    Args:
+        status: HTTP status.
+        detail: A sentence: value, place, remedy.
+        problems: Single faults.
+        bank_version: Where the bank is.
+        headers: Of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        problems: Sequence[Wrong] = (),
+        bank_version: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, detail, headers or (_LATER if status in (429, 503) else None))
+        self.body = Refused(detail=detail, problems=list(problems), bank_version=bank_version)
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route: which refusals it knows."""
+    return {status: {"model": Refused, "description": _NAMES[status]} for status in statuses}
+
+
+def faults(error: ValidationError | RequestValidationError) -> list[Wrong]:
+    """What is wrong, without the values: they may be what nobody should see in a log."""
+    return [
+        Wrong(where=well_formed(".".join(map(str, one["loc"]))) or "body", what=str(one["msg"]))
+        for one in list(error.errors())[:20]
+    ]
+
+
+def as_refusal(error: Exception) -> Refusal | None:
+    """What an exception of ours means to who asks; None: it is a fault of this service."""
+    match error:
+        case Refusal():
+            return error
+        case QueueFull():
+            return Refusal(429, "As many memes are waiting as may wait; ask again later.")
+        case Closed():
+            return Refusal(503, "The service is being shut down.")
+        case Unable():
+            return Refusal(503, "The model or the bank failed; the log of this service says where.")
+        case Busy():
+            return Refusal(504, "The model was busy for as long as a request may take; nothing was done. Ask again.")
+        case AlreadyDone() | Contradicts():
+            return Refusal(409, str(error))
+        case NotThere():
+            return Refusal(404, str(error))
+        case UserError():
+            return Refusal(422, str(error))
+    return None
+
+
+def public_name(place: str) -> str:
+    """What clients hear of a folder or an address of this machine: its name, not where it is."""
+    return place.rpartition("#")[2] if "://" in place else Path(place).name
+
+
+def public_source(source: str) -> str:
+    """What clients hear of where a bank's row is from: `ra-hmd bank` writes the folder of the features there."""
+    return public_name(source) if source.startswith("/") else source
+
+
+def answer_with(app: FastAPI, places: Sequence[str] = ()) -> None:
+    """Let every refusal of an app have the same form.
+
+    Args:
+        app: The app.
+        places: Folders and addresses of this machine: only their names are told.
+    """
+    hidden = sorted(places, key=len, reverse=True)
+
+    def refuse(_: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, RequestValidationError):
+            refusal: AnyHTTPException = Refusal(422, "The request does not fit.", faults(error))
+        elif isinstance(error, AnyHTTPException):
+            refusal = error
+        else:
+            refusal = as_refusal(error) or Refusal(500, "An error of this service; its log has more.")
+        body = refusal.body if isinstance(refusal, Refusal) else Refused(detail=str(refusal.detail))
+        for place in hidden:
+            body.detail = body.detail.replace(place, public_name(place))
+        return JSONResponse(body.model_dump(), refusal.status_code, refusal.headers)
+
+    for kind in (AnyHTTPException, RequestValidationError, UserError, QueueFull, Closed, Unable, Busy):
+        app.add_exception_handler(kind, refuse)

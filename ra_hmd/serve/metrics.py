@@ -1,0 +1,106 @@
+"""What a service says about itself: Prometheus metrics, and a JSON line per request that quotes nobody."""
+
+import json
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from ra_hmd.serve.batching import Service
+
+log = logging.getLogger("ra_hmd.serve.requests")
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The figures of an app, in a registry of its own.
+
+    Args:
+        service: Whose queue and bank are told about.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "ra_hmd_requests", "Requests that were answered.", ["method", "route", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "ra_hmd_request_seconds", "From the first byte to the last.", ["route"], buckets=_SECONDS,
+            registry=self.registry,
+        )  # fmt: skip
+        self.registry.register(_OfService(service))
+        ProcessCollector(registry=self.registry)
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        """A request was answered."""
+        self._requests.labels(method, route, status).inc()
+        self._seconds.labels(route).observe(seconds)
+
+
+class _OfService:
+    """Reads a service's figures when they are asked for."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def collect(self) -> Iterator[Metric]:
+        service, tally = self.service, self.service.tally
+        yield GaugeMetricFamily("ra_hmd_ready", "1 while memes are accepted.", float(service.ready))
+        yield GaugeMetricFamily("ra_hmd_queue_memes", "Memes accepted and not answered.", service.waiting)
+        yield GaugeMetricFamily("ra_hmd_queue_limit", "Most of them.", service.limits.max_queue)
+        yield CounterMetricFamily("ra_hmd_memes", "Memes judged.", tally.memes)
+        yield CounterMetricFamily("ra_hmd_refused_memes", "Memes for which the queue was full.", tally.refused)
+        yield self._sizes()
+        bank = service.detector.scorer.bank
+        if bank is not None:
+            yield GaugeMetricFamily("ra_hmd_bank_version", "Of the bank that votes.", bank.version)
+            yield GaugeMetricFamily("ra_hmd_bank_rows", "Memes in it.", len(bank))
+
+    def _sizes(self) -> Metric:
+        sizes, most = self.service.tally.sizes.copy(), self.service.limits.max_batch
+        limits = [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
+        buckets = [(str(float(limit)), sum(n for size, n in sizes.items() if size <= limit)) for limit in limits]
+        metric = HistogramMetricFamily("ra_hmd_batch_memes", "Memes of a forward pass.")
+        metric.add_metric([], [*buckets, ("+Inf", sum(sizes.values()))], sum(size * n for size, n in sizes.items()))
+        return metric
+
+
+class JsonLines(logging.Formatter):
+    """A log record as a JSON object on one line. Of an error its kind and its place are told, not its words: they may
+    quote what was sent.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        time_ = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        event = record.getMessage().partition("\n")[0]  # asyncio quotes exceptions, words and all, on further lines
+        line: dict[str, Any] = {"time": time_, "level": record.levelname.lower(), "event": event}
+        line |= getattr(record, "fields", {})
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            frames = traceback.extract_tb(error.__traceback__)
+            line |= {
+                "error": type(error).__name__,
+                "at": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]],
+            }
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def log_to(stream: Any) -> None:
+    """Write what the service and uvicorn log to a stream, in JSON lines."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    for name in ("ra_hmd.serve", "uvicorn", "asyncio", "concurrent.futures"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+
+
+def log_request(started: float, status: int, fields: dict[str, Any]) -> None:
+    """One line about a request that was answered; `started` is of `time.perf_counter`."""
+    milliseconds = round((time.perf_counter() - started) * 1000, 1)
+    log.info("request", extra={"fields": {**fields, "status": status, "ms": milliseconds}})

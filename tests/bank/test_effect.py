@@ -1,0 +1,171 @@
+"""What a change would do is what it does."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from small_banks import SAID, bank_of, labels_of, make_rows, points, queries_of
+
+from ra_hmd.bank.change_impact import ABSTAINED, Planned, _changed, effect, verdicts
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.task import Problem
+from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.voting import Voting
+
+PROBLEMS = [Problem(), Problem("single_label", 3), Problem("multi_label", 4)]
+
+
+def carry_out(bank, planned):
+    """Make the change for real: as removal, relabelling and addition."""
+    if planned.remove:
+        bank.remove(planned.remove, **SAID)
+    if bank.relabelling(planned.relabel).relabelled.size:
+        bank.relabel(planned.relabel, **SAID)
+    if planned.add is not None:
+        bank.add(*planned.add, **SAID)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    problem=st.sampled_from(PROBLEMS),
+    removed=st.integers(0, 30),
+    relabelled=st.integers(0, 10),
+    added=st.integers(0, 15),
+    k=st.sampled_from([1, 5, 20, 70]),
+)
+def test_the_forecast_equals_the_change(tmp_path_factory, seed, problem, removed, relabelled, added, k):
+    rng = np.random.default_rng(seed)
+    bank = bank_of(tmp_path_factory.mktemp("effect") / "bank", problem=problem)
+    chosen = [f"m{number}" for number in rng.permutation(60)]
+    remove, change = chosen[:removed], chosen[removed : removed + relabelled]
+    new = labels_of(problem, max(added, 1), seed)[:added]
+    again = min(added, removed)  # some of the removed ids come back, with other embeddings
+    names = [*remove[:again], *(f"q{number}" for number in range(added - again))]
+    planned = Planned(
+        add=(make_rows(names, new), points(60, seed=seed)[20 : 20 + added]) if added else None,
+        remove=remove,
+        relabel=dict(zip(change, labels_of(problem, relabelled, seed + 1).tolist(), strict=True)),
+    )
+    if planned.add is None and not planned.remove and not planned.relabel:
+        with pytest.raises(UserError, match="No change is given"):
+            effect(bank, queries_of(), planned, Voting(k))
+        return
+    asked, voting = queries_of(), Voting(k, min_similarity=0.5, prior_correction=True)
+    near, labels = _changed(bank, asked, planned, k)
+    told = effect(bank, asked, planned, voting)
+    before = verdicts(voting.vote(bank.nearest(asked, k), bank.labels, problem), problem)
+    assert bank.version == 1
+    carry_out(bank, planned)
+    real = bank.nearest(asked, k)
+    assert np.array_equal(labels, bank.labels)
+    assert np.array_equal(near.rows, real.rows)
+    assert np.array_equal(near.similarity, real.similarity)
+    votes = voting.vote(real, bank.labels, problem)
+    after = verdicts(votes, problem)
+    flipped = [line for line, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]
+    assert [flip["id"] for flip in told["flips"]] == [asked.ids[line] for line in flipped]
+    assert [flip["to"] for flip in told["flips"]] == [after[line] for line in flipped]
+    assert [flip["score_after"] for flip in told["flips"]] == votes.scores[flipped].tolist()
+    assert told["abstained"]["after"] == votes.abstained.sum()
+    assert sum(told["flip_counts"].values()) == len(flipped)
+
+
+@pytest.mark.parametrize(
+    "planned",
+    [
+        Planned(add=(make_rows([f"n{number}" for number in range(8)], [0, 1] * 4), queries_of().embedding[30:38])),
+        Planned(remove=[f"m{number}" for number in (*range(9, 20), 21, 22, 25, 26)]),
+        Planned(relabel={f"m{number}": int(number < 12) for number in range(9, 25)}),
+    ],
+    ids=["add", "remove", "relabel"],
+)
+@pytest.mark.parametrize("name", ["bank", "bank.db"])
+def test_the_forecast_equals_the_change_in_both_backends(tmp_path, name, planned):
+    """Among twenty equal points of both classes."""
+    with bank_of(tmp_path / name) as bank:
+        asked, voting = queries_of(), Voting(7)
+        before = verdicts(voting.vote(bank.nearest(asked, 7), bank.labels), bank.problem)
+        told = effect(bank, asked, planned, voting)
+        carry_out(bank, planned)
+        votes = voting.vote(bank.nearest(asked, 7), bank.labels)
+        after = verdicts(votes, bank.problem)
+        flips = [(asked.ids[line], pair[1], votes.scores[line].tolist())
+                 for line, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]  # fmt: skip
+        assert [(flip["id"], flip["to"], flip["score_after"]) for flip in told["flips"]] == flips
+        assert flips
+
+
+@pytest.mark.parametrize("name", ["bank", "bank.db"])
+@pytest.mark.parametrize("version", [1, 2, 4])
+def test_the_forecast_of_a_rollback_equals_the_rollback(tmp_path, name, version):
+    """Also where rows come back among copies of themselves that are labelled otherwise."""
+    with bank_of(tmp_path / name) as bank:
+        labels = dict(zip(bank.ids, bank.labels.tolist(), strict=True))
+        assert len({labels[f"m{number}"] for number in range(9, 30)}) == 2  # equal points of both classes
+        bank.remove([f"m{number}" for number in range(9, 20)], **SAID)
+        bank.relabel({f"m{number}": 1 - labels[f"m{number}"] for number in (20, 21, 40)}, **SAID)
+        bank.add(make_rows(["m9", "n"], [1, 0]), points(60)[[9, 25]], **SAID)
+        bank.remove(["m25", "m26", "n"], **SAID)
+        asked, planned, voting = queries_of(), Planned(rollback=version), Voting(7)
+        before = verdicts(voting.vote(bank.nearest(asked, 7), bank.labels), bank.problem)
+        near, would = _changed(bank, asked, planned, 7)
+        told = effect(bank, asked, planned, voting)
+        assert bank.version == 5
+        bank.rollback(version, **SAID)
+        real = bank.nearest(asked, 7)
+        assert np.array_equal(would, bank.labels)
+        assert np.array_equal(near.rows, real.rows)
+        assert np.array_equal(near.similarity, real.similarity)
+        votes = voting.vote(real, bank.labels)
+        after = verdicts(votes, bank.problem)
+        flips = [(asked.ids[i], pair[0], pair[1]) for i, pair in enumerate(zip(before, after, strict=True))
+                 if pair[0] != pair[1]]  # fmt: skip
+        assert [(flip["id"], flip["from"], flip["to"]) for flip in told["flips"]] == flips
+        assert flips
+
+
+@pytest.mark.parametrize("name", ["bank", "bank.db"])
+def test_counts_and_paired_accuracy(tmp_path, name):
+    """Two clusters; the bank has the labels of one of them wrong, and relabelling flips just its queries."""
+    embedding = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)
+    with bank_of(tmp_path / name, 8, embedding=embedding) as bank:
+        bank.relabel(dict.fromkeys(bank.ids, 1), **SAID)
+        asked = Embedded([f"q{i}" for i in range(6)], np.array([0, 0, 1, 0, 1, -1]), embedding[[0, 1, 2, 3, 5, 6]])
+        told = effect(bank, asked, Planned(relabel={f"m{i}": 0 for i in range(4)}), Voting(4))
+        assert told["flip_counts"] == {"1 → 0": 4}
+        assert [flip["id"] for flip in told["flips"]] == ["q0", "q1", "q2", "q3"]
+        assert told["flips"][0]["score_before"] == pytest.approx([1.0])
+        assert told["flips"][0]["score_after"] == pytest.approx([-1.0])
+        paired = told["paired"]
+        assert paired["labelled"] == 5
+        assert (paired["gained"], paired["lost"]) == (3, 1)
+        assert paired["accuracy_before"] == pytest.approx(2 / 5)
+        assert paired["accuracy_after"] == pytest.approx(4 / 5)
+        assert paired["p"] == pytest.approx(binomtest(3, 4).pvalue)
+        gone = effect(bank, asked, Planned(remove=[f"m{i}" for i in range(4)]), Voting(4, min_similarity=0.5))
+        assert gone["flip_counts"] == {f"1 → {ABSTAINED}": 4}
+        assert gone["abstained"] == {"before": 0, "after": 4}
+        unlabelled = Embedded(asked.ids, np.full(6, -1), asked.embedding)
+        assert effect(bank, unlabelled, Planned(remove=["m0"]), Voting(4))["paired"] is None
+
+
+def test_a_plan_that_cannot_be_carried_out_is_refused(tmp_path):
+    bank, asked = bank_of(tmp_path / "bank"), queries_of()
+    for planned, message in (
+        (Planned(remove=["nobody"]), "does not have these"),
+        (Planned(relabel={"nobody": 1}), "does not have these"),
+        (Planned(relabel={"m1": 7}), r"labels \[7\]"),
+        (Planned(remove=["m1"], relabel={"m1": 1}), "removed and relabelled"),
+        (Planned(add=(make_rows(["m1"], [0]), points(1))), "has these already"),
+        (Planned(add=(make_rows(["x"], [0]), points(1, 3))), "3 dimensions"),
+        (Planned(remove=bank.ids), "have no neighbour"),
+        (Planned(rollback=1), "holds at version 1 what it held at 1"),
+        (Planned(rollback=3), "versions 1 to 1, not 3"),
+        (Planned(remove=["m1"], rollback=1), "stands alone"),
+        (Planned(), "No change is given"),
+    ):
+        with pytest.raises(UserError, match=message):
+            effect(bank, asked, planned, Voting(5))
+    assert bank.version == 1
