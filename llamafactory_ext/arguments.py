@@ -10,7 +10,7 @@ from llamafactory_ext.host_arguments import refusals
 from llamafactory_ext.launchers import STAGE
 from ra_hmd.core.config import coerce_fields
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.task import Problem, ProblemType
+from ra_hmd.core.problem import Problem, ProblemType
 from ra_hmd.data.prompt import OFFICIAL_PROMPT, Answers, PromptTemplate
 from ra_hmd.models.head import HeadConfig
 from ra_hmd.models.losses import ClassWeights, Objective

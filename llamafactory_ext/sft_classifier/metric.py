@@ -19,7 +19,7 @@ from torchmetrics.classification import (
 )
 from transformers import EvalPrediction
 
-from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.models.losses import Objective
 
 

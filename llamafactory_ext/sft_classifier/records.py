@@ -34,7 +34,7 @@ from llamafactory_ext.sft_classifier.tokenized import (
     tokenized_origin,
 )
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.task import UNLABELLED
+from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.data.images import load_image
 from ra_hmd.data.layouts import picture_name
 from ra_hmd.data.meme_files import class_set

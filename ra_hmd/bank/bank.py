@@ -25,7 +25,7 @@ from ra_hmd.bank.identical import addition, check_one_label, decided_rows, relab
 from ra_hmd.bank.versions import Action, Change, Entry, Rows, State, check_entry, check_new
 from ra_hmd.core.artifacts import plain, run_manifest
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.retrieval.embeddings import Embedded
 from ra_hmd.retrieval.index import IndexKind, resolve_kind
 from ra_hmd.retrieval.knn import Neighbours, as_matrix, unit_rows

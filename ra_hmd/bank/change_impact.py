@@ -16,7 +16,7 @@ from ra_hmd.bank.identical import decided_rows
 from ra_hmd.bank.versions import Change, Rows, State, check_new
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import decide, official_thresholds
-from ra_hmd.core.task import UNLABELLED, Problem
+from ra_hmd.core.problem import UNLABELLED, Problem
 from ra_hmd.retrieval.embeddings import Embedded
 from ra_hmd.retrieval.knn import Neighbours, unit_rows
 from ra_hmd.retrieval.points import ABSENT

@@ -10,7 +10,7 @@ from ra_hmd.bank.bank import Bank, now
 from ra_hmd.bank.versions import Rows
 from ra_hmd.core.artifacts import plain, sha256_file
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.data.text import well_formed
 from ra_hmd.features.compatibility import (
     DATA_KEYS,

@@ -12,7 +12,7 @@ from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.change_impact import verdicts
 from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.core.artifacts import plain, run_manifest
-from ra_hmd.core.task import UNLABELLED
+from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.retrieval.voting import Voting
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.data.text import well_formed
 from ra_hmd.retrieval.knn import as_matrix
 

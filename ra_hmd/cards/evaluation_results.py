@@ -8,7 +8,7 @@ from ra_hmd.cards.render import NOT_MEASURED, Markdown, short, table
 from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import HEAD_NAMES
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.evaluation.report.outputs import ANALYSIS_NAME, METRICS_NAME, UPDATE_KEY
 from ra_hmd.evaluation.report.sections import METRIC_NAMES, format_estimate, vote_text
 from ra_hmd.retrieval.voting import Voting

@@ -15,7 +15,7 @@ from ra_hmd.core.errors import UserError
 if TYPE_CHECKING:
     from ra_hmd.bank.bank import Bank
     from ra_hmd.bank.versions import Entry
-    from ra_hmd.core.task import Problem
+    from ra_hmd.core.problem import Problem
     from ra_hmd.retrieval.voting import Voting
 
 bank_app = typer.Typer(

@@ -5,7 +5,7 @@ from typing import Any
 
 from ra_hmd.bank.change_impact import ABSTAINED
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 
 HEADS = {
     "lmh": ("LMH", "what the language model itself answers when it is asked about the meme"),

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 
 Head = Literal["lmh", "lrc", "rkc"]
 

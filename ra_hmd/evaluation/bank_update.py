@@ -8,7 +8,7 @@ import numpy as np
 
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import decide, exact_match
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.evaluation.metrics.estimates import estimates
 from ra_hmd.evaluation.metrics.intervals import paired_gain
 from ra_hmd.features.store import Features

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 
 from ra_hmd.core.artifacts import plain, run_manifest, sha256_file
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.problem import Problem
 from ra_hmd.core.progress import track
-from ra_hmd.core.task import Problem
 from ra_hmd.evaluation.bank_update import check_update, update_curve
 from ra_hmd.evaluation.metrics.analysis import analyse
 from ra_hmd.evaluation.metrics.estimates import estimates

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval.embeddings import Embedded
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.evidence import plain_score, vote_evidence

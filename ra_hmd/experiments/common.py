@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
-from ra_hmd.core.task import BINARY
+from ra_hmd.core.problem import BINARY
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, MemeHead
 from ra_hmd.retrieval.embeddings import Embedded, hidden_tensor, run_head

@@ -8,7 +8,7 @@ import numpy as np
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, fingerprint_model, plain, read_json, sha256_file
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.features.store import STORE_MANIFEST, Features
 from ra_hmd.models.head import HeadConfig
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ra_hmd.core.artifacts import atomic_path, sha256_file
 from ra_hmd.core.errors import UserError, first_line, raise_all
-from ra_hmd.core.task import UNLABELLED
+from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.features.store import Features, read_features, write_features
 
 _KEYS = ("ids", "feats", "labels")

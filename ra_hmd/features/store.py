@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ra_hmd.core.artifacts import atomic_path, plain, read_json, run_manifest, sha256_bytes, write_json
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.task import UNLABELLED
+from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.features.provenance import Provenance, provenance_of
 
 STORE_MANIFEST = "manifest.json"

@@ -15,7 +15,7 @@ from typing import Any
 
 from ra_hmd.core.artifacts import plain, sha256_bytes
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.task import UNLABELLED
+from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.features.compatibility import store_fingerprint
 from ra_hmd.features.store import Features
 

@@ -13,8 +13,8 @@ from ra_hmd.core.artifacts import atomic_path, plain, run_manifest, sha256_file,
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
+from ra_hmd.core.problem import Problem
 from ra_hmd.core.progress import track
-from ra_hmd.core.task import Problem
 from ra_hmd.features.compatibility import store_fingerprint
 from ra_hmd.features.store import read_features
 from ra_hmd.inference.writers import open_writer, verdict_names

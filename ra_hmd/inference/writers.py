@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 
 if TYPE_CHECKING:
     from ra_hmd.inference.detector import Detector

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ra_hmd.core.artifacts import atomic_path, read_json, write_json
 from ra_hmd.core.config import coerce_fields, load_dataclass
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.task import Problem, ProblemType
+from ra_hmd.core.problem import Problem, ProblemType
 from ra_hmd.models.fusion import Fusion, FusionConfig
 from ra_hmd.models.layers import Float32Linear
 

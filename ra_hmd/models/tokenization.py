@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import Problem, ProblemType
+from ra_hmd.core.problem import Problem, ProblemType
 from ra_hmd.data.prompt import OFFICIAL_PROMPT, Answers, PromptTemplate, fit_caption
 from ra_hmd.data.text import PlainText
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.retrieval.knn import Neighbours
 
 VoteWeights = Literal["arithmetic", "mean", "similarity"]

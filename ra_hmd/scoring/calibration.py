@@ -11,7 +11,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
 from ra_hmd.core.heads import Head
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 
 CalibrationKind = Literal["temperature", "isotonic"]
 BINS = 15

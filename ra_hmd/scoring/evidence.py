@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.scoring.scores import Bank, ScoredSet
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ra_hmd.core.artifacts import plain, read_json, run_manifest, sha256_file, write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head, decide
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.features.store import Features
 from ra_hmd.features.test_lock import open_labels, split_name, store_digest
 from ra_hmd.models.head import HEAD_WEIGHTS

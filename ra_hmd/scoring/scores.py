@@ -12,7 +12,7 @@ import numpy as np
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head, decide, exact_match, official_thresholds
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import MemeHead
 from ra_hmd.retrieval.embeddings import Embedded, hidden_tensor, run_head

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 
 Criterion = Literal["macro_f1", "accuracy", "f1", "youden"]
 CRITERIA: tuple[str, ...] = get_args(Criterion)

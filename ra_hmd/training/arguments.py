@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from ra_hmd.core.config import coerce_fields, unknown_keys
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.task import Problem, ProblemType
+from ra_hmd.core.problem import Problem, ProblemType
 from ra_hmd.models.losses import ClassWeights
 from ra_hmd.retrieval.voting import VoteWeights, Voting
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.task import UNLABELLED, Problem
+from ra_hmd.core.problem import UNLABELLED, Problem
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, MemeHead
 from ra_hmd.models.layers import Float32Linear

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.features.compatibility import (
     check_head_fits,
     check_same_origin,

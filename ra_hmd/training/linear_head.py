@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, run_manifest, sha256_file, write_json
 from ra_hmd.core.config import choose
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.models.fusion import FusionConfig, FusionKind
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, MemeHead, save_head
 

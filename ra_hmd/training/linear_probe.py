@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from ra_hmd.core.artifacts import plain
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import official_thresholds
+from ra_hmd.core.problem import UNLABELLED, Problem
 from ra_hmd.core.progress import track
-from ra_hmd.core.task import UNLABELLED, Problem
 from ra_hmd.evaluation.metrics.binary import auroc
 from ra_hmd.evaluation.metrics.multiclass import class_values
 from ra_hmd.features.compatibility import check_output, check_same_origin, check_store, store_fingerprint

@@ -6,7 +6,7 @@ Shapes: Q dev rows, C outputs.
 from torch import Tensor
 
 from ra_hmd.core.heads import THRESHOLDS, official_thresholds
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.evaluation.metrics.binary import binary_metrics
 from ra_hmd.evaluation.metrics.multiclass import class_values
 from ra_hmd.retrieval.embeddings import Embedded

@@ -9,7 +9,7 @@ import yaml
 
 from ra_hmd.core.config import quotes_hint
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 
 POSITIVE = ("a hateful meme", "an offensive meme")
 NEGATIVE = ("a harmless meme", "a friendly meme")

@@ -7,7 +7,7 @@ import numpy as np
 
 from ra_hmd.bank.bank import Bank, create_bank
 from ra_hmd.bank.versions import Rows
-from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.retrieval.embeddings import Embedded
 
 SAID = {"author": "ana", "reason": "test"}

@@ -13,7 +13,7 @@ from ra_hmd.bank.backends import parquet
 from ra_hmd.bank.bank import create_bank, is_bank, open_bank
 from ra_hmd.bank.versions import Change
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval import index as index_module
 from ra_hmd.retrieval.embeddings import Embedded
 from ra_hmd.retrieval.knn import ABSENT

@@ -9,7 +9,7 @@ from small_banks import SAID, bank_of, labels_of, make_rows, points, queries_of
 
 from ra_hmd.bank.change_impact import ABSTAINED, Planned, _changed, effect, verdicts
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval.embeddings import Embedded
 from ra_hmd.retrieval.voting import Voting
 

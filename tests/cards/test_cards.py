@@ -19,7 +19,7 @@ from ra_hmd.cards.render import OPEN, Markdown, Stated, _shown, short
 from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.evaluation.report.sections import METRIC_NAMES, format_estimate
 

@@ -11,7 +11,7 @@ from ra_hmd.console.labels import ClassNames
 from ra_hmd.console.moderation import Plan
 from ra_hmd.console.views import Views, picture
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.inference.meme_lookup import Gallery
 from ra_hmd.inference.types import Detection, Query
 from ra_hmd.scoring.scores import Rule

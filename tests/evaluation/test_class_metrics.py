@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, hamming_loss, precision_recall_fscore_support, roc_auc_score
 
 from ra_hmd.core.heads import decide, official_thresholds
-from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.evaluation.metrics.binary import binary_metrics
 from ra_hmd.evaluation.metrics.estimates import Judged, estimates, metric_estimate, per_class
 from ra_hmd.evaluation.metrics.multiclass import CLASS_METRICS, class_values

@@ -14,7 +14,7 @@ from ra_hmd.bank.embed_features import HEAD_KEY, embed_store
 from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import read_json, sha256_file, write_json
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.evaluation.metrics.binary import binary_metrics
 from ra_hmd.evaluation.metrics.seeds import expand_checkpoints
 from ra_hmd.evaluation.request import Choice

@@ -6,7 +6,7 @@ import pytest
 
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import BINARY, UNLABELLED
+from ra_hmd.core.problem import BINARY, UNLABELLED
 from ra_hmd.features.store import (
     STORE_MANIFEST,
     Features,

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import read_json, sha256_file
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import UNLABELLED
+from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import Features, read_features, write_features

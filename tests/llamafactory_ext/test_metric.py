@@ -7,7 +7,7 @@ from transformers import EvalPrediction
 
 from llamafactory_ext.sft_classifier.metric import compute_metrics
 from ra_hmd.core.heads import official_thresholds
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.evaluation.metrics.binary import binary_metrics
 from ra_hmd.evaluation.metrics.multiclass import class_values
 from ra_hmd.models.losses import Objective

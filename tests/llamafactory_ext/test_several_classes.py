@@ -16,7 +16,7 @@ from llamafactory.train import tuner
 from llamafactory_ext.arguments import STAGE, ClassifierFinetuningArguments
 from ra_hmd.core.artifacts import read_json, write_json
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.features.extract_lmm import extract
 from ra_hmd.features.store import Features, read_features

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from llamafactory_ext.arguments import ClassifierFinetuningArguments
 from llamafactory_ext.sft_classifier.rgcl import retrieval_loss
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.models.classifier import Reader, attach_head
 from ra_hmd.models.head import HeadConfig, MemeHead
 from ra_hmd.models.losses import Objective, weights_of

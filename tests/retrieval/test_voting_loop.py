@@ -10,7 +10,7 @@ from small_banks import bank_of, labels_of, queries_of
 
 from ra_hmd.bank.change_impact import ABSTAINED, verdicts
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval.embeddings import Embedded
 from ra_hmd.retrieval.knn import ABSENT, Neighbours, search
 from ra_hmd.retrieval.voting import Voting

@@ -10,7 +10,7 @@ from scipy.special import expit, softmax
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.evaluation.metrics.selective import COVERAGES, abstention_curve, aurc, confidence
 from ra_hmd.scoring.calibration import (
     UNCALIBRATED,

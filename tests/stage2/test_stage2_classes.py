@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import load_head
 from ra_hmd.models.losses import Objective, class_weights, weights_of

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import UNLABELLED, Problem
+from ra_hmd.core.problem import UNLABELLED, Problem
 from ra_hmd.features.store import read_features
 from ra_hmd.training.auxiliary_losses import fine_loss, fine_tasks
 from ra_hmd.training.classification import ClassificationTrainer, train_head

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.core.heads import decide, exact_match
-from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.evaluation.metrics.intervals import TOO_FEW, Area, Estimate, cells_interval, proportion
 from ra_hmd.evaluation.metrics.multiclass import AVERAGED, metric_names
 from ra_hmd.scoring.thresholds import ratio

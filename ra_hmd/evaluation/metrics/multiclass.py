@@ -6,7 +6,7 @@ Shapes: Q memes, C outputs of the problem (1 if binary).
 import numpy as np
 
 from ra_hmd.core.heads import decide
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.evaluation.metrics.binary import METRICS, auroc
 
 AVERAGED = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 
 COVERAGES = tuple(share / 20 for share in range(1, 21))
 

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head, decide, exact_match, official_thresholds
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.data.rows import jsonl_rows
 from ra_hmd.evaluation.metrics.estimates import Judged, metric_estimate
 from ra_hmd.evaluation.metrics.multiclass import metric_names

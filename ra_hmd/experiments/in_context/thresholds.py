@@ -11,7 +11,7 @@ from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import official_thresholds
-from ra_hmd.core.task import Problem
+from ra_hmd.core.problem import Problem
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.rows import jsonl_rows
 from ra_hmd.evaluation.metrics.significance import PREDICTIONS_NAME

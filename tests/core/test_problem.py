@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.task import BINARY, Problem
+from ra_hmd.core.problem import BINARY, Problem
 
 
 @pytest.mark.parametrize("problem", [BINARY, Problem("single_label", 3), Problem("multi_label", 3)], ids=str)
