@@ -29,7 +29,7 @@ from ra_hmd.core.artifacts import fingerprint_model, plain, run_manifest, write_
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.package_versions import bad_pairs
 from ra_hmd.models.checkpoint import adapter_digest
-from ra_hmd.models.classifier import Reader, attach_head
+from ra_hmd.models.classifier import ReadoutConfig, attach_head
 from ra_hmd.models.head import HeadConfig, MemeHead, has_head
 from ra_hmd.models.tokenization import InputSettings, MemeEncoder, check_family
 
@@ -147,15 +147,15 @@ def input_settings(
     )
 
 
-def _reader(template: Any, tokenizer_module: dict[str, Any], settings: InputSettings, *, fused: bool) -> Reader:
+def _reader(template: Any, tokenizer_module: dict[str, Any], settings: InputSettings, *, fused: bool) -> ReadoutConfig:
     encoder = MemeEncoder(template, **tokenizer_module, prompt=settings.prompt, cutoff_len=settings.cutoff_len)
     if settings.problem.kind == "multi_label":
         logger.info_rank0("LMH has no score: an answer lists any number of classes, and no one token tells them.")
     answer_ids = tuple(encoder.answer_token_ids(settings.expected_answers))
-    return Reader(answer_ids, settings.embed_mode, settings.embed_layer, fused)
+    return ReadoutConfig(answer_ids, settings.embed_mode, settings.embed_layer, fused)
 
 
-def _attach(model: Any, config: HeadConfig, reader: Reader, source: Path | None, seed: int) -> None:
+def _attach(model: Any, config: HeadConfig, reader: ReadoutConfig, source: Path | None, seed: int) -> None:
     """Attach a head: the one saved at `source`, or a new one that depends on the seed alone."""
     with torch.random.fork_rng(devices=[]):  # the head is made on the CPU
         torch.default_generator.manual_seed(seed)

@@ -26,7 +26,7 @@ from ra_hmd.bank.versions import Action, Change, Entry, Rows, State, check_entry
 from ra_hmd.core.artifacts import plain, run_manifest
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.problem import BINARY, Problem
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.index import IndexKind, resolve_kind
 from ra_hmd.retrieval.knn import Neighbours, as_matrix, unit_rows
 from ra_hmd.retrieval.nearest import nearest_rows
@@ -148,7 +148,7 @@ class Bank:
 
     # ---------------------------------------------------------------------------------------------- search
 
-    def nearest(self, queries: Embedded, k: int, *, state: State | None = None) -> Neighbours:
+    def nearest(self, queries: Embeddings, k: int, *, state: State | None = None) -> Neighbours:
         """The K nearest rows of this version by cosine; rows are places in `ids` and `labels`.
 
         A query's own id is left out. Similarities are computed anew from the vectors of the candidates, and equal ones
@@ -185,13 +185,13 @@ class Bank:
         """The state that changes would lead to, without new rows; for `nearest`."""
         return replace(self._state.after(changes), version=self.version, origins=self._state.origins)
 
-    def to_embedded(self, version: int | None = None) -> Embedded:
+    def to_embedded(self, version: int | None = None) -> Embeddings:
         """The bank in memory, at this or an earlier version: ids, labels, embeddings as the head made them."""
         with self._alone:
             state = self.at(version)
             members = np.flatnonzero(state.alive)
             embedding = self._store.embeddings(state, members)
-            return Embedded([state.rows.ids[row] for row in members], state.rows.labels[members], embedding)
+            return Embeddings([state.rows.ids[row] for row in members], state.rows.labels[members], embedding)
 
     def at(self, version: int | None = None) -> State:
         """The state at an earlier version (default: the one that is shown).

@@ -17,7 +17,7 @@ from ra_hmd.bank.versions import Change, Rows, State, check_new
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import decide, official_thresholds
 from ra_hmd.core.problem import UNLABELLED, Problem
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.knn import Neighbours, unit_rows
 from ra_hmd.retrieval.points import ABSENT
 from ra_hmd.retrieval.voting import Votes, Voting
@@ -82,7 +82,7 @@ class Planned:
 
 
 def effect(
-    bank: Bank, queries: Embedded, planned: Planned, voting: Voting, thresholds: np.ndarray | None = None
+    bank: Bank, queries: Embeddings, planned: Planned, voting: Voting, thresholds: np.ndarray | None = None
 ) -> dict[str, Any]:
     """Verdicts with the bank as it is and as it would be; `thresholds` [C] of the scores, by default the official ones.
 
@@ -130,7 +130,7 @@ def effect(
     }
 
 
-def _changed(bank: Bank, queries: Embedded, planned: Planned, k: int) -> tuple[Neighbours, np.ndarray]:
+def _changed(bank: Bank, queries: Embeddings, planned: Planned, k: int) -> tuple[Neighbours, np.ndarray]:
     """Neighbours in, and labels of, the bank as it would be: its rows in their places, then the new ones."""
     state = bank.would_be(planned.changes(bank))
     near, labels = bank.nearest(queries, k, state=state), state.rows.labels[state.alive]
@@ -141,7 +141,9 @@ def _changed(bank: Bank, queries: Embedded, planned: Planned, k: int) -> tuple[N
     return _with_new(near, queries, new.ids, embedding, first=len(labels)), np.concatenate([labels, new.labels])
 
 
-def _with_new(near: Neighbours, queries: Embedded, ids: Sequence[str], embedding: np.ndarray, first: int) -> Neighbours:
+def _with_new(
+    near: Neighbours, queries: Embeddings, ids: Sequence[str], embedding: np.ndarray, first: int
+) -> Neighbours:
     """The K nearest among the K found and M new rows, which are numbered from `first` on."""
     k = near.rows.shape[1]
     vectors, names = unit_rows(embedding).astype(np.float64), np.array(ids, dtype=object)
@@ -162,7 +164,7 @@ def _labels_of_decided(state: State) -> dict[str, Any]:
     return {content: state.rows.labels[row].tolist() for content, row in decided_rows(state).items()}
 
 
-def _overruled(voted: list[Any], queries: Embedded, decided: Mapping[str, Any]) -> list[Any]:
+def _overruled(voted: list[Any], queries: Embeddings, decided: Mapping[str, Any]) -> list[Any]:
     """Verdicts of votes, and in their place the labels of decided rows that are the same memes."""
     contents = queries.contents or [""] * len(queries)
     return [decided.get(content, verdict) for content, verdict in zip(contents, voted, strict=True)]

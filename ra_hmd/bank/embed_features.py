@@ -22,14 +22,14 @@ from ra_hmd.features.compatibility import (
 )
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import HEAD_WEIGHTS, load_head
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.knn import as_matrix
 
 HEAD_KEY = "embedding_head"
 
 
 @dataclass(frozen=True)
-class EmbeddedStore:
+class EmbeddedFeatures:
     """A feature store as a head sees it.
 
     Attributes:
@@ -45,7 +45,7 @@ class EmbeddedStore:
     place: Path
     checkpoint: Path
     features: Features
-    embedded: Embedded
+    embedded: Embeddings
     problem: Problem
     fingerprint: dict[str, Any]
 
@@ -84,7 +84,7 @@ class EmbeddedStore:
             raise UserError(f"{bank.place} holds labels of {bank.problem}, the head decides {self.problem}.")
 
 
-def embed_store(checkpoint: str | Path, store: str | Path, *, labelled: bool = True) -> EmbeddedStore:
+def embed_store(checkpoint: str | Path, store: str | Path, *, labelled: bool = True) -> EmbeddedFeatures:
     """Embed a store's hidden states with the head of a Stage 1 run or Stage 2 folder.
 
     Args:
@@ -104,5 +104,5 @@ def embed_store(checkpoint: str | Path, store: str | Path, *, labelled: bool = T
     check_same_origin({str(checkpoint): head_fingerprint(checkpoint), str(store): made_by})
     fingerprint = {key: plain(value) for key, value in made_by.items() if key not in DATA_KEYS}
     fingerprint[HEAD_KEY] = sha256_file(Path(checkpoint) / HEAD_WEIGHTS)
-    embedded = Embedded.of(features, head)
-    return EmbeddedStore(Path(store), Path(checkpoint), features, embedded, head.config.problem, fingerprint)
+    embedded = Embeddings.of(features, head)
+    return EmbeddedFeatures(Path(store), Path(checkpoint), features, embedded, head.config.problem, fingerprint)

@@ -8,10 +8,10 @@ from ra_hmd.bank.bank import open_bank
 from ra_hmd.cards.render import Markdown, code, short, table
 
 if TYPE_CHECKING:
-    from ra_hmd.cards.render import Stated
+    from ra_hmd.cards.render import CardMetadata
 
 
-def bank_facts(place: str | Path, stated: "Stated") -> dict[str, Any]:
+def bank_facts(place: str | Path, stated: "CardMetadata") -> dict[str, Any]:
     """Variables of `bank.md.j2`, of the bank's newest version.
 
     Raises:

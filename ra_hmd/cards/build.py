@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ra_hmd.bank.bank import is_bank
-from ra_hmd.cards.render import Card, Stated, write_card
+from ra_hmd.cards.render import Card, CardMetadata, write_card
 from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme_dataset import DATASET_MANIFEST
@@ -16,7 +16,7 @@ def make_card(
     output: str | Path | None = None,
     *,
     reports: Sequence[str | Path] = (),
-    stated: Stated | None = None,
+    stated: CardMetadata | None = None,
     overwrite: bool = False,
 ) -> Card:
     """Write the card of a folder with a head, of an imported data set, or of an example bank.
@@ -33,7 +33,7 @@ def make_card(
     Raises:
         UserError: none of the three, a report of another head, a card that is there.
     """
-    stated = stated or Stated()
+    stated = stated or CardMetadata()
     bank = is_bank(source)
     folder = Path(source)
     if bank and not folder.is_dir() and output is None:

@@ -13,12 +13,12 @@ from ra_hmd.data.meme_dataset import MemeData, open_data
 from ra_hmd.data.readers.tasks import Task
 
 if TYPE_CHECKING:
-    from ra_hmd.cards.render import Stated
+    from ra_hmd.cards.render import CardMetadata
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")  # as the hub calls them
 
 
-def data_facts(folder: Path, stated: "Stated") -> dict[str, Any]:
+def data_facts(folder: Path, stated: "CardMetadata") -> dict[str, Any]:
     """Variables of `data_set.md.j2`. Captions are counted and never shown.
 
     Raises:
@@ -101,7 +101,7 @@ def _check(report: dict[str, Any], rows: Counter[str]) -> dict[str, Any]:
     }
 
 
-def _card_data(stated: "Stated", title: str, rows: int) -> Markdown:
+def _card_data(stated: "CardMetadata", title: str, rows: int) -> Markdown:
     from huggingface_hub import DatasetCardData
 
     data = DatasetCardData(

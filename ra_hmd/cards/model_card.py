@@ -16,7 +16,7 @@ from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.operating_point import Decision, read_decision
 
 if TYPE_CHECKING:
-    from ra_hmd.cards.render import Stated
+    from ra_hmd.cards.render import CardMetadata
 
 _KINDS = ("stage1", "stage2", "head", "linear_probe", "zero_shot")
 # Named one by one: the host's arguments also hold tokens and paths.
@@ -39,7 +39,7 @@ _PLACES = ("train", "dev", "output_dir", "init_head", "k_shot", "object_words", 
 _RESULTS = "train_results.json"
 
 
-def model_facts(folder: Path, reports: Sequence[str | Path], stated: "Stated") -> dict[str, Any]:
+def model_facts(folder: Path, reports: Sequence[str | Path], stated: "CardMetadata") -> dict[str, Any]:
     """Variables of `model.md.j2`.
 
     Args:
@@ -89,7 +89,7 @@ def model_facts(folder: Path, reports: Sequence[str | Path], stated: "Stated") -
     }
 
 
-def _card_data(manifest: Mapping[str, Any], stated: "Stated", name: str) -> Markdown:
+def _card_data(manifest: Mapping[str, Any], stated: "CardMetadata", name: str) -> Markdown:
     """The hub's metadata, YAML."""
     from huggingface_hub import ModelCardData
 

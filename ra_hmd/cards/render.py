@@ -111,7 +111,7 @@ def short(text: object) -> str:
 
 
 @dataclass(frozen=True)
-class Stated:
+class CardMetadata:
     """What only the publisher knows.
 
     Attributes:

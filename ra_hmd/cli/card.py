@@ -26,9 +26,9 @@ def card_command(
 ) -> None:
     """Write a model card, or a data sheet of a data set or bank, from what was recorded (docs/deploy.md)."""
     from ra_hmd.cards.build import make_card
-    from ra_hmd.cards.render import Stated
+    from ra_hmd.cards.render import CardMetadata
 
-    stated = Stated(name, licence, tuple(language or ()))
+    stated = CardMetadata(name, licence, tuple(language or ()))
     card = make_card(source, output, reports=report or [], stated=stated, overwrite=overwrite)
     print(card.path)
     typer.echo(f"{card.open_questions} lines are left TO BE FILLED IN; search for these words.", err=True)

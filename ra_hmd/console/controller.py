@@ -15,7 +15,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.inference.meme_lookup import Gallery
 from ra_hmd.inference.types import Query
 from ra_hmd.serve.auth import KeyRing
-from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import Service, every
 from ra_hmd.serve.limits import Settings
 from ra_hmd.serve.uploads import pixels
@@ -62,7 +62,7 @@ class Console:
     def __init__(
         self,
         service: Service,
-        desk: BankDesk | None = None,
+        desk: BankService | None = None,
         explainer: "Explainer | None" = None,
         keys: KeyRing | None = None,
         settings: Settings | None = None,

@@ -15,7 +15,7 @@ from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.images import file_digest
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import Query
-from ra_hmd.serve.bank_service import BankDesk, Labelled
+from ra_hmd.serve.bank_service import BankService, Labelled
 from ra_hmd.serve.batching import Answer
 
 _LONGEST = 2000  # characters of a reason or a note
@@ -73,12 +73,12 @@ class Moderation:
         reviews: Where decisions are kept.
     """
 
-    def __init__(self, desk: BankDesk | None, reviews: Reviews) -> None:
+    def __init__(self, desk: BankService | None, reviews: Reviews) -> None:
         self._desk, self.reviews = desk, reviews
         self._alone = threading.Lock()
 
     @property
-    def desk(self) -> BankDesk:
+    def desk(self) -> BankService:
         """Raises `UserError` where there is no bank that can be changed."""
         if self._desk is None:
             raise UserError("No example bank is open, so nothing can be corrected; start the console with --bank BANK.")

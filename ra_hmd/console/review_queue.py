@@ -15,7 +15,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
 from ra_hmd.data.images import file_digest
 from ra_hmd.inference.batch_reader import read_queries
-from ra_hmd.inference.types import Detection, Query
+from ra_hmd.inference.types import Query, Verdict
 from ra_hmd.serve.batching import Answer, Closed, QueueFull, Service, every
 
 _log = logging.getLogger("ra_hmd.serve")
@@ -26,7 +26,7 @@ _PATIENCE = 0.2  # seconds, before a full service is asked again
 _ANSWER_SECONDS = 120
 
 
-def margin(detection: Detection, service: Service) -> float:
+def margin(detection: Verdict, service: Service) -> float:
     """How far a meme is from another verdict, in probability; 0 where the detector has none, 1 where a person gave it.
 
     Of one of C classes the distance of the two most likely; else that of the probability from the threshold's, of

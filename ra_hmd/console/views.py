@@ -16,7 +16,7 @@ from ra_hmd.console.review_queue import threshold_probabilities
 from ra_hmd.console.thumbnails import as_address
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.meme_lookup import Gallery
-from ra_hmd.inference.types import Detection, Query
+from ra_hmd.inference.types import Query, Verdict
 from ra_hmd.serve.batching import Answer, Service
 from ra_hmd.serve.errors import public_source
 
@@ -115,7 +115,7 @@ class Views:
         """The bank's versions, newest first."""
         return render("history.html", log=log[::-1])
 
-    def _why(self, found: Detection) -> str:
+    def _why(self, found: Verdict) -> str:
         head, short = found.head, HEADS[found.head][0]
         if found.identical is not None:
             return (
@@ -141,7 +141,7 @@ class Views:
             )
         return f"Decided by {short}, for each class by its own threshold."
 
-    def _head(self, found: Detection, head: Any) -> dict[str, Any]:
+    def _head(self, found: Verdict, head: Any) -> dict[str, Any]:
         problem = self.names.problem
         scores, values = np.atleast_1d(found.scores[head]), np.atleast_1d(found.probabilities[head])
         limits = None if problem.kind == "single_label" else threshold_probabilities(self.service, head)

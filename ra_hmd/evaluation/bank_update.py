@@ -12,7 +12,7 @@ from ra_hmd.core.problem import Problem
 from ra_hmd.evaluation.metrics.estimates import estimates
 from ra_hmd.evaluation.metrics.intervals import paired_gain
 from ra_hmd.features.store import Features
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 
 
@@ -31,7 +31,7 @@ def nested_order(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def check_update(
-    place: str | Path, update: Embedded | Features, sizes: Sequence[int], queries: Mapping[str, Sequence[str]]
+    place: str | Path, update: Embeddings | Features, sizes: Sequence[int], queries: Mapping[str, Sequence[str]]
 ) -> None:
     """Refuse an update that leaks into a query set, lacks a class, or is too small for the sizes.
 
@@ -62,9 +62,9 @@ def check_update(
 
 
 def update_curve(
-    queries: Embedded,
-    bank: Embedded,
-    update: Embedded,
+    queries: Embeddings,
+    bank: Embeddings,
+    update: Embeddings,
     sizes: Sequence[int],
     voting: Voting,
     *,

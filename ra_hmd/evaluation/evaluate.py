@@ -33,7 +33,7 @@ from ra_hmd.features.compatibility import (
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, MemeHead, has_head, load_head
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import VoteWeights, Voting
 from ra_hmd.scoring.operating_point import (
     Decision,
@@ -204,7 +204,7 @@ def _evaluate_one(
     """Everything about one head."""
     checkpoint, problem = plan.checkpoints[name], head.config.problem
     examples = open_examples(plan.bank, stores, head, checkpoint, in_memory=plan.update is not None)
-    added = Embedded.of(stores[plan.update], head) if plan.update is not None else None
+    added = Embeddings.of(stores[plan.update], head) if plan.update is not None else None
     decision = _decision(plan, checkpoint, head, dev, examples)
     standing = standing_of(examples, None if decision is None else decision.bank)
     sets = [
@@ -270,10 +270,10 @@ def _add_before(result: Evaluation, plan: Plan, stores: Mapping[Path, Features],
     bank = stores[Path(plan.bank)]
     earlier = load_head(place).to(next(head.parameters()).device)
     check_head_fits(earlier.config, place, bank, plan.bank)
-    result.before, result.before_place = Embedded.of(bank, earlier).embedding, place
+    result.before, result.before_place = Embeddings.of(bank, earlier).embedding, place
 
 
-def _notes(result: Evaluation, added: Embedded | None) -> list[str]:
+def _notes(result: Evaluation, added: Embeddings | None) -> list[str]:
     notes = []
     left_out = [] if result.decision is None else result.decision.dev.get("left_out", [])
     if left_out:

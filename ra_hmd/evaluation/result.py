@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.core.problem import Problem
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.evidence import plain_score, vote_evidence
 from ra_hmd.scoring.operating_point import Decision
@@ -65,7 +65,7 @@ class Evaluation:
     @property
     def embedding(self) -> np.ndarray | None:
         """[N, D], the bank's embeddings where they are in memory."""
-        return self.bank.embedding if isinstance(self.bank, Embedded) else None
+        return self.bank.embedding if isinstance(self.bank, Embeddings) else None
 
 
 def find_evidence(scored: ScoredSet, bank: Bank, memes: int = 5) -> list[dict[str, Any]]:

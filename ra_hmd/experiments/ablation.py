@@ -23,7 +23,7 @@ from ra_hmd.core.progress import track
 from ra_hmd.evaluation.bank_update import nested_order
 from ra_hmd.evaluation.metrics.runs import METRIC_TITLES, STUDY_METRICS, Cell, error_bars, estimate, paired_change
 from ra_hmd.evaluation.report.sections import format_estimate
-from ra_hmd.experiments.common import Seen
+from ra_hmd.experiments.common import HeadView
 from ra_hmd.experiments.demo import extract_steps, pretrained_model, pretraining_steps, train_words
 from ra_hmd.experiments.pipeline import Step, configs_folder, overrides, ra_hmd, run_steps
 from ra_hmd.features.compatibility import check_head_fits, check_store
@@ -257,7 +257,7 @@ def _columns(head_folder: Path, stores: Path, tests: Mapping[str, Features], vot
     for name, features in {**known, **tests}.items():
         check_store(features, stores / name)
         check_head_fits(head.config, head_folder, features, stores / name)
-        seen[name] = Seen.of(features, stores / name, head)
+        seen[name] = HeadView.of(features, stores / name, head)
     bank, pool = seen["a_train"].rows, seen["b_train"].rows
     grown = bank.plus(pool.select(nested_order(pool.labels, 0)[:ADDED]))
     banks = {0: bank, ADDED: grown}

@@ -16,12 +16,12 @@ from ra_hmd.core.heads import Head
 from ra_hmd.core.problem import BINARY
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, MemeHead
-from ra_hmd.retrieval.embeddings import Embedded, hidden_tensor, run_head
+from ra_hmd.retrieval.embeddings import Embeddings, hidden_tensor, run_head
 from ra_hmd.retrieval.voting import Voting
 
 
 @dataclass(frozen=True)
-class Seen:
+class HeadView:
     """A store as a head sees it.
 
     Attributes:
@@ -29,11 +29,11 @@ class Seen:
         scores: Scores [Q] that need no bank: `lrc`, and `lmh` where the store has them.
     """
 
-    rows: Embedded
+    rows: Embeddings
     scores: dict[Head, np.ndarray]
 
     @classmethod
-    def of(cls, features: Features, place: str | Path, head: MemeHead) -> "Seen":
+    def of(cls, features: Features, place: str | Path, head: MemeHead) -> "HeadView":
         """Raises `UserError` where LMH scores are not finite."""
         embedding, logits = run_head(head, hidden_tensor(features))
         scores: dict[Head, np.ndarray] = {}
@@ -42,9 +42,9 @@ class Seen:
             if not np.isfinite(scores["lmh"]).all():
                 raise UserError(f"{place} has LMH scores that are not finite; extract it again.")
         scores["lrc"] = expit(logits[:, 0].double().cpu().numpy())
-        return cls(Embedded(features.ids, features.labels, embedding.cpu().numpy()), scores)
+        return cls(Embeddings(features.ids, features.labels, embedding.cpu().numpy()), scores)
 
-    def vote(self, bank: Embedded, voting: Voting) -> np.ndarray:
+    def vote(self, bank: Embeddings, voting: Voting) -> np.ndarray:
         """RKC scores [Q] against `bank`; a row with the query's own id has no vote."""
         return voting.vote(bank.nearest(self.rows, voting.topk), bank.labels).scores[:, 0]
 

@@ -32,7 +32,7 @@ from ra_hmd.data.images import describe_fault, file_digest, load_image, open_ima
 from ra_hmd.data.meme_dataset import json_line
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.text import well_formed
-from ra_hmd.inference.batch_reader import Asked, jsonl_rows, read_queries
+from ra_hmd.inference.batch_reader import BatchRow, jsonl_rows, read_queries
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.writers import FileFormat, answer_of, check_format, choose_format, open_writer, verdict_names
 from ra_hmd.scoring.operating_point import DECISION_NAME
@@ -130,7 +130,7 @@ def predict_files(
 
 def judge_chunks(
     detector: Detector,
-    chunks: Iterable[tuple[int, list[Asked]]],
+    chunks: Iterable[tuple[int, list[BatchRow]]],
     workers: int = 4,
     explainer: "Explainer | None" = None,
 ) -> Iterator[tuple[int, float, list[dict[str, Any]]]]:
@@ -148,10 +148,10 @@ def judge_chunks(
 
 
 def _decoded(
-    pool: ThreadPoolExecutor, rows: Iterator[tuple[int, Asked]], ahead: int
-) -> Iterator[tuple[int, Asked, Image.Image | str]]:
+    pool: ThreadPoolExecutor, rows: Iterator[tuple[int, BatchRow]], ahead: int
+) -> Iterator[tuple[int, BatchRow, Image.Image | str]]:
     """Rows with their pictures, or what is wrong with these; at most `ahead` of them wait in memory."""
-    waiting: deque[tuple[int, Asked, Future[Image.Image | str]]] = deque()
+    waiting: deque[tuple[int, BatchRow, Future[Image.Image | str]]] = deque()
     for number, asked in rows:
         waiting.append((number, asked, pool.submit(_open, asked)))
         if len(waiting) > ahead:
@@ -162,7 +162,7 @@ def _decoded(
         yield *row, future.result()
 
 
-def _open(asked: Asked) -> Image.Image | str:
+def _open(asked: BatchRow) -> Image.Image | str:
     if asked.query is None or not isinstance(asked.query.image, Path):
         return asked.problem
     try:
@@ -172,7 +172,7 @@ def _open(asked: Asked) -> Image.Image | str:
 
 
 def _judge(
-    detector: Detector, explainer: "Explainer | None", rows: Iterable[tuple[Asked, Image.Image | str]]
+    detector: Detector, explainer: "Explainer | None", rows: Iterable[tuple[BatchRow, Image.Image | str]]
 ) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     prepared, places = [], []
@@ -211,7 +211,7 @@ def _check_ocr() -> None:
         raise UserError("A meme has no `text`, and reading it needs the extra `ocr`: pip install 'ra-hmd[ocr]'.")
 
 
-def _reject(asked: Asked, reason: str) -> dict[str, Any]:
+def _reject(asked: BatchRow, reason: str) -> dict[str, Any]:
     return {"reject": {"place": asked.place, "id": asked.id, "reason": reason}}
 
 
@@ -258,7 +258,7 @@ def _survey(
     raise UserError(f"{source} has no {'pictures' if source.is_dir() else 'rows'}.")
 
 
-def _header_problem(asked: Asked) -> str:
+def _header_problem(asked: BatchRow) -> str:
     try:
         with open_image(asked.query.image):
             return ""

@@ -20,7 +20,7 @@ _LONGEST_LINE = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
-class Asked:
+class BatchRow:
     """One row of the input: a query, or what is wrong with it.
 
     Attributes:
@@ -41,7 +41,7 @@ def read_queries(
     media_dir: str | Path | None = None,
     prompt: PromptTemplate | None = None,
     output: str | Path | None = None,
-) -> Iterator[Asked]:
+) -> Iterator[BatchRow]:
     """The memes of a file (.jsonl, .json, .csv, .tsv, .parquet) or of a folder of pictures, one at a time, in order.
 
     A row has `id`, `image` (or `img`) and, unless the caption shall be read from the picture, `text`; an empty `text`
@@ -86,16 +86,16 @@ def _belongs(path: str, output: str) -> bool:
     return path == output or path.startswith((f"{output}.", os.path.join(place, f".{name}.")))  # noqa: PTH118
 
 
-def _pictures(folder: Path, output: str | Path | None) -> Iterator[Asked]:
+def _pictures(folder: Path, output: str | Path | None) -> Iterator[BatchRow]:
     for name in _paths(folder, output):
         shown = well_formed(name)
         if shown == name:
-            yield Asked(shown, name, Query(name, folder / name))
+            yield BatchRow(shown, name, Query(name, folder / name))
         else:
-            yield Asked(shown, problem="its name is not UTF-8")
+            yield BatchRow(shown, problem="its name is not UTF-8")
 
 
-def _memes(path: Path, media_dir: str | Path | None, prompt: PromptTemplate | None) -> Iterator[Asked]:
+def _memes(path: Path, media_dir: str | Path | None, prompt: PromptTemplate | None) -> Iterator[BatchRow]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a .jsonl, .csv or .parquet file, or a folder of pictures.")
     folders = [Path(media_dir)] if media_dir is not None else [Path(), path.parent]
@@ -104,12 +104,12 @@ def _memes(path: Path, media_dir: str | Path | None, prompt: PromptTemplate | No
             if row.problem:
                 raise ValueError(row.problem)
             query = _query(row.values, folders, prompt or PromptTemplate())
-            yield Asked(row.place, query.id, query)
+            yield BatchRow(row.place, query.id, query)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             name = row.values.get("id")
             named = well_formed(str(name)) if isinstance(name, str | int) else None
             problem = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            yield Asked(row.place, named, problem=well_formed(problem))
+            yield BatchRow(row.place, named, problem=well_formed(problem))
 
 
 def _query(values: Mapping[str, Any], folders: list[Path], prompt: PromptTemplate) -> Query:

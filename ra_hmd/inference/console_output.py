@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import Detection, Explain, Query
+from ra_hmd.inference.types import Explain, Query, Verdict
 from ra_hmd.inference.writers import answer_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def check_pictures(images: Sequence[Path], texts: Sequence[str]) -> None:
 
 def judge_pictures(
     detector: Detector, images: Sequence[Path], texts: Sequence[str] = (), explain: Explain | None = None
-) -> list[Detection]:
+) -> list[Verdict]:
     """Judge pictures, each with its caption, or with what is read from it where there are none; ids are the paths.
     `explain` as for `Detector`.
 
@@ -50,12 +50,12 @@ def judge_pictures(
     )
 
 
-def as_lines(found: Sequence[Detection]) -> str:
+def as_lines(found: Sequence[Verdict]) -> str:
     """For machines: a JSON object per line, as `--output` has them in `.jsonl`."""
     return "\n".join(json.dumps(answer_of(one), ensure_ascii=False, allow_nan=False) for one in found)
 
 
-def as_table(found: Sequence[Detection]) -> Table:
+def as_table(found: Sequence[Verdict]) -> Table:
     """For people: verdict, scores with probabilities, nearest neighbours, and what was read where no text was given."""
     explained = any(one.rationale is not None for one in found)
     columns = ["meme", "verdict", "scores", "nearest neighbours", *(["rationale (generated)"] if explained else [])]

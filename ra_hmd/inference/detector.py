@@ -27,7 +27,7 @@ from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.text import well_formed
 from ra_hmd.features.extraction import FeatureModel, batch_columns, features_of
 from ra_hmd.features.feature_model import open_feature_model
-from ra_hmd.inference.types import Detection, Explain, Prepared, Query
+from ra_hmd.inference.types import Explain, PreparedMeme, Query, Verdict
 from ra_hmd.models.head import HEAD_WEIGHTS
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.evidence import plain_score, vote_evidence
@@ -133,7 +133,7 @@ class Detector:
         """Go to the newest version of an example bank, which another process may have changed."""
         self.scorer = self.scorer.refreshed()
 
-    def __call__(self, queries: Sequence[Query], explain: Explain | None = None) -> list[Detection]:
+    def __call__(self, queries: Sequence[Query], explain: Explain | None = None) -> list[Verdict]:
         """Judge memes, in their order.
 
         Args:
@@ -151,7 +151,7 @@ class Detector:
         told = explain(found, [meme.picture for meme in prepared])
         return [replace(one, **words.fields()) for one, words in zip(found, told, strict=True)]
 
-    def prepare(self, query: Query) -> Prepared:
+    def prepare(self, query: Query) -> PreparedMeme:
         """A meme as `judge` takes it: decoded, resized and tokenised, on the CPU.
 
         Raises:
@@ -160,7 +160,7 @@ class Detector:
         try:
             image = query.picture()
             text, source = (well_formed(query.text), "given") if query.text is not None else self._read(image)
-            return Prepared(query.id, text, source, self.model.encode(text, image), content_hash(image, text))
+            return PreparedMeme(query.id, text, source, self.model.encode(text, image), content_hash(image, text))
         except ValueError as error:  # a UserError, or what the model's own code says of the image
             raise UserError(f"meme {query.id!r}: {error}") from error
 
@@ -170,11 +170,11 @@ class Detector:
         run = getattr(self.model, "run", None)
         return PromptTemplate() if run is None else run.settings.prompt
 
-    def judge(self, memes: Sequence[Prepared]) -> list[Detection]:
+    def judge(self, memes: Sequence[PreparedMeme]) -> list[Verdict]:
         """Judge prepared memes, in their order; those of similar length share a forward pass."""
         return self.detections(memes, self.score(memes)) if memes else []
 
-    def score(self, memes: Sequence[Prepared]) -> ScoredSet:
+    def score(self, memes: Sequence[PreparedMeme]) -> ScoredSet:
         """Scores and embeddings of one or more prepared memes, in their order; from one forward pass of each."""
         order = sorted(range(len(memes)), key=lambda row: self.model.length(memes[row].item))
         parts = []
@@ -189,7 +189,7 @@ class Detector:
         classes = self.problem.outputs if self.problem.kind == "multi_label" else None
         return self.scorer("the memes", features_of(records, columns, classes))
 
-    def detections(self, memes: Sequence[Prepared], scored: ScoredSet) -> list[Detection]:
+    def detections(self, memes: Sequence[PreparedMeme], scored: ScoredSet) -> list[Verdict]:
         """What is said of memes that `score` has scored, with the bank as it was then."""
         return list(self._detections(memes, scored))
 
@@ -203,7 +203,7 @@ class Detector:
             engine, source = self._reader
             return read_text(engine, image)["text"], source
 
-    def _detections(self, memes: Sequence[Prepared], scored: ScoredSet) -> Iterator[Detection]:
+    def _detections(self, memes: Sequence[PreparedMeme], scored: ScoredSet) -> Iterator[Verdict]:
         if self.head not in scored.scores:
             raise UserError(f"The head `{self.head}` has no answer: {' '.join(scored.notes)}")
         verdicts = {head: scored.verdicts(head) for head in scored.scores}
@@ -216,7 +216,7 @@ class Detector:
                 decided["rkc"] = None
             known = identical[row]
             verdict = None if unsure[row] else decided[self.head]
-            yield Detection(
+            yield Verdict(
                 id=meme.id,
                 text=meme.text,
                 text_source=meme.text_source,

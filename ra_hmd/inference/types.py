@@ -31,7 +31,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedMeme:
     """A meme as the model takes it: `item` is `FeatureModel.encode`'s, `content` the hash of picture and caption."""
 
     id: str
@@ -47,7 +47,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Detection:
+class Verdict:
     """What is said of a meme. Values of several classes are lists.
 
     Attributes:
@@ -122,5 +122,5 @@ class Explanation:
         return {"rationale": self.rationale, "explanation": {name: getattr(self, name) for name in kept}}
 
 
-Explain = Callable[[Sequence[Detection], Sequence[Image]], list[Explanation]]
+Explain = Callable[[Sequence[Verdict], Sequence[Image]], list[Explanation]]
 """Explains verdicts, given the memes' images."""

@@ -17,7 +17,7 @@ from ra_hmd.core.problem import Problem
 
 if TYPE_CHECKING:
     from ra_hmd.inference.detector import Detector
-    from ra_hmd.inference.types import Detection
+    from ra_hmd.inference.types import Verdict
 
 HATECLIPPER_COLUMNS = ("id", "prob_hate", "pred_label")
 FileFormat = Literal["jsonl", "csv", "parquet", "hateclipper-csv"]
@@ -65,9 +65,9 @@ def check_format(style: FileFormat, detector: "Detector") -> None:
         )
 
 
-def answer_of(found: "Detection") -> dict[str, Any]:
+def answer_of(found: "Verdict") -> dict[str, Any]:
     """A detection as one line: `id`, `head`, `score`, `probability`, `verdict` of who decides, as `ra-hmd predict` has
-    them of a store, then all that `Detection` has.
+    them of a store, then all that `Verdict` has.
     """
     values = found.to_dict()
     first = {

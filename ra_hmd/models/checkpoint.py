@@ -18,7 +18,7 @@ from ra_hmd.core.config import load_dataclass
 from ra_hmd.core.dtype import DType
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import as_seen
-from ra_hmd.models.classifier import IGNORE, ClassifierOutput, Reader, attach_head
+from ra_hmd.models.classifier import IGNORE, ClassifierOutput, ReadoutConfig, attach_head
 from ra_hmd.models.head import HEAD_WEIGHTS, has_head, load_head, read_head_config
 from ra_hmd.models.tokenization import FAMILY_TEMPLATES, InputSettings, MemeEncoder, check_family
 
@@ -296,7 +296,7 @@ class MemeModel:
                 )
         settings = self.run.settings
         answer_ids = tuple(self.encoder.answer_token_ids(settings.expected_answers))
-        attach_head(model, head, Reader(answer_ids, settings.embed_mode, settings.embed_layer))
+        attach_head(model, head, ReadoutConfig(answer_ids, settings.embed_mode, settings.embed_layer))
         return model.to(self.device).eval() if not self.run.quantized else model.eval()
 
     def encode(self, text: str, image: "Image") -> dict[str, Any]:

@@ -41,7 +41,7 @@ class ClassifierOutput(ModelOutput):
 
 
 @dataclass(frozen=True)
-class Reader:
+class ReadoutConfig:
     """How hidden states are read.
 
     Attributes:
@@ -57,7 +57,7 @@ class Reader:
     fused: bool = False
 
 
-def attach_head(model: nn.Module, head: MemeHead | None, reader: Reader) -> None:
+def attach_head(model: nn.Module, head: MemeHead | None, reader: ReadoutConfig) -> None:
     """Make `head` part of an LMM and give the LMM a forward pass that uses it.
 
     The head becomes a submodule, so that DDP, DeepSpeed and the optimizer see it. A call with `answer_positions` takes
@@ -128,7 +128,7 @@ def _classify(
     model: PreTrainedModel, *, answer_positions: Tensor, answer_labels: Tensor | None = None, **inputs: Any
 ) -> ClassifierOutput:
     """Forward pass: one run of the decoder; the LM head sees answer positions only (that, not T, decides memory)."""
-    reader: Reader = getattr(model, _READER)
+    reader: ReadoutConfig = getattr(model, _READER)
     head: MemeHead | None = getattr(model, _HEAD, None)
     penultimate = reader.embed_layer == "penultimate"
     given = {name: value for name, value in inputs.items() if value is not None}  # PEFT passes its own as None

@@ -37,7 +37,7 @@ def run_head(head: MemeHead, hidden: Tensor, batch_size: int = 4096) -> tuple[Te
 
 
 @dataclass(frozen=True)
-class Embedded:
+class Embeddings:
     """Memes as a head sees them: N ids, labels [N] or [N, C], embeddings [N, D]. A bank in memory, or its queries.
 
     `contents` are N hashes of picture and caption (`ra_hmd.data.content`; empty where unknown), or nothing at all.
@@ -49,7 +49,7 @@ class Embedded:
     contents: Sequence[str] = ()
 
     @classmethod
-    def of(cls, features: Features, head: MemeHead) -> "Embedded":
+    def of(cls, features: Features, head: MemeHead) -> "Embeddings":
         """Features as seen by `head`."""
         embedding, _ = run_head(head, hidden_tensor(features))
         return cls(features.ids, features.labels, embedding.cpu().numpy(), features.contents or ())
@@ -57,20 +57,20 @@ class Embedded:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def plus(self, other: "Embedded") -> "Embedded":
+    def plus(self, other: "Embeddings") -> "Embeddings":
         """These rows, then the other's."""
-        return Embedded(
+        return Embeddings(
             [*self.ids, *other.ids],
             np.concatenate([self.labels, other.labels]),
             np.concatenate([self.embedding, other.embedding]),
             [content for part in (self, other) for content in part.contents or [""] * len(part)],
         )
 
-    def select(self, rows: np.ndarray) -> "Embedded":
+    def select(self, rows: np.ndarray) -> "Embeddings":
         """The given rows, in the given order."""
         contents = [self.contents[row] for row in rows] if self.contents else ()
-        return Embedded([self.ids[row] for row in rows], self.labels[rows], self.embedding[rows], contents)
+        return Embeddings([self.ids[row] for row in rows], self.labels[rows], self.embedding[rows], contents)
 
-    def nearest(self, queries: "Embedded", k: int) -> Neighbours:
+    def nearest(self, queries: "Embeddings", k: int) -> Neighbours:
         """The K nearest of these rows to each query, by cosine; rows with the query's own id are left out."""
         return search(queries.embedding, self.embedding, k, query_ids=queries.ids, bank_ids=self.ids)

@@ -14,7 +14,7 @@ from ra_hmd.features.compatibility import check_same_origin, store_fingerprint
 from ra_hmd.features.store import Features
 from ra_hmd.features.test_lock import store_digest
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.operating_point import Decision, rule_notes, rule_of
 from ra_hmd.scoring.scores import Bank, Rule
@@ -43,9 +43,9 @@ class Examples:
     state: Mapping[str, Any]
     bank: StoredBank | None = None
 
-    def in_memory(self) -> Embedded:
+    def in_memory(self) -> Embeddings:
         """The rows, read into memory where they are not."""
-        return self.rows if isinstance(self.rows, Embedded) else self.rows.to_embedded()
+        return self.rows if isinstance(self.rows, Embeddings) else self.rows.to_embedded()
 
 
 def open_examples(
@@ -65,7 +65,7 @@ def open_examples(
     """
     if not is_bank(place):
         features = stores[Path(place)]
-        return Examples(Embedded.of(features, head), {"place": str(place), "sha256": store_digest(features)})
+        return Examples(Embeddings.of(features, head), {"place": str(place), "sha256": store_digest(features)})
     bank = open_bank(place)
     weights = sha256_file(checkpoint / HEAD_WEIGHTS)
     if bank.fingerprint.get(HEAD_KEY) != weights:
@@ -100,7 +100,7 @@ def standing_of(examples: Examples | None, chosen: Mapping[str, Any] | None) -> 
     if content is None:  # a decision of an earlier version
         return Standing(chosen["sha256"] == examples.state["sha256"])
     rows = examples.rows
-    if not isinstance(rows, Embedded):
+    if not isinstance(rows, Embeddings):
         raise TypeError(f"examples without a bank are rows in memory, not {type(rows).__name__}")
     same = len(rows) == content["rows"] and rows_digest(list(rows.ids), rows.labels) == content["sha256"]
     return Standing(same and same_sketch(rows_sketch(list(rows.ids), rows.embedding), content["sketch"]))

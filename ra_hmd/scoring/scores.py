@@ -15,19 +15,19 @@ from ra_hmd.core.heads import Head, decide, exact_match, official_thresholds
 from ra_hmd.core.problem import Problem
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import MemeHead
-from ra_hmd.retrieval.embeddings import Embedded, hidden_tensor, run_head
+from ra_hmd.retrieval.embeddings import Embeddings, hidden_tensor, run_head
 from ra_hmd.retrieval.knn import Neighbours
 from ra_hmd.retrieval.voting import Votes, Voting
 from ra_hmd.scoring.calibration import UNCALIBRATED, Calibration
 
 
 class Bank(Protocol):
-    """Labelled examples that can be searched: an `Embedded`, or an example bank on disk."""
+    """Labelled examples that can be searched: an `Embeddings`, or an example bank on disk."""
 
     ids: Sequence[str]
     labels: np.ndarray
 
-    def nearest(self, queries: Embedded, k: int) -> Neighbours:
+    def nearest(self, queries: Embeddings, k: int) -> Neighbours:
         """The K nearest examples of each query, without the query itself."""
 
 
@@ -71,7 +71,7 @@ class ScoredSet:
 
     name: str
     problem: Problem
-    queries: Embedded
+    queries: Embeddings
     neighbours: Neighbours
     votes: np.ndarray
     abstained: np.ndarray
@@ -115,7 +115,7 @@ def score_set(
     """
     problem, notes = head.config.problem, []
     embedding, logits = run_head(head, hidden_tensor(features))
-    queries = Embedded(features.ids, features.labels, embedding.cpu().numpy(), features.contents or ())
+    queries = Embeddings(features.ids, features.labels, embedding.cpu().numpy(), features.contents or ())
     scores: dict[Head, np.ndarray] = {}
     if features.lmh_score is None:
         notes.append("LMH is left out, the feature store has no LMH scores.")

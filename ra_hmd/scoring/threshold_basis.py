@@ -16,7 +16,7 @@ import numpy as np
 
 from ra_hmd.bank.bank import Bank
 from ra_hmd.core.artifacts import sha256_bytes
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 
 if TYPE_CHECKING:
     pass
@@ -43,7 +43,7 @@ def rows_sketch(ids: Sequence[str], embedding: np.ndarray) -> list[float]:
     return [*(values @ signs / np.sqrt(len(ids))).tolist(), float(np.sqrt((values**2).mean()))]
 
 
-def content_of(rows: Embedded) -> dict[str, Any]:
+def content_of(rows: Embeddings) -> dict[str, Any]:
     """What the rows of a bank are: `rows`, `sha256` (of ids and labels), `sketch` (of embeddings)."""
     ids = list(rows.ids)
     return {"rows": len(ids), "sha256": rows_digest(ids, rows.labels), "sketch": rows_sketch(ids, rows.embedding)}

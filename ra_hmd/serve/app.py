@@ -16,13 +16,13 @@ from ra_hmd import __version__
 from ra_hmd.serve import schemas
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_routes import bank_routes
-from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import Service
 from ra_hmd.serve.context import Asking
 from ra_hmd.serve.errors import answer_with
 from ra_hmd.serve.limits import Settings
 from ra_hmd.serve.metrics import Metrics
-from ra_hmd.serve.middleware import OPEN, Door, Hosts, Scale, UnderPath, Watch
+from ra_hmd.serve.middleware import OPEN, AuthMiddleware, BodyLimit, Hosts, RequestMetrics, UnderPath
 from ra_hmd.serve.routes import judging_routes, system_routes
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _BODIES = (
 
 def create_app(
     service: Service,
-    desk: BankDesk | None = None,
+    desk: BankService | None = None,
     explainer: "Explainer | None" = None,
     keys: KeyRing | None = None,
     settings: Settings | None = None,
@@ -81,10 +81,10 @@ def create_app(
         lifespan=lifespan,
         middleware=[
             Middleware(UnderPath, root_path=root_path),
-            Middleware(Watch, metrics=metrics),
+            Middleware(RequestMetrics, metrics=metrics),
             Middleware(Hosts, names=hosts),
-            Middleware(Door, keys=keys),
-            Middleware(Scale, settings=settings),
+            Middleware(AuthMiddleware, keys=keys),
+            Middleware(BodyLimit, settings=settings),
         ],
     )
     app.state.asking, app.state.root_path = asking, root_path

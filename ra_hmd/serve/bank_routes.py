@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from ra_hmd.serve.bank_service import BankDesk, Labelled
+from ra_hmd.serve.bank_service import BankService, Labelled
 from ra_hmd.serve.context import Asking
 from ra_hmd.serve.errors import Refusal, responses
 from ra_hmd.serve.routes import ASKING, body
@@ -44,7 +44,7 @@ def _looking(router: APIRouter, asking: Asking) -> None:
     @router.get("", response_model=BankInfo, responses=_LOOKING)
     async def info(request: Request) -> Any:
         """Size, classes, version and what made its embeddings."""
-        return await asking.look(request, BankDesk.info)
+        return await asking.look(request, BankService.info)
 
     @router.get("/log", response_model=BankLog, responses=_LOOKING)
     async def log(
@@ -53,7 +53,7 @@ def _looking(router: APIRouter, asking: Asking) -> None:
         before: Annotated[int | None, Query(ge=1, description="Only versions before this one.")] = None,
     ) -> Any:
         """Its versions, newest first: who changed what, and why."""
-        entries = await asking.look(request, BankDesk.log)
+        entries = await asking.look(request, BankService.log)
         shown = [entry.to_dict() for entry in reversed(entries) if before is None or entry.version < before]
         return {"version": entries[-1].version, "entries": shown[:limit]}
 
@@ -71,9 +71,9 @@ def _looking(router: APIRouter, asking: Asking) -> None:
         if asked.rollback is not None:
             if asked.add or asked.remove or asked.relabel:
                 raise Refusal(422, "`rollback` stands alone: look at it, or at the other changes.")
-            return await asking.look(request, partial(BankDesk.rollback_effect, version=asked.rollback))
+            return await asking.look(request, partial(BankService.rollback_effect, version=asked.rollback))
         memes = _labelled(asked.add)
-        call = partial(BankDesk.effect, add=memes, remove=asked.remove, relabel=asked.relabel,
+        call = partial(BankService.effect, add=memes, remove=asked.remove, relabel=asked.relabel,
                        relabel_identical=asked.relabel_identical)  # fmt: skip
         return await asking.look(request, call, [meme.query for meme in memes])
 
@@ -88,7 +88,7 @@ def _changing(router: APIRouter, asking: Asking) -> None:
         """
         asked = await asking.read(request, AddRequest)
         memes = _labelled(asked.memes)
-        call = partial(BankDesk.add, memes=memes, reason=asked.reason, source=asked.source,
+        call = partial(BankService.add, memes=memes, reason=asked.reason, source=asked.source,
                        relabel_identical=asked.relabel_identical)  # fmt: skip
         return (await asking.change(request, call, [meme.query for meme in memes])).to_dict()
 
@@ -96,14 +96,14 @@ def _changing(router: APIRouter, asking: Asking) -> None:
     async def remove(request: Request) -> Any:
         """Take rows out."""
         asked = await asking.read(request, RemoveRequest)
-        call = partial(BankDesk.remove, ids=asked.ids, reason=asked.reason)
+        call = partial(BankService.remove, ids=asked.ids, reason=asked.reason)
         return (await asking.change(request, call)).to_dict()
 
     @router.post("/relabel", response_model=LogEntry, responses=_CHANGING, openapi_extra=body(RelabelRequest))
     async def relabel(request: Request) -> Any:
         """Give rows other labels."""
         asked = await asking.read(request, RelabelRequest)
-        call = partial(BankDesk.relabel, labels=asked.labels, reason=asked.reason,
+        call = partial(BankService.relabel, labels=asked.labels, reason=asked.reason,
                        relabel_identical=asked.relabel_identical)  # fmt: skip
         return (await asking.change(request, call)).to_dict()
 
@@ -111,7 +111,7 @@ def _changing(router: APIRouter, asking: Asking) -> None:
     async def rollback(request: Request) -> Any:
         """Make a new version that holds what an earlier one held."""
         asked = await asking.read(request, RollbackRequest)
-        call = partial(BankDesk.rollback, version=asked.version, reason=asked.reason)
+        call = partial(BankService.rollback, version=asked.version, reason=asked.reason)
         return (await asking.change(request, call)).to_dict()
 
 

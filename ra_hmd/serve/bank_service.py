@@ -20,8 +20,8 @@ from ra_hmd.data.content import content_hash
 from ra_hmd.data.images import perceptual_hash
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import Prepared, Query
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.inference.types import PreparedMeme, Query
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.serve.batching import Service
 
 
@@ -42,7 +42,7 @@ class NotThere(UserError):
     """The bank never had such an id or version."""
 
 
-class BankDesk:
+class BankService:
     """Where a bank is searched and changed while it votes.
 
     A change that is asked for twice, because its answer was lost, is made once: the second time raises `AlreadyDone`.
@@ -57,7 +57,7 @@ class BankDesk:
         UserError: the service has no example bank (a feature store cannot be changed).
     """
 
-    def __init__(self, service: Service, reference: Embedded | None = None, *, patience: float | None = None) -> None:
+    def __init__(self, service: Service, reference: Embeddings | None = None, *, patience: float | None = None) -> None:
         self.service, self.reference, self.patience = service, reference, patience
         if service.detector.scorer.bank is None:
             raise UserError(
@@ -65,7 +65,7 @@ class BankDesk:
             )
 
     @classmethod
-    def open(cls, service: Service, reference: str | Path | None = None) -> "BankDesk":
+    def open(cls, service: Service, reference: str | Path | None = None) -> "BankService":
         """With a feature store as reference.
 
         Raises:
@@ -232,7 +232,7 @@ class BankDesk:
         except UserError as error:
             raise kind(str(error)) from None
 
-    def _asked(self) -> Embedded:
+    def _asked(self) -> Embeddings:
         recent = self.service.recent
         if self.reference is None and recent is None:
             raise UserError("There is no meme yet to show an effect on: judge some first, or give --reference STORE.")
@@ -243,7 +243,7 @@ class BankDesk:
             recent.select(np.array([i for i, n in enumerate(recent.ids) if n not in known], int))
         )
 
-    def _rows(self, memes: Sequence[Labelled], source: str) -> tuple[Rows, list[Prepared]]:
+    def _rows(self, memes: Sequence[Labelled], source: str) -> tuple[Rows, list[PreparedMeme]]:
         """Memes as rows of the bank, and as the detector takes them to embed."""
         if not memes:
             raise UserError("No meme is given.")

@@ -19,8 +19,8 @@ import numpy as np
 
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import Detection, Prepared, Query
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.inference.types import PreparedMeme, Query, Verdict
+from ra_hmd.retrieval.embeddings import Embeddings
 
 _log = logging.getLogger("ra_hmd.serve")
 _REMEMBERED = 1000
@@ -46,7 +46,7 @@ class Closed(Exception):
 class Answer:
     """What is said of a meme, and by which model and bank."""
 
-    detection: Detection
+    detection: Verdict
     version: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,8 +86,8 @@ class Limits:
 class _Waiting:
     """A prepared meme in the queue. One that is cancelled is let go at once: it may lie there for long."""
 
-    def __init__(self, meme: Prepared, future: "Future[Answer]") -> None:
-        self.meme: Prepared | None = meme
+    def __init__(self, meme: PreparedMeme, future: "Future[Answer]") -> None:
+        self.meme: PreparedMeme | None = meme
         self.future = future
         future.add_done_callback(self._let_go)
 
@@ -158,14 +158,14 @@ class Service:
         return not self._closing and self._worker.is_alive()
 
     @property
-    def recent(self) -> Embedded | None:
+    def recent(self) -> Embeddings | None:
         """The last memes that were judged, without labels, as the bank is asked about them; None before the first."""
         newest = dict(self._recent.copy())
         if not newest:
             return None
         labels = self.detector.problem.unlabelled(len(newest))
         embedding, contents = zip(*newest.values(), strict=True)
-        return Embedded(list(newest), labels, np.stack(embedding), contents)
+        return Embeddings(list(newest), labels, np.stack(embedding), contents)
 
     def submit(self, queries: Sequence[Query]) -> "list[Future[Answer]]":
         """Accept memes, all or none. A future that is cancelled before its meme is judged costs no forward pass.
@@ -297,7 +297,7 @@ class Service:
             _log.exception("the bank cannot be read")
             raise Unable from error
 
-    def _answers(self, memes: list[Prepared]) -> list[Answer]:
+    def _answers(self, memes: list[PreparedMeme]) -> list[Answer]:
         self._refresh()
         scored = self.detector.score(memes)
         found, version = self.detector.detections(memes, scored), self.detector.version

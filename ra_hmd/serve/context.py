@@ -17,7 +17,7 @@ from ra_hmd.bank.identical import Contradicts
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.types import Query
 from ra_hmd.serve.auth import Key, KeyRing
-from ra_hmd.serve.bank_service import AlreadyDone, BankDesk
+from ra_hmd.serve.bank_service import AlreadyDone, BankService
 from ra_hmd.serve.batching import Answer, Busy, Closed, Service
 from ra_hmd.serve.errors import Refusal
 from ra_hmd.serve.limits import Settings
@@ -31,7 +31,7 @@ T = TypeVar("T")
 _THREADS = 2
 
 
-class Gate:
+class ConcurrencyLimit:
     """A few threads for work that is no meme to judge; only so many requests are at work or waiting.
 
     Args:
@@ -100,18 +100,18 @@ class Asking:
     """
 
     service: Service
-    desk: BankDesk | None
+    desk: BankService | None
     explainer: "Explainer | None"
     keys: KeyRing | None
     settings: Settings
     pictures: Budget = field(init=False)
-    bank_gate: Gate = field(init=False)
-    word_gate: Gate = field(init=False)
+    bank_gate: ConcurrencyLimit = field(init=False)
+    word_gate: ConcurrencyLimit = field(init=False)
 
     def __post_init__(self) -> None:
         self.pictures = Budget(self.settings.max_pixels * self.settings.held, "pixels")
-        self.bank_gate = Gate(self.settings.max_asking, "bank")
-        self.word_gate = Gate(self.settings.max_asking, "words")
+        self.bank_gate = ConcurrencyLimit(self.settings.max_asking, "bank")
+        self.word_gate = ConcurrencyLimit(self.settings.max_asking, "words")
 
     def close(self, timeout: float | None = None) -> None:
         """Answers what was accepted, and ends the threads."""
@@ -192,13 +192,13 @@ class Asking:
     # ---------------------------------------------------------------------------------------------- the bank
 
     @property
-    def open_desk(self) -> BankDesk:
+    def open_desk(self) -> BankService:
         """The desk. Raises `Refusal` where there is none."""
         if self.desk is None:
             raise Refusal(404, "There is no example bank here; start the service with `--bank` and one of those.")
         return self.desk
 
-    async def look(self, request: Request, call: Callable[[BankDesk], T], queries: Sequence[Query] = ()) -> T:
+    async def look(self, request: Request, call: Callable[[BankService], T], queries: Sequence[Query] = ()) -> T:
         """What a call finds in the bank; `queries` are the memes that it is about."""
         desk = self.open_desk
         async with self.weighed(request, queries):

@@ -137,7 +137,7 @@ class Hosts:
         return name in self.names or name.endswith(self.endings) or is_loopback(name)
 
 
-class Watch:
+class RequestMetrics:
     """Counts, times and logs requests, names them, and sets the headers that browsers heed.
 
     An exception that nobody foresaw ends here: its kind and place are logged, and the answer is 500.
@@ -199,7 +199,7 @@ def _is_open(scope: Scope) -> bool:
     return path in OPEN or path.startswith(_PAGE_FILES) or _in_console(scope)
 
 
-class Door:
+class AuthMiddleware:
     """Lets in who has a key. Without keys everyone is let in, to ask. What is `OPEN` is so to all, and the console asks
     for the key itself.
     """
@@ -223,7 +223,7 @@ def _secret(headers: Headers) -> str:
     return secret.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
 
 
-class Scale:
+class BodyLimit:
     """Weighs a body while it comes in, whether or not its length was told, and gives a request its time. A body that is
     compressed with gzip is unpacked, and weighs what it holds.
 

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.inference.types import Prepared, Query
+from ra_hmd.inference.types import PreparedMeme, Query
 from ra_hmd.serve.batching import Answer
 from ra_hmd.serve.context import Asking
 from ra_hmd.serve.errors import Refusal, responses
@@ -137,7 +137,7 @@ def _sentence(query: Query, error: UserError) -> str:
 
 def _explain(asking: Asking, query: Query, deadline: float) -> tuple[Answer, Any]:
     """`deadline` is of the monotonic clock, as the event loop's is; past it nobody waits for the words."""
-    prepared: Prepared = asking.service.detector.prepare(query)
+    prepared: PreparedMeme = asking.service.detector.prepare(query)
     with asking.service.exclusive(max(deadline - time.monotonic(), 0)) as detector:
         (found,) = detector.judge([prepared])
         (words,) = asking.explainer([found], [prepared.picture])  # type: ignore[misc]

@@ -217,7 +217,7 @@ class Identical(BaseModel):
 
 
 class Judged(BaseModel):
-    """What is said of a meme: see `Detection` in the Python API."""
+    """What is said of a meme: see `Verdict` in the Python API."""
 
     id: str
     text: str

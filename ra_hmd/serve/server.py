@@ -117,7 +117,7 @@ def build(serving: Serving, mount: Mount | None = None) -> "FastAPI":
     from ra_hmd.inference.meme_lookup import open_gallery
     from ra_hmd.serve.app import create_app
     from ra_hmd.serve.auth import KeyRing
-    from ra_hmd.serve.bank_service import BankDesk
+    from ra_hmd.serve.bank_service import BankService
     from ra_hmd.serve.batching import Service
 
     keys = None if serving.keys is None else KeyRing.open(serving.keys)
@@ -141,7 +141,7 @@ def build(serving: Serving, mount: Mount | None = None) -> "FastAPI":
         changeable = serving.bank is not None and is_bank(serving.bank)
         if serving.reference is not None and not changeable:
             raise UserError("--reference shows what changes of an example bank would do; give one with --bank.")
-        desk = BankDesk.open(service, serving.reference) if changeable else None
+        desk = BankService.open(service, serving.reference) if changeable else None
         app = create_app(service, desk, explainer, keys, serving.settings, serving.hosts, serving.root_path)
         return app if mount is None else mount(app, service, desk, explainer, keys, serving.settings, gallery)
     except BaseException:

@@ -16,7 +16,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, HeadOutput, MemeHead
 from ra_hmd.models.losses import Objective, class_weights
-from ra_hmd.retrieval.embeddings import Embedded, hidden_tensor, run_head
+from ra_hmd.retrieval.embeddings import Embeddings, hidden_tensor, run_head
 from ra_hmd.training.arguments import HeadArguments
 from ra_hmd.training.validation import dev_scores
 
@@ -249,6 +249,6 @@ class HeadTrainer:
         if self.dev is None or self.dev_hidden is None:
             return {}
         embedding, logits = run_head(self.head, self.dev_hidden)
-        bank = Embedded(self.train.ids, self.train.labels, self.bank.cpu().numpy())
-        queries = Embedded(self.dev.ids, self.dev.labels, embedding.cpu().numpy())
+        bank = Embeddings(self.train.ids, self.train.labels, self.bank.cpu().numpy())
+        queries = Embeddings(self.dev.ids, self.dev.labels, embedding.cpu().numpy())
         return dev_scores(bank, queries, logits, self.args.voting, self.problem)

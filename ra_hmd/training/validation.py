@@ -9,14 +9,14 @@ from ra_hmd.core.heads import THRESHOLDS, official_thresholds
 from ra_hmd.core.problem import Problem
 from ra_hmd.evaluation.metrics.binary import binary_metrics
 from ra_hmd.evaluation.metrics.multiclass import class_values
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 
 METRICS = ("auroc", "accuracy", "macro_f1")
 
 
 def dev_scores(
-    bank: Embedded, queries: Embedded, logits: Tensor, voting: Voting, problem: Problem
+    bank: Embeddings, queries: Embeddings, logits: Tensor, voting: Voting, problem: Problem
 ) -> dict[str, float | None]:
     """`dev_<head>_<metric>` of the KNN vote (rkc) and the logistic head (lrc), and `dev_rkc_margin`.
 

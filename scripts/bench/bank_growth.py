@@ -19,7 +19,7 @@ import numpy as np
 
 from ra_hmd.bank.bank import create_bank, open_bank
 from ra_hmd.bank.versions import Rows
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 
 K, SAID = 20, {"author": "bench", "reason": "bench"}
 
@@ -43,7 +43,7 @@ def added_row(folder: Path, rows: int, dim: int, turns: int = 9) -> str:
     writer = create_bank(
         folder, rows_of([f"m{number}" for number in range(rows)]), embedding[:rows], fingerprint={}, **SAID
     )
-    asked, reader = Embedded(["q"], np.zeros(1, int), embedding[:1]), open_bank(folder)
+    asked, reader = Embeddings(["q"], np.zeros(1, int), embedding[:1]), open_bank(folder)
     reader.nearest(asked, K)
     still = median(seconds(lambda: reader.nearest(asked, K)) for _ in range(turns))
     after = []

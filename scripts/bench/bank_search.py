@@ -26,7 +26,7 @@ import psutil
 
 from ra_hmd.bank.bank import create_bank, open_bank
 from ra_hmd.bank.versions import Rows
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.knn import unit_rows
 
 K, CENTRES, SECONDS = 20, 200, 4.0
@@ -43,7 +43,7 @@ def clustered(count: int, dim: int, seed: int) -> np.ndarray:
 
 def measure(place: str, index: str, rows: int, dim: int, queries: int) -> dict[str, Any]:
     """Create, open and search one bank."""
-    asked = Embedded([f"q{number}" for number in range(queries)], np.zeros(queries, int), clustered(queries, dim, 2))
+    asked = Embeddings([f"q{number}" for number in range(queries)], np.zeros(queries, int), clustered(queries, dim, 2))
     began = time.perf_counter()
     embedding = clustered(rows, dim, 1)
     meta = Rows(
@@ -70,7 +70,7 @@ def measure(place: str, index: str, rows: int, dim: int, queries: int) -> dict[s
     batch = turns * queries / (time.perf_counter() - began)
     turns, began = 0, time.perf_counter()
     while time.perf_counter() - began < SECONDS:
-        bank.nearest(Embedded(["q"], asked.labels[:1], asked.embedding[[turns % queries]]), K)
+        bank.nearest(Embeddings(["q"], asked.labels[:1], asked.embedding[[turns % queries]]), K)
         turns += 1
     single = turns / (time.perf_counter() - began)
     about = bank.info()
@@ -107,7 +107,7 @@ def reopened(place: str, dim: int) -> dict[str, float]:
     """Memory of a process that only opens the bank and searches: peak resident bytes, with those of the imports."""
     imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     bank = open_bank(place)
-    bank.nearest(Embedded(["q"], np.zeros(1, int), clustered(1, dim, 3)), K)
+    bank.nearest(Embeddings(["q"], np.zeros(1, int), clustered(1, dim, 3)), K)
     server = sum(process.memory_info().rss for process in psutil.Process().children()) / 2**20
     bank.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -194,10 +194,10 @@ def bank_of(folder: Path, embedding: np.ndarray) -> Any:
 
 def asked(count: int, embedding: np.ndarray) -> Any:
     """Queries near rows of a bank."""
-    from ra_hmd.retrieval.embeddings import Embedded
+    from ra_hmd.retrieval.embeddings import Embeddings
 
     near = embedding[:count] + 0.01 * states(min(count, len(embedding)), WIDTH, 9)
-    return Embedded([f"q{number}" for number in range(len(near))], np.zeros(len(near), int), near)
+    return Embeddings([f"q{number}" for number in range(len(near))], np.zeros(len(near), int), near)
 
 
 def bank_search(rows: int, folder: Path) -> Callable[[], object]:

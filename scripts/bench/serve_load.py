@@ -74,7 +74,7 @@ def build(folder: Path, layers: int) -> None:
 
 
 @dataclass
-class Asked:
+class BatchRow:
     """A meme as a client sends it, and the scores that it must get."""
 
     body: bytes
@@ -82,7 +82,7 @@ class Asked:
     scores: dict[str, float]
 
 
-def questions(folder: Path, count: int) -> list[Asked]:
+def questions(folder: Path, count: int) -> list[BatchRow]:
     """Memes of the test split with their scores by a detector in this process."""
     memes = read_memes(folder / "data" / "a" / "test.jsonl")[:count]
     detector = Detector.from_run(folder / "run", folder / "bank")
@@ -91,7 +91,7 @@ def questions(folder: Path, count: int) -> list[Asked]:
     for meme, one in zip(memes, found, strict=True):
         image = base64.b64encode(meme.image.read_bytes()).decode()
         body = json.dumps({"memes": [{"id": meme.id, "text": meme.text, "image": image}]}).encode()
-        asked.append(Asked(body, meme.id, one.scores))
+        asked.append(BatchRow(body, meme.id, one.scores))
     return asked
 
 
@@ -142,7 +142,7 @@ class Client:
         return int(answer.split(b" ", 2)[1]), await self.reader.readexactly(int(length[1]) if length else 0)
 
 
-def check(asked: Asked, answer: bytes) -> str | None:
+def check(asked: BatchRow, answer: bytes) -> str | None:
     """What is wrong with an answer, or None."""
     (one,) = json.loads(answer)["results"]
     if one.get("id") != asked.name:
@@ -151,7 +151,7 @@ def check(asked: Asked, answer: bytes) -> str | None:
     return f"{asked.name}: {off} expected, {one['scores']} given" if off else None
 
 
-async def load(port: int, process: psutil.Process, asked: list[Asked], clients: int, seconds: float) -> Round:
+async def load(port: int, process: psutil.Process, asked: list[BatchRow], clients: int, seconds: float) -> Round:
     """Ask with so many clients for so long."""
     done, end = Round(), time.perf_counter() + seconds
 
@@ -184,7 +184,7 @@ async def load(port: int, process: psutil.Process, asked: list[Asked], clients: 
     return done
 
 
-def serve(folder: Path, options: list[str], asked: list[Asked], clients: int, seconds: float) -> dict[str, Any]:
+def serve(folder: Path, options: list[str], asked: list[BatchRow], clients: int, seconds: float) -> dict[str, Any]:
     """A round against a server with these options."""
     words = [str(BIN / "ra-hmd"), "serve", str(folder / "run"), "--bank", str(folder / "bank"), "--port", "0",
              *options]  # fmt: skip

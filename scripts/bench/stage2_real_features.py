@@ -26,7 +26,7 @@ from ra_hmd.evaluation.metrics.binary import auroc
 from ra_hmd.evaluation.metrics.runs import paired_change
 from ra_hmd.features.store import Features, write_features
 from ra_hmd.models.head import load_head
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 from stage2.arguments import Stage2Arguments
 from stage2.run import run_stage2
@@ -50,7 +50,7 @@ def splits(name: str, *, raw: bool) -> tuple[Features, Features]:
     )
 
 
-def vote(bank: Embedded, queries: Embedded) -> np.ndarray:
+def vote(bank: Embeddings, queries: Embeddings) -> np.ndarray:
     """RKC scores [Q]."""
     voting = Voting()
     return voting.vote(bank.nearest(queries, voting.topk), bank.labels).scores[:, 0]
@@ -59,7 +59,7 @@ def vote(bank: Embedded, queries: Embedded) -> np.ndarray:
 def measure(name: str, seeds: int, *, raw: bool = False) -> dict[str, Any]:
     """AUROC of the vote before and after, and the paired gain."""
     train, dev = splits(name, raw=raw)
-    before = vote(Embedded(train.ids, train.labels, train.hidden), Embedded(dev.ids, dev.labels, dev.hidden))
+    before = vote(Embeddings(train.ids, train.labels, train.hidden), Embeddings(dev.ids, dev.labels, dev.hidden))
     after = []
     with tempfile.TemporaryDirectory() as folder:
         write_features(Path(folder) / "train", train, {})
@@ -68,7 +68,7 @@ def measure(name: str, seeds: int, *, raw: bool = False) -> dict[str, Any]:
             with contextlib.redirect_stdout(io.StringIO()):
                 run_stage2(Stage2Arguments(train=Path(folder) / "train", output_dir=output, seed=seed, **SETTINGS))
             head = load_head(output)
-            after.append(vote(Embedded.of(train, head), Embedded.of(dev, head)))
+            after.append(vote(Embeddings.of(train, head), Embeddings.of(dev, head)))
     areas = [auroc(scores, dev.labels) for scores in after]
     gain = paired_change(after, [before], dev.labels, 0.0, samples=1000, seed=0)
     first = auroc(before, dev.labels)

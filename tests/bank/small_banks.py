@@ -8,7 +8,7 @@ import numpy as np
 from ra_hmd.bank.bank import Bank, create_bank
 from ra_hmd.bank.versions import Rows
 from ra_hmd.core.problem import BINARY, Problem
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 
 SAID = {"author": "ana", "reason": "test"}
 
@@ -49,9 +49,9 @@ def bank_of(place: Path, count: int = 60, problem: Problem = BINARY, **options: 
     return create_bank(place, rows, options.pop("embedding", points(count)), **settings | options)
 
 
-def queries_of(count: int = 40, seed: int = 1) -> Embedded:
+def queries_of(count: int = 40, seed: int = 1) -> Embeddings:
     """Queries, of which some are in the bank and some lie exactly on its rows."""
     embedding = points(count, seed=seed)
     embedding[: count // 2] = points(60)[: count // 2]
     names = [f"m{number}" if number % 3 == 0 else f"q{number}" for number in range(count)]
-    return Embedded(names, np.arange(count) % 2, embedding)
+    return Embeddings(names, np.arange(count) % 2, embedding)

@@ -15,7 +15,7 @@ from ra_hmd.bank.versions import Change
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval import index as index_module
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.knn import ABSENT
 
 PROBLEMS = [Problem(), Problem("single_label", 3), Problem("multi_label", 4)]
@@ -201,7 +201,7 @@ def test_an_approximate_bank_follows_its_changes(tmp_path, kind):
     embedding = np.repeat(rng.normal(size=(40, 16)), 75, axis=0) + 0.4 * rng.normal(size=(3000, 16))
     bank = bank_of(tmp_path / "bank", 3000, embedding=embedding.astype(np.float32), index=kind)
     new = embedding[::30] + 0.4 * rng.normal(size=(100, 16))
-    asked = Embedded([f"q{i}" for i in range(100)], np.zeros(100, int), new.astype(np.float32))
+    asked = Embeddings([f"q{i}" for i in range(100)], np.zeros(100, int), new.astype(np.float32))
 
     def shared(opened, asked=asked) -> float:
         exact, near = opened.to_embedded().nearest(asked, 20), opened.nearest(asked, 20)
@@ -344,7 +344,7 @@ def test_errors_say_what_to_do(new_bank):
     with pytest.raises(UserError, match="K is 0"):
         bank.nearest(queries_of(), 0)
     with pytest.raises(UserError, match="have 3 dimensions"):
-        bank.nearest(Embedded(["q"], np.zeros(1, int), points(1, 3)), 2)
+        bank.nearest(Embeddings(["q"], np.zeros(1, int), points(1, 3)), 2)
     assert bank.version == 1
     bank.close()
     with pytest.raises(UserError, match="exists and is not an empty|holds a bank already"):

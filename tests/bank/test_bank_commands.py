@@ -13,7 +13,7 @@ from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.features.store import Features, read_features, write_features
 from ra_hmd.models.head import HeadConfig, MemeHead, load_head, save_head
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 
 MADE_BY = {"model": "m" * 64, "adapter": "a" * 64, "inputs.prompt_template": "<image> {text}?", "dtype": "auto"}
@@ -144,7 +144,7 @@ def test_search_tells_the_evidence(lab):
     assert evidence["bank_version"] == 1
     assert evidence["arguments"]["voting"]["weights"] == "similarity"
     head = load_head(lab.folder / "head")
-    held, asked = (Embedded.of(read_features(lab.folder / name), head) for name in ("bank", "dev_queries"))
+    held, asked = (Embeddings.of(read_features(lab.folder / name), head) for name in ("bank", "dev_queries"))
     near = held.nearest(asked, 5)
     votes = Voting(5, "similarity").vote(near, held.labels)
     for line, query in enumerate(evidence["queries"]):

@@ -10,7 +10,7 @@ from small_banks import SAID, bank_of, labels_of, make_rows, points, queries_of
 from ra_hmd.bank.change_impact import ABSTAINED, Planned, _changed, effect, verdicts
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 
 PROBLEMS = [Problem(), Problem("single_label", 3), Problem("multi_label", 4)]
@@ -132,7 +132,7 @@ def test_counts_and_paired_accuracy(tmp_path, name):
     embedding = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)
     with bank_of(tmp_path / name, 8, embedding=embedding) as bank:
         bank.relabel(dict.fromkeys(bank.ids, 1), **SAID)
-        asked = Embedded([f"q{i}" for i in range(6)], np.array([0, 0, 1, 0, 1, -1]), embedding[[0, 1, 2, 3, 5, 6]])
+        asked = Embeddings([f"q{i}" for i in range(6)], np.array([0, 0, 1, 0, 1, -1]), embedding[[0, 1, 2, 3, 5, 6]])
         told = effect(bank, asked, Planned(relabel={f"m{i}": 0 for i in range(4)}), Voting(4))
         assert told["flip_counts"] == {"1 → 0": 4}
         assert [flip["id"] for flip in told["flips"]] == ["q0", "q1", "q2", "q3"]
@@ -147,7 +147,7 @@ def test_counts_and_paired_accuracy(tmp_path, name):
         gone = effect(bank, asked, Planned(remove=[f"m{i}" for i in range(4)]), Voting(4, min_similarity=0.5))
         assert gone["flip_counts"] == {f"1 → {ABSTAINED}": 4}
         assert gone["abstained"] == {"before": 0, "after": 4}
-        unlabelled = Embedded(asked.ids, np.full(6, -1), asked.embedding)
+        unlabelled = Embeddings(asked.ids, np.full(6, -1), asked.embedding)
         assert effect(bank, unlabelled, Planned(remove=["m0"]), Voting(4))["paired"] is None
 
 

@@ -15,7 +15,7 @@ from ra_hmd.bank.identical import Contradicts
 from ra_hmd.bank.versions import Rows
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.content import content_hash
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 
 
@@ -84,7 +84,7 @@ def test_contradictions_are_refused_or_settled(tmp_path: Path, name: str) -> Non
         with pytest.raises(UserError, match="decide on one label"):
             bank.add(of_content(["d", "e"], [1, 0], ["dog", "dog"]), points(2), **SAID)
         with pytest.raises(Contradicts):
-            effect(bank, Embedded(["q"], np.zeros(1, int), vector), Planned(add=(opposite, vector)), Voting(3))
+            effect(bank, Embeddings(["q"], np.zeros(1, int), vector), Planned(add=(opposite, vector)), Voting(3))
         assert bank.version == 2
         bank.add(of_content(["same"], [0], ["cat"]), points(1), **SAID)
         bank.add(opposite, vector, **SAID, relabel_identical=True)
@@ -105,7 +105,7 @@ def test_the_effect_knows_who_is_answered(tmp_path: Path, name: str) -> None:
     with bank_of(tmp_path / name, 9, embedding=embedding) as bank:
         if (ones := [one for one, label in zip(bank.ids, bank.labels, strict=True) if label]) != []:
             bank.relabel(dict.fromkeys(ones, 0), **SAID)
-        asked = Embedded(["again", "other"], np.array([1, 0]), np.ones((2, 4), np.float32), ["cat", "dog"])
+        asked = Embeddings(["again", "other"], np.array([1, 0]), np.ones((2, 4), np.float32), ["cat", "dog"])
         planned = Planned(add=(of_content(["new"], [1], ["cat"]), embedding[:1]))
         told = effect(bank, asked, planned, Voting(5))
         assert [(flip["id"], flip["from"], flip["to"]) for flip in told["flips"]] == [("again", 0, 1)]

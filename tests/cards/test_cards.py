@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ra_hmd.cards.build import make_card
 from ra_hmd.cards.evaluation_results import limits
-from ra_hmd.cards.render import OPEN, Markdown, Stated, _shown, short
+from ra_hmd.cards.render import OPEN, CardMetadata, Markdown, _shown, short
 from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
@@ -227,7 +227,7 @@ def test_folders_without_a_card(lab: Path, tmp_path: Path) -> None:
 
 def test_what_a_user_says_cannot_break_the_page(lab: Path, tmp_path: Path) -> None:
     name = 'A "name": # with | <b>and</b> [x](y)\n---'
-    card = make_card(lab / "run", tmp_path, stated=Stated(name=name, languages=("en", "no")))
+    card = make_card(lab / "run", tmp_path, stated=CardMetadata(name=name, languages=("en", "no")))
     text = card.path.read_text()
     (metadata, page) = re.fullmatch(r"---\n(.*?)\n---\n(.*)", text, re.DOTALL).groups()
     assert yaml.safe_load(metadata)["model_name"] == name
@@ -239,9 +239,9 @@ def test_what_a_user_says_cannot_break_the_page(lab: Path, tmp_path: Path) -> No
 def test_metadata_that_the_hub_cannot_read_are_refused() -> None:
     for licence in ("Apache 2.0", "", "mit\nx: y"):
         with pytest.raises(UserError, match="no name that the hub knows"):
-            Stated(licence=licence)
+            CardMetadata(licence=licence)
     with pytest.raises(UserError, match="'english'"):
-        Stated(languages=("en", "zh-Hant", "english"))
+        CardMetadata(languages=("en", "zh-Hant", "english"))
 
 
 def test_escapes_and_paths() -> None:

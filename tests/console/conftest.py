@@ -18,7 +18,7 @@ from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.meme_lookup import Gallery
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing
-from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -42,7 +42,7 @@ def console(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> 
         **how: Any,
     ) -> Iterator[httpx.Client]:
         service = Service(Detector.from_run(run, bank, **how))
-        desk = BankDesk.open(service, run.parent / "features" / "dev")
+        desk = BankService.open(service, run.parent / "features" / "dev")
         options = ConsoleOptions("ana", queue, reviews=tmp_path / "reviews.jsonl")
         gallery = Gallery.open([memes / "a"])
         app = create_app(service, desk, keys=keys, root_path=root_path)

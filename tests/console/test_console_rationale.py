@@ -12,7 +12,7 @@ from ra_hmd.console.mount import mount
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.explainer import Explainer
 from ra_hmd.serve.app import create_app
-from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import Service
 
 _SHORT = "<image> {text} {verdict}"
@@ -23,7 +23,7 @@ def test_a_rationale_is_generated_and_says_so(served_lmm: Path, tmp_path: Path) 
     detector = Detector.from_run(served_lmm / "run", bank)
     explainer = Explainer.of(detector, engine="transformers", question=_SHORT, max_new_tokens=4)
     service = Service(detector)
-    desk = BankDesk(service)
+    desk = BankService(service)
     app = create_app(service, desk, explainer)
     with in_thread(mount(app, Console(service, desk, explainer))) as client:
         page = GradioPage(client)

@@ -13,7 +13,7 @@ from ra_hmd.console.views import Views, picture
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.inference.meme_lookup import Gallery
-from ra_hmd.inference.types import Detection, Query
+from ra_hmd.inference.types import Query, Verdict
 from ra_hmd.scoring.scores import Rule
 from ra_hmd.serve.batching import Answer
 
@@ -36,7 +36,7 @@ def answer(score: Any, verdict: Any) -> Answer:
     neighbour = {"id": HOSTILE, "label": verdict, "similarity": 0.9, "vote": score, "share": 1.0,
                  "source": "/srv/ours/features/train",
                  "note": HOSTILE, "time": "2026-01-02T00:00:00+00:00"}  # fmt: skip
-    found = Detection("m", HOSTILE, "given", {"lrc": score}, {"lrc": score}, {"lrc": verdict}, "lrc", verdict, None,
+    found = Verdict("m", HOSTILE, "given", {"lrc": score}, {"lrc": score}, {"lrc": verdict}, "lrc", verdict, None,
                       [neighbour] * 7)  # fmt: skip
     return Answer(found, {"run": "run", "bank": {"version": 4}})
 

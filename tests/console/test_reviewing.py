@@ -25,7 +25,7 @@ from ra_hmd.console.reviews import Review, Reviews
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.auth import KeyRing, make_key
-from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import QueueFull, Service, every
 
 LINE = Review("m1", "agree", 1, 1, "ana", "2026-01-01T00:00:00+00:00", "run", 1)
@@ -108,7 +108,7 @@ def test_a_decision_is_of_the_picture_that_was_seen(
 
     reviews = Reviews(tmp_path / "reviews.jsonl")
     with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
-        moderation = Moderation(BankDesk(service), reviews)
+        moderation = Moderation(BankService(service), reviews)
         for query in (one, two):
             subject = Subject(query.id, replace(query, image=tmp_path / f"{query.id}.png"),
                               every(service.submit([query]), 60)[0])  # fmt: skip
@@ -122,7 +122,7 @@ def test_a_decision_is_of_the_picture_that_was_seen(
 
 def test_a_correction_is_planned_and_made_once(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
     with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
-        moderation = Moderation(BankDesk(service), Reviews(tmp_path / "reviews.jsonl"))
+        moderation = Moderation(BankService(service), Reviews(tmp_path / "reviews.jsonl"))
         query = queries(memes)[0]
         subject = Subject(query.id, query, every(service.submit([query]), 60)[0])
         with pytest.raises(UserError, match="effect first"):
@@ -313,7 +313,7 @@ def test_the_bank_is_not_changed_between_a_look_at_its_version_and_a_correction(
 ) -> None:
     """Another change through the service, begun in that moment, comes after the correction."""
     with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
-        desk = BankDesk(service)
+        desk = BankService(service)
         moderation = Moderation(desk, Reviews(tmp_path / "reviews.jsonl"))
         query = queries(memes)[0]
         subject = Subject(query.id, query, every(service.submit([query]), 60)[0])

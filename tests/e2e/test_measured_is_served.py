@@ -16,7 +16,7 @@ from ra_hmd.core.artifacts import read_json
 from ra_hmd.features.store import read_features, write_features
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
-from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import Service
 
 _STAGE2 = "batch_size: 32\nepochs: 2\nlr: 1.0e-3\n"
@@ -71,7 +71,7 @@ def test_the_readme_s_order(run: Path, served_clip: Path, memes: Path) -> None:
     assert read_json(run / "search.json").thresholds == [threshold]
     by_store, by_file = lines_of(run / "stores.jsonl"), lines_of(run / "files.jsonl")
     service = Service(Detector.from_run(head, bank))
-    with in_thread(create_app(service, BankDesk.open(service))) as client:
+    with in_thread(create_app(service, BankService.open(service))) as client:
         asked = queries(memes, "test")
         by_api = {}
         for first in range(0, len(asked), 8):

@@ -15,7 +15,7 @@ from ra_hmd.console.mount import mount
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
-from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import Service
 
 _SCORE = re.compile(r'data-head="(\w+)" data-score="([^"]+)"')
@@ -44,7 +44,7 @@ def test_one_score(
     by_command = {line["id"]: line["scores"] for line in told}
 
     service = Service(Detector.from_run(folder / run, bank))
-    desk = BankDesk.open(service, folder / "features" / "dev")
+    desk = BankService.open(service, folder / "features" / "dev")
     app = create_app(service, desk)
     by_api, by_console = {}, {}
     with in_thread(mount(app, Console(service, desk))) as client:

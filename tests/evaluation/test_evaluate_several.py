@@ -20,7 +20,7 @@ from ra_hmd.evaluation.metrics.seeds import expand_checkpoints
 from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, MemeHead, load_head, save_head
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.scoring.operating_point import read_decision
 
 HIDDEN = 12
@@ -232,7 +232,7 @@ def test_an_example_bank_gives_what_its_store_gives(lab):
 
 def test_an_example_bank_of_another_prompt_is_refused(lab):
     features = read_features(lab.folder / "bank")
-    embedded = Embedded.of(features, load_head(lab.folder / "head"))
+    embedded = Embeddings.of(features, load_head(lab.folder / "head"))
     made = embed_store(lab.folder / "head", lab.folder / "bank")
     fingerprint = {"model": "z", HEAD_KEY: sha256_file(lab.folder / "head" / HEAD_WEIGHTS)}
     create_bank(lab.folder / "examples", made.rows(), embedded.embedding, fingerprint=fingerprint, author="a",

@@ -25,7 +25,7 @@ from ra_hmd.features.store import read_features
 from ra_hmd.models.checkpoint import MemeModel, open_run
 from ra_hmd.models.generation.chat import Chat, ChatModel
 from ra_hmd.models.head import load_head
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 
 LIMIT = 80  # more than a part
 
@@ -110,7 +110,7 @@ def test_it_shows_the_nearest_with_question_and_answer_of_training(lab: Path, tw
     found = predictions(two_shots)
     model = MemeModel(open_run(lab / "run"), "cpu")  # type: ignore[arg-type]
     head = load_head(lab / "run")
-    embedded = {split: Embedded.of(read_features(lab / "features" / split), head) for split in ("train", "dev")}
+    embedded = {split: Embeddings.of(read_features(lab / "features" / split), head) for split in ("train", "dev")}
     hashes = {split: read_features(lab / "features" / split).image_hashes for split in ("train", "dev")}
     known = {split: {meme.id: meme for meme in read_memes(lab / f"{split}.jsonl")} for split in ("train", "dev")}
     units = {split: one.embedding / np.linalg.norm(one.embedding, axis=1, keepdims=True)

@@ -18,7 +18,7 @@ from ra_hmd.experiments.staleness.periods import periods_of
 from ra_hmd.experiments.staleness.run import StalenessSettings, staleness
 from ra_hmd.features.test_lock import final_records
 from ra_hmd.models.head import load_head
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 
 YEARS = (2019, 2020, 2021, 2022)
@@ -48,7 +48,7 @@ def store(lab):
 def test_every_cell_is_that_of_the_bank_of_its_age(lab, store):
     result = staleness(lab.folder / "head", [store], lab.folder / "out", settings=FEW)
     features = drifting(lab)
-    seen = Embedded.of(features, load_head(lab.folder / "head"))
+    seen = Embeddings.of(features, load_head(lab.folder / "head"))
     year = np.array([extra["year"] for extra in features.extras])
     assert [(cell["period"], cell["age"]) for cell in result["cells"]] == [
         (str(t), age) for t in YEARS[1:] for age in range(1, t - YEARS[0] + 1)

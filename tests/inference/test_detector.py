@@ -18,7 +18,7 @@ from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import read_features
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import Detection, Query
+from ra_hmd.inference.types import Query, Verdict
 from ra_hmd.scoring.scorer import Scorer
 
 HEADS = {"lmm": ("lmh", "lrc", "rkc"), "stage2": ("lmh", "lrc", "rkc"), "encoder": ("lrc", "rkc")}
@@ -157,7 +157,7 @@ def test_memes_near_the_threshold_are_left_to_a_person(lab: Path, memes: Path) -
     assert [one.verdict is None for one in careful] == (distance < band).tolist()
     assert {one.verdict is None for one in careful} == {True, False}
     assert [replace(one, verdict=None) for one in careful] == [replace(one, verdict=None) for one in sure]
-    assert all(isinstance(one, Detection) for one in careful)
+    assert all(isinstance(one, Verdict) for one in careful)
 
 
 def test_a_model_that_moved_is_named_and_another_is_refused(lab: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.inference import batch, batch_reader
 from ra_hmd.inference.batch import judge_chunks, predict_files
-from ra_hmd.inference.batch_reader import Asked, read_queries
+from ra_hmd.inference.batch_reader import BatchRow, read_queries
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import Query
 from ra_hmd.scoring.operating_point import UNDECIDED
@@ -325,11 +325,11 @@ def test_every_file_of_a_folder_is_judged_or_listed(
 def test_rows_are_read_as_they_are_judged(detector: Detector, test_memes: list[Meme]) -> None:
     taken = 0
 
-    def chunks() -> Iterator[tuple[int, list[Asked]]]:
+    def chunks() -> Iterator[tuple[int, list[BatchRow]]]:
         nonlocal taken
         for number in range(1000):
             taken += 1
-            yield number, [Asked("here", meme.id, Query(meme.id, meme.image, meme.text)) for meme in test_memes[:5]]
+            yield number, [BatchRow("here", meme.id, Query(meme.id, meme.image, meme.text)) for meme in test_memes[:5]]
 
     judged = judge_chunks(detector, chunks(), workers=1)  # four pictures ahead: less than a chunk
     for done in range(1, 6):

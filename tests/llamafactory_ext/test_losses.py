@@ -10,7 +10,7 @@ from torch import Tensor
 from ra_hmd.data.images import load_image
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.models.checkpoint import MemeModel, open_backbone
-from ra_hmd.models.classifier import IGNORE, Reader, answer_spans, attach_head, head_of
+from ra_hmd.models.classifier import IGNORE, ReadoutConfig, answer_spans, attach_head, head_of
 from ra_hmd.models.head import HeadConfig, MemeHead
 
 ANSWERS = ("No. It is not a hateful meme.", "Yes. It is a hateful meme.")
@@ -62,7 +62,7 @@ def test_hidden_state_does_not_depend_on_padding(
     tiny: Callable[[str], Path], memes: Path, embed_mode: str, embed_layer: str
 ) -> None:
     model = MemeModel(open_backbone(str(tiny("qwen2_vl"))), torch.device("cpu"))
-    attach_head(model.model, MemeHead(HeadConfig(64, proj_dim=8)), Reader((5, 6), embed_mode, embed_layer))
+    attach_head(model.model, MemeHead(HeadConfig(64, proj_dim=8)), ReadoutConfig((5, 6), embed_mode, embed_layer))
     found = {}
     for side in ("left", "right"):
         batch, labels = labelled_batch(model, memes, side)
@@ -108,7 +108,7 @@ def test_fused_loss_is_used_in_training_and_not_in_evaluation(
     batch, labels = labelled_batch(model, memes, "right")
     positions, targets = answer_spans(labels)
     plain = model.model(**batch, answer_positions=positions, answer_labels=targets)
-    attach_head(model.model, MemeHead(HeadConfig(64, proj_dim=8)), Reader((5, 6), fused=True))
+    attach_head(model.model, MemeHead(HeadConfig(64, proj_dim=8)), ReadoutConfig((5, 6), fused=True))
     model.model.train()
     fused = model.model(**batch, answer_positions=positions, answer_labels=targets)
     assert calls == [(targets.numel(), 64)]
@@ -136,7 +136,7 @@ def test_head_computes_in_float32_under_autocast_and_with_cast_weights() -> None
 def test_attached_head_is_found_and_other_calls_take_the_own_forward(tiny: Callable[[str], Path], memes: Path) -> None:
     model = MemeModel(open_backbone(str(tiny("qwen2_vl"))), torch.device("cpu"))
     head = MemeHead(HeadConfig(64, proj_dim=8))
-    attach_head(model.model, head, Reader((5, 6)))
+    attach_head(model.model, head, ReadoutConfig((5, 6)))
     assert head_of(model.model) is head
     batch, labels = labelled_batch(model, memes, "right")
     with torch.no_grad():

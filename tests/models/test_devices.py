@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from llamafactory_ext.arguments import ClassifierFinetuningArguments
 from llamafactory_ext.sft_classifier.rgcl import retrieval_loss
 from ra_hmd.core.problem import Problem
-from ra_hmd.models.classifier import Reader, attach_head
+from ra_hmd.models.classifier import ReadoutConfig, attach_head
 from ra_hmd.models.head import HeadConfig, MemeHead
 from ra_hmd.models.losses import Objective, weights_of
 
@@ -32,9 +32,11 @@ def test_mixed_devices_do_raise(on_cuda: None) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-@pytest.mark.parametrize("reader", [Reader((5, 6)), Reader((5, 6), "pool", "penultimate"), Reader(())])
+@pytest.mark.parametrize(
+    "reader", [ReadoutConfig((5, 6)), ReadoutConfig((5, 6), "pool", "penultimate"), ReadoutConfig(())]
+)
 def test_forward_pass_in_bfloat16(
-    family: str, reader: Reader, tiny: Callable[[str], Path], on_cuda: None, monkeypatch: pytest.MonkeyPatch
+    family: str, reader: ReadoutConfig, tiny: Callable[[str], Path], on_cuda: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MemeHead, "to", lambda head, device: head)  # a fake module cannot be moved: it is made there
     with CUDA:

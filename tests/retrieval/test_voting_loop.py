@@ -11,7 +11,7 @@ from small_banks import bank_of, labels_of, queries_of
 from ra_hmd.bank.change_impact import ABSTAINED, verdicts
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.knn import ABSENT, Neighbours, search
 from ra_hmd.retrieval.voting import Voting
 
@@ -153,8 +153,8 @@ def test_prior_correction_hears_the_rare_class():
 
 
 def test_abstention():
-    bank = Embedded(["a"], np.array([1]), np.array([[1.0, 0.0]], np.float32))
-    asked = Embedded(["a", "b"], np.zeros(2, int), np.array([[1.0, 0.0], [0.0, 1.0]], np.float32))
+    bank = Embeddings(["a"], np.array([1]), np.array([[1.0, 0.0]], np.float32))
+    asked = Embeddings(["a", "b"], np.zeros(2, int), np.array([[1.0, 0.0], [0.0, 1.0]], np.float32))
     near = bank.nearest(asked, 3)
     with pytest.raises(UserError, match="have no neighbour"):
         Voting(3).vote(near, bank.labels)  # `a` has only itself
@@ -177,8 +177,8 @@ def test_abstention():
 def test_an_embedding_of_length_zero_abstains(problem, weights):
     """It has similarity 0 to every row: no row is near, and none of class 0 is a reason for a verdict of class 1."""
     labels = np.zeros((4, 3) if problem.kind == "multi_label" else 4, int)
-    bank = Embedded(list("abcd"), labels, np.eye(4, 8, dtype=np.float32) + np.float32(0.1))
-    asked = Embedded(["z", "y"], labels[:2], np.stack([np.zeros(8), np.ones(8)]).astype(np.float32))
+    bank = Embeddings(list("abcd"), labels, np.eye(4, 8, dtype=np.float32) + np.float32(0.1))
+    asked = Embeddings(["z", "y"], labels[:2], np.stack([np.zeros(8), np.ones(8)]).astype(np.float32))
     votes = Voting(3, weights).vote(bank.nearest(asked, 3), bank.labels, problem)
     assert votes.abstained.tolist() == [True, False]
     assert not votes.scores[0].any()

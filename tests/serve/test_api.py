@@ -17,7 +17,7 @@ from ra_hmd.bank.bank import open_bank
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
-from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import Limits, Service
 from ra_hmd.serve.limits import Settings
 
@@ -35,7 +35,7 @@ def locked(served_clip: Path, bank: Path, folder: Path, **settings: Any) -> tupl
     """An app with a desk and keys, headers of a reader's and of a moderator's key, and its service."""
     keys = {role: make_key(folder / "keys.json", f"the {role}", role) for role in ("reader", "moderator")}
     service = Service(Detector.from_run(served_clip / "head", bank), settings.pop("limits", None))
-    desk = BankDesk.open(service, served_clip / "features" / "dev")
+    desk = BankService.open(service, served_clip / "features" / "dev")
     app = create_app(service, desk, keys=KeyRing.open(folder / "keys.json"), settings=Settings(**settings))
     return app, keys, service
 

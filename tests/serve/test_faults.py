@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 from ra_hmd.bank.bank import open_bank
 from ra_hmd.cli.app import app as cli
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import Prepared
+from ra_hmd.inference.types import PreparedMeme
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
-from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import Limits, Service
 from ra_hmd.serve.errors import public_name
 from ra_hmd.serve.metrics import JsonLines
@@ -29,7 +29,7 @@ from ra_hmd.serve.metrics import JsonLines
 def test_no_answer_tells_where_things_lie(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
     service = Service(Detector.from_run(served_clip / "head", clip_bank))
     key = make_key(tmp_path / "keys.json", "ana", "moderator")
-    app = create_app(service, BankDesk(service), keys=KeyRing.open(tmp_path / "keys.json"))
+    app = create_app(service, BankService(service), keys=KeyRing.open(tmp_path / "keys.json"))
     name, meme = open_bank(clip_bank).ids[0], queries(memes)[0]
     with in_thread(app, **{"X-API-Key": key}) as client:
         asked = [
@@ -59,7 +59,7 @@ def test_a_bank_that_cannot_be_read_is_no_fault_of_a_meme(served_clip: Path, cli
     service = Service(Detector.from_run(served_clip / "head", clip_bank))
     (version,) = clip_bank.rglob("*1.parquet")
     broken = version.with_name(version.name.replace("1.", "2."))
-    with in_thread(create_app(service, BankDesk(service))) as client:
+    with in_thread(create_app(service, BankService(service))) as client:
         body = {"memes": [as_json(one) for one in queries(memes)[:3]]}
         broken.write_bytes(b"words")
         for answer in (client.post("/v1/classify", json=body), client.get("/v1/bank")):
@@ -71,7 +71,7 @@ def test_a_bank_that_cannot_be_read_is_no_fault_of_a_meme(served_clip: Path, cli
 
 def test_nobody_moves_the_bank_under_a_batch(served_clip: Path, clip_bank: Path, memes: Path) -> None:
     with Service(Detector.from_run(served_clip / "head", clip_bank)) as service, ThreadPoolExecutor(5) as pool:
-        desk = BankDesk(service)
+        desk = BankService(service)
         name = desk.bank.ids[0]
         query = replace(queries(memes)[0], id=name)
         with service.exclusive():  # as the judging thread has it between search and evidence
@@ -89,7 +89,7 @@ def test_nobody_moves_the_bank_under_a_batch(served_clip: Path, clip_bank: Path,
 def test_cancelled_memes_are_let_go_while_the_model_is_busy(served_clip: Path, memes: Path) -> None:
     def held() -> int:
         gc.collect()
-        return sum(isinstance(one, Prepared) for one in gc.get_objects())
+        return sum(isinstance(one, PreparedMeme) for one in gc.get_objects())
 
     asked = queries(memes)[:6]
     with Service(Detector.from_run(served_clip / "head"), Limits(max_queue=6)) as service:
@@ -121,7 +121,7 @@ def test_memes_in_preparation_are_answered_at_the_end(served_clip: Path, memes: 
     detector, begun = Detector.from_run(served_clip / "head"), threading.Event()
     prepare = detector.prepare
 
-    def slowly(query: object) -> Prepared:
+    def slowly(query: object) -> PreparedMeme:
         begun.set()
         time.sleep(0.1)
         return prepare(query)  # type: ignore[arg-type]

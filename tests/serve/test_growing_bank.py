@@ -14,7 +14,7 @@ from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import read_features
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.reference_set import Examples, standing_of
 from ra_hmd.scoring.scorer import Scorer
@@ -80,21 +80,21 @@ def test_a_decision_of_an_earlier_version_still_holds(tuned: Path, clip_bank: Pa
 
 def test_content_does_not_depend_on_the_order_and_does_on_ids_labels_and_embeddings() -> None:
     rng = np.random.default_rng(0)
-    rows = Embedded([f"m{i}" for i in range(2000)], rng.integers(0, 2, 2000), rng.normal(size=(2000, 8)))
+    rows = Embeddings([f"m{i}" for i in range(2000)], rng.integers(0, 2, 2000), rng.normal(size=(2000, 8)))
     said = content_of(rows)
     decision = {"sha256": "", "content": said}
 
-    def holds(other: Embedded) -> bool:
+    def holds(other: Embeddings) -> bool:
         return standing_of(Examples(other, {"place": "x", "sha256": ""}), decision).holds
 
     assert holds(rows.select(rng.permutation(2000)))
-    assert holds(Embedded(rows.ids, rows.labels, rows.embedding * (1 + 1e-6 * rng.normal(size=(2000, 8)))))
+    assert holds(Embeddings(rows.ids, rows.labels, rows.embedding * (1 + 1e-6 * rng.normal(size=(2000, 8)))))
     embedding, labels = rows.embedding.copy(), rows.labels.copy()
     embedding[7] = rng.normal(size=8)
     labels[7] = 1 - labels[7]
-    assert not holds(Embedded(rows.ids, rows.labels, embedding))
-    assert not holds(Embedded(rows.ids, labels, rows.embedding))
-    assert not holds(Embedded(["new", *rows.ids[1:]], rows.labels, rows.embedding))
+    assert not holds(Embeddings(rows.ids, rows.labels, embedding))
+    assert not holds(Embeddings(rows.ids, labels, rows.embedding))
+    assert not holds(Embeddings(["new", *rows.ids[1:]], rows.labels, rows.embedding))
     assert not holds(rows.select(np.arange(1999)))
 
 

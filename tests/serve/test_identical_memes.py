@@ -26,14 +26,14 @@ from ra_hmd.inference.meme_lookup import Gallery
 from ra_hmd.inference.types import Query
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
-from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import Service, every
 
 
 def test_over_the_api(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
     key = make_key(tmp_path / "keys.json", "mo", "moderator")
     service = Service(Detector.from_run(served_clip / "head", clip_bank))
-    app = create_app(service, BankDesk(service), keys=KeyRing.open(tmp_path / "keys.json"))
+    app = create_app(service, BankService(service), keys=KeyRing.open(tmp_path / "keys.json"))
     meme, other = queries(memes)[:2]
     with in_thread(app, Authorization=f"Bearer {key}") as client:
 
@@ -78,7 +78,7 @@ def change_effect(client: httpx.Client, add: list[dict[str, Any]]) -> dict[str, 
 
 def test_by_the_console(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
     with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
-        moderation = Moderation(BankDesk(service), Reviews(tmp_path / "reviews.jsonl"))
+        moderation = Moderation(BankService(service), Reviews(tmp_path / "reviews.jsonl"))
         views = Views(service, ClassNames(service.detector.problem), Gallery())
         name = open_bank(clip_bank).ids[3]
         known = next(meme for meme in read_memes(memes / "a" / "train.jsonl") if meme.id == name)

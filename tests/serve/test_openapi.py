@@ -24,7 +24,7 @@ from servers import drawn, encoded, in_thread
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
-from ra_hmd.serve.bank_service import BankDesk
+from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import Service
 from ra_hmd.serve.limits import Settings
 
@@ -51,7 +51,7 @@ def served(
         headers = {"X-API-Key": make_key(folder / "keys.json", "ana", "moderator")}
         keys = KeyRing.open(folder / "keys.json")
     service = Service(Detector.from_run(served_clip / "head", bank))
-    desk = BankDesk.open(service, served_clip / "features" / "dev")
+    desk = BankService.open(service, served_clip / "features" / "dev")
     app = create_app(service, desk, keys=keys, settings=Settings(max_images=4))
     with in_thread(app) as client:
         yield client, headers, desk.bank.ids

@@ -13,7 +13,7 @@ from ra_hmd.bank.bank import open_bank
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import Query
-from ra_hmd.serve.bank_service import BankDesk, Labelled
+from ra_hmd.serve.bank_service import BankService, Labelled
 from ra_hmd.serve.batching import Closed, Limits, QueueFull, Service, every
 
 
@@ -97,7 +97,7 @@ def test_a_bad_picture_fails_alone(served_clip: Path, memes: Path, tmp_path: Pat
 def test_a_correction_votes_in_the_next_answer(served_clip: Path, clip_bank: Path, memes: Path) -> None:
     asked = queries(memes)
     with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
-        desk = BankDesk.open(service, served_clip / "features" / "dev")
+        desk = BankService.open(service, served_clip / "features" / "dev")
         before = every(service.submit(asked), 60)
         meme = asked[0]
         twin = Query("twin", meme.image, meme.text)  # so near that it comes first
@@ -140,11 +140,11 @@ def test_a_feature_store_cannot_be_changed_and_a_test_split_is_no_reference(
         Service(Detector.from_run(served_clip / "head", served_clip / "features" / "train")) as service,
         pytest.raises(UserError, match="bank create"),
     ):
-        BankDesk(service)
+        BankService(service)
     with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
         with pytest.raises(UserError, match="split 'test'"):
-            BankDesk.open(service, served_clip / "features" / "test")
-        desk = BankDesk(service)
+            BankService.open(service, served_clip / "features" / "test")
+        desk = BankService(service)
         with pytest.raises(UserError, match="no meme yet"):
             desk.effect(remove=[desk.bank.ids[0]])
         meme = Query("x", Image.new("RGB", (64, 64), "red"), "a cake")

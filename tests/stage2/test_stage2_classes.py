@@ -11,7 +11,7 @@ from ra_hmd.core.problem import Problem
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import load_head
 from ra_hmd.models.losses import Objective, class_weights, weights_of
-from ra_hmd.retrieval.embeddings import Embedded, hidden_tensor, run_head
+from ra_hmd.retrieval.embeddings import Embeddings, hidden_tensor, run_head
 from ra_hmd.retrieval.voting import Voting
 from stage2.losses.contrastive import contrastive_loss
 from stage2.losses.similarity import Similarity, same_class
@@ -47,8 +47,8 @@ def test_a_run_learns_and_its_dev_scores_are_scikit_learns(world, multi):
     assert result["dev"]["dev_lrc_auroc"] > 0.8
     head, problem = load_head(args.output_dir), Problem(kind, KINDS)
     assert head.config.problem == problem
-    bank = Embedded.of(read_features(args.train), head)
-    rkc = Voting().vote(bank.nearest(Embedded.of(dev, head), 20), bank.labels, problem).scores
+    bank = Embeddings.of(read_features(args.train), head)
+    rkc = Voting().vote(bank.nearest(Embeddings.of(dev, head), 20), bank.labels, problem).scores
     lrc = problem.probabilities(run_head(head, hidden_tensor(dev))[1]).numpy()
     member = problem.membership(dev.labels)
     for name, scores, threshold in (("rkc", rkc, 0), ("lrc", lrc, 0.5)):

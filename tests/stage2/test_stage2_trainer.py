@@ -17,7 +17,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.evaluation.metrics.binary import auroc
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, HeadConfig, MemeHead, load_head, save_head
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.knn import Neighbours
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.training.trainer import clip_gradients, parameter_groups
@@ -30,8 +30,8 @@ from stage2.trainer import Trainer
 def dev_auroc(folder, train, dev):
     head = load_head(folder)
     train, dev = read_features(train), read_features(dev)
-    bank = Embedded.of(train, head)
-    neighbours = bank.nearest(Embedded.of(dev, head), 20)
+    bank = Embeddings.of(train, head)
+    neighbours = bank.nearest(Embeddings.of(dev, head), 20)
     return auroc(Voting().vote(neighbours, bank.labels).scores[:, 0], dev.labels)
 
 

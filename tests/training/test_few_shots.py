@@ -8,7 +8,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.evaluation.metrics.binary import auroc
 from ra_hmd.features.store import read_features
 from ra_hmd.models.head import HEAD_WEIGHTS, load_head
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.training.classification import train_head
 from ra_hmd.training.inputs import training_rows
@@ -50,8 +50,8 @@ def test_a_run_sees_the_listed_memes_and_no_other(encoded, lists):
     one, other = (args.output_dir / HEAD_WEIGHTS for args in (few, alone))
     assert one.read_bytes() == other.read_bytes()
     head, dev = load_head(few.output_dir), read_features(few.dev)
-    bank = Embedded.of(chosen, head)
-    vote = Voting().vote(bank.nearest(Embedded.of(dev, head), 20), bank.labels)
+    bank = Embeddings.of(chosen, head)
+    vote = Voting().vote(bank.nearest(Embeddings.of(dev, head), 20), bank.labels)
     assert result["dev"]["dev_rkc_auroc"] == pytest.approx(auroc(vote.scores[:, 0], dev.labels), abs=1e-6)
     assert read_json(few.output_dir / "ra_hmd.json").features.train.rows == 16
 

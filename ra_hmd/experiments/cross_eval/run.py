@@ -23,7 +23,7 @@ from ra_hmd.core.progress import track
 from ra_hmd.data.k_shot_lists import check_same_data, read_shot_lists, shot_rows
 from ra_hmd.evaluation.metrics.runs import estimate
 from ra_hmd.evaluation.provenance import describe_head, describe_store
-from ra_hmd.experiments.common import Seen, require_binary
+from ra_hmd.experiments.common import HeadView, require_binary
 from ra_hmd.experiments.cross_eval.config import CROSS_METRICS, CrossEvalArguments, Kind, System, Target
 from ra_hmd.experiments.cross_eval.report import write_cross_report
 from ra_hmd.experiments.pipeline import ra_hmd
@@ -38,7 +38,7 @@ from ra_hmd.features.compatibility import (
 from ra_hmd.features.store import STORE_MANIFEST, Features, read_features
 from ra_hmd.features.test_lock import open_labels, split_name, store_digest
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, load_head, read_head_config
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 
 _CELL_FORMAT = 2
 
@@ -171,7 +171,7 @@ class _SystemJudge:
         self.head: MemeHead = load_head(system.head).to(Accelerator().device)
         self.head_sha256 = sha256_file(system.head / HEAD_WEIGHTS)
         self._origins = {str(system.head): head_fingerprint(system.head)}
-        self._bank: tuple[_Store, Embedded] | None = None
+        self._bank: tuple[_Store, Embeddings] | None = None
 
     def read(self, target: str, split: str) -> _Store:
         """A store of this system's features.
@@ -194,11 +194,11 @@ class _SystemJudge:
         digest = sha256_bytes(store_digest(features).encode(), features.content.encode())
         return _Store(place, features, digest)
 
-    def embedded(self, store: _Store, target: str) -> Embedded:
+    def embedded(self, store: _Store, target: str) -> Embeddings:
         """The store's rows as the head sees them, ids made unique over data sets."""
-        return _qualified(Embedded.of(store.features, self.head), target)
+        return _qualified(Embeddings.of(store.features, self.head), target)
 
-    def training_bank(self) -> tuple[_Store, Embedded]:
+    def training_bank(self) -> tuple[_Store, Embeddings]:
         """The system's own training split, read once."""
         if self._bank is None:
             target = self.args.targets.get(self.trained_on, Target())
@@ -264,7 +264,7 @@ class _Pair:
         if path.is_file():
             return {**judged, **read_json(path)}
         self._once("opened", self._open)
-        seen: Seen = self._once("seen", self._see)
+        seen: HeadView = self._once("seen", self._see)
         if kind.head == "rkc":
             embedded = [build() for _, build in banks]
             runs = [seen.vote(bank, args.voting) for bank in embedded]
@@ -283,7 +283,7 @@ class _Pair:
         write_json(path, cell)
         return {**judged, **cell}
 
-    def _banks(self, kind: Kind) -> list[tuple[str, Callable[[], Embedded]]]:
+    def _banks(self, kind: Kind) -> list[tuple[str, Callable[[], Embeddings]]]:
         """Per run (one, or the seeds of a K-shot bank): a digest of the bank, and how to get it."""
         if kind.bank is None:
             return []
@@ -336,13 +336,13 @@ class _Pair:
     def _read_train(self) -> _Store:
         return self.judge.read(self.target, self.judge.args.targets[self.target].train_split)
 
-    def _target_bank(self) -> Embedded:
+    def _target_bank(self) -> Embeddings:
         store: _Store = self._once("train", self._read_train)
         return self._once("bank", lambda: self.judge.embedded(store, self.target))
 
-    def _see(self) -> Seen:
+    def _see(self) -> HeadView:
         store: _Store = self._once("queries", self._read_queries)
-        seen = Seen.of(store.features, store.place, self.judge.head)
+        seen = HeadView.of(store.features, store.place, self.judge.head)
         return replace(seen, rows=_qualified(seen.rows, self.target))
 
     def _open(self) -> bool:
@@ -359,5 +359,5 @@ def _qualify(ids: Sequence[str], target: str) -> list[str]:
     return [f"{target}\0{name}" for name in ids]
 
 
-def _qualified(rows: Embedded, target: str) -> Embedded:
+def _qualified(rows: Embeddings, target: str) -> Embeddings:
     return replace(rows, ids=_qualify(rows.ids, target))

@@ -37,7 +37,7 @@ from ra_hmd.features.compatibility import (
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, load_head
-from ra_hmd.retrieval.embeddings import Embedded
+from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import VoteWeights, Voting
 
 
@@ -201,8 +201,8 @@ def _periods(
     return names, numbers[0], numbers[1]
 
 
-def _embedded(stores: Sequence[Features], head: MemeHead) -> Embedded:
-    first, *others = (Embedded.of(features, head) for features in stores)
+def _embedded(stores: Sequence[Features], head: MemeHead) -> Embeddings:
+    first, *others = (Embeddings.of(features, head) for features in stores)
     for other in others:
         first = first.plus(other)
     return first
@@ -213,9 +213,9 @@ class _Study:
     """Periods, bank rows and queries, all numbered."""
 
     names: list[str]
-    bank: Embedded
+    bank: Embeddings
     bank_periods: np.ndarray
-    queries: Embedded
+    queries: Embeddings
     query_periods: np.ndarray
     settings: StalenessSettings
 
@@ -246,7 +246,7 @@ class _Study:
         notes = [f"{period['name']}: {period['note']}" for period in periods if period["note"]]
         return {"periods": periods, "cells": cells, "updated_gain": gains, "notes": notes}
 
-    def frozen(self, last: int) -> Embedded:
+    def frozen(self, last: int) -> Embeddings:
         """The bank as it was after period `last`."""
         first = 0 if self.settings.window is None else last - self.settings.window + 1
         rows = np.flatnonzero((self.bank_periods >= first) & (self.bank_periods <= last))
@@ -254,7 +254,7 @@ class _Study:
             rows = rows[nested_order(self.bank.labels[rows], self.settings.seed)[: self.settings.bank_size]]
         return self.bank.select(rows)
 
-    def _unusable(self, bank: Embedded) -> str:
+    def _unusable(self, bank: Embeddings) -> str:
         """Why a bank cannot vote; empty where it can."""
         if len(np.unique(bank.labels)) < 2:
             return "the bank has no memes" if not len(bank) else f"the bank holds class {bank.labels[0]} alone"
