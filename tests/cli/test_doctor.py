@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ra_hmd.cli.app import doctor
+from ra_hmd.cli import doctor
 from ra_hmd.cli.doctor import Check
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
