@@ -1,7 +1,7 @@
-"""Shared pieces: tiny models, drawn memes, a trained run."""
+"""Fixtures of all tests: tiny models, synthetic memes, a trained run."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from engines import train
 from lab import lab
+from once import SharedFolders, shared_root
 from served import clip_bank, served_clip, served_lmm
 
 from ra_hmd.data.synthetic.confounders import make_confounders
@@ -35,24 +36,29 @@ def _same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A tiny model of a family, made once."""
-    folder = tmp_path_factory.mktemp("models")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedFolders]:
+    """Folders that are made once per test run, whatever the number of worker processes; tests only read them."""
+    folders = SharedFolders(shared_root(tmp_path_factory))
+    yield folders
+    folders.check_unchanged()
+
+
+@pytest.fixture(scope="session")
+def tiny(once: SharedFolders) -> Callable[[str], Path]:
+    """Folder of a tiny LMM of a family."""
 
     def make(family: str) -> Path:
-        if not (folder / family).exists():
-            make_tiny_lmm(family, folder / family, hidden_size=64, num_layers=2)
-        return folder / family
+        return (
+            once(family, lambda folder: make_tiny_lmm(family, folder / "model", hidden_size=64, num_layers=2)) / "model"
+        )
 
     return make
 
 
 @pytest.fixture(scope="session")
-def memes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few drawn memes, with their LLaMA-Factory files."""
-    folder = tmp_path_factory.mktemp("memes") / "data"
-    make_confounders(folder, size=SIZE)
-    return folder
+def memes(once: SharedFolders) -> Path:
+    """A few synthetic memes, with their LLaMA-Factory files."""
+    return once("memes", lambda folder: make_confounders(folder / "data", size=SIZE)) / "data"
 
 
 @pytest.fixture(scope="session")
@@ -95,19 +101,21 @@ def stage1_config(tiny: Callable[[str], Path], memes: Path) -> Callable[..., dic
 
 
 @pytest.fixture(scope="session")
-def stage1_run(stage1_config: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA run of stock `llamafactory-cli`, with checkpoints, evaluation and predictions."""
-    folder = tmp_path_factory.mktemp("stage1")
-    config = stage1_config(
-        folder / "run",
-        save_strategy="steps",
-        save_steps=2,
-        eval_strategy="steps",
-        eval_steps=2,
-        do_predict=True,
-        metric_for_best_model="eval_lrc_auroc",
-        load_best_model_at_end=True,
-        plot_loss=True,
-    )
-    (folder / "run.log").write_text(train(config, folder))
-    return folder / "run"
+def stage1_run(stage1_config: Callable[..., dict[str, Any]], once: SharedFolders) -> Path:
+    """A LoRA run of stock `llamafactory-cli`, with checkpoints, evaluation, predictions; `run.log` is beside it."""
+
+    def make(folder: Path) -> None:
+        config = stage1_config(
+            folder / "run",
+            save_strategy="steps",
+            save_steps=2,
+            eval_strategy="steps",
+            eval_steps=2,
+            do_predict=True,
+            metric_for_best_model="eval_lrc_auroc",
+            load_best_model_at_end=True,
+            plot_loss=True,
+        )
+        (folder / "run.log").write_text(train(config, folder))
+
+    return once("stage1", make) / "run"

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from once import SharedFolders
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
@@ -15,35 +16,44 @@ def ra_hmd(*words: str | Path) -> None:
     assert done.exit_code == 0, f"{words}\n{done.output}\n{done.exception!r}"
 
 
-@pytest.fixture(scope="session")
-def served_clip(memes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with `head` (fused, on a tiny CLIP), features/{train,dev,test} and `bank`; copy the bank to change it."""
-    folder = tmp_path_factory.mktemp("served-clip")
+def encode_synthetic(memes: Path, folder: Path) -> None:
+    """Make a tiny CLIP in `clip` and the feature stores of domain A in `features` of a folder."""
     ra_hmd("tiny-encoder", "--family", "clip", "--output", folder / "clip")
     for split in ("train", "dev", "test"):
         ra_hmd("encode", "--encoder", folder / "clip", "--data", memes / "a", "--split", split, "--workers", "0",
                "--output", folder / "features" / split)  # fmt: skip
-    (folder / "head.yaml").write_text(
-        "fusion: align\nmap_dim: 16\nproj_dim: 16\nnum_layers: 2\nepochs: 2\nlr: 1.0e-2\n"
-    )
-    stores = [f"{split}={folder}/features/{split}" for split in ("train", "dev")]
-    ra_hmd("train-head", folder / "head.yaml", *stores, f"output_dir={folder / 'head'}")
-    ra_hmd("bank", "create", folder / "bank", "--checkpoint", folder / "head", "--features",
-           folder / "features" / "train", "--reason", "start", "--author", "tests")  # fmt: skip
-    return folder
 
 
 @pytest.fixture(scope="session")
-def served_lmm(stage1_run: Path, memes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served_clip(memes: Path, once: SharedFolders) -> Path:
+    """Folder with `head` (fused, on a tiny CLIP), features/{train,dev,test} and `bank`; copy the bank to change it."""
+
+    def make(folder: Path) -> None:
+        encode_synthetic(memes, folder)
+        (folder / "head.yaml").write_text(
+            "fusion: align\nmap_dim: 16\nproj_dim: 16\nnum_layers: 2\nepochs: 2\nlr: 1.0e-2\n"
+        )
+        stores = [f"{split}={folder}/features/{split}" for split in ("train", "dev")]
+        ra_hmd("train-head", folder / "head.yaml", *stores, f"output_dir={folder / 'head'}")
+        ra_hmd("bank", "create", folder / "bank", "--checkpoint", folder / "head", "--features",
+               folder / "features" / "train", "--reason", "start", "--author", "tests")  # fmt: skip
+
+    return once("served-clip", make)
+
+
+@pytest.fixture(scope="session")
+def served_lmm(stage1_run: Path, memes: Path, once: SharedFolders) -> Path:
     """Folder with `run` (a Stage 1 run on a tiny Qwen2-VL), features/{train,dev,test} and `bank`."""
-    folder = tmp_path_factory.mktemp("served-lmm")
-    shutil.copytree(stage1_run, folder / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
-    for split in ("train", "dev", "test"):
-        ra_hmd("extract", "--checkpoint", folder / "run", "--data", memes / "a", "--split", split, "--workers", "0",
-               "--output", folder / "features" / split)  # fmt: skip
-    ra_hmd("bank", "create", folder / "bank", "--checkpoint", folder / "run", "--features",
-           folder / "features" / "train", "--reason", "start", "--author", "tests")  # fmt: skip
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(stage1_run, folder / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
+        for split in ("train", "dev", "test"):
+            ra_hmd("extract", "--checkpoint", folder / "run", "--data", memes / "a", "--split", split,
+                   "--workers", "0", "--output", folder / "features" / split)  # fmt: skip
+        ra_hmd("bank", "create", folder / "bank", "--checkpoint", folder / "run", "--features",
+               folder / "features" / "train", "--reason", "start", "--author", "tests")  # fmt: skip
+
+    return once("served-lmm", make)
 
 
 @pytest.fixture

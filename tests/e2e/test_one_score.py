@@ -29,7 +29,8 @@ def test_one_score(
 ) -> None:
     folder: Path = request.getfixturevalue(f"served_{kind}")
     bank = Path(shutil.copytree(folder / "bank", tmp_path / "bank"))
-    evaluate(folder / run, folder / "features" / "train", [folder / "features" / "test"], tmp_path / "evaluation",
+    checkpoint = Path(shutil.copytree(folder / run, tmp_path / "checkpoint"))  # `evaluate` records the test set in it
+    evaluate(checkpoint, folder / "features" / "train", [folder / "features" / "test"], tmp_path / "evaluation",
              bootstrap_samples=0, final=True)  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()]
     expected = {line["id"]: {head: line[f"{head}_score"] for head in heads} for line in lines}
@@ -38,12 +39,12 @@ def test_one_score(
     (tmp_path / "memes.jsonl").write_text(
         "".join(json.dumps({"id": one.id, "image": str(one.image), "text": one.text}) + "\n" for one in rows)
     )
-    ra_hmd("predict", "--checkpoint", folder / run, "--bank", bank, "--input", tmp_path / "memes.jsonl",
+    ra_hmd("predict", "--checkpoint", checkpoint, "--bank", bank, "--input", tmp_path / "memes.jsonl",
            "--output", tmp_path / "verdicts.jsonl")  # fmt: skip
     told = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
     by_command = {line["id"]: line["scores"] for line in told}
 
-    service = Service(Detector.from_run(folder / run, bank))
+    service = Service(Detector.from_run(checkpoint, bank))
     desk = BankService.open(service, folder / "features" / "dev")
     app = create_app(service, desk)
     by_api, by_console = {}, {}
