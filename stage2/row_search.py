@@ -17,9 +17,9 @@ from ra_hmd.retrieval.index import (
     IndexMetric,
     SearchIndex,
     build_index,
-    choose,
     list_count,
     resolve_kind,
+    sample_rows,
 )
 from ra_hmd.retrieval.knn import ABSENT, Neighbours, as_matrix
 
@@ -159,7 +159,7 @@ class RowSearch:
         """
         if allowed is not None and len(anchors) < 4 * RECALL_SAMPLE:
             return False
-        sample = anchors[choose(np.random.default_rng(0), len(anchors), RECALL_SAMPLE)]
+        sample = anchors[sample_rows(np.random.default_rng(0), len(anchors), RECALL_SAMPLE)]
         own = np.isin(sample, held if allowed is None else held[allowed])
         return index.tune(RECALL, self._embeddings[sample], own=own, allowed=allowed, most=most)
 

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.bank.bank import Bank, create_bank
-from ra_hmd.bank.versions import Rows
+from ra_hmd.bank.versions import BankRows
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.retrieval.embeddings import Embeddings
 
 SAID = {"author": "ana", "reason": "test"}
 
 
-def make_rows(names: list[str], labels: np.ndarray) -> Rows:
+def make_rows(names: list[str], labels: np.ndarray) -> BankRows:
     """Rows whose other fields tell which they are."""
-    return Rows(
+    return BankRows(
         names,
         np.asarray(labels, dtype=np.int64),
         [f"source of {name}" for name in names],

@@ -19,18 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.bank.backends.base import Store
-from ra_hmd.bank.backends.registry import backend_of, is_bank, store_class  # noqa: F401 - imported from here by others
+from ra_hmd.bank.backends.base import BankBackend
+from ra_hmd.bank.backends.registry import backend_class, backend_of, is_bank  # noqa: F401 - imported from here by others
 from ra_hmd.bank.identical import addition, check_one_label, decided_rows, relabelling, rows_with
-from ra_hmd.bank.versions import Action, Change, Entry, Rows, State, check_entry, check_new
+from ra_hmd.bank.versions import Action, BankRows, BankState, Change, VersionEntry, check_entry, check_new
 from ra_hmd.core.artifacts import plain, run_manifest
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.problem import BINARY, Problem
+from ra_hmd.retrieval.distinct_vectors import ABSENT
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.index import IndexKind, resolve_kind
 from ra_hmd.retrieval.knn import Neighbours, as_matrix, unit_rows
 from ra_hmd.retrieval.nearest import nearest_rows
-from ra_hmd.retrieval.points import ABSENT
 
 FORMAT = 1
 
@@ -46,15 +46,15 @@ class Bank:
         log: Entries of all versions up to this one, oldest first.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: BankBackend) -> None:
         self._store = store
         self.place = store.place
         settings = store.settings
         self.problem = Problem(**settings["problem"])
         self.dimension: int = settings["dimension"]
         self.fingerprint: dict[str, Any] = plain(settings["fingerprint"])
-        self.log: list[Entry] = []
-        self._state = State.start(_label_shape(self.problem))
+        self.log: list[VersionEntry] = []
+        self._state = BankState.start(_label_shape(self.problem))
         self._changes: list[Change] = []
         self._alone = threading.RLock()
         self.refresh()
@@ -78,7 +78,7 @@ class Bank:
                 self._follow(self._store.read(known + 1, newest))
             return self._state.version
 
-    def _follow(self, versions: list[tuple[Entry, Change]]) -> None:
+    def _follow(self, versions: list[tuple[VersionEntry, Change]]) -> None:
         before, self._state = self._state, self._state.after(change for _, change in versions)
         self._changes = [*self._changes, *(change for _, change in versions)]
         self.log = [*self.log, *(entry for entry, _ in versions)]
@@ -148,7 +148,7 @@ class Bank:
 
     # ---------------------------------------------------------------------------------------------- search
 
-    def nearest(self, queries: Embeddings, k: int, *, state: State | None = None) -> Neighbours:
+    def nearest(self, queries: Embeddings, k: int, *, state: BankState | None = None) -> Neighbours:
         """The K nearest rows of this version by cosine; rows are places in `ids` and `labels`.
 
         A query's own id is left out. Similarities are computed anew from the vectors of the candidates, and equal ones
@@ -157,7 +157,7 @@ class Bank:
         Args:
             queries: Q queries.
             k: K.
-            state: Another state of the same rows (`would_be`); then rows are places among those that it has.
+            state: Another state of the same rows (`preview`); then rows are places among those that it has.
 
         Raises:
             UserError: K below 1, another width than the bank's, values that are not finite.
@@ -181,11 +181,11 @@ class Bank:
             places = np.searchsorted(members, rows)
         return Neighbours(np.where(rows == ABSENT, ABSENT, places), similarity)
 
-    def would_be(self, changes: Sequence[Change]) -> State:
+    def preview(self, changes: Sequence[Change]) -> BankState:
         """The state that changes would lead to, without new rows; for `nearest`."""
         return replace(self._state.after(changes), version=self.version, origins=self._state.origins)
 
-    def to_embedded(self, version: int | None = None) -> Embeddings:
+    def to_embeddings(self, version: int | None = None) -> Embeddings:
         """The bank in memory, at this or an earlier version: ids, labels, embeddings as the head made them."""
         with self._alone:
             state = self.at(version)
@@ -193,7 +193,7 @@ class Bank:
             embedding = self._store.embeddings(state, members)
             return Embeddings([state.rows.ids[row] for row in members], state.rows.labels[members], embedding)
 
-    def at(self, version: int | None = None) -> State:
+    def at(self, version: int | None = None) -> BankState:
         """The state at an earlier version (default: the one that is shown).
 
         Raises:
@@ -203,13 +203,13 @@ class Bank:
             return self._state
         if not 1 <= version <= self.version:
             raise UserError(f"{self.place} has versions 1 to {self.version}, not {version}; see `ra-hmd bank log`.")
-        return State.start(_label_shape(self.problem)).after(self._changes[:version])
+        return BankState.start(_label_shape(self.problem)).after(self._changes[:version])
 
     # ---------------------------------------------------------------------------------------------- changes
 
     def add(
-        self, rows: Rows, embedding: np.ndarray, *, author: str, reason: str, relabel_identical: bool = False
-    ) -> Entry:
+        self, rows: BankRows, embedding: np.ndarray, *, author: str, reason: str, relabel_identical: bool = False
+    ) -> VersionEntry:
         """Add memes with embeddings [M, D]; a version.
 
         Args:
@@ -226,11 +226,11 @@ class Bank:
         embedding = check_new(rows, embedding, self.problem, self.dimension)
         return self._commit("add", lambda bank: bank.addition(rows, relabel_identical), author, reason, embedding)
 
-    def addition(self, rows: Rows, relabel_identical: bool = False, state: State | None = None) -> Change:
+    def addition(self, rows: BankRows, relabel_identical: bool = False, state: BankState | None = None) -> Change:
         """The change that `add` would make, of this version or of a state that changes would lead to."""
         return addition(state or self._state, rows, relabel_identical, self.place)
 
-    def remove(self, ids: Sequence[str], *, author: str, reason: str) -> Entry:
+    def remove(self, ids: Sequence[str], *, author: str, reason: str) -> VersionEntry:
         """Remove memes by id; a version.
 
         Raises:
@@ -242,7 +242,9 @@ class Bank:
         """The change that `remove` would make."""
         return Change.of(self._state.rows.labels, removed=np.unique(self._numbers(ids)))
 
-    def relabel(self, labels: Mapping[str, Any], *, author: str, reason: str, relabel_identical: bool = False) -> Entry:
+    def relabel(
+        self, labels: Mapping[str, Any], *, author: str, reason: str, relabel_identical: bool = False
+    ) -> VersionEntry:
         """Give memes other labels, by id; a version. Those that have the label already stay untouched.
 
         Args:
@@ -285,7 +287,7 @@ class Bank:
             found = rows_with(self._state, [content]).get(content, [])
             return np.searchsorted(self._members, found).tolist()
 
-    def rollback(self, version: int, *, author: str, reason: str) -> Entry:
+    def rollback(self, version: int, *, author: str, reason: str) -> VersionEntry:
         """Make a new version that holds what an earlier one held.
 
         Raises:
@@ -309,7 +311,7 @@ class Bank:
         new: np.ndarray | None = None,
         *,
         restores: int | None = None,
-    ) -> Entry:
+    ) -> VersionEntry:
         """Decide on the change with the newest version in view, and make it a version: all of it alone."""
         check_entry(author, reason)
         with self._alone, self._store.writing():
@@ -318,7 +320,7 @@ class Bank:
             if change.empty:
                 raise UserError(f"{self.place} would stay as it is at version {self.version}: nothing was changed.")
             rows = len(self) + len(change.added) - len(change.removed) + len(change.restored)
-            entry = Entry(self.version + 1, action, author, reason, now(), change.counts(rows), restores)
+            entry = VersionEntry(self.version + 1, action, author, reason, now(), change.counts(rows), restores)
             self._store.write(entry, change, new, len(self._state.rows))
             self._follow([(entry, change)])
             return entry
@@ -345,7 +347,7 @@ def open_bank(place: str | Path, *, wait: float = 60.0, **options: Any) -> Bank:
     Raises:
         UserError: no bank there, or one of another format.
     """
-    store = store_class(backend_of(place))(place, wait=wait, **options)
+    store = backend_class(backend_of(place))(place, wait=wait, **options)
     if store.settings.get("format") != FORMAT:
         store.close()
         raise UserError(f"{place} has format {store.settings.get('format')!r}; this version reads {FORMAT}.")
@@ -354,7 +356,7 @@ def open_bank(place: str | Path, *, wait: float = 60.0, **options: Any) -> Bank:
 
 def create_bank(
     place: str | Path,
-    rows: Rows,
+    rows: BankRows,
     embedding: np.ndarray,
     *,
     fingerprint: Mapping[str, Any],
@@ -406,10 +408,10 @@ def create_bank(
         seed=seed,
     )
     change = Change.of(_label_shape(problem), added=rows)
-    entry = Entry(1, "create", author, reason, now(), change.counts(len(rows)))
+    entry = VersionEntry(1, "create", author, reason, now(), change.counts(len(rows)))
     if backend == "milvus":
         options["wait"] = wait
-    store_class(backend).create(place, settings, entry, change, embedding, **options)
+    backend_class(backend).create(place, settings, entry, change, embedding, **options)
     return open_bank(
         place, wait=wait, **options if backend == "faiss" else {k: v for k, v in options.items() if k != "wait"}
     )

@@ -13,13 +13,13 @@ from scipy.stats import binomtest
 
 from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.identical import decided_rows
-from ra_hmd.bank.versions import Change, Rows, State, check_new
+from ra_hmd.bank.versions import BankRows, BankState, Change, check_new
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import decide, official_thresholds
 from ra_hmd.core.problem import UNLABELLED, Problem
+from ra_hmd.retrieval.distinct_vectors import ABSENT
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.knn import Neighbours, unit_rows
-from ra_hmd.retrieval.points import ABSENT
 from ra_hmd.retrieval.voting import Votes, Voting
 
 ABSTAINED = "abstained"
@@ -39,7 +39,7 @@ def verdicts(votes: Votes, problem: Problem, thresholds: np.ndarray | None = Non
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedChange:
     """A change that is not made yet: a rollback, or any of the others together.
 
     Attributes:
@@ -50,7 +50,7 @@ class Planned:
         relabel_identical: Whether all rows of a meme that is added or relabelled get its label.
     """
 
-    add: tuple[Rows, np.ndarray] | None = None
+    add: tuple[BankRows, np.ndarray] | None = None
     remove: Sequence[str] = ()
     relabel: Mapping[str, Any] = field(default_factory=dict)
     rollback: int | None = None
@@ -76,13 +76,13 @@ class Planned:
         both = sorted(set(self.remove) & set(self.relabel))
         raise_all([f"id {name!r}" for name in both], "These would be removed and relabelled")
         if self.add is not None:
-            added = bank.addition(self.add[0], self.relabel_identical, bank.would_be(changes))
-            changes.append(replace(added, added=Rows.none(added.added.labels)))
+            added = bank.addition(self.add[0], self.relabel_identical, bank.preview(changes))
+            changes.append(replace(added, added=BankRows.none(added.added.labels)))
         return changes
 
 
 def effect(
-    bank: Bank, queries: Embeddings, planned: Planned, voting: Voting, thresholds: np.ndarray | None = None
+    bank: Bank, queries: Embeddings, planned: PlannedChange, voting: Voting, thresholds: np.ndarray | None = None
 ) -> dict[str, Any]:
     """Verdicts with the bank as it is and as it would be; `thresholds` [C] of the scores, by default the official ones.
 
@@ -99,7 +99,7 @@ def effect(
     before = voting.vote(bank.nearest(queries, voting.topk), bank.labels, bank.problem)
     after = voting.vote(*_changed(bank, queries, planned, voting.topk), bank.problem)
     old = _overruled(verdicts(before, bank.problem, thresholds), queries, _labels_of_decided(bank.at()))
-    decided = _labels_of_decided(bank.would_be(planned.changes(bank)))
+    decided = _labels_of_decided(bank.preview(planned.changes(bank)))
     if planned.add is not None:
         rows = planned.add[0]
         known = zip(rows.contents, rows.labels.tolist(), rows.decided, strict=True)
@@ -130,9 +130,9 @@ def effect(
     }
 
 
-def _changed(bank: Bank, queries: Embeddings, planned: Planned, k: int) -> tuple[Neighbours, np.ndarray]:
+def _changed(bank: Bank, queries: Embeddings, planned: PlannedChange, k: int) -> tuple[Neighbours, np.ndarray]:
     """Neighbours in, and labels of, the bank as it would be: its rows in their places, then the new ones."""
-    state = bank.would_be(planned.changes(bank))
+    state = bank.preview(planned.changes(bank))
     near, labels = bank.nearest(queries, k, state=state), state.rows.labels[state.alive]
     if planned.add is None:
         return near, labels
@@ -159,7 +159,7 @@ def _with_new(
     return Neighbours(rows, similarity)
 
 
-def _labels_of_decided(state: State) -> dict[str, Any]:
+def _labels_of_decided(state: BankState) -> dict[str, Any]:
     """Content → the label with which a person's decision answers it."""
     return {content: state.rows.labels[row].tolist() for content, row in decided_rows(state).items()}
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.bank.bank import Bank, now
-from ra_hmd.bank.versions import Rows
+from ra_hmd.bank.versions import BankRows
 from ra_hmd.core.artifacts import plain, sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
@@ -49,7 +49,7 @@ class EmbeddedFeatures:
     problem: Problem
     fingerprint: dict[str, Any]
 
-    def rows(self, source: str | None = None, note: str = "", *, decided: bool = True) -> Rows:
+    def rows(self, source: str | None = None, note: str = "", *, decided: bool = True) -> BankRows:
         """As rows of a bank.
 
         Args:
@@ -60,7 +60,7 @@ class EmbeddedFeatures:
         """
         features, moment = self.features, now()
         extras = features.extras or [{}] * len(features)
-        return Rows(
+        return BankRows(
             ids=features.ids,
             labels=features.labels,
             sources=[well_formed(str(self.place) if source is None else source)] * len(features),

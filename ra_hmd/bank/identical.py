@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ra_hmd.bank.versions import Change, Rows, State, differing
+from ra_hmd.bank.versions import BankRows, BankState, Change, differing
 from ra_hmd.core.errors import UserError, raise_all
 
 REMEDY = (
@@ -23,7 +23,7 @@ class Contradicts(UserError):
     """The bank holds the same picture and caption with another label. Nothing was changed."""
 
 
-def decided_rows(state: State) -> dict[str, int]:
+def decided_rows(state: BankState) -> dict[str, int]:
     """Content → number of the row that answers it; without contents on which decisions contradict each other."""
     found: dict[str, int] = {}
     open_to_doubt = set()
@@ -35,7 +35,7 @@ def decided_rows(state: State) -> dict[str, int]:
     return {content: row for content, row in found.items() if content not in open_to_doubt}
 
 
-def rows_with(state: State, contents: Sequence[str]) -> dict[str, list[int]]:
+def rows_with(state: BankState, contents: Sequence[str]) -> dict[str, list[int]]:
     """Content → numbers of the state's rows that have it; of those that are asked for, without the empty one."""
     wanted = set(contents) - {""}
     found: dict[str, list[int]] = {}
@@ -45,7 +45,7 @@ def rows_with(state: State, contents: Sequence[str]) -> dict[str, list[int]]:
     return found
 
 
-def check_one_label(rows: Rows) -> None:
+def check_one_label(rows: BankRows) -> None:
     """Raise `UserError` where two of the rows are the same meme with different labels."""
     first: dict[str, int] = {}
     wrong = [
@@ -56,7 +56,7 @@ def check_one_label(rows: Rows) -> None:
     raise_all(wrong, "These are the same picture and caption with different labels; decide on one label")
 
 
-def addition(state: State, rows: Rows, relabel_identical: bool, place: object) -> Change:
+def addition(state: BankState, rows: BankRows, relabel_identical: bool, place: object) -> Change:
     """The change that adds rows to a state.
 
     Args:
@@ -85,7 +85,7 @@ def addition(state: State, rows: Rows, relabel_identical: bool, place: object) -
 
 
 def relabelling(
-    state: State, numbers: np.ndarray, labels: np.ndarray, relabel_identical: bool, place: object
+    state: BankState, numbers: np.ndarray, labels: np.ndarray, relabel_identical: bool, place: object
 ) -> Change:
     """The change that gives rows of a state, by number [M], other labels; those that have them stay untouched.
 
@@ -102,7 +102,7 @@ def relabelling(
     known, blank = state.rows, [""] * len(numbers)
     ids = [known.ids[row] for row in numbers]
     contents = [known.contents[row] for row in numbers]
-    named = Rows(ids, labels, blank, blank, blank, np.zeros(len(numbers), np.uint64), contents)
+    named = BankRows(ids, labels, blank, blank, blank, np.zeros(len(numbers), np.uint64), contents)
     check_one_label(named)
     differs = differing(known.labels[numbers], labels)
     changed = [content if differs[meme] else "" for meme, content in enumerate(contents)]
@@ -112,7 +112,7 @@ def relabelling(
     return Change.of(labels, relabelled=rows, new_labels=labels[memes])
 
 
-def _contradicting(state: State, memes: Rows, relabel: bool, place: object) -> dict[int, int]:
+def _contradicting(state: BankState, memes: BankRows, relabel: bool, place: object) -> dict[int, int]:
     """Rows of a state that hold one of the memes under another id with another label → which of the memes.
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ra_hmd.bank.versions import Change, Entry
+from ra_hmd.bank.versions import Change, VersionEntry
 from ra_hmd.core.artifacts import atomic_path
 
 EVERY = 64
@@ -20,7 +20,7 @@ MOST_ROWS = 1024  # a version that touches more rows is read from its own file, 
 _KEY = b"ra_hmd"
 
 
-def write_checkpoint(path: Path, versions: Mapping[int, tuple[Entry, Change]]) -> None:
+def write_checkpoint(path: Path, versions: Mapping[int, tuple[VersionEntry, Change]]) -> None:
     """Write those of the versions, by number, that are small; the file appears in one step."""
     tables = [(entry, change.to_table()) for entry, change in versions.values()]
     small = [(entry, table) for entry, table in tables if len(table) <= MOST_ROWS]
@@ -34,7 +34,7 @@ def write_checkpoint(path: Path, versions: Mapping[int, tuple[Entry, Change]]) -
         pq.write_table(joined, temporary, compression="lz4")
 
 
-def read_checkpoint(path: Path, *, multi_label: bool) -> dict[int, tuple[Entry, Change]]:
+def read_checkpoint(path: Path, *, multi_label: bool) -> dict[int, tuple[VersionEntry, Change]]:
     """Number → version of those that a checkpoint holds; none where it is missing or damaged."""
     try:
         table = pq.read_table(path, use_threads=False)
@@ -45,7 +45,7 @@ def read_checkpoint(path: Path, *, multi_label: bool) -> dict[int, tuple[Entry, 
         if bounds[-1] != len(table):
             return {}
         changes = Change.several(table, bounds, multi_label=multi_label)
-        entries = [Entry(**entry) for entry in about["entries"]]
+        entries = [VersionEntry(**entry) for entry in about["entries"]]
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return {}
     return {entry.version: (entry, change) for entry, change in zip(entries, changes, strict=True)}

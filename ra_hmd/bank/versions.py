@@ -24,7 +24,7 @@ _OPERATIONS = ("add", "remove", "restore", "relabel")
 
 
 @dataclass(frozen=True)
-class Entry:
+class VersionEntry:
     """One line of the log.
 
     Attributes:
@@ -51,7 +51,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Rows:
+class BankRows:
     """What is known of M memes, apart from their embeddings.
 
     Attributes:
@@ -85,16 +85,16 @@ class Rows:
         return len(self.ids)
 
     @classmethod
-    def none(cls, labels: np.ndarray) -> "Rows":
+    def none(cls, labels: np.ndarray) -> "BankRows":
         """No row, with labels of the shape that `labels` has."""
         return cls([], labels[:0], [], [], [], np.zeros(0, np.uint64))
 
-    def plus(self, others: Sequence["Rows"]) -> "Rows":
+    def plus(self, others: Sequence["BankRows"]) -> "BankRows":
         """These rows, then the others'."""
         parts = [self, *others]
         lists = {name: list(chain.from_iterable(getattr(part, name) for part in parts)) for name in _LISTS}
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
-        return Rows(**lists, **arrays)
+        return BankRows(**lists, **arrays)
 
 
 _LISTS = ("ids", "sources", "notes", "times", "contents")
@@ -114,7 +114,7 @@ class Change:
         new_decided: bool [M], whether a person gave them these. Default: yes.
     """
 
-    added: Rows
+    added: BankRows
     removed: np.ndarray
     restored: np.ndarray
     relabelled: np.ndarray
@@ -130,7 +130,7 @@ class Change:
         """A change with the given parts, the others empty; `labels` shows what shape labels have."""
         empty = np.zeros(0, np.int64)
         whole = {
-            "added": Rows.none(labels),
+            "added": BankRows.none(labels),
             "removed": empty,
             "restored": empty,
             "relabelled": empty,
@@ -211,7 +211,7 @@ class Change:
                 first + np.flatnonzero(operation[first:last] == code) for code in range(len(_OPERATIONS))
             )
             end = first + len(add)  # what is added comes first
-            added = Rows(
+            added = BankRows(
                 labels=labels[first:end],
                 image_hashes=hashes[first:end],
                 decided=decided[first:end],
@@ -223,7 +223,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class State:
+class BankState:
     """All rows that were ever added, up to a version.
 
     Attributes:
@@ -234,16 +234,16 @@ class State:
     """
 
     version: int
-    rows: Rows
+    rows: BankRows
     alive: np.ndarray
     origins: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
 
     @classmethod
-    def start(cls, labels: np.ndarray) -> "State":
+    def start(cls, labels: np.ndarray) -> "BankState":
         """Before the first version; `labels` shows what shape labels have."""
-        return cls(0, Rows.none(labels), np.zeros(0, bool))
+        return cls(0, BankRows.none(labels), np.zeros(0, bool))
 
-    def after(self, changes: Iterable[Change]) -> "State":
+    def after(self, changes: Iterable[Change]) -> "BankState":
         """The state some versions later."""
         changes = list(changes)
         rows = self.rows.plus([change.added for change in changes])
@@ -258,9 +258,9 @@ class State:
             labels[change.relabelled] = change.new_labels
             decided[change.relabelled] = change.new_decided
         rows = replace(rows, labels=labels, decided=decided)
-        return State(self.version + len(changes), rows, alive, np.array(origins, dtype=np.int64))
+        return BankState(self.version + len(changes), rows, alive, np.array(origins, dtype=np.int64))
 
-    def back_to(self, old: "State") -> Change:
+    def back_to(self, old: "BankState") -> Change:
         """The change that makes the bank hold what it held at an earlier state."""
         before = np.zeros(len(self.alive), bool)
         before[: len(old.alive)] = old.alive
@@ -294,7 +294,7 @@ def check_entry(author: str, reason: str) -> None:
     raise_all(problems, "The change cannot be entered in the log")
 
 
-def check_new(rows: Rows, embedding: np.ndarray, problem: Problem, dimension: int) -> np.ndarray:
+def check_new(rows: BankRows, embedding: np.ndarray, problem: Problem, dimension: int) -> np.ndarray:
     """The embeddings of new rows as float32 [M, D].
 
     Raises:

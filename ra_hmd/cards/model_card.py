@@ -13,7 +13,7 @@ from ra_hmd.evaluation.provenance import describe_head, describe_store
 from ra_hmd.evaluation.report.sections import vote_text
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, read_head_config
 from ra_hmd.retrieval.voting import Voting
-from ra_hmd.scoring.operating_point import Decision, read_decision
+from ra_hmd.scoring.operating_point import OperatingPoint, read_operating_point
 
 if TYPE_CHECKING:
     from ra_hmd.cards.render import CardMetadata
@@ -60,7 +60,7 @@ def model_facts(folder: Path, reports: Sequence[str | Path], stated: "CardMetada
         raise UserError(f"{path} is of kind {manifest.get('kind')!r}; there are cards of {', '.join(_KINDS)}.")
     head, system = read_head_config(folder), describe_head(folder)
     sha256 = sha256_file(folder / HEAD_WEIGHTS)
-    decision = read_decision(folder)
+    decision = read_operating_point(folder)
     found = [entry for report in reports for entry in read_report(report, sha256, head.problem)]
     name = stated.name or short(system["name"])
     official = manifest.get("official")
@@ -178,7 +178,7 @@ def _duration(folder: Path) -> float | None:
     return read_json(path).get("train_runtime") if path.is_file() else None
 
 
-def _decision(decision: Decision) -> dict[str, Any]:
+def _decision(decision: OperatingPoint) -> dict[str, Any]:
     rows = []
     for head, rule in decision.rules.items():
         values = decision.values[head]
@@ -194,7 +194,7 @@ def _decision(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _banks(decision: Decision | None, reports: Sequence[Mapping[str, Any]]) -> Markdown | None:
+def _banks(decision: OperatingPoint | None, reports: Sequence[Mapping[str, Any]]) -> Markdown | None:
     """States of the banks that voted; None where no file names one."""
     used = [] if decision is None else [("choosing thresholds", decision.bank)]
     used += [(f"evaluation on {entry['title']}", entry["bank_state"]) for entry in reports]

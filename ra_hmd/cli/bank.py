@@ -14,7 +14,7 @@ from ra_hmd.core.errors import UserError
 
 if TYPE_CHECKING:
     from ra_hmd.bank.bank import Bank
-    from ra_hmd.bank.versions import Entry
+    from ra_hmd.bank.versions import VersionEntry
     from ra_hmd.core.problem import Problem
     from ra_hmd.retrieval.voting import Voting
 
@@ -230,12 +230,12 @@ def search_command(
 ) -> None:
     """Judge memes by their nearest neighbours, and show these."""
     from ra_hmd.bank.search import print_evidence, search_evidence
-    from ra_hmd.scoring.operating_point import read_decision
+    from ra_hmd.scoring.operating_point import read_operating_point
     from ra_hmd.scoring.reference_set import vote_rule
 
     voting = _voting(topk, weights, min_similarity, prior_correction)
     with _open(bank, wait, lock, token) as opened:
-        rule, notes = vote_rule(opened, read_decision(checkpoint), voting)
+        rule, notes = vote_rule(opened, read_operating_point(checkpoint), voting)
         command = shlex.join(["ra-hmd", *sys.argv[1:]])
         evidence = search_evidence(opened, checkpoint, queries, voting, rule.thresholds, final=final, command=command)
     for note in notes:
@@ -272,11 +272,11 @@ def effect_command(
     token: Token = None,
 ) -> None:
     """Show which verdicts a change would flip, by the head's stored threshold where it holds. Nothing is changed."""
-    from ra_hmd.bank.change_impact import Planned, effect
+    from ra_hmd.bank.change_impact import PlannedChange, effect
     from ra_hmd.bank.embed_features import embed_store
     from ra_hmd.bank.search import print_effect
     from ra_hmd.features.test_lock import open_labels
-    from ra_hmd.scoring.operating_point import read_decision
+    from ra_hmd.scoring.operating_point import read_operating_point
     from ra_hmd.scoring.reference_set import vote_rule
 
     voting = _voting(topk, weights, min_similarity, prior_correction)
@@ -295,8 +295,8 @@ def effect_command(
                 found.check_for(opened)
         added = (new.rows(), new.embedded.embedding) if new else None
         labels = _labels(relabel or [], opened.problem)
-        planned = Planned(added, remove or [], labels, rollback, relabel_identical)
-        rule, notes = vote_rule(opened, read_decision(checkpoint), voting)
+        planned = PlannedChange(added, remove or [], labels, rollback, relabel_identical)
+        rule, notes = vote_rule(opened, read_operating_point(checkpoint), voting)
         result = effect(opened, asked.embedded, planned, voting, rule.thresholds)
     for note in notes:
         typer.echo(note, err=True)
@@ -336,7 +336,7 @@ def _login() -> str:
         raise UserError("This account has no login name; give --author.") from error
 
 
-def _say(entry: "Entry", bank: str) -> None:
+def _say(entry: "VersionEntry", bank: str) -> None:
     change = ", ".join(f"{count} {what}" for what, count in entry.counts.items() if count and what != "rows")
     print(f"{bank}: version {entry.version}, {change or 'no rows'}; {entry.counts['rows']} rows")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.bank.bank import now
-from ra_hmd.bank.versions import Entry
+from ra_hmd.bank.versions import VersionEntry
 from ra_hmd.console.review_queue import SOURCE
 from ra_hmd.console.reviews import Decision, Review, Reviews
 from ra_hmd.core.errors import UserError, raise_all
@@ -114,7 +114,7 @@ class Moderation:
         """What going back to a version would do; nothing is changed. Raises `UserError` where it cannot be done."""
         return Plan(version, None, self.desk.version(), self.desk.rollback_effect(version))
 
-    def correct(self, subject: Subject, plan: Plan | None, author: str, reason: str, note: str = "") -> Entry:
+    def correct(self, subject: Subject, plan: Plan | None, author: str, reason: str, note: str = "") -> VersionEntry:
         """Carry a plan out; a version of the bank, and a line of the reviews.
 
         Raises:
@@ -136,7 +136,7 @@ class Moderation:
             self.record(subject, "correct", plan.label, author, entry.version, plan.rows)
             return entry
 
-    def rollback(self, version: int, plan: Plan | None, author: str, reason: str) -> Entry:
+    def rollback(self, version: int, plan: Plan | None, author: str, reason: str) -> VersionEntry:
         """Go back to a version whose effect was shown; a new version. Raises `UserError` as `correct` does."""
         reason = self._said(plan, version, reason)
         assert plan is not None

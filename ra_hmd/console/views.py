@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ra_hmd.bank.versions import Entry
+from ra_hmd.bank.versions import VersionEntry
 from ra_hmd.console.labels import HEADS, ClassNames, number
 from ra_hmd.console.moderation import Plan
 from ra_hmd.console.review_queue import threshold_probabilities
@@ -111,7 +111,7 @@ class Views:
             else f"Add this meme to the bank as “{self.names(plan.label)}”")  # fmt: skip
         return render("effect.html", what=what, effect=plan.effect, flips=shown, counts=counts)
 
-    def history(self, log: list[Entry]) -> str:
+    def history(self, log: list[VersionEntry]) -> str:
         """The bank's versions, newest first."""
         return render("history.html", log=log[::-1])
 

@@ -36,15 +36,15 @@ from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, MemeHead, has_head, l
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import VoteWeights, Voting
 from ra_hmd.scoring.operating_point import (
-    Decision,
-    apply_decision,
+    OperatingPoint,
+    apply_operating_point,
     check_dev,
     check_judged,
-    choose_decision,
+    choose_operating_point,
     dev_rows,
-    read_decision,
+    read_operating_point,
 )
-from ra_hmd.scoring.reference_set import Examples, open_examples, standing_of
+from ra_hmd.scoring.reference_set import ReferenceSet, match_reference_set, open_reference_set
 from ra_hmd.scoring.scores import ScoredSet, score_set
 from ra_hmd.scoring.threshold_basis import content_of
 
@@ -186,7 +186,7 @@ def _dev(plan: Plan, stores: Mapping[Path, Features], problem: Problem) -> tuple
         return rows, left_out
     if plan.choice.thresholds == "stored":
         for checkpoint in plan.checkpoints.values():
-            decision = read_decision(checkpoint)
+            decision = read_operating_point(checkpoint)
             for path, ids in queries.items() if decision is not None else ():
                 check_judged(decision, path, ids)
     return None
@@ -203,10 +203,10 @@ def _evaluate_one(
 ) -> Evaluation:
     """Everything about one head."""
     checkpoint, problem = plan.checkpoints[name], head.config.problem
-    examples = open_examples(plan.bank, stores, head, checkpoint, in_memory=plan.update is not None)
+    examples = open_reference_set(plan.bank, stores, head, checkpoint, in_memory=plan.update is not None)
     added = Embeddings.of(stores[plan.update], head) if plan.update is not None else None
     decision = _decision(plan, checkpoint, head, dev, examples)
-    standing = standing_of(examples, None if decision is None else decision.bank)
+    standing = match_reference_set(examples, None if decision is None else decision.bank)
     sets = [
         score_set(name, path, stores[path], head, examples.rows, plan.voting) for name, path in plan.queries.items()
     ]
@@ -216,7 +216,7 @@ def _evaluate_one(
     _add_before(result, plan, stores, head)
     for scored in track([(len(scored), scored) for scored in sets], "Evaluating", sum(map(len, sets)), "memes"):
         if decision is not None:
-            apply_decision(decision, scored, standing, plan.voting)
+            apply_operating_point(decision, scored, standing, plan.voting)
         result.metrics[scored.name] = _head_metrics(scored, plan.samples, plan.seed)
         result.evidence[scored.name] = find_evidence(scored, examples.rows)
         result.analysis[scored.name] = analyse(
@@ -233,15 +233,15 @@ def _evaluate_one(
 
 
 def _decision(
-    plan: Plan, checkpoint: Path, head: MemeHead, dev: tuple[Features, list[str]] | None, examples: Examples
-) -> Decision | None:
+    plan: Plan, checkpoint: Path, head: MemeHead, dev: tuple[Features, list[str]] | None, examples: ReferenceSet
+) -> OperatingPoint | None:
     """What dev decides now, stored beside the head, or what is stored there."""
     choice = plan.choice
     if choice.dev is None or dev is None:
-        return read_decision(checkpoint) if choice.thresholds == "stored" else None
+        return read_operating_point(checkpoint) if choice.thresholds == "stored" else None
     place, (rows, left_out) = Path(choice.dev), dev
     scored = score_set("dev", place, rows, head, examples.rows, plan.voting)
-    decision = choose_decision(
+    decision = choose_operating_point(
         scored, place, rows, left_out=left_out, head=checkpoint,
         bank={**examples.state, "content": content_of(examples.in_memory())}, voting=plan.voting,
         criterion=choice.criterion, calibration=choice.calibration,
@@ -308,7 +308,9 @@ def _notes(result: Evaluation, added: Embeddings | None) -> list[str]:
     return notes
 
 
-def _manifest(result: Evaluation, plan: Plan, examples: Examples, stores: Mapping[Path, Features]) -> dict[str, Any]:
+def _manifest(
+    result: Evaluation, plan: Plan, examples: ReferenceSet, stores: Mapping[Path, Features]
+) -> dict[str, Any]:
     arguments = {
         "checkpoint": result.checkpoint,
         "bank": plan.bank,

@@ -10,8 +10,8 @@ from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.evidence import plain_score, vote_evidence
-from ra_hmd.scoring.operating_point import Decision
-from ra_hmd.scoring.scores import Bank, ScoredSet
+from ra_hmd.scoring.operating_point import OperatingPoint
+from ra_hmd.scoring.scores import LabelledIndex, ScoredSet
 
 
 @dataclass
@@ -44,10 +44,10 @@ class Evaluation:
     checkpoint: Path
     problem: Problem
     bank_place: Path | str
-    bank: Bank
+    bank: LabelledIndex
     voting: Voting
     opened: dict[str, Any]
-    decision: Decision | None
+    decision: OperatingPoint | None
     sets: list[ScoredSet]
     metrics: dict[str, dict[str, dict[str, dict[str, float | None]]]]
     samples: int
@@ -68,7 +68,7 @@ class Evaluation:
         return self.bank.embedding if isinstance(self.bank, Embeddings) else None
 
 
-def find_evidence(scored: ScoredSet, bank: Bank, memes: int = 5) -> list[dict[str, Any]]:
+def find_evidence(scored: ScoredSet, bank: LabelledIndex, memes: int = 5) -> list[dict[str, Any]]:
     """For the first `memes` of a set: every head's score, and the neighbours behind the KNN vote (`vote_evidence`).
 
     `rkc_class` is None where the vote abstained.

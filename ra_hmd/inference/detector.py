@@ -32,7 +32,7 @@ from ra_hmd.models.head import HEAD_WEIGHTS
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.evidence import plain_score, vote_evidence
 from ra_hmd.scoring.scorer import Scorer
-from ra_hmd.scoring.scores import Rule, ScoredSet
+from ra_hmd.scoring.scores import DecisionRule, ScoredSet
 
 
 def _decider(scorer: Scorer, head: Head | None, abstain: float) -> Head:
@@ -236,7 +236,7 @@ class Detector:
         """bool [Q], memes whose probability is in the band around the threshold's."""
         if not self.abstain:
             return np.zeros(len(scored), dtype=bool)
-        rule: Rule = scored.rules[self.head]
+        rule: DecisionRule = scored.rules[self.head]
         limit = rule.calibration.apply(rule.thresholds[None, :], self.head, self.problem)
         return np.abs(probabilities - limit)[:, 0] < self.abstain
 

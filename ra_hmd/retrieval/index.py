@@ -309,7 +309,7 @@ def build_index(
     index.add(rows)
     sample = rows if queries is None else np.ascontiguousarray(queries, dtype=np.float32)
     if kind != "flat" and recall_target is not None:
-        sample = sample[choose(rng, len(sample), RECALL_SAMPLE)]
+        sample = sample[sample_rows(rng, len(sample), RECALL_SAMPLE)]
         index.tune(recall_target, sample, own=np.full(len(sample), queries is None))
     return index
 
@@ -329,7 +329,7 @@ def _empty(rows: np.ndarray, kind: str, metric: IndexMetric, rng: np.random.Gene
     lists = list_count(len(rows))
     index = faiss.IndexIVFFlat(faiss.IndexFlat(width, code), width, lists, code)
     index.cp.seed = seed
-    index.train(rows[choose(rng, len(rows), lists * TRAIN_PER_LIST)])
+    index.train(rows[sample_rows(rng, len(rows), lists * TRAIN_PER_LIST)])
     index.set_direct_map_type(faiss.DirectMap.Array)  # to give vectors back by row
     return index
 
@@ -339,7 +339,7 @@ def list_count(rows: int) -> int:
     return max(1, min(round(2 * rows**0.5), rows // TRAIN_PER_LIST))
 
 
-def choose(rng: np.random.Generator, total: int, count: int) -> np.ndarray:
+def sample_rows(rng: np.random.Generator, total: int, count: int) -> np.ndarray:
     """`count` of `total` numbers in rising order, or all."""
     return np.sort(rng.choice(total, count, replace=False)) if total > count else np.arange(total)
 

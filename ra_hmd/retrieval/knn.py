@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ra_hmd.core.errors import UserError
+from ra_hmd.retrieval.distinct_vectors import ABSENT, DistinctVectors, VectorRows
 from ra_hmd.retrieval.index import IndexKind, build_index
-from ra_hmd.retrieval.nearest import Metric, Searched, nearest_rows
-from ra_hmd.retrieval.points import ABSENT, Members, Points
+from ra_hmd.retrieval.nearest import CandidateIndex, Metric, nearest_rows
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,15 @@ def search(
         own, codes, excludable = _id_codes(query_ids, bank_ids)
     if metric == "cos":
         queries, bank = unit_rows(queries), unit_rows(bank)
-    points = Points()
+    points = DistinctVectors()
     point, distinct = points.number(bank)
     vectors = bank if len(distinct) == len(bank) else bank[distinct]
     kind = "flat" if not len(bank) else index
     built = build_index(vectors, metric="l2" if metric == "l2" else "ip", kind=kind, queries=queries)
-    searched = Searched(
+    searched = CandidateIndex(
         lambda asked, depth: built.search(asked, depth)[0],
         vectors.__getitem__,
-        Members.of(point, len(points)),
+        VectorRows.of(point, len(points)),
         metric,
         float(np.linalg.norm(vectors, axis=1).max(initial=0.0)),
     )

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from ra_hmd.retrieval.points import ABSENT, Members
+from ra_hmd.retrieval.distinct_vectors import ABSENT, VectorRows
 
 Metric = Literal["cos", "ip", "l2"]
 
@@ -25,7 +25,7 @@ _FEW = 16  # FAISS computes so few queries one by one: what it finds for one dep
 
 
 @dataclass(frozen=True)
-class Searched:
+class CandidateIndex:
     """What is searched.
 
     Attributes:
@@ -39,13 +39,13 @@ class Searched:
 
     candidates: Callable[[np.ndarray, int], np.ndarray]
     vectors: Callable[[np.ndarray], np.ndarray]
-    members: Members
+    members: VectorRows
     metric: Metric = "cos"
     longest: float = 1.0
 
 
 def nearest_rows(
-    searched: Searched,
+    searched: CandidateIndex,
     queries: np.ndarray,
     k: int,
     *,
@@ -84,7 +84,7 @@ def nearest_rows(
 class _Search:
     """One call of `nearest_rows`; `wanted` members are enough to have K that are not the query's own."""
 
-    searched: Searched
+    searched: CandidateIndex
     codes: np.ndarray | None
     k: int
     wanted: int

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.core.problem import Problem
-from ra_hmd.scoring.scores import Bank, ScoredSet
+from ra_hmd.scoring.scores import LabelledIndex, ScoredSet
 
 
-def vote_evidence(scored: ScoredSet, bank: Bank, memes: int | None = None) -> Iterator[list[dict[str, Any]]]:
+def vote_evidence(scored: ScoredSet, bank: LabelledIndex, memes: int | None = None) -> Iterator[list[dict[str, Any]]]:
     """For each meme of a set (of the first `memes`): the neighbours behind the KNN vote, the nearest first.
 
     A neighbour's `vote` is what it adds to the score (the votes add up to it), of several classes a list; its `share`

@@ -19,8 +19,8 @@ from ra_hmd.features.test_lock import open_labels, split_name, store_digest
 from ra_hmd.models.head import HEAD_WEIGHTS
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.calibration import UNCALIBRATED, Calibration, CalibrationKind, Uncalibrated, fit_calibration
-from ra_hmd.scoring.scores import Rule, ScoredSet
-from ra_hmd.scoring.threshold_basis import Standing
+from ra_hmd.scoring.scores import DecisionRule, ScoredSet
+from ra_hmd.scoring.threshold_basis import BankMatch
 from ra_hmd.scoring.thresholds import Criterion, best_thresholds, criterion_of
 
 DECISION_NAME = "decision.json"
@@ -28,7 +28,7 @@ UNDECIDED = "The threshold is the official one, and scores are taken for probabi
 
 
 @dataclass(frozen=True)
-class Decision:
+class OperatingPoint:
     """Thresholds and calibration of each head, and what they hold for.
 
     Attributes:
@@ -51,7 +51,7 @@ class Decision:
     bank: Mapping[str, Any]
     voting: Mapping[str, Any]
     dev: Mapping[str, Any]
-    rules: Mapping[Head, Rule]
+    rules: Mapping[Head, DecisionRule]
     values: Mapping[Head, Mapping[str, float]]
     uncalibrated: Mapping[Head, str] = field(default_factory=dict)
 
@@ -74,7 +74,7 @@ class Decision:
         )  # fmt: skip
 
 
-def read_decision(head: str | Path) -> Decision | None:
+def read_operating_point(head: str | Path) -> OperatingPoint | None:
     """The decision stored beside a head, or None where there is none.
 
     Raises:
@@ -94,8 +94,17 @@ def read_decision(head: str | Path) -> Decision | None:
                 rules[name] = replace(rules[name], calibration=UNCALIBRATED)
                 uncalibrated[name] = "its stored map falls: on dev a higher score went with fewer memes of class 1"
         values = {name: dict(item.dev) for name, item in stored.heads.items()}
-        decision = Decision(stored.criterion, Problem(**stored.problem), stored.head_sha256, stored.bank, stored.voting,
-                            stored.dev, rules, values, uncalibrated)  # fmt: skip
+        decision = OperatingPoint(
+            stored.criterion,
+            Problem(**stored.problem),
+            stored.head_sha256,
+            stored.bank,
+            stored.voting,
+            stored.dev,
+            rules,
+            values,
+            uncalibrated,
+        )
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a decision file ({error!r}); remove it and run with `--dev` again.") from error
     if decision.head_sha256 != sha256_file(Path(head) / HEAD_WEIGHTS):
@@ -106,10 +115,10 @@ def read_decision(head: str | Path) -> Decision | None:
     return decision
 
 
-def _read_rule(item: Mapping[str, Any]) -> Rule:
+def _read_rule(item: Mapping[str, Any]) -> DecisionRule:
     parameters = dict(item["calibration"])
     kind = parameters.pop("kind")
-    return Rule(np.array(item["thresholds"], dtype=np.float64), Calibration(kind, parameters), chosen=True)
+    return DecisionRule(np.array(item["thresholds"], dtype=np.float64), Calibration(kind, parameters), chosen=True)
 
 
 def check_dev(place: str | Path, features: Features, problem: Problem) -> None:
@@ -123,7 +132,7 @@ def check_dev(place: str | Path, features: Features, problem: Problem) -> None:
         raise UserError(f"--dev {place} has memes of class {features.labels[0]} only; a threshold needs both classes.")
 
 
-def choose_decision(
+def choose_operating_point(
     scored: ScoredSet,
     place: str | Path,
     features: Features,
@@ -134,7 +143,7 @@ def choose_decision(
     voting: Voting,
     criterion: Criterion,
     calibration: CalibrationKind,
-) -> Decision:
+) -> OperatingPoint:
     """Choose thresholds and fit calibrations on a scored dev set; what the RKC abstains on takes no part in its own.
 
     Args:
@@ -143,7 +152,7 @@ def choose_decision(
         features: Its rows.
         left_out: Ids of its store that were left out.
         head: Folder of the head.
-        bank: State and content of the bank, see `Decision`.
+        bank: State and content of the bank, see `OperatingPoint`.
         voting: The vote.
         criterion: What the thresholds must be best at.
         calibration: Which map to fit.
@@ -154,7 +163,7 @@ def choose_decision(
     problem, rules, values, uncalibrated = scored.problem, {}, {}, {}
     for name, scores in scored.scores.items():
         used = ~scored.abstained if name == "rkc" else np.ones(len(scored), dtype=bool)
-        labels, official = scored.labels[used], Rule.official(name, problem)
+        labels, official = scored.labels[used], DecisionRule.official(name, problem)
         if not used.any() or (problem.kind == "binary" and len(np.unique(labels)) < 2):
             raise UserError(
                 f"{place}: the vote abstains on {int((~used).sum())} of {len(used)} memes, and those left are of one "
@@ -164,7 +173,7 @@ def choose_decision(
         fitted = fit_calibration(calibration, scores[used], labels, name, problem)
         if isinstance(fitted, Uncalibrated):
             fitted, uncalibrated[name] = UNCALIBRATED, fitted.why
-        rules[name] = Rule(thresholds, fitted, chosen=True)
+        rules[name] = DecisionRule(thresholds, fitted, chosen=True)
         values[name] = {
             key: criterion_of(criterion, decide(scores[used], tried, problem), labels, problem)
             for key, tried in (("official", official.thresholds), ("chosen", thresholds))
@@ -178,14 +187,14 @@ def choose_decision(
         "left_out": list(left_out),
     }
     weights = sha256_file(Path(head) / HEAD_WEIGHTS)
-    return Decision(criterion, problem, weights, dict(bank), asdict(voting), dev, rules, values, uncalibrated)
+    return OperatingPoint(criterion, problem, weights, dict(bank), asdict(voting), dev, rules, values, uncalibrated)
 
 
-def apply_decision(decision: Decision, scored: ScoredSet, standing: Standing, voting: Voting) -> None:
+def apply_operating_point(decision: OperatingPoint, scored: ScoredSet, standing: BankMatch, voting: Voting) -> None:
     """Give a query set the chosen rules, where they hold, and a note where not.
 
     They do not hold for memes that they were chosen on; those of the RKC only with the bank and vote that they were
-    chosen with, see `Standing`.
+    chosen with, see `BankMatch`.
     """
     shared = len(set(decision.dev["ids"]) & set(scored.queries.ids))
     if shared:
@@ -196,7 +205,7 @@ def apply_decision(decision: Decision, scored: ScoredSet, standing: Standing, vo
     use_rules(decision, scored, standing, voting)
 
 
-def check_judged(decision: Decision, place: str | Path, ids: Sequence[str]) -> None:
+def check_judged(decision: OperatingPoint, place: str | Path, ids: Sequence[str]) -> None:
     """Raise `UserError` where a query set shares some memes with the rows that the rules were chosen on, and is not a
     part of them: one such meme would take the thresholds from all others, or make their metrics too good.
     """
@@ -231,25 +240,27 @@ def dev_rows(
     return (dev.select(np.flatnonzero(keep)), left_out) if left_out else (dev, [])
 
 
-def use_rules(decision: Decision, scored: ScoredSet, standing: Standing, voting: Voting) -> None:
+def use_rules(decision: OperatingPoint, scored: ScoredSet, standing: BankMatch, voting: Voting) -> None:
     """Give a set the chosen rules, those of the RKC only with the bank and vote that they were chosen with.
 
-    Unlike `apply_decision` this does not ask whether the memes are those of dev. So a meme's verdict does not depend on
-    which other memes are asked for; metrics of such verdicts would be too good.
+    Unlike `apply_operating_point`, this does not check whether the memes are those of dev, so a meme's verdict does not
+    depend on the other memes of the call. Metrics of such verdicts on dev would be too good.
     """
     for name in scored.scores:
         scored.rules[name] = rule_of(decision, name, scored.problem, standing, voting)
         scored.notes += rule_notes(decision, name, standing, voting)
 
 
-def rule_of(decision: Decision | None, head: Head, problem: Problem, standing: Standing, voting: Voting) -> Rule:
+def rule_of(
+    decision: OperatingPoint | None, head: Head, problem: Problem, standing: BankMatch, voting: Voting
+) -> DecisionRule:
     """How a head decides with this bank and vote: as chosen where that holds, else officially."""
     if decision is None or _refusal(decision, head, standing, voting) is not None:
-        return Rule.official(head, problem)
+        return DecisionRule.official(head, problem)
     return decision.rules[head]
 
 
-def rule_notes(decision: Decision | None, head: Head, standing: Standing, voting: Voting) -> list[str]:
+def rule_notes(decision: OperatingPoint | None, head: Head, standing: BankMatch, voting: Voting) -> list[str]:
     """What a reader of a head's verdicts must know of its threshold and calibration; each begins with the head."""
     if decision is None:
         return [UNDECIDED]
@@ -261,7 +272,7 @@ def rule_notes(decision: Decision | None, head: Head, standing: Standing, voting
     return notes + (standing.notes() if head == "rkc" else [])
 
 
-def _refusal(decision: Decision, head: Head, standing: Standing, voting: Voting) -> str | None:
+def _refusal(decision: OperatingPoint, head: Head, standing: BankMatch, voting: Voting) -> str | None:
     """Why a head's chosen rule does not hold with this bank and vote; None where it does."""
     if head not in decision.rules:
         return f"{head.upper()} has its official threshold, none was chosen for it."

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.bank.bank import Bank as StoredBank
-from ra_hmd.bank.bank import is_bank, open_bank
+from ra_hmd.bank.bank import Bank, is_bank, open_bank
 from ra_hmd.bank.embed_features import HEAD_KEY
 from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.errors import UserError
@@ -16,13 +15,13 @@ from ra_hmd.features.test_lock import store_digest
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
-from ra_hmd.scoring.operating_point import Decision, rule_notes, rule_of
-from ra_hmd.scoring.scores import Bank, Rule
+from ra_hmd.scoring.operating_point import OperatingPoint, rule_notes, rule_of
+from ra_hmd.scoring.scores import DecisionRule, LabelledIndex
 from ra_hmd.scoring.threshold_basis import (
     OTHER,
-    Standing,
-    bank_standing,
+    BankMatch,
     bank_state,
+    match_bank,
     rows_digest,
     rows_sketch,
     same_sketch,
@@ -30,7 +29,7 @@ from ra_hmd.scoring.threshold_basis import (
 
 
 @dataclass(frozen=True)
-class Examples:
+class ReferenceSet:
     """Labelled examples, and what tells this state of them from another.
 
     Attributes:
@@ -39,18 +38,18 @@ class Examples:
         bank: The example bank that they are of; None for a feature store.
     """
 
-    rows: Bank
+    rows: LabelledIndex
     state: Mapping[str, Any]
-    bank: StoredBank | None = None
+    bank: Bank | None = None
 
     def in_memory(self) -> Embeddings:
         """The rows, read into memory where they are not."""
-        return self.rows if isinstance(self.rows, Embeddings) else self.rows.to_embedded()
+        return self.rows if isinstance(self.rows, Embeddings) else self.rows.to_embeddings()
 
 
-def open_examples(
+def open_reference_set(
     place: str | Path, stores: Mapping[Path, Features], head: MemeHead, checkpoint: Path, *, in_memory: bool = False
-) -> Examples:
+) -> ReferenceSet:
     """The examples at `place`, as seen by the head of `checkpoint`.
 
     Args:
@@ -65,7 +64,7 @@ def open_examples(
     """
     if not is_bank(place):
         features = stores[Path(place)]
-        return Examples(Embeddings.of(features, head), {"place": str(place), "sha256": store_digest(features)})
+        return ReferenceSet(Embeddings.of(features, head), {"place": str(place), "sha256": store_digest(features)})
     bank = open_bank(place)
     weights = sha256_file(checkpoint / HEAD_WEIGHTS)
     if bank.fingerprint.get(HEAD_KEY) != weights:
@@ -78,29 +77,29 @@ def open_examples(
             f"{place} holds labels of {bank.problem}, the head in {checkpoint} decides {head.config.problem}."
         )
     check_same_origin({str(place): bank.fingerprint, **{str(p): store_fingerprint(f) for p, f in stores.items()}})
-    return Examples(bank.to_embedded() if in_memory else bank, bank_state(bank), bank)
+    return ReferenceSet(bank.to_embeddings() if in_memory else bank, bank_state(bank), bank)
 
 
-def vote_rule(bank: StoredBank, decision: Decision | None, voting: Voting) -> tuple[Rule, list[str]]:
+def vote_rule(bank: Bank, decision: OperatingPoint | None, voting: Voting) -> tuple[DecisionRule, list[str]]:
     """How a vote of this bank decides: as chosen where that holds for it, else officially; and what a reader must
     know of that.
     """
-    standing = OTHER if decision is None else bank_standing(bank, decision.bank)
+    standing = OTHER if decision is None else match_bank(bank, decision.bank)
     rule = rule_of(decision, "rkc", bank.problem, standing, voting)
     return rule, rule_notes(decision, "rkc", standing, voting)
 
 
-def standing_of(examples: Examples | None, chosen: Mapping[str, Any] | None) -> Standing:
+def match_reference_set(examples: ReferenceSet | None, chosen: Mapping[str, Any] | None) -> BankMatch:
     """How examples stand to the bank `chosen` that a decision states (None: there is no decision)."""
     if examples is None or chosen is None:
         return OTHER
     if examples.bank is not None:
-        return bank_standing(examples.bank, chosen)
+        return match_bank(examples.bank, chosen)
     content = chosen.get("content")
     if content is None:  # a decision of an earlier version
-        return Standing(chosen["sha256"] == examples.state["sha256"])
+        return BankMatch(chosen["sha256"] == examples.state["sha256"])
     rows = examples.rows
     if not isinstance(rows, Embeddings):
         raise TypeError(f"examples without a bank are rows in memory, not {type(rows).__name__}")
     same = len(rows) == content["rows"] and rows_digest(list(rows.ids), rows.labels) == content["sha256"]
-    return Standing(same and same_sketch(rows_sketch(list(rows.ids), rows.embedding), content["sketch"]))
+    return BankMatch(same and same_sketch(rows_sketch(list(rows.ids), rows.embedding), content["sketch"]))

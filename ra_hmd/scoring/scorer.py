@@ -24,10 +24,10 @@ from ra_hmd.features.compatibility import (
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import MemeHead, load_head
 from ra_hmd.retrieval.voting import Voting
-from ra_hmd.scoring.operating_point import Decision, read_decision, rule_notes, rule_of, use_rules
-from ra_hmd.scoring.reference_set import Examples, open_examples, standing_of
-from ra_hmd.scoring.scores import Rule, ScoredSet, score_set
-from ra_hmd.scoring.threshold_basis import OTHER, Standing, bank_state
+from ra_hmd.scoring.operating_point import OperatingPoint, read_operating_point, rule_notes, rule_of, use_rules
+from ra_hmd.scoring.reference_set import ReferenceSet, match_reference_set, open_reference_set
+from ra_hmd.scoring.scores import DecisionRule, ScoredSet, score_set
+from ra_hmd.scoring.threshold_basis import OTHER, BankMatch, bank_state
 
 _NO_BANK = {"place": None, "sha256": None}
 
@@ -48,11 +48,11 @@ class Scorer:
 
     checkpoint: Path
     model: MemeHead
-    examples: Examples | None
+    examples: ReferenceSet | None
     origins: Mapping[str, Mapping[str, Any]]
-    decision: Decision | None
+    decision: OperatingPoint | None
     voting: Voting
-    standing: Standing = OTHER
+    standing: BankMatch = OTHER
 
     @classmethod
     def open(
@@ -79,7 +79,7 @@ class Scorer:
         choose("thresholds", thresholds, ("stored", "official"))
         checkpoint = Path(checkpoint)
         model = load_head(checkpoint).to(device if device is not None else Accelerator().device)
-        decision = read_decision(checkpoint) if thresholds == "stored" else None
+        decision = read_operating_point(checkpoint) if thresholds == "stored" else None
         origins = {str(checkpoint): head_fingerprint(checkpoint)}
         examples, stores = None, {}
         if bank is not None and not is_bank(bank):
@@ -89,8 +89,8 @@ class Scorer:
             check_same_origin({**origins, str(bank): store_fingerprint(features)})
             origins[str(bank)] = store_fingerprint(features)
         if bank is not None:
-            examples = open_examples(bank, stores, model, checkpoint)
-        standing = standing_of(examples, None if decision is None else decision.bank)
+            examples = open_reference_set(bank, stores, model, checkpoint)
+        standing = match_reference_set(examples, None if decision is None else decision.bank)
         return cls(checkpoint, model, examples, origins, decision, voting or Voting(), standing)
 
     @property
@@ -105,9 +105,9 @@ class Scorer:
             return self
         examples = replace(self.examples, state=bank_state(self.bank))
         if self.standing.holds:  # a bank only grows: what held before it did holds after
-            standing = Standing(True, self.standing.grown_from or before, self.bank.version)
+            standing = BankMatch(True, self.standing.grown_from or before, self.bank.version)
         else:
-            standing = standing_of(examples, None if self.decision is None else self.decision.bank)
+            standing = match_reference_set(examples, None if self.decision is None else self.decision.bank)
         return replace(self, examples=examples, standing=standing)
 
     def __call__(self, place: str | Path, features: Features) -> ScoredSet:
@@ -159,7 +159,7 @@ class Scorer:
             said = f"{head.upper()}: thresholds {limits}, {where}; calibration: {rule.calibration.kind}."
         return " ".join([said, *self.notes(head)])
 
-    def rule(self, head: Head) -> Rule:
+    def rule(self, head: Head) -> DecisionRule:
         """How a head decides here: as chosen on dev where that holds, else officially."""
         return rule_of(self.decision, head, self.model.config.problem, self.standing, self.voting)
 

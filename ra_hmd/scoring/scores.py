@@ -21,7 +21,7 @@ from ra_hmd.retrieval.voting import Votes, Voting
 from ra_hmd.scoring.calibration import UNCALIBRATED, Calibration
 
 
-class Bank(Protocol):
+class LabelledIndex(Protocol):
     """Labelled examples that can be searched: an `Embeddings`, or an example bank on disk."""
 
     ids: Sequence[str]
@@ -32,7 +32,7 @@ class Bank(Protocol):
 
 
 @dataclass(frozen=True)
-class Rule:
+class DecisionRule:
     """How a head's scores become verdicts and probabilities.
 
     Attributes:
@@ -46,7 +46,7 @@ class Rule:
     chosen: bool = False
 
     @classmethod
-    def official(cls, head: Head, problem: Problem) -> "Rule":
+    def official(cls, head: Head, problem: Problem) -> "DecisionRule":
         """That of the released code."""
         return cls(official_thresholds(head, problem))
 
@@ -77,7 +77,7 @@ class ScoredSet:
     abstained: np.ndarray
     in_bank: int
     scores: dict[Head, np.ndarray]
-    rules: dict[Head, Rule]
+    rules: dict[Head, DecisionRule]
     extras: list[dict[str, Any]] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -104,7 +104,7 @@ class ScoredSet:
 
 
 def score_set(
-    name: str, place: str | Path, features: Features, head: MemeHead, bank: Bank | None, voting: Voting
+    name: str, place: str | Path, features: Features, head: MemeHead, bank: LabelledIndex | None, voting: Voting
 ) -> ScoredSet:
     """Score a query set with every head that it has scores for, the RKC where there is a bank; by official rules.
 
@@ -138,6 +138,6 @@ def score_set(
         votes = voting.vote(neighbours, bank.labels, problem)
         scores["rkc"] = votes.scores
         in_bank = len(set(features.ids).intersection(bank.ids))  # no set of the whole bank for each batch
-    rules = {which: Rule.official(which, problem) for which in scores}
+    rules = {which: DecisionRule.official(which, problem) for which in scores}
     return ScoredSet(name, problem, queries, neighbours, votes.contributions, votes.abstained, in_bank, scores, rules,
                      features.extras, notes)  # fmt: skip

@@ -55,7 +55,7 @@ def same_sketch(first: Sequence[float], second: Sequence[float]) -> bool:
 
 
 @dataclass(frozen=True)
-class Standing:
+class BankMatch:
     """How the bank that votes stands to the one that rules were chosen with.
 
     Attributes:
@@ -79,15 +79,15 @@ class Standing:
         ]
 
 
-OTHER = Standing(holds=False)
+OTHER = BankMatch(holds=False)
 """No bank, or another one."""
 
 
-def bank_standing(bank: Bank, chosen: Mapping[str, Any]) -> Standing:
+def match_bank(bank: Bank, chosen: Mapping[str, Any]) -> BankMatch:
     """How an example bank stands to the bank that a decision states."""
     for version in _candidates(bank, chosen):
         if _was(bank, version, chosen):
-            return Standing(True, None if version == bank.version else version, bank.version)
+            return BankMatch(True, None if version == bank.version else version, bank.version)
     return OTHER
 
 
@@ -112,7 +112,7 @@ def _was(bank: Bank, version: int, chosen: Mapping[str, Any]) -> bool:
     ids = [state.rows.ids[row] for row in members]
     if rows_digest(ids, state.rows.labels[members]) != content["sha256"]:
         return False
-    return same_sketch(rows_sketch(ids, bank.to_embedded(version).embedding), content["sketch"])
+    return same_sketch(rows_sketch(ids, bank.to_embeddings(version).embedding), content["sketch"])
 
 
 def bank_state(bank: Bank, version: int | None = None) -> dict[str, Any]:

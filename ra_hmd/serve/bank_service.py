@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.bank.bank import Bank, now
-from ra_hmd.bank.change_impact import Planned, effect
+from ra_hmd.bank.change_impact import PlannedChange, effect
 from ra_hmd.bank.embed_features import embed_store
-from ra_hmd.bank.versions import Entry, Rows
+from ra_hmd.bank.versions import BankRows, VersionEntry
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.content import content_hash
 from ra_hmd.data.images import perceptual_hash
@@ -92,7 +92,7 @@ class BankService:
 
     def add(
         self, memes: Sequence[Labelled], *, author: str, reason: str, source: str, relabel_identical: bool = False
-    ) -> Entry:
+    ) -> VersionEntry:
         """Add memes; a version.
 
         Raises:
@@ -107,14 +107,16 @@ class BankService:
             embedding = detector.score(prepared).queries.embedding
             return self.bank.add(rows, embedding, author=author, reason=reason, relabel_identical=relabel_identical)
 
-    def remove(self, ids: Sequence[str], *, author: str, reason: str) -> Entry:
+    def remove(self, ids: Sequence[str], *, author: str, reason: str) -> VersionEntry:
         """Remove rows by id; a version. Raises `NotThere` for unknown ids, `AlreadyDone` for some removed before."""
         with self._exclusive():
             self._check_known(ids)
             self._raise(AlreadyDone, set(ids) - set(self.bank.ids), "had these, and they were removed")
             return self.bank.remove(ids, author=author, reason=reason)
 
-    def relabel(self, labels: Mapping[str, Any], *, author: str, reason: str, relabel_identical: bool = False) -> Entry:
+    def relabel(
+        self, labels: Mapping[str, Any], *, author: str, reason: str, relabel_identical: bool = False
+    ) -> VersionEntry:
         """Give rows other labels; a version.
 
         Raises:
@@ -128,7 +130,7 @@ class BankService:
                 raise AlreadyDone(f"{self._bank_now} has these labels already.")
             return self.bank.relabel(labels, author=author, reason=reason, relabel_identical=relabel_identical)
 
-    def rollback(self, version: int, *, author: str, reason: str) -> Entry:
+    def rollback(self, version: int, *, author: str, reason: str) -> VersionEntry:
         """A new version that holds what an earlier one held. Raises `NotThere` where there is no such version, and
         `AlreadyDone` where the bank holds the same.
         """
@@ -159,7 +161,7 @@ class BankService:
         with self._exclusive() as detector:
             rows = None if new is None else (new[0], detector.score(new[1]).queries.embedding)
             scorer = detector.scorer
-            planned = Planned(rows, remove, relabel or {}, relabel_identical=relabel_identical)
+            planned = PlannedChange(rows, remove, relabel or {}, relabel_identical=relabel_identical)
             return effect(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
 
     def rollback_effect(self, version: int) -> dict[str, Any]:
@@ -167,7 +169,7 @@ class BankService:
         queries = self._asked()
         with self._exclusive() as detector:
             scorer = detector.scorer
-            planned = Planned(rollback=version)
+            planned = PlannedChange(rollback=version)
             return effect(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
 
     def search(self, query: Query, k: int) -> dict[str, Any]:
@@ -209,7 +211,7 @@ class BankService:
         with self._exclusive():
             return self.bank.info()
 
-    def log(self) -> list[Entry]:
+    def log(self) -> list[VersionEntry]:
         """The log, oldest first, up to the newest version."""
         with self._exclusive():
             return list(self.bank.log)
@@ -243,13 +245,13 @@ class BankService:
             recent.select(np.array([i for i, n in enumerate(recent.ids) if n not in known], int))
         )
 
-    def _rows(self, memes: Sequence[Labelled], source: str) -> tuple[Rows, list[PreparedMeme]]:
+    def _rows(self, memes: Sequence[Labelled], source: str) -> tuple[BankRows, list[PreparedMeme]]:
         """Memes as rows of the bank, and as the detector takes them to embed."""
         if not memes:
             raise UserError("No meme is given.")
         prepared = [self.service.detector.prepare(meme.query) for meme in memes]
         hashes = [perceptual_hash(meme.query.picture()) or 0 for meme in memes]
-        rows = Rows(
+        rows = BankRows(
             ids=[meme.query.id for meme in memes],
             labels=_labels([meme.label for meme in memes]),
             sources=[source] * len(memes),

@@ -18,16 +18,16 @@ from statistics import median
 import numpy as np
 
 from ra_hmd.bank.bank import create_bank, open_bank
-from ra_hmd.bank.versions import Rows
+from ra_hmd.bank.versions import BankRows
 from ra_hmd.retrieval.embeddings import Embeddings
 
 K, SAID = 20, {"author": "bench", "reason": "bench"}
 
 
-def rows_of(names: list[str]) -> Rows:
+def rows_of(names: list[str]) -> BankRows:
     """Rows without anything but ids and labels."""
     count, blank = len(names), [""] * len(names)
-    return Rows(names, np.arange(count) % 2, blank, blank, blank, np.zeros(count, np.uint64))
+    return BankRows(names, np.arange(count) % 2, blank, blank, blank, np.zeros(count, np.uint64))
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 
 from ra_hmd.bank.bank import create_bank, open_bank
-from ra_hmd.bank.versions import Rows
+from ra_hmd.bank.versions import BankRows
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.knn import unit_rows
 
@@ -46,7 +46,7 @@ def measure(place: str, index: str, rows: int, dim: int, queries: int) -> dict[s
     asked = Embeddings([f"q{number}" for number in range(queries)], np.zeros(queries, int), clustered(queries, dim, 2))
     began = time.perf_counter()
     embedding = clustered(rows, dim, 1)
-    meta = Rows(
+    meta = BankRows(
         [f"m{number}" for number in range(rows)],
         np.arange(rows) % 2,
         ["bench"] * rows,

@@ -172,9 +172,9 @@ def predict_stores(rows: int, folder: Path) -> Callable[[], object]:
 
 def bank_rows(first: int, count: int) -> Any:
     """Rows of a bank, by numbers."""
-    from ra_hmd.bank.versions import Rows
+    from ra_hmd.bank.versions import BankRows
 
-    return Rows(
+    return BankRows(
         [f"m{number}" for number in range(first, first + count)],
         labels_of(count),
         ["bench"] * count,

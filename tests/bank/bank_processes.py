@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ra_hmd.bank.bank import Bank, create_bank, open_bank
-from ra_hmd.bank.versions import Rows
+from ra_hmd.bank.versions import BankRows
 from ra_hmd.core.errors import UserError
 
 DIM = 8
@@ -30,9 +30,9 @@ def vector(name: str) -> np.ndarray:
     return np.random.default_rng(zlib.crc32(name.encode())).normal(size=DIM).astype(np.float32)
 
 
-def rows(names: list[str], label: int) -> tuple[Rows, np.ndarray]:
+def rows(names: list[str], label: int) -> tuple[BankRows, np.ndarray]:
     count = len(names)
-    meta = Rows(
+    meta = BankRows(
         names, np.full(count, label), ["test"] * count, [""] * count, ["2026"] * count, np.ones(count, np.uint64)
     )
     return meta, np.stack([vector(name) for name in names])
@@ -92,7 +92,7 @@ def check(bank: Bank, *, deep: bool) -> None:
     assert dict(zip(bank.ids, bank.labels.tolist(), strict=True)) == expected, "torn"
     assert bank.log[-1].counts["rows"] == len(bank.ids) == len(set(bank.ids))
     if deep:
-        held = bank.to_embedded()
+        held = bank.to_embeddings()
         assert np.array_equal(held.embedding, np.stack([vector(name) for name in held.ids])), "embeddings"
 
 

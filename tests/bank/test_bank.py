@@ -36,7 +36,7 @@ def change_much(bank):
 
 def contents(bank, version=None):
     """Everything that a version holds, in order."""
-    held = bank.to_embedded(version)
+    held = bank.to_embeddings(version)
     return list(held.ids), held.labels.tolist(), held.embedding.tolist()
 
 
@@ -50,7 +50,7 @@ def test_both_backends_give_the_same_to_the_last_bit(tmp_path, problem):
             one, other = folder.nearest(asked, k), file.nearest(asked, k)
             assert np.array_equal(one.rows, other.rows)
             assert np.array_equal(one.similarity, other.similarity)
-            reference = folder.to_embedded().nearest(asked, k)
+            reference = folder.to_embeddings().nearest(asked, k)
             assert np.array_equal(one.rows, reference.rows)
             assert np.array_equal(one.similarity, reference.similarity)
             for line in range(0, len(asked), 7):  # alone as in the batch
@@ -69,7 +69,7 @@ def test_neighbours_equal_a_naive_loop(new_bank, k):
     bank = change_much(new_bank())
     asked, near = queries_of(), None
     near = bank.nearest(asked, k)
-    held = bank.to_embedded()
+    held = bank.to_embeddings()
     for line, query in enumerate(asked.embedding.astype(np.float64)):
         pairs = []
         for place, row in enumerate(held.embedding.astype(np.float64)):
@@ -190,7 +190,7 @@ def test_any_history_equals_a_dictionary(tmp_path_factory, operations):
     for opened in (bank, open_bank(place)):
         assert opened.version == len(models) - 1
         for version in range(1, len(models)):
-            held = opened.to_embedded(version)
+            held = opened.to_embeddings(version)
             found = dict(zip(held.ids, zip(held.labels.tolist(), held.embedding.tolist(), strict=True), strict=True))
             assert found == models[version]
 
@@ -204,7 +204,7 @@ def test_an_approximate_bank_follows_its_changes(tmp_path, kind):
     asked = Embeddings([f"q{i}" for i in range(100)], np.zeros(100, int), new.astype(np.float32))
 
     def shared(opened, asked=asked) -> float:
-        exact, near = opened.to_embedded().nearest(asked, 20), opened.nearest(asked, 20)
+        exact, near = opened.to_embeddings().nearest(asked, 20), opened.nearest(asked, 20)
         assert near.present.all()
         return np.mean([len(set(a) & set(b)) / 20 for a, b in zip(exact.rows, near.rows, strict=True)])
 
@@ -284,7 +284,7 @@ def test_leftovers_of_a_dead_writer_in_milvus_are_not_read_and_go(tmp_path):
         assert again.version == 1
         again.add(make_rows(["whole"], [0]), points(60)[5:6], **SAID)
         assert again.ids[60] == "whole"
-        assert np.array_equal(again.to_embedded().embedding[60], points(60)[5])
+        assert np.array_equal(again.to_embeddings().embedding[60], points(60)[5])
 
 
 def test_a_creation_that_was_broken_off_can_be_made_again(tmp_path):
@@ -307,7 +307,7 @@ def test_an_empty_bank_and_an_emptied_one(new_bank):
     bank.add(make_rows(["a", "b"], [0, 1]), points(2), **SAID)
     bank.remove(["a", "b"], **SAID)
     assert (bank.nearest(asked, 3).rows == ABSENT).all()
-    assert bank.to_embedded().embedding.shape == (0, 8)
+    assert bank.to_embeddings().embedding.shape == (0, 8)
     bank.rollback(2, **SAID)
     assert bank.ids == ["a", "b"]
 

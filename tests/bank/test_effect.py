@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from small_banks import SAID, bank_of, labels_of, make_rows, points, queries_of
 
-from ra_hmd.bank.change_impact import ABSTAINED, Planned, _changed, effect, verdicts
+from ra_hmd.bank.change_impact import ABSTAINED, PlannedChange, _changed, effect, verdicts
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval.embeddings import Embeddings
@@ -43,7 +43,7 @@ def test_the_forecast_equals_the_change(tmp_path_factory, seed, problem, removed
     new = labels_of(problem, max(added, 1), seed)[:added]
     again = min(added, removed)  # some of the removed ids come back, with other embeddings
     names = [*remove[:again], *(f"q{number}" for number in range(added - again))]
-    planned = Planned(
+    planned = PlannedChange(
         add=(make_rows(names, new), points(60, seed=seed)[20 : 20 + added]) if added else None,
         remove=remove,
         relabel=dict(zip(change, labels_of(problem, relabelled, seed + 1).tolist(), strict=True)),
@@ -75,9 +75,11 @@ def test_the_forecast_equals_the_change(tmp_path_factory, seed, problem, removed
 @pytest.mark.parametrize(
     "planned",
     [
-        Planned(add=(make_rows([f"n{number}" for number in range(8)], [0, 1] * 4), queries_of().embedding[30:38])),
-        Planned(remove=[f"m{number}" for number in (*range(9, 20), 21, 22, 25, 26)]),
-        Planned(relabel={f"m{number}": int(number < 12) for number in range(9, 25)}),
+        PlannedChange(
+            add=(make_rows([f"n{number}" for number in range(8)], [0, 1] * 4), queries_of().embedding[30:38])
+        ),
+        PlannedChange(remove=[f"m{number}" for number in (*range(9, 20), 21, 22, 25, 26)]),
+        PlannedChange(relabel={f"m{number}": int(number < 12) for number in range(9, 25)}),
     ],
     ids=["add", "remove", "relabel"],
 )
@@ -108,7 +110,7 @@ def test_the_forecast_of_a_rollback_equals_the_rollback(tmp_path, name, version)
         bank.relabel({f"m{number}": 1 - labels[f"m{number}"] for number in (20, 21, 40)}, **SAID)
         bank.add(make_rows(["m9", "n"], [1, 0]), points(60)[[9, 25]], **SAID)
         bank.remove(["m25", "m26", "n"], **SAID)
-        asked, planned, voting = queries_of(), Planned(rollback=version), Voting(7)
+        asked, planned, voting = queries_of(), PlannedChange(rollback=version), Voting(7)
         before = verdicts(voting.vote(bank.nearest(asked, 7), bank.labels), bank.problem)
         near, would = _changed(bank, asked, planned, 7)
         told = effect(bank, asked, planned, voting)
@@ -133,7 +135,7 @@ def test_counts_and_paired_accuracy(tmp_path, name):
     with bank_of(tmp_path / name, 8, embedding=embedding) as bank:
         bank.relabel(dict.fromkeys(bank.ids, 1), **SAID)
         asked = Embeddings([f"q{i}" for i in range(6)], np.array([0, 0, 1, 0, 1, -1]), embedding[[0, 1, 2, 3, 5, 6]])
-        told = effect(bank, asked, Planned(relabel={f"m{i}": 0 for i in range(4)}), Voting(4))
+        told = effect(bank, asked, PlannedChange(relabel={f"m{i}": 0 for i in range(4)}), Voting(4))
         assert told["flip_counts"] == {"1 → 0": 4}
         assert [flip["id"] for flip in told["flips"]] == ["q0", "q1", "q2", "q3"]
         assert told["flips"][0]["score_before"] == pytest.approx([1.0])
@@ -144,27 +146,27 @@ def test_counts_and_paired_accuracy(tmp_path, name):
         assert paired["accuracy_before"] == pytest.approx(2 / 5)
         assert paired["accuracy_after"] == pytest.approx(4 / 5)
         assert paired["p"] == pytest.approx(binomtest(3, 4).pvalue)
-        gone = effect(bank, asked, Planned(remove=[f"m{i}" for i in range(4)]), Voting(4, min_similarity=0.5))
+        gone = effect(bank, asked, PlannedChange(remove=[f"m{i}" for i in range(4)]), Voting(4, min_similarity=0.5))
         assert gone["flip_counts"] == {f"1 → {ABSTAINED}": 4}
         assert gone["abstained"] == {"before": 0, "after": 4}
         unlabelled = Embeddings(asked.ids, np.full(6, -1), asked.embedding)
-        assert effect(bank, unlabelled, Planned(remove=["m0"]), Voting(4))["paired"] is None
+        assert effect(bank, unlabelled, PlannedChange(remove=["m0"]), Voting(4))["paired"] is None
 
 
 def test_a_plan_that_cannot_be_carried_out_is_refused(tmp_path):
     bank, asked = bank_of(tmp_path / "bank"), queries_of()
     for planned, message in (
-        (Planned(remove=["nobody"]), "does not have these"),
-        (Planned(relabel={"nobody": 1}), "does not have these"),
-        (Planned(relabel={"m1": 7}), r"labels \[7\]"),
-        (Planned(remove=["m1"], relabel={"m1": 1}), "removed and relabelled"),
-        (Planned(add=(make_rows(["m1"], [0]), points(1))), "has these already"),
-        (Planned(add=(make_rows(["x"], [0]), points(1, 3))), "3 dimensions"),
-        (Planned(remove=bank.ids), "have no neighbour"),
-        (Planned(rollback=1), "holds at version 1 what it held at 1"),
-        (Planned(rollback=3), "versions 1 to 1, not 3"),
-        (Planned(remove=["m1"], rollback=1), "stands alone"),
-        (Planned(), "No change is given"),
+        (PlannedChange(remove=["nobody"]), "does not have these"),
+        (PlannedChange(relabel={"nobody": 1}), "does not have these"),
+        (PlannedChange(relabel={"m1": 7}), r"labels \[7\]"),
+        (PlannedChange(remove=["m1"], relabel={"m1": 1}), "removed and relabelled"),
+        (PlannedChange(add=(make_rows(["m1"], [0]), points(1))), "has these already"),
+        (PlannedChange(add=(make_rows(["x"], [0]), points(1, 3))), "3 dimensions"),
+        (PlannedChange(remove=bank.ids), "have no neighbour"),
+        (PlannedChange(rollback=1), "holds at version 1 what it held at 1"),
+        (PlannedChange(rollback=3), "versions 1 to 1, not 3"),
+        (PlannedChange(remove=["m1"], rollback=1), "stands alone"),
+        (PlannedChange(), "No change is given"),
     ):
         with pytest.raises(UserError, match=message):
             effect(bank, asked, planned, Voting(5))

@@ -10,16 +10,16 @@ from PIL import Image
 from small_banks import SAID, bank_of, make_rows, points
 
 from ra_hmd.bank.bank import Bank, open_bank
-from ra_hmd.bank.change_impact import Planned, effect
+from ra_hmd.bank.change_impact import PlannedChange, effect
 from ra_hmd.bank.identical import Contradicts
-from ra_hmd.bank.versions import Rows
+from ra_hmd.bank.versions import BankRows
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.content import content_hash
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 
 
-def of_content(names: list[str], labels: list[int], contents: list[str], *, decided: bool = True) -> Rows:
+def of_content(names: list[str], labels: list[int], contents: list[str], *, decided: bool = True) -> BankRows:
     return replace(make_rows(names, labels), contents=contents, decided=np.full(len(names), decided))
 
 
@@ -67,7 +67,7 @@ def test_decided_rows_answer_through_all_changes(tmp_path: Path, name: str) -> N
     with open_bank(tmp_path / name) as again:
         assert (answer(again, "cat"), answer(again, "dog")) == (("e", 1), None)
         assert again.info()["decided_rows"] == 2  # e and y
-        assert np.array_equal(again.to_embedded().embedding[-2:], points(3)[[2, 1]])
+        assert np.array_equal(again.to_embeddings().embedding[-2:], points(3)[[2, 1]])
 
 
 @pytest.mark.parametrize("name", ["bank", "bank.db"])
@@ -84,7 +84,7 @@ def test_contradictions_are_refused_or_settled(tmp_path: Path, name: str) -> Non
         with pytest.raises(UserError, match="decide on one label"):
             bank.add(of_content(["d", "e"], [1, 0], ["dog", "dog"]), points(2), **SAID)
         with pytest.raises(Contradicts):
-            effect(bank, Embeddings(["q"], np.zeros(1, int), vector), Planned(add=(opposite, vector)), Voting(3))
+            effect(bank, Embeddings(["q"], np.zeros(1, int), vector), PlannedChange(add=(opposite, vector)), Voting(3))
         assert bank.version == 2
         bank.add(of_content(["same"], [0], ["cat"]), points(1), **SAID)
         bank.add(opposite, vector, **SAID, relabel_identical=True)
@@ -106,14 +106,14 @@ def test_the_effect_knows_who_is_answered(tmp_path: Path, name: str) -> None:
         if (ones := [one for one, label in zip(bank.ids, bank.labels, strict=True) if label]) != []:
             bank.relabel(dict.fromkeys(ones, 0), **SAID)
         asked = Embeddings(["again", "other"], np.array([1, 0]), np.ones((2, 4), np.float32), ["cat", "dog"])
-        planned = Planned(add=(of_content(["new"], [1], ["cat"]), embedding[:1]))
+        planned = PlannedChange(add=(of_content(["new"], [1], ["cat"]), embedding[:1]))
         told = effect(bank, asked, planned, Voting(5))
         assert [(flip["id"], flip["from"], flip["to"]) for flip in told["flips"]] == [("again", 0, 1)]
         assert (told["paired"]["gained"], told["paired"]["lost"]) == (1, 0)
         before = bank.version
         bank.add(*planned.add, **SAID)
-        assert effect(bank, asked, Planned(remove=["m1"]), Voting(5))["flips"] == []
-        back = effect(bank, asked, Planned(rollback=before), Voting(5))
+        assert effect(bank, asked, PlannedChange(remove=["m1"]), Voting(5))["flips"] == []
+        back = effect(bank, asked, PlannedChange(rollback=before), Voting(5))
         assert [(flip["id"], flip["from"], flip["to"]) for flip in back["flips"]] == [("again", 1, 0)]
 
 

@@ -14,7 +14,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.inference.meme_lookup import Gallery
 from ra_hmd.inference.types import Query, Verdict
-from ra_hmd.scoring.scores import Rule
+from ra_hmd.scoring.scores import DecisionRule
 from ra_hmd.serve.batching import Answer
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -27,7 +27,7 @@ PROBLEMS: dict[str, tuple[Problem, Any, Any]] = {
 
 def views(problem: Problem, names: tuple[str, ...] = ()) -> Views:
     """Views of a service of which nothing but its rules is asked."""
-    scorer = SimpleNamespace(rule=lambda head: Rule.official(head, problem))
+    scorer = SimpleNamespace(rule=lambda head: DecisionRule.official(head, problem))
     service: Any = SimpleNamespace(detector=SimpleNamespace(problem=problem, scorer=scorer, abstain=0.1))
     return Views(service, ClassNames(problem, names), Gallery())
 

@@ -21,7 +21,7 @@ from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, MemeHead, load_head, save_head
 from ra_hmd.retrieval.embeddings import Embeddings
-from ra_hmd.scoring.operating_point import read_decision
+from ra_hmd.scoring.operating_point import read_operating_point
 
 HIDDEN = 12
 
@@ -119,7 +119,7 @@ def test_several_classes_choose_on_dev_update_and_compare(lab, classes):
         update_sizes=[6, 12],
         compare=[lab.folder / "old"],
     )
-    decision = read_decision(lab.folder / kind)
+    decision = read_operating_point(lab.folder / kind)
     assert decision.problem == Problem(kind, 3)
     assert [entry["added"] for entry in result["updates"]["c_test"]] == [0, 6, 12]
     assert result["updates"]["c_test"][0]["accuracy"] == result["metrics"]["c_test"]["rkc"]["accuracy"]
@@ -194,7 +194,7 @@ def test_seeds_are_evaluated_each_and_together(lab, seeds):
 def test_seeds_choose_on_dev_each_for_itself(lab, seeds):
     lab.store("dev", lab.features(80, 7, "dev"))
     lab.evaluate(checkpoint=seeds, choice=Choice(dev=lab.folder / "dev"), bootstrap_samples=0)
-    limits = {read_decision(seeds / f"seed-{seed}").rules["lrc"].thresholds[0] for seed in (3, 4, 5)}
+    limits = {read_operating_point(seeds / f"seed-{seed}").rules["lrc"].thresholds[0] for seed in (3, 4, 5)}
     assert len(limits) == 3
 
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ra_hmd.core.errors import UserError
+from ra_hmd.retrieval.distinct_vectors import DistinctVectors, VectorRows
 from ra_hmd.retrieval.knn import ABSENT, Neighbours, search, unit_rows
-from ra_hmd.retrieval.nearest import Searched, nearest_rows
-from ra_hmd.retrieval.points import Members, Points
+from ra_hmd.retrieval.nearest import CandidateIndex, nearest_rows
 from ra_hmd.retrieval.voting import Voting
 
 
@@ -182,7 +182,7 @@ def test_equal_rows_do_not_deepen_the_search(rng):
         order = np.argsort(-(queries @ vectors.T), axis=1)[:, :depth]
         return np.pad(order, ((0, 0), (0, depth - order.shape[1])), constant_values=ABSENT)
 
-    searched = Searched(candidates, vectors.__getitem__, Members.of(point, 3))
+    searched = CandidateIndex(candidates, vectors.__getitem__, VectorRows.of(point, 3))
     rows, similarity = nearest_rows(searched, vectors, 20)
     assert asked == [29]
     assert [line.tolist() for line in rows] == [np.flatnonzero(point == line)[:20].tolist() for line in range(3)]
@@ -191,7 +191,7 @@ def test_equal_rows_do_not_deepen_the_search(rng):
 
 def test_points_are_the_distinct_rows_in_the_order_in_which_they_came(rng):
     matrix = rng.integers(0, 2, (40, 4)).astype(np.float32)
-    points, told = Points(), []
+    points, told = DistinctVectors(), []
     for part in np.array_split(matrix, 5):
         point, new = points.number(part)
         told += point.tolist()
@@ -199,7 +199,7 @@ def test_points_are_the_distinct_rows_in_the_order_in_which_they_came(rng):
                                     and number not in point[:i]])  # fmt: skip
     lines = matrix.tolist()
     assert told == [list(dict.fromkeys(map(tuple, lines))).index(tuple(line)) for line in lines]
-    again = Points(points.hashes)
+    again = DistinctVectors(points.hashes)
     assert again.number(matrix)[0].tolist() == told
     assert len(again) == len(points) == len(set(told))
 

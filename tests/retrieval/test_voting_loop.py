@@ -112,7 +112,7 @@ def test_folder_milvus_memory_and_loop_agree(tmp_path, problem):
     asked = queries_of()
     with bank_of(tmp_path / "bank", problem=problem) as folder, bank_of(tmp_path / "bank.db", problem=problem) as file:
         near = [bank.nearest(asked, 9) for bank in (folder, file)]
-        held = folder.to_embedded()
+        held = folder.to_embeddings()
         near.append(held.nearest(asked, 9))
         for weights, least, prior in itertools.product(WEIGHTS, [None, 0.7], [False, True]):
             voting = Voting(9, weights, least, prior)

@@ -16,7 +16,7 @@ from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import write_features
 from ra_hmd.features.test_lock import FINAL_RECORD, final_records
 from ra_hmd.models.head import load_head, save_head
-from ra_hmd.scoring.operating_point import DECISION_NAME, read_decision
+from ra_hmd.scoring.operating_point import DECISION_NAME, read_operating_point
 from ra_hmd.scoring.thresholds import best_threshold
 
 CHOOSE = {"bootstrap_samples": 0}
@@ -44,7 +44,7 @@ def test_dev_chooses_and_later_evaluations_use_it(tilted):
     lab.evaluate(queries=[lab.folder / "dev"], choice=Choice(thresholds="official"), **CHOOSE)
     dev = predictions(lab)
     chosen = lab.evaluate(choice=Choice(dev=lab.folder / "dev", criterion="accuracy"), **CHOOSE)
-    stored = read_decision(lab.folder / "head")
+    stored = read_operating_point(lab.folder / "head")
     labels = np.array([row["label"] for row in dev])
     for head, rule in stored.rules.items():
         scores = np.array([row[f"{head}_score"] for row in dev])
@@ -73,7 +73,7 @@ def test_a_head_that_is_worse_than_chance_on_dev_is_not_calibrated(tilted):
     lab.store("dev_against", replace(dev, labels=1 - dev.labels))
     for kind in ("temperature", "isotonic"):
         result = lab.evaluate(choice=Choice(dev=lab.folder / "dev_against", calibration=kind), **CHOOSE)
-        stored = read_decision(lab.folder / "head")
+        stored = read_operating_point(lab.folder / "head")
         assert {rule.calibration.kind for rule in stored.rules.values()} == {"none"}
         assert set(stored.uncalibrated) == {"lmh", "lrc", "rkc"}
         assert sum("has no calibration: on dev" in note for note in result["notes"]) == 3
@@ -83,7 +83,7 @@ def test_a_head_that_is_worse_than_chance_on_dev_is_not_calibrated(tilted):
     del old["heads"]["rkc"]["uncalibrated"]
     old["heads"]["rkc"]["calibration"] = {"kind": "platt", "slope": [-2.06], "intercept": [0.0]}
     path.write_text(json.dumps(old))
-    again = read_decision(lab.folder / "head")
+    again = read_operating_point(lab.folder / "head")
     assert (again.rules["rkc"].calibration.kind, "falls" in again.uncalibrated["rkc"]) == ("none", True)
 
 
@@ -119,9 +119,9 @@ def test_a_meme_of_dev_that_is_judged_takes_part_in_no_choice(tilted):
     lab.store("shared", shared)
     asked = {"queries": [lab.folder / "shared"], **CHOOSE}
     less = lab.evaluate(choice=Choice(dev=lab.folder / "dev_less"), **asked)
-    rules = read_decision(lab.folder / "head").rules
+    rules = read_operating_point(lab.folder / "head").rules
     result = lab.evaluate(choice=Choice(dev=lab.folder / "dev"), **asked)
-    stored = read_decision(lab.folder / "head")
+    stored = read_operating_point(lab.folder / "head")
     assert (stored.dev["left_out"], stored.dev["rows"]) == (["dev3"], 149)
     assert {head: rule.thresholds[0] for head, rule in stored.rules.items()} == {
         head: rule.thresholds[0] for head, rule in rules.items()

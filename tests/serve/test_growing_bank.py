@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from ra_hmd.bank.bank import open_bank
-from ra_hmd.bank.change_impact import Planned, effect
+from ra_hmd.bank.change_impact import PlannedChange, effect
 from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import read_features
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
-from ra_hmd.scoring.reference_set import Examples, standing_of
+from ra_hmd.scoring.reference_set import ReferenceSet, match_reference_set
 from ra_hmd.scoring.scorer import Scorer
-from ra_hmd.scoring.threshold_basis import OTHER, Standing, content_of
+from ra_hmd.scoring.threshold_basis import OTHER, BankMatch, content_of
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def test_a_bank_is_known_by_its_rows_not_by_its_folder(
 ) -> None:
     other = Path(shutil.copytree(served_clip / "bank", tmp_path / "other"))
     open_bank(other).remove(open_bank(other).ids[:2], author="ana", reason="doubles")
-    assert Scorer.open(tuned, other).standing == Standing(True, 1, 2), "its version 1 is the same bank"
+    assert Scorer.open(tuned, other).standing == BankMatch(True, 1, 2), "its version 1 is the same bank"
     bank = open_bank(other)
     bank.rollback(1, author="ana", reason="no doubles")
-    assert Scorer.open(tuned, other).standing == Standing(True, None, 3), "and so is its version 3"
+    assert Scorer.open(tuned, other).standing == BankMatch(True, None, 3), "and so is its version 3"
     store = Scorer.open(tuned, served_clip / "features" / "train")
-    assert store.standing == Standing(True)
+    assert store.standing == BankMatch(True)
     assert store.rule("rkc").chosen
     stranger = Scorer.open(tuned, served_clip / "features" / "dev")
     assert stranger.standing == OTHER
@@ -73,9 +73,9 @@ def test_a_decision_of_an_earlier_version_still_holds(tuned: Path, clip_bank: Pa
     stored = json.loads(path.read_text())
     del stored["bank"]["content"], stored["dev"]["left_out"]
     path.write_text(json.dumps(stored))
-    assert Scorer.open(tuned, clip_bank).standing == Standing(True, None, 1)
+    assert Scorer.open(tuned, clip_bank).standing == BankMatch(True, None, 1)
     open_bank(clip_bank).remove(open_bank(clip_bank).ids[:2], author="ana", reason="doubles")
-    assert Scorer.open(tuned, clip_bank).standing == Standing(True, 1, 2)
+    assert Scorer.open(tuned, clip_bank).standing == BankMatch(True, 1, 2)
 
 
 def test_content_does_not_depend_on_the_order_and_does_on_ids_labels_and_embeddings() -> None:
@@ -85,7 +85,7 @@ def test_content_does_not_depend_on_the_order_and_does_on_ids_labels_and_embeddi
     decision = {"sha256": "", "content": said}
 
     def holds(other: Embeddings) -> bool:
-        return standing_of(Examples(other, {"place": "x", "sha256": ""}), decision).holds
+        return match_reference_set(ReferenceSet(other, {"place": "x", "sha256": ""}), decision).holds
 
     assert holds(rows.select(rng.permutation(2000)))
     assert holds(Embeddings(rows.ids, rows.labels, rows.embedding * (1 + 1e-6 * rng.normal(size=(2000, 8)))))
@@ -102,7 +102,7 @@ def test_effect_is_told_by_the_threshold_in_force(tuned: Path, served_clip: Path
     scorer = Scorer.open(tuned, clip_bank)
     dev = embed_store(tuned, served_clip / "features" / "dev")
     before = scorer("dev", dev.features)
-    planned = Planned(remove=scorer.bank.ids[:10])
+    planned = PlannedChange(remove=scorer.bank.ids[:10])
     shown = effect(scorer.bank, dev.embedded, planned, scorer.voting, scorer.rule("rkc").thresholds)
     open_bank(clip_bank).remove(planned.remove, author="ana", reason="a trial")
     after = scorer.refreshed()("dev", dev.features)

@@ -27,14 +27,14 @@ import numpy as np
 import pyarrow as pa
 
 from ra_hmd.bank.backends.parquet import locked
-from ra_hmd.bank.versions import Change, Entry, State
+from ra_hmd.bank.versions import BankState, Change, VersionEntry
 from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.progress import track
+from ra_hmd.retrieval.distinct_vectors import ABSENT, VectorRows
 from ra_hmd.retrieval.index import EXACT_ROWS
 from ra_hmd.retrieval.knn import unit_rows
-from ra_hmd.retrieval.nearest import Searched
-from ra_hmd.retrieval.points import ABSENT, Members
+from ra_hmd.retrieval.nearest import CandidateIndex
 
 TOKEN_VARIABLE, LOCK_VARIABLE = "RA_HMD_MILVUS_TOKEN", "RA_HMD_MILVUS_LOCK"
 _TEXT = 60_000  # bytes of a text field; Milvus takes 65,535
@@ -51,7 +51,7 @@ _LITE_NAME = re.compile(rf"[a-zA-Z0-9._-]{{1,{_LITE_LENGTH}}}")
 _NO_VECTOR = [0.0, 1.0]  # each collection must have one
 
 
-class MilvusStore:
+class MilvusBackend:
     """The collections of one bank.
 
     Attributes:
@@ -71,7 +71,7 @@ class MilvusStore:
     ) -> None:
         self.place = place
         self._wait = wait
-        self._searched: tuple[State, Searched] | None = None
+        self._searched: tuple[BankState, CandidateIndex] | None = None
         self._held = ExitStack()
         address, self._name, self.lite = parse_place(place)
         if self.lite and not Path(address).is_file():
@@ -120,7 +120,13 @@ class MilvusStore:
 
     @classmethod
     def create(
-        cls, place: str | Path, settings: dict[str, Any], entry: Entry, change: Change, new: np.ndarray, **options: Any
+        cls,
+        place: str | Path,
+        settings: dict[str, Any],
+        entry: VersionEntry,
+        change: Change,
+        new: np.ndarray,
+        **options: Any,
     ) -> None:
         """Make the collections with the first version; they are a bank once its entry is written.
 
@@ -210,7 +216,7 @@ class MilvusStore:
                 return known
             known = max(row["key"] for row in found)
 
-    def read(self, first: int, last: int) -> list[tuple[Entry, Change]]:
+    def read(self, first: int, last: int) -> list[tuple[VersionEntry, Change]]:
         """The log and changes of versions first … last."""
         found = []
         for version, text in self._texts("log", first, last + 1).items():
@@ -218,10 +224,10 @@ class MilvusStore:
             start = version * _CHUNKS
             encoded = "".join(self._texts("changes", start, start + about["chunks"]).values())
             table = pa.ipc.open_stream(base64.b85decode(encoded)).read_all()
-            found.append((Entry(**about["entry"]), Change.from_table(table, multi_label=self._multi_label)))
+            found.append((VersionEntry(**about["entry"]), Change.from_table(table, multi_label=self._multi_label)))
         return found
 
-    def write(self, entry: Entry, change: Change, new: np.ndarray | None, first: int) -> None:
+    def write(self, entry: VersionEntry, change: Change, new: np.ndarray | None, first: int) -> None:
         """Make a version exist; to be called within `writing`. New rows get the numbers `first`, `first` + 1, …"""
         if new is not None and len(new):
             self._insert_rows(entry.version, change, np.ascontiguousarray(new, dtype=np.float32), first)
@@ -263,7 +269,7 @@ class MilvusStore:
             found |= {row["key"]: row["text"] for row in rows}
         return dict(sorted(found.items()))
 
-    def embeddings(self, state: State, rows: np.ndarray) -> np.ndarray:
+    def embeddings(self, state: BankState, rows: np.ndarray) -> np.ndarray:
         """float32 [M, D] of row numbers [M], as the head made them."""
         matrix = np.zeros((len(rows), self.settings["dimension"]), np.float32)
         for first in range(0, len(rows), _GET):
@@ -278,18 +284,18 @@ class MilvusStore:
             matrix[first : first + len(wanted)] = [vectors[key] for key in wanted]
         return matrix
 
-    def searched(self, state: State) -> Searched:
+    def searched(self, state: BankState) -> CandidateIndex:
         """What finds the rows of a state; Milvus keeps its own index. Each row is a point of its own."""
         if self._searched is None or self._searched[0] is not state:
-            searched = Searched(
+            searched = CandidateIndex(
                 lambda queries, depth: self._candidates(queries, depth, state),
                 lambda rows: unit_rows(self.embeddings(state, rows)),
-                Members.single(state.alive),
+                VectorRows.single(state.alive),
             )
             self._searched = state, searched
         return self._searched[1]
 
-    def _candidates(self, queries: np.ndarray, depth: int, state: State) -> np.ndarray:
+    def _candidates(self, queries: np.ndarray, depth: int, state: BankState) -> np.ndarray:
         """Row numbers int64 [Q, depth] of the most similar rows to unit queries [Q, D]; -1 where absent.
 
         Rows that the state does not have may be among them. No more than 16,384 columns are given, whatever the depth.

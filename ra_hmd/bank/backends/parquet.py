@@ -20,10 +20,10 @@ from filelock import FileLock, Timeout
 
 from ra_hmd.bank.backends.parquet_index import FaissSearch
 from ra_hmd.bank.log_checkpoint import EVERY, read_checkpoint, write_checkpoint
-from ra_hmd.bank.versions import Change, Entry, State
+from ra_hmd.bank.versions import BankState, Change, VersionEntry
 from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, new_folder, read_json, write_json
 from ra_hmd.core.errors import UserError
-from ra_hmd.retrieval.nearest import Searched
+from ra_hmd.retrieval.nearest import CandidateIndex
 
 VERSIONS, CACHE, LOCK = "versions", "cache", ".lock"
 _KEY = b"ra_hmd"
@@ -61,7 +61,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-class FolderStore:
+class ParquetBackend:
     """The files of one bank.
 
     Attributes:
@@ -83,7 +83,7 @@ class FolderStore:
 
     @classmethod
     def create(
-        cls, folder: str | Path, settings: dict[str, Any], entry: Entry, change: Change, new: np.ndarray
+        cls, folder: str | Path, settings: dict[str, Any], entry: VersionEntry, change: Change, new: np.ndarray
     ) -> None:
         """Write the folder with its first version; it appears in one step.
 
@@ -111,7 +111,7 @@ class FolderStore:
             known += 1
         return known
 
-    def read(self, first: int, last: int) -> list[tuple[Entry, Change]]:
+    def read(self, first: int, last: int) -> list[tuple[VersionEntry, Change]]:
         """The log and changes of versions first … last."""
         names = Change.of(np.zeros(0, np.int64)).to_table().column_names
         kept = self._checkpoint(last) if last - first >= EVERY else {}
@@ -123,11 +123,11 @@ class FolderStore:
             with pq.ParquetFile(self._path(version)) as file:
                 known = [name for name in names if name in file.schema_arrow.names]
                 table = file.read(columns=known, use_threads=file.num_row_groups > 1)
-            entry = Entry(**json.loads(table.schema.metadata[_KEY]))
+            entry = VersionEntry(**json.loads(table.schema.metadata[_KEY]))
             found.append((entry, Change.from_table(table, multi_label=self._multi_label)))
         return found
 
-    def write(self, entry: Entry, change: Change, new: np.ndarray | None, first: int) -> None:
+    def write(self, entry: VersionEntry, change: Change, new: np.ndarray | None, first: int) -> None:
         """Make a version exist; to be called within `writing`. New rows get the numbers `first`, `first` + 1, …
 
         Raises:
@@ -139,16 +139,16 @@ class FolderStore:
             with suppress(OSError):  # the disk is full, or this folder alone may not be written: it is done without
                 write_checkpoint(self.place / CACHE / _CHECKPOINT, {one.version: (one, what) for one, what in versions})
 
-    def _checkpoint(self, last: int) -> dict[int, tuple[Entry, Change]]:
+    def _checkpoint(self, last: int) -> dict[int, tuple[VersionEntry, Change]]:
         """What the checkpoint holds of this bank up to a version."""
         kept = read_checkpoint(self.place / CACHE / _CHECKPOINT, multi_label=self._multi_label)
         newest = max((version for version in kept if version <= last), default=0)
         if not newest:
             return {}
         own = pq.read_schema(self._path(newest)).metadata[_KEY]  # of this bank, not of one that was copied over it
-        return kept if Entry(**json.loads(own)) == kept[newest][0] else {}
+        return kept if VersionEntry(**json.loads(own)) == kept[newest][0] else {}
 
-    def embeddings(self, state: State, rows: np.ndarray) -> np.ndarray:
+    def embeddings(self, state: BankState, rows: np.ndarray) -> np.ndarray:
         """float32 [M, D] of row numbers [M] in rising order, as the head made them."""
         parts = [np.zeros((0, self.settings["dimension"]), np.float32)]
         for version in range(1, state.version + 1):
@@ -163,7 +163,7 @@ class FolderStore:
                     parts.append(matrix[wanted[wanted // _ROW_GROUP == group] - group * _ROW_GROUP])
         return np.concatenate(parts)
 
-    def searched(self, state: State) -> Searched:
+    def searched(self, state: BankState) -> CandidateIndex:
         """What finds the rows of a state."""
         return self._search.prepare(state)
 
@@ -179,7 +179,7 @@ class FolderStore:
         return self.place / VERSIONS / f"{version:08d}.parquet"
 
 
-def _write_version(folder: Path, entry: Entry, change: Change, new: np.ndarray | None) -> None:
+def _write_version(folder: Path, entry: VersionEntry, change: Change, new: np.ndarray | None) -> None:
     path = folder / VERSIONS / f"{entry.version:08d}.parquet"
     table = change.to_table()
     if new is not None:

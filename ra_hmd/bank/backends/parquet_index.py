@@ -13,13 +13,13 @@ from zipfile import BadZipFile
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ra_hmd.bank.versions import State
+from ra_hmd.bank.versions import BankState
 from ra_hmd.core.artifacts import atomic_path, read_json, write_json
 from ra_hmd.core.errors import UserError
-from ra_hmd.retrieval.index import RECALL_SAMPLE, SearchIndex, build_index, choose, resolve_kind
+from ra_hmd.retrieval.distinct_vectors import ABSENT, DistinctVectors, VectorRows
+from ra_hmd.retrieval.index import RECALL_SAMPLE, SearchIndex, build_index, resolve_kind, sample_rows
 from ra_hmd.retrieval.knn import unit_rows
-from ra_hmd.retrieval.nearest import Searched
-from ra_hmd.retrieval.points import ABSENT, Members, Points
+from ra_hmd.retrieval.nearest import CandidateIndex
 
 _POINTER = "index.json"
 _STALE_GROWTH, _STALE_DEAD = 2.0, 0.5
@@ -38,7 +38,7 @@ class FaissSearch:
     """
 
     def __init__(
-        self, cache: Path, settings: Mapping[str, Any], embeddings: Callable[[State, np.ndarray], np.ndarray]
+        self, cache: Path, settings: Mapping[str, Any], embeddings: Callable[[BankState, np.ndarray], np.ndarray]
     ) -> None:
         """
         Args:
@@ -48,15 +48,15 @@ class FaissSearch:
         """
         self._cache, self._settings, self._embeddings = cache, settings, embeddings
         self._index: SearchIndex | None = None
-        self._points = Points()
+        self._points = DistinctVectors()
         self._rows = np.zeros(0, np.int64)  # row numbers that the index knows …
         self._point = np.zeros(0, np.int64)  # … and the point of each
-        self._state: State | None = None  # what the index was prepared for, …
-        self._searched: Searched | None = None  # … and how it is searched
+        self._state: BankState | None = None  # what the index was prepared for, …
+        self._searched: CandidateIndex | None = None  # … and how it is searched
         self._built = 0  # how many rows the index was built from
         self._tuned = np.zeros(0, np.int64)  # row numbers that there were when the recall was measured
 
-    def prepare(self, state: State) -> Searched:
+    def prepare(self, state: BankState) -> CandidateIndex:
         """Make the index hold every row of the state; free where it does already."""
         if state is self._state and self._searched is not None:
             return self._searched
@@ -75,28 +75,31 @@ class FaissSearch:
         missing = np.flatnonzero(state.alive & ~held)
         for first in range(0, len(missing), _BLOCK):
             self._add(state, missing[first : first + _BLOCK])
-        members = Members.of(self._point_of(state), len(self._points), state.alive)
+        members = VectorRows.of(self._point_of(state), len(self._points), state.alive)
         mask = members.counts > 0
         now = np.flatnonzero(state.alive)
         if kind != "flat" and len(np.setxor1d(now, self._tuned)) > _RETUNE * len(self._tuned):
             self._tune(state, mask)
-        self._state, self._searched = state, Searched(partial(self._candidates, mask), self._index.vectors, members)
+        self._state, self._searched = (
+            state,
+            CandidateIndex(partial(self._candidates, mask), self._index.vectors, members),
+        )
         return self._searched
 
-    def _add(self, state: State, rows: np.ndarray) -> None:
+    def _add(self, state: BankState, rows: np.ndarray) -> None:
         """Let the index hold further rows of a state."""
         vectors = unit_rows(self._embeddings(state, rows))
         point, new = self._points.number(vectors)
         self._index.add(vectors[new])
         self._rows, self._point = np.concatenate([self._rows, rows]), np.concatenate([self._point, point])
 
-    def _point_of(self, state: State) -> np.ndarray:
+    def _point_of(self, state: BankState) -> np.ndarray:
         """int64 [N], the point of each row number; -1 where the index does not hold it."""
         point = np.full(len(state.alive), ABSENT)
         point[self._rows] = self._point
         return point
 
-    def _stale(self, kind: str, state: State) -> bool:
+    def _stale(self, kind: str, state: BankState) -> bool:
         if self._index.kind != kind or (len(self._rows) and self._rows.max() >= len(state.alive)):
             return True
         if kind == "flat":
@@ -104,7 +107,7 @@ class FaissSearch:
         dead = 1 - state.alive[self._rows].mean()
         return bool(dead > _STALE_DEAD or state.alive.sum() > _STALE_GROWTH * self._built)
 
-    def _compact(self, state: State) -> None:
+    def _compact(self, state: BankState) -> None:
         """Let go of points that no row of the state has, once they are many: a search would have to pass over them."""
         kept = state.alive[self._rows]
         used = np.zeros(len(self._points), bool)
@@ -115,11 +118,11 @@ class FaissSearch:
         number = np.full(len(used), ABSENT)
         number[points] = np.arange(len(points))
         self._index = build_index(self._index.vectors(points), kind="flat")
-        self._points = Points(self._points.hashes[points])
+        self._points = DistinctVectors(self._points.hashes[points])
         self._rows, self._point = self._rows[kept], number[self._point[kept]]
 
-    def _build(self, kind: str, state: State) -> None:
-        self._points, self._rows, self._point = Points(), self._rows[:0], self._point[:0]
+    def _build(self, kind: str, state: BankState) -> None:
+        self._points, self._rows, self._point = DistinctVectors(), self._rows[:0], self._point[:0]
         if kind == "flat":
             width = self._settings["dimension"]
             self._index = build_index(np.zeros((0, width), np.float32), kind="flat")
@@ -137,10 +140,10 @@ class FaissSearch:
         )
         self._save()
 
-    def _tune(self, state: State, allowed: np.ndarray) -> None:
+    def _tune(self, state: BankState, allowed: np.ndarray) -> None:
         """Measure the recall of queries like any point that the index holds, also of those without a row."""
         settings = self._settings
-        sample = choose(np.random.default_rng(settings["seed"]), len(self._points), RECALL_SAMPLE)
+        sample = sample_rows(np.random.default_rng(settings["seed"]), len(self._points), RECALL_SAMPLE)
         queries = self._index.vectors(sample)
         self._index.tune(settings["recall_target"], queries, own=allowed[sample], allowed=allowed)
         self._tuned = np.flatnonzero(state.alive)
@@ -183,7 +186,7 @@ class FaissSearch:
         try:
             about = read_json(cache / _POINTER)
             with np.load(cache / f"{about.name}.npz", allow_pickle=False) as file:
-                rows, point, points = file["rows"], file["point"], Points(file["hashes"])
+                rows, point, points = file["rows"], file["point"], DistinctVectors(file["hashes"])
             index = SearchIndex.load(cache / f"{about.name}.faiss", about.kind, "ip", about.recall)
         except (UserError, OSError, ValueError, RuntimeError, KeyError, BadZipFile):
             return  # not there, replaced meanwhile, or of an earlier version: it is built again

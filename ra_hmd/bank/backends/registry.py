@@ -24,11 +24,11 @@ def backend_of(place: str | Path) -> str:
     return "milvus" if "://" in str(place) or str(place).endswith(".db") else "faiss"
 
 
-def store_class(backend: str) -> Any:
+def backend_class(backend: str) -> Any:
     if backend == "milvus":
-        from ra_hmd.bank.backends.milvus import MilvusStore
+        from ra_hmd.bank.backends.milvus import MilvusBackend
 
-        return MilvusStore
-    from ra_hmd.bank.backends.parquet import FolderStore
+        return MilvusBackend
+    from ra_hmd.bank.backends.parquet import ParquetBackend
 
-    return FolderStore
+    return ParquetBackend

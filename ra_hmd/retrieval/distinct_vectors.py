@@ -12,11 +12,11 @@ ABSENT = -1
 """No row, or no point."""
 
 
-class Points:
+class DistinctVectors:
     """Numbers of distinct vectors, in the order in which they came. Vectors are told apart by a hash of 64 bits."""
 
     def __init__(self, hashes: np.ndarray | None = None) -> None:
-        """`hashes`: uint64 [P] of points that were numbered before, in their order (`Points.hashes`)."""
+        """`hashes`: uint64 [P] of points that were numbered before, in their order (`DistinctVectors.hashes`)."""
         hashes = np.zeros(0, np.uint64) if hashes is None else hashes
         self._number = np.argsort(hashes, kind="stable")
         self._sorted = hashes[self._number]
@@ -50,7 +50,7 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Members:
+class VectorRows:
     """Which rows may be found at each of P points.
 
     Attributes:
@@ -62,7 +62,7 @@ class Members:
     first: np.ndarray
 
     @classmethod
-    def of(cls, point: np.ndarray, points: int, allowed: np.ndarray | None = None) -> "Members":
+    def of(cls, point: np.ndarray, points: int, allowed: np.ndarray | None = None) -> "VectorRows":
         """From the point of each row, int64 [N] with `ABSENT` for none, and which rows may be found (default: all)."""
         there = point != ABSENT
         rows = np.flatnonzero(there if allowed is None else there & allowed)
@@ -71,7 +71,7 @@ class Members:
         return cls(rows[np.argsort(at, kind="stable")], first)
 
     @classmethod
-    def single(cls, allowed: np.ndarray) -> "Members":
+    def single(cls, allowed: np.ndarray) -> "VectorRows":
         """Each row is a point of its own."""
         return cls(np.flatnonzero(allowed), np.concatenate([[0], np.cumsum(allowed)]))
 
