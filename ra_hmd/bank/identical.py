@@ -7,6 +7,7 @@ examples, which vote and nothing more.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,11 @@ def decided_rows(state: BankState) -> dict[str, int]:
         if content and not np.array_equal(labels[found.setdefault(content, row)], labels[row]):
             open_to_doubt.add(content)
     return {content: row for content, row in found.items() if content not in open_to_doubt}
+
+
+def decided_labels(state: BankState) -> dict[str, Any]:
+    """Content hash to the label of the row that answers it."""
+    return {content: state.rows.labels[row].tolist() for content, row in decided_rows(state).items()}
 
 
 def rows_with(state: BankState, contents: Sequence[str]) -> dict[str, list[int]]:

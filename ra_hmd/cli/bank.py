@@ -229,7 +229,7 @@ def search_command(
     token: Token = None,
 ) -> None:
     """Judge memes by their nearest neighbours, and show these."""
-    from ra_hmd.bank.search import print_evidence, search_evidence
+    from ra_hmd.scoring.evidence import print_evidence, search_evidence
     from ra_hmd.scoring.operating_point import read_operating_point
     from ra_hmd.scoring.reference_set import vote_rule
 
@@ -272,10 +272,10 @@ def effect_command(
     token: Token = None,
 ) -> None:
     """Show which verdicts a change would flip, by the head's stored threshold where it holds. Nothing is changed."""
-    from ra_hmd.bank.change_impact import PlannedChange, effect
     from ra_hmd.bank.embed_features import embed_store
-    from ra_hmd.bank.search import print_effect
+    from ra_hmd.bank.planned_change import PlannedChange
     from ra_hmd.features.test_lock import open_labels
+    from ra_hmd.scoring.change_impact import change_impact, print_change_impact
     from ra_hmd.scoring.operating_point import read_operating_point
     from ra_hmd.scoring.reference_set import vote_rule
 
@@ -297,13 +297,13 @@ def effect_command(
         labels = _labels(relabel or [], opened.problem)
         planned = PlannedChange(added, remove or [], labels, rollback, relabel_identical)
         rule, notes = vote_rule(opened, read_operating_point(checkpoint), voting)
-        result = effect(opened, asked.embedded, planned, voting, rule.thresholds)
+        result = change_impact(opened, asked.embedded, planned, voting, rule.thresholds)
     for note in notes:
         typer.echo(note, err=True)
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
     else:
-        print_effect(result)
+        print_change_impact(result)
 
 
 def _open(bank: str, wait: float, lock: Path | None, token: str | None) -> "Bank":

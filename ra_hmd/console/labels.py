@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ra_hmd.bank.change_impact import ABSTAINED
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
+from ra_hmd.scoring.knn_classifier import ABSTAINED
 
 HEADS = {
     "lmh": ("LMH", "what the language model itself answers when it is asked about the meme"),

@@ -44,7 +44,7 @@ class Plan:
         target: Id of the meme; of a rollback the version.
         label: That the meme shall have; None: a rollback.
         version: Of the bank when the effect was computed.
-        effect: As `ra_hmd.bank.change_impact.effect` has it.
+        effect: As `ra_hmd.scoring.change_impact.change_impact` has it.
         rows: Ids of the rows that get another label, because they are this meme; empty: it becomes a new row.
     """
 

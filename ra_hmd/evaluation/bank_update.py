@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.heads import decide, exact_match
+from ra_hmd.core.heads import exact_match
 from ra_hmd.core.problem import Problem
 from ra_hmd.evaluation.metrics.estimates import estimates
 from ra_hmd.evaluation.metrics.intervals import paired_gain
 from ra_hmd.features.store import Features
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.knn_classifier import knn_classify
 
 
 def nested_order(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -86,8 +87,8 @@ def update_curve(
     correct_at_start = None
     for size in [0, *sorted(set(sizes))]:
         grown = bank.plus(update.select(order[:size]))
-        scores = voting.vote(grown.nearest(queries, voting.topk), grown.labels, problem).scores
-        correct = exact_match(decide(scores, thresholds, problem), queries.labels)
+        predicted = knn_classify(queries, grown, voting, problem, thresholds)
+        scores, correct = predicted.scores, exact_match(predicted.verdicts, queries.labels)
         found = estimates(
             scores, queries.labels, thresholds, problem, samples=samples, seed=seed, names=("accuracy", "auroc")
         )

@@ -10,8 +10,9 @@ from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.evidence import plain_score, vote_evidence
+from ra_hmd.scoring.knn_classifier import LabelledIndex
 from ra_hmd.scoring.operating_point import OperatingPoint
-from ra_hmd.scoring.scores import LabelledIndex, ScoredSet
+from ra_hmd.scoring.scores import ScoredSet
 
 
 @dataclass

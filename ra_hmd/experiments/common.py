@@ -18,6 +18,7 @@ from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, MemeHead
 from ra_hmd.retrieval.embeddings import Embeddings, hidden_tensor, run_head
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.knn_classifier import knn_classify
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class HeadView:
 
     def vote(self, bank: Embeddings, voting: Voting) -> np.ndarray:
         """RKC scores [Q] against `bank`; a row with the query's own id has no vote."""
-        return voting.vote(bank.nearest(self.rows, voting.topk), bank.labels).scores[:, 0]
+        return knn_classify(self.rows, bank, voting).scores[:, 0]
 
 
 def require_binary(config: HeadConfig, place: str | Path) -> None:

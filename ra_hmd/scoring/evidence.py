@@ -1,15 +1,27 @@
-"""Neighbours behind the KNN vote, as JSON values.
+"""The neighbours behind verdicts, as JSON values and as a table.
 
 Shapes: Q queries, K neighbours, C outputs of the problem.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from ra_hmd.core.problem import Problem
-from ra_hmd.scoring.scores import LabelledIndex, ScoredSet
+from ra_hmd.bank.bank import Bank
+from ra_hmd.bank.embed_features import embed_store
+from ra_hmd.core.artifacts import plain, run_manifest
+from ra_hmd.core.problem import UNLABELLED, Problem
+from ra_hmd.features.test_lock import open_labels
+from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.knn_classifier import LabelledIndex, knn_classify
+from ra_hmd.scoring.scores import ScoredSet
+
+_NEIGHBOURS_SHOWN = 3
 
 
 def vote_evidence(scored: ScoredSet, bank: LabelledIndex, memes: int | None = None) -> Iterator[list[dict[str, Any]]]:
@@ -18,23 +30,106 @@ def vote_evidence(scored: ScoredSet, bank: LabelledIndex, memes: int | None = No
     A neighbour's `vote` is what it adds to the score (the votes add up to it), of several classes a list; its `share`
     is its part of all votes regardless of sign.
     """
-    ids, labels = bank.ids, bank.labels  # of an example bank both are made anew each time
-    for row in range(len(scored))[:memes]:
-        strength = np.abs(scored.votes[row]).sum(axis=1)
+    ids, labels = bank.ids, bank.labels  # an example bank computes `labels` anew on each access
+    for line in range(len(scored))[:memes]:
+        strength = np.abs(scored.votes[line]).sum(axis=1)
         total = float(strength.sum())
         yield [
             {
-                "id": ids[found],
-                "label": labels[found].tolist(),
-                "similarity": float(scored.neighbours.similarity[row, rank]),
-                "vote": plain_score(scored.votes[row, rank], scored.problem),
+                "id": ids[row],
+                "label": labels[row].tolist(),
+                "similarity": float(scored.neighbours.similarity[line, rank]),
+                "vote": plain_score(scored.votes[line, rank], scored.problem),
                 "share": float(strength[rank]) / total if total else 0.0,
             }
-            for rank, found in enumerate(scored.neighbours.rows[row])
-            if found >= 0
+            for rank, row in enumerate(scored.neighbours.rows[line])
+            if row >= 0
         ]
 
 
 def plain_score(values: np.ndarray, problem: Problem) -> float | list[float]:
     """Values [C] for JSON: one number if binary, else a list."""
     return float(values[0]) if problem.kind == "binary" else values.tolist()
+
+
+def search_evidence(
+    bank: Bank,
+    checkpoint: str | Path,
+    store: str | Path,
+    voting: Voting,
+    thresholds: np.ndarray,
+    *,
+    final: bool = False,
+    command: str = "",
+) -> dict[str, Any]:
+    """Classify the memes of a feature store by the bank; `thresholds` [C] of the scores.
+
+    Returns:
+        A manifest (`kind: bank_search`; bank, version, voting, thresholds, fingerprint, and the record of
+        `open_labels`) with `queries`: per meme `id`, `label` (None if unknown), `verdict`, `identical` (the row whose
+        label is the verdict, because a person gave it to this very meme; None if there is none), `score` (one per
+        output) and `neighbours`, each a row of the bank with `similarity` and `vote`, what it adds to each score.
+
+    Raises:
+        UserError: head, store and bank do not belong together; a query without any neighbour; labelled test data
+            without `final`.
+    """
+    embedded = embed_store(checkpoint, store, labelled=False)
+    embedded.check_for(bank)
+    opened = open_labels({store: embedded.features}, [checkpoint], final=final, command=command)
+    queries = embedded.embedded
+    found = knn_classify(queries, bank, voting, bank.problem, thresholds)
+    near, votes, verdicts = found.neighbours, found.votes, found.verdict_values()
+    decided = bank.answers(queries.contents or [""] * len(queries))
+    lines = []
+    for line, name in enumerate(queries.ids):
+        label, answer = queries.labels[line].tolist(), decided[line]
+        lines.append(
+            {
+                "id": name,
+                "label": None if UNLABELLED in (label if isinstance(label, list) else [label]) else label,
+                "verdict": verdicts[line] if answer is None else bank.labels[answer].tolist(),
+                "identical": None if answer is None else bank.row(answer),
+                "score": votes.scores[line].tolist(),
+                "neighbours": [
+                    bank.row(near.rows[line, rank])
+                    | {
+                        "similarity": float(near.similarity[line, rank]),
+                        "vote": votes.contributions[line, rank].tolist(),
+                    }
+                    for rank in range(int(near.present[line].sum()))
+                ],
+            }
+        )
+    arguments = {"bank": bank.place, "checkpoint": checkpoint, "queries": store, "voting": vars(voting)}
+    return run_manifest(
+        "bank_search",
+        **opened,
+        arguments=plain(arguments),
+        bank_version=bank.version,
+        thresholds=thresholds.tolist(),
+        fingerprint=bank.fingerprint,
+        queries=lines,
+    )
+
+
+def print_evidence(evidence: Mapping[str, Any], count: int) -> None:
+    """Print the first `count` queries of `search_evidence`, each with its nearest neighbours."""
+    table = Table("query", "label", "verdict", "score", "nearest neighbours (label, similarity)")
+    for query in evidence["queries"][:count]:
+        near = "\n".join(
+            f"{row['id']} ({row['label']}, {row['similarity']:.3f})" for row in query["neighbours"][:_NEIGHBOURS_SHOWN]
+        )
+        label = "" if query["label"] is None else query["label"]
+        cells = query["id"], label, query["verdict"], format_scores(query["score"]), near
+        table.add_row(*(escape(str(cell)) for cell in cells))
+    console = Console()
+    console.print(table)
+    left = len(evidence["queries"]) - count
+    if left > 0:
+        console.print(f"… and {left} more; --output writes all.", markup=False)
+
+
+def format_scores(values: list[float]) -> str:
+    """Scores with sign and three decimals, separated by commas."""
+    return ", ".join(f"{value:+.3f}" for value in values)

@@ -15,8 +15,9 @@ from ra_hmd.features.test_lock import store_digest
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.knn_classifier import LabelledIndex
 from ra_hmd.scoring.operating_point import OperatingPoint, rule_notes, rule_of
-from ra_hmd.scoring.scores import DecisionRule, LabelledIndex
+from ra_hmd.scoring.scores import DecisionRule
 from ra_hmd.scoring.threshold_basis import (
     OTHER,
     BankMatch,

@@ -3,10 +3,9 @@
 Shapes: N bank rows, Q queries, H hidden size, D embedding, K neighbours, C outputs of the problem (1 if binary).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,16 +18,7 @@ from ra_hmd.retrieval.embeddings import Embeddings, hidden_tensor, run_head
 from ra_hmd.retrieval.knn import Neighbours
 from ra_hmd.retrieval.voting import Votes, Voting
 from ra_hmd.scoring.calibration import UNCALIBRATED, Calibration
-
-
-class LabelledIndex(Protocol):
-    """Labelled examples that can be searched: an `Embeddings`, or an example bank on disk."""
-
-    ids: Sequence[str]
-    labels: np.ndarray
-
-    def nearest(self, queries: Embeddings, k: int) -> Neighbours:
-        """The K nearest examples of each query, without the query itself."""
+from ra_hmd.scoring.knn_classifier import LabelledIndex, knn_classify
 
 
 @dataclass(frozen=True)
@@ -134,9 +124,8 @@ def score_set(
         neighbours = Neighbours(nobody.astype(np.int64), nobody.astype(np.float32))
         votes, in_bank = Votes(np.zeros((len(features), 0, problem.outputs)), np.zeros(len(features), dtype=bool)), 0
     else:
-        neighbours = bank.nearest(queries, voting.topk)
-        votes = voting.vote(neighbours, bank.labels, problem)
-        scores["rkc"] = votes.scores
+        found = knn_classify(queries, bank, voting, problem)
+        neighbours, votes, scores["rkc"] = found.neighbours, found.votes, found.scores
         in_bank = len(set(features.ids).intersection(bank.ids))  # no set of the whole bank for each batch
     rules = {which: DecisionRule.official(which, problem) for which in scores}
     return ScoredSet(name, problem, queries, neighbours, votes.contributions, votes.abstained, in_bank, scores, rules,

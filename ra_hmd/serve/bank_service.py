@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.bank.bank import Bank, now
-from ra_hmd.bank.change_impact import PlannedChange, effect
 from ra_hmd.bank.embed_features import embed_store
+from ra_hmd.bank.planned_change import PlannedChange
 from ra_hmd.bank.versions import BankRows, VersionEntry
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.content import content_hash
@@ -22,6 +22,7 @@ from ra_hmd.features.test_lock import open_labels
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import PreparedMeme, Query
 from ra_hmd.retrieval.embeddings import Embeddings
+from ra_hmd.scoring.change_impact import change_impact
 from ra_hmd.serve.batching import Service
 
 
@@ -152,7 +153,7 @@ class BankService:
         """What a change would do to the verdicts of the RKC, by the threshold in force; nothing is changed.
 
         Returns:
-            See `ra_hmd.bank.change_impact.effect`; asked about the reference and the memes judged last.
+            See `ra_hmd.scoring.change_impact.change_impact`; asked about the reference and the memes judged last.
 
         Raises:
             UserError: a change that could not be made, or there is no meme to show its effect on.
@@ -162,7 +163,7 @@ class BankService:
             rows = None if new is None else (new[0], detector.score(new[1]).queries.embedding)
             scorer = detector.scorer
             planned = PlannedChange(rows, remove, relabel or {}, relabel_identical=relabel_identical)
-            return effect(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
+            return change_impact(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
 
     def rollback_effect(self, version: int) -> dict[str, Any]:
         """What going back to an earlier version would do to verdicts, as `effect` has it; nothing is changed."""
@@ -170,7 +171,7 @@ class BankService:
         with self._exclusive() as detector:
             scorer = detector.scorer
             planned = PlannedChange(rollback=version)
-            return effect(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
+            return change_impact(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
 
     def search(self, query: Query, k: int) -> dict[str, Any]:
         """The K rows nearest to a meme, by the head's embedding; nothing is kept of the meme.

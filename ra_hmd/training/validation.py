@@ -11,6 +11,7 @@ from ra_hmd.evaluation.metrics.binary import binary_metrics
 from ra_hmd.evaluation.metrics.multiclass import class_values
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.knn_classifier import knn_classify
 
 METRICS = ("auroc", "accuracy", "macro_f1")
 
@@ -30,7 +31,7 @@ def dev_scores(
         voting: The vote.
         problem: What labels mean.
     """
-    rkc = voting.vote(bank.nearest(queries, voting.topk), bank.labels, problem).scores
+    rkc = knn_classify(queries, bank, voting, problem).scores
     lrc = problem.probabilities(logits.double()).cpu().numpy()
     scores: dict[str, float | None] = {}
     for head, values in (("rkc", rkc), ("lrc", lrc)):

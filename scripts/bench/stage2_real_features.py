@@ -28,6 +28,7 @@ from ra_hmd.features.store import Features, write_features
 from ra_hmd.models.head import load_head
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.knn_classifier import knn_classify
 from stage2.arguments import Stage2Arguments
 from stage2.run import run_stage2
 
@@ -52,8 +53,7 @@ def splits(name: str, *, raw: bool) -> tuple[Features, Features]:
 
 def vote(bank: Embeddings, queries: Embeddings) -> np.ndarray:
     """RKC scores [Q]."""
-    voting = Voting()
-    return voting.vote(bank.nearest(queries, voting.topk), bank.labels).scores[:, 0]
+    return knn_classify(queries, bank, Voting()).scores[:, 0]
 
 
 def measure(name: str, seeds: int, *, raw: bool = False) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from PIL import Image
 from small_banks import SAID, bank_of, make_rows, points
 
 from ra_hmd.bank.bank import Bank, open_bank
-from ra_hmd.bank.change_impact import PlannedChange, effect
 from ra_hmd.bank.identical import Contradicts
+from ra_hmd.bank.planned_change import PlannedChange
 from ra_hmd.bank.versions import BankRows
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.content import content_hash
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.change_impact import change_impact
 
 
 def of_content(names: list[str], labels: list[int], contents: list[str], *, decided: bool = True) -> BankRows:
@@ -84,7 +85,9 @@ def test_contradictions_are_refused_or_settled(tmp_path: Path, name: str) -> Non
         with pytest.raises(UserError, match="decide on one label"):
             bank.add(of_content(["d", "e"], [1, 0], ["dog", "dog"]), points(2), **SAID)
         with pytest.raises(Contradicts):
-            effect(bank, Embeddings(["q"], np.zeros(1, int), vector), PlannedChange(add=(opposite, vector)), Voting(3))
+            change_impact(
+                bank, Embeddings(["q"], np.zeros(1, int), vector), PlannedChange(add=(opposite, vector)), Voting(3)
+            )
         assert bank.version == 2
         bank.add(of_content(["same"], [0], ["cat"]), points(1), **SAID)
         bank.add(opposite, vector, **SAID, relabel_identical=True)
@@ -107,13 +110,13 @@ def test_the_effect_knows_who_is_answered(tmp_path: Path, name: str) -> None:
             bank.relabel(dict.fromkeys(ones, 0), **SAID)
         asked = Embeddings(["again", "other"], np.array([1, 0]), np.ones((2, 4), np.float32), ["cat", "dog"])
         planned = PlannedChange(add=(of_content(["new"], [1], ["cat"]), embedding[:1]))
-        told = effect(bank, asked, planned, Voting(5))
+        told = change_impact(bank, asked, planned, Voting(5))
         assert [(flip["id"], flip["from"], flip["to"]) for flip in told["flips"]] == [("again", 0, 1)]
         assert (told["paired"]["gained"], told["paired"]["lost"]) == (1, 0)
         before = bank.version
         bank.add(*planned.add, **SAID)
-        assert effect(bank, asked, PlannedChange(remove=["m1"]), Voting(5))["flips"] == []
-        back = effect(bank, asked, PlannedChange(rollback=before), Voting(5))
+        assert change_impact(bank, asked, PlannedChange(remove=["m1"]), Voting(5))["flips"] == []
+        back = change_impact(bank, asked, PlannedChange(rollback=before), Voting(5))
         assert [(flip["id"], flip["from"], flip["to"]) for flip in back["flips"]] == [("again", 1, 0)]
 
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_banks import bank_of, labels_of, queries_of
 
-from ra_hmd.bank.change_impact import ABSTAINED, verdicts
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.knn import ABSENT, Neighbours, search
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.knn_classifier import ABSTAINED, knn_classify
 
 PROBLEMS = [Problem(), Problem("single_label", 3), Problem("multi_label", 4)]
 WEIGHTS = ["arithmetic", "mean", "similarity"]
@@ -179,10 +179,11 @@ def test_an_embedding_of_length_zero_abstains(problem, weights):
     labels = np.zeros((4, 3) if problem.kind == "multi_label" else 4, int)
     bank = Embeddings(list("abcd"), labels, np.eye(4, 8, dtype=np.float32) + np.float32(0.1))
     asked = Embeddings(["z", "y"], labels[:2], np.stack([np.zeros(8), np.ones(8)]).astype(np.float32))
-    votes = Voting(3, weights).vote(bank.nearest(asked, 3), bank.labels, problem)
+    found = knn_classify(asked, bank, Voting(3, weights), problem)
+    votes = found.votes
     assert votes.abstained.tolist() == [True, False]
     assert not votes.scores[0].any()
-    assert verdicts(votes, problem)[0] == ABSTAINED
+    assert found.verdict_values()[0] == ABSTAINED
 
 
 def test_a_meme_at_the_least_similarity_votes():

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from ra_hmd.bank.bank import open_bank
-from ra_hmd.bank.change_impact import PlannedChange, effect
 from ra_hmd.bank.embed_features import embed_store
+from ra_hmd.bank.planned_change import PlannedChange
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import read_features
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.change_impact import change_impact
 from ra_hmd.scoring.reference_set import ReferenceSet, match_reference_set
 from ra_hmd.scoring.scorer import Scorer
 from ra_hmd.scoring.threshold_basis import OTHER, BankMatch, content_of
@@ -103,7 +104,7 @@ def test_effect_is_told_by_the_threshold_in_force(tuned: Path, served_clip: Path
     dev = embed_store(tuned, served_clip / "features" / "dev")
     before = scorer("dev", dev.features)
     planned = PlannedChange(remove=scorer.bank.ids[:10])
-    shown = effect(scorer.bank, dev.embedded, planned, scorer.voting, scorer.rule("rkc").thresholds)
+    shown = change_impact(scorer.bank, dev.embedded, planned, scorer.voting, scorer.rule("rkc").thresholds)
     open_bank(clip_bank).remove(planned.remove, author="ana", reason="a trial")
     after = scorer.refreshed()("dev", dev.features)
     pairs = zip(dev.embedded.ids, before.verdicts("rkc").tolist(), after.verdicts("rkc").tolist(), strict=True)

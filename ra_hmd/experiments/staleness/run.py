@@ -39,6 +39,7 @@ from ra_hmd.features.test_lock import open_labels
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, load_head
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import VoteWeights, Voting
+from ra_hmd.scoring.knn_classifier import knn_classify
 
 
 @dataclass(frozen=True)
@@ -235,9 +236,10 @@ class _Study:
                 if problem:
                     cells.append({**cell, "bank_rows": len(bank), "why": problem})
                     continue
-                scores = self.settings.voting.vote(bank.nearest(asked, self.settings.topk), bank.labels).scores[:, 0]
-                correct[age] = (scores >= THRESHOLDS["rkc"]) == (asked.labels == 1)
-                cells.append({**cell, "bank_rows": len(bank), **self._estimate(scores, asked.labels)})
+                predicted = knn_classify(asked, bank, self.settings.voting)
+                correct[age] = predicted.verdicts == asked.labels
+                estimated = self._estimate(predicted.scores[:, 0], asked.labels)
+                cells.append({**cell, "bank_rows": len(bank), **estimated})
             if 1 in correct and number in correct and number > 1:
                 gain = paired_gain(
                     correct[number], correct[1], samples=self.settings.bootstrap_samples, seed=self.settings.seed

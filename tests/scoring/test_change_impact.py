@@ -1,4 +1,4 @@
-"""What a change would do is what it does."""
+"""The predicted impact of a change equals the change that is made."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from small_banks import SAID, bank_of, labels_of, make_rows, points, queries_of
 
-from ra_hmd.bank.change_impact import ABSTAINED, PlannedChange, _changed, effect, verdicts
+from ra_hmd.bank.planned_change import PlannedChange, PreviewedBank
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.change_impact import change_impact
+from ra_hmd.scoring.knn_classifier import ABSTAINED, knn_classify
 
 PROBLEMS = [Problem(), Problem("single_label", 3), Problem("multi_label", 4)]
 
@@ -35,7 +37,7 @@ def carry_out(bank, planned):
     added=st.integers(0, 15),
     k=st.sampled_from([1, 5, 20, 70]),
 )
-def test_the_forecast_equals_the_change(tmp_path_factory, seed, problem, removed, relabelled, added, k):
+def test_the_predicted_impact_equals_the_change(tmp_path_factory, seed, problem, removed, relabelled, added, k):
     rng = np.random.default_rng(seed)
     bank = bank_of(tmp_path_factory.mktemp("effect") / "bank", problem=problem)
     chosen = [f"m{number}" for number in rng.permutation(60)]
@@ -50,26 +52,28 @@ def test_the_forecast_equals_the_change(tmp_path_factory, seed, problem, removed
     )
     if planned.add is None and not planned.remove and not planned.relabel:
         with pytest.raises(UserError, match="No change is given"):
-            effect(bank, queries_of(), planned, Voting(k))
+            change_impact(bank, queries_of(), planned, Voting(k))
         return
     asked, voting = queries_of(), Voting(k, min_similarity=0.5, prior_correction=True)
-    near, labels = _changed(bank, asked, planned, k)
-    told = effect(bank, asked, planned, voting)
-    before = verdicts(voting.vote(bank.nearest(asked, k), bank.labels, problem), problem)
+    previewed = PreviewedBank(bank, planned)
+    near, labels = previewed.nearest(asked, k), previewed.labels
+    assert len(previewed.ids) == len(labels)
+    impact = change_impact(bank, asked, planned, voting)
+    before = knn_classify(asked, bank, voting, problem).verdict_values()
     assert bank.version == 1
     carry_out(bank, planned)
     real = bank.nearest(asked, k)
     assert np.array_equal(labels, bank.labels)
     assert np.array_equal(near.rows, real.rows)
     assert np.array_equal(near.similarity, real.similarity)
-    votes = voting.vote(real, bank.labels, problem)
-    after = verdicts(votes, problem)
+    found = knn_classify(asked, bank, voting, problem)
+    votes, after = found.votes, found.verdict_values()
     flipped = [line for line, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]
-    assert [flip["id"] for flip in told["flips"]] == [asked.ids[line] for line in flipped]
-    assert [flip["to"] for flip in told["flips"]] == [after[line] for line in flipped]
-    assert [flip["score_after"] for flip in told["flips"]] == votes.scores[flipped].tolist()
-    assert told["abstained"]["after"] == votes.abstained.sum()
-    assert sum(told["flip_counts"].values()) == len(flipped)
+    assert [flip["id"] for flip in impact["flips"]] == [asked.ids[line] for line in flipped]
+    assert [flip["to"] for flip in impact["flips"]] == [after[line] for line in flipped]
+    assert [flip["score_after"] for flip in impact["flips"]] == votes.scores[flipped].tolist()
+    assert impact["abstained"]["after"] == votes.abstained.sum()
+    assert sum(impact["flip_counts"].values()) == len(flipped)
 
 
 @pytest.mark.parametrize(
@@ -84,24 +88,24 @@ def test_the_forecast_equals_the_change(tmp_path_factory, seed, problem, removed
     ids=["add", "remove", "relabel"],
 )
 @pytest.mark.parametrize("name", ["bank", "bank.db"])
-def test_the_forecast_equals_the_change_in_both_backends(tmp_path, name, planned):
+def test_the_predicted_impact_equals_the_change_in_both_backends(tmp_path, name, planned):
     """Among twenty equal points of both classes."""
     with bank_of(tmp_path / name) as bank:
         asked, voting = queries_of(), Voting(7)
-        before = verdicts(voting.vote(bank.nearest(asked, 7), bank.labels), bank.problem)
-        told = effect(bank, asked, planned, voting)
+        before = knn_classify(asked, bank, voting).verdict_values()
+        impact = change_impact(bank, asked, planned, voting)
         carry_out(bank, planned)
-        votes = voting.vote(bank.nearest(asked, 7), bank.labels)
-        after = verdicts(votes, bank.problem)
+        found = knn_classify(asked, bank, voting)
+        votes, after = found.votes, found.verdict_values()
         flips = [(asked.ids[line], pair[1], votes.scores[line].tolist())
                  for line, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]  # fmt: skip
-        assert [(flip["id"], flip["to"], flip["score_after"]) for flip in told["flips"]] == flips
+        assert [(flip["id"], flip["to"], flip["score_after"]) for flip in impact["flips"]] == flips
         assert flips
 
 
 @pytest.mark.parametrize("name", ["bank", "bank.db"])
 @pytest.mark.parametrize("version", [1, 2, 4])
-def test_the_forecast_of_a_rollback_equals_the_rollback(tmp_path, name, version):
+def test_the_predicted_impact_of_a_rollback_equals_the_rollback(tmp_path, name, version):
     """Also where rows come back among copies of themselves that are labelled otherwise."""
     with bank_of(tmp_path / name) as bank:
         labels = dict(zip(bank.ids, bank.labels.tolist(), strict=True))
@@ -111,20 +115,20 @@ def test_the_forecast_of_a_rollback_equals_the_rollback(tmp_path, name, version)
         bank.add(make_rows(["m9", "n"], [1, 0]), points(60)[[9, 25]], **SAID)
         bank.remove(["m25", "m26", "n"], **SAID)
         asked, planned, voting = queries_of(), PlannedChange(rollback=version), Voting(7)
-        before = verdicts(voting.vote(bank.nearest(asked, 7), bank.labels), bank.problem)
-        near, would = _changed(bank, asked, planned, 7)
-        told = effect(bank, asked, planned, voting)
+        before = knn_classify(asked, bank, voting).verdict_values()
+        previewed = PreviewedBank(bank, planned)
+        near, would = previewed.nearest(asked, 7), previewed.labels
+        impact = change_impact(bank, asked, planned, voting)
         assert bank.version == 5
         bank.rollback(version, **SAID)
         real = bank.nearest(asked, 7)
         assert np.array_equal(would, bank.labels)
         assert np.array_equal(near.rows, real.rows)
         assert np.array_equal(near.similarity, real.similarity)
-        votes = voting.vote(real, bank.labels)
-        after = verdicts(votes, bank.problem)
+        after = knn_classify(asked, bank, voting).verdict_values()
         flips = [(asked.ids[i], pair[0], pair[1]) for i, pair in enumerate(zip(before, after, strict=True))
                  if pair[0] != pair[1]]  # fmt: skip
-        assert [(flip["id"], flip["from"], flip["to"]) for flip in told["flips"]] == flips
+        assert [(flip["id"], flip["from"], flip["to"]) for flip in impact["flips"]] == flips
         assert flips
 
 
@@ -135,22 +139,24 @@ def test_counts_and_paired_accuracy(tmp_path, name):
     with bank_of(tmp_path / name, 8, embedding=embedding) as bank:
         bank.relabel(dict.fromkeys(bank.ids, 1), **SAID)
         asked = Embeddings([f"q{i}" for i in range(6)], np.array([0, 0, 1, 0, 1, -1]), embedding[[0, 1, 2, 3, 5, 6]])
-        told = effect(bank, asked, PlannedChange(relabel={f"m{i}": 0 for i in range(4)}), Voting(4))
-        assert told["flip_counts"] == {"1 → 0": 4}
-        assert [flip["id"] for flip in told["flips"]] == ["q0", "q1", "q2", "q3"]
-        assert told["flips"][0]["score_before"] == pytest.approx([1.0])
-        assert told["flips"][0]["score_after"] == pytest.approx([-1.0])
-        paired = told["paired"]
+        impact = change_impact(bank, asked, PlannedChange(relabel={f"m{i}": 0 for i in range(4)}), Voting(4))
+        assert impact["flip_counts"] == {"1 → 0": 4}
+        assert [flip["id"] for flip in impact["flips"]] == ["q0", "q1", "q2", "q3"]
+        assert impact["flips"][0]["score_before"] == pytest.approx([1.0])
+        assert impact["flips"][0]["score_after"] == pytest.approx([-1.0])
+        paired = impact["paired"]
         assert paired["labelled"] == 5
         assert (paired["gained"], paired["lost"]) == (3, 1)
         assert paired["accuracy_before"] == pytest.approx(2 / 5)
         assert paired["accuracy_after"] == pytest.approx(4 / 5)
         assert paired["p"] == pytest.approx(binomtest(3, 4).pvalue)
-        gone = effect(bank, asked, PlannedChange(remove=[f"m{i}" for i in range(4)]), Voting(4, min_similarity=0.5))
+        gone = change_impact(
+            bank, asked, PlannedChange(remove=[f"m{i}" for i in range(4)]), Voting(4, min_similarity=0.5)
+        )
         assert gone["flip_counts"] == {f"1 → {ABSTAINED}": 4}
         assert gone["abstained"] == {"before": 0, "after": 4}
         unlabelled = Embeddings(asked.ids, np.full(6, -1), asked.embedding)
-        assert effect(bank, unlabelled, PlannedChange(remove=["m0"]), Voting(4))["paired"] is None
+        assert change_impact(bank, unlabelled, PlannedChange(remove=["m0"]), Voting(4))["paired"] is None
 
 
 def test_a_plan_that_cannot_be_carried_out_is_refused(tmp_path):
@@ -169,5 +175,5 @@ def test_a_plan_that_cannot_be_carried_out_is_refused(tmp_path):
         (PlannedChange(), "No change is given"),
     ):
         with pytest.raises(UserError, match=message):
-            effect(bank, asked, planned, Voting(5))
+            change_impact(bank, asked, planned, Voting(5))
     assert bank.version == 1
