@@ -1,17 +1,192 @@
-"""Dataclass configuration: every problem is found at once and told in words."""
+"""Settings: pydantic models that are read from YAML files and that report all their problems in one error."""
 
 import dataclasses
 import datetime
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ra_hmd.core.errors import UserError, raise_all
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Settings")
+
+_INCONSISTENT = "inconsistent_settings"
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a mapping",
+    "model": "a mapping",
+}
+"""What a value should have been, by the first word of pydantic's error type (`int_parsing`, `string_type`)."""
+
+
+class Settings(BaseModel):
+    """Base class of settings whose fields carry their range and their help (`Field(gt=0, description=...)`).
+
+    Values may be as YAML 1.1 gives them: `1e-4` is a string there, and the word `no` is false. A truth value is no
+    number, and a number is no truth value.
+
+    Subclasses that have conditions on several fields override `_problems`.
+
+    Attributes:
+        TITLE: Name of the settings in error messages.
+
+    Raises:
+        UserError: unknown and missing keys, values of another type or out of range, and fields that contradict each
+            other, all listed together.
+    """
+
+    TITLE: ClassVar[str] = "given"
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            self.__pydantic_validator__.validate_python(values, self_instance=self)
+        except ValidationError as error:
+            _raise(type(self), values, error, "")
+
+    # Tells pydantic that this validates as its own __init__ does, so that nested settings report each problem.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some values changed, validated like a new instance."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+    def _problems(self) -> Iterator[str]:
+        """Yield one sentence for each contradiction between fields; each field by itself is within its range."""
+        yield from ()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _from_yaml(cls, value: Any, info: ValidationInfo) -> Any:
+        accepted = set(_members(cls.model_fields[str(info.field_name)].annotation))
+        if value is False and "no" in accepted:
+            return "no"
+        if isinstance(value, bool) and bool not in accepted and accepted & {int, float}:
+            raise ValueError(f"{value!r} is not a number")
+        if isinstance(value, int | float | str) and bool in accepted and not isinstance(value, bool):
+            raise ValueError(f"{value!r} is not true or false")
+        return str(value) if Path in accepted and isinstance(value, int | float) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = list(self._problems())
+        if problems:
+            raise PydanticCustomError(_INCONSISTENT, "contradicting settings", {"problems": problems})
+        return self
+
+
+def load_settings(cls: type[S], values: Mapping[str, Any], place: str | Path) -> S:
+    """Build settings from a mapping that was read at `place` (a file name, for the messages).
+
+    Raises:
+        UserError: see `Settings`; each problem is named with its place.
+    """
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        return _raise(cls, values, error, f"{place}: ")
+
+
+def _raise(cls: type[S], values: Mapping[str, Any], error: ValidationError, prefix: str) -> Any:
+    """Raise a `UserError` of all problems, those between fields included.
+
+    Pydantic checks conditions on several fields only where each field is valid. So that one error names them all, they
+    are checked once more with the defaults in place of the invalid values; what they say of such a field is left out.
+    """
+    problems = [text for detail in error.errors(include_url=False) for text in _sentences(cls, detail)]
+    invalid = {str(detail["loc"][0]) for detail in error.errors(include_url=False) if detail["loc"]}
+    if invalid:
+        try:
+            cls.model_validate({name: value for name, value in values.items() if name not in invalid})
+        except ValidationError as second:
+            details = [detail for detail in second.errors(include_url=False) if detail["type"] == _INCONSISTENT]
+            further = [text for detail in details for text in _sentences(cls, detail)]
+            problems += [text for text in further if not any(f"`{name}`" in text for name in invalid)]
+    raise_all([prefix + text for text in problems], f"The {cls.TITLE} configuration does not fit")
+
+
+def _sentences(cls: type[BaseModel], detail: ErrorDetails) -> list[str]:
+    """One problem that pydantic found, in words: its key, its value and what is allowed."""
+    kind, path, value = detail["type"], detail["loc"], detail["input"]
+    if kind == _INCONSISTENT:
+        return [f"`{_dotted(path)}`: {text}" if path else text for text in detail["ctx"]["problems"]]
+    if kind == "extra_forbidden":
+        models = [one for one in _members(_annotation(cls, path[:-1])) if isinstance(one, type)]
+        known = [name for one in models if issubclass(one, BaseModel) for name in one.model_fields]
+        [text] = unknown_keys([str(path[-1])], known)
+        return [f"`{_dotted(path[:-1])}`: {text}" if path[1:] else text]
+    name = f"`{_dotted(path)}`"
+    if kind == "missing":
+        return [f"{name} is missing: {_description(cls, path) or 'it has no default'}"]
+    limits = _limits(_annotation(cls, path))
+    if kind.startswith(("greater_than", "less_than")) and limits:
+        return [f"{name} is {value!r}, it must {_range(limits)}."]
+    if kind == "literal_error":
+        choices = ", ".join(repr(one) for one in _members(_annotation(cls, path)) if isinstance(one, str))
+        return [f"{name}: {value!r} is not one of {choices}{quotes_hint(value)}."]
+    if kind == "value_error":
+        return [f"{name}: {str(detail['ctx']['error']).rstrip('.')}."]
+    expected = _EXPECTED.get(kind.partition("_")[0])
+    if expected is not None:
+        return [f"{name}: {value!r} is not {expected}{quotes_hint(value) if expected == 'text' else ''}."]
+    return [f"{name} is {value!r}: {detail['msg']}."]
+
+
+def _dotted(path: Sequence[int | str]) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _annotation(cls: type[BaseModel], path: Sequence[int | str]) -> Any:
+    """Type of the value at `path`, with the ranges of its field; keys of mappings and places of lists are passed by."""
+    found: Any = cls
+    for part in path:
+        models = [one for one in _members(found) if isinstance(one, type) and issubclass(one, BaseModel)]
+        for field in (one.model_fields.get(str(part)) for one in models):
+            if field is not None:
+                found = typing.Annotated[(field.annotation, *field.metadata, field)]
+    return found
+
+
+def _description(cls: type[BaseModel], path: Sequence[int | str]) -> str | None:
+    return getattr(typing.get_args(_annotation(cls, path))[-1], "description", None)
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types and literal values that an annotation is made of."""
+    arguments = typing.get_args(annotation)
+    if not arguments:
+        yield annotation
+    for argument in arguments[:1] if typing.get_origin(annotation) is typing.Annotated else arguments:
+        yield from _members(argument)
+
+
+def _limits(annotation: Any) -> dict[str, Any]:
+    """The bounds (`gt`, `ge`, `lt`, `le`) in an annotation, wherever they stand in it."""
+    found = {name: getattr(annotation, name) for name in ("gt", "ge", "lt", "le") if hasattr(annotation, name)}
+    for part in (*typing.get_args(annotation), *getattr(annotation, "metadata", ())):
+        found |= _limits(part)
+    return found
+
+
+def _range(limits: Mapping[str, Any]) -> str:
+    if len(limits) == 2:
+        low = f"[{limits['ge']}" if "ge" in limits else f"({limits['gt']}"
+        return f"lie in {low}, {limits['le']}]" if "le" in limits else f"lie in {low}, {limits['lt']})"
+    words = {"gt": "be above", "ge": "be at least", "lt": "be below", "le": "be at most"}
+    return " and ".join(f"{words[name]} {bound}" for name, bound in limits.items())
 
 
 def number(value: Any) -> float:
@@ -120,7 +295,7 @@ def load_dataclass(cls: type[T], values: Mapping[str, Any], place: str) -> T:
 
 
 def load_yaml(cls: type[T], path: str | Path, overrides: list[str]) -> T:
-    """Read YAML file `path`, apply `key=value` overrides, and build `cls` from the result.
+    """Read YAML file `path`, apply `key=value` overrides, and build settings of class `cls` from the result.
 
     Raises:
         UserError: no such file, no YAML in UTF-8, or values that do not fit.
@@ -148,6 +323,8 @@ def load_yaml(cls: type[T], path: str | Path, overrides: list[str]) -> T:
         values = OmegaConf.to_container(config, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{' '.join([str(path), *overrides])}: {error}") from error
+    if issubclass(cls, Settings):
+        return load_settings(cls, values, path)
     return load_dataclass(cls, values, str(path))
 
 
