@@ -1,15 +1,17 @@
 # make demo     the whole pipeline on a CPU-sized model; the report is in outputs/demo
-# make test     every test
-# make lint     ruff check and ruff format --check
+# make test     every test, in as many processes as there are cores
+# make lint     style, layers, types and spelling: ruff, import-linter, mypy, codespell
 # make bench    the benchmarks in scripts/bench
 # make clean    remove build outputs, caches and outputs/demo; the environment stays
 #
 # Each makes the environment on its own when it is missing or older than pyproject.toml.
-# VENV=/another/place  where the environment is    PYTHON=python3.12  what makes it    ARGS=...  more for make test
+# VENV=/another/place  where the environment is    PYTHON=python3.12  what makes it
+# ARGS=...             more for make test: "-m 'not slow'", "-k head -x", tests/configs     WORKERS=1  its processes
 
 VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= logical
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
@@ -23,17 +25,20 @@ demo: $(STAMP)
 	$(RUN) $(BIN)/ra-hmd demo --output outputs/demo
 
 test: $(STAMP)
-	$(RUN) $(BIN)/python -m pytest $(ARGS)
+	@# A process runs whole files, in the order of tests/conftest.py: the longest first.
+	OMP_NUM_THREADS=1 $(RUN) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 bench: $(STAMP)
 	set -e; for script in scripts/bench/*.py; do echo "== $$script"; $(RUN) $(BIN)/python "$$script"; done
 
 clean:
-	rm -rf build dist outputs/demo .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist outputs/demo .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -not -path './.git/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # The start-up files of the plugin are copied into the environment, so a change of theirs needs an installation too.
