@@ -35,11 +35,11 @@ from llamafactory_ext.sft_classifier.tokenized import (
 )
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.problem import UNLABELLED
+from ra_hmd.data.image_files import locate_image
 from ra_hmd.data.images import load_image
-from ra_hmd.data.layouts import picture_name
-from ra_hmd.data.meme_files import class_set
-from ra_hmd.data.pictures import find_picture
+from ra_hmd.data.meme import class_set
 from ra_hmd.data.prompt import Answers
+from ra_hmd.data.training_records import image_name
 from ra_hmd.models.classifier import IGNORE
 from ra_hmd.models.tokenization import InputSettings, MemeEncoder
 
@@ -72,7 +72,7 @@ def align_with_extras(dataset: Dataset, attributes: Any, data_args: Any, trainin
     names = next((name for name in ("id", attributes.images or "images") if name in dataset.column_names), None)
     if names is None:
         raise UserError(f"Data set {attributes.dataset_name} has neither an `id` nor an image column.")
-    ids = [picture_name(name[0] if isinstance(name, list) and name else name) for name in dataset[names]]
+    ids = [image_name(name[0] if isinstance(name, list) and name else name) for name in dataset[names]]
     labels = dataset["label"] if "label" in dataset.column_names else [None] * len(ids)
     aligned = aligned.add_column("_sample_id", ids, feature=Value("string"))
     aligned = aligned.add_column("_label", list(map(_label_text, labels)), feature=Value("string"))
@@ -109,7 +109,7 @@ def _path(image: Any, folders: list[Path], cache: Path) -> str:
     if isinstance(image, str) and (image.isascii() or Path(image).is_file()):
         return image
     try:
-        return str(find_picture(image, folders, Path(), cache))
+        return str(locate_image(image, folders, Path(), cache))
     except ValueError:  # told later, with all records that cannot be used
         return str(image)[:60]
 
@@ -158,11 +158,6 @@ class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
         question, answer = _single_turn(example)
         args = self.finetuning_args
         caption = args.prompt.caption_of(question)
-        if caption is None:
-            raise UserError(
-                f"its question {question[:100]!r} was not made by `prompt_template` {args.prompt_template!r}; "
-                "set `prompt_template` to the question of this data"
-            )
         class_label = _class_label(example["_label"], answer, args.expected_answers)
         prompt = encoder.encode(caption, load_image(example["_images"][0]))
         if prompt.shortened and args.overlong_caption == "error":

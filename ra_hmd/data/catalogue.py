@@ -4,10 +4,10 @@ from typing import Any
 
 from rich.table import Table
 
-from ra_hmd.data.prompt import dataset_info_entry
 from ra_hmd.data.readers import READERS
 from ra_hmd.data.readers.base import Reader
 from ra_hmd.data.readers.tasks import Expected
+from ra_hmd.data.training_records import dataset_info_entry
 
 
 def catalogue_table() -> Table:

@@ -6,6 +6,7 @@ deeper values scaled. `docs/data.md` has the table of modes and formats.
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ra_hmd.core.errors import UserError
+from ra_hmd.data.text import well_formed
 
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -47,7 +49,7 @@ _WHOLE, _SAMPLES, _SAMPLE = 1 << 16, 16, 1 << 12  # bytes of a file that `file_d
 
 
 @dataclass(frozen=True)
-class Traits:
+class ImageTraits:
     """What of a picture's file does not show in the pixels that models see.
 
     Attributes:
@@ -79,7 +81,7 @@ def load_image(source: Picture, formats: Sequence[str] | None = None) -> Image.I
     place = f"image {source}" if isinstance(source, str | Path) else "it"
     try:
         with nullcontext(source) if isinstance(source, Image.Image) else open_image(source, formats) as image:
-            return as_seen(image)
+            return to_rgb(image)
     except FileNotFoundError as error:
         raise UserError(f"{place} does not exist; check `media_dir` and the paths in the data file") from error
     except Exception as error:  # a decoder may raise anything on hostile bytes
@@ -89,7 +91,7 @@ def load_image(source: Picture, formats: Sequence[str] | None = None) -> Image.I
 
 
 def open_image(source: str | Path | bytes, formats: Sequence[str] | None = None) -> Image.Image:
-    """Open an image by its content, whatever its suffix, and read its header alone. `as_seen` decodes it.
+    """Open an image by its content, whatever its suffix, and read its header alone. `to_rgb` decodes it.
 
     Raises:
         UnidentifiedImageError: no format that is decoded, which is named where it is known.
@@ -131,15 +133,15 @@ def known_formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name != "EPS")
 
 
-def as_seen(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """The pixels of an opened image as everyone sees them, without what its file says besides. See the module."""
-    return look_at(image)[0]
+    return to_rgb_with_traits(image)[0]
 
 
-def look_at(image: Image.Image) -> tuple[Image.Image, Traits]:
-    """`as_seen`, with what does not show in it."""
+def to_rgb_with_traits(image: Image.Image) -> tuple[Image.Image, ImageTraits]:
+    """`to_rgb`, with what does not show in it."""
     if image.mode == "RGB" and not image.info and type(image) is Image.Image:
-        return image, Traits()
+        return image, ImageTraits()
     key = _transparent_colour(image)  # first: asking a PNG for EXIF data decodes it
     frames = bool(getattr(image, "is_animated", False)) and image.format != "MPO"  # of an MPO the second is a preview
     orientation = image.info.get("original_orientation") or _orientation(image)  # HEIF files are turned by the decoder
@@ -152,7 +154,7 @@ def look_at(image: Image.Image) -> tuple[Image.Image, Traits]:
     turn = _UPRIGHT.get(_orientation(image))
     upright = flat if turn is None else flat.transpose(turn)
     depth = image.mode if image.mode in _DEEP else ""
-    return upright, Traits(transparent, depth, orientation in _UPRIGHT, frames)
+    return upright, ImageTraits(transparent, depth, orientation in _UPRIGHT, frames)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -223,11 +225,28 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 def perceptual_hash(image: Image.Image) -> int | None:
     """64-bit perceptual hash (imagehash's pHash) of a decoded image; None for one of one colour: all hash alike."""
-    image = as_seen(image)
+    image = to_rgb(image)
     if all(low == high for low, high in image.getextrema()):
         return None
     bits = imagehash.phash(image).hash
     return int.from_bytes(np.packbits(bits.reshape(-1)).tobytes(), "little")
+
+
+def content_hash(image: Image.Image, text: str) -> str:
+    """Return the identity of a meme as 32 hexadecimal digits.
+
+    Two memes are identical when their images have the same pixels, whatever file they came from, and their captions
+    differ at most in blanks and in how characters are composed (Unicode NFC). An image that was scaled, cropped or
+    compressed again is another one; `perceptual_hash` finds those that look alike.
+
+    Args:
+        image: As `load_image` opens it.
+        text: The caption.
+    """
+    digest = hashlib.sha256(f"{image.width} {image.height} ".encode())
+    digest.update(image.convert("RGB").tobytes())
+    digest.update(" ".join(unicodedata.normalize("NFC", well_formed(text)).split()).encode())
+    return digest.hexdigest()[:32]
 
 
 def file_digest(path: str | Path) -> str:

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+MOST_CLASSES = 128
+"""Most classes that a task may have."""
+
 
 @dataclass(frozen=True)
 class Meme:
@@ -38,3 +41,36 @@ class Meme:
             "split": self.split,
             "extras": self.extras,
         }
+
+
+def class_index(value: Any) -> int | None:
+    """Return a label as a class index; None stays None.
+
+    Raises:
+        ValueError: The label is no class index.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)  # tables of text, such as CSV
+    if isinstance(value, bool) or value not in range(MOST_CLASSES):
+        raise ValueError(f"label {value!r} is not a class index (0, 1, …)")
+    return int(value)
+
+
+def class_set(value: Any, classes: int) -> tuple[int, ...] | None:
+    """Return a label of several classes as their indices, in order; None stays None.
+
+    Raises:
+        ValueError: The label is no list of different indices below `classes`.
+    """
+    if value is None:
+        return None
+    known = range(classes)
+    if (
+        not isinstance(value, list)
+        or any(isinstance(index, bool) or index not in known for index in value)
+        or len(set(value)) < len(value)
+    ):
+        raise ValueError(f"label {value!r} is not a list of different class indices from 0 to {classes - 1}")
+    return tuple(sorted(int(index) for index in value))

@@ -16,7 +16,7 @@ from PIL.Image import Image
 from ra_hmd.core.artifacts import read_json, write_json
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.progress import track
-from ra_hmd.data.images import as_seen, file_digest, load_image
+from ra_hmd.data.images import file_digest, load_image, to_rgb
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import DATASET_MANIFEST, MemeData, open_data, write_split
 from ra_hmd.data.rows import jsonl_rows
@@ -134,7 +134,7 @@ def read_text(engine: "RapidOCR", image: Image, min_score: float = 0.5) -> dict[
     """
     # The engine makes the short side 736 pixels long: of a thin line it would make a picture without end.
     wide, high = (max(0, -(-max(image.size) // _NARROWEST) - side) for side in image.size)
-    padded = ImageOps.expand(as_seen(image), (wide // 2, high // 2, -(-wide // 2), -(-high // 2)), "white")
+    padded = ImageOps.expand(to_rgb(image), (wide // 2, high // 2, -(-wide // 2), -(-high // 2)), "white")
     try:
         found = engine(np.asarray(padded)[..., ::-1])  # the engine takes BGR
     except Exception as error:  # its exceptions have no class in common

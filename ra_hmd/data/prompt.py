@@ -3,10 +3,8 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.data.meme import Meme
 from ra_hmd.data.text import well_formed
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -51,13 +49,19 @@ class PromptTemplate:
         before, slot, after = self.template.partition(TEXT_SLOT)
         return before + clean_caption(caption) + after if slot else before
 
-    def caption_of(self, question: str) -> str | None:
-        """The caption inside a rendered question, or None if this template did not make it."""
+    def caption_of(self, question: str) -> str:
+        """Read the caption out of a question that this template made; without `{text}` it is empty.
+
+        Raises:
+            ValueError: Another template made it.
+        """
         before, slot, after = self.template.partition(TEXT_SLOT)
-        if not slot:
-            return "" if question == before else None
-        if not (question.startswith(before) and question.endswith(after)) or len(question) < len(before) + len(after):
-            return None
+        ours = question.startswith(before) and question.endswith(after) and len(question) >= len(before) + len(after)
+        if not ours or (not slot and question != before):
+            raise ValueError(
+                f"its question was not made by the prompt {self.template!r}: {question[:120]!r}; give the prompt of "
+                "this data (`prompt_template`)"
+            )
         return question[len(before) : len(question) - len(after)]
 
 
@@ -155,36 +159,3 @@ class Answers:
 
 def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-def sharegpt_record(name: str, image: str, question: str, answer: str, label: int | list[int]) -> dict[str, Any]:
-    """A ShareGPT record in the form of the RA-HMD release."""
-    return {
-        "id": name,
-        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
-        "images": [image],
-        "label": label,
-    }
-
-
-def to_sharegpt(meme: Meme, prompt: PromptTemplate, answers: tuple[str, ...] = OFFICIAL_ANSWERS) -> dict[str, Any]:
-    """The ShareGPT record of a labelled meme; `answers` are the full answer sentences in class order, of a meme with
-    several labels the names that its answer lists.
-    """
-    if meme.label is None:
-        raise UserError(f"Meme {meme.id!r} has no label: it cannot become a training record.")
-    question, image = prompt.render(meme.text), str(meme.image)
-    if isinstance(meme.label, tuple):
-        answer = ", ".join(answers[index] for index in meme.label) or NO_CLASS
-        return sharegpt_record(meme.id, image, question, answer, list(meme.label))
-    return sharegpt_record(meme.id, image, question, answers[meme.label], meme.label)
-
-
-def dataset_info_entry(file_name: str) -> dict[str, Any]:
-    """The `dataset_info.json` entry of a ShareGPT file, as in the RA-HMD release."""
-    return {
-        "file_name": file_name,
-        "formatting": "sharegpt",
-        "columns": {"messages": "messages", "images": "images"},
-        "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
-    }

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
-from ra_hmd.data.layouts import Layout
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import DATASET_MANIFEST, open_data
 from ra_hmd.data.meme_files import check_unique_ids, read_memes
@@ -13,6 +12,7 @@ from ra_hmd.data.prompt import Answers, PromptTemplate
 from ra_hmd.data.readers import READERS
 from ra_hmd.data.readers.generic import Generic
 from ra_hmd.data.readers.tasks import Task
+from ra_hmd.data.training_records import RecordFormat
 
 
 def resolve_memes(
@@ -52,10 +52,15 @@ def resolve_memes(
         raise UserError(f"{registry} has no data set {' or '.join(names)}; it has {', '.join(sorted(entries))}.")
     if "file_name" not in entries[name]:
         raise UserError(f"Data set {name} of {registry} is not a local file; save it as one, and give that.")
-    file, layout = folder / entries[name]["file_name"], Layout.of_entry(entries[name])
-    how = {"prompt": prompt, "answers": answers, "media_dir": media_dir or folder, "layout": layout}
-    memes = [meme for part in (sorted(file.iterdir()) if file.is_dir() else [file])
-             for meme in read_memes(part, split=split, **how)]  # fmt: skip
+    file, record_format = folder / entries[name]["file_name"], RecordFormat.of_entry(entries[name])
+    media_dir = media_dir or folder
+    memes = [
+        meme
+        for part in (sorted(file.iterdir()) if file.is_dir() else [file])
+        for meme in read_memes(
+            part, split=split, prompt=prompt, answers=answers, media_dir=media_dir, record_format=record_format
+        )
+    ]
     check_unique_ids(memes, file)
     return memes
 

@@ -2,18 +2,18 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ra_hmd.core.artifacts import alone_in, atomic_path, read_json, run_manifest, write_json
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import MemeData, json_line, open_data
-from ra_hmd.data.prompt import PromptTemplate, dataset_info_entry, sharegpt_record
+from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.readers.generic import FILE_NAME
 from ra_hmd.data.readers.tasks import Task
 from ra_hmd.data.readers.tree import absolute
+from ra_hmd.data.training_records import TrainingRecord, dataset_info_entry
 
 REGISTRY = "dataset_info.json"
 ORIGINS = "sharegpt_origins.json"  # file name → where it was written from, and how
@@ -188,7 +188,7 @@ def _write_file(
             if record is None:
                 unlabelled += 1
                 continue
-            file.write(("[\n" if not rows else ",\n") + json_line(record).rstrip("\n"))
+            file.write(("[\n" if not rows else ",\n") + json_line(record.to_row()).rstrip("\n"))
             rows += 1
         file.write("\n]\n")
         raise_all(outside, f"Images that are not below --media-dir {media_dir}")
@@ -202,7 +202,7 @@ def _records(
     template: PromptTemplate,
     media_dir: str | Path | None,
     outside: list[str],
-) -> Iterator[dict[str, Any] | None]:
+) -> Iterator[TrainingRecord | None]:
     for meme in data.memes(split):
         value = data.value(task, meme)
         if value is None:
@@ -213,14 +213,9 @@ def _records(
             image = os.path.relpath(image, media_dir)
             if Path(image).parts[0] == os.pardir:
                 outside.append(f"{meme.id}: {meme.image}")
-        yield sharegpt_record(meme.id, image, template.render(meme.text), _answer(task, value, meme), value)
-
-
-def _answer(task: Task, value: int | list[int], meme: Meme) -> str:
-    if isinstance(value, list):
-        return ", ".join(task.classes[index] for index in value) or "none"
-    if value >= len(task.answers):
-        raise UserError(
-            f"Meme {meme.id!r} is of class {value}, but task {task.name!r} has {len(task.answers)} answers."
-        )
-    return task.answers[value]
+        label = tuple(value) if isinstance(value, list) else value
+        try:
+            record = TrainingRecord.of_meme(replace(meme, label=label), template, task.answers)
+        except UserError as error:
+            raise UserError(f"Task {task.name!r}: {error}") from error
+        yield replace(record, image=image)

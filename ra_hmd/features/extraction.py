@@ -16,8 +16,7 @@ from ra_hmd.core.artifacts import plain, sha256_bytes
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.core.progress import track
-from ra_hmd.data.content import content_hash
-from ra_hmd.data.images import file_digest, image_size, load_image, perceptual_hash
+from ra_hmd.data.images import content_hash, file_digest, image_size, load_image, perceptual_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.store import MODALITIES, Features, FeatureWriter, digest_of
 

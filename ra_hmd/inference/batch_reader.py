@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.data.layouts import layout_of, picture_name
-from ra_hmd.data.pictures import find_picture
+from ra_hmd.data.image_files import locate_image
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.rows import Row, rows_of
 from ra_hmd.data.text import well_formed
+from ra_hmd.data.training_records import TrainingRecord, detect_format
 from ra_hmd.inference.types import Query
 
 _LONGEST_LINE = 1 << 24  # bytes
@@ -116,13 +116,10 @@ def _query(values: Mapping[str, Any], folders: list[Path], prompt: PromptTemplat
     """Raises `ValueError`: a field is missing, or is no such field."""
     name, text = values.get("id"), values.get("text")
     image = values.get("image", values.get("img"))
-    layout = layout_of(values)
-    if layout is not None:
-        question, _, image = layout.read(values)
-        text = prompt.caption_of(question)
-        if text is None:
-            raise ValueError(f"its question was not made by the prompt {prompt.template!r}: {question[:120]!r}")
-        name = values.get("id", picture_name(image))
+    record_format = detect_format(values)
+    if record_format is not None:
+        record = TrainingRecord.of_row(values, prompt, record_format)
+        image, text, name = record.image, record.caption, values.get("id", record.id)
     for field, value in (("id", name), ("image", image)):
         if value is None or (isinstance(value, str) and not value.strip()):
             raise ValueError(
@@ -134,7 +131,7 @@ def _query(values: Mapping[str, Any], folders: list[Path], prompt: PromptTemplat
         if not isinstance(value, kinds):
             raise ValueError(f"its {field} is of type {type(value).__name__}, text is needed")
     name, text = well_formed(str(name)), None if text is None else well_formed(text)
-    return Query(name, find_picture(image, folders, folders[-1]), text)
+    return Query(name, locate_image(image, folders, folders[-1]), text)
 
 
 def jsonl_rows(path: Path) -> Iterator[Row]:

@@ -21,7 +21,7 @@ from ra_hmd.core.config import choose
 from ra_hmd.core.dtype import DType
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
-from ra_hmd.data.content import content_hash
+from ra_hmd.data.images import content_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.text import well_formed

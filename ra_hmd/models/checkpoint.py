@@ -17,7 +17,7 @@ from ra_hmd.core.artifacts import MANIFEST_NAME, fingerprint_model, read_json, s
 from ra_hmd.core.config import load_dataclass
 from ra_hmd.core.dtype import DType
 from ra_hmd.core.errors import UserError
-from ra_hmd.data.images import as_seen
+from ra_hmd.data.images import to_rgb
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, ReadoutConfig, attach_head
 from ra_hmd.models.head import HEAD_WEIGHTS, has_head, load_head, read_head_config
 from ra_hmd.models.tokenization import FAMILY_TEMPLATES, InputSettings, MemeEncoder, check_family
@@ -301,7 +301,7 @@ class MemeModel:
 
     def encode(self, text: str, image: "Image") -> dict[str, Any]:
         """A meme as a row for `collate`. Raises `UserError` when it does not fit the token budget."""
-        image = as_seen(image)
+        image = to_rgb(image)
         ids = self.encoder.encode(text, image).ids
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORE] * len(ids), "images": [image]}
 

@@ -27,7 +27,7 @@ from ra_hmd.core.artifacts import fingerprint_model, sha256_bytes
 from ra_hmd.core.config import coerce_fields
 from ra_hmd.core.dtype import DType
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.data.images import as_seen
+from ra_hmd.data.images import to_rgb
 from ra_hmd.data.text import PlainText
 from ra_hmd.models.clip_presets import PRESETS, Preset
 
@@ -237,7 +237,7 @@ class Encoder:
                 f"its image has {image.width} x {image.height} pixels; one side may be {_LONGEST_SIDE_RATIO} times "
                 "the other at most"
             )
-        return dict(self.image_processor(images=as_seen(image), return_tensors="pt"))
+        return dict(self.image_processor(images=to_rgb(image), return_tensors="pt"))
 
     def length(self, row: dict[str, Any]) -> int:
         """Tokens of a row of `encode`, of its longest piece."""

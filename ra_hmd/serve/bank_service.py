@@ -16,8 +16,7 @@ from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.bank.planned_change import PlannedChange
 from ra_hmd.bank.versions import BankRows, VersionEntry
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.data.content import content_hash
-from ra_hmd.data.images import perceptual_hash
+from ra_hmd.data.images import content_hash, perceptual_hash
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import PreparedMeme, Query

@@ -14,7 +14,7 @@ from ra_hmd.bank.identical import Contradicts
 from ra_hmd.bank.planned_change import PlannedChange
 from ra_hmd.bank.versions import BankRows
 from ra_hmd.core.errors import UserError
-from ra_hmd.data.content import content_hash
+from ra_hmd.data.images import content_hash
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.change_impact import change_impact

@@ -22,8 +22,8 @@ from meme_files import imported, jsonl, picture, table
 from ra_hmd.core.config import load_yaml, unknown_keys
 from ra_hmd.data.catalogue import dataset_info
 from ra_hmd.data.import_dataset import ImportOptions
-from ra_hmd.data.prompt import dataset_info_entry
 from ra_hmd.data.sharegpt_export import write_sharegpt
+from ra_hmd.data.training_records import dataset_info_entry
 from ra_hmd.models.head import HeadConfig, MemeHead
 from stage2.arguments import Stage2Arguments
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.checks.scan import image_facts
-from ra_hmd.data.images import file_digest, known_formats, load_image, look_at, open_image, perceptual_hash
+from ra_hmd.data.images import file_digest, known_formats, load_image, open_image, perceptual_hash, to_rgb_with_traits
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.ocr import read_text
 from ra_hmd.experiments.in_context import prompting
@@ -175,7 +175,7 @@ def test_every_entry_point_sees_these_pixels(case: str, files: Callable[[str], P
     facts = image_facts(str(path))
     assert facts.problem == ""
     assert facts.hash == perceptual_hash(expected) or "JPEG" in case  # JPEGs are decoded small for it
-    traits = look_at(open_image(path))[1]
+    traits = to_rgb_with_traits(open_image(path))[1]
     assert (facts.animated, facts.transparent, facts.depth, facts.turned) == (
         traits.frames, traits.transparent, traits.depth, traits.turned
     )  # fmt: skip
@@ -205,7 +205,7 @@ def test_training_sees_these_pixels(case: str, files: Callable[[str], Path], lmm
 
 
 def test_traits_are_told() -> None:
-    told = {case: look_at(open_image(content))[1] for case, (content, _) in ALL.items()}
+    told = {case: to_rgb_with_traits(open_image(content))[1] for case, (content, _) in ALL.items()}
     assert {case for case, traits in told.items() if traits.turned} == {case for case in ALL if "turned" in case}
     assert {case for case, traits in told.items() if traits.frames} == {case for case in ALL if "first" in case}
     assert {case for case, traits in told.items() if traits.depth} == {case for case in ALL if case[0] in "IF"}

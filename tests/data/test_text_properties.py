@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,12 +17,14 @@ from PIL import Image
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.import_dataset import ImportOptions
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import open_data
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.rows import csv_rows, jsonl_rows
 from ra_hmd.data.sharegpt_export import write_sharegpt
 from ra_hmd.data.text import TEXT_POLICIES, TextPolicy, normalise, well_formed
+from ra_hmd.data.training_records import TrainingRecord
 from ra_hmd.models.checkpoint import load_encoder
 from ra_hmd.models.tokenization import InputSettings, MemeEncoder
 
@@ -156,7 +159,10 @@ def test_a_prompt_has_one_image_and_gives_its_caption_back(text: str, question: 
     assert [rendered.count(other) for other in ("<video>", "<audio>", "<|im_end|>", "<|image_pad|>")] == [0] * 4
     rendered.encode()
     caption = prompt.caption_of(rendered)
-    assert caption is not None
+    ours = TrainingRecord.of_meme(Meme("m", Path("m.png"), text, 1), prompt)
+    read = TrainingRecord.of_row(ours.to_row(), prompt)
+    assert (ours.question, ours.caption) == (rendered, text)
+    assert read == replace(ours, caption=caption)
     assert caption == caption.strip()
     assert prompt.render(caption) == rendered
 

@@ -16,11 +16,12 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.data.k_shot import write_k_shot
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
-from ra_hmd.data.prompt import Answers, PromptTemplate, to_sharegpt
+from ra_hmd.data.prompt import Answers, PromptTemplate
 from ra_hmd.data.readers import READERS
 from ra_hmd.data.readers.tasks import Task
 from ra_hmd.data.resolve import imported_task, resolve_memes
 from ra_hmd.data.sharegpt_export import write_sharegpt
+from ra_hmd.data.training_records import TrainingRecord
 from ra_hmd.features.extract_lmm import extract
 from ra_hmd.features.store import read_features
 from ra_hmd.models.checkpoint import open_backbone
@@ -112,10 +113,10 @@ def test_folder_and_training_file_give_the_same_labels(
     (file, *_), _ = write_sharegpt(harm_c, tmp_path, task=name, splits=["train"])
     again = read_memes(file.path, prompt=prompt, answers=answers_of(task))
     assert [(m.id, m.label) for m in again] == [(m.id, m.label) for m in memes]
-    # Also where the file has no labels, and as `to_sharegpt` writes a single meme.
+    # Also where the file has no labels, and as `TrainingRecord` writes a single meme.
     records = json.loads(file.path.read_text())
     texts = task.classes if task.multi_label else task.answers
-    assert [to_sharegpt(meme, prompt, texts) for meme in again] == records
+    assert [TrainingRecord.of_meme(meme, prompt, texts).to_row() for meme in again] == records
     for record in records:
         del record["label"]
     (tmp_path / "bare.json").write_text(json.dumps(records))

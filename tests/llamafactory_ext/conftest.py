@@ -9,7 +9,7 @@ import pytest
 from class_tasks import SEVERAL, SEVERAL_PROMPT, SINGLE, SINGLE_PROMPT, read_jsonl, true_labels
 
 from ra_hmd.core.artifacts import write_json
-from ra_hmd.data.prompt import dataset_info_entry
+from ra_hmd.data.training_records import dataset_info_entry
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ra_hmd.core.artifacts import sha256_bytes, write_text
 from ra_hmd.core.progress import track
-from ra_hmd.data.images import describe_fault, look_at, open_image, perceptual_hash
+from ra_hmd.data.images import describe_fault, open_image, perceptual_hash, to_rgb_with_traits
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import MemeData
 from ra_hmd.data.prompt import special_strings
@@ -156,7 +156,7 @@ def image_facts(path: str) -> ImageFacts:
                     return ImageFacts(width, height, kind=kind, problem="huge")
                 if image.format == "JPEG":
                     image.draft("L", (_HASH_SIDE, _HASH_SIDE))  # decoded at a fraction of its size: much faster
-                seen, traits = look_at(image)
+                seen, traits = to_rgb_with_traits(image)
                 return ImageFacts(
                     width,
                     height,

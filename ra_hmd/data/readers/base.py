@@ -13,12 +13,12 @@ from typing import Any
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.meme_files import sharegpt_fields
 from ra_hmd.data.prompt import Answers, PromptTemplate
 from ra_hmd.data.readers.image_folders import ImageFolder, Source, Wanted, find_image_folders
 from ra_hmd.data.readers.tasks import HATE, Expected, Task
 from ra_hmd.data.readers.tree import Tree, below
 from ra_hmd.data.rows import Row, rows_of
+from ra_hmd.data.training_records import TrainingRecord
 
 _SAMPLE = 50
 _MIXED_SAMPLE = 20_000  # rows that are read to see some of each split, where one file holds several
@@ -157,13 +157,13 @@ class Reader(ABC):
         return {f"{key}_in_file" if key in tasks else key: value for key, value in values.items() if key not in used}
 
     def _from_sharegpt(self, row: Row, part: Part) -> Meme:
-        fields = sharegpt_fields(row.values, PromptTemplate(), Answers())
-        if not isinstance(fields["image"], str):
+        record = TrainingRecord.of_row(row.values, PromptTemplate())
+        label = record.class_label(Answers())
+        if not isinstance(record.image, str):
             raise ValueError("its picture is embedded in the row, and an import names files; save it as one (training, "
                              "extraction and prediction read such rows as they are)")  # fmt: skip
-        own = fields["id"] if "id" in row.values else Path(fields["image"]).stem
-        fields |= {"id": self.meme_id(own, part.split), "image": Path(fields["image"])}
-        return Meme(split=part.split, **fields)
+        own = record.id if "id" in row.values else Path(record.image).stem
+        return Meme(self.meme_id(own, part.split), Path(record.image), record.caption, label, part.split)
 
     def locate(self, root: str | Path, *, images: str | Path | None = None, add_on: str | Path | None = None) -> Found:
         """Find the data set below `root`, and its images there or below `images`.

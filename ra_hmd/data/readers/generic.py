@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.data.layouts import layout_of
-from ra_hmd.data.meme import Meme
-from ra_hmd.data.meme_files import MOST_CLASSES, class_index
+from ra_hmd.data.meme import MOST_CLASSES, Meme, class_index
 from ra_hmd.data.readers.base import SHAREGPT, Found, Part, Reader, given
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import KINDS, Row
+from ra_hmd.data.training_records import detect_format
 
 FIELDS = ("id", "image", "text", "label", "split")
 FILE_NAME = re.compile(r"[\w-][\w.-]*")
@@ -61,7 +60,9 @@ class Generic(Reader):
     def layouts(self, tree: Tree) -> list[Found]:
         here = [path for path in tree.files if path.parent == tree.folders[0]]
         files = [self._only] if self._only else here
-        sharegpt = [path for path in files if path.suffix.lower() in KINDS and layout_of(tree.first(path)) is not None]
+        sharegpt = [
+            path for path in files if path.suffix.lower() in KINDS and detect_format(tree.first(path)) is not None
+        ]
         if sharegpt:
             return [Found(SHAREGPT, tuple(Part(path, split) for path, split in _splits_of(sharegpt).items()))]
         tables = [path for path in files if path.suffix.lower() in _TABLES]

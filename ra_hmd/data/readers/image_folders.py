@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from ra_hmd.data.pictures import spelled
+from ra_hmd.data.image_files import existing_path
 from ra_hmd.data.readers.tree import Tree
 
 Source = tuple[Path, str]  # an annotation file and one of its splits
@@ -22,7 +22,7 @@ class ImageFolder:
     def path(self, image: Path) -> Path:
         """Path of the image that a row names."""
         image = Path(str(image).replace("\\", "/"))
-        return spelled(self.folder, image.name if self.flat else image)
+        return existing_path(self.folder, image.name if self.flat else image)
 
 
 @dataclass(frozen=True)

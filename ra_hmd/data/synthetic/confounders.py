@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from ra_hmd.core.artifacts import new_folder, write_json, write_jsonl, write_text
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.prompt import IMAGE_PLACEHOLDER, PromptTemplate, dataset_info_entry, to_sharegpt
+from ra_hmd.data.prompt import IMAGE_PLACEHOLDER, PromptTemplate
 from ra_hmd.data.rows import jsonl_rows
 from ra_hmd.data.synthetic.pictograms import PATTERNS, SIDE, STRIP, Colour, background, draw_pictogram, write_caption
+from ra_hmd.data.training_records import TrainingRecord, dataset_info_entry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,7 +163,9 @@ def make_confounders(output: Path, size: int = 4000, seed: int = 0) -> dict[str,
                 write_jsonl(where / f"{split}.jsonl", [row["record"] for row in rows])
                 memes = [_meme(domain, row["record"]) for row in rows]
                 suffix = "" if split == "train" else f"_{split}"
-                files[f"confounders_{domain.name}{suffix}"] = [to_sharegpt(meme, prompt) for meme in memes]
+                files[f"confounders_{domain.name}{suffix}"] = [
+                    TrainingRecord.of_meme(meme, prompt).to_row() for meme in memes
+                ]
                 if split == "train":
                     described += [_describe(m, row, describe, rng) for m, row in zip(memes, rows, strict=True)]
             write_jsonl(folder / domain.name / "attributes.jsonl", attributes)
@@ -320,11 +323,8 @@ def _describe(meme: Meme, row: dict[str, Any], prompt: PromptTemplate, rng: rand
     """The ShareGPT record of a description; its id differs from the meme's, and it has no label."""
     image, text = row["attributes"]["image"], row["attributes"]["text"]
     answer = rng.choice(descriptions(image["subject"], image["body"], text["topic"], meme.text))
-    messages = [
-        {"role": "user", "content": prompt.render(meme.text)},
-        {"role": "assistant", "content": answer},
-    ]
-    return {"id": f"{meme.id}-description", "messages": messages, "images": [meme.image.as_posix()]}
+    question = prompt.render(meme.text)
+    return TrainingRecord(f"{meme.id}-description", str(meme.image), meme.text, question, answer).to_row()
 
 
 def _write_records(path: Path, records: list[dict[str, Any]]) -> None:
