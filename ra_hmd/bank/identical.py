@@ -1,4 +1,4 @@
-"""Rows of a bank that are the same meme: by the hash of picture and caption (`ra_hmd.data.content`).
+"""Rows of a bank that are the same meme: by the hash of picture and caption (`ra_hmd.data.images.content_hash`).
 
 A row is decided where a person gave its label to this very meme: it was added or relabelled after the bank was made, or
 the bank was made of decisions. A meme that is identical to it is answered by its label. Rows that are not decided are

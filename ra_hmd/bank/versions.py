@@ -61,7 +61,7 @@ class BankRows:
         notes: Free text.
         times: When each was added, or is from: UTC, ISO 8601.
         image_hashes: uint64 [M] perceptual hashes; 0: none.
-        contents: M hashes of picture and caption (`ra_hmd.data.content`); empty: unknown. Default: all unknown.
+        contents: M hashes of picture and caption (`content_hash`); empty: unknown. Default: all unknown.
         decided: bool [M], whether a person gave the label to this very meme (`ra_hmd.bank.identical`). Default:
             no.
     """

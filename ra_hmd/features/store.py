@@ -41,7 +41,7 @@ class Features:
         texts: N captions, or None where the store has none.
         image_hashes: uint64 [N], perceptual hashes of the images (0: of one colour, alike to none), or None where
             the store has none.
-        contents: N hashes of picture and caption (`ra_hmd.data.content`; empty: unknown), or None where the store has
+        contents: N hashes of picture and caption (`content_hash`; empty: unknown), or None where the store has
             none.
         extras: N dictionaries of further fields (fine labels, time), or None where the store has none.
         manifest: The store's manifest ({} for features that were not read from a store).
