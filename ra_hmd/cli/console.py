@@ -13,7 +13,7 @@ from ra_hmd.cli import serve_options as o
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from ra_hmd.console.controller import ConsoleOptions
+    from ra_hmd.console.controller import ConsoleSettings
 
 console_app = typer.Typer()
 
@@ -83,11 +83,11 @@ def serve_console(serving: dict[str, Any], own: dict[str, Any]) -> None:
 
     asked = served(**serving)
     check_gradio()
-    from ra_hmd.console.controller import ConsoleOptions
+    from ra_hmd.console.controller import ConsoleSettings
     from ra_hmd.serve.middleware import CONSOLE
     from ra_hmd.serve.server import serve
 
-    options = ConsoleOptions(
+    options = ConsoleSettings(
         author=own["author"] or getpass.getuser(),
         queue=own["queue"],
         media_dir=own["media_dir"],
@@ -103,7 +103,7 @@ def serve_console(serving: dict[str, Any], own: dict[str, Any]) -> None:
     serve(asked, partial(_mounted, options), announce)
 
 
-def _mounted(options: "ConsoleOptions", app: "FastAPI", *parts: Any) -> "FastAPI":
+def _mounted(options: "ConsoleSettings", app: "FastAPI", *parts: Any) -> "FastAPI":
     from ra_hmd.console.controller import Console
     from ra_hmd.console.mount import mount
 

@@ -72,24 +72,24 @@ def served(
     memes: list[Path] | None,
     **others: Any,
 ) -> Any:
-    """The `Serving` that these options ask for, under their names here."""
+    """The `ServerSettings` that these options ask for, under their names here."""
     from typing import get_args
 
     from ra_hmd.core.config import choose
     from ra_hmd.core.dtype import DType
     from ra_hmd.retrieval.voting import Voting
-    from ra_hmd.serve.server import Serving, check_installed
+    from ra_hmd.serve.server import ServerSettings, check_installed
 
     check_installed()
-    from ra_hmd.serve.batching import Limits
-    from ra_hmd.serve.limits import Settings
+    from ra_hmd.serve.batching import BatchingSettings
+    from ra_hmd.serve.limits import RequestLimits
 
     if others["dtype"] is not None:
         choose("--dtype", others["dtype"], get_args(DType))
-    return Serving(
+    return ServerSettings(
         voting=Voting(topk, weights, min_similarity, prior_correction),  # type: ignore[arg-type]
-        limits=Limits(max_batch, max_wait_ms, max_queue),
-        settings=Settings(max_bytes, max_images, max_pixels, max_text, time_limit),
+        limits=BatchingSettings(max_batch, max_wait_ms, max_queue),
+        settings=RequestLimits(max_bytes, max_images, max_pixels, max_text, time_limit),
         allowed_hosts=allowed_host or [],
         memes=memes or [],
         **others,

@@ -5,10 +5,10 @@ from typing import Any
 import gradio as gr
 
 from ra_hmd.console.controller import Console
-from ra_hmd.console.correction_panel import Correction, said_region
+from ra_hmd.console.correction_panel import CorrectionPanel, status_region
 from ra_hmd.console.gradio_utils import focus, on, sentence, upload
 from ra_hmd.console.moderation import Subject
-from ra_hmd.console.rationale_panel import Rationale
+from ra_hmd.console.rationale_panel import RationalePanel
 from ra_hmd.console.views import picture
 from ra_hmd.inference.types import Query
 from ra_hmd.serve.limits import FORMATS
@@ -32,11 +32,11 @@ class CheckTab:
                 )  # fmt: skip
                 self.judge = gr.Button("Judge it (J)", variant="primary", elem_id="check-judge")
                 self.correct = gr.Button("Correct it (C)", visible=False, elem_id="check-correct")
-                self.correction = Correction(console, "check", self.subject)
+                self.correction = CorrectionPanel(console, "check", self.subject)
             with gr.Column(scale=3, min_width=300):
-                self.said = said_region("check")
+                self.said = status_region("check")
                 self.card = gr.HTML(elem_id="check-card")
-                self.rationale = Rationale(console, "check", self.subject)
+                self.rationale = RationalePanel(console, "check", self.subject)
         self._wire()
 
     def _wire(self) -> None:
@@ -77,7 +77,7 @@ class CheckTab:
         }
 
     def _judge(self, content: bytes | None, caption: str, request: gr.Request) -> dict[Any, Any]:
-        person = self.console.doors.person(request)
+        person = self.console.authenticator.person(request)
         subject = self.console.check(content, caption)
         found = subject.answer.detection
         can_correct = person.may_change and self.console.moderation.can_change

@@ -9,15 +9,15 @@ from ra_hmd.console.labels import ClassNames
 from ra_hmd.console.moderation import Moderation, Subject, content_id
 from ra_hmd.console.review_queue import ReviewQueue
 from ra_hmd.console.reviews import Reviews
-from ra_hmd.console.users import Doors
+from ra_hmd.console.users import Authenticator
 from ra_hmd.console.views import Views
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.meme_lookup import Gallery
 from ra_hmd.inference.types import Query
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import Service, every
-from ra_hmd.serve.limits import Settings
+from ra_hmd.serve.batching import BatchingService, wait_for_all
+from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.uploads import pixels
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ConsoleOptions:
+class ConsoleSettings:
     """What a moderator's page is given.
 
     Attributes:
@@ -61,21 +61,21 @@ class Console:
 
     def __init__(
         self,
-        service: Service,
-        desk: BankService | None = None,
+        service: BatchingService,
+        bank_service: BankService | None = None,
         explainer: "Explainer | None" = None,
         keys: KeyRing | None = None,
-        settings: Settings | None = None,
+        settings: RequestLimits | None = None,
         gallery: Gallery | None = None,
-        options: ConsoleOptions | None = None,
+        options: ConsoleSettings | None = None,
     ) -> None:
-        options = options or ConsoleOptions()
-        self.service, self.explainer, self.settings = service, explainer, settings or Settings()
-        self.doors = Doors(options.author, keys)
+        options = options or ConsoleSettings()
+        self.service, self.explainer, self.settings = service, explainer, settings or RequestLimits()
+        self.authenticator = Authenticator(options.author, keys)
         self.names = ClassNames(service.detector.problem, options.class_names)
         self.views = Views(service, self.names, gallery or Gallery())
         self.reviews = Reviews(options.reviews or _beside(service))
-        self.moderation = Moderation(desk, self.reviews)
+        self.moderation = Moderation(bank_service, self.reviews)
         self.queue = ReviewQueue(service, self.reviews, options.queue, options.media_dir)
 
     def check(self, picture: bytes | None, caption: str) -> Subject:
@@ -89,7 +89,7 @@ class Console:
         # An id of its own: a row that somebody made of this very meme shall vote on it.
         query = Query("check-" + uuid.uuid4().hex, picture, caption.strip() or None)
         pixels(query, self.settings)
-        answer = every(self.service.submit([query]), self.settings.time_limit)[0]
+        answer = wait_for_all(self.service.submit([query]), self.settings.time_limit)[0]
         return Subject(content_id(picture, answer.detection.text), query, answer)
 
     def next(self, who: str) -> Subject | None:
@@ -116,7 +116,7 @@ class Console:
         return found.rationale
 
 
-def _beside(service: Service) -> Path:
+def _beside(service: BatchingService) -> Path:
     """Where decisions are kept unless said otherwise."""
     bank = service.detector.scorer.bank
     place = None if bank is None or "://" in str(bank.place) else Path(bank.place)

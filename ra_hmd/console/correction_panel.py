@@ -8,11 +8,11 @@ import gradio as gr
 from ra_hmd.console.controller import Console
 from ra_hmd.console.gradio_utils import focus, on, sentence
 from ra_hmd.console.labels import REASONS
-from ra_hmd.console.moderation import Plan, Subject
+from ra_hmd.console.moderation import ChangePreview, Subject
 from ra_hmd.core.errors import UserError
 
 
-class Correction:
+class CorrectionPanel:
     """The panel of one tab. Build it inside the tab, then `wire` it.
 
     Args:
@@ -113,7 +113,7 @@ class Correction:
     def _write(
         self,
         subject: Subject | None,
-        plan: Plan | None,
+        plan: ChangePreview | None,
         chosen: Any,
         reason: str | None,
         words: str | None,
@@ -124,20 +124,20 @@ class Correction:
         if plan is not None and plan.label != self.console.names.label_of(chosen):
             plan = None  # another label than the one whose effect was shown
         why = ": ".join(part.strip() for part in (reason, words) if part and part.strip())
-        person = self.console.doors.person(request)
+        person = self.console.authenticator.person(request)
         entry = self.console.moderation.correct(subject, plan, person.name, why, note or "")
         name = self.console.names(plan.label if plan else None)
         said = f"Written: the bank has this meme as “{name}” from version {entry.version} on."
         return self.closed | self._done(said, request)
 
     def _allowed(self, subject: Subject | None, request: gr.Request) -> Subject:
-        self.console.doors.person(request).check_may_change()
+        self.console.authenticator.person(request).check_may_change()
         if subject is None:
             raise UserError("There is no meme to correct yet.")
         self._holds(subject, request)
         return subject
 
 
-def said_region(prefix: str) -> gr.HTML:
+def status_region(prefix: str) -> gr.HTML:
     """Where a tab says what was done, aloud too."""
     return gr.HTML(sentence(""), elem_id=f"{prefix}-said", elem_classes="ra-live")

@@ -9,21 +9,21 @@ from typing import Any
 import gradio as gr
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.serve.batching import Busy, Closed, QueueFull, Unable
+from ra_hmd.serve.batching import InferenceFailed, QueueFull, ServiceBusy, ServiceClosed
 
 _SAID = {
     QueueFull: "The model has too much to do at the moment; try again in a few seconds.",
-    Busy: "The model is busy with something else; try again in a few seconds.",
-    Closed: "The service is being shut down.",
-    Unable: "The model or the bank failed; the log of the service says where.",
+    ServiceBusy: "The model is busy with something else; try again in a few seconds.",
+    ServiceClosed: "The service is being shut down.",
+    InferenceFailed: "The model or the bank failed; the log of the service says where.",
     TimeoutError: "It took too long; try again.",
 }
-TELLABLE = (UserError, *_SAID)
+EXPECTED_ERRORS = (UserError, *_SAID)
 """What may come of any act, and is no bug."""
 
 
-def in_words(error: Exception) -> str:
-    """One of `TELLABLE`, for a person."""
+def error_message(error: Exception) -> str:
+    """One of `EXPECTED_ERRORS`, for a person."""
     return next((words for kind, words in _SAID.items() if isinstance(error, kind)), str(error))
 
 
@@ -47,15 +47,15 @@ def upload(**how: Any) -> gr.File:
     return component
 
 
-def told(act: Callable[..., Any]) -> Callable[..., Any]:
+def show_errors(act: Callable[..., Any]) -> Callable[..., Any]:
     """What a person can mend is said on the page; nothing on it changes."""
 
     @wraps(act)
     def wrapped(*values: Any, **named: Any) -> Any:
         try:
             return act(*values, **named)
-        except TELLABLE as error:
-            said = in_words(error)
+        except EXPECTED_ERRORS as error:
+            said = error_message(error)
         raise gr.Error(html.escape(said), duration=12, print_exception=False, title="Not done")
 
     return wrapped
@@ -71,7 +71,7 @@ def on(
 ) -> Any:
     """Wire an event: no public endpoint of the page's own, no veil over what is shown."""
     return trigger(
-        None if act is None else told(act),
+        None if act is None else show_errors(act),
         list(inputs),
         list(outputs),
         js=js,

@@ -5,9 +5,9 @@ from typing import Any
 import gradio as gr
 
 from ra_hmd.console.controller import Console
-from ra_hmd.console.correction_panel import said_region
-from ra_hmd.console.gradio_utils import TELLABLE, focus, on, sentence
-from ra_hmd.console.moderation import Plan
+from ra_hmd.console.correction_panel import status_region
+from ra_hmd.console.gradio_utils import EXPECTED_ERRORS, focus, on, sentence
+from ra_hmd.console.moderation import ChangePreview
 from ra_hmd.core.errors import UserError
 
 _LONGEST = 18  # digits of a version
@@ -19,7 +19,7 @@ class HistoryTab:
     def __init__(self, console: Console, tab: gr.Tab) -> None:
         self.console = console
         self.plan = gr.State(None)
-        self.said = said_region("history")
+        self.said = status_region("history")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=300):
                 self.table = gr.HTML(elem_id="history-table")
@@ -57,30 +57,32 @@ class HistoryTab:
     @property
     def _empty(self) -> dict[Any, Any]:
         """Updates that empty the panel; the version before the last is what is most likely meant."""
-        last = self.console.moderation.desk.bank.version if self.console.moderation.can_change else 1
+        last = self.console.moderation.bank_service.bank.version if self.console.moderation.can_change else 1
         return self._unseen | {self.version: str(max(last - 1, 1)), self.reason: ""}
 
     def _table(self) -> str:
-        return self.console.views.history(self.console.moderation.desk.log())
+        return self.console.views.history(self.console.moderation.bank_service.log())
 
     def _show(self, request: gr.Request) -> dict[Any, Any]:
-        person, can = self.console.doors.person(request), self.console.moderation.can_change
+        person, can = self.console.authenticator.person(request), self.console.moderation.can_change
         table = self._table() if can else sentence("No example bank is open (--bank BANK).")
         return self._empty | {self.table: table, self.panel: gr.update(visible=person.may_change and can)}
 
     def _look(self, version: str | None, request: gr.Request) -> dict[Any, Any]:
-        self.console.doors.person(request).check_may_change()
+        self.console.authenticator.person(request).check_may_change()
         plan = self.console.moderation.plan_rollback(_number(version))
         return {self.plan: plan, self.effect: self.console.views.effect(plan), self.write: gr.update(interactive=True)}
 
-    def _write(self, version: str | None, plan: Plan | None, reason: str | None, request: gr.Request) -> dict[Any, Any]:
-        person = self.console.doors.person(request)
+    def _write(
+        self, version: str | None, plan: ChangePreview | None, reason: str | None, request: gr.Request
+    ) -> dict[Any, Any]:
+        person = self.console.authenticator.person(request)
         person.check_may_change()
         entry = self.console.moderation.rollback(_number(version), plan, person.name, reason or "")
         said = sentence(f"Done: version {entry.version} of the bank holds what version {entry.restores} held.")
         try:
             table: Any = self._table()
-        except TELLABLE:  # it is done all the same
+        except EXPECTED_ERRORS:  # it is done all the same
             table = gr.skip()
         return self._empty | {self.said: said, self.table: table}
 

@@ -16,7 +16,7 @@ from ra_hmd.data.images import file_digest
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import Query
 from ra_hmd.serve.bank_service import BankService, Labelled
-from ra_hmd.serve.batching import Answer
+from ra_hmd.serve.batching import ServedVerdict
 
 _LONGEST = 2000  # characters of a reason or a note
 
@@ -33,11 +33,11 @@ class Subject:
 
     id: str
     query: Query
-    answer: Answer
+    answer: ServedVerdict
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChangePreview:
     """A change whose effect was shown.
 
     Attributes:
@@ -73,12 +73,12 @@ class Moderation:
         reviews: Where decisions are kept.
     """
 
-    def __init__(self, desk: BankService | None, reviews: Reviews) -> None:
-        self._desk, self.reviews = desk, reviews
+    def __init__(self, bank_service: BankService | None, reviews: Reviews) -> None:
+        self._desk, self.reviews = bank_service, reviews
         self._alone = threading.Lock()
 
     @property
-    def desk(self) -> BankService:
+    def bank_service(self) -> BankService:
         """Raises `UserError` where there is no bank that can be changed."""
         if self._desk is None:
             raise UserError("No example bank is open, so nothing can be corrected; start the console with --bank BANK.")
@@ -91,9 +91,9 @@ class Moderation:
 
     def labels_in_bank(self, subject: Subject) -> dict[str, int | list[int]]:
         """Id → label of the bank's rows that are this meme: by picture and caption, or by its id."""
-        return self.desk.labels_of(self._row(subject, 0, "").query)
+        return self.bank_service.labels_of(self._row(subject, 0, "").query)
 
-    def plan(self, subject: Subject, label: int | list[int]) -> Plan:
+    def plan(self, subject: Subject, label: int | list[int]) -> ChangePreview:
         """What a correction would do; nothing is changed.
 
         Raises:
@@ -103,18 +103,20 @@ class Moderation:
         rows = tuple(name for name, other in known.items() if other != label)
         if known and not rows:
             raise UserError("The bank holds this meme with this label already; there is nothing to correct.")
-        version = self.desk.bank.version
+        version = self.bank_service.bank.version
         if rows:
-            effect = self.desk.effect(relabel=dict.fromkeys(rows, label), relabel_identical=True)
+            effect = self.bank_service.effect(relabel=dict.fromkeys(rows, label), relabel_identical=True)
         else:
-            effect = self.desk.effect(add=[self._row(subject, label, "")])
-        return Plan(subject.id, label, version, effect, rows)
+            effect = self.bank_service.effect(add=[self._row(subject, label, "")])
+        return ChangePreview(subject.id, label, version, effect, rows)
 
-    def plan_rollback(self, version: int) -> Plan:
+    def plan_rollback(self, version: int) -> ChangePreview:
         """What going back to a version would do; nothing is changed. Raises `UserError` where it cannot be done."""
-        return Plan(version, None, self.desk.version(), self.desk.rollback_effect(version))
+        return ChangePreview(version, None, self.bank_service.version(), self.bank_service.rollback_effect(version))
 
-    def correct(self, subject: Subject, plan: Plan | None, author: str, reason: str, note: str = "") -> VersionEntry:
+    def correct(
+        self, subject: Subject, plan: ChangePreview | None, author: str, reason: str, note: str = ""
+    ) -> VersionEntry:
         """Carry a plan out; a version of the bank, and a line of the reviews.
 
         Raises:
@@ -129,24 +131,24 @@ class Moderation:
             if plan.rows:
                 reason = f"{reason}; {note.strip()}" if note.strip() else reason
                 labels = dict.fromkeys(plan.rows, plan.label)
-                entry = self.desk.relabel(labels, author=author, reason=reason, relabel_identical=True)
+                entry = self.bank_service.relabel(labels, author=author, reason=reason, relabel_identical=True)
             else:
                 row = self._row(subject, plan.label, note.strip())
-                entry = self.desk.add([row], author=author, reason=reason, source=SOURCE)
+                entry = self.bank_service.add([row], author=author, reason=reason, source=SOURCE)
             self.record(subject, "correct", plan.label, author, entry.version, plan.rows)
             return entry
 
-    def rollback(self, version: int, plan: Plan | None, author: str, reason: str) -> VersionEntry:
+    def rollback(self, version: int, plan: ChangePreview | None, author: str, reason: str) -> VersionEntry:
         """Go back to a version whose effect was shown; a new version. Raises `UserError` as `correct` does."""
         reason = self._said(plan, version, reason)
         assert plan is not None
         with self._alone, self._bank_alone():
             self._check_current(plan)
-            return self.desk.rollback(version, author=author, reason=reason)
+            return self.bank_service.rollback(version, author=author, reason=reason)
 
     def _bank_alone(self) -> AbstractContextManager[Detector]:
         """So that nobody changes the bank through this service between the look at its version and the change."""
-        return self.desk.service.exclusive(self.desk.patience)
+        return self.bank_service.service.exclusive(self.bank_service.patience)
 
     def record(
         self,
@@ -179,7 +181,7 @@ class Moderation:
         found = subject.answer.detection  # with the caption that was judged, read from the picture or not
         return Labelled(Query(subject.id, subject.query.image, found.text), label, note)
 
-    def _said(self, plan: Plan | None, target: str | int, reason: str, note: str = "") -> str:
+    def _said(self, plan: ChangePreview | None, target: str | int, reason: str, note: str = "") -> str:
         if plan is None or plan.target != target:
             raise UserError("Look at the effect first: press “Show the effect”, then write the change to the bank.")
         long = [f"the {name} has {len(text)} characters, {_LONGEST} are allowed"
@@ -189,8 +191,8 @@ class Moderation:
             raise UserError("Say why: choose a reason, or write one. The log keeps it.")
         return reason.strip()
 
-    def _check_current(self, plan: Plan) -> None:
-        version = self.desk.version()
+    def _check_current(self, plan: ChangePreview) -> None:
+        version = self.bank_service.version()
         if version != plan.version:
             raise UserError(
                 f"The bank was changed meanwhile: its version is {version}, the effect was of {plan.version}. "

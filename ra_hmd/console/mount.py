@@ -46,7 +46,7 @@ _CLOSED = re.compile(
 )
 
 
-class Guard:
+class ConsoleMiddleware:
     """Lets in only what the page itself asks, and lets out no foreign address: Gradio would take any other site's word,
     with the cookie of whoever is logged in, or on loopback without.
 
@@ -151,7 +151,7 @@ def mount(app: FastAPI, console: Console, path: str = CONSOLE) -> FastAPI:
             server_name="127.0.0.1",
             root_path=app.state.root_path + path,
             show_api=False,
-            auth=console.doors.check if console.doors.locked else None,
+            auth=console.authenticator.check if console.authenticator.locked else None,
             auth_message=f"{TITLE}: your name, and as password your key (ra-hmd serve-key).",
             show_error=False,
             max_file_size=console.settings.max_bytes,
@@ -160,7 +160,7 @@ def mount(app: FastAPI, console: Console, path: str = CONSOLE) -> FastAPI:
             pwa=False,
             mcp_server=False,
         )
-    app.user_middleware.insert(1, Middleware(Guard, path=path))  # inside `UnderPath`, outside all else
+    app.user_middleware.insert(1, Middleware(ConsoleMiddleware, path=path))  # inside `UnderPath`, outside all else
     inner = app.router.lifespan_context
 
     @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ from ra_hmd.console.controller import Console
 from ra_hmd.console.gradio_utils import on
 from ra_hmd.console.history_tab import HistoryTab
 from ra_hmd.console.review_tab import ReviewTab
-from ra_hmd.console.stats_tab import figures_page
+from ra_hmd.console.stats_tab import render_stats
 
 TITLE = "Meme review"
 _FONTS = ("system-ui", "sans-serif")
@@ -45,12 +45,12 @@ def build_page(console: Console) -> gr.Blocks:
                 again = gr.Button("Read them again (R)", elem_id="figures-refresh")
 
         def show_figures(request: gr.Request) -> str:
-            console.doors.person(request)
-            return figures_page(console.service, console.names, console.queue)
+            console.authenticator.person(request)
+            return render_stats(console.service, console.names, console.queue)
 
         def greet(request: gr.Request) -> str:
-            person = console.doors.person(request)
-            return _greeting(f"{person.name} ({person.role})", console.doors.locked)
+            person = console.authenticator.person(request)
+            return _greeting(f"{person.name} ({person.role})", console.authenticator.locked)
 
         for trigger in (figures.select, again.click):
             on(trigger, show_figures, (), [shown])

@@ -11,7 +11,7 @@ from ra_hmd.console.views import render
 from ra_hmd.core.errors import UserError
 
 
-class Rationale:
+class RationalePanel:
     """Button and words of one tab; `subject` is the meme that is looked at."""
 
     def __init__(self, console: Console, prefix: str, subject: gr.State) -> None:
@@ -36,7 +36,7 @@ class Rationale:
         on(self.ask.click, self._explain, [self.subject], [self.words])
 
     def _explain(self, subject: Subject | None, request: gr.Request) -> str:
-        self.console.doors.person(request)
+        self.console.authenticator.person(request)
         if subject is None:
             raise UserError("There is no meme yet.")
         return render("rationale.html", rationale=self.console.explain(subject))

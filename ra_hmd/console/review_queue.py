@@ -16,7 +16,7 @@ from ra_hmd.core.heads import Head
 from ra_hmd.data.images import file_digest
 from ra_hmd.inference.batch_reader import read_queries
 from ra_hmd.inference.types import Query, Verdict
-from ra_hmd.serve.batching import Answer, Closed, QueueFull, Service, every
+from ra_hmd.serve.batching import BatchingService, QueueFull, ServedVerdict, ServiceClosed, wait_for_all
 
 _log = logging.getLogger("ra_hmd.serve")
 SOURCE = "review"  # of the bank's rows that a moderator made
@@ -26,7 +26,7 @@ _PATIENCE = 0.2  # seconds, before a full service is asked again
 _ANSWER_SECONDS = 120
 
 
-def margin(detection: Verdict, service: Service) -> float:
+def margin(detection: Verdict, service: BatchingService) -> float:
     """How far a meme is from another verdict, in probability; 0 where the detector has none, 1 where a person gave it.
 
     Of one of C classes the distance of the two most likely; else that of the probability from the threshold's, of
@@ -44,7 +44,7 @@ def margin(detection: Verdict, service: Service) -> float:
     return float(np.abs(found - threshold_probabilities(service, head)).min())
 
 
-def threshold_probabilities(service: Service, head: Head) -> np.ndarray:
+def threshold_probabilities(service: BatchingService, head: Head) -> np.ndarray:
     """[C], the probabilities at a head's thresholds."""
     rule = service.detector.scorer.rule(head)
     return rule.calibration.apply(rule.thresholds[None, :], head, service.detector.problem)[0]
@@ -74,7 +74,7 @@ class ReviewQueue:
         reading: Whether memes are still being judged in the background.
     """
 
-    service: Service
+    service: BatchingService
     reviews: Reviews
     source: Path | None = None
     media_dir: Path | None = None
@@ -139,9 +139,9 @@ class ReviewQueue:
             claim = self._claims.get(name)
             return claim is not None and claim.by == who and not self._is_decided(name)
 
-    def judge(self, query: Query) -> Answer:
+    def judge(self, query: Query) -> ServedVerdict:
         """What the model and the bank say of a meme now."""
-        return every(self.service.submit([query]), _ANSWER_SECONDS)[0]
+        return wait_for_all(self.service.submit([query]), _ANSWER_SECONDS)[0]
 
     def set_aside(self, name: str, reason: str) -> None:
         """A meme that cannot be judged is not asked for again."""
@@ -190,7 +190,7 @@ class ReviewQueue:
                 if self._stop.is_set():
                     return
             self._judge_part(part)
-        except Closed:
+        except ServiceClosed:
             pass  # the service ends, and with it the queue
         except Exception as error:  # whatever it is, the page must say that the queue is not all there
             _log.exception("the review queue was not read to its end")
@@ -223,7 +223,7 @@ class ReviewQueue:
                 self._queries[query.id] = query
                 self._margins[query.id] = margin(detection, self.service)
 
-    def _submit(self, part: list[Query]) -> "list[Future[Answer]]":
+    def _submit(self, part: list[Query]) -> "list[Future[ServedVerdict]]":
         """The answers to come; none where the queue is closed meanwhile."""
         while not self._stop.is_set():
             try:

@@ -6,10 +6,10 @@ from typing import Any
 import gradio as gr
 
 from ra_hmd.console.controller import Console
-from ra_hmd.console.correction_panel import Correction, said_region
-from ra_hmd.console.gradio_utils import TELLABLE, focus, in_words, on, sentence
+from ra_hmd.console.correction_panel import CorrectionPanel, status_region
+from ra_hmd.console.gradio_utils import EXPECTED_ERRORS, error_message, focus, on, sentence
 from ra_hmd.console.moderation import Subject
-from ra_hmd.console.rationale_panel import Rationale
+from ra_hmd.console.rationale_panel import RationalePanel
 from ra_hmd.console.reviews import Decision
 from ra_hmd.console.views import picture
 from ra_hmd.core.errors import UserError
@@ -22,7 +22,7 @@ class ReviewTab:
         self.console = console
         self._deciding = threading.Lock()
         self.subject = gr.State(None)
-        self.said = said_region("review")
+        self.said = status_region("review")
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 self.picture = gr.HTML(elem_id="review-picture")
@@ -31,10 +31,10 @@ class ReviewTab:
                     self.correct = gr.Button("Correct (C)", interactive=False, elem_id="review-correct", min_width=90)
                     self.skip = gr.Button("Skip (S)", interactive=False, elem_id="review-skip", min_width=90)
                 self.next = gr.Button("Next meme (G)", variant="primary", elem_id="review-next")
-                self.correction = Correction(console, "review", self.subject, self._check_held)
+                self.correction = CorrectionPanel(console, "review", self.subject, self._check_held)
             with gr.Column(scale=3, min_width=300):
                 self.card = gr.HTML(elem_id="review-card")
-                self.rationale = Rationale(console, "review", self.subject)
+                self.rationale = RationalePanel(console, "review", self.subject)
         self._wire()
 
     @property
@@ -67,15 +67,17 @@ class ReviewTab:
 
     def _following(self, before: str, request: gr.Request) -> dict[Any, Any]:
         """Show the next meme, and say what became of the one before."""
-        person = self.console.doors.person(request)
+        person = self.console.authenticator.person(request)
         can_correct = self.console.moderation.can_change
         try:
             subject = self.console.next(request.session_hash or "") if person.may_change else None
             known = self.console.moderation.labels_in_bank(subject) if subject and can_correct else None
-        except TELLABLE as error:
+        except EXPECTED_ERRORS as error:
             if not before:
                 raise
-            return self._nothing(before, person.may_change, in_words(error))  # what came before is done all the same
+            return self._nothing(
+                before, person.may_change, error_message(error)
+            )  # what came before is done all the same
         if subject is None:
             return self._nothing(before, person.may_change)
         found = subject.answer.detection
@@ -120,7 +122,7 @@ class ReviewTab:
         }
 
     def _decide(self, subject: Subject | None, decision: Decision, label: Any, request: gr.Request) -> None:
-        person = self.console.doors.person(request)
+        person = self.console.authenticator.person(request)
         person.check_may_change()
         if subject is None:
             raise UserError("No meme is shown; press “Next meme”.")

@@ -13,7 +13,7 @@ from ra_hmd.console.views import render
 from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.heads import Head
 from ra_hmd.models.checkpoint import MemeModel
-from ra_hmd.serve.batching import Service
+from ra_hmd.serve.batching import BatchingService
 from ra_hmd.serve.errors import public_name
 
 _CHOSEN = "chosen on a development set"
@@ -22,7 +22,7 @@ _PATIENCE = 30.0
 _PROBLEMS_SHOWN = 5
 
 
-def figures_page(service: Service, names: ClassNames, queue: ReviewQueue) -> str:
+def render_stats(service: BatchingService, names: ClassNames, queue: ReviewQueue) -> str:
     """The page, as HTML."""
     detector, bank = service.detector, service.detector.scorer.bank
     version = detector.version
@@ -45,13 +45,13 @@ def figures_page(service: Service, names: ClassNames, queue: ReviewQueue) -> str
             parts["Bank"] = _bank(bank, names)
     reviews = queue.reviews
     parts["Work"] = [
-        ("Memes judged since the start", service.tally.memes),
+        ("Memes judged since the start", service.statistics.memes),
         ("Memes that wait for a moderator", f"{queue.waiting}{' (still being judged)' if queue.reading else ''}"),
         ("Decided", f"{reviews.count('agree')} agreed, {reviews.count('correct')} corrected, "
                     f"{reviews.count('skip')} skipped"),
         ("Rows that cannot be judged", _told(queue.problems)),
     ]  # fmt: skip
-    growth = None if bank is None or len(bank.log) < 2 else growth_picture(bank)
+    growth = None if bank is None or len(bank.log) < 2 else plot_bank_growth(bank)
     return render("figures.html", parts=parts, growth=growth)
 
 
@@ -62,7 +62,7 @@ def _told(problems: list[tuple[str, str]]) -> str:
     return f"{len(problems)}{': ' if names else ''}{'; '.join(names + more)}"
 
 
-def _rule(service: Service, head: Head) -> str:
+def _rule(service: BatchingService, head: Head) -> str:
     scorer = service.detector.scorer
     rule = scorer.rule(head)
     limits = "the most likely class wins" if scorer.model.config.problem.kind == "single_label" else (
@@ -89,7 +89,7 @@ def _bank(bank: Bank, names: ClassNames) -> list[tuple[str, Any]]:
     ]
 
 
-def growth_picture(bank: Bank) -> str:
+def plot_bank_growth(bank: Bank) -> str:
     """Rows per version, as a `data:` address of a PNG."""
     from ra_hmd.core.plotting import BLUE, panels
 

@@ -13,7 +13,7 @@ from ra_hmd.serve.limits import FORMATS
 _SIDE, _SMALL_SIDE = 720, 240
 
 
-def as_address(source: Path | bytes | Image.Image, *, small: bool = False) -> str | None:
+def as_data_url(source: Path | bytes | Image.Image, *, small: bool = False) -> str | None:
     """A picture as a `data:` address of a JPEG of at most 720 (small: 240) pixels a side; None if it cannot be read."""
     try:
         # Uploads come from anyone; files are those that the operator named.

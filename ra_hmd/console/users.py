@@ -8,7 +8,7 @@ from ra_hmd.serve.auth import KeyRing, Role
 
 
 @dataclass(frozen=True)
-class Person:
+class User:
     """Somebody at the page: `name` is the author of changes."""
 
     name: str
@@ -28,7 +28,7 @@ class Person:
             )
 
 
-class Doors:
+class Authenticator:
     """Who comes in: with keys, each with a name and a key; without, whoever reaches the loopback address.
 
     Args:
@@ -50,15 +50,15 @@ class Doors:
         """Whether a key is needed."""
         return self._keys is not None
 
-    def person(self, request: Any) -> Person:
+    def person(self, request: Any) -> User:
         """Who sent a request (`gradio.Request`).
 
         Raises:
             UserError: nobody that is known.
         """
         if not self.locked:
-            return Person(self._author, "moderator")
+            return User(self._author, "moderator")
         role = self._roles.get(request.username or "")
         if role is None:
             raise UserError("Nobody is logged in; load the page again.")
-        return Person(request.username, role)
+        return User(request.username, role)

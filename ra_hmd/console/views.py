@@ -11,13 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ra_hmd.bank.versions import VersionEntry
 from ra_hmd.console.labels import HEADS, ClassNames, number
-from ra_hmd.console.moderation import Plan
+from ra_hmd.console.moderation import ChangePreview
 from ra_hmd.console.review_queue import threshold_probabilities
-from ra_hmd.console.thumbnails import as_address
+from ra_hmd.console.thumbnails import as_data_url
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.meme_lookup import Gallery
 from ra_hmd.inference.types import Query, Verdict
-from ra_hmd.serve.batching import Answer, Service
+from ra_hmd.serve.batching import BatchingService, ServedVerdict
 from ra_hmd.serve.errors import public_source
 
 _FLIPS_SHOWN = 20
@@ -49,11 +49,13 @@ def picture(query: Query, text: str | None = None, *, read: bool = False) -> str
         text: The caption that was judged; default: the query's.
         read: Whether it was read from the picture.
     """
-    return render("picture.html", picture=as_address(query.image), text=query.text if text is None else text, read=read)
+    return render(
+        "picture.html", picture=as_data_url(query.image), text=query.text if text is None else text, read=read
+    )
 
 
 @dataclass(frozen=True)
-class Bar:
+class HeadOutput:
     """One output of a head: `probability` and `limit` in [0, 1]; `limit` is None where the highest decides."""
 
     name: str
@@ -73,11 +75,11 @@ class Views:
         gallery: Pictures and captions of the bank's memes.
     """
 
-    service: Service
+    service: BatchingService
     names: ClassNames
     gallery: Gallery
 
-    def card(self, answer: Answer, in_bank: Mapping[str, Any] | None = None) -> str:
+    def card(self, answer: ServedVerdict, in_bank: Mapping[str, Any] | None = None) -> str:
         """Verdict, scores and neighbours of a meme.
 
         Args:
@@ -96,7 +98,7 @@ class Views:
             version=answer.version,
         )
 
-    def effect(self, plan: Plan) -> str:
+    def effect(self, plan: ChangePreview) -> str:
         """What a change would do."""
         flips = plan.effect["flips"]
         shown = [flip | {"from": self.names(flip["from"]), "to": self.names(flip["to"]),
@@ -148,7 +150,7 @@ class Views:
         raw = self.service.detector.scorer.rule(head).thresholds
         outputs = self.names.names[1:] if problem.kind == "binary" else self.names.names
         bars = [
-            Bar(name, float(scores[place]), float(values[place]),
+            HeadOutput(name, float(scores[place]), float(values[place]),
                 None if limits is None else float(limits[place]), None if limits is None else float(raw[place]))
             for place, name in enumerate(outputs)
         ]  # fmt: skip
@@ -171,7 +173,7 @@ class Views:
             "label": self._label(one["label"]),
             "votes": [vote] if isinstance(vote, float) else vote,
             "text": None if meme is None else meme.text,
-            "picture": None if meme is None else as_address(meme.image, small=True),
+            "picture": None if meme is None else as_data_url(meme.image, small=True),
             "from": {name: said for name in ("source", "note", "time") if (said := known.get(name, ""))},
         }
 

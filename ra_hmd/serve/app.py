@@ -17,13 +17,13 @@ from ra_hmd.serve import schemas
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_routes import bank_routes
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import Service
-from ra_hmd.serve.context import Asking
-from ra_hmd.serve.errors import answer_with
-from ra_hmd.serve.limits import Settings
+from ra_hmd.serve.batching import BatchingService
+from ra_hmd.serve.context import AppContext
+from ra_hmd.serve.errors import install_error_handlers
+from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.metrics import Metrics
-from ra_hmd.serve.middleware import OPEN, AuthMiddleware, BodyLimit, Hosts, RequestMetrics, UnderPath
-from ra_hmd.serve.routes import judging_routes, system_routes
+from ra_hmd.serve.middleware import OPEN, AuthMiddleware, BodyLimit, HostMiddleware, RequestMetrics, RootPathMiddleware
+from ra_hmd.serve.routes import meme_routes, system_routes
 
 if TYPE_CHECKING:
     from ra_hmd.inference.explainer import Explainer
@@ -41,11 +41,11 @@ _BODIES = (
 
 
 def create_app(
-    service: Service,
-    desk: BankService | None = None,
+    service: BatchingService,
+    bank_service: BankService | None = None,
     explainer: "Explainer | None" = None,
     keys: KeyRing | None = None,
-    settings: Settings | None = None,
+    settings: RequestLimits | None = None,
     hosts: Sequence[str] = ("*",),
     root_path: str = "",
 ) -> FastAPI:
@@ -57,21 +57,21 @@ def create_app(
         explainer: Puts verdicts into words.
         keys: Who may ask; None: everyone may ask, and nobody may change the bank.
         settings: Limits.
-        hosts: Names by which it may be called, as `host_name` gives them; `*` is any.
+        hosts: Names by which it may be called, as `normalize_host` gives them; `*` is any.
         root_path: Path under which a proxy shows it, without a slash at its end.
 
     Returns:
         The app; `app.state.asking` has its parts, `app.state.root_path` its path.
     """
-    settings = settings or Settings()
-    asking, metrics = Asking(service, desk, explainer, keys, settings), Metrics(service)
-    if desk is not None and desk.patience is None:
-        desk.patience = settings.time_limit
+    settings = settings or RequestLimits()
+    context, metrics = AppContext(service, bank_service, explainer, keys, settings), Metrics(service)
+    if bank_service is not None and bank_service.patience is None:
+        bank_service.patience = settings.time_limit
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await run_sync(asking.close, settings.time_limit)
+        await run_sync(context.close, settings.time_limit)
 
     app = FastAPIOffline(
         redoc_url=None,
@@ -80,18 +80,18 @@ def create_app(
         summary="Verdicts on memes, and the example bank that votes.",
         lifespan=lifespan,
         middleware=[
-            Middleware(UnderPath, root_path=root_path),
+            Middleware(RootPathMiddleware, root_path=root_path),
             Middleware(RequestMetrics, metrics=metrics),
-            Middleware(Hosts, names=hosts),
+            Middleware(HostMiddleware, names=hosts),
             Middleware(AuthMiddleware, keys=keys),
             Middleware(BodyLimit, settings=settings),
         ],
     )
-    app.state.asking, app.state.root_path = asking, root_path
+    app.state.context, app.state.root_path = context, root_path
     scorer = service.detector.scorer
     places = {*scorer.origins, str(scorer.checkpoint), str(scorer.state["place"] or "")} - {""}
-    answer_with(app, sorted(places))
-    routers = [judging_routes(asking), bank_routes(asking), system_routes(asking, metrics)]
+    install_error_handlers(app, sorted(places))
+    routers = [meme_routes(context), bank_routes(context), system_routes(context, metrics)]
     for router in [app.router, *routers]:
         _answer_head(router)
     for router in routers:

@@ -23,7 +23,7 @@ _MODE = 0o600
 
 
 @dataclass(frozen=True)
-class Key:
+class APIKey:
     """One line of the file.
 
     Attributes:
@@ -46,7 +46,7 @@ class KeyRing:
         keys: Its lines.
     """
 
-    def __init__(self, keys: Sequence[Key]) -> None:
+    def __init__(self, keys: Sequence[APIKey]) -> None:
         self.keys = list(keys)
 
     @classmethod
@@ -55,9 +55,9 @@ class KeyRing:
         values: Any = read_json(path).get("keys")
         if not isinstance(values, list):
             raise UserError(f"{path} is no file of keys; make one with `ra-hmd serve-key NAME --keys {path}`.")
-        return cls([load_dataclass(Key, value, str(path)) for value in values])
+        return cls([load_dataclass(APIKey, value, str(path)) for value in values])
 
-    def find(self, secret: str) -> Key | None:
+    def find(self, secret: str) -> APIKey | None:
         """Whose key this is. All are compared, each in constant time, so that the time tells nothing."""
         digest = _digest(secret)
         found = [key for key in self.keys if hmac.compare_digest(key.sha256, digest)]
@@ -81,7 +81,7 @@ def make_key(path: str | Path, name: str, role: str) -> str:
             raise UserError(
                 f"{path} has a key of the name {name!r}; take another name, or remove it with --remove first."
             )
-        _write(path, [*keys, Key(name, role, _digest(secret), created)])  # type: ignore[arg-type]
+        _write(path, [*keys, APIKey(name, role, _digest(secret), created)])  # type: ignore[arg-type]
     return secret
 
 
@@ -94,7 +94,7 @@ def remove_key(path: str | Path, name: str) -> None:
         _write(path, [key for key in keys if key.name != name])
 
 
-def _write(path: str | Path, keys: Sequence[Key]) -> None:
+def _write(path: str | Path, keys: Sequence[APIKey]) -> None:
     with atomic_path(path, _MODE) as temporary:
         temporary.write_text(json.dumps({"keys": [asdict(key) for key in keys]}, indent=2) + "\n", encoding="utf-8")
 

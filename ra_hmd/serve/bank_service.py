@@ -22,7 +22,7 @@ from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import PreparedMeme, Query
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.scoring.change_impact import change_impact
-from ra_hmd.serve.batching import Service
+from ra_hmd.serve.batching import BatchingService
 
 
 @dataclass(frozen=True)
@@ -34,30 +34,33 @@ class Labelled:
     note: str = ""
 
 
-class AlreadyDone(UserError):
+class AlreadyApplied(UserError):
     """The bank has what a change asks for: it was made before. Nothing was changed."""
 
 
-class NotThere(UserError):
+class NotInBank(UserError):
     """The bank never had such an id or version."""
 
 
 class BankService:
-    """Where a bank is searched and changed while it votes.
+    """Searches and changes an example bank while it votes.
 
-    A change that is asked for twice, because its answer was lost, is made once: the second time raises `AlreadyDone`.
+    Changes are idempotent: a change that is sent a second time, because its response was lost, raises
+    `AlreadyApplied`.
 
     Args:
         service: Whose bank it is.
         reference: Memes, labelled or not, on which the effect of a change is shown, beside those judged last.
         patience: Seconds to wait for the model and the bank; None is as long as it takes. Past it every method raises
-            `Busy`, and nothing was done.
+            `ServiceBusy`, and nothing was done.
 
     Raises:
         UserError: the service has no example bank (a feature store cannot be changed).
     """
 
-    def __init__(self, service: Service, reference: Embeddings | None = None, *, patience: float | None = None) -> None:
+    def __init__(
+        self, service: BatchingService, reference: Embeddings | None = None, *, patience: float | None = None
+    ) -> None:
         self.service, self.reference, self.patience = service, reference, patience
         if service.detector.scorer.bank is None:
             raise UserError(
@@ -65,26 +68,26 @@ class BankService:
             )
 
     @classmethod
-    def open(cls, service: Service, reference: str | Path | None = None) -> "BankService":
+    def open(cls, service: BatchingService, reference: str | Path | None = None) -> "BankService":
         """With a feature store as reference.
 
         Raises:
             UserError: it is of another LMM or head, or labelled and a test split or one of unknown kind: looking at its
                 verdicts with every correction would fit the bank to it.
         """
-        desk = cls(service)
+        bank_service = cls(service)
         if reference is None:
-            return desk
+            return bank_service
         found = embed_store(service.detector.scorer.checkpoint, reference, labelled=False)
-        found.check_for(desk.bank)
+        found.check_for(bank_service.bank)
         open_labels(chosen_by={reference: found.features})
-        desk.reference = found.embedded
-        return desk
+        bank_service.reference = found.embedded
+        return bank_service
 
     @property
     def bank(self) -> Bank:
-        """The bank. Only `Service.exclusive` may refresh it: neighbours that were found are places in its rows, and
-        must be told before those change. For the same reason what belongs together is read in there.
+        """The bank. Only `BatchingService.exclusive` may refresh it: the neighbours of a search are row numbers, which
+        are valid for one version only. Read values that belong together inside `exclusive` for the same reason.
         """
         bank = self.service.detector.scorer.bank
         assert bank is not None
@@ -96,22 +99,22 @@ class BankService:
         """Add memes; a version.
 
         Raises:
-            UserError: an id that is in the bank (`AlreadyDone`), the same meme with another label (`Contradicts`,
+            UserError: an id that is in the bank (`AlreadyApplied`), the same meme with another label (`Contradicts`,
                 unless such rows are to be relabelled), a label that is not the problem's, a picture that cannot be
                 used.
         """
         rows, prepared = self._rows(memes, source)
         with self._exclusive() as detector:
             present = set(rows.ids) & set(self.bank.ids)
-            self._raise(AlreadyDone, present, "has these already; relabel or remove them, or leave them out")
+            self._raise(AlreadyApplied, present, "has these already; relabel or remove them, or leave them out")
             embedding = detector.score(prepared).queries.embedding
             return self.bank.add(rows, embedding, author=author, reason=reason, relabel_identical=relabel_identical)
 
     def remove(self, ids: Sequence[str], *, author: str, reason: str) -> VersionEntry:
-        """Remove rows by id; a version. Raises `NotThere` for unknown ids, `AlreadyDone` for some removed before."""
+        """Remove rows by id; makes a version. Raises `NotInBank` for unknown ids, `AlreadyApplied` for removed ones."""
         with self._exclusive():
             self._check_known(ids)
-            self._raise(AlreadyDone, set(ids) - set(self.bank.ids), "had these, and they were removed")
+            self._raise(AlreadyApplied, set(ids) - set(self.bank.ids), "had these, and they were removed")
             return self.bank.remove(ids, author=author, reason=reason)
 
     def relabel(
@@ -120,25 +123,25 @@ class BankService:
         """Give rows other labels; a version.
 
         Raises:
-            UserError: ids that the bank does not have (`NotThere`), labels that are not the problem's, or that the rows
-                have already (`AlreadyDone`), other rows of the same meme that would keep another label (`Contradicts`,
-                unless they are to be relabelled too).
+            UserError: ids that the bank does not have (`NotInBank`), labels that are not the problem's or that the
+                rows have already (`AlreadyApplied`), other rows of the same meme that would keep another label
+                (`Contradicts`, unless they are to be relabelled too).
         """
         with self._exclusive():
             self._check_known(labels, now=True)
             if self.bank.relabelling(labels, relabel_identical).empty:
-                raise AlreadyDone(f"{self._bank_now} has these labels already.")
+                raise AlreadyApplied(f"{self._bank_now} has these labels already.")
             return self.bank.relabel(labels, author=author, reason=reason, relabel_identical=relabel_identical)
 
     def rollback(self, version: int, *, author: str, reason: str) -> VersionEntry:
-        """A new version that holds what an earlier one held. Raises `NotThere` where there is no such version, and
-        `AlreadyDone` where the bank holds the same.
+        """A new version that holds what an earlier one held. Raises `NotInBank` where there is no such version, and
+        `AlreadyApplied` where the bank holds the same.
         """
         with self._exclusive():
             if not 1 <= version <= self.bank.version:
-                raise NotThere(f"{self.bank.place} has versions 1 to {self.bank.version}, not {version}.")
+                raise NotInBank(f"{self.bank.place} has versions 1 to {self.bank.version}, not {version}.")
             if self.bank.at().back_to(self.bank.at(version)).empty:
-                raise AlreadyDone(f"{self._bank_now} holds what version {version} held.")
+                raise AlreadyApplied(f"{self._bank_now} holds what version {version} held.")
             return self.bank.rollback(version, author=author, reason=reason)
 
     def effect(
@@ -224,9 +227,9 @@ class BankService:
         return f"{self.bank.place}, at version {self.bank.version},"
 
     def _check_known(self, ids: Collection[str], *, now: bool = False) -> None:
-        """Raise `NotThere` unless the bank has all ids now, or at least had them once."""
+        """Raise `NotInBank` unless the bank has all ids now, or at least had them once."""
         known = self.bank.ids if now else self.bank.at().rows.ids
-        self._raise(NotThere, set(ids) - set(known), "does not have these")
+        self._raise(NotInBank, set(ids) - set(known), "does not have these")
 
     def _raise(self, kind: type[UserError], ids: set[str], what: str) -> None:
         try:

@@ -30,20 +30,20 @@ class QueueFull(Exception):
     """As many memes as may wait are waiting already; try again later."""
 
 
-class Busy(Exception):
+class ServiceBusy(Exception):
     """The model is still used by others after the time that was given; nothing was done."""
 
 
-class Unable(Exception):
+class InferenceFailed(Exception):
     """The model or the bank failed; it is no fault of the meme. The log says where."""
 
 
-class Closed(Exception):
+class ServiceClosed(Exception):
     """The service takes no more memes: it is being shut down."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class ServedVerdict:
     """What is said of a meme, and by which model and bank."""
 
     detection: Verdict
@@ -55,7 +55,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Limits:
+class BatchingSettings:
     """Of the service.
 
     Attributes:
@@ -86,17 +86,17 @@ class Limits:
 class _Waiting:
     """A prepared meme in the queue. One that is cancelled is let go at once: it may lie there for long."""
 
-    def __init__(self, meme: PreparedMeme, future: "Future[Answer]") -> None:
+    def __init__(self, meme: PreparedMeme, future: "Future[ServedVerdict]") -> None:
         self.meme: PreparedMeme | None = meme
         self.future = future
         future.add_done_callback(self._let_go)
 
-    def _let_go(self, _: "Future[Answer]") -> None:
+    def _let_go(self, _: "Future[ServedVerdict]") -> None:
         self.meme = None
 
 
 @dataclass
-class Tally:
+class BatchStatistics:
     """What was done so far, for metrics.
 
     Attributes:
@@ -118,7 +118,7 @@ class Tally:
         return sum(size * passes for size, passes in self.sizes.copy().items())
 
 
-class Service:
+class BatchingService:
     """A detector with its queue. Use it as a context manager, or call `close`.
 
     Args:
@@ -126,8 +126,8 @@ class Service:
         limits: Of the queue and of batches.
     """
 
-    def __init__(self, detector: Detector, limits: Limits | None = None) -> None:
-        self.detector, self.limits, self.tally = detector, limits or Limits(), Tally()
+    def __init__(self, detector: Detector, limits: BatchingSettings | None = None) -> None:
+        self.detector, self.limits, self.statistics = detector, limits or BatchingSettings(), BatchStatistics()
         detector.batch_size = self.limits.max_batch
         self._using = threading.Lock()  # the model and the bank, for as long as one of them is used
         self._next = threading.Lock()  # held by who waits for it, or the judging thread would take it again and again
@@ -141,7 +141,7 @@ class Service:
         self._worker = threading.Thread(target=self._work, name="judge", daemon=True)
         self._worker.start()
 
-    def __enter__(self) -> "Service":
+    def __enter__(self) -> "BatchingService":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -167,10 +167,11 @@ class Service:
         embedding, contents = zip(*newest.values(), strict=True)
         return Embeddings(list(newest), labels, np.stack(embedding), contents)
 
-    def submit(self, queries: Sequence[Query]) -> "list[Future[Answer]]":
+    def submit(self, queries: Sequence[Query]) -> "list[Future[ServedVerdict]]":
         """Accept memes, all or none. A future that is cancelled before its meme is judged costs no forward pass.
 
-        A future raises `UserError` where its picture cannot be used, `Unable` where the model or the bank failed.
+        A future raises `UserError` where its image cannot be used, `InferenceFailed` where the model or the bank
+        failed.
 
         Raises:
             QueueFull: they would be more than may wait.
@@ -178,12 +179,12 @@ class Service:
         """
         with self._counting:
             if not self.ready:
-                raise Closed
+                raise ServiceClosed
             if self._accepted + len(queries) > self.limits.max_queue:
-                self.tally.refused += len(queries)
+                self.statistics.refused += len(queries)
                 raise QueueFull
             self._accepted += len(queries)
-            futures: list[Future[Answer]] = [Future() for _ in queries]
+            futures: list[Future[ServedVerdict]] = [Future() for _ in queries]
             for future in futures:
                 future.add_done_callback(self._answered)
             for query, future in zip(queries, futures, strict=True):
@@ -205,7 +206,7 @@ class Service:
             yield self.detector
             return
         if not self._take(timeout):
-            raise Busy
+            raise ServiceBusy
         try:
             self._alone = threading.get_ident()
             self._refresh()
@@ -237,11 +238,11 @@ class Service:
         self._queue.put(None)
         self._worker.join(timeout)
 
-    def _answered(self, _: "Future[Answer]") -> None:
+    def _answered(self, _: "Future[ServedVerdict]") -> None:
         with self._counting:
             self._accepted -= 1
 
-    def _prepare(self, query: Query, future: "Future[Answer]") -> None:
+    def _prepare(self, query: Query, future: "Future[ServedVerdict]") -> None:
         if future.cancelled():
             return
         try:
@@ -282,7 +283,7 @@ class Service:
             if len(batch) == 1:
                 _log.exception("judging failed")
                 # What a meme itself can be blamed for was found when it was prepared.
-                batch[0].future.set_exception(Unable() if isinstance(error, UserError) else error)
+                batch[0].future.set_exception(InferenceFailed() if isinstance(error, UserError) else error)
                 return
             for one in batch:
                 self._judge([one])
@@ -295,16 +296,16 @@ class Service:
             self.detector.refresh()
         except Exception as error:  # whatever it is, it is no fault of who asks
             _log.exception("the bank cannot be read")
-            raise Unable from error
+            raise InferenceFailed from error
 
-    def _answers(self, memes: list[PreparedMeme]) -> list[Answer]:
+    def _answers(self, memes: list[PreparedMeme]) -> list[ServedVerdict]:
         self._refresh()
         scored = self.detector.score(memes)
         found, version = self.detector.detections(memes, scored), self.detector.version
-        self.tally.sizes[len(memes)] += 1
+        self.statistics.sizes[len(memes)] += 1
         asked = scored.queries
         self._recent.extend(zip(asked.ids, zip(asked.embedding, asked.contents, strict=True), strict=True))
-        return [Answer(one, version) for one in found]
+        return [ServedVerdict(one, version) for one in found]
 
 
 def _fail(future: "Future[Any]", error: Exception) -> None:
@@ -314,7 +315,7 @@ def _fail(future: "Future[Any]", error: Exception) -> None:
         future.set_exception(error)
 
 
-def every(futures: "Sequence[Future[Answer]]", seconds: float) -> list[Answer]:
+def wait_for_all(futures: "Sequence[Future[ServedVerdict]]", seconds: float) -> list[ServedVerdict]:
     """The answers of memes that were submitted together, within a time; those that come too late are cancelled.
 
     Raises:

@@ -16,13 +16,13 @@ from fastapi import Request
 from ra_hmd.bank.identical import Contradicts
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.types import Query
-from ra_hmd.serve.auth import Key, KeyRing
-from ra_hmd.serve.bank_service import AlreadyDone, BankService
-from ra_hmd.serve.batching import Answer, Busy, Closed, Service
-from ra_hmd.serve.errors import Refusal
-from ra_hmd.serve.limits import Settings
+from ra_hmd.serve.auth import APIKey, KeyRing
+from ra_hmd.serve.bank_service import AlreadyApplied, BankService
+from ra_hmd.serve.batching import BatchingService, ServedVerdict, ServiceBusy, ServiceClosed
+from ra_hmd.serve.errors import APIError
+from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.middleware import Budget
-from ra_hmd.serve.uploads import Model, check_number, pixels, read_json
+from ra_hmd.serve.uploads import Model, check_meme_count, pixels, read_json
 
 if TYPE_CHECKING:
     from ra_hmd.inference.explainer import Explainer
@@ -57,18 +57,18 @@ class ConcurrencyLimit:
             Closed: the app ends.
         """
         if self.inside >= self.most:
-            raise Refusal(429, f"{self.inside} requests of this kind are at work or waiting; ask again later.")
+            raise APIError(429, f"{self.inside} requests of this kind are at work or waiting; ask again later.")
         loop = asyncio.get_running_loop()
 
         def in_time() -> T:
             if time.monotonic() > deadline:  # the loop's own is only set anew when it turns
-                raise Busy
+                raise ServiceBusy
             return call()
 
         try:
             future = self._threads.submit(in_time)
         except RuntimeError as error:  # the threads have ended
-            raise Closed from error
+            raise ServiceClosed from error
         self.inside += 1
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
         left = None if finish else max(deadline - loop.time(), 0)
@@ -76,7 +76,7 @@ class ConcurrencyLimit:
         done, _ = await asyncio.wait([waiting], timeout=left)
         if not done:
             waiting.cancel()
-            raise Refusal(504, "It took longer than a request may; ask for less, or again later.")
+            raise APIError(504, "It took longer than a request may; ask for less, or again later.")
         return waiting.result()
 
     def _leave(self) -> None:
@@ -88,7 +88,7 @@ class ConcurrencyLimit:
 
 
 @dataclass
-class Asking:
+class AppContext:
     """What the routes of an app share.
 
     Attributes:
@@ -99,41 +99,41 @@ class Asking:
         settings: Limits.
     """
 
-    service: Service
-    desk: BankService | None
+    service: BatchingService
+    bank_service: BankService | None
     explainer: "Explainer | None"
     keys: KeyRing | None
-    settings: Settings
+    settings: RequestLimits
     pictures: Budget = field(init=False)
-    bank_gate: ConcurrencyLimit = field(init=False)
-    word_gate: ConcurrencyLimit = field(init=False)
+    bank_limit: ConcurrencyLimit = field(init=False)
+    explain_limit: ConcurrencyLimit = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pictures = Budget(self.settings.max_pixels * self.settings.held, "pixels")
-        self.bank_gate = ConcurrencyLimit(self.settings.max_asking, "bank")
-        self.word_gate = ConcurrencyLimit(self.settings.max_asking, "words")
+        self.pictures = Budget(self.settings.max_pixels * self.settings.memory_factor, "pixels")
+        self.bank_limit = ConcurrencyLimit(self.settings.max_concurrent, "bank")
+        self.explain_limit = ConcurrencyLimit(self.settings.max_concurrent, "words")
 
     def close(self, timeout: float | None = None) -> None:
         """Answers what was accepted, and ends the threads."""
-        self.bank_gate.close()
-        self.word_gate.close()
+        self.bank_limit.close()
+        self.explain_limit.close()
         self.service.close(timeout)
 
     # ---------------------------------------------------------------------------------------------- memes
 
-    async def judge(self, request: Request, queries: Sequence[Query]) -> list[Answer | UserError]:
+    async def judge(self, request: Request, queries: Sequence[Query]) -> list[ServedVerdict | UserError]:
         """For each meme its answer, or why there is none.
 
         Raises:
             Refusal: 429 where too much waits, 504 past the request's deadline; then none of them is judged.
-            QueueFull, Closed: see `Service.submit`.
+            QueueFull, Closed: see `BatchingService.submit`.
         """
         request.state.memes = len(queries)
         sizes = await run_sync(lambda: [self._pixels(query) for query in queries])
         good = [query for query, size in zip(queries, sizes, strict=True) if isinstance(size, int)]
         total = sum(size for size in sizes if isinstance(size, int))
         if len(good) > (most := self.service.limits.max_queue):
-            raise Refusal(413, f"{len(good)} memes are sent, and at most {most} may wait here at a time; send fewer.")
+            raise APIError(413, f"{len(good)} memes are sent, and at most {most} may wait here at a time; send fewer.")
         self.pictures.take(total)
         try:
             found = iter(await self._answers(request, good))
@@ -147,8 +147,8 @@ class Asking:
         except UserError as error:
             return error
 
-    async def _answers(self, request: Request, queries: Sequence[Query]) -> list[Answer | UserError]:
-        futures: list[Future[Answer]] = self.service.submit(queries)
+    async def _answers(self, request: Request, queries: Sequence[Query]) -> list[ServedVerdict | UserError]:
+        futures: list[Future[ServedVerdict]] = self.service.submit(queries)
         if not futures:
             return []
         waiting = [asyncio.wrap_future(future) for future in futures]
@@ -160,7 +160,7 @@ class Asking:
             raise
         if late:
             _drop(waiting)
-            raise Refusal(504, f"{len(late)} of {len(waiting)} memes were not judged in time; send fewer, or later.")
+            raise APIError(504, f"{len(late)} of {len(waiting)} memes were not judged in time; send fewer, or later.")
         errors = [one.exception() for one in waiting]
         fault = next((error for error in errors if error is not None and not isinstance(error, UserError)), None)
         if fault is not None:
@@ -176,12 +176,12 @@ class Asking:
         Raises:
             Refusal: 422 for a meme that cannot be used, 413 or 429 for too much.
         """
-        check_number(queries, self.settings)
+        check_meme_count(queries, self.settings)
         request.state.memes = len(queries) or None
         total = 0
         for query, size in zip(queries, await run_sync(lambda: [self._pixels(one) for one in queries]), strict=True):
             if isinstance(size, UserError):
-                raise Refusal(422, f"meme {query.id!r}: {size}")
+                raise APIError(422, f"meme {query.id!r}: {size}")
             total += size
         self.pictures.take(total)
         try:
@@ -192,22 +192,22 @@ class Asking:
     # ---------------------------------------------------------------------------------------------- the bank
 
     @property
-    def open_desk(self) -> BankService:
-        """The desk. Raises `Refusal` where there is none."""
-        if self.desk is None:
-            raise Refusal(404, "There is no example bank here; start the service with `--bank` and one of those.")
-        return self.desk
+    def require_bank_service(self) -> BankService:
+        """The desk. Raises `APIError` where there is none."""
+        if self.bank_service is None:
+            raise APIError(404, "There is no example bank here; start the service with `--bank` and one of those.")
+        return self.bank_service
 
     async def look(self, request: Request, call: Callable[[BankService], T], queries: Sequence[Query] = ()) -> T:
         """What a call finds in the bank; `queries` are the memes that it is about."""
-        desk = self.open_desk
+        bank_service = self.require_bank_service
         async with self.weighed(request, queries):
-            return await self.bank_gate.run(partial(call, desk), request.state.deadline)
+            return await self.bank_limit.run(partial(call, bank_service), request.state.deadline)
 
     async def read(self, request: Request, kind: type[Model]) -> Model:
         """The body of a change. Who may not make it is told first: 403, or 404 where there is no bank."""
         moderator(request, self.keys)
-        _ = self.open_desk
+        _ = self.require_bank_service
         return await read_json(request, kind)
 
     async def change(self, request: Request, call: Callable[..., T], queries: Sequence[Query] = ()) -> T:
@@ -216,33 +216,35 @@ class Asking:
         Raises:
             Refusal: 403 without a moderator's key, 409 with the bank's version where it was made before.
         """
-        author, desk = moderator(request, self.keys).name, self.open_desk
+        author, bank_service = moderator(request, self.keys).name, self.require_bank_service
         try:
             async with self.weighed(request, queries):
-                return await self.bank_gate.run(partial(call, desk, author=author), request.state.deadline, finish=True)
-        except (AlreadyDone, Contradicts) as error:
-            raise Refusal(409, str(error), bank_version=desk.bank.version) from None
+                return await self.bank_limit.run(
+                    partial(call, bank_service, author=author), request.state.deadline, finish=True
+                )
+        except (AlreadyApplied, Contradicts) as error:
+            raise APIError(409, str(error), bank_version=bank_service.bank.version) from None
 
 
-def moderator(request: Request, keys: KeyRing | None) -> Key:
+def moderator(request: Request, keys: KeyRing | None) -> APIKey:
     """The key of the request, if it is one that may change the bank.
 
     Raises:
         Refusal: 403.
     """
     if keys is None:
-        raise Refusal(
+        raise APIError(
             403,
             "This service has no keys, so nobody may change its bank: make one with `ra-hmd serve-key NAME "
             "--role moderator --keys FILE`, and start the service with `--keys FILE`.",
         )
     key: Any = getattr(request.state, "key", None)
     if key is None or key.role != "moderator":
-        raise Refusal(403, "The role of this key is reader; changes need the key of a moderator.")
+        raise APIError(403, "The role of this key is reader; changes need the key of a moderator.")
     return key
 
 
-def _drop(waiting: Sequence["asyncio.Future[Answer]"]) -> None:
+def _drop(waiting: Sequence["asyncio.Future[ServedVerdict]"]) -> None:
     for one in waiting:
         if not one.cancel() and not one.cancelled():
             with contextlib.suppress(Exception):

@@ -7,14 +7,14 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from ra_hmd.bank.identical import Contradicts
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.text import well_formed
-from ra_hmd.serve.bank_service import AlreadyDone, NotThere
-from ra_hmd.serve.batching import Busy, Closed, QueueFull, Unable
+from ra_hmd.serve.bank_service import AlreadyApplied, NotInBank
+from ra_hmd.serve.batching import InferenceFailed, QueueFull, ServiceBusy, ServiceClosed
 
 RETRY_SECONDS = 1
 _LATER = {"Retry-After": str(RETRY_SECONDS)}
@@ -35,22 +35,28 @@ _NAMES = {
 }
 
 
-class Wrong(BaseModel):
+class RequestProblem(BaseModel):
     """One thing that is wrong with a request."""
+
+    __qualname__ = "Wrong"  # its name in the OpenAPI document, on which clients are generated
+    model_config = ConfigDict(title="Wrong")
 
     where: str
     what: str
 
 
-class Refused(BaseModel):
+class ErrorResponse(BaseModel):
     """Why a request was not answered."""
 
+    __qualname__ = "Refused"  # see `RequestProblem`
+    model_config = ConfigDict(title="Refused")
+
     detail: str
-    problems: list[Wrong] = Field(default_factory=list)
+    problems: list[RequestProblem] = Field(default_factory=list)
     bank_version: int | None = Field(None, description="Of a change that was made already: where the bank is.")
 
 
-class Refusal(HTTPException):
+class APIError(HTTPException):
     """An answer that refuses.
 
     Args:
@@ -65,46 +71,46 @@ class Refusal(HTTPException):
         self,
         status: int,
         detail: str,
-        problems: Sequence[Wrong] = (),
+        problems: Sequence[RequestProblem] = (),
         bank_version: int | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(status, detail, headers or (_LATER if status in (429, 503) else None))
-        self.body = Refused(detail=detail, problems=list(problems), bank_version=bank_version)
+        self.body = ErrorResponse(detail=detail, problems=list(problems), bank_version=bank_version)
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route: which refusals it knows."""
-    return {status: {"model": Refused, "description": _NAMES[status]} for status in statuses}
+    return {status: {"model": ErrorResponse, "description": _NAMES[status]} for status in statuses}
 
 
-def faults(error: ValidationError | RequestValidationError) -> list[Wrong]:
+def validation_problems(error: ValidationError | RequestValidationError) -> list[RequestProblem]:
     """What is wrong, without the values: they may be what nobody should see in a log."""
     return [
-        Wrong(where=well_formed(".".join(map(str, one["loc"]))) or "body", what=str(one["msg"]))
+        RequestProblem(where=well_formed(".".join(map(str, one["loc"]))) or "body", what=str(one["msg"]))
         for one in list(error.errors())[:20]
     ]
 
 
-def as_refusal(error: Exception) -> Refusal | None:
+def to_api_error(error: Exception) -> APIError | None:
     """What an exception of ours means to who asks; None: it is a fault of this service."""
     match error:
-        case Refusal():
+        case APIError():
             return error
         case QueueFull():
-            return Refusal(429, "As many memes are waiting as may wait; ask again later.")
-        case Closed():
-            return Refusal(503, "The service is being shut down.")
-        case Unable():
-            return Refusal(503, "The model or the bank failed; the log of this service says where.")
-        case Busy():
-            return Refusal(504, "The model was busy for as long as a request may take; nothing was done. Ask again.")
-        case AlreadyDone() | Contradicts():
-            return Refusal(409, str(error))
-        case NotThere():
-            return Refusal(404, str(error))
+            return APIError(429, "As many memes are waiting as may wait; ask again later.")
+        case ServiceClosed():
+            return APIError(503, "The service is being shut down.")
+        case InferenceFailed():
+            return APIError(503, "The model or the bank failed; the log of this service says where.")
+        case ServiceBusy():
+            return APIError(504, "The model was busy for as long as a request may take; nothing was done. Ask again.")
+        case AlreadyApplied() | Contradicts():
+            return APIError(409, str(error))
+        case NotInBank():
+            return APIError(404, str(error))
         case UserError():
-            return Refusal(422, str(error))
+            return APIError(422, str(error))
     return None
 
 
@@ -118,7 +124,7 @@ def public_source(source: str) -> str:
     return public_name(source) if source.startswith("/") else source
 
 
-def answer_with(app: FastAPI, places: Sequence[str] = ()) -> None:
+def install_error_handlers(app: FastAPI, places: Sequence[str] = ()) -> None:
     """Let every refusal of an app have the same form.
 
     Args:
@@ -129,15 +135,23 @@ def answer_with(app: FastAPI, places: Sequence[str] = ()) -> None:
 
     def refuse(_: Request, error: Exception) -> JSONResponse:
         if isinstance(error, RequestValidationError):
-            refusal: AnyHTTPException = Refusal(422, "The request does not fit.", faults(error))
+            refusal: AnyHTTPException = APIError(422, "The request does not fit.", validation_problems(error))
         elif isinstance(error, AnyHTTPException):
             refusal = error
         else:
-            refusal = as_refusal(error) or Refusal(500, "An error of this service; its log has more.")
-        body = refusal.body if isinstance(refusal, Refusal) else Refused(detail=str(refusal.detail))
+            refusal = to_api_error(error) or APIError(500, "An error of this service; its log has more.")
+        body = refusal.body if isinstance(refusal, APIError) else ErrorResponse(detail=str(refusal.detail))
         for place in hidden:
             body.detail = body.detail.replace(place, public_name(place))
         return JSONResponse(body.model_dump(), refusal.status_code, refusal.headers)
 
-    for kind in (AnyHTTPException, RequestValidationError, UserError, QueueFull, Closed, Unable, Busy):
+    for kind in (
+        AnyHTTPException,
+        RequestValidationError,
+        UserError,
+        QueueFull,
+        ServiceClosed,
+        InferenceFailed,
+        ServiceBusy,
+    ):
         app.add_exception_handler(kind, refuse)

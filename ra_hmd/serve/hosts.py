@@ -13,7 +13,7 @@ _OWN = ("/v1", "/console", "/health", "/ready", "/metrics", "/docs")
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 
-def host_name(value: str) -> str:
+def normalize_host(value: str) -> str:
     """The name of a host in the one spelling in which names are compared: in small letters, without scheme, port and
     the dot at its end, an IP address in its shortest form, other alphabets as browsers send them (IDNA).
 
@@ -58,7 +58,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def root_path_of(value: str) -> str:
+def normalize_root_path(value: str) -> str:
     """The path that a service lies under, without a slash at its end; `/` is none.
 
     Raises:

@@ -9,7 +9,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
 @dataclass(frozen=True)
-class Settings:
+class RequestLimits:
     """Limits of the API.
 
     Attributes:
@@ -30,8 +30,8 @@ class Settings:
     max_pixels: int = 4096 * 4096
     max_text: int = 4096
     time_limit: float = 30.0
-    max_asking: int = 8
-    held: int = 16
+    max_concurrent: int = 8
+    memory_factor: int = 16
 
     def __post_init__(self) -> None:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from ra_hmd.serve.batching import Service
+from ra_hmd.serve.batching import BatchingService
 
 log = logging.getLogger("ra_hmd.serve.requests")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -24,7 +24,7 @@ class Metrics:
         service: Whose queue and bank are told about.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: BatchingService) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "ra_hmd_requests", "Requests that were answered.", ["method", "route", "status"], registry=self.registry
@@ -33,7 +33,7 @@ class Metrics:
             "ra_hmd_request_seconds", "From the first byte to the last.", ["route"], buckets=_SECONDS,
             registry=self.registry,
         )  # fmt: skip
-        self.registry.register(_OfService(service))
+        self.registry.register(_ServiceCollector(service))
         ProcessCollector(registry=self.registry)
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -42,19 +42,19 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
 
-class _OfService:
+class _ServiceCollector:
     """Reads a service's figures when they are asked for."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: BatchingService) -> None:
         self.service = service
 
     def collect(self) -> Iterator[Metric]:
-        service, tally = self.service, self.service.tally
+        service, statistics = self.service, self.service.statistics
         yield GaugeMetricFamily("ra_hmd_ready", "1 while memes are accepted.", float(service.ready))
         yield GaugeMetricFamily("ra_hmd_queue_memes", "Memes accepted and not answered.", service.waiting)
         yield GaugeMetricFamily("ra_hmd_queue_limit", "Most of them.", service.limits.max_queue)
-        yield CounterMetricFamily("ra_hmd_memes", "Memes judged.", tally.memes)
-        yield CounterMetricFamily("ra_hmd_refused_memes", "Memes for which the queue was full.", tally.refused)
+        yield CounterMetricFamily("ra_hmd_memes", "Memes judged.", statistics.memes)
+        yield CounterMetricFamily("ra_hmd_refused_memes", "Memes for which the queue was full.", statistics.refused)
         yield self._sizes()
         bank = service.detector.scorer.bank
         if bank is not None:
@@ -62,7 +62,7 @@ class _OfService:
             yield GaugeMetricFamily("ra_hmd_bank_rows", "Memes in it.", len(bank))
 
     def _sizes(self) -> Metric:
-        sizes, most = self.service.tally.sizes.copy(), self.service.limits.max_batch
+        sizes, most = self.service.statistics.sizes.copy(), self.service.limits.max_batch
         limits = [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
         buckets = [(str(float(limit)), sum(n for size, n in sizes.items() if size <= limit)) for limit in limits]
         metric = HistogramMetricFamily("ra_hmd_batch_memes", "Memes of a forward pass.")
@@ -70,7 +70,7 @@ class _OfService:
         return metric
 
 
-class JsonLines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """A log record as a JSON object on one line. Of an error its kind and its place are told, not its words: they may
     quote what was sent.
     """
@@ -90,10 +90,10 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def log_to(stream: Any) -> None:
+def configure_logging(stream: Any) -> None:
     """Write what the service and uvicorn log to a stream, in JSON lines."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonFormatter())
     for name in ("ra_hmd.serve", "uvicorn", "asyncio", "concurrent.futures"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.serve.auth import KeyRing
-from ra_hmd.serve.errors import Refusal
-from ra_hmd.serve.hosts import host_name, is_loopback
-from ra_hmd.serve.limits import Settings
+from ra_hmd.serve.errors import APIError
+from ra_hmd.serve.hosts import is_loopback, normalize_host
+from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.metrics import Metrics, log, log_request
 
 CONSOLE = "/console"
@@ -48,13 +48,13 @@ class Budget:
         self.limit, self.what, self.taken = limit, what, 0
 
     def take(self, amount: int) -> None:
-        """Raises `Refusal` where less is left."""
+        """Raises `APIError` where less is left."""
         if amount > self.limit:
-            raise Refusal(
+            raise APIError(
                 413, f"The request needs {amount} {self.what} and at most {self.limit} are let in; send less."
             )
         if self.taken + amount > self.limit:
-            raise Refusal(429, f"Requests that wait hold most of the {self.limit} {self.what}; ask again later.")
+            raise APIError(429, f"Requests that wait hold most of the {self.limit} {self.what}; ask again later.")
         self.taken += amount
 
     def give_back(self, amount: int) -> None:
@@ -73,11 +73,11 @@ def _in_console(scope: Scope) -> bool:
     return path == CONSOLE or path.startswith(CONSOLE + "/")
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send, refusal: Refusal) -> None:
+async def _refuse(scope: Scope, receive: Receive, send: Send, refusal: APIError) -> None:
     await JSONResponse(refusal.body.model_dump(), refusal.status_code, refusal.headers)(scope, receive, send)
 
 
-class UnderPath:
+class RootPathMiddleware:
     """Lets an app lie under a path of a proxy, whether or not the proxy takes the path off: in the scope of the inner
     app `path` begins with `root_path`, as ASGI has it, so that what is mounted in the app is found.
 
@@ -102,7 +102,7 @@ class UnderPath:
         await self.app(scope, receive, send)
 
 
-class Hosts:
+class HostMiddleware:
     """Lets in requests whose Host header has a known name; those of `PROBES` under any.
 
     A page in a browser could otherwise ask under a name of its own that it lets point here (DNS rebinding). An address
@@ -110,7 +110,7 @@ class Hosts:
 
     Args:
         app: The app.
-        names: The names, as `host_name` gives them; `*` is any, `*.example.org` every name below that one.
+        names: The names, as `normalize_host` gives them; `*` is any, `*.example.org` every name below that one.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
@@ -123,7 +123,7 @@ class Hosts:
                 "The service is not called by the name in this request's Host header; whoever runs it can let a name "
                 "in with --allowed-host NAME."
             )
-            await _refuse(scope, receive, send, Refusal(400, sentence))
+            await _refuse(scope, receive, send, APIError(400, sentence))
             return
         await self.app(scope, receive, send)
 
@@ -131,7 +131,7 @@ class Hosts:
         if "*" in self.names:
             return True
         try:
-            name = host_name(headers.get("host", ""))
+            name = normalize_host(headers.get("host", ""))
         except UserError:
             return False
         return name in self.names or name.endswith(self.endings) or is_loopback(name)
@@ -173,7 +173,7 @@ class RequestMetrics:
             log.exception("a request failed", extra={"fields": {"request_id": name}})
             if not status:
                 await _refuse(
-                    scope, receive, watched, Refusal(500, f"An error of this service; see {name} in its log.")
+                    scope, receive, watched, APIError(500, f"An error of this service; see {name} in its log.")
                 )
         finally:
             route = _route(scope)
@@ -212,7 +212,7 @@ class AuthMiddleware:
             key = self.keys.find(_secret(Headers(scope=scope)))
             if key is None:
                 sentence = "A key is needed: send it as `Authorization: Bearer KEY` or as `X-API-Key: KEY`."
-                await _refuse(scope, receive, send, Refusal(401, sentence, headers={"WWW-Authenticate": "Bearer"}))
+                await _refuse(scope, receive, send, APIError(401, sentence, headers={"WWW-Authenticate": "Bearer"}))
                 return
             scope.setdefault("state", {}).update(key=key, key_name=key.name)
         await self.app(scope, receive, send)
@@ -230,25 +230,25 @@ class BodyLimit:
     `deadline` in the request's state is of the event loop's clock.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: RequestLimits) -> None:
         self.app, self.settings = app, settings
-        self.bodies = Budget(settings.max_bytes * settings.held, "bytes of bodies")
+        self.bodies = Budget(settings.max_bytes * settings.memory_factor, "bytes of bodies")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        limit, told = self.settings.max_bytes, headers.get("content-length", "0")
-        if not told.isdecimal() or int(told) > limit:
+        limit, length = self.settings.max_bytes, headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > limit:
             await _refuse(scope, receive, send, self._too_large())
             return
         coding = headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("identity", "gzip", "x-gzip"):
             sentence = "The body may be compressed with gzip, or not at all."
-            await _refuse(scope, receive, send, Refusal(415, sentence, headers={"Accept-Encoding": "gzip"}))
+            await _refuse(scope, receive, send, APIError(415, sentence, headers={"Accept-Encoding": "gzip"}))
             return
-        unpack = None if coding == "identity" else _Unpacking()
+        unpack = None if coding == "identity" else _GzipDecoder()
         deadline = asyncio.get_running_loop().time() + self.settings.time_limit
         scope.setdefault("state", {})["deadline"] = deadline
         weight, complete = 0, False
@@ -261,7 +261,7 @@ class BodyLimit:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise Refusal(408, f"The body did not arrive in {self.settings.time_limit} seconds.") from None
+                raise APIError(408, f"The body did not arrive in {self.settings.time_limit} seconds.") from None
             complete = not message.get("more_body", False)
             if unpack is not None and message["type"] == "http.request":
                 message = {**message, "body": unpack(message.get("body", b""), limit - weight + 1, complete)}
@@ -277,11 +277,11 @@ class BodyLimit:
         finally:
             self.bodies.give_back(weight)
 
-    def _too_large(self) -> Refusal:
-        return Refusal(413, f"The body has more than {self.settings.max_bytes} bytes; send fewer or smaller pictures.")
+    def _too_large(self) -> APIError:
+        return APIError(413, f"The body has more than {self.settings.max_bytes} bytes; send fewer or smaller pictures.")
 
 
-class _Unpacking:
+class _GzipDecoder:
     """A body in gzip that comes in pieces; of one or several members (RFC 1952)."""
 
     def __init__(self) -> None:
@@ -306,7 +306,7 @@ class _Unpacking:
                 found += self._member.decompress(piece, most - len(found))
                 piece = self._member.unused_data or self._member.unconsumed_tail
         except zlib.error:
-            raise Refusal(422, "The body is not in gzip, as its Content-Encoding says.") from None
+            raise APIError(422, "The body is not in gzip, as its Content-Encoding says.") from None
         if complete and len(found) < most and not self._member.eof:
-            raise Refusal(422, "The body in gzip is not whole.")
+            raise APIError(422, "The body in gzip is not whole.")
         return bytes(found)

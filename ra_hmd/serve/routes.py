@@ -10,9 +10,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.types import PreparedMeme, Query
-from ra_hmd.serve.batching import Answer
-from ra_hmd.serve.context import Asking
-from ra_hmd.serve.errors import Refusal, responses
+from ra_hmd.serve.batching import ServedVerdict
+from ra_hmd.serve.context import AppContext
+from ra_hmd.serve.errors import APIError, error_responses
 from ra_hmd.serve.metrics import Metrics
 from ra_hmd.serve.schemas import (
     ClassifyAnswer,
@@ -52,14 +52,14 @@ def body(kind: type[Any], **others: Any) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {name: {"schema": value} for name, value in content.items()}}}
 
 
-def judging_routes(asking: Asking) -> APIRouter:
+def meme_routes(context: AppContext) -> APIRouter:
     """`/v1/classify` and `/v1/explain`."""
     router = APIRouter(prefix="/v1", tags=["memes"])
 
     @router.post(
         "/classify",
         response_model=ClassifyAnswer,
-        responses=responses(*ASKING),
+        responses=error_responses(*ASKING),
         openapi_extra=body(ClassifyRequest, **{"multipart/form-data": _FORM}),
     )
     async def classify(request: Request) -> Any:
@@ -67,35 +67,35 @@ def judging_routes(asking: Asking) -> APIRouter:
         one that is the answer's status, 422. Of an animated picture the first frame is judged, upright, with
         transparent parts white.
         """
-        memes = await read_memes(request, asking.settings)
+        memes = await read_memes(request, context.settings)
         queries = [meme.query() for meme in memes]
-        found = await asking.judge(request, queries)
+        found = await context.judge(request, queries)
         if len(found) == 1 and isinstance(found[0], UserError):
-            raise Refusal(422, _sentence(queries[0], found[0]))
+            raise APIError(422, _sentence(queries[0], found[0]))
         results = [_result(query, one) for query, one in zip(queries, found, strict=True)]
         return JSONResponse({"results": [one.model_dump(exclude_unset=True) for one in results]})
 
     @router.post(
         "/explain",
         response_model=ExplainAnswer,
-        responses=responses(*ASKING, 404),
+        responses=error_responses(*ASKING, 404),
         openapi_extra=body(ExplainRequest),
     )
     async def explain(request: Request) -> ExplainAnswer:
         """Judge one meme, and let the language model put the verdict into words, under the operator's policy."""
         query = (await read_json(request, ExplainRequest)).meme.query()
-        if asking.explainer is None:
-            raise Refusal(404, "There are no rationales here: the head stands on an encoder, which has no words.")
-        async with asking.weighed(request, [query]):
-            answer, words = await asking.word_gate.run(
-                partial(_explain, asking, query, request.state.deadline), request.state.deadline
+        if context.explainer is None:
+            raise APIError(404, "There are no rationales here: the head stands on an encoder, which has no words.")
+        async with context.weighed(request, [query]):
+            answer, words = await context.explain_limit.run(
+                partial(_explain, context, query, request.state.deadline), request.state.deadline
             )
         return ExplainAnswer(result=Judged(**answer.to_dict()), explanation=Rationale(**words.to_dict()))
 
     return router
 
 
-def system_routes(asking: Asking, metrics: Metrics) -> APIRouter:
+def system_routes(context: AppContext, metrics: Metrics) -> APIRouter:
     """`/health`, `/ready`, `/metrics`."""
     router = APIRouter(tags=["service"])
 
@@ -104,17 +104,17 @@ def system_routes(asking: Asking, metrics: Metrics) -> APIRouter:
         """The process answers."""
         return Health()
 
-    @router.get("/ready", response_model=Ready, responses=responses(503))
+    @router.get("/ready", response_model=Ready, responses=error_responses(503))
     async def ready() -> Ready:
         """Memes are accepted and judged."""
-        if not asking.service.ready:
-            raise Refusal(503, "Memes are not judged: the service is closing, or its worker has ended.")
-        return Ready(waiting=asking.service.waiting)
+        if not context.service.ready:
+            raise APIError(503, "Memes are not judged: the service is closing, or its worker has ended.")
+        return Ready(waiting=context.service.waiting)
 
     @router.get(
         "/metrics",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **responses(401)},
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **error_responses(401)},
     )
     def figures() -> Response:
         """For Prometheus."""
@@ -123,7 +123,7 @@ def system_routes(asking: Asking, metrics: Metrics) -> APIRouter:
     return router
 
 
-def _result(query: Query, found: Answer | UserError) -> Judged | NotJudged:
+def _result(query: Query, found: ServedVerdict | UserError) -> Judged | NotJudged:
     if isinstance(found, UserError):
         return NotJudged(id=query.id, error=_sentence(query, found))
     return Judged(**found.to_dict())
@@ -135,10 +135,10 @@ def _sentence(query: Query, error: UserError) -> str:
     return words if words.startswith(name) else name + words
 
 
-def _explain(asking: Asking, query: Query, deadline: float) -> tuple[Answer, Any]:
+def _explain(context: AppContext, query: Query, deadline: float) -> tuple[ServedVerdict, Any]:
     """`deadline` is of the monotonic clock, as the event loop's is; past it nobody waits for the words."""
-    prepared: PreparedMeme = asking.service.detector.prepare(query)
-    with asking.service.exclusive(max(deadline - time.monotonic(), 0)) as detector:
+    prepared: PreparedMeme = context.service.detector.prepare(query)
+    with context.service.exclusive(max(deadline - time.monotonic(), 0)) as detector:
         (found,) = detector.judge([prepared])
-        (words,) = asking.explainer([found], [prepared.picture])  # type: ignore[misc]
-        return Answer(found, detector.version), words
+        (words,) = context.explainer([found], [prepared.picture])  # type: ignore[misc]
+        return ServedVerdict(found, detector.version), words

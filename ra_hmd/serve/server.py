@@ -17,8 +17,8 @@ from ra_hmd.core.dtype import DType
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
 from ra_hmd.retrieval.voting import Voting
-from ra_hmd.serve.hosts import host_name, is_loopback, root_path_of
-from ra_hmd.serve.limits import Settings
+from ra_hmd.serve.hosts import is_loopback, normalize_host, normalize_root_path
+from ra_hmd.serve.limits import RequestLimits
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ra_hmd.inference.detector import Detector
     from ra_hmd.inference.explainer import Explainer
     from ra_hmd.inference.meme_lookup import Gallery
-    from ra_hmd.serve.batching import Limits
+    from ra_hmd.serve.batching import BatchingSettings
 
 _log = logging.getLogger("ra_hmd.serve")
 _NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client")
@@ -38,7 +38,7 @@ AWS keep them for 60 seconds, Traefik for 90, Caddy for 120, Azure for 240, and 
 
 
 @dataclass(frozen=True)
-class Serving:
+class ServerSettings:
     """What is served, to whom. Fields of the detector are those of `Detector.from_run`.
 
     Attributes:
@@ -74,8 +74,8 @@ class Serving:
     backbone: str | None = None
     base_model: str | None = None
     dtype: DType | None = None
-    limits: "Limits | None" = None
-    settings: Settings = field(default_factory=Settings)
+    limits: "BatchingSettings | None" = None
+    settings: RequestLimits = field(default_factory=RequestLimits)
     reference: Path | None = None
     policy: Path | None = None
     neighbours: int = 0
@@ -90,7 +90,7 @@ class Serving:
                 "--role moderator --keys FILE` and give --keys FILE, or leave --host out."
             )
         _ = self.hosts
-        object.__setattr__(self, "root_path", root_path_of(self.root_path))
+        object.__setattr__(self, "root_path", normalize_root_path(self.root_path))
 
     @property
     def hosts(self) -> list[str]:
@@ -100,14 +100,14 @@ class Serving:
         """
         if not self.allowed_hosts and not is_loopback(self.host):
             return ["*"]
-        return [host_name(name) for name in (*self.allowed_hosts, self.host, "localhost")]
+        return [normalize_host(name) for name in (*self.allowed_hosts, self.host, "localhost")]
 
 
 Mount = Callable[..., "FastAPI"]
 """Puts further pages into an app: `mount(app, service, desk, explainer, keys, settings, gallery)`."""
 
 
-def build(serving: Serving, mount: Mount | None = None) -> "FastAPI":
+def build_app(serving: ServerSettings, mount: Mount | None = None) -> "FastAPI":
     """Open all that is served, and put it into an app; the app closes it at its end.
 
     Raises:
@@ -118,7 +118,7 @@ def build(serving: Serving, mount: Mount | None = None) -> "FastAPI":
     from ra_hmd.serve.app import create_app
     from ra_hmd.serve.auth import KeyRing
     from ra_hmd.serve.bank_service import BankService
-    from ra_hmd.serve.batching import Service
+    from ra_hmd.serve.batching import BatchingService
 
     keys = None if serving.keys is None else KeyRing.open(serving.keys)
     detector = Detector.from_run(
@@ -136,20 +136,20 @@ def build(serving: Serving, mount: Mount | None = None) -> "FastAPI":
     for note in gallery.notes:
         _log.warning(note)
     explainer = _explainer(detector, serving, gallery)
-    service = Service(detector, serving.limits)
+    service = BatchingService(detector, serving.limits)
     try:
         changeable = serving.bank is not None and is_bank(serving.bank)
         if serving.reference is not None and not changeable:
             raise UserError("--reference shows what changes of an example bank would do; give one with --bank.")
-        desk = BankService.open(service, serving.reference) if changeable else None
-        app = create_app(service, desk, explainer, keys, serving.settings, serving.hosts, serving.root_path)
-        return app if mount is None else mount(app, service, desk, explainer, keys, serving.settings, gallery)
+        bank_service = BankService.open(service, serving.reference) if changeable else None
+        app = create_app(service, bank_service, explainer, keys, serving.settings, serving.hosts, serving.root_path)
+        return app if mount is None else mount(app, service, bank_service, explainer, keys, serving.settings, gallery)
     except BaseException:
         service.close()
         raise
 
 
-def _explainer(detector: "Detector", serving: Serving, gallery: "Gallery") -> "Explainer | None":
+def _explainer(detector: "Detector", serving: ServerSettings, gallery: "Gallery") -> "Explainer | None":
     from ra_hmd.inference.explainer import Explainer, read_operator_text
     from ra_hmd.models.checkpoint import MemeModel
 
@@ -166,7 +166,7 @@ def _explainer(detector: "Detector", serving: Serving, gallery: "Gallery") -> "E
     )
 
 
-def serve(serving: Serving, mount: Mount | None = None, announce: Callable[[str], None] = print) -> None:
+def serve(serving: ServerSettings, mount: Mount | None = None, announce: Callable[[str], None] = print) -> None:
     """Serve until SIGTERM or SIGINT; then what was accepted is finished, and the process ends with code 0.
 
     Args:
@@ -175,16 +175,16 @@ def serve(serving: Serving, mount: Mount | None = None, announce: Callable[[str]
         announce: Is told the address when requests are answered.
 
     Raises:
-        UserError: see `build`; an address that cannot be listened at.
+        UserError: see `build_app`; an address that cannot be listened at.
     """
     import uvicorn
 
-    from ra_hmd.serve.metrics import log_to
+    from ra_hmd.serve.metrics import configure_logging
 
     with _listen(serving.host, serving.port) as listening:
-        app = build(serving, mount)
-        log_to(sys.stderr)
-        scorer = app.state.asking.service.detector.scorer
+        app = build_app(serving, mount)
+        configure_logging(sys.stderr)
+        scorer = app.state.context.service.detector.scorer
         for head in ("lrc", *(["rkc"] if scorer.examples is not None else [])):
             _log.info(scorer.told(head))
         config = uvicorn.Config(

@@ -20,8 +20,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.types import Query
-from ra_hmd.serve.errors import Refusal, Wrong, faults
-from ra_hmd.serve.limits import FORMATS, Settings
+from ra_hmd.serve.errors import APIError, RequestProblem, validation_problems
+from ra_hmd.serve.limits import FORMATS, RequestLimits
 from ra_hmd.serve.schemas import ClassifyRequest, MemeId, MemeIn
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -32,7 +32,7 @@ _MOST_READS = 10_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class _Counted(BytesIO):
+class _ReadLimitedFile(BytesIO):
     """A file that is given up after more reads than a header needs: of a GIF of a million comments Pillow joins each to
     all before it, which takes the square of their number.
     """
@@ -53,12 +53,12 @@ async def read_json(request: Request, kind: type[Model]) -> Model:
         Refusal: 415 for another content type, 422 for a body that does not fit.
     """
     if _content_type(request) != _JSON:
-        raise Refusal(415, f"The body must be {_JSON}.")
+        raise APIError(415, f"The body must be {_JSON}.")
     body = await request.body()
     try:
         return await run_sync(lambda: kind.model_validate(_parsed(body)))
     except ValidationError as error:
-        raise Refusal(422, "The body does not fit.", faults(error)) from None
+        raise APIError(422, "The body does not fit.", validation_problems(error)) from None
 
 
 def _parsed(body: bytes) -> Any:
@@ -75,10 +75,10 @@ def _parsed(body: bytes) -> Any:
         words = "it is nested too deeply"
     except ValueError:
         words = "a number has too many digits"
-    raise Refusal(422, "The body does not fit.", [Wrong(where="body", what=f"Invalid JSON: {words}")])
+    raise APIError(422, "The body does not fit.", [RequestProblem(where="body", what=f"Invalid JSON: {words}")])
 
 
-async def read_memes(request: Request, settings: Settings) -> list[MemeIn]:
+async def read_memes(request: Request, settings: RequestLimits) -> list[MemeIn]:
     """Memes of JSON, or of a form with `images` (files) and perhaps `texts` and `ids`, one for each image.
 
     Raises:
@@ -89,18 +89,18 @@ async def read_memes(request: Request, settings: Settings) -> list[MemeIn]:
     elif _content_type(request) == _JSON:
         memes = (await read_json(request, ClassifyRequest)).memes
     else:
-        raise Refusal(415, f"The body must be {_JSON} or {_FORM}.")
-    check_number(memes, settings)
+        raise APIError(415, f"The body must be {_JSON} or {_FORM}.")
+    check_meme_count(memes, settings)
     return memes
 
 
-def check_number(memes: Sequence[object], settings: Settings) -> None:
-    """Raises `Refusal` for more memes than a request may have."""
+def check_meme_count(memes: Sequence[object], settings: RequestLimits) -> None:
+    """Raises `APIError` for more memes than a request may have."""
     if len(memes) > settings.max_images:
-        raise Refusal(413, f"{len(memes)} memes are sent, and a request may have {settings.max_images}; send fewer.")
+        raise APIError(413, f"{len(memes)} memes are sent, and a request may have {settings.max_images}; send fewer.")
 
 
-def pixels(query: Query, settings: Settings) -> int:
+def pixels(query: Query, settings: RequestLimits) -> int:
     """How many pixels the picture of a meme has, by its header.
 
     Raises:
@@ -115,7 +115,7 @@ def pixels(query: Query, settings: Settings) -> int:
             f" (U+{ord(half.group()):04X} alone); cut texts between characters"
         )
     try:
-        with Image.open(_Counted(query.image), formats=FORMATS) as image:  # type: ignore[arg-type]
+        with Image.open(_ReadLimitedFile(query.image), formats=FORMATS) as image:  # type: ignore[arg-type]
             width, height = image.size
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, Image.DecompressionBombError):
@@ -126,7 +126,7 @@ def pixels(query: Query, settings: Settings) -> int:
     return width * height
 
 
-async def _read_form(request: Request, settings: Settings) -> list[MemeIn]:
+async def _read_form(request: Request, settings: RequestLimits) -> list[MemeIn]:
     parser = MultiPartParser(
         request.headers,
         request.stream(),
@@ -139,25 +139,29 @@ async def _read_form(request: Request, settings: Settings) -> list[MemeIn]:
         form = await parser.parse()
     except (MultiPartException, FormParserError) as error:
         words = getattr(error, "message", str(error))
-        raise Refusal(413 if words.startswith(("Too many", "Part exceeded")) else 422, f"The form: {words}") from error
-    problems = [Wrong(where=name, what="is no field of this form") for name in form if name not in _FIELDS]
+        raise APIError(413 if words.startswith(("Too many", "Part exceeded")) else 422, f"The form: {words}") from error
+    problems = [RequestProblem(where=name, what="is no field of this form") for name in form if name not in _FIELDS]
     pictures = form.getlist("images")
     images = [await item.read() for item in pictures if isinstance(item, UploadFile)]
     try:
         texts, ids = [[await _words(item) for item in form.getlist(name)] for name in ("texts", "ids")]
     except UnicodeDecodeError:
-        raise Refusal(422, "The form does not fit: a file among `texts` or `ids` is not text in UTF-8.") from None
+        raise APIError(422, "The form does not fit: a file among `texts` or `ids` is not text in UTF-8.") from None
     finally:
         await form.close()
     if not images:
-        problems.append(Wrong(where="images", what="at least one file is needed"))
+        problems.append(RequestProblem(where="images", what="at least one file is needed"))
     elif len(images) < len(pictures):
-        problems.append(Wrong(where="images", what="some are plain fields; send each picture as a file, with its name"))
+        problems.append(
+            RequestProblem(where="images", what="some are plain fields; send each picture as a file, with its name")
+        )
     for name, values in (("texts", texts), ("ids", ids)):
         if values and len(values) != len(images):
-            problems.append(Wrong(where=name, what=f"{len(values)} are given for {len(images)} images: all, or none"))
+            problems.append(
+                RequestProblem(where=name, what=f"{len(values)} are given for {len(images)} images: all, or none")
+            )
     if problems:
-        raise Refusal(422, "The form does not fit.", problems)
+        raise APIError(422, "The form does not fit.", problems)
     try:
         return [
             MemeIn.model_construct(
@@ -168,7 +172,7 @@ async def _read_form(request: Request, settings: Settings) -> list[MemeIn]:
             for place, image in enumerate(images)
         ]
     except ValidationError as error:
-        raise Refusal(422, "The form does not fit.", faults(error)) from None
+        raise APIError(422, "The form does not fit.", validation_problems(error)) from None
 
 
 async def _words(item: UploadFile | str) -> str:

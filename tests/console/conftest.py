@@ -12,14 +12,14 @@ import pytest
 from gradio_calls import ConsoleServer
 from servers import in_thread
 
-from ra_hmd.console.controller import Console, ConsoleOptions
+from ra_hmd.console.controller import Console, ConsoleSettings
 from ra_hmd.console.mount import mount
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.meme_lookup import Gallery
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import Service
+from ra_hmd.serve.batching import BatchingService
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [
@@ -41,12 +41,14 @@ def console(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> 
         root_path: str = "",
         **how: Any,
     ) -> Iterator[httpx.Client]:
-        service = Service(Detector.from_run(run, bank, **how))
-        desk = BankService.open(service, run.parent / "features" / "dev")
-        options = ConsoleOptions("ana", queue, reviews=tmp_path / "reviews.jsonl")
+        service = BatchingService(Detector.from_run(run, bank, **how))
+        bank_service = BankService.open(service, run.parent / "features" / "dev")
+        options = ConsoleSettings("ana", queue, reviews=tmp_path / "reviews.jsonl")
         gallery = Gallery.open([memes / "a"])
-        app = create_app(service, desk, keys=keys, root_path=root_path)
-        with in_thread(mount(app, Console(service, desk, None, keys, gallery=gallery, options=options))) as client:
+        app = create_app(service, bank_service, keys=keys, root_path=root_path)
+        with in_thread(
+            mount(app, Console(service, bank_service, None, keys, gallery=gallery, options=options))
+        ) as client:
             yield client
 
     return serve

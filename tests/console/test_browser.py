@@ -14,7 +14,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-WIDTHS = {"desk": (1280, 900), "telephone": (390, 844)}
+WIDTHS = {"bank_service": (1280, 900), "telephone": (390, 844)}
 TABS = ("Check", "Review", "History", "Figures")
 
 
@@ -233,7 +233,7 @@ def test_a_pasted_picture_and_keys_that_are_off(
 ) -> None:
     with console(queue=None, root_path=root_path) as client:
         address = f"{client.base_url}".rstrip("/") + root_path
-        watched = Watched(browser, address, "desk", screenshots, "paste", color_scheme="dark")
+        watched = Watched(browser, address, "bank_service", screenshots, "paste", color_scheme="dark")
         page = watched.page
         page.evaluate(
             """async () => {

@@ -51,13 +51,13 @@ def test_what_does_not_fit_is_said_before_the_start(served_clip: Path, words: li
 
 
 def test_a_key_of_another_name_opens_nothing(tmp_path: Path) -> None:
-    from ra_hmd.console.users import Doors
+    from ra_hmd.console.users import Authenticator
     from ra_hmd.serve.auth import KeyRing
 
     secret = make_key(tmp_path / "keys.json", "ana", "moderator")
     make_key(tmp_path / "keys.json", "bo", "reader")
-    doors = Doors("login", KeyRing.open(tmp_path / "keys.json"))
-    assert doors.check("ana", f" {secret} ")
-    assert not doors.check("bo", secret)
-    assert not doors.check("ana", "")
-    assert not Doors("login").check("ana", secret)
+    authenticator = Authenticator("login", KeyRing.open(tmp_path / "keys.json"))
+    assert authenticator.check("ana", f" {secret} ")
+    assert not authenticator.check("bo", secret)
+    assert not authenticator.check("ana", "")
+    assert not Authenticator("login").check("ana", secret)

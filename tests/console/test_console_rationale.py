@@ -13,7 +13,7 @@ from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.explainer import Explainer
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import Service
+from ra_hmd.serve.batching import BatchingService
 
 _SHORT = "<image> {text} {verdict}"
 
@@ -22,10 +22,10 @@ def test_a_rationale_is_generated_and_says_so(served_lmm: Path, tmp_path: Path) 
     bank = Path(shutil.copytree(served_lmm / "bank", tmp_path / "bank"))
     detector = Detector.from_run(served_lmm / "run", bank)
     explainer = Explainer.of(detector, engine="transformers", question=_SHORT, max_new_tokens=4)
-    service = Service(detector)
-    desk = BankService(service)
-    app = create_app(service, desk, explainer)
-    with in_thread(mount(app, Console(service, desk, explainer))) as client:
+    service = BatchingService(detector)
+    bank_service = BankService(service)
+    app = create_app(service, bank_service, explainer)
+    with in_thread(mount(app, Console(service, bank_service, explainer))) as client:
         page = GradioPage(client)
         with pytest.raises(RuntimeError, match="no meme yet"):
             page.press("check-why")

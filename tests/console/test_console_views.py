@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from ra_hmd.console.labels import ClassNames
-from ra_hmd.console.moderation import Plan
+from ra_hmd.console.moderation import ChangePreview
 from ra_hmd.console.views import Views, picture
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.inference.meme_lookup import Gallery
 from ra_hmd.inference.types import Query, Verdict
 from ra_hmd.scoring.scores import DecisionRule
-from ra_hmd.serve.batching import Answer
+from ra_hmd.serve.batching import ServedVerdict
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 PROBLEMS: dict[str, tuple[Problem, Any, Any]] = {
@@ -32,13 +32,13 @@ def views(problem: Problem, names: tuple[str, ...] = ()) -> Views:
     return Views(service, ClassNames(problem, names), Gallery())
 
 
-def answer(score: Any, verdict: Any) -> Answer:
+def answer(score: Any, verdict: Any) -> ServedVerdict:
     neighbour = {"id": HOSTILE, "label": verdict, "similarity": 0.9, "vote": score, "share": 1.0,
                  "source": "/srv/ours/features/train",
                  "note": HOSTILE, "time": "2026-01-02T00:00:00+00:00"}  # fmt: skip
     found = Verdict("m", HOSTILE, "given", {"lrc": score}, {"lrc": score}, {"lrc": verdict}, "lrc", verdict, None,
                       [neighbour] * 7)  # fmt: skip
-    return Answer(found, {"run": "run", "bank": {"version": 4}})
+    return ServedVerdict(found, {"run": "run", "bank": {"version": 4}})
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
@@ -73,7 +73,7 @@ def test_what_is_left_to_a_person_says_why() -> None:
 def test_an_effect_in_words() -> None:
     flip = {"id": HOSTILE, "label": -1, "from": 0, "to": "abstained"}
     effect = {"version": 3, "queries": 9, "flips": [flip] * 30, "paired": None}
-    shown = views(BINARY).effect(Plan("m", 1, 3, effect))
+    shown = views(BINARY).effect(ChangePreview("m", 1, 3, effect))
     assert "Add this meme to the bank as “hateful”" in shown
     assert "30 from not hateful to left to a person" in shown
     assert "and 10 more" in shown

@@ -18,7 +18,7 @@ from gradio_calls import ConsoleServer, GradioPage
 from servers import drawn, queries
 
 from ra_hmd.bank.bank import open_bank
-from ra_hmd.console.moderation import Moderation, Plan, Subject, content_id
+from ra_hmd.console.moderation import ChangePreview, Moderation, Subject, content_id
 from ra_hmd.console.mount import _private_folder
 from ra_hmd.console.review_queue import ReviewQueue, margin
 from ra_hmd.console.reviews import Review, Reviews
@@ -26,7 +26,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import QueueFull, Service, every
+from ra_hmd.serve.batching import BatchingService, QueueFull, wait_for_all
 
 LINE = Review("m1", "agree", 1, 1, "ana", "2026-01-01T00:00:00+00:00", "run", 1)
 
@@ -68,9 +68,9 @@ def test_the_most_uncertain_first_and_each_to_one_person(
     rows.insert(3, {"id": "gone", "image": "no.png", "text": "a cake"})
     (tmp_path / "queue.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     reviews = Reviews(tmp_path / "reviews.jsonl")
-    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+    with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
         margins = {
-            one.detection.id: margin(one.detection, service) for one in every(service.submit(queries(memes)), 60)
+            one.detection.id: margin(one.detection, service) for one in wait_for_all(service.submit(queries(memes)), 60)
         }
         queue = ReviewQueue(service, reviews, tmp_path / "queue.jsonl")
         queue.start()
@@ -99,7 +99,7 @@ def test_a_decision_is_of_the_picture_that_was_seen(
     rows = [{"id": query.id, "image": f"{query.id}.png", "text": query.text} for query in (one, two)]
     (tmp_path / "queue.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def left(service: Service) -> set[str]:
+    def left(service: BatchingService) -> set[str]:
         queue = ReviewQueue(service, reviews, tmp_path / "queue.jsonl")
         queue.start()
         assert queue._worker is not None
@@ -107,11 +107,11 @@ def test_a_decision_is_of_the_picture_that_was_seen(
         return set(queue._margins)
 
     reviews = Reviews(tmp_path / "reviews.jsonl")
-    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+    with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
         moderation = Moderation(BankService(service), reviews)
         for query in (one, two):
             subject = Subject(query.id, replace(query, image=tmp_path / f"{query.id}.png"),
-                              every(service.submit([query]), 60)[0])  # fmt: skip
+                              wait_for_all(service.submit([query]), 60)[0])  # fmt: skip
             moderation.record(subject, "agree", 1, "ana")
         assert left(service) == set()
         shutil.copy(two.image, tmp_path / f"{one.id}.png")
@@ -121,10 +121,10 @@ def test_a_decision_is_of_the_picture_that_was_seen(
 
 
 def test_a_correction_is_planned_and_made_once(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
-    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+    with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
         moderation = Moderation(BankService(service), Reviews(tmp_path / "reviews.jsonl"))
         query = queries(memes)[0]
-        subject = Subject(query.id, query, every(service.submit([query]), 60)[0])
+        subject = Subject(query.id, query, wait_for_all(service.submit([query]), 60)[0])
         with pytest.raises(UserError, match="effect first"):
             moderation.correct(subject, None, "ana", "wrong")
         plan = moderation.plan(subject, 1)
@@ -162,22 +162,22 @@ from servers import queries
 from ra_hmd.console.moderation import Moderation, Subject
 from ra_hmd.console.reviews import Reviews
 from ra_hmd.inference.detector import Detector
-from ra_hmd.serve.bank_service import BankDesk
-from ra_hmd.serve.batching import QueueFull, Service, every
-service = Service(Detector.from_run({run!r}, {bank!r}))
-desk = BankDesk(service)
-moderation = Moderation(desk, Reviews({reviews!r}))
+from ra_hmd.serve.bank_service import BankService
+from ra_hmd.serve.batching import BatchingService, wait_for_all
+service = BatchingService(Detector.from_run({run!r}, {bank!r}))
+bank_service = BankService(service)
+moderation = Moderation(bank_service, Reviews({reviews!r}))
 query = queries(Path({memes!r}))[0]
-name = desk.bank.ids[0] if {relabel} else query.id
-subject = Subject(name, query, every(service.submit([query]), 60)[0])
-plan = moderation.plan(subject, 1 - int(desk.bank.labels[0]) if {relabel} else 1)
+name = bank_service.bank.ids[0] if {relabel} else query.id
+subject = Subject(name, query, wait_for_all(service.submit([query]), 60)[0])
+plan = moderation.plan(subject, 1 - int(bank_service.bank.labels[0]) if {relabel} else 1)
 kind = "relabel" if {relabel} else "add"
-change = getattr(desk, kind)
+change = getattr(bank_service, kind)
 def killed(*values, **named):
     if {after}:
         change(*values, **named)
     os.kill(os.getpid(), signal.SIGKILL)
-setattr(desk, kind, killed)
+setattr(bank_service, kind, killed)
 moderation.correct(subject, plan, "ana", "wrong")
 """
 
@@ -207,7 +207,7 @@ def test_killed_between_bank_and_review(
     (tmp_path / "queue.jsonl").write_text(json.dumps(line) + "\n")
     reviews = Reviews(tmp_path / "reviews.jsonl")
     assert set(reviews.begun) == {name}
-    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+    with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
         queue = ReviewQueue(service, reviews, tmp_path / "queue.jsonl")
         queue.start()
         assert queue._worker is not None
@@ -312,16 +312,16 @@ def test_the_bank_is_not_changed_between_a_look_at_its_version_and_a_correction(
     served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another change through the service, begun in that moment, comes after the correction."""
-    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
-        desk = BankService(service)
-        moderation = Moderation(desk, Reviews(tmp_path / "reviews.jsonl"))
+    with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
+        bank_service = BankService(service)
+        moderation = Moderation(bank_service, Reviews(tmp_path / "reviews.jsonl"))
         query = queries(memes)[0]
-        subject = Subject(query.id, query, every(service.submit([query]), 60)[0])
-        plan, name = moderation.plan(subject, 1), desk.bank.ids[0]
+        subject = Subject(query.id, query, wait_for_all(service.submit([query]), 60)[0])
+        plan, name = moderation.plan(subject, 1), bank_service.bank.ids[0]
         check = moderation._check_current
-        other = threading.Thread(target=lambda: desk.remove([name], author="bo", reason="meanwhile"))
+        other = threading.Thread(target=lambda: bank_service.remove([name], author="bo", reason="meanwhile"))
 
-        def checked(plan: Plan) -> None:
+        def checked(plan: ChangePreview) -> None:
             check(plan)
             other.start()
             other.join(0.5)
@@ -335,7 +335,7 @@ def test_the_bank_is_not_changed_between_a_look_at_its_version_and_a_correction(
 def test_a_meme_on_which_the_model_fails_does_not_end_the_queue(
     served_clip: Path, memes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Service(Detector.from_run(served_clip / "head")) as service:
+    with BatchingService(Detector.from_run(served_clip / "head")) as service:
         score, bad = service.detector.score, queries(memes)[2].id
 
         def failing(batch: Any) -> Any:
@@ -364,7 +364,7 @@ def test_what_is_done_is_not_told_as_undone(
         def full(*_: object) -> None:
             raise QueueFull
 
-        monkeypatch.setattr(Service, "submit", full)
+        monkeypatch.setattr(BatchingService, "submit", full)
         assert "Skipped." in (said := page.press("review-skip")["review-said"])
         assert "too much to do" in said
         with pytest.raises(RuntimeError, match="too much to do"):

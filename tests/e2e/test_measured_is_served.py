@@ -17,7 +17,7 @@ from ra_hmd.features.store import read_features, write_features
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import Service
+from ra_hmd.serve.batching import BatchingService
 
 _STAGE2 = "batch_size: 32\nepochs: 2\nlr: 1.0e-3\n"
 
@@ -70,7 +70,7 @@ def test_the_readme_s_order(run: Path, served_clip: Path, memes: Path) -> None:
            "--output", run / "search.json")  # fmt: skip
     assert read_json(run / "search.json").thresholds == [threshold]
     by_store, by_file = lines_of(run / "stores.jsonl"), lines_of(run / "files.jsonl")
-    service = Service(Detector.from_run(head, bank))
+    service = BatchingService(Detector.from_run(head, bank))
     with in_thread(create_app(service, BankService.open(service))) as client:
         asked = queries(memes, "test")
         by_api = {}
@@ -97,7 +97,7 @@ def test_one_rule_for_all_commands_when_the_bank_has_grown_and_it_is_told(
     head, bank, stores = run / "stage2", run / "bank", served_clip / "features"
     with open_bank(bank) as opened:
         opened.remove(opened.ids[:1], author="ana", reason="a double")
-    told = "chosen with version 1 of the bank, which is at 2"
+    note = "chosen with version 1 of the bank, which is at 2"
     for words in (
         ["evaluate", "--bank", bank, "--queries", stores / "test", "--final", "--output", run / "again"],
         ["bank", "search", bank, "--queries", stores / "dev", "--output", run / "search.json"],
@@ -107,7 +107,7 @@ def test_one_rule_for_all_commands_when_the_bank_has_grown_and_it_is_told(
     ):
         done = CliRunner().invoke(commands, [*map(str, words), "--checkpoint", str(head)])
         assert done.exit_code == 0, done.output
-        assert told in " ".join(done.stderr.split()), words
+        assert note in " ".join(done.stderr.split()), words
     assert read_json(run / "again" / "ra_hmd.json").decisions.test.rkc.thresholds == [threshold]
     assert read_json(run / "search.json").thresholds == [threshold]
     assert read_json(run / "v.jsonl.manifest.json").rule.thresholds == [threshold]
@@ -116,7 +116,7 @@ def test_one_rule_for_all_commands_when_the_bank_has_grown_and_it_is_told(
     with in_process("serve", head, "--bank", bank, log=log) as (_, client):
         (answer,) = client.post("/v1/classify", json={"memes": [as_json(queries(memes)[0])]}).json()["results"]
     assert answer["threshold"] == threshold
-    assert told in log.read_text()
+    assert note in log.read_text()
 
 
 def test_another_bank_takes_the_threshold_away_and_serve_says_so(run: Path, served_clip: Path) -> None:

@@ -16,7 +16,7 @@ from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import Service
+from ra_hmd.serve.batching import BatchingService
 
 _SCORE = re.compile(r'data-head="(\w+)" data-score="([^"]+)"')
 
@@ -41,14 +41,14 @@ def test_one_score(
     )
     ra_hmd("predict", "--checkpoint", checkpoint, "--bank", bank, "--input", tmp_path / "memes.jsonl",
            "--output", tmp_path / "verdicts.jsonl")  # fmt: skip
-    told = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
-    by_command = {line["id"]: line["scores"] for line in told}
+    predicted = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    by_command = {line["id"]: line["scores"] for line in predicted}
 
-    service = Service(Detector.from_run(checkpoint, bank))
-    desk = BankService.open(service, folder / "features" / "dev")
-    app = create_app(service, desk)
+    service = BatchingService(Detector.from_run(checkpoint, bank))
+    bank_service = BankService.open(service, folder / "features" / "dev")
+    app = create_app(service, bank_service)
     by_api, by_console = {}, {}
-    with in_thread(mount(app, Console(service, desk))) as client:
+    with in_thread(mount(app, Console(service, bank_service))) as client:
         page = GradioPage(client)
         for one in rows:
             answer = client.post("/v1/classify", json={"memes": [as_json(one)]}).raise_for_status().json()

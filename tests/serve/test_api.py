@@ -18,25 +18,25 @@ from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import Limits, Service
-from ra_hmd.serve.limits import Settings
+from ra_hmd.serve.batching import BatchingService, BatchingSettings
+from ra_hmd.serve.limits import RequestLimits
 
 
 @pytest.fixture(scope="module")
-def open_api(served_clip: Path) -> Iterator[tuple[httpx.Client, Service]]:
+def open_api(served_clip: Path) -> Iterator[tuple[httpx.Client, BatchingService]]:
     """Without keys and without a desk."""
-    service = Service(Detector.from_run(served_clip / "head", served_clip / "bank"))
+    service = BatchingService(Detector.from_run(served_clip / "head", served_clip / "bank"))
     with in_thread(create_app(service, hosts=["127.0.0.1", "localhost"])) as client:
         yield client, service
     assert not service.ready, "the app closes its service"
 
 
-def locked(served_clip: Path, bank: Path, folder: Path, **settings: Any) -> tuple[Any, dict[str, str], Service]:
+def locked(served_clip: Path, bank: Path, folder: Path, **settings: Any) -> tuple[Any, dict[str, str], BatchingService]:
     """An app with a desk and keys, headers of a reader's and of a moderator's key, and its service."""
     keys = {role: make_key(folder / "keys.json", f"the {role}", role) for role in ("reader", "moderator")}
-    service = Service(Detector.from_run(served_clip / "head", bank), settings.pop("limits", None))
-    desk = BankService.open(service, served_clip / "features" / "dev")
-    app = create_app(service, desk, keys=KeyRing.open(folder / "keys.json"), settings=Settings(**settings))
+    service = BatchingService(Detector.from_run(served_clip / "head", bank), settings.pop("limits", None))
+    bank_service = BankService.open(service, served_clip / "features" / "dev")
+    app = create_app(service, bank_service, keys=KeyRing.open(folder / "keys.json"), settings=RequestLimits(**settings))
     return app, keys, service
 
 
@@ -47,7 +47,9 @@ def bearer(key: str) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------- memes
 
 
-def test_answers_are_the_detectors(open_api: tuple[httpx.Client, Service], served_clip: Path, memes: Path) -> None:
+def test_answers_are_the_detectors(
+    open_api: tuple[httpx.Client, BatchingService], served_clip: Path, memes: Path
+) -> None:
     client, service = open_api
     asked = queries(memes)[:6]
     expected = Detector.from_run(served_clip / "head", served_clip / "bank")(asked)
@@ -70,7 +72,9 @@ def test_answers_are_the_detectors(open_api: tuple[httpx.Client, Service], serve
             assert result["version"] == version | {"run": Path(version["run"]).name, "bank": bank}
 
 
-def test_a_bad_meme_fails_alone_and_a_single_one_with_its_request(open_api: tuple[httpx.Client, Service]) -> None:
+def test_a_bad_meme_fails_alone_and_a_single_one_with_its_request(
+    open_api: tuple[httpx.Client, BatchingService],
+) -> None:
     client, _ = open_api
     good, bad = {"image": encoded(drawn()), "text": "a cake"}, {"id": "b", "image": encoded(b"words"), "text": "x"}
     results = client.post("/v1/classify", json={"memes": [good, bad, good]}).json()["results"]
@@ -85,19 +89,19 @@ def test_a_bad_meme_fails_alone_and_a_single_one_with_its_request(open_api: tupl
 
 
 def test_many_at_once_each_get_their_own(
-    open_api: tuple[httpx.Client, Service], served_clip: Path, memes: Path
+    open_api: tuple[httpx.Client, BatchingService], served_clip: Path, memes: Path
 ) -> None:
     client, service = open_api
     asked = queries(memes)
     expected = {one.id: one.scores for one in Detector.from_run(served_clip / "head", served_clip / "bank")(asked)}
-    before = service.tally.batches
+    before = service.statistics.batches
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda one: client.post("/v1/classify", json={"memes": [as_json(one)]}), asked * 3))
     for query, answer in zip(asked * 3, answers, strict=True):
         (result,) = answer.json()["results"]
         assert result["id"] == query.id
         assert result["scores"] == pytest.approx(expected[query.id], abs=1e-4)
-    assert service.tally.batches - before < len(answers), "they share forward passes"
+    assert service.statistics.batches - before < len(answers), "they share forward passes"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,7 @@ def test_many_at_once_each_get_their_own(
     ],
 )
 def test_what_does_not_fit_is_told(
-    open_api: tuple[httpx.Client, Service], body: dict[str, Any], status: int, words: str
+    open_api: tuple[httpx.Client, BatchingService], body: dict[str, Any], status: int, words: str
 ) -> None:
     answer = open_api[0].post("/v1/classify", json=body)
     assert answer.status_code == status
@@ -123,7 +127,7 @@ def test_what_does_not_fit_is_told(
     assert "§§" not in answer.text
 
 
-def test_forms_that_do_not_fit(open_api: tuple[httpx.Client, Service]) -> None:
+def test_forms_that_do_not_fit(open_api: tuple[httpx.Client, BatchingService]) -> None:
     client, _ = open_api
     files = [("images", drawn()), ("images", drawn())]
     for data, words in (
@@ -141,7 +145,7 @@ def test_forms_that_do_not_fit(open_api: tuple[httpx.Client, Service]) -> None:
 
 
 def test_a_large_upload_never_becomes_a_temporary_file(
-    open_api: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch
+    open_api: tuple[httpx.Client, BatchingService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tripwire(*_: Any, **__: Any) -> None:
         raise AssertionError("a temporary file was opened")
@@ -154,7 +158,7 @@ def test_a_large_upload_never_becomes_a_temporary_file(
     assert open_api[0].post("/v1/classify", files={"images": picture}, data={"texts": "x"}).status_code == 200
 
 
-def test_headers_of_answers(open_api: tuple[httpx.Client, Service]) -> None:
+def test_headers_of_answers(open_api: tuple[httpx.Client, BatchingService]) -> None:
     client, _ = open_api
     answer = client.get("/v1/bank", headers={"X-Request-ID": "mine-7"})
     assert answer.headers["x-request-id"] == "mine-7"
@@ -169,7 +173,7 @@ def test_headers_of_answers(open_api: tuple[httpx.Client, Service]) -> None:
     assert "https://" not in page.replace("https://fastapi", ""), "the page loads nothing from elsewhere"
 
 
-def test_without_a_bank_or_words_it_says_so(open_api: tuple[httpx.Client, Service]) -> None:
+def test_without_a_bank_or_words_it_says_so(open_api: tuple[httpx.Client, BatchingService]) -> None:
     client, _ = open_api
     assert client.get("/v1/bank").status_code == 404
     answer = client.post("/v1/explain", json={"meme": {"image": encoded(drawn()), "text": "a cake"}})
@@ -266,17 +270,17 @@ def test_a_correction_over_the_api(served_clip: Path, clip_bank: Path, memes: Pa
 
 def test_a_full_queue_a_late_answer_and_the_end(served_clip: Path, clip_bank: Path, tmp_path: Path) -> None:
     app, keys, service = locked(
-        served_clip, clip_bank, tmp_path, limits=Limits(max_queue=2), time_limit=1.5, max_asking=1
+        served_clip, clip_bank, tmp_path, limits=BatchingSettings(max_queue=2), time_limit=1.5, max_concurrent=1
     )
     headers = bearer(keys["moderator"])
     meme = {"image": encoded(drawn()), "text": "a cake"}
     with in_thread(app, **headers) as client, ThreadPoolExecutor(4) as pool:
         client.post("/v1/classify", json={"memes": [meme]})
-        judged = service.tally.memes
+        judged = service.statistics.memes
         with service.exclusive():  # nothing is judged now
             late = pool.submit(client.post, "/v1/classify", json={"memes": [meme, meme]})
             change = pool.submit(client.post, "/v1/bank/remove", json={"ids": ["a00000"], "reason": "x"})
-            _until(lambda: service.waiting == 2 and app.state.asking.bank_gate.inside == 1)
+            _until(lambda: service.waiting == 2 and app.state.context.bank_limit.inside == 1)
             full = client.post("/v1/classify", json={"memes": [meme]})
             assert (full.status_code, full.headers["retry-after"]) == (429, "1")
             busy = client.get("/v1/bank")
@@ -287,7 +291,7 @@ def test_a_full_queue_a_late_answer_and_the_end(served_clip: Path, clip_bank: Pa
             assert change.result().status_code == 504
             assert "nothing was done" in change.result().json()["detail"]
         _until(lambda: service.waiting == 0)
-        assert service.tally.memes == judged, "memes that came too late cost no forward pass"
+        assert service.statistics.memes == judged, "memes that came too late cost no forward pass"
         assert client.get("/v1/bank").json()["version"] == 1
         figures = client.get("/metrics").text
         assert "ra_hmd_refused_memes_total 1.0" in figures
@@ -302,7 +306,7 @@ def test_a_full_queue_a_late_answer_and_the_end(served_clip: Path, clip_bank: Pa
 
 def test_pictures_and_bodies_are_weighed_together(served_clip: Path, clip_bank: Path, tmp_path: Path) -> None:
     app, keys, service = locked(
-        served_clip, clip_bank, tmp_path, max_bytes=20_000, max_pixels=10_000, held=1, time_limit=20
+        served_clip, clip_bank, tmp_path, max_bytes=20_000, max_pixels=10_000, memory_factor=1, time_limit=20
     )
     with in_thread(app, **bearer(keys["reader"])) as client, ThreadPoolExecutor(2) as pool:
         meme = {"image": encoded(drawn((90, 90))), "text": "a cake"}
@@ -322,11 +326,11 @@ def test_pictures_and_bodies_are_weighed_together(served_clip: Path, clip_bank: 
         chunks = (body[start : start + 1000] for start in range(0, len(body), 1000))
         assert client.post("/v1/classify", content=chunks, headers=kind).status_code == 413, "of unknown length"
         assert client.post("/v1/classify", json={"memes": [meme]}).status_code == 200
-        assert app.state.asking.pictures.taken == 0
+        assert app.state.context.pictures.taken == 0
 
 
 def test_a_change_gets_its_turn_under_load(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
-    app, keys, service = locked(served_clip, clip_bank, tmp_path, limits=Limits(max_batch=1))
+    app, keys, service = locked(served_clip, clip_bank, tmp_path, limits=BatchingSettings(max_batch=1))
     body = {"memes": [as_json(query) for query in queries(memes)[:8]]}
     done = threading.Event()
     with in_thread(app, **bearer(keys["moderator"])) as client, ThreadPoolExecutor(4) as pool:

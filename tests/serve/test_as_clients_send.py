@@ -14,8 +14,8 @@ import pytest
 from servers import as_json, drawn, encoded, in_process, queries
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.serve.hosts import host_name, root_path_of
-from ra_hmd.serve.server import KEEP_ALIVE_SECONDS, Serving
+from ra_hmd.serve.hosts import normalize_host, normalize_root_path
+from ra_hmd.serve.server import KEEP_ALIVE_SECONDS, ServerSettings
 
 LIMIT = 100_000
 JSON = {"Content-Type": "application/json"}
@@ -197,8 +197,8 @@ def test_a_host_is_known_by_every_spelling(client: httpx.Client) -> None:
     ],
 )
 def test_names_in_one_spelling(given: str, name: str, tmp_path: Path) -> None:
-    assert host_name(given) == name
-    assert name in Serving(tmp_path, allowed_hosts=[given]).hosts
+    assert normalize_host(given) == name
+    assert name in ServerSettings(tmp_path, allowed_hosts=[given]).hosts
 
 
 @pytest.mark.parametrize(
@@ -208,13 +208,13 @@ def test_names_in_one_spelling(given: str, name: str, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_is_no_host_is_refused_at_the_start(given: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(repr(given))):
-        Serving(tmp_path, allowed_hosts=[given])
+        ServerSettings(tmp_path, allowed_hosts=[given])
 
 
 def test_every_address_that_is_printed_may_be_asked(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     for host in ("127.0.0.2", "::1", "0.0.0.0", "192.0.2.7"):
-        assert host in Serving(tmp_path, host=host, keys=keys, allowed_hosts=["memes.example.org"]).hosts
+        assert host in ServerSettings(tmp_path, host=host, keys=keys, allowed_hosts=["memes.example.org"]).hosts
 
 
 def test_head_is_answered_wherever_get_is(client: httpx.Client) -> None:
@@ -250,11 +250,11 @@ def test_under_the_path_of_a_proxy_that_takes_it_off_or_not(client: httpx.Client
 @pytest.mark.parametrize("given", ["memes", "https://a.org/memes", "/a/../b", "/a b", "//a", "/v1", "/console/"])
 def test_what_is_no_path_is_refused_at_the_start(given: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--root-path"):
-        Serving(tmp_path, root_path=given)
+        ServerSettings(tmp_path, root_path=given)
 
 
 def test_paths_without_a_slash_at_their_end() -> None:
-    assert [root_path_of(given) for given in ("", "/", "/a/", "/a/b")] == ["", "", "/a", "/a/b"]
+    assert [normalize_root_path(given) for given in ("", "/", "/a/", "/a/b")] == ["", "", "/a", "/a/b"]
 
 
 def test_a_connection_outlives_the_pause_of_a_proxy(client: httpx.Client) -> None:

@@ -21,13 +21,13 @@ from ra_hmd.inference.types import PreparedMeme
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import Limits, Service
+from ra_hmd.serve.batching import BatchingService, BatchingSettings
 from ra_hmd.serve.errors import public_name
-from ra_hmd.serve.metrics import JsonLines
+from ra_hmd.serve.metrics import JsonFormatter
 
 
 def test_no_answer_tells_where_things_lie(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
-    service = Service(Detector.from_run(served_clip / "head", clip_bank))
+    service = BatchingService(Detector.from_run(served_clip / "head", clip_bank))
     key = make_key(tmp_path / "keys.json", "ana", "moderator")
     app = create_app(service, BankService(service), keys=KeyRing.open(tmp_path / "keys.json"))
     name, meme = open_bank(clip_bank).ids[0], queries(memes)[0]
@@ -56,7 +56,7 @@ def test_no_answer_tells_where_things_lie(served_clip: Path, clip_bank: Path, me
 
 
 def test_a_bank_that_cannot_be_read_is_no_fault_of_a_meme(served_clip: Path, clip_bank: Path, memes: Path) -> None:
-    service = Service(Detector.from_run(served_clip / "head", clip_bank))
+    service = BatchingService(Detector.from_run(served_clip / "head", clip_bank))
     (version,) = clip_bank.rglob("*1.parquet")
     broken = version.with_name(version.name.replace("1.", "2."))
     with in_thread(create_app(service, BankService(service))) as client:
@@ -70,19 +70,19 @@ def test_a_bank_that_cannot_be_read_is_no_fault_of_a_meme(served_clip: Path, cli
 
 
 def test_nobody_moves_the_bank_under_a_batch(served_clip: Path, clip_bank: Path, memes: Path) -> None:
-    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service, ThreadPoolExecutor(5) as pool:
-        desk = BankService(service)
-        name = desk.bank.ids[0]
+    with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service, ThreadPoolExecutor(5) as pool:
+        bank_service = BankService(service)
+        name = bank_service.bank.ids[0]
         query = replace(queries(memes)[0], id=name)
         with service.exclusive():  # as the judging thread has it between search and evidence
             open_bank(clip_bank).remove([name], author="bo", reason="a double")
-            asking = [pool.submit(call) for call in (
-                desk.info, desk.log, desk.version, lambda: desk.labels_of(query)
+            calls = [pool.submit(call) for call in (
+                bank_service.info, bank_service.log, bank_service.version, lambda: bank_service.labels_of(query)
             )]  # fmt: skip
             time.sleep(0.3)
-            assert desk.bank.version == 1
-            assert not any(one.done() for one in asking)
-        info, log, version, labels = [one.result(30) for one in asking]
+            assert bank_service.bank.version == 1
+            assert not any(one.done() for one in calls)
+        info, log, version, labels = [one.result(30) for one in calls]
         assert (info["version"], len(log), version, labels) == (2, 2, 2, {})
 
 
@@ -92,7 +92,7 @@ def test_cancelled_memes_are_let_go_while_the_model_is_busy(served_clip: Path, m
         return sum(isinstance(one, PreparedMeme) for one in gc.get_objects())
 
     asked = queries(memes)[:6]
-    with Service(Detector.from_run(served_clip / "head"), Limits(max_queue=6)) as service:
+    with BatchingService(Detector.from_run(served_clip / "head"), BatchingSettings(max_queue=6)) as service:
         before = held()
         with service.exclusive():
             for _ in range(3):
@@ -109,7 +109,7 @@ def test_cancelled_memes_are_let_go_while_the_model_is_busy(served_clip: Path, m
 
 
 def test_a_batch_that_can_never_wait_here_is_too_large(served_clip: Path) -> None:
-    service = Service(Detector.from_run(served_clip / "head"), Limits(max_queue=2))
+    service = BatchingService(Detector.from_run(served_clip / "head"), BatchingSettings(max_queue=2))
     meme = {"image": encoded(drawn()), "text": "a cake"}
     with in_thread(create_app(service)) as client:
         assert client.post("/v1/classify", json={"memes": [meme] * 2}).status_code == 200
@@ -127,7 +127,7 @@ def test_memes_in_preparation_are_answered_at_the_end(served_clip: Path, memes: 
         return prepare(query)  # type: ignore[arg-type]
 
     detector.prepare = slowly  # type: ignore[method-assign, assignment]
-    service = Service(detector, Limits(prepare_threads=1))
+    service = BatchingService(detector, BatchingSettings(prepare_threads=1))
     futures = service.submit(queries(memes)[:5])
     begun.wait(10)
     service.close()
@@ -137,7 +137,7 @@ def test_memes_in_preparation_are_answered_at_the_end(served_clip: Path, memes: 
 def test_a_log_line_has_no_words_of_an_exception() -> None:
     stream = StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonFormatter())
     record = logging.LogRecord("asyncio", logging.ERROR, "", 0, "Future exception was never retrieved\nfuture: %s",
                                (ValueError("zebracake"),), None)  # fmt: skip
     handler.emit(record)

@@ -203,10 +203,10 @@ def test_bodies_that_are_meant_to_hurt(client: httpx.Client) -> None:
     assert client.post("/v1/classify", content=many, headers=form).status_code == 413
     heads = b"--b\r\n" + b"X-A: y\r\n" * 100_000
     assert client.post("/v1/classify", content=heads, headers=form).status_code in (413, 422)
-    for told in (b"-1", b"1e9", b"99999999999999999999"):
-        assert _raw(client, b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: " + told + b"\r\n\r\n")[
-            :12
-        ] in (b"HTTP/1.1 400", b"HTTP/1.1 413")
+    for length in (b"-1", b"1e9", b"99999999999999999999"):
+        assert _raw(
+            client, b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: " + length + b"\r\n\r\n"
+        )[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 413")
 
 
 def test_a_body_that_dawdles_is_given_up(client: httpx.Client) -> None:
@@ -225,8 +225,8 @@ def test_who_hangs_up_is_no_error(served: dict[str, Any], client: httpx.Client) 
             connection.sendall(head + rest)
             time.sleep(0.1)
     end = time.monotonic() + 10
-    while (told := served["log"].read_text()).count('"status": 499') < 3:
-        assert time.monotonic() < end, told[-2000:]
+    while (log := served["log"].read_text()).count('"status": 499') < 3:
+        assert time.monotonic() < end, log[-2000:]
         time.sleep(0.02)
 
 

@@ -27,12 +27,12 @@ from ra_hmd.inference.types import Query
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import Service, every
+from ra_hmd.serve.batching import BatchingService, wait_for_all
 
 
 def test_over_the_api(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
     key = make_key(tmp_path / "keys.json", "mo", "moderator")
-    service = Service(Detector.from_run(served_clip / "head", clip_bank))
+    service = BatchingService(Detector.from_run(served_clip / "head", clip_bank))
     app = create_app(service, BankService(service), keys=KeyRing.open(tmp_path / "keys.json"))
     meme, other = queries(memes)[:2]
     with in_thread(app, Authorization=f"Bearer {key}") as client:
@@ -77,7 +77,7 @@ def change_effect(client: httpx.Client, add: list[dict[str, Any]]) -> dict[str, 
 
 
 def test_by_the_console(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
-    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+    with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
         moderation = Moderation(BankService(service), Reviews(tmp_path / "reviews.jsonl"))
         views = Views(service, ClassNames(service.detector.problem), Gallery())
         name = open_bank(clip_bank).ids[3]
@@ -86,25 +86,25 @@ def test_by_the_console(served_clip: Path, clip_bank: Path, memes: Path, tmp_pat
 
         def looked_at(name: str) -> Subject:
             query = Query(name, picture, known.text)
-            return Subject(f"meme-{name}", query, every(service.submit([query]), 60)[0])
+            return Subject(f"meme-{name}", query, wait_for_all(service.submit([query]), 60)[0])
 
         subject = looked_at("one")
         assert subject.answer.detection.identical is None, "the bank was made of examples"
-        held = int(open_bank(clip_bank).labels[3])
-        assert moderation.labels_in_bank(subject) == {known.id: held}
+        label = int(open_bank(clip_bank).labels[3])
+        assert moderation.labels_in_bank(subject) == {known.id: label}
         with pytest.raises(UserError, match="already"):
-            moderation.plan(subject, held)
-        plan = moderation.plan(subject, 1 - held)
+            moderation.plan(subject, label)
+        plan = moderation.plan(subject, 1 - label)
         assert plan.rows == (known.id,)
         assert known.id in views.effect(plan)
         assert moderation.correct(subject, plan, "ana", "wrong").counts["relabelled"] == 1
         again = looked_at("two").answer
-        assert again.detection.verdict == 1 - held
+        assert again.detection.verdict == 1 - label
         assert again.detection.identical["id"] == known.id
         assert f"row {known.id} of the bank" in views.card(again)
         assert margin(again.detection, service) == 1
         begun = Reviews(tmp_path / "reviews.jsonl").begun["meme-one"]
-        assert (begun.row, begun.label) == (known.id, 1 - held)
+        assert (begun.row, begun.label) == (known.id, 1 - label)
     lines = (tmp_path / "reviews.jsonl").read_text().splitlines()
     (tmp_path / "reviews.jsonl").write_text(lines[0] + "\n")  # killed after the bank was changed
     reviews = Reviews(tmp_path / "reviews.jsonl")

@@ -25,8 +25,8 @@ from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import Service
-from ra_hmd.serve.limits import Settings
+from ra_hmd.serve.batching import BatchingService
+from ra_hmd.serve.limits import RequestLimits
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 PICTURE = drawn((32, 32))
@@ -50,11 +50,11 @@ def served(
     if request.param == "locked":
         headers = {"X-API-Key": make_key(folder / "keys.json", "ana", "moderator")}
         keys = KeyRing.open(folder / "keys.json")
-    service = Service(Detector.from_run(served_clip / "head", bank))
-    desk = BankService.open(service, served_clip / "features" / "dev")
-    app = create_app(service, desk, keys=keys, settings=Settings(max_images=4))
+    service = BatchingService(Detector.from_run(served_clip / "head", bank))
+    bank_service = BankService.open(service, served_clip / "features" / "dev")
+    app = create_app(service, bank_service, keys=keys, settings=RequestLimits(max_images=4))
     with in_thread(app) as client:
-        yield client, headers, desk.bank.ids
+        yield client, headers, bank_service.bank.ids
 
 
 def sensible(value: Any, ids: list[str], turn: int) -> Any:

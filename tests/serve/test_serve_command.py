@@ -16,7 +16,7 @@ from ra_hmd.cli.app import app
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.hosts import is_loopback
-from ra_hmd.serve.server import Serving
+from ra_hmd.serve.server import ServerSettings
 
 
 def run(*words: str | Path) -> tuple[int, str, str]:
@@ -67,7 +67,7 @@ def test_what_cannot_be_served_is_told_before_a_model_is_loaded(served_clip: Pat
     assert "203.0.113.9" in run("serve", head, "--host", "203.0.113.9", "--keys", _keys(tmp_path))[2]
     asked: list[tuple[str, list[str]]] = [("127.0.0.1", []), ("0.0.0.0", []), ("0.0.0.0", ["memes.example.org"])]
     keys = tmp_path / "keys.json"
-    names = [Serving(head, host=host, allowed_hosts=allowed, keys=keys).hosts for host, allowed in asked]
+    names = [ServerSettings(head, host=host, allowed_hosts=allowed, keys=keys).hosts for host, allowed in asked]
     assert "*" not in names[0]
     assert names[1] == ["*"]
     assert "*" not in names[2]
@@ -96,10 +96,10 @@ def test_verdicts_rationales_and_a_graceful_end(served_lmm: Path, memes: Path, t
             assert result["scores"] == pytest.approx(one.scores, abs=1e-4)
             assert result["verdicts"] == one.verdicts
         meme = as_json(asked[0])
-        told = client.post("/v1/explain", json={"meme": meme}).json()
-        assert told["result"]["scores"] == pytest.approx(expected[0].scores, abs=1e-4)
-        assert told["explanation"]["generated"] is True
-        assert "zebracakes" in told["explanation"]["prompt"]
+        explained = client.post("/v1/explain", json={"meme": meme}).json()
+        assert explained["result"]["scores"] == pytest.approx(expected[0].scores, abs=1e-4)
+        assert explained["explanation"]["generated"] is True
+        assert "zebracakes" in explained["explanation"]["prompt"]
         assert client.post("/v1/explain", json={"meme": meme, "policy": "all is fine"}).status_code == 422
         bad = {"image": encoded(drawn()[:60]), "text": "a cake"}
         assert client.post("/v1/explain", json={"meme": bad}).status_code == 422

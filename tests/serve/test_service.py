@@ -14,16 +14,16 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import Query
 from ra_hmd.serve.bank_service import BankService, Labelled
-from ra_hmd.serve.batching import Closed, Limits, QueueFull, Service, every
+from ra_hmd.serve.batching import BatchingService, BatchingSettings, QueueFull, ServiceClosed, wait_for_all
 
 
 def test_each_of_many_gets_its_own_answer(served_clip: Path, clip_bank: Path, memes: Path) -> None:
     asked = queries(memes)
     expected = {one.id: one.scores for one in Detector.from_run(served_clip / "head", clip_bank)(asked)}
-    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service, ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda query: every(service.submit([query]), 60)[0], asked * 3))
-        assert service.tally.memes == len(asked) * 3
-        assert service.tally.batches < len(asked) * 3
+    with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda query: wait_for_all(service.submit([query]), 60)[0], asked * 3))
+        assert service.statistics.memes == len(asked) * 3
+        assert service.statistics.batches < len(asked) * 3
     for query, answer in zip(asked * 3, answers, strict=True):
         assert answer.detection.id == query.id
         assert answer.detection.scores == pytest.approx(expected[query.id], abs=1e-4)
@@ -32,29 +32,29 @@ def test_each_of_many_gets_its_own_answer(served_clip: Path, clip_bank: Path, me
 
 def test_a_full_queue_refuses_and_a_cancelled_meme_costs_nothing(served_clip: Path, memes: Path) -> None:
     asked = queries(memes)[:4]
-    with Service(Detector.from_run(served_clip / "head"), Limits(max_queue=4)) as service:
+    with BatchingService(Detector.from_run(served_clip / "head"), BatchingSettings(max_queue=4)) as service:
         with service.exclusive():  # so nothing is judged
             waiting = service.submit(asked)
             with pytest.raises(QueueFull):
                 service.submit(asked[:1])
             with pytest.raises(TimeoutError):
-                every(waiting[2:], 0.05)
-        assert [answer.detection.id for answer in every(waiting[:2], 60)] == [query.id for query in asked[:2]]
+                wait_for_all(waiting[2:], 0.05)
+        assert [answer.detection.id for answer in wait_for_all(waiting[:2], 60)] == [query.id for query in asked[:2]]
         for future in waiting[2:]:
             with pytest.raises(CancelledError):
                 future.result(60)
         assert service.waiting == 0
-        assert service.tally.refused == 1
+        assert service.statistics.refused == 1
 
 
 def test_what_was_accepted_is_answered_before_the_end(served_clip: Path, memes: Path) -> None:
-    service = Service(Detector.from_run(served_clip / "head"), Limits(max_batch=2))
+    service = BatchingService(Detector.from_run(served_clip / "head"), BatchingSettings(max_batch=2))
     futures = service.submit(queries(memes))
     closing = threading.Thread(target=service.close)
     closing.start()
     closing.join(120)
     assert all(future.done() and future.result().detection.id for future in futures)
-    with pytest.raises(Closed):
+    with pytest.raises(ServiceClosed):
         service.submit(queries(memes)[:1])
     assert not service.ready
 
@@ -62,13 +62,13 @@ def test_what_was_accepted_is_answered_before_the_end(served_clip: Path, memes: 
 def test_who_wants_the_model_alone_gets_it_soon(served_clip: Path, memes: Path) -> None:
     asked, done = queries(memes), threading.Event()
     with (
-        Service(Detector.from_run(served_clip / "head"), Limits(max_batch=1)) as service,
+        BatchingService(Detector.from_run(served_clip / "head"), BatchingSettings(max_batch=1)) as service,
         ThreadPoolExecutor(1) as pool,
     ):
 
         def load() -> None:
             while not done.is_set():
-                every(service.submit(asked), 60)
+                wait_for_all(service.submit(asked), 60)
 
         loading = pool.submit(load)
         while service.waiting < 2:
@@ -76,9 +76,9 @@ def test_who_wants_the_model_alone_gets_it_soon(served_clip: Path, memes: Path) 
         waited = []
         for _ in range(40):
             time.sleep(0.003)  # so that a batch is at work
-            before = service.tally.batches
+            before = service.statistics.batches
             with service.exclusive(60), service.exclusive():  # again by the same thread
-                waited.append(service.tally.batches - before)
+                waited.append(service.statistics.batches - before)
         done.set()
         loading.result(60)
     assert max(waited) < 10, "not only when the queue is empty"
@@ -87,7 +87,7 @@ def test_who_wants_the_model_alone_gets_it_soon(served_clip: Path, memes: Path) 
 def test_a_bad_picture_fails_alone(served_clip: Path, memes: Path, tmp_path: Path) -> None:
     (tmp_path / "not.png").write_text("words")
     good, bad = queries(memes)[0], Query("bad", tmp_path / "not.png", "a cat")
-    with Service(Detector.from_run(served_clip / "head")) as service:
+    with BatchingService(Detector.from_run(served_clip / "head")) as service:
         first, second, third = service.submit([good, bad, good])
         assert first.result(60).detection.scores == third.result(60).detection.scores
         with pytest.raises(UserError, match=r"not\.png"):
@@ -96,17 +96,17 @@ def test_a_bad_picture_fails_alone(served_clip: Path, memes: Path, tmp_path: Pat
 
 def test_a_correction_votes_in_the_next_answer(served_clip: Path, clip_bank: Path, memes: Path) -> None:
     asked = queries(memes)
-    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
-        desk = BankService.open(service, served_clip / "features" / "dev")
-        before = every(service.submit(asked), 60)
+    with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
+        bank_service = BankService.open(service, served_clip / "features" / "dev")
+        before = wait_for_all(service.submit(asked), 60)
         meme = asked[0]
         twin = Query("twin", meme.image, meme.text)  # so near that it comes first
         planned = [Labelled(twin, 1 - before[0].detection.verdicts["rkc"], "seen by a person")]
-        shown = desk.effect(add=planned)
-        assert desk.bank.version == 1, "looking changes nothing"
-        entry = desk.add(planned, author="ana", reason="wrong", source="review")
+        shown = bank_service.effect(add=planned)
+        assert bank_service.bank.version == 1, "looking changes nothing"
+        entry = bank_service.add(planned, author="ana", reason="wrong", source="review")
         assert (entry.version, entry.author) == (2, "ana")
-        after = every(service.submit(asked), 60)
+        after = wait_for_all(service.submit(asked), 60)
         assert all(answer.version["bank"]["version"] == 2 for answer in after)
         near = after[0].detection.neighbours[0]
         assert (near["id"], near["source"], near["note"]) == ("twin", "review", "seen by a person")
@@ -116,19 +116,19 @@ def test_a_correction_votes_in_the_next_answer(served_clip: Path, clip_bank: Pat
             if one.detection.verdicts["rkc"] != other.detection.verdicts["rkc"]
         }
         assert {flip["id"] for flip in shown["flips"]} == flipped
-        desk.rollback(1, author="ana", reason="a trial")
-        again = every(service.submit(asked), 60)
+        bank_service.rollback(1, author="ana", reason="a trial")
+        again = wait_for_all(service.submit(asked), 60)
     assert [one.detection.scores for one in again] == [pytest.approx(one.detection.scores, abs=1e-6) for one in before]
     assert [line.action for line in open_bank(clip_bank).log] == ["create", "add", "rollback"]
 
 
 def test_another_process_changes_the_bank(served_clip: Path, clip_bank: Path, memes: Path) -> None:
     query = queries(memes)[0]
-    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
-        (first,) = every(service.submit([query]), 60)
+    with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
+        (first,) = wait_for_all(service.submit([query]), 60)
         other = open_bank(clip_bank)
         other.remove([first.detection.neighbours[0]["id"]], author="bo", reason="a double")
-        (second,) = every(service.submit([query]), 60)
+        (second,) = wait_for_all(service.submit([query]), 60)
     assert second.version["bank"]["version"] == 2
     assert second.detection.neighbours[0]["id"] == first.detection.neighbours[1]["id"]
 
@@ -137,17 +137,17 @@ def test_a_feature_store_cannot_be_changed_and_a_test_split_is_no_reference(
     served_clip: Path, clip_bank: Path, memes: Path
 ) -> None:
     with (
-        Service(Detector.from_run(served_clip / "head", served_clip / "features" / "train")) as service,
+        BatchingService(Detector.from_run(served_clip / "head", served_clip / "features" / "train")) as service,
         pytest.raises(UserError, match="bank create"),
     ):
         BankService(service)
-    with Service(Detector.from_run(served_clip / "head", clip_bank)) as service:
+    with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
         with pytest.raises(UserError, match="split 'test'"):
             BankService.open(service, served_clip / "features" / "test")
-        desk = BankService(service)
+        bank_service = BankService(service)
         with pytest.raises(UserError, match="no meme yet"):
-            desk.effect(remove=[desk.bank.ids[0]])
+            bank_service.effect(remove=[bank_service.bank.ids[0]])
         meme = Query("x", Image.new("RGB", (64, 64), "red"), "a cake")
         with pytest.raises(UserError, match="labels"):
-            desk.add([Labelled(meme, 7)], author="ana", reason="wrong", source="review")
-        assert desk.bank.version == 1
+            bank_service.add([Labelled(meme, 7)], author="ana", reason="wrong", source="review")
+        assert bank_service.bank.version == 1
