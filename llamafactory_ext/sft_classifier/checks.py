@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from llamafactory.extras import logging
 
-from llamafactory_ext.sft_classifier.metric import metric_names
+from llamafactory_ext.sft_classifier.metric import logged_metrics
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.features.test_lock import says_test
 
@@ -51,7 +51,7 @@ def evaluation_names(dataset: "Dataset | dict[str, Dataset]", args: "ClassifierF
     names = []
     for prefix, each in sets.items():
         labels = np.asarray(list(each["class_label"]))
-        found = metric_names(labels, args.objective, answers=args.problem_type != "multi_label")
+        found = logged_metrics(labels, args.objective, answers=args.problem_type != "multi_label")
         names += [f"{prefix}_{name}" for name in ("loss", *found)]
     return names
 

@@ -5,66 +5,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
-from torchmetrics.classification import (
-    BinaryAccuracy,
-    BinaryAUROC,
-    BinaryF1Score,
-    BinaryPrecision,
-    BinaryRecall,
-    MulticlassAccuracy,
-    MulticlassF1Score,
-    MultilabelExactMatch,
-    MultilabelF1Score,
-)
 from transformers import EvalPrediction
 
-from ra_hmd.core.problem import BINARY, Problem
+from ra_hmd.core.heads import Head, official_thresholds
+from ra_hmd.core.problem import BINARY
+from ra_hmd.evaluation.metrics.classification import classification_metrics
 from ra_hmd.models.losses import Objective
 
-
-def binary_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy, AUROC, precision, recall, F1 and macro-F1 of p(class 1) [N] at threshold 0.5, labels [N].
-
-    Scores of the two heads are probabilities. AUROC is left out when only one class is present.
-    """
-    collection = MetricCollection(
-        {
-            "accuracy": BinaryAccuracy(),
-            "precision": BinaryPrecision(),
-            "recall": BinaryRecall(),
-            "f1": BinaryF1Score(),
-        }
-    )
-    values = dict(collection(scores, labels))
-    values["macro_f1"] = MulticlassF1Score(num_classes=2, average="macro")((scores >= 0.5).long(), labels)
-    if len(labels.unique()) == 2:
-        values["auroc"] = BinaryAUROC()(scores, labels)
-    return {name: float(value) for name, value in values.items()}
-
-
-def class_metrics(scores: Tensor, labels: Tensor, problem: Problem) -> dict[str, float]:
-    """Metrics of probabilities [N, C] against labels [N], or [N, C] of 0 and 1 (`multi_label`, at threshold 0.5).
-
-    Accuracy (of `multi_label` the subset accuracy: every class of a meme right), macro-F1, micro-F1, and the mean over
-    classes of the one-vs-rest AUROC, which leaves out a class that all or no memes have.
-    """
-    classes = problem.outputs
-    if problem.kind == "multi_label":
-        member, kind, options = labels, MultilabelF1Score, {"num_labels": classes}
-        values = {"accuracy": MultilabelExactMatch(num_labels=classes)(scores, labels)}
-    else:
-        member, kind, options = (
-            torch.nn.functional.one_hot(labels, classes),
-            MulticlassF1Score,
-            {"num_classes": classes},
-        )
-        values = {"accuracy": MulticlassAccuracy(num_classes=classes, average="micro")(scores, labels)}
-    values |= {f"{average}_f1": kind(average=average, **options)(scores, labels) for average in ("macro", "micro")}
-    areas = [BinaryAUROC()(scores[:, c], member[:, c]) for c in range(classes) if len(member[:, c].unique()) == 2]
-    if areas:
-        values["auroc"] = torch.stack(areas).mean()
-    return {name: float(value) for name, value in values.items()}
+_LOGGED = ("accuracy", "f1", "precision", "recall", "macro_f1", "auroc")
+_LOGGED_OF_CLASSES = ("accuracy", "macro_f1", "micro_f1", "auroc")
 
 
 def compute_metrics(prediction: EvalPrediction, objective: Objective | None = None) -> dict[str, float]:
@@ -80,17 +29,20 @@ def compute_metrics(prediction: EvalPrediction, objective: Objective | None = No
     logits = gathered["lrc_logit"].float()
     result = {"lrc_loss": float(objective(logits, labels))}
     result["lmh_loss"] = float(gathered["lm_loss_sum"].double().sum() / gathered["lm_tokens"].sum())
-    scores = {"lrc": problem.probabilities(logits)}
+    scores: dict[Head, Tensor] = {"lrc": problem.probabilities(logits)}
     if "answer_probs" in gathered:
         answers = gathered["answer_probs"].float()
         scores["lmh"] = answers[:, 1:] if problem == BINARY else answers
+    names = _LOGGED if problem == BINARY else _LOGGED_OF_CLASSES
     for head, score in scores.items():
-        found = binary_metrics(score[:, 0], labels) if problem == BINARY else class_metrics(score, labels, problem)
-        result |= {f"{head}_{name}": value for name, value in found.items()}
+        found = classification_metrics(
+            score.numpy(), labels.numpy(), official_thresholds(head, problem), problem, names
+        )
+        result |= {f"{head}_{name}": value for name, value in found.items() if value is not None}
     return result
 
 
-def metric_names(labels: np.ndarray, objective: Objective, *, answers: bool) -> list[str]:
+def logged_metrics(labels: np.ndarray, objective: Objective, *, answers: bool) -> list[str]:
     """The names that `compute_metrics` will give a set with these labels [N] or [N, C], before there is a model.
 
     Args:

@@ -15,11 +15,9 @@ from sklearn.linear_model import LogisticRegression
 
 from ra_hmd.core.artifacts import plain
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.heads import official_thresholds
 from ra_hmd.core.problem import UNLABELLED, Problem
 from ra_hmd.core.progress import track
-from ra_hmd.evaluation.metrics.binary import auroc
-from ra_hmd.evaluation.metrics.multiclass import class_values
+from ra_hmd.evaluation.metrics.classification import auroc
 from ra_hmd.features.compatibility import check_output, check_same_origin, check_store, store_fingerprint
 from ra_hmd.features.k_shot_rows import take_shots
 from ra_hmd.features.store import Features, read_features
@@ -229,10 +227,7 @@ def _choose(probe: _Probe, dev: Features) -> tuple[MemeHead, float, list[dict[st
 def _auroc(head: MemeHead, hidden: torch.Tensor, labels: np.ndarray) -> float:
     problem = head.config.problem
     scores = problem.probabilities(run_head(head, hidden)[1].double()).numpy()
-    if problem.kind == "binary":
-        value = auroc(scores[:, 0], labels)
-    else:
-        value = class_values(scores, labels, official_thresholds("lrc", problem), problem)["auroc"]
+    value = auroc(scores, problem.membership(labels))
     if value is None:
         raise UserError("No class of the dev store has both rows inside and rows outside: it has no AUROC.")
     return value

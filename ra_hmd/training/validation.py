@@ -3,12 +3,12 @@
 Shapes: Q dev rows, C outputs.
 """
 
+import numpy as np
 from torch import Tensor
 
-from ra_hmd.core.heads import THRESHOLDS, official_thresholds
+from ra_hmd.core.heads import Head, official_thresholds
 from ra_hmd.core.problem import Problem
-from ra_hmd.evaluation.metrics.binary import binary_metrics
-from ra_hmd.evaluation.metrics.multiclass import class_values
+from ra_hmd.evaluation.metrics.classification import classification_metrics
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.knn_classifier import knn_classify
@@ -34,12 +34,11 @@ def dev_scores(
     rkc = knn_classify(queries, bank, voting, problem).scores
     lrc = problem.probabilities(logits.double()).cpu().numpy()
     scores: dict[str, float | None] = {}
-    for head, values in (("rkc", rkc), ("lrc", lrc)):
-        if problem.kind == "binary":
-            found = binary_metrics(values[:, 0], queries.labels, THRESHOLDS[head], METRICS)
-        else:
-            found = class_values(values, queries.labels, official_thresholds(head, problem), problem)
-        scores |= {f"dev_{head}_{name}": found[name] for name in METRICS}
+    values: dict[Head, np.ndarray] = {"rkc": rkc, "lrc": lrc}
+    for head, head_scores in values.items():
+        thresholds = official_thresholds(head, problem)
+        found = classification_metrics(head_scores, queries.labels, thresholds, problem, METRICS)
+        scores |= {f"dev_{head}_{name}": value for name, value in found.items()}
     signs = 2 * problem.membership(queries.labels) - 1.0
     scores["dev_rkc_margin"] = float((signs * rkc).mean())
     return scores

@@ -22,7 +22,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from ra_hmd.evaluation.metrics.binary import auroc
+from ra_hmd.evaluation.metrics.classification import auroc
 from ra_hmd.evaluation.metrics.runs import paired_change
 from ra_hmd.features.store import Features, write_features
 from ra_hmd.models.head import load_head

@@ -6,9 +6,8 @@ from sklearn.metrics import accuracy_score, hamming_loss, precision_recall_fscor
 
 from ra_hmd.core.heads import decide, official_thresholds
 from ra_hmd.core.problem import BINARY, Problem
-from ra_hmd.evaluation.metrics.binary import binary_metrics
+from ra_hmd.evaluation.metrics.classification import CLASS_METRICS, classification_metrics
 from ra_hmd.evaluation.metrics.estimates import Judged, estimates, metric_estimate, per_class
-from ra_hmd.evaluation.metrics.multiclass import CLASS_METRICS, class_values
 
 AVERAGED = ("precision", "recall", "f1")
 SINGLE, MULTI = Problem("single_label", 4), Problem("multi_label", 4)
@@ -36,7 +35,7 @@ def averaged(labels, predicted):
 
 def test_single_label_values_are_scikit_learn_s():
     scores, labels = case(SINGLE)
-    values = class_values(scores, labels, official_thresholds("lrc", SINGLE), SINGLE)
+    values = classification_metrics(scores, labels, official_thresholds("lrc", SINGLE), SINGLE)
     predicted, member = scores.argmax(axis=1), np.eye(4, dtype=int)[labels]
     assert values == {
         "accuracy": pytest.approx(accuracy_score(labels, predicted)),
@@ -52,7 +51,7 @@ def test_multi_label_values_are_scikit_learn_s():
     scores, labels = case(MULTI)
     thresholds = np.array([0.5, 0.6, 0.4, 0.7])
     predicted = (scores >= thresholds).astype(int)
-    assert class_values(scores, labels, thresholds, MULTI) == {
+    assert classification_metrics(scores, labels, thresholds, MULTI) == {
         "accuracy": pytest.approx(accuracy_score(labels, predicted)),
         "pair_accuracy": pytest.approx(1 - hamming_loss(labels, predicted)),
         "auroc": pytest.approx(roc_auc_score(labels, scores, average="macro")),
@@ -67,7 +66,7 @@ def test_estimates_are_the_plain_metrics(problem, ties):
     scores, labels = case(problem, rows=30, ties=ties)
     thresholds = np.full(4, 0.5)
     rows = np.random.default_rng(1).integers(0, 30, (40, 30))
-    plain = [class_values(scores[line], labels[line], thresholds, problem) for line in rows]
+    plain = [classification_metrics(scores[line], labels[line], thresholds, problem) for line in rows]
     assert set(plain[0]) == set(CLASS_METRICS)
     for name in CLASS_METRICS:
         for line, values in zip(rows, plain, strict=True):
@@ -82,15 +81,15 @@ def test_a_class_that_never_occurs_has_no_auroc_and_counts_as_defined():
     scores, labels = case(SINGLE)
     labels = np.where(labels == 3, 0, labels)
     scores[:, 3] = 0  # never said either
-    values = class_values(scores, labels, np.zeros(4), SINGLE)
+    values = classification_metrics(scores, labels, np.zeros(4), SINGLE)
     three = Problem("single_label", 3)
-    narrow = class_values(scores[:, :3], labels, np.zeros(3), three)
+    narrow = classification_metrics(scores[:, :3], labels, np.zeros(3), three)
     assert {name: values[name] for name in ("accuracy", "auroc", "macro_f1")} == pytest.approx(
         {name: narrow[name] for name in ("accuracy", "auroc", "macro_f1")}
     )
     rows = per_class(scores, labels, np.zeros(4), SINGLE, samples=20, seed=0)
     assert rows[3]["auroc"] == {"value": None, "low": None, "high": None}
-    nothing = class_values(scores, np.zeros(90, int), np.zeros(4), SINGLE)
+    nothing = classification_metrics(scores, np.zeros(90, int), np.zeros(4), SINGLE)
     assert nothing["auroc"] is None
 
 
@@ -134,9 +133,22 @@ def test_all_right_has_width_with_several_classes_too(problem):
     assert change.low < change.value == 0 < change.high
 
 
-def test_binary_is_scikit_learn_s():
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_binary_metrics_are_scikit_learn_s_and_the_estimates(dtype):
     rng = np.random.default_rng(0)
-    scores, labels = rng.random((50, 1)), rng.integers(0, 2, 50)
+    scores, labels = rng.random((50, 1)).astype(dtype), rng.integers(0, 2, 50)
+    predicted = (scores[:, 0] >= 0.4).astype(int)
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="binary")
+    values = classification_metrics(scores, labels, 0.4)
+    expected = {
+        "accuracy": accuracy_score(labels, predicted),
+        "auroc": roc_auc_score(labels, scores),
+        "macro_f1": precision_recall_fscore_support(labels, predicted, average="macro")[2],
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+    }
+    assert values == (expected if dtype == np.float64 else pytest.approx(expected, rel=1e-6))
     found = estimates(scores, labels, np.array([0.4]), BINARY, samples=0, seed=0)
-    expected = binary_metrics(scores[:, 0], labels, 0.4)
-    assert {name: item.value for name, item in found.items()} == pytest.approx(expected)
+    assert {name: item.value for name, item in found.items()} == pytest.approx(values, rel=1e-6)
+    assert classification_metrics(scores[:, 0], labels, 0.4, names=("f1",)) == {"f1": values["f1"]}

@@ -9,10 +9,9 @@ from sklearn.metrics import roc_auc_score
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import BINARY, Problem
-from ra_hmd.evaluation.metrics.binary import binary_metrics
+from ra_hmd.evaluation.metrics.classification import classification_metrics
 from ra_hmd.evaluation.metrics.groups import group_rows, parse_group
 from ra_hmd.evaluation.metrics.intervals import rate
-from ra_hmd.evaluation.metrics.multiclass import class_values
 from ra_hmd.evaluation.metrics.significance import Contender, compare_pairs, holm, mcnemar, read_run
 from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import Features
@@ -48,7 +47,7 @@ def test_equal_heads_differ_by_nothing_and_others_by_their_metrics():
     for item in same["difference"].values():
         assert item["value"] == 0
         assert -0.05 < item["low"] < 0 < item["high"] < 0.05, "alike on these memes, as far as these can tell"
-    first, second = (binary_metrics(scores[:, 0], labels, 0.5) for scores in (poor, good))
+    first, second = (classification_metrics(scores[:, 0], labels, 0.5) for scores in (poor, good))
     for name, item in better["difference"].items():
         assert item["value"] == pytest.approx(second[name] - first[name])
         assert 0 < item["low"] < item["value"] < item["high"]
@@ -74,7 +73,7 @@ def test_several_classes():
     (found,) = compare_pairs(
         [(Contender("1", one, HALF), Contender("2", two, HALF))], labels, problem, samples=50, seed=0
     )
-    first, second = (class_values(scores, labels, HALF, problem) for scores in (one, two))
+    first, second = (classification_metrics(scores, labels, HALF, problem) for scores in (one, two))
     for name, item in found["difference"].items():
         assert item["value"] == pytest.approx(second[name] - first[name])
 

@@ -15,7 +15,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.core.markdown import escape
 from ra_hmd.evaluation.bank_update import nested_order
 from ra_hmd.evaluation.evaluate import UPDATE_KEY
-from ra_hmd.evaluation.metrics.binary import METRICS, binary_metrics
+from ra_hmd.evaluation.metrics.classification import BINARY_METRICS, classification_metrics
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, HeadConfig, MemeHead, load_head
 from ra_hmd.retrieval.embeddings import run_head
@@ -40,8 +40,8 @@ def test_metrics_are_those_of_the_three_heads(lab):
     assert list(written) == ["test"]
     assert list(written["test"]) == ["lmh", "lrc", "rkc"]
     for head, (scores, threshold) in expected.items():
-        values = binary_metrics(scores, test.labels, threshold)
-        assert list(written["test"][head]) == list(METRICS)
+        values = classification_metrics(scores, test.labels, threshold)
+        assert list(written["test"][head]) == list(BINARY_METRICS)
         for metric, value in values.items():
             found = written["test"][head][metric]
             assert found["value"] == pytest.approx(value, abs=1e-6)

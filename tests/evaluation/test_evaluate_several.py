@@ -15,7 +15,7 @@ from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import read_json, sha256_file, write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
-from ra_hmd.evaluation.metrics.binary import binary_metrics
+from ra_hmd.evaluation.metrics.classification import classification_metrics
 from ra_hmd.evaluation.metrics.seeds import expand_checkpoints
 from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import Features, read_features
@@ -249,7 +249,7 @@ def test_abstention_is_reported_as_coverage(lab):
     assert 0 < found["abstained"] == 120 - len(rows) < 120
     assert found["coverage"]["value"] == pytest.approx(len(rows) / 120)
     labels, scores = (np.array([row[key] for row in rows]) for key in ("label", "rkc_score"))
-    for name, value in binary_metrics(scores, labels, 0.0).items():
+    for name, value in classification_metrics(scores, labels, 0.0).items():
         assert found["answered"][name]["value"] == pytest.approx(value)
     assert any(f"RKC abstains on {found['abstained']} memes" in note for note in result["notes"])
     assert "similar enough for" in (lab.folder / "out" / "report.md").read_text()

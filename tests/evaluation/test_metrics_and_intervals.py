@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import beta, binom, binomtest, norm
 from sklearn.metrics import f1_score, roc_auc_score
 
-from ra_hmd.evaluation.metrics.binary import METRICS, auroc, binary_metrics
+from ra_hmd.evaluation.metrics.classification import BINARY_METRICS, auroc, classification_metrics
 from ra_hmd.evaluation.metrics.estimates import Judged, metric_estimate
 from ra_hmd.evaluation.metrics.intervals import (
     TOO_FEW,
@@ -39,21 +39,21 @@ def drawn(rng, rows, shift=1.5):
     return rng.normal(size=rows) + shift * labels, labels
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", BINARY_METRICS)
 @pytest.mark.parametrize("ties", [False, True])
 def test_values_are_scikit_learn_s(rng, name, ties):
     for _ in range(20):
         scores, labels = drawn(rng, 15)
         scores = scores.round() if ties else scores
         labels = labels * rng.integers(0, 2, 15)
-        assert one(name, scores, labels, 0.3).value == pytest.approx(binary_metrics(scores, labels, 0.3)[name])
+        assert one(name, scores, labels, 0.3).value == pytest.approx(classification_metrics(scores, labels, 0.3)[name])
 
 
 @pytest.mark.parametrize("labels", [[1, 1, 1], [0, 0, 0]])
 @pytest.mark.parametrize("scores", [[0.9, 0.8, 0.7], [0.1, 0.2, 0.3], [0.1, 0.9, 0.4]])
 def test_one_class(labels, scores):
     scores, labels = np.array(scores), np.array(labels)
-    values = binary_metrics(scores, labels, 0.5)
+    values = classification_metrics(scores, labels, 0.5)
     assert values["auroc"] is None
     assert values["macro_f1"] == f1_score(labels, scores >= 0.5, average="macro", zero_division=0)
     assert one("macro_f1", scores, labels).value == pytest.approx(values["macro_f1"])
@@ -62,7 +62,7 @@ def test_one_class(labels, scores):
 
 
 def test_the_threshold_itself_is_class_1():
-    assert binary_metrics(np.array([0.5, 0.4]), np.array([1, 0]), 0.5)["accuracy"] == 1
+    assert classification_metrics(np.array([0.5, 0.4]), np.array([1, 0]), 0.5)["accuracy"] == 1
 
 
 def test_auroc_counts_half_for_ties(rng):
@@ -91,7 +91,7 @@ def test_all_right_is_not_certain():
     assert one("recall", scores, labels).low == pytest.approx(0.025)
     assert one("f1", scores, labels).low == pytest.approx(2 * 0.025 / 1.025)
     scores, labels = drawn(np.random.default_rng(0), 40, shift=100)
-    for name in METRICS:
+    for name in BINARY_METRICS:
         found = one(name, scores, labels, 50)
         assert found.value == found.high == 1
         assert 0.5 < found.low < 0.97, name
@@ -178,7 +178,7 @@ def test_intervals_repeat_with_the_seed_and_row_order_does_not_matter(rng):
     assert first == again
     assert first.low != other.low
     order = rng.permutation(100)
-    for name in METRICS:
+    for name in BINARY_METRICS:
         ours, moved = (one(name, *pair, 0.2) for pair in ((scores, labels), (scores[order], labels[order])))
         assert (ours.value, ours.low, ours.high) == pytest.approx((moved.value, moved.low, moved.high))
         assert ours.low < ours.value < ours.high
@@ -187,9 +187,9 @@ def test_intervals_repeat_with_the_seed_and_row_order_does_not_matter(rng):
 def test_the_mean_over_seeds_is_no_wider_than_one_of_them(rng):
     scores, labels = drawn(rng, 300)
     runs = [scores + 0.3 * rng.normal(size=300) for _ in range(5)]
-    cell = estimate(runs, labels, 0.75, samples=1000, seed=0, names=METRICS)
-    for name in METRICS:
-        values = [binary_metrics(run, labels, 0.75)[name] for run in runs]
+    cell = estimate(runs, labels, 0.75, samples=1000, seed=0, names=BINARY_METRICS)
+    for name in BINARY_METRICS:
+        values = [classification_metrics(run, labels, 0.75)[name] for run in runs]
         assert cell[name]["value"] == pytest.approx(np.mean(values))
         assert cell[name]["std"] == pytest.approx(np.std(values, ddof=1))
         alone = [one(name, run, labels, 0.75) for run in runs]

@@ -8,8 +8,7 @@ from transformers import EvalPrediction
 from llamafactory_ext.sft_classifier.metric import compute_metrics
 from ra_hmd.core.heads import official_thresholds
 from ra_hmd.core.problem import Problem
-from ra_hmd.evaluation.metrics.binary import binary_metrics
-from ra_hmd.evaluation.metrics.multiclass import class_values
+from ra_hmd.evaluation.metrics.classification import classification_metrics
 from ra_hmd.models.losses import Objective
 
 
@@ -34,7 +33,7 @@ def test_same_numbers_as_evaluate() -> None:
         "lmh": given.predictions["answer_probs"][:, 1],
     }
     for head, score in scores.items():
-        expected = binary_metrics(score, given.label_ids, 0.5)
+        expected = classification_metrics(score.astype(np.float64), given.label_ids, 0.5)
         assert {name: found[f"{head}_{name}"] for name in expected} == pytest.approx(expected)
 
 
@@ -71,7 +70,7 @@ def test_several_classes_have_the_numbers_of_evaluate(kind: str) -> None:
     if kind == "single_label":
         scores["lmh"] = given.predictions["answer_probs"]
     for head, score in scores.items():
-        expected = class_values(score, labels, official_thresholds(head, problem), problem)
+        expected = classification_metrics(score.astype(np.float64), labels, official_thresholds(head, problem), problem)
         names = ("accuracy", "auroc", "macro_f1", "micro_f1")
         assert [found[f"{head}_{name}"] for name in names] == pytest.approx([expected[name] for name in names])
     assert ("lmh_auroc" in found) == (kind == "single_label")

@@ -10,7 +10,7 @@ import torch
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import THRESHOLDS
-from ra_hmd.evaluation.metrics.binary import binary_metrics
+from ra_hmd.evaluation.metrics.classification import classification_metrics
 from ra_hmd.evaluation.metrics.significance import PREDICTIONS_NAME
 from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import write_features
@@ -50,7 +50,7 @@ def test_dev_chooses_and_later_evaluations_use_it(tilted):
         scores = np.array([row[f"{head}_score"] for row in dev])
         assert rule.thresholds[0] == best_threshold(scores, labels == 1, "accuracy", THRESHOLDS[head])
         assert stored.values[head]["chosen"] >= stored.values[head]["official"]
-        assert stored.values[head]["official"] == binary_metrics(scores, labels, THRESHOLDS[head])["accuracy"]
+        assert stored.values[head]["official"] == classification_metrics(scores, labels, THRESHOLDS[head])["accuracy"]
     assert stored.values["lrc"]["chosen"] > stored.values["lrc"]["official"] + 0.05
     accuracy = [result["metrics"]["test"]["lrc"]["accuracy"]["value"] for result in (official, chosen)]
     assert accuracy[1] > accuracy[0] + 0.05

@@ -14,7 +14,7 @@ import ra_hmd.training.trainer
 import stage2.mining
 from ra_hmd.core.artifacts import read_json, sha256_file, write_json
 from ra_hmd.core.errors import UserError
-from ra_hmd.evaluation.metrics.binary import auroc
+from ra_hmd.evaluation.metrics.classification import auroc
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, HeadConfig, MemeHead, load_head, save_head
 from ra_hmd.retrieval.embeddings import Embeddings

@@ -5,7 +5,7 @@ import pytest
 
 from ra_hmd.core.artifacts import read_json, write_json
 from ra_hmd.core.errors import UserError
-from ra_hmd.evaluation.metrics.binary import auroc
+from ra_hmd.evaluation.metrics.classification import auroc
 from ra_hmd.features.store import read_features
 from ra_hmd.models.head import HEAD_WEIGHTS, load_head
 from ra_hmd.retrieval.embeddings import Embeddings

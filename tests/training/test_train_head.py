@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import read_json, sha256_file
 from ra_hmd.core.errors import UserError
-from ra_hmd.evaluation.metrics.binary import auroc
+from ra_hmd.evaluation.metrics.classification import auroc
 from ra_hmd.features.compatibility import head_fingerprint
 from ra_hmd.features.store import read_features
 from ra_hmd.models.fusion import FusionConfig
@@ -27,7 +27,7 @@ BOTH = ("align", "concat", "cross", "cross_nd", "align_concat", "none")
 
 def dev_auroc(folder, store):
     dev = read_features(store)
-    return auroc(run_head(load_head(folder), hidden_tensor(dev))[1].numpy()[:, 0], dev.labels)
+    return auroc(run_head(load_head(folder), hidden_tensor(dev))[1].double().numpy()[:, 0], dev.labels)
 
 
 @pytest.mark.parametrize("fusion", [*BOTH, "image", "text"])

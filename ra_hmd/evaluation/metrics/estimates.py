@@ -14,8 +14,8 @@ import numpy as np
 
 from ra_hmd.core.heads import decide, exact_match
 from ra_hmd.core.problem import BINARY, Problem
+from ra_hmd.evaluation.metrics.classification import AVERAGED, metric_names
 from ra_hmd.evaluation.metrics.intervals import TOO_FEW, Area, Estimate, cells_interval, proportion
-from ra_hmd.evaluation.metrics.multiclass import AVERAGED, metric_names
 from ra_hmd.scoring.thresholds import ratio
 
 _AREAS = ("auroc", "micro_auroc")

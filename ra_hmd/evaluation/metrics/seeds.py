@@ -11,8 +11,8 @@ from typing import Any
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
+from ra_hmd.evaluation.metrics.classification import metric_names
 from ra_hmd.evaluation.metrics.estimates import Judged, metric_estimate
-from ra_hmd.evaluation.metrics.multiclass import metric_names
 from ra_hmd.scoring.scores import ScoredSet
 
 SEEDS_NAME = "seeds.json"

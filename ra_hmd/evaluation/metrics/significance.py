@@ -17,8 +17,8 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head, decide, exact_match, official_thresholds
 from ra_hmd.core.problem import Problem
 from ra_hmd.data.rows import jsonl_rows
+from ra_hmd.evaluation.metrics.classification import metric_names
 from ra_hmd.evaluation.metrics.estimates import Judged, metric_estimate
-from ra_hmd.evaluation.metrics.multiclass import metric_names
 from ra_hmd.scoring.scores import ScoredSet
 
 COMPARED = ("accuracy", "auroc", "macro_f1")

@@ -9,8 +9,8 @@ from ra_hmd.core.artifacts import write_text
 from ra_hmd.core.heads import HEAD_NAMES
 from ra_hmd.core.markdown import escape, fenced, markdown_table
 from ra_hmd.core.plotting import save_figure
+from ra_hmd.evaluation.metrics.classification import metric_names
 from ra_hmd.evaluation.metrics.intervals import CONFIDENCE
-from ra_hmd.evaluation.metrics.multiclass import metric_names
 from ra_hmd.evaluation.report.calibration_plots import (
     abstention_figure,
     class_roc_figure,
