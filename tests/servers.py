@@ -16,8 +16,8 @@ import httpx
 import uvicorn
 from PIL import Image
 
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
-from ra_hmd.inference.types import Query
 
 
 @contextmanager
@@ -60,12 +60,12 @@ def in_process(
             server.stdout.close()
 
 
-def queries(memes: Path, split: str = "dev") -> list[Query]:
+def queries(memes: Path, split: str = "dev") -> list[Meme]:
     """The drawn memes of a split."""
-    return [Query(meme.id, meme.image, meme.text) for meme in read_memes(memes / "a" / f"{split}.jsonl")]
+    return [Meme(meme.id, meme.image, meme.text) for meme in read_memes(memes / "a" / f"{split}.jsonl")]
 
 
-def as_json(query: Query, **more: Any) -> dict[str, Any]:
+def as_json(query: Meme, **more: Any) -> dict[str, Any]:
     """A meme as the API takes it."""
     assert isinstance(query.image, Path)
     return {"id": query.id, "image": encoded(query.image.read_bytes()), "text": query.text, **more}

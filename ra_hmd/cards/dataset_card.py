@@ -62,7 +62,7 @@ def _count(data: MemeData, tasks: list[Task]) -> tuple[dict[str, dict[str, Count
                 facts["bad"][split] += 1
                 continue
             facts["rows"][split] += 1
-            facts["captions"][split] += bool(meme.text.strip())
+            facts["captions"][split] += bool(meme.caption.strip())
             for task in tasks:
                 value = data.value(task, meme)
                 counts[task.name][split].update(

@@ -10,7 +10,7 @@ from ra_hmd.console.gradio_utils import focus, on, sentence, upload
 from ra_hmd.console.moderation import Subject
 from ra_hmd.console.rationale_panel import RationalePanel
 from ra_hmd.console.views import picture
-from ra_hmd.inference.types import Query
+from ra_hmd.data.meme import Meme
 from ra_hmd.serve.limits import FORMATS
 from ra_hmd.serve.uploads import pixels
 
@@ -66,7 +66,7 @@ class CheckTab:
         """Keep an upload in memory, and show it blurred."""
         if content is None:
             return {self.upload: None}
-        query = Query("upload", content)
+        query = Meme("upload", content)
         pixels(query, self.console.settings)
         return {
             self.upload: None,

@@ -12,8 +12,8 @@ from ra_hmd.console.reviews import Reviews
 from ra_hmd.console.users import Authenticator
 from ra_hmd.console.views import Views
 from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme import Meme
 from ra_hmd.inference.meme_lookup import Gallery
-from ra_hmd.inference.types import Query
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService, wait_for_all
@@ -87,7 +87,7 @@ class Console:
         if picture is None:
             raise UserError("Give a picture first: drop it, paste it, or choose it.")
         # An id of its own: a row that somebody made of this very meme shall vote on it.
-        query = Query("check-" + uuid.uuid4().hex, picture, caption.strip() or None)
+        query = Meme("check-" + uuid.uuid4().hex, picture, caption.strip() or None)
         pixels(query, self.settings)
         answer = wait_for_all(self.service.submit([query]), self.settings.time_limit)[0]
         return Subject(content_id(picture, answer.detection.text), query, answer)
@@ -110,7 +110,7 @@ class Console:
         """
         if self.explainer is None:
             raise UserError("This model has no words of its own: it stands on an encoder, not on a language model.")
-        picture = subject.query.picture()
+        picture = subject.query.load_image()
         with self.service.exclusive(self.settings.time_limit):
             (found,) = self.explainer([subject.answer.detection], [picture])
         return found.rationale

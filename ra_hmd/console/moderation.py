@@ -13,8 +13,8 @@ from ra_hmd.console.review_queue import SOURCE
 from ra_hmd.console.reviews import Decision, Review, Reviews
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.images import file_digest
+from ra_hmd.data.meme import Meme
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import Query
 from ra_hmd.serve.bank_service import BankService, Labelled
 from ra_hmd.serve.batching import ServedVerdict
 
@@ -32,7 +32,7 @@ class Subject:
     """
 
     id: str
-    query: Query
+    query: Meme
     answer: ServedVerdict
 
 
@@ -179,7 +179,7 @@ class Moderation:
 
     def _row(self, subject: Subject, label: int | list[int], note: str) -> Labelled:
         found = subject.answer.detection  # with the caption that was judged, read from the picture or not
-        return Labelled(Query(subject.id, subject.query.image, found.text), label, note)
+        return Labelled(Meme(subject.id, subject.query.image, found.text), label, note)
 
     def _said(self, plan: ChangePreview | None, target: str | int, reason: str, note: str = "") -> str:
         if plan is None or plan.target != target:

@@ -14,8 +14,9 @@ from ra_hmd.console.reviews import Reviews
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
 from ra_hmd.data.images import file_digest
-from ra_hmd.inference.batch_reader import read_queries
-from ra_hmd.inference.types import Query, Verdict
+from ra_hmd.data.meme import Meme
+from ra_hmd.inference.batch_reader import read_batch
+from ra_hmd.inference.types import Verdict
 from ra_hmd.serve.batching import BatchingService, QueueFull, ServedVerdict, ServiceClosed, wait_for_all
 
 _log = logging.getLogger("ra_hmd.serve")
@@ -84,7 +85,7 @@ class ReviewQueue:
     def __post_init__(self) -> None:
         if self.source is not None and not self.source.exists():
             raise UserError(f"--queue {self.source} does not exist; give a .jsonl or .csv file, or a folder.")
-        self._queries: dict[str, Query] = {}
+        self._queries: dict[str, Meme] = {}
         self._margins: dict[str, float] = {}
         self._pictures: dict[str, str] = {}
         self._claims: dict[str, _Claim] = {}
@@ -112,7 +113,7 @@ class ReviewQueue:
         """Memes that are judged and not decided."""
         return sum(not self._is_decided(name) for name in list(self._margins))
 
-    def next(self, who: str) -> Query | None:
+    def next(self, who: str) -> Meme | None:
         """The most uncertain meme that nobody has decided on or has before them; it is kept for `who` for a while."""
         self.reviews.refresh()
         with self._alone:
@@ -139,7 +140,7 @@ class ReviewQueue:
             claim = self._claims.get(name)
             return claim is not None and claim.by == who and not self._is_decided(name)
 
-    def judge(self, query: Query) -> ServedVerdict:
+    def judge(self, query: Meme) -> ServedVerdict:
         """What the model and the bank say of a meme now."""
         return wait_for_all(self.service.submit([query]), _ANSWER_SECONDS)[0]
 
@@ -176,7 +177,7 @@ class ReviewQueue:
     def _judge_all(self) -> None:
         try:
             in_bank = self._decided_in_bank()
-            part: list[Query] = []
+            part: list[Meme] = []
             most = min(_AT_ONCE, self.service.limits.max_queue)
             for query in self._readable():
                 if isinstance(query.image, Path):
@@ -198,18 +199,18 @@ class ReviewQueue:
         finally:
             self.reading = False
 
-    def _readable(self) -> Iterator[Query]:
+    def _readable(self) -> Iterator[Meme]:
         assert self.source is not None
         try:
-            for asked in read_queries(self.source, self.media_dir):
-                if asked.query is None:
+            for asked in read_batch(self.source, self.media_dir):
+                if asked.meme is None:
                     self.problems.append((asked.place, asked.problem))
                 else:
-                    yield asked.query
+                    yield asked.meme
         except UserError as error:
             self.problems.append((str(self.source), str(error)))
 
-    def _judge_part(self, part: list[Query]) -> None:
+    def _judge_part(self, part: list[Meme]) -> None:
         for query, answer in zip(part, self._submit(part), strict=False):
             try:
                 detection = answer.result(_ANSWER_SECONDS).detection
@@ -223,7 +224,7 @@ class ReviewQueue:
                 self._queries[query.id] = query
                 self._margins[query.id] = margin(detection, self.service)
 
-    def _submit(self, part: list[Query]) -> "list[Future[ServedVerdict]]":
+    def _submit(self, part: list[Meme]) -> "list[Future[ServedVerdict]]":
         """The answers to come; none where the queue is closed meanwhile."""
         while not self._stop.is_set():
             try:

@@ -16,7 +16,7 @@ from ra_hmd.console.review_queue import threshold_probabilities
 from ra_hmd.console.thumbnails import as_data_url
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.meme_lookup import Gallery
-from ra_hmd.inference.types import Query, Verdict
+from ra_hmd.inference.types import Verdict
 from ra_hmd.serve.batching import BatchingService, ServedVerdict
 from ra_hmd.serve.errors import public_source
 
@@ -41,7 +41,7 @@ def render(name: str, **values: Any) -> str:
     return _templates().get_template(name).render(turn=uuid.uuid4().hex, **values)
 
 
-def picture(query: Query, text: str | None = None, *, read: bool = False) -> str:
+def picture(query: Meme, text: str | None = None, *, read: bool = False) -> str:
     """A meme's picture, blurred, and its caption.
 
     Args:

@@ -256,9 +256,9 @@ def _reject(split: str, place: str, name: str | None, reason: str) -> dict[str, 
 
 
 def _record(meme: Meme, options: ImportOptions) -> Meme:
-    raw = meme.text if meme.raw_text is None else meme.raw_text
-    text, split = normalise(meme.text, options.text), options.split_of(meme)
-    return replace(meme, image=absolute(meme.image), text=text, raw_text=raw, split=split)
+    raw = meme.caption if meme.raw_text is None else meme.raw_text
+    text, split = normalise(meme.caption, options.text), options.split_of(meme)
+    return replace(meme, image=absolute(meme.path), text=text, raw_text=raw, split=split)
 
 
 def _problem(meme: Meme) -> str:
@@ -269,7 +269,7 @@ def _problem(meme: Meme) -> str:
         return "its id is empty"
     if meme.image == Path():
         return "image missing: no folder has the images of its file"
-    path = str(meme.image)
+    path = str(meme.path)
     if well_formed(path) != path or not os.path.isfile(path):  # noqa: PTH113 - survives odd names
         return f"image missing: {path}"
     try:

@@ -4,37 +4,72 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
+from ra_hmd.data.images import load_image
+
 MOST_CLASSES = 128
 """Most classes that a task may have."""
 
 
 @dataclass(frozen=True)
 class Meme:
-    """One meme.
+    """One meme: a row of a data set, or a request for a verdict.
 
     Attributes:
-        id: Unique within a data set; a string also where the file has a number.
-        image: Path of the image.
-        text: The caption.
-        label: Class index, of a task that gives a meme several classes their indices; None where the file has none.
+        id: Unique within a data set; a string even where the file has a number. A bank row with the same id does not
+            vote on the meme.
+        image: Path of the image file, the content of that file, or a decoded image.
+        text: The caption; None: it is read from the image by OCR (extra `ocr`).
+        label: Class index; of a multi-label task the tuple of class indices; None for an unlabelled meme.
         split: Name of the split, for the record.
-        extras: Further fields; of an imported set also the class index of each further task.
+        extras: Further fields; of an imported data set also the class index of each further task.
         raw_text: The caption as the data set's file has it, where `text` was normalised.
     """
 
     id: str
-    image: Path
-    text: str
+    image: Path | bytes | Image
+    text: str | None = None
     label: int | tuple[int, ...] | None = None
     split: str = ""
     extras: dict[str, Any] = field(default_factory=dict)
     raw_text: str | None = None
 
+    @property
+    def path(self) -> Path:
+        """Path of the image file.
+
+        Raises:
+            ValueError: the image is held in memory.
+        """
+        if not isinstance(self.image, Path):
+            raise ValueError(f"meme {self.id!r} has its image in memory; write it to a file and give the path.")
+        return self.image
+
+    @property
+    def caption(self) -> str:
+        """The caption, of a meme that has one.
+
+        Raises:
+            ValueError: `text` is None.
+        """
+        if self.text is None:
+            raise ValueError(f"meme {self.id!r} has no caption; give its text, or read it with `ra-hmd data ocr`.")
+        return self.text
+
+    def load_image(self) -> Image:
+        """Decode the image.
+
+        Raises:
+            UserError: the image cannot be decoded.
+        """
+        return load_image(self.image)
+
     def to_row(self) -> dict[str, Any]:
-        """The line of an imported set's `<split>.jsonl`."""
+        """The line of an imported data set's `<split>.jsonl`."""
         return {
             "id": self.id,
-            "image": str(self.image),
+            "image": str(self.path),
             "text": self.text,
             "raw_text": self.text if self.raw_text is None else self.raw_text,
             "label": self.label,

@@ -16,7 +16,7 @@ from PIL.Image import Image
 from ra_hmd.core.artifacts import read_json, write_json
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.progress import track
-from ra_hmd.data.images import file_digest, load_image, to_rgb
+from ra_hmd.data.images import file_digest, to_rgb
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import DATASET_MANIFEST, MemeData, open_data, write_split
 from ra_hmd.data.rows import jsonl_rows
@@ -79,7 +79,7 @@ def fill_captions(folder: str | Path, *, min_score: float = 0.5, show: bool = Fa
 def _is_to_be_read(meme: Meme) -> bool:
     if SOURCE not in meme.extras:
         return not meme.text
-    now = file_digest(meme.image)  # "": it is gone, and its words stay
+    now = file_digest(meme.path)  # "": it is gone, and its words stay
     return bool(now) and meme.extras.get(READ_FROM, now) != now
 
 
@@ -105,7 +105,7 @@ def _read_all(
     kept.parent.mkdir(exist_ok=True)
     rows = jsonl_rows(kept) if kept.is_file() else ()
     lines = (row.values for row in rows if not row.problem)  # a torn last line is read again
-    images = {meme.id: file_digest(meme.image) for meme in memes}
+    images = {meme.id: file_digest(meme.path) for meme in memes}
     read = {
         line["id"]: line
         for line in lines
@@ -116,7 +116,7 @@ def _read_all(
         file.write("\n")  # ends a torn line
         for meme in track(((1, meme) for meme in todo), "Reading captions", len(todo), "memes", show=show):
             try:
-                found = read_text(engine, load_image(meme.image), min_score)
+                found = read_text(engine, meme.load_image(), min_score)
             except UserError as error:
                 problems.append(f"{meme.id}: {error}")
                 continue

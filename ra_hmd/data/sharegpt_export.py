@@ -208,11 +208,11 @@ def _records(
         if value is None:
             yield None
             continue
-        image = os.path.normpath(meme.image.absolute())
+        image = os.path.normpath(meme.path.absolute())
         if media_dir is not None:
             image = os.path.relpath(image, media_dir)
             if Path(image).parts[0] == os.pardir:
-                outside.append(f"{meme.id}: {meme.image}")
+                outside.append(f"{meme.id}: {meme.path}")
         label = tuple(value) if isinstance(value, list) else value
         try:
             record = TrainingRecord.of_meme(replace(meme, label=label), template, task.answers)

@@ -154,7 +154,7 @@ class TrainingRecord:
         else:
             answer = answers[label]
         given = list(label) if isinstance(label, tuple) else label
-        return cls(meme.id, str(meme.image), meme.text, prompt.render(meme.text), answer, given)
+        return cls(meme.id, str(meme.path), meme.caption, prompt.render(meme.caption), answer, given)
 
     @classmethod
     def of_row(

@@ -48,7 +48,7 @@ def encode(
         UserError: unreadable images (all listed before the weights are loaded), labels of another kind, or `output`
             holds other features.
     """
-    tokens = encoder.count_tokens([meme.text for meme in memes])
+    tokens = encoder.count_tokens([meme.caption for meme in memes])
     length = dict(zip((meme.id for meme in memes), tokens, strict=True))
     captions = {
         "limit": encoder.limit,

@@ -54,7 +54,7 @@ def extract(
 
     def length(meme: Meme, size: tuple[int, int]) -> float:
         """About the tokens of its prompt: image tokens go with pixels, a word is about a token."""
-        return min(size[0] * size[1], run.settings.image_max_pixels) / 784 + len(meme.text) / 4
+        return min(size[0] * size[1], run.settings.image_max_pixels) / 784 + len(meme.caption) / 4
 
     return make_features(
         memes,

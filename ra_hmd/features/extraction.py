@@ -16,7 +16,7 @@ from ra_hmd.core.artifacts import plain, sha256_bytes
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.core.progress import track
-from ra_hmd.data.images import content_hash, file_digest, image_size, load_image, perceptual_hash
+from ra_hmd.data.images import content_hash, file_digest, image_size, perceptual_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.store import MODALITIES, Features, FeatureWriter, digest_of
 
@@ -79,7 +79,7 @@ def make_features(
     """
     state = PartialState()
     check_labels(memes, label_classes)
-    sizes = [image_size(meme.image) for meme in memes]
+    sizes = [image_size(meme.path) for meme in memes]
     bad = [f"meme {m.id!r}: image {m.image} is missing or not an image" for m, size in zip(memes, sizes, strict=True)
            if size == (0, 0)]  # fmt: skip
     raise_all(bad, "Images that cannot be opened; mend their paths or remove the records")
@@ -126,7 +126,7 @@ def fingerprint_memes(memes: list[Meme]) -> str:
 
 def _digest(meme: Meme) -> str:
     extras = json.dumps(plain(meme.extras), sort_keys=True)
-    return sha256_bytes(repr((meme.id, meme.text, meme.label, extras, file_digest(meme.image))).encode())
+    return sha256_bytes(repr((meme.id, meme.text, meme.label, extras, file_digest(meme.path))).encode())
 
 
 def _batches(bounds: tuple[int, int], lengths: list[float], batch_size: int) -> Iterator[list[int]]:
@@ -151,8 +151,12 @@ class _EncodedMemes(Dataset):
     def __getitem__(self, row: int) -> tuple[Any, int, str] | UserError:
         meme = self.memes[row]
         try:
-            image = load_image(meme.image)
-            return self.model.encode(meme.text, image), perceptual_hash(image) or 0, content_hash(image, meme.text)
+            image = meme.load_image()
+            return (
+                self.model.encode(meme.caption, image),
+                perceptual_hash(image) or 0,
+                content_hash(image, meme.caption),
+            )
         except ValueError as error:  # a UserError, or what the model's own code says of the image
             return UserError(f"meme {meme.id!r}: {error}")
 
@@ -198,12 +202,32 @@ def batch_columns(model: FeatureModel, batch: Any) -> dict[str, np.ndarray]:
 
 
 def features_of(memes: Sequence[Meme], columns: Mapping[str, Any], classes: int | None = None) -> Features:
-    """Features of N memes from columns [N, …], as `batch_columns` names them.
+    """Features of N memes, in the order of the rows, from columns [N, …] (see `features_from`).
 
     Args:
-        memes: In the order of the rows.
+        memes: The memes.
         columns: Fields of `Features`, or the two of `MODALITIES`.
         classes: C, where labels are sets of classes.
+    """
+    texts, extras = [meme.caption for meme in memes], [meme.extras for meme in memes]
+    return features_from([meme.id for meme in memes], texts, label_array(memes, classes), columns, extras)
+
+
+def features_from(
+    ids: list[str],
+    texts: list[str],
+    labels: np.ndarray,
+    columns: Mapping[str, Any],
+    extras: list[dict[str, Any]] | None = None,
+) -> Features:
+    """Features of N memes from their ids, captions and labels, and columns [N, …] as `batch_columns` names them.
+
+    Args:
+        ids: Ids of the memes.
+        texts: Their captions.
+        labels: See `label_array`.
+        columns: Fields of `Features`, or the two of `MODALITIES`.
+        extras: Further fields of each meme.
     """
     columns = dict(columns)
     parts = [columns.pop(name) for name in MODALITIES if name in columns]
@@ -211,14 +235,7 @@ def features_of(memes: Sequence[Meme], columns: Mapping[str, Any], classes: int 
     if parts:
         columns["hidden"] = np.concatenate(parts, axis=1)
         modalities = tuple(part.shape[1] for part in parts)
-    return Features(
-        [meme.id for meme in memes],
-        label_array(memes, classes),
-        texts=[meme.text for meme in memes],
-        extras=[meme.extras for meme in memes],
-        modalities=modalities,
-        **columns,
-    )
+    return Features(ids, labels, texts=texts, extras=extras, modalities=modalities, **columns)
 
 
 def label_array(memes: Sequence[Meme], classes: int | None = None) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Verdicts on the memes of a file or folder of any length, in one pass that can be resumed.
 
-    read_queries ─► chunks ─► pictures decoded in threads ─► Detector ─► <output>.parts/chunk-….jsonl ─► <output>
+    read_batch ─► chunks ─► pictures decoded in threads ─► Detector ─► <output>.parts/chunk-….jsonl ─► <output>
 
 A chunk is a fixed number of rows of the input, bad ones included. What is in it, and so each of its numbers, depends
 neither on stops nor on the number of ranks. It keeps a digest of its pictures: where one was replaced since, the chunk
@@ -32,7 +32,7 @@ from ra_hmd.data.images import describe_fault, file_digest, load_image, open_ima
 from ra_hmd.data.meme_dataset import json_line
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.text import well_formed
-from ra_hmd.inference.batch_reader import BatchRow, jsonl_rows, read_queries
+from ra_hmd.inference.batch_reader import BatchRow, jsonl_rows, read_batch
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.writers import FileFormat, answer_of, check_format, choose_format, open_writer, verdict_names
 from ra_hmd.scoring.operating_point import DECISION_NAME
@@ -67,10 +67,10 @@ def predict_files(
 
     Args:
         detector: Who judges.
-        source: See `read_queries`.
+        source: See `read_batch`.
         output: The file to write.
         style: Its format; by default what its suffix says.
-        media_dir: See `read_queries`.
+        media_dir: See `read_batch`.
         options: How the detector was opened, for the manifest; a run with other ones does not continue this one.
         explainer: Who also puts each verdict into words; then lines have `rationale` and `explanation` (what it was
             made with), and a meme whose question does not fit the model is a rejected row. JSON Lines only.
@@ -113,7 +113,7 @@ def predict_files(
     todo = {number for number in range(state.process_index, len(paths), state.num_processes)
             if not _is_of(paths[number], pictures[number])}  # fmt: skip
     state.wait_for_everyone()  # a rank with nothing to do must not merge and remove what another still looks for
-    every = read_queries(source, media_dir, detector.prompt, output)
+    every = read_batch(source, media_dir, detector.prompt, output)
     parts = enumerate(iter(lambda: list(islice(every, size)), []))
     chunks = ((number, part) for number, part in parts if number in todo)
     total = sum(min(size, rows - number * size) for number in todo)
@@ -163,10 +163,10 @@ def _decoded(
 
 
 def _open(asked: BatchRow) -> Image.Image | str:
-    if asked.query is None or not isinstance(asked.query.image, Path):
+    if asked.meme is None or not isinstance(asked.meme.image, Path):
         return asked.problem
     try:
-        return load_image(asked.query.image)
+        return load_image(asked.meme.image)
     except UserError as error:
         return well_formed(str(error))
 
@@ -179,11 +179,11 @@ def _judge(
     for asked, picture in rows:
         lines.append({})
         reason = picture if isinstance(picture, str) else ""
-        if not reason and asked.query is not None:
-            if asked.query.text is None:
+        if not reason and asked.meme is not None:
+            if asked.meme.text is None:
                 _check_ocr()
             try:
-                prepared.append(detector.prepare(replace(asked.query, image=picture)))
+                prepared.append(detector.prepare(replace(asked.meme, image=picture)))
                 places.append((len(lines) - 1, asked))
                 continue
             except UserError as error:
@@ -239,7 +239,7 @@ def _survey(
     rows, good, names = 0, False, hashlib.sha256()
     problems: list[str] = []
     pictures: list[str] = []
-    every = read_queries(source, media_dir, prompt, output)
+    every = read_batch(source, media_dir, prompt, output)
     for chunk in iter(lambda: list(islice(every, size)), []):
         rows += len(chunk)
         for asked in chunk:
@@ -249,8 +249,8 @@ def _survey(
             good = good or not problem
             if problem and len(problems) < 3:
                 problems.append(f"{asked.place}: {problem}")
-        stamps = (file_digest(asked.query.image) for asked in chunk
-                  if asked.query is not None and isinstance(asked.query.image, Path))  # fmt: skip
+        stamps = (file_digest(asked.meme.image) for asked in chunk
+                  if asked.meme is not None and isinstance(asked.meme.image, Path))  # fmt: skip
         pictures.append(sha256_bytes(*map(str.encode, stamps)))
     if good:
         return rows, names.hexdigest(), pictures
@@ -260,7 +260,7 @@ def _survey(
 
 def _header_problem(asked: BatchRow) -> str:
     try:
-        with open_image(asked.query.image):
+        with open_image(asked.meme.image):
             return ""
     except Exception as error:  # a parser may raise anything on hostile bytes
         return well_formed(describe_fault(error))

@@ -10,11 +10,11 @@ from typing import Any
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.image_files import locate_image
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.rows import Row, rows_of
 from ra_hmd.data.text import well_formed
 from ra_hmd.data.training_records import TrainingRecord, detect_format
-from ra_hmd.inference.types import Query
 
 _LONGEST_LINE = 1 << 24  # bytes
 
@@ -32,11 +32,11 @@ class BatchRow:
 
     place: str
     id: str | None = None
-    query: Query | None = None
+    meme: Meme | None = None
     problem: str = ""
 
 
-def read_queries(
+def read_batch(
     source: str | Path,
     media_dir: str | Path | None = None,
     prompt: PromptTemplate | None = None,
@@ -56,14 +56,14 @@ def read_queries(
     """
     source, seen = Path(source), set()
     rows = _pictures(source, output) if source.is_dir() else _memes(source, media_dir, prompt)
-    for asked in rows:
-        if asked.query is not None:
-            key = hashlib.blake2b(asked.query.id.encode(), digest_size=16).digest()
+    for row in rows:
+        if row.meme is not None:
+            key = hashlib.blake2b(row.meme.id.encode(), digest_size=16).digest()
             if key in seen:
-                yield replace(asked, query=None, problem="its id came before")
+                yield replace(row, meme=None, problem="its id came before")
                 continue
             seen.add(key)
-        yield asked
+        yield row
 
 
 def _paths(folder: Path, output: str | Path | None) -> list[str]:
@@ -90,7 +90,7 @@ def _pictures(folder: Path, output: str | Path | None) -> Iterator[BatchRow]:
     for name in _paths(folder, output):
         shown = well_formed(name)
         if shown == name:
-            yield BatchRow(shown, name, Query(name, folder / name))
+            yield BatchRow(shown, name, Meme(name, folder / name))
         else:
             yield BatchRow(shown, problem="its name is not UTF-8")
 
@@ -112,7 +112,7 @@ def _memes(path: Path, media_dir: str | Path | None, prompt: PromptTemplate | No
             yield BatchRow(row.place, named, problem=well_formed(problem))
 
 
-def _query(values: Mapping[str, Any], folders: list[Path], prompt: PromptTemplate) -> Query:
+def _query(values: Mapping[str, Any], folders: list[Path], prompt: PromptTemplate) -> Meme:
     """Raises `ValueError`: a field is missing, or is no such field."""
     name, text = values.get("id"), values.get("text")
     image = values.get("image", values.get("img"))
@@ -131,7 +131,7 @@ def _query(values: Mapping[str, Any], folders: list[Path], prompt: PromptTemplat
         if not isinstance(value, kinds):
             raise ValueError(f"its {field} is of type {type(value).__name__}, text is needed")
     name, text = well_formed(str(name)), None if text is None else well_formed(text)
-    return Query(name, locate_image(image, folders, folders[-1]), text)
+    return Meme(name, locate_image(image, folders, folders[-1]), text)
 
 
 def jsonl_rows(path: Path) -> Iterator[Row]:

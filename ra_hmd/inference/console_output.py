@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme import Meme
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import Explain, Query, Verdict
+from ra_hmd.inference.types import Explain, Verdict
 from ra_hmd.inference.writers import answer_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def judge_pictures(
     """
     check_pictures(images, texts)
     return detector(
-        [Query(str(path), path, text) for path, text in zip(images, texts or [None] * len(images), strict=True)],
+        [Meme(str(path), path, text) for path, text in zip(images, texts or [None] * len(images), strict=True)],
         explain,
     )
 

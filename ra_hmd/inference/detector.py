@@ -21,13 +21,14 @@ from ra_hmd.core.config import choose
 from ra_hmd.core.dtype import DType
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
+from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.data.images import content_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.text import well_formed
-from ra_hmd.features.extraction import FeatureModel, batch_columns, features_of
+from ra_hmd.features.extraction import FeatureModel, batch_columns, features_from
 from ra_hmd.features.feature_model import open_feature_model
-from ra_hmd.inference.types import Explain, PreparedMeme, Query, Verdict
+from ra_hmd.inference.types import Explain, PreparedMeme, Verdict
 from ra_hmd.models.head import HEAD_WEIGHTS
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.evidence import plain_score, vote_evidence
@@ -133,7 +134,7 @@ class Detector:
         """Go to the newest version of an example bank, which another process may have changed."""
         self.scorer = self.scorer.refreshed()
 
-    def __call__(self, queries: Sequence[Query], explain: Explain | None = None) -> list[Verdict]:
+    def __call__(self, queries: Sequence[Meme], explain: Explain | None = None) -> list[Verdict]:
         """Judge memes, in their order.
 
         Args:
@@ -151,14 +152,14 @@ class Detector:
         told = explain(found, [meme.picture for meme in prepared])
         return [replace(one, **words.fields()) for one, words in zip(found, told, strict=True)]
 
-    def prepare(self, query: Query) -> PreparedMeme:
+    def prepare(self, query: Meme) -> PreparedMeme:
         """A meme as `judge` takes it: decoded, resized and tokenised, on the CPU.
 
         Raises:
             UserError: see `__call__`.
         """
         try:
-            image = query.picture()
+            image = query.load_image()
             text, source = (well_formed(query.text), "given") if query.text is not None else self._read(image)
             return PreparedMeme(query.id, text, source, self.model.encode(text, image), content_hash(image, text))
         except ValueError as error:  # a UserError, or what the model's own code says of the image
@@ -185,9 +186,10 @@ class Detector:
             name: np.concatenate([part[name] for part in parts])[np.argsort(order)] for name in parts[0]
         }
         columns["contents"] = [meme.content for meme in memes]
-        records = [Meme(meme.id, Path(), meme.text) for meme in memes]
-        classes = self.problem.outputs if self.problem.kind == "multi_label" else None
-        return self.scorer("the memes", features_of(records, columns, classes))
+        shape = (len(memes), self.problem.outputs) if self.problem.kind == "multi_label" else len(memes)
+        labels = np.full(shape, UNLABELLED, dtype=np.int64)
+        features = features_from([meme.id for meme in memes], [meme.text for meme in memes], labels, columns)
+        return self.scorer("the memes", features)
 
     def detections(self, memes: Sequence[PreparedMeme], scored: ScoredSet) -> list[Verdict]:
         """What is said of memes that `score` has scored, with the bank as it was then."""

@@ -2,32 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 
 from ra_hmd.core.heads import Head
-from ra_hmd.data.images import load_image
-
-
-@dataclass(frozen=True)
-class Query:
-    """A meme to be judged.
-
-    Attributes:
-        id: Its name; a bank's row of the same id has no vote on it.
-        image: Its picture, where that is, or the content of its file.
-        text: What is written on it; None: it is read from the picture (extra `ocr`).
-    """
-
-    id: str
-    image: Path | Image | bytes
-    text: str | None = None
-
-    def picture(self) -> Image:
-        """Its picture, decoded. Raises `UserError` where that cannot be done."""
-        return load_image(self.image)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from ra_hmd.bank.planned_change import PlannedChange
 from ra_hmd.bank.versions import BankRows, VersionEntry
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.images import content_hash, perceptual_hash
+from ra_hmd.data.meme import Meme
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import PreparedMeme, Query
+from ra_hmd.inference.types import PreparedMeme
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.scoring.change_impact import change_impact
 from ra_hmd.serve.batching import BatchingService
@@ -29,7 +30,7 @@ from ra_hmd.serve.batching import BatchingService
 class Labelled:
     """A meme and what a person says that it is: a class index, of several classes a list of 0 and 1."""
 
-    query: Query
+    query: Meme
     label: int | list[int]
     note: str = ""
 
@@ -175,7 +176,7 @@ class BankService:
             planned = PlannedChange(rollback=version)
             return change_impact(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
 
-    def search(self, query: Query, k: int) -> dict[str, Any]:
+    def search(self, query: Meme, k: int) -> dict[str, Any]:
         """The K rows nearest to a meme, by the head's embedding; nothing is kept of the meme.
 
         Returns:
@@ -199,9 +200,9 @@ class BankService:
         with self._exclusive():
             return self.bank.version
 
-    def labels_of(self, query: Query) -> dict[str, int | list[int]]:
+    def labels_of(self, query: Meme) -> dict[str, int | list[int]]:
         """Id → label of the rows that are a meme: those with its picture and caption, and the one with its id."""
-        content = content_hash(query.picture(), query.text or "")
+        content = content_hash(query.load_image(), query.text or "")
         with self._exclusive():
             bank = self.bank
             places = bank.identical(content)
@@ -253,7 +254,7 @@ class BankService:
         if not memes:
             raise UserError("No meme is given.")
         prepared = [self.service.detector.prepare(meme.query) for meme in memes]
-        hashes = [perceptual_hash(meme.query.picture()) or 0 for meme in memes]
+        hashes = [perceptual_hash(meme.query.load_image()) or 0 for meme in memes]
         rows = BankRows(
             ids=[meme.query.id for meme in memes],
             labels=_labels([meme.label for meme in memes]),

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.data.meme import Meme
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import PreparedMeme, Query, Verdict
+from ra_hmd.inference.types import PreparedMeme, Verdict
 from ra_hmd.retrieval.embeddings import Embeddings
 
 _log = logging.getLogger("ra_hmd.serve")
@@ -167,7 +168,7 @@ class BatchingService:
         embedding, contents = zip(*newest.values(), strict=True)
         return Embeddings(list(newest), labels, np.stack(embedding), contents)
 
-    def submit(self, queries: Sequence[Query]) -> "list[Future[ServedVerdict]]":
+    def submit(self, queries: Sequence[Meme]) -> "list[Future[ServedVerdict]]":
         """Accept memes, all or none. A future that is cancelled before its meme is judged costs no forward pass.
 
         A future raises `UserError` where its image cannot be used, `InferenceFailed` where the model or the bank
@@ -242,7 +243,7 @@ class BatchingService:
         with self._counting:
             self._accepted -= 1
 
-    def _prepare(self, query: Query, future: "Future[ServedVerdict]") -> None:
+    def _prepare(self, query: Meme, future: "Future[ServedVerdict]") -> None:
         if future.cancelled():
             return
         try:

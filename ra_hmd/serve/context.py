@@ -15,7 +15,7 @@ from fastapi import Request
 
 from ra_hmd.bank.identical import Contradicts
 from ra_hmd.core.errors import UserError
-from ra_hmd.inference.types import Query
+from ra_hmd.data.meme import Meme
 from ra_hmd.serve.auth import APIKey, KeyRing
 from ra_hmd.serve.bank_service import AlreadyApplied, BankService
 from ra_hmd.serve.batching import BatchingService, ServedVerdict, ServiceBusy, ServiceClosed
@@ -121,7 +121,7 @@ class AppContext:
 
     # ---------------------------------------------------------------------------------------------- memes
 
-    async def judge(self, request: Request, queries: Sequence[Query]) -> list[ServedVerdict | UserError]:
+    async def judge(self, request: Request, queries: Sequence[Meme]) -> list[ServedVerdict | UserError]:
         """For each meme its answer, or why there is none.
 
         Raises:
@@ -141,13 +141,13 @@ class AppContext:
             self.pictures.give_back(total)
         return [next(found) if isinstance(size, int) else size for size in sizes]
 
-    def _pixels(self, query: Query) -> int | UserError:
+    def _pixels(self, query: Meme) -> int | UserError:
         try:
             return pixels(query, self.settings)
         except UserError as error:
             return error
 
-    async def _answers(self, request: Request, queries: Sequence[Query]) -> list[ServedVerdict | UserError]:
+    async def _answers(self, request: Request, queries: Sequence[Meme]) -> list[ServedVerdict | UserError]:
         futures: list[Future[ServedVerdict]] = self.service.submit(queries)
         if not futures:
             return []
@@ -170,7 +170,7 @@ class AppContext:
         ]
 
     @asynccontextmanager
-    async def weighed(self, request: Request, queries: Sequence[Query]) -> AsyncIterator[None]:
+    async def weighed(self, request: Request, queries: Sequence[Meme]) -> AsyncIterator[None]:
         """While memes are worked on by other ways than `judge`: their pictures count as held.
 
         Raises:
@@ -198,7 +198,7 @@ class AppContext:
             raise APIError(404, "There is no example bank here; start the service with `--bank` and one of those.")
         return self.bank_service
 
-    async def look(self, request: Request, call: Callable[[BankService], T], queries: Sequence[Query] = ()) -> T:
+    async def look(self, request: Request, call: Callable[[BankService], T], queries: Sequence[Meme] = ()) -> T:
         """What a call finds in the bank; `queries` are the memes that it is about."""
         bank_service = self.require_bank_service
         async with self.weighed(request, queries):
@@ -210,7 +210,7 @@ class AppContext:
         _ = self.require_bank_service
         return await read_json(request, kind)
 
-    async def change(self, request: Request, call: Callable[..., T], queries: Sequence[Query] = ()) -> T:
+    async def change(self, request: Request, call: Callable[..., T], queries: Sequence[Meme] = ()) -> T:
         """The result of `call(desk, author=…)`, made in the name of the request's key.
 
         Raises:

@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.inference.types import PreparedMeme, Query
+from ra_hmd.data.meme import Meme
+from ra_hmd.inference.types import PreparedMeme
 from ra_hmd.serve.batching import ServedVerdict
 from ra_hmd.serve.context import AppContext
 from ra_hmd.serve.errors import APIError, error_responses
@@ -123,19 +124,19 @@ def system_routes(context: AppContext, metrics: Metrics) -> APIRouter:
     return router
 
 
-def _result(query: Query, found: ServedVerdict | UserError) -> Judged | NotJudged:
+def _result(query: Meme, found: ServedVerdict | UserError) -> Judged | NotJudged:
     if isinstance(found, UserError):
         return NotJudged(id=query.id, error=_sentence(query, found))
     return Judged(**found.to_dict())
 
 
-def _sentence(query: Query, error: UserError) -> str:
+def _sentence(query: Meme, error: UserError) -> str:
     """What is wrong with a meme; those that the detector says name it already."""
     words, name = str(error), f"meme {query.id!r}: "
     return words if words.startswith(name) else name + words
 
 
-def _explain(context: AppContext, query: Query, deadline: float) -> tuple[ServedVerdict, Any]:
+def _explain(context: AppContext, query: Meme, deadline: float) -> tuple[ServedVerdict, Any]:
     """`deadline` is of the monotonic clock, as the event loop's is; past it nobody waits for the words."""
     prepared: PreparedMeme = context.service.detector.prepare(query)
     with context.service.exclusive(max(deadline - time.monotonic(), 0)) as detector:

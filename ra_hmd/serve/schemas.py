@@ -17,7 +17,7 @@ from pydantic import (
     WrapValidator,
 )
 
-from ra_hmd.inference.types import Query
+from ra_hmd.data.meme import Meme
 from ra_hmd.serve.errors import public_name, public_source
 
 
@@ -98,9 +98,9 @@ class MemeIn(Strict):
     text: Caption = Field(None, description="Its caption; without it, it is read from the picture (extra `ocr`).")
     id: MemeId | None = Field(None, description="Its name, by default a new one. The bank's row of it has no vote.")
 
-    def query(self) -> Query:
+    def query(self) -> Meme:
         """As the detector takes it."""
-        return Query(self.id or uuid.uuid4().hex, self.image, self.text)
+        return Meme(self.id or uuid.uuid4().hex, self.image, self.text)
 
 
 class ClassifyRequest(Strict):
@@ -131,9 +131,9 @@ class LabelledMeme(Strict):
     label: Label = Field(description="A class, of several classes a list of 0 and 1.")
     note: str = Field("", max_length=1000, description="Kept with the row.")
 
-    def query(self) -> Query:
+    def query(self) -> Meme:
         """As the detector takes it."""
-        return Query(self.id, self.image, self.text)
+        return Meme(self.id, self.image, self.text)
 
 
 class AddRequest(Strict):

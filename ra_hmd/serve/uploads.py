@@ -19,7 +19,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.inference.types import Query
+from ra_hmd.data.meme import Meme
 from ra_hmd.serve.errors import APIError, RequestProblem, validation_problems
 from ra_hmd.serve.limits import FORMATS, RequestLimits
 from ra_hmd.serve.schemas import ClassifyRequest, MemeId, MemeIn
@@ -100,7 +100,7 @@ def check_meme_count(memes: Sequence[object], settings: RequestLimits) -> None:
         raise APIError(413, f"{len(memes)} memes are sent, and a request may have {settings.max_images}; send fewer.")
 
 
-def pixels(query: Query, settings: RequestLimits) -> int:
+def pixels(query: Meme, settings: RequestLimits) -> int:
     """How many pixels the picture of a meme has, by its header.
 
     Raises:

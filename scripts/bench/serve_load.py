@@ -35,10 +35,10 @@ import numpy as np
 import psutil
 import yaml
 
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.synthetic.confounders import make_confounders
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import Query
 from ra_hmd.models.tiny import make_tiny_lmm
 
 TOLERANCE = 1e-4
@@ -86,7 +86,7 @@ def questions(folder: Path, count: int) -> list[BatchRow]:
     """Memes of the test split with their scores by a detector in this process."""
     memes = read_memes(folder / "data" / "a" / "test.jsonl")[:count]
     detector = Detector.from_run(folder / "run", folder / "bank")
-    found = detector([Query(meme.id, meme.image, meme.text) for meme in memes])
+    found = detector([Meme(meme.id, meme.image, meme.text) for meme in memes])
     asked = []
     for meme, one in zip(memes, found, strict=True):
         image = base64.b64encode(meme.image.read_bytes()).decode()

@@ -12,8 +12,9 @@ from ra_hmd.console.moderation import ChangePreview
 from ra_hmd.console.views import Views, picture
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import BINARY, Problem
+from ra_hmd.data.meme import Meme
 from ra_hmd.inference.meme_lookup import Gallery
-from ra_hmd.inference.types import Query, Verdict
+from ra_hmd.inference.types import Verdict
 from ra_hmd.scoring.scores import DecisionRule
 from ra_hmd.serve.batching import ServedVerdict
 
@@ -90,5 +91,5 @@ def test_names_and_choices() -> None:
         with pytest.raises(UserError, match="Choose"):
             names.label_of(chosen)
     assert ClassNames(BINARY).other(1) == 0
-    assert "cannot be shown" in picture(Query("x", b"no picture", HOSTILE))
-    assert "<img src=x" not in picture(Query("x", b"no picture", HOSTILE))
+    assert "cannot be shown" in picture(Meme("x", b"no picture", HOSTILE))
+    assert "<img src=x" not in picture(Meme("x", b"no picture", HOSTILE))

@@ -20,7 +20,6 @@ from ra_hmd.data.ocr import read_text
 from ra_hmd.experiments.in_context import prompting
 from ra_hmd.features.extraction import _EncodedMemes
 from ra_hmd.inference.explainer import _picture
-from ra_hmd.inference.types import Query
 from ra_hmd.models.checkpoint import MemeModel, open_backbone
 from ra_hmd.models.clip_encoder import Encoder
 from ra_hmd.models.generation.engines import _png
@@ -163,7 +162,7 @@ def test_every_entry_point_sees_these_pixels(case: str, files: Callable[[str], P
     encoder.image_processor = lambda images, **_: seen.append(images) or {}
     with open_image(path) as opened:
         encoder.pixels(opened)  # a picture that someone else opened
-    seen += [Query("a", source).picture() for source in (path, path.read_bytes(), open_image(path))]  # service, API
+    seen += [Meme("a", source).load_image() for source in (path, path.read_bytes(), open_image(path))]  # service, API
     seen += [prompting._load("a", path), _picture(path)]
     seen.append(load_image({"bytes": path.read_bytes(), "path": None}))  # embedded in Parquet
     read_text(lambda pixels: seen.append(Image.fromarray(pixels[..., ::-1])) or SimpleNamespace(txts=None, scores=None),

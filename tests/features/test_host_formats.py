@@ -27,7 +27,7 @@ from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.prompt import Answers, PromptTemplate
 from ra_hmd.data.resolve import resolve_memes
 from ra_hmd.features.store import read_features
-from ra_hmd.inference.batch_reader import read_queries
+from ra_hmd.inference.batch_reader import read_batch
 from ra_hmd.models.checkpoint import load_encoder
 from ra_hmd.models.tokenization import InputSettings
 
@@ -203,7 +203,7 @@ def test_training_extraction_and_prediction_read_the_same_rows(
 
     if write in (other_tags, parts_of_a_folder):  # only their entry says what the columns are; a folder is pictures
         return
-    asked = [one.query for one in read_queries(folder / entry["file_name"], folder)]
+    asked = [one.meme for one in read_batch(folder / entry["file_name"], folder)]
     assert [(query.id, query.text) for query in asked if query] == [(meme.id, meme.text) for meme in memes]
     assert [query.image.read_bytes() for query in asked] == [meme.image.read_bytes() for meme in memes]
 

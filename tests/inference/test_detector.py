@@ -18,7 +18,7 @@ from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import read_features
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import Query, Verdict
+from ra_hmd.inference.types import Verdict
 from ra_hmd.scoring.scorer import Scorer
 
 HEADS = {"lmm": ("lmh", "lrc", "rkc"), "stage2": ("lmh", "lrc", "rkc"), "encoder": ("lrc", "rkc")}
@@ -29,8 +29,8 @@ def ra_hmd(*words: str | Path) -> None:
     assert done.exit_code == 0, f"{words}\n{done.output}\n{done.exception!r}"
 
 
-def queries(memes: list[Meme]) -> list[Query]:
-    return [Query(meme.id, meme.image, meme.text) for meme in memes]
+def queries(memes: list[Meme]) -> list[Meme]:
+    return [Meme(meme.id, meme.image, meme.text) for meme in memes]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_a_picture_in_memory_and_its_file_are_one(lab: Path, memes: Path) -> Non
     assert detector.head == "lrc"
     with Image.open(meme.image) as image:
         image.load()
-    by_path, by_image = detector([Query("x", meme.image, meme.text), Query("x", image, meme.text)])
+    by_path, by_image = detector([Meme("x", meme.image, meme.text), Meme("x", image, meme.text)])
     assert by_path.scores == pytest.approx(by_image.scores, abs=1e-6)
     assert by_path.neighbours is None
     assert "rkc" not in by_path.scores
@@ -129,7 +129,7 @@ def test_a_picture_in_memory_and_its_file_are_one(lab: Path, memes: Path) -> Non
 def test_caption_is_read_from_the_picture_when_it_is_missing(lab: Path, memes: Path) -> None:
     meme = read_memes(memes / "a" / "dev.jsonl")[0]
     big = Image.open(meme.image).convert("RGB").resize((448, 448))
-    (one,) = Detector.from_run(lab / "encoder")([Query("x", big, None)])
+    (one,) = Detector.from_run(lab / "encoder")([Meme("x", big, None)])
     assert one.text_source.startswith("ocr:rapidocr-")
     assert set(one.text.lower().split()) & set(meme.text.lower().split())
 
@@ -180,8 +180,8 @@ def test_what_cannot_be_is_refused_in_words(lab: Path, tmp_path: Path) -> None:
     detector = Detector.from_run(lab / "encoder", head="lmh")
     picture = Image.new("RGB", (40, 40), "white")
     with pytest.raises(UserError, match="`lmh` has no answer"):
-        detector([Query("x", picture, "a cat")])
+        detector([Meme("x", picture, "a cat")])
     with pytest.raises(UserError, match=r"meme 'y': image .* does not exist"):
-        detector([Query("x", picture, "a cat"), Query("y", tmp_path / "none.png", "a cat")])
+        detector([Meme("x", picture, "a cat"), Meme("y", tmp_path / "none.png", "a cat")])
     with pytest.raises(UserError, match="200 times"):
-        detector.prepare(Query("z", Image.new("RGB", (4000, 3)), ""))
+        detector.prepare(Meme("z", Image.new("RGB", (4000, 3)), ""))

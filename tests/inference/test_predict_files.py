@@ -26,9 +26,8 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.inference import batch, batch_reader
 from ra_hmd.inference.batch import judge_chunks, predict_files
-from ra_hmd.inference.batch_reader import BatchRow, read_queries
+from ra_hmd.inference.batch_reader import BatchRow, read_batch
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import Query
 from ra_hmd.scoring.operating_point import UNDECIDED
 
 
@@ -150,9 +149,9 @@ def test_each_kind_of_input_gives_the_same(detector: Detector, test_memes: list[
         outputs.append((tmp_path / f"{kind}.jsonl").read_bytes())
     assert outputs[0] == outputs[1] == outputs[2]
     assert [one["id"] for one in lines_of(tmp_path / "csv.jsonl")] == [row["id"] for row in rows]
-    asked = list(read_queries(tmp_path / "folder"))
-    expected = [Query(row["id"], tmp_path / row["image"]) for row in rows]
-    assert [one.query for one in asked] == [Query("notes.txt", tmp_path / "folder/notes.txt"), *expected]
+    asked = list(read_batch(tmp_path / "folder"))
+    expected = [Meme(row["id"], tmp_path / row["image"]) for row in rows]
+    assert [one.meme for one in asked] == [Meme("notes.txt", tmp_path / "folder/notes.txt"), *expected]
 
 
 def test_bad_rows_are_set_aside_with_their_reason(
@@ -329,7 +328,7 @@ def test_rows_are_read_as_they_are_judged(detector: Detector, test_memes: list[M
         nonlocal taken
         for number in range(1000):
             taken += 1
-            yield number, [BatchRow("here", meme.id, Query(meme.id, meme.image, meme.text)) for meme in test_memes[:5]]
+            yield number, [BatchRow("here", meme.id, Meme(meme.id, meme.image, meme.text)) for meme in test_memes[:5]]
 
     judged = judge_chunks(detector, chunks(), workers=1)  # four pictures ahead: less than a chunk
     for done in range(1, 6):
@@ -423,7 +422,7 @@ def test_pictures_on_the_command_line(lab: Path, test_memes: list[Meme]) -> None
     words += ["--text", one.text, "--text", two.text]
     printed = CliRunner().invoke(app, [str(word) for word in [*words, "--json"]])
     found = [json.loads(line) for line in printed.stdout.splitlines()]  # nothing else on stdout
-    expected = Detector.from_run(lab / "head", lab / "train")([Query(one.id, one.image, one.text)])[0]
+    expected = Detector.from_run(lab / "head", lab / "train")([Meme(one.id, one.image, one.text)])[0]
     assert [line["id"] for line in found] == [str(one.image), str(two.image)]
     assert found[0]["scores"] == pytest.approx(expected.scores, abs=1e-4)
     shown = ra_hmd(*words)

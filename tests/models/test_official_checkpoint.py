@@ -21,7 +21,6 @@ from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.features.store import read_features
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import Query
 from ra_hmd.models.checkpoint import open_run
 from ra_hmd.models.convert_official import import_official
 from ra_hmd.models.head import read_head_config
@@ -122,7 +121,7 @@ def ra_hmd(*words: str | Path) -> str:
 
 
 def check_detector(run: Path, expected: list[dict[str, Any]], memes: list[Meme]) -> None:
-    found = Detector.from_run(run)([Query(meme.id, meme.image, meme.text) for meme in memes])
+    found = Detector.from_run(run)([Meme(meme.id, meme.image, meme.text) for meme in memes])
     for one, by_hand in zip(found, expected, strict=True):
         assert one.scores == pytest.approx({"lmh": by_hand["lmh"], "lrc": by_hand["lrc"]}, abs=1e-4)
 
@@ -148,7 +147,7 @@ def test_scores_are_those_of_a_computation_by_hand(
         assert store.hidden[row] == pytest.approx(by_hand["hidden"].numpy(), abs=1e-4)
         assert store.embedding[row] == pytest.approx(by_hand["embedding"].numpy(), abs=1e-4)
         assert torch.tensor(store.lrc_logit[row]).sigmoid().item() == pytest.approx(by_hand["lrc"], abs=1e-4)
-    banked = Detector.from_run(run, tmp_path / "store")([Query("new", some[0].image, some[0].text)])
+    banked = Detector.from_run(run, tmp_path / "store")([Meme("new", some[0].image, some[0].text)])
     assert banked[0].neighbours[0]["id"] == some[0].id  # its own row, under another id
 
 

@@ -12,7 +12,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.data.import_dataset import import_data
 from ra_hmd.data.readers import get_reader
 from ra_hmd.data.rows import csv_rows
-from ra_hmd.inference.batch_reader import read_queries
+from ra_hmd.inference.batch_reader import read_batch
 
 HEADER = "id,image,text,label\n"
 
@@ -89,12 +89,12 @@ def test_a_table_without_rows_is_called_so(tmp_path: Path, text: str) -> None:
 def test_rows_to_judge_are_read_alike(tmp_path: Path) -> None:
     picture(tmp_path / "img" / "a.png")
     (tmp_path / "a.csv").write_text("sep=;\nid;image;text;\n1;img\\a.png;x;\n;;;\n  ;img/a.png;x;\n")
-    first, blank = read_queries(tmp_path / "a.csv")
-    assert first.query is not None
-    assert (first.id, first.query.image) == ("1", tmp_path / "img" / "a.png")
-    assert (blank.place, blank.query) == ("a.csv, line 5", None)
+    first, blank = read_batch(tmp_path / "a.csv")
+    assert first.meme is not None
+    assert (first.id, first.meme.image) == ("1", tmp_path / "img" / "a.png")
+    assert (blank.place, blank.meme) == ("a.csv, line 5", None)
     (tmp_path / "b.csv").write_text("Id,Image,Text\n1,img/a.png,x\n")
-    (row,) = read_queries(tmp_path / "b.csv")
+    (row,) = read_batch(tmp_path / "b.csv")
     assert "Id, Image, Text" in row.problem
 
 

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 from servers import drawn, encoded, in_process
 
+from ra_hmd.data.meme import Meme
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import Query
 
 MARK = "zebracake"
 LIMIT = 4_000_000
@@ -137,7 +137,7 @@ def test_odd_pictures_are_judged_as_extraction_sees_them(
 ) -> None:
     path = tmp_path / "picture"
     path.write_bytes(GOOD[what])
-    (expected,) = _detector(served_clip)([Query("x", path, "a cake")])
+    (expected,) = _detector(served_clip)([Meme("x", path, "a cake")])
     body = {"memes": [{"id": "x", "image": encoded(GOOD[what]), "text": "a cake"}]}
     answer = client.post("/v1/classify", json=body)
     assert answer.status_code == 200, answer.text

@@ -17,13 +17,13 @@ from ra_hmd.console.review_queue import margin
 from ra_hmd.console.reviews import Reviews
 from ra_hmd.console.views import Views
 from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.inference.batch import predict_files
 from ra_hmd.inference.batch_features import predict
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.meme_lookup import Gallery
-from ra_hmd.inference.types import Query
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.bank_service import BankService
@@ -37,7 +37,7 @@ def test_over_the_api(served_clip: Path, clip_bank: Path, memes: Path, tmp_path:
     meme, other = queries(memes)[:2]
     with in_thread(app, Authorization=f"Bearer {key}") as client:
 
-        def judged(query: Query, **fields: Any) -> dict[str, Any]:
+        def judged(query: Meme, **fields: Any) -> dict[str, Any]:
             answer = client.post("/v1/classify", json={"memes": [as_json(query, id=None) | fields]})
             return answer.json()["results"][0]
 
@@ -85,7 +85,7 @@ def test_by_the_console(served_clip: Path, clip_bank: Path, memes: Path, tmp_pat
         picture = known.image.read_bytes()
 
         def looked_at(name: str) -> Subject:
-            query = Query(name, picture, known.text)
+            query = Meme(name, picture, known.text)
             return Subject(f"meme-{name}", query, wait_for_all(service.submit([query]), 60)[0])
 
         subject = looked_at("one")

@@ -11,8 +11,8 @@ from servers import queries
 
 from ra_hmd.bank.bank import open_bank
 from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme import Meme
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.types import Query
 from ra_hmd.serve.bank_service import BankService, Labelled
 from ra_hmd.serve.batching import BatchingService, BatchingSettings, QueueFull, ServiceClosed, wait_for_all
 
@@ -86,7 +86,7 @@ def test_who_wants_the_model_alone_gets_it_soon(served_clip: Path, memes: Path) 
 
 def test_a_bad_picture_fails_alone(served_clip: Path, memes: Path, tmp_path: Path) -> None:
     (tmp_path / "not.png").write_text("words")
-    good, bad = queries(memes)[0], Query("bad", tmp_path / "not.png", "a cat")
+    good, bad = queries(memes)[0], Meme("bad", tmp_path / "not.png", "a cat")
     with BatchingService(Detector.from_run(served_clip / "head")) as service:
         first, second, third = service.submit([good, bad, good])
         assert first.result(60).detection.scores == third.result(60).detection.scores
@@ -100,7 +100,7 @@ def test_a_correction_votes_in_the_next_answer(served_clip: Path, clip_bank: Pat
         bank_service = BankService.open(service, served_clip / "features" / "dev")
         before = wait_for_all(service.submit(asked), 60)
         meme = asked[0]
-        twin = Query("twin", meme.image, meme.text)  # so near that it comes first
+        twin = Meme("twin", meme.image, meme.text)  # so near that it comes first
         planned = [Labelled(twin, 1 - before[0].detection.verdicts["rkc"], "seen by a person")]
         shown = bank_service.effect(add=planned)
         assert bank_service.bank.version == 1, "looking changes nothing"
@@ -147,7 +147,7 @@ def test_a_feature_store_cannot_be_changed_and_a_test_split_is_no_reference(
         bank_service = BankService(service)
         with pytest.raises(UserError, match="no meme yet"):
             bank_service.effect(remove=[bank_service.bank.ids[0]])
-        meme = Query("x", Image.new("RGB", (64, 64), "red"), "a cake")
+        meme = Meme("x", Image.new("RGB", (64, 64), "red"), "a cake")
         with pytest.raises(UserError, match="labels"):
             bank_service.add([Labelled(meme, 7)], author="ana", reason="wrong", source="review")
         assert bank_service.bank.version == 1

@@ -297,7 +297,7 @@ class Findings:
         for split in self.data.splits:
             memes = (meme for _, meme in self.data.rows(split) if not isinstance(meme, str))
             for meme, (_, width, height) in zip(memes, sizes, strict=False):
-                over = excess(meme.text, width, height) if width and height else 0
+                over = excess(meme.caption, width, height) if width and height else 0
                 if over > 0:
                     self.found["over_budget"].add(f"{split}: {meme.id}, {over} tokens over")
 

@@ -90,7 +90,7 @@ def scan(
 def _scan_chunk(
     split: str, cache: Path, chunk: list[tuple[str, Meme | str]], data: MemeData, tasks: tuple[Task, ...]
 ) -> tuple[str, list[RowFacts]]:
-    images = iter(_images([str(meme.image) for _, meme in chunk if isinstance(meme, Meme)], cache))
+    images = iter(_images([str(meme.path) for _, meme in chunk if isinstance(meme, Meme)], cache))
     return split, [
         _row_facts(place, meme, next(images), data, tasks) if isinstance(meme, Meme) else RowFacts(place, meme)
         for place, meme in chunk
@@ -98,16 +98,16 @@ def _scan_chunk(
 
 
 def _row_facts(place: str, meme: Meme, image: ImageFacts, data: MemeData, tasks: tuple[Task, ...]) -> RowFacts:
-    found = special_strings(meme.text)
+    found = special_strings(meme.caption)
     row = meme.to_row()
     return RowFacts(
         place=place,
         id=meme.id,
-        path=str(meme.image),
-        path_hash=_short_hash(str(meme.image)),
-        caption=_short_hash(" ".join(meme.text.casefold().split())),
+        path=str(meme.path),
+        path_hash=_short_hash(str(meme.path)),
+        caption=_short_hash(" ".join(meme.caption.casefold().split())),
         content=_short_hash(json.dumps(row, sort_keys=True)),
-        characters=len(meme.text),
+        characters=len(meme.caption),
         special=found[0] if found else "",
         values=tuple(data.value(task, meme) for task in tasks),
         image=image,

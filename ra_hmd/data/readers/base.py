@@ -128,7 +128,7 @@ class Reader(ABC):
             for row, meme in self._memes(part, found):
                 if isinstance(meme, Meme):
                     folder = found.images.get((part.path, meme.split))
-                    meme = replace(meme, image=Path() if folder is None else folder.path(meme.image))  # noqa: PLW2901
+                    meme = replace(meme, image=Path() if folder is None else folder.path(meme.path))  # noqa: PLW2901
                 yield part, row, meme
 
     def _memes(self, part: Part, found: Found) -> Iterator[tuple[Row, Meme | str]]:
@@ -203,7 +203,7 @@ class Reader(ABC):
     ) -> tuple[dict[Source, ImageFolder], tuple[str, ...]]:
         def images(part: Part, split: str) -> Iterator[Path]:
             memes = (meme for _, meme in self._memes(part, found) if isinstance(meme, Meme))
-            return (meme.image for meme in memes if meme.split == split)
+            return (meme.path for meme in memes if meme.split == split)
 
         samples: dict[Source, list[Path]] = defaultdict(list)
         problems: Counter[str] = Counter()
@@ -212,7 +212,7 @@ class Reader(ABC):
                 if not isinstance(meme, Meme):
                     problems[meme] += 1
                 elif len(samples[part.path, meme.split]) < _SAMPLE:
-                    samples[part.path, meme.split].append(meme.image)
+                    samples[part.path, meme.split].append(meme.path)
         if not samples:  # then the images are not what is wrong
             reasons = "; ".join(f"{problem} ({count})" for problem, count in problems.most_common(3))
             raise UserError(f"Of {self.title} below {where} no row can be used: {reasons or 'there is none'}.")

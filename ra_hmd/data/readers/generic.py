@@ -140,7 +140,7 @@ class Generic(Reader):
 
     def _from_sharegpt(self, row: Row, part: Part) -> Meme:
         meme = super()._from_sharegpt(row, part)
-        return meme if "id" in row.values else replace(meme, id=str(meme.image))
+        return meme if "id" in row.values else replace(meme, id=str(meme.path))
 
 
 def _splits_of(paths: list[Path]) -> dict[Path, str]:

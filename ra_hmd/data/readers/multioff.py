@@ -64,4 +64,4 @@ class MultiOff(Reader):
 
     def _from_sharegpt(self, row: Row, part: Part) -> Meme:
         meme = super()._from_sharegpt(row, part)
-        return Meme(meme.image.name, meme.image, meme.text, meme.label, meme.split)
+        return Meme(meme.path.name, meme.path, meme.text, meme.label, meme.split)

@@ -322,9 +322,9 @@ def _meme(domain: Domain, record: dict[str, Any]) -> Meme:
 def _describe(meme: Meme, row: dict[str, Any], prompt: PromptTemplate, rng: random.Random) -> dict[str, Any]:
     """The ShareGPT record of a description; its id differs from the meme's, and it has no label."""
     image, text = row["attributes"]["image"], row["attributes"]["text"]
-    answer = rng.choice(descriptions(image["subject"], image["body"], text["topic"], meme.text))
-    question = prompt.render(meme.text)
-    return TrainingRecord(f"{meme.id}-description", str(meme.image), meme.text, question, answer).to_row()
+    answer = rng.choice(descriptions(image["subject"], image["body"], text["topic"], meme.caption))
+    question = prompt.render(meme.caption)
+    return TrainingRecord(f"{meme.id}-description", str(meme.path), meme.caption, question, answer).to_row()
 
 
 def _write_records(path: Path, records: list[dict[str, Any]]) -> None:

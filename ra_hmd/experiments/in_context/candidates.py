@@ -80,7 +80,7 @@ def _with_features(memes: Sequence[Meme], place: Path, features: Features, head:
     absent = [f"meme {meme.id!r}" for meme in memes if meme.id not in row_of]
     raise_all(absent, f"{place} has no features of these; extract them, with the same --data and --split")
     found = features.select(np.array([row_of[meme.id] for meme in memes], dtype=np.int64))
-    texts = found.texts or [meme.text for meme in memes]
+    texts = found.texts or [meme.caption for meme in memes]
     other = [f"meme {meme.id!r}" for meme, text in zip(memes, texts, strict=True) if text != meme.text]
     raise_all(other, f"{place} was made from memes of the same ids with other captions")
     check_store(found, place, labelled=False)

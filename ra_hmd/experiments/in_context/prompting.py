@@ -39,21 +39,21 @@ class Asker:
         messages, pictures = [], []
         for row in shown:
             example = self.examples[row]
-            picture = self._picture(example.id, example.image)
+            picture = self._picture(example.id, example.path)
             if row not in self._questions:
                 self._questions[row] = self._question(example, picture)
             assert isinstance(example.label, int)
             messages += [{"role": "user", "content": self._questions[row]},
                          {"role": "assistant", "content": self.answers[example.label]}]  # fmt: skip
             pictures.append(picture)
-        picture = _load(meme.id, meme.image)
+        picture = _load(meme.id, meme.path)
         messages.append({"role": "user", "content": self._question(meme, picture)})
         return Chat(messages, [*pictures, picture])
 
     def _question(self, meme: Meme, picture: Image) -> str:
         """As in training: a caption that is too long for it is shortened here, too."""
         try:
-            fitted = self.chat_model.model.encoder.encode(meme.text, picture).caption
+            fitted = self.chat_model.model.encoder.encode(meme.caption, picture).caption
         except ValueError as error:  # a UserError, or what the model's own code says of the image
             raise UserError(f"meme {meme.id!r}: {error}") from error
         return self.settings.prompt.render(fitted)

@@ -145,7 +145,7 @@ def _check_memes(run: Run, queries: Sequence[Meme], examples: Sequence[Meme]) ->
         if memes:
             run.settings.problem.check(label_array(memes), f"The memes that are to be {name}")
     bad = [f"meme {m.id!r}: image {m.image} is missing or not an image" for m in [*queries, *examples]
-           if image_size(m.image) == (0, 0)]  # fmt: skip
+           if image_size(m.path) == (0, 0)]  # fmt: skip
     raise_all(bad, "Images that cannot be opened; mend their paths or remove the records")
 
 
@@ -171,8 +171,8 @@ def _longest_first(queries: Sequence[Meme], examples: Sequence[Meme], rows: np.n
     """Queries in an order that shows at once whether prompts are too long for context or memory."""
 
     def length(meme: Meme) -> float:
-        width, height = image_size(meme.image)
-        return min(width * height, pixels) / 784 + len(meme.text) / 4
+        width, height = image_size(meme.path)
+        return min(width * height, pixels) / 784 + len(meme.caption) / 4
 
     shown = np.array([length(meme) for meme in examples])
     total = np.array([length(meme) for meme in queries]) + (shown[rows].sum(axis=1) if rows.size else 0.0)
