@@ -1,4 +1,4 @@
-"""The code blocks of README.md and docs/, and the commands in them as a shell would expand them."""
+"""The code blocks of the repository's pages, and the commands in them as a shell would expand them."""
 
 import os
 import re
@@ -10,7 +10,14 @@ from pathlib import Path
 
 from engines import ROOT
 
-PAGES = ("README.md", "data/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "CHANGELOG.md",
+    "data/README.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+)
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Programs that a block may really run while it is expanded: they only write to standard output or into `work`.
 _HARMLESS = ("base64", "cat", "date", "mkdir", "openssl")

@@ -6,6 +6,7 @@ changes what a CPU cannot do.
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,7 +45,8 @@ NOT_HERE = {"docker", "pip", "sudo"}
 NOT_RUN = {
     ("README.md", "make demo"): "tests/e2e/test_demo.py, and this test run itself",
     ("docs/development.md", "make test"): "this test run itself",
-    ("docs/development.md", "gpu_check.sh"): "tests/test_gpu_check.py",
+    ("CONTRIBUTING.md", "make test"): "this test run itself",
+    ("docs/development.md", "gpu_check.sh"): "tests/packaging/test_gpu_check.py",
     ("docs/deploy.md", "docker build"): "tests/packaging; needs a Docker engine",
     ("docs/deploy.md", "docker compose --profile milvus"): "needs a Docker engine",
     ("docs/explain.md", "venv ~/vllm"): "needs a GPU",
@@ -53,9 +55,9 @@ NOT_RUN = {
     ("docs/bank.md", "pip install 'ra-hmd[milvus]'"): "tests/bank, with Milvus Lite",
     ("docs/encoders.md", "make-confounders"): "tests/e2e/test_encoder_track.py",
     ("docs/stage2.md", "k_shot=data/imported/mami"): "tests/training/test_few_shots.py",
-    ("docs/studies.md", "cross.yaml"): "tests/evaluation/test_cross_eval.py",
-    ("docs/studies.md", "ra-hmd ablate"): "tests/e2e/test_ablate.py, tests/evaluation/test_cross_eval.py",
-    ("docs/studies.md", "outputs/age --final"): "tests/evaluation/test_staleness.py",
+    ("docs/studies.md", "cross.yaml"): "tests/experiments/test_cross_eval.py",
+    ("docs/studies.md", "ra-hmd ablate"): "tests/e2e/test_ablate.py, tests/experiments/test_cross_eval.py",
+    ("docs/studies.md", "outputs/age --final"): "tests/experiments/test_staleness.py",
 }
 
 
@@ -373,5 +375,7 @@ OTHERS = [
 
 def test_every_block_is_run_or_says_why_not() -> None:
     named = [(page, words) for page, words, _ in BLOCKS] + OTHERS + list(NOT_RUN)
+    for reason in NOT_RUN.values():
+        assert all((ROOT / path).exists() for path in re.findall(r"tests/[\w/.]+", reason)), reason
     for block in blocks("bash"):
         assert sum(page == block.page and words in block.text for page, words in named) == 1, block
