@@ -13,7 +13,7 @@ from ra_hmd.console.users import Authenticator
 from ra_hmd.console.views import Views
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
-from ra_hmd.inference.meme_lookup import Gallery
+from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService, wait_for_all
@@ -66,14 +66,14 @@ class Console:
         explainer: "Explainer | None" = None,
         keys: KeyRing | None = None,
         settings: RequestLimits | None = None,
-        gallery: Gallery | None = None,
+        gallery: MemeLookup | None = None,
         options: ConsoleSettings | None = None,
     ) -> None:
         options = options or ConsoleSettings()
         self.service, self.explainer, self.settings = service, explainer, settings or RequestLimits()
         self.authenticator = Authenticator(options.author, keys)
         self.names = ClassNames(service.detector.problem, options.class_names)
-        self.views = Views(service, self.names, gallery or Gallery())
+        self.views = Views(service, self.names, gallery or MemeLookup())
         self.reviews = Reviews(options.reviews or _beside(service))
         self.moderation = Moderation(bank_service, self.reviews)
         self.queue = ReviewQueue(service, self.reviews, options.queue, options.media_dir)

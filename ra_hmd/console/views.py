@@ -15,7 +15,7 @@ from ra_hmd.console.moderation import ChangePreview
 from ra_hmd.console.review_queue import threshold_probabilities
 from ra_hmd.console.thumbnails import as_data_url
 from ra_hmd.data.meme import Meme
-from ra_hmd.inference.meme_lookup import Gallery
+from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.inference.types import Verdict
 from ra_hmd.serve.batching import BatchingService, ServedVerdict
 from ra_hmd.serve.errors import public_source
@@ -77,7 +77,7 @@ class Views:
 
     service: BatchingService
     names: ClassNames
-    gallery: Gallery
+    gallery: MemeLookup
 
     def card(self, answer: ServedVerdict, in_bank: Mapping[str, Any] | None = None) -> str:
         """Verdict, scores and neighbours of a meme.

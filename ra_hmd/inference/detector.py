@@ -1,12 +1,11 @@
-"""From a meme to a verdict: the one object that a command line, a service and a console ask.
+"""The detector: from memes to verdicts, for the command line, the HTTP service and the console alike.
 
 Shapes: Q memes, B memes of a batch, C outputs of the problem (1 if binary).
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from PIL.Image import Image
 
-from ra_hmd.bank.bank import Bank
 from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.config import choose
 from ra_hmd.core.dtype import DType
@@ -29,15 +27,15 @@ from ra_hmd.data.text import well_formed
 from ra_hmd.features.extraction import FeatureModel, batch_columns, features_from
 from ra_hmd.features.feature_model import open_feature_model
 from ra_hmd.inference.types import Explain, PreparedMeme, Verdict
+from ra_hmd.inference.verdicts import verdicts_of
 from ra_hmd.models.head import HEAD_WEIGHTS
 from ra_hmd.retrieval.voting import Voting
-from ra_hmd.scoring.evidence import plain_score, vote_evidence
 from ra_hmd.scoring.scorer import Scorer
-from ra_hmd.scoring.scores import DecisionRule, ScoredSet
+from ra_hmd.scoring.scores import ScoredSet
 
 
-def _decider(scorer: Scorer, head: Head | None, abstain: float) -> Head:
-    """Who decides. Raises `UserError`: a head that is not there, a band that cannot be."""
+def _deciding_head(scorer: Scorer, head: Head | None, abstain: float) -> Head:
+    """Return the head that decides. Raises `UserError` for a missing head, and a band outside [0, 0.5)."""
     head = head or ("lrc" if scorer.examples is None else "rkc")
     choose("head", head, get_args(Head))
     if head == "rkc" and scorer.examples is None:
@@ -51,21 +49,21 @@ def _decider(scorer: Scorer, head: Head | None, abstain: float) -> Head:
 
 
 class Detector:
-    """A trained system, opened to judge memes: LMM or encoder, head, bank and rules.
+    """A trained system that classifies memes: LMM or encoder, head, bank and decision rules.
 
-    Every score comes from one forward pass of a meme, by the same code as `ra-hmd extract` (or `encode`) and
-    `ra-hmd evaluate`, and depends on no other meme.
+    The scores of a meme come from one forward pass, by the code of `ra-hmd extract` (or `encode`) and `ra-hmd
+    evaluate`, and depend on no other meme.
 
     Args:
-        model: What gives memes their features.
-        scorer: Head, bank, thresholds, calibration.
-        head: Who decides; default is the RKC with a bank and the LRC without.
-        abstain: Width of the band around the threshold, in probability, in which a meme is left to a person: its
-            probability is less than this from that of the threshold. Binary heads.
+        model: Computes the features of memes.
+        scorer: Head, bank, thresholds and calibration.
+        head: The head that decides; default is the RKC with a bank and the LRC without.
+        abstain: Half the width, in probability, of the band around the threshold in which a meme is left to a person.
+            Binary heads only.
         batch_size: Memes per forward pass.
 
     Raises:
-        UserError: a head that is not there, a band that cannot be.
+        UserError: a missing head, an abstention band outside [0, 0.5) or for several classes.
     """
 
     def __init__(
@@ -78,7 +76,7 @@ class Detector:
     ) -> None:
         self.model, self.scorer, self.batch_size = model, scorer, batch_size
         self.problem = scorer.model.config.problem
-        self.head, self.abstain = _decider(scorer, head, abstain), abstain
+        self.head, self.abstain = _deciding_head(scorer, head, abstain), abstain
         self._head_sha256 = sha256_file(scorer.checkpoint / HEAD_WEIGHTS)
         self._reader: Any = None
         self._reading = threading.Lock()
@@ -99,21 +97,21 @@ class Detector:
         dtype: DType | None = None,
         device: str | torch.device | None = None,
     ) -> "Detector":
-        """Open what was trained.
+        """Open a trained system.
 
         Args:
             run: Folder with a head: a Stage 1 run, a Stage 2 output, or a head on an encoder's features.
-            bank: Labelled memes that vote: a feature store, or an example bank. Without it there is no RKC.
-            backbone: Stage 1 run, or encoder, that the head stands on, if it is not where the run says.
-            base_model: Where the base model of an LMM lies now.
-            head: Who decides.
-            voting: The vote; by default the official one.
+            bank: Labelled memes that vote: a feature store or an example bank. Without a bank there is no RKC.
+            backbone: Stage 1 run or encoder that the head was trained on, if it is not where the run says.
+            base_model: Where the base model of an LMM is now.
+            head: See `Detector`.
+            voting: Settings of the vote; default are the official ones.
             thresholds: `stored` beside the head, if there are any, or `official`.
             abstain: See `Detector`.
             batch_size: Memes per forward pass.
-            dtype: Of the LMM's or encoder's computation; default is as the features were made for an encoder, and
-                that of the weights for an LMM.
-            device: Where everything runs; by default what accelerate finds.
+            dtype: Precision of the LMM or encoder; default is that of the weights for an LMM, and that of the
+                features that the head was trained on for an encoder.
+            device: Where everything runs; default is what accelerate finds.
 
         Raises:
             UserError: folders that are missing, or do not belong together.
@@ -122,61 +120,63 @@ class Detector:
         scorer = Scorer.open(run, bank, voting, thresholds=thresholds, device=device)
         opened = open_feature_model(run, backbone=backbone, base_model=base_model, dtype=dtype)
         scorer.check_origin(opened.place, opened.fingerprint)
-        head = _decider(scorer, head, abstain)  # before a large model is loaded
+        head = _deciding_head(scorer, head, abstain)  # before a large model is loaded
         return cls(opened.load(device), scorer, head, abstain, batch_size)
 
     @property
     def version(self) -> dict[str, Any]:
-        """What the answers depend on: `run`, `head_sha256`, and `bank` with `place`, `sha256`, perhaps `version`."""
+        """What verdicts depend on: `run`, `head_sha256`, and `bank` with `place`, `sha256` and, for an example bank,
+        `version`.
+        """
         return {"run": str(self.scorer.checkpoint), "head_sha256": self._head_sha256, "bank": self.scorer.state}
 
     def refresh(self) -> None:
-        """Go to the newest version of an example bank, which another process may have changed."""
+        """Switch to the newest version of the example bank, which another process may have changed."""
         self.scorer = self.scorer.refreshed()
 
-    def __call__(self, queries: Sequence[Meme], explain: Explain | None = None) -> list[Verdict]:
-        """Judge memes, in their order.
+    def __call__(self, memes: Sequence[Meme], explain: Explain | None = None) -> list[Verdict]:
+        """Classify memes, in their order.
 
         Args:
-            queries: The memes.
+            memes: The memes; a caption that is None is read from the image.
             explain: Explains the verdicts, such as an `Explainer`; no score depends on it.
 
         Raises:
-            UserError: a picture that cannot be opened or used, a caption that does not fit, names the meme; no LMM
-                that could explain.
+            UserError: an image that cannot be decoded or used, or a caption that does not fit (the message names the
+                meme); no LMM for explanations.
         """
-        prepared = [self.prepare(query) for query in queries]
-        found = self.judge(prepared)
+        prepared = [self.prepare(meme) for meme in memes]
+        verdicts = self.judge(prepared)
         if explain is None:
-            return found
-        told = explain(found, [meme.picture for meme in prepared])
-        return [replace(one, **words.fields()) for one, words in zip(found, told, strict=True)]
+            return verdicts
+        explanations = explain(verdicts, [meme.image for meme in prepared])
+        return [replace(verdict, **one.fields()) for verdict, one in zip(verdicts, explanations, strict=True)]
 
-    def prepare(self, query: Meme) -> PreparedMeme:
-        """A meme as `judge` takes it: decoded, resized and tokenised, on the CPU.
+    def prepare(self, meme: Meme) -> PreparedMeme:
+        """Decode, resize and tokenise a meme, on the CPU.
 
         Raises:
             UserError: see `__call__`.
         """
         try:
-            image = query.load_image()
-            text, source = (well_formed(query.text), "given") if query.text is not None else self._read(image)
-            return PreparedMeme(query.id, text, source, self.model.encode(text, image), content_hash(image, text))
-        except ValueError as error:  # a UserError, or what the model's own code says of the image
-            raise UserError(f"meme {query.id!r}: {error}") from error
+            image = meme.load_image()
+            text, source = (well_formed(meme.text), "given") if meme.text is not None else self._read(image)
+            return PreparedMeme(meme.id, text, source, self.model.encode(text, image), content_hash(image, text))
+        except ValueError as error:  # a UserError, or an error of the model's own code about the image
+            raise UserError(f"meme {meme.id!r}: {error}") from error
 
     @property
     def prompt(self) -> PromptTemplate:
-        """The question of the LMM that judges; an encoder has none, and reads records of the official one."""
+        """The prompt of the LMM; for an encoder, which has none, the official one."""
         run = getattr(self.model, "run", None)
         return PromptTemplate() if run is None else run.settings.prompt
 
     def judge(self, memes: Sequence[PreparedMeme]) -> list[Verdict]:
-        """Judge prepared memes, in their order; those of similar length share a forward pass."""
-        return self.detections(memes, self.score(memes)) if memes else []
+        """Classify prepared memes, in their order; memes of similar length share a forward pass."""
+        return self.verdicts(memes, self.score(memes)) if memes else []
 
     def score(self, memes: Sequence[PreparedMeme]) -> ScoredSet:
-        """Scores and embeddings of one or more prepared memes, in their order; from one forward pass of each."""
+        """Scores and embeddings of one or more prepared memes, in their order."""
         order = sorted(range(len(memes)), key=lambda row: self.model.length(memes[row].item))
         parts = []
         for start in range(0, len(order), self.batch_size):
@@ -191,69 +191,20 @@ class Detector:
         features = features_from([meme.id for meme in memes], [meme.text for meme in memes], labels, columns)
         return self.scorer("the memes", features)
 
-    def detections(self, memes: Sequence[PreparedMeme], scored: ScoredSet) -> list[Verdict]:
-        """What is said of memes that `score` has scored, with the bank as it was then."""
-        return list(self._detections(memes, scored))
+    def verdicts(self, memes: Sequence[PreparedMeme], scored: ScoredSet) -> list[Verdict]:
+        """Verdicts on memes that `score` has scored, by the bank as it was then."""
+        if self.head not in scored.scores:
+            raise UserError(f"The head `{self.head}` has no answer: {' '.join(scored.notes)}")
+        captions = [(meme.text, meme.text_source) for meme in memes]
+        made = verdicts_of(scored, self.scorer, self.head, captions, abstain=self.abstain, provenance=True)
+        return list(made)
 
     def _read(self, image: Image) -> tuple[str, str]:
-        """The words on a picture, and what read them."""
+        """Caption read from an image, and the name of the OCR engine."""
         from ra_hmd.data.ocr import open_engine, read_text
 
-        with self._reading:  # `prepare` runs in several threads of a service, the engine in one at a time
+        with self._reading:  # a service calls `prepare` in several threads; the engine runs in one at a time
             if self._reader is None:
                 self._reader = open_engine()
             engine, source = self._reader
             return read_text(engine, image)["text"], source
-
-    def _detections(self, memes: Sequence[PreparedMeme], scored: ScoredSet) -> Iterator[Verdict]:
-        if self.head not in scored.scores:
-            raise UserError(f"The head `{self.head}` has no answer: {' '.join(scored.notes)}")
-        verdicts = {head: scored.verdicts(head) for head in scored.scores}
-        probabilities = {head: scored.probabilities(head) for head in scored.scores}
-        unsure = self._unsure(scored, probabilities[self.head])
-        identical = self.scorer.identical(scored)
-        for row, (meme, neighbours) in enumerate(zip(memes, self._evidence(scored), strict=False)):
-            decided = {head: values[row].tolist() for head, values in verdicts.items()}
-            if "rkc" in decided and scored.abstained[row]:
-                decided["rkc"] = None
-            known = identical[row]
-            verdict = None if unsure[row] else decided[self.head]
-            yield Verdict(
-                id=meme.id,
-                text=meme.text,
-                text_source=meme.text_source,
-                scores={head: plain_score(values[row], self.problem) for head, values in scored.scores.items()},
-                probabilities={head: plain_score(values[row], self.problem) for head, values in probabilities.items()},
-                verdicts=decided,
-                head=self.head,
-                verdict=verdict if known is None else known["label"],
-                threshold=None
-                if self.problem.kind == "single_label"
-                else plain_score(scored.rules[self.head].thresholds, self.problem),
-                neighbours=neighbours,
-                identical=known,
-            )
-
-    def _unsure(self, scored: ScoredSet, probabilities: np.ndarray) -> np.ndarray:
-        """bool [Q], memes whose probability is in the band around the threshold's."""
-        if not self.abstain:
-            return np.zeros(len(scored), dtype=bool)
-        rule: DecisionRule = scored.rules[self.head]
-        limit = rule.calibration.apply(rule.thresholds[None, :], self.head, self.problem)
-        return np.abs(probabilities - limit)[:, 0] < self.abstain
-
-    def _evidence(self, scored: ScoredSet) -> Iterator[list[dict[str, Any]] | None]:
-        examples = self.scorer.examples
-        if examples is None:
-            yield from repeat(None)
-            return
-        bank = examples.rows
-        for neighbours, found in zip(vote_evidence(scored, bank), scored.neighbours.rows, strict=True):
-            if not isinstance(bank, Bank):
-                yield neighbours
-                continue
-            known = [bank.row(int(place)) for place in found[found >= 0]]
-            yield [
-                neighbour | {name: told[name] for name in ("source", "note", "time")}
-                for neighbour, told in zip(neighbours, known, strict=True)
-            ]

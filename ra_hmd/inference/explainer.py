@@ -22,7 +22,7 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.prompt import IMAGE_PLACEHOLDER, NO_CLASS, TEXT_SLOT, clean_caption, special_strings
 from ra_hmd.data.text import well_formed
 from ra_hmd.features.store import read_features
-from ra_hmd.inference.meme_lookup import Gallery
+from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.inference.types import Explanation
 from ra_hmd.models.checkpoint import MemeModel
 from ra_hmd.models.generation.chat import Chat
@@ -81,7 +81,7 @@ class Explainer:
         policy: str | None = None,
         question: str = QUESTION,
         neighbours: int = 0,
-        galleries: Sequence[Gallery] = (),
+        galleries: Sequence[MemeLookup] = (),
         max_new_tokens: int = 256,
     ) -> None:
         if neighbours < 0 or max_new_tokens < 1:
@@ -102,7 +102,7 @@ class Explainer:
         *,
         engine: EngineKind = "auto",
         adapter: bool = True,
-        gallery: Gallery | None = None,
+        gallery: MemeLookup | None = None,
         neighbours: int = 0,
         tensor_parallel_size: int = 1,
         **how: Any,
@@ -307,8 +307,8 @@ def _picture(path: Path) -> Image | None:
         return None
 
 
-def _captions(store: str | Path) -> Gallery:
+def _captions(store: str | Path) -> MemeLookup:
     """The captions of a feature store, without pictures."""
     features = read_features(store)
     texts = features.texts or []
-    return Gallery({name: Meme(name, Path(), text) for name, text in zip(features.ids, texts, strict=bool(texts))})
+    return MemeLookup({name: Meme(name, Path(), text) for name, text in zip(features.ids, texts, strict=bool(texts))})

@@ -1,7 +1,9 @@
-"""Where the pictures and captions of a bank's memes are: a bank keeps ids and embeddings, the data set the rest."""
+"""Images and captions of a bank's memes. A bank keeps ids and embeddings; the data set has the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from PIL.Image import Image
 
 from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.errors import UserError
@@ -9,67 +11,93 @@ from ra_hmd.data.images import file_digest
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import iter_memes
 from ra_hmd.data.prompt import PromptTemplate
+from ra_hmd.features.store import read_features
 from ra_hmd.models.checkpoint import MemeModel
 
 
-class Gallery:
-    """Memes by their ids. Pictures are not opened.
+class MemeLookup:
+    """Captions and images of memes by id. Images are decoded when they are requested.
 
     Args:
-        memes: By id.
-        unread: How many rows could not be read.
+        memes: Memes with their images.
+        captions: Id → caption of further memes, without images.
+        unread: Number of rows that could not be read.
     """
 
-    def __init__(self, memes: dict[str, Meme] | None = None, unread: int = 0) -> None:
-        self._memes, self.unread = memes or {}, unread
+    def __init__(self, memes: Iterable[Meme] = (), captions: Mapping[str, str] | None = None, unread: int = 0) -> None:
+        self._memes: dict[str, Meme] = {}
+        for meme in memes:
+            self._memes.setdefault(meme.id, meme)
+        self._captions, self.unread = dict(captions or {}), unread
 
     @classmethod
-    def open(cls, places: Sequence[str | Path], prompt: PromptTemplate | None = None) -> "Gallery":
-        """The memes of imported folders, of .jsonl files and of ShareGPT .json files; of equal ids the first counts.
+    def open(cls, places: Sequence[str | Path], prompt: PromptTemplate | None = None) -> "MemeLookup":
+        """Read the memes of imported folders, of .jsonl files and of ShareGPT .json files; the first of equal ids
+        counts.
 
         Args:
             places: Folders and files.
-            prompt: Of ShareGPT files: the template whose `{text}` holds the caption.
+            prompt: Template of the questions of ShareGPT files, whose `{text}` holds the caption.
 
         Raises:
-            UserError: a place that is not there, a folder without .jsonl files.
+            UserError: a missing place, a folder without .jsonl files.
         """
-        memes: dict[str, Meme] = {}
+        memes: list[Meme] = []
         unread = 0
         for place in map(Path, places):
             for path in _files(place):
-                rows = [found for _, found in iter_memes(path, prompt=prompt)]
-                good = [found for found in rows if isinstance(found, Meme)]
-                for meme in good:
-                    memes.setdefault(meme.id, meme)
-                if good or path == place:  # else it is a file of something else that lies in the folder
-                    unread += len(rows) - len(good)
-        return cls(memes, unread)
+                rows = [row for _, row in iter_memes(path, prompt=prompt)]
+                readable = [row for row in rows if isinstance(row, Meme)]
+                memes += readable
+                if readable or path == place:  # else another kind of file that lies in the folder
+                    unread += len(rows) - len(readable)
+        return cls(memes, unread=unread)
+
+    @classmethod
+    def from_store(cls, store: str | Path) -> "MemeLookup":
+        """Read the captions of a feature store, which has no images."""
+        features = read_features(store)
+        texts = features.texts or []
+        return cls(captions=dict(zip(features.ids, texts, strict=bool(texts))))
 
     @property
     def digest(self) -> str:
-        """Of captions and pictures, for what is kept of answers that show them."""
-        return sha256_bytes(*(part.encode("utf-8", "surrogatepass") for meme in self._memes.values()
-                              for part in (meme.id, meme.text, file_digest(meme.image))))  # fmt: skip
+        """Digest of ids, captions and images, for the fingerprint of outputs that show them."""
+        rows = [(meme.id, meme.caption, file_digest(meme.path)) for meme in self._memes.values()]
+        rows += [(name, caption, "") for name, caption in self._captions.items()]
+        return sha256_bytes(*(part.encode("utf-8", "surrogatepass") for row in rows for part in row))
 
     @property
     def notes(self) -> list[str]:
-        """What a user must know of it."""
+        """Notes for the user."""
         if not self.unread:
             return []
-        return [f"{self.unread} rows of --memes cannot be read: such neighbours have no caption and no picture."]
+        return [f"{self.unread} rows of --memes cannot be read: such neighbours have no caption and no image."]
 
     def get(self, name: str) -> Meme | None:
-        """The meme of that id, if it is known."""
+        """The meme with an id; None if it is unknown, or known by its caption alone."""
         return self._memes.get(name)
+
+    def caption(self, name: str) -> str | None:
+        """The caption of the meme with an id; None if it is unknown."""
+        meme = self._memes.get(name)
+        return self._captions.get(name) if meme is None else meme.caption
+
+    def image(self, name: str) -> Image | None:
+        """The decoded image of the meme with an id; None if there is none, or it cannot be decoded."""
+        meme = self._memes.get(name)
+        try:
+            return meme.load_image() if meme is not None and meme.path.is_file() else None
+        except UserError:
+            return None
 
     def __len__(self) -> int:
         return len(self._memes)
 
 
-def open_gallery(places: Sequence[str | Path], model: object) -> Gallery:
-    """`Gallery.open`, with the prompt of the LMM that judges; an encoder has none."""
-    return Gallery.open(places, model.run.settings.prompt if isinstance(model, MemeModel) else None)
+def open_meme_lookup(places: Sequence[str | Path], model: object) -> MemeLookup:
+    """`MemeLookup.open` with the prompt of the detector's LMM; an encoder has none."""
+    return MemeLookup.open(places, model.run.settings.prompt if isinstance(model, MemeModel) else None)
 
 
 def _files(place: Path) -> list[Path]:

@@ -58,13 +58,13 @@ class Explaining:
     def open(self, detector: "Detector") -> "Explainer":
         """Who explains the verdicts of `detector`."""
         from ra_hmd.inference.explainer import QUESTION, Explainer
-        from ra_hmd.inference.meme_lookup import open_gallery
+        from ra_hmd.inference.meme_lookup import open_meme_lookup
 
         return Explainer.of(
             detector,
             engine=self.engine,
             adapter=self.adapter,
-            gallery=open_gallery(self.memes, detector.model) if self.memes else None,
+            gallery=open_meme_lookup(self.memes, detector.model) if self.memes else None,
             neighbours=self.neighbours,
             tensor_parallel_size=self.tensor_parallel_size,
             policy=self.policy,
@@ -148,9 +148,9 @@ class Request:
         """Do it: print a table, or write files and print where; yields what else a reader must know."""
         # Each way imports what it needs: models and their words take seconds.
         if self.queries is not None:
-            from ra_hmd.inference.batch_features import predict
+            from ra_hmd.inference.batch_features import predict_features
 
-            done = predict(self.checkpoint, self.queries, self.output, head=self.head or "lrc",
+            done = predict_features(self.checkpoint, self.queries, self.output, head=self.head or "lrc",
                            style=self.style or "jsonl", bank=self.bank, voting=self.voting,
                            thresholds=self.thresholds, command=command)  # fmt: skip
             yield from done["notes"]

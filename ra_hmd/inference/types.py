@@ -1,4 +1,4 @@
-"""The types of inference: a meme to judge, the meme as the model takes it, the verdict, and its explanation."""
+"""The types of inference: a prepared meme, its verdict, and the explanation of a verdict."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +11,15 @@ from ra_hmd.core.heads import Head
 
 @dataclass(frozen=True)
 class PreparedMeme:
-    """A meme as the model takes it: `item` is `FeatureModel.encode`'s, `content` the hash of picture and caption."""
+    """A meme as the model takes it: decoded, resized and tokenised.
+
+    Attributes:
+        id: Id of the meme.
+        text: The caption.
+        text_source: `given`, or the OCR engine that read the caption.
+        item: Input of the model (see `FeatureModel.encode`).
+        content: Hash of image and caption (see `content_hash`).
+    """
 
     id: str
     text: str
@@ -20,31 +28,31 @@ class PreparedMeme:
     content: str = ""
 
     @property
-    def picture(self) -> Image:
-        """Its picture, which an LMM's item holds."""
+    def image(self) -> Image:
+        """The resized image, which the item of an LMM holds."""
         return self.item["images"][0]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of a meme. Values of several classes are lists.
+    """The verdict on a meme. With several classes, values are lists.
 
     Attributes:
-        id: Of the meme.
-        text: The caption that was judged.
-        text_source: `given`, or what read it from the picture.
-        scores: Head → score, as `ra-hmd evaluate` has it.
-        probabilities: Head → calibrated probability where dev gave a calibration, else the score's own.
-        verdicts: Head → verdict by its threshold; None where the vote abstained.
-        head: Who decides.
-        verdict: Its verdict, or the label of `identical`; None: left to a person.
-        threshold: Of its score; None for one of C classes, where the highest score decides.
-        identical: The row of the bank that is this very picture and caption and that a person labelled: `id`, `label`,
-            `source`, `note`, `time`. Then the verdict is its label, whatever the heads say; None where there is none.
-        neighbours: Of the vote, nearest first: `id`, `label`, `similarity`, `vote`, `share`, and of an example bank
-            `source`, `note`, `time`; None without a bank.
-        rationale: What the LMM says to the verdict, if that was asked: generated afterwards, not its cause.
-        explanation: What the rationale was made with (`Explanation.fields`).
+        id: Id of the meme.
+        text: The caption that was classified.
+        text_source: `given`, or the OCR engine that read the caption.
+        scores: Head → score, as in `ra-hmd evaluate`.
+        probabilities: Head → calibrated probability; without a calibration the score as a probability.
+        verdicts: Head → verdict by the head's threshold; None where the vote abstained.
+        head: The head that decides.
+        verdict: Verdict of `head`, or the label of `identical`; None: left to a person.
+        threshold: Threshold of the score of `head`; None for one of C classes, where the highest score decides.
+        neighbours: Neighbours in the vote, nearest first: `id`, `label`, `similarity`, `vote`, `share`, and for an
+            example bank `source`, `note`, `time`; None without a bank.
+        identical: Row of the bank with the same image and caption and a label given by a person (`id`, `label`,
+            `source`, `note`, `time`); its label overrides the heads. None if there is no such row.
+        rationale: Rationale generated after the verdict, if one was requested.
+        explanation: How the rationale was generated (see `Explanation.fields`).
     """
 
     id: str
@@ -62,23 +70,44 @@ class Verdict:
     explanation: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; without `rationale` and `explanation` where none was asked for."""
+        """Return the JSON object of the HTTP API; without `rationale` and `explanation` where there is no rationale."""
         left_out = ("rationale", "explanation") if self.rationale is None else ()
         return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    def to_row(self, *, brief: bool = False) -> dict[str, Any]:
+        """Return the row of a prediction file: first `id`, `head`, and the `score`, `probability` and `verdict` of that
+        head, then all further fields.
+
+        Args:
+            brief: Of the further fields, keep `neighbours` and `identical` only, and these where a bank voted. Rows of
+                `ra-hmd predict --queries` are brief.
+        """
+        row = {
+            "id": self.id,
+            "head": self.head,
+            "score": self.scores[self.head],
+            "probability": self.probabilities[self.head],
+            "verdict": self.verdict,
+        }
+        further = self.to_dict()
+        if brief:
+            kept = () if self.neighbours is None else ("neighbours", "identical")
+            further = {name: further[name] for name in kept}
+        return row | {name: value for name, value in further.items() if name not in row}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the LMM said of a verdict.
+    """The rationale of a verdict, and how it was generated.
 
     Attributes:
-        id: Of the meme.
-        rationale: Its words.
-        prompt: The question that was asked, with an `<image>` for each picture.
-        neighbours: Ids of the bank's memes in the question, in its order.
-        engine: What generated it.
-        policy_sha256: Of the policy's text; None without one.
-        generated: True: wherever the words are shown, this must be said.
+        id: Id of the meme.
+        rationale: The text that the LMM generated.
+        prompt: The prompt, with an `<image>` for each image.
+        neighbours: Ids of the bank's memes that the prompt shows, in its order.
+        engine: Name of the generation engine.
+        policy_sha256: Digest of the policy's text; None without a policy.
+        generated: True. Every place that shows the rationale must say so.
     """
 
     id: str
@@ -90,16 +119,16 @@ class Explanation:
     generated: bool = field(default=True, init=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the JSON object of the HTTP API."""
         return asdict(self)
 
     def fields(self) -> dict[str, Any]:
-        """`rationale`, and what it was made with as `explanation`: beside a verdict. The question itself, with the
-        whole policy, follows from the manifest and the line.
+        """Return the fields `rationale` and `explanation` of a `Verdict`. The prompt, which holds the whole policy, is
+        left out: it follows from the manifest and the row.
         """
         kept = ("neighbours", "engine", "policy_sha256", "generated")
         return {"rationale": self.rationale, "explanation": {name: getattr(self, name) for name in kept}}
 
 
 Explain = Callable[[Sequence[Verdict], Sequence[Image]], list[Explanation]]
-"""Explains verdicts, given the memes' images."""
+"""Explains verdicts, given the images of their memes."""

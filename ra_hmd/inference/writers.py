@@ -1,11 +1,11 @@
-"""The formats of verdicts on memes: JSON Lines, CSV, Parquet, and the CSV of Hate-CLIPper."""
+"""Formats of prediction files: JSON Lines, CSV, Parquet, and the CSV of Hate-CLIPper."""
 
 import csv
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,10 +14,6 @@ from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
 from ra_hmd.core.problem import Problem
-
-if TYPE_CHECKING:
-    from ra_hmd.inference.detector import Detector
-    from ra_hmd.inference.types import Verdict
 
 HATECLIPPER_COLUMNS = ("id", "prob_hate", "pred_label")
 FileFormat = Literal["jsonl", "csv", "parquet", "hateclipper-csv"]
@@ -28,10 +24,10 @@ _PER_HEAD = ("score", "probability", "verdict")
 
 
 def choose_format(output: Path, style: FileFormat | None) -> FileFormat:
-    """The format of a file: what is asked for, else what its suffix says.
+    """Return the format of a prediction file: `style`, or the one that the file's suffix stands for.
 
     Raises:
-        UserError: neither says it, they contradict each other, or `output` is a folder.
+        UserError: no style and an unknown suffix, a style and a suffix that contradict each other, or a folder.
     """
     if output.is_dir():
         raise UserError(f"{output} is a folder; give a file to write, for example {output / 'verdicts.jsonl'}.")
@@ -39,7 +35,7 @@ def choose_format(output: Path, style: FileFormat | None) -> FileFormat:
     if style is None:
         if by_suffix is None:
             raise UserError(
-                f"{output}: its suffix says no format; end it in .jsonl, .csv or .parquet, or give --format."
+                f"{output}: its suffix stands for no format; end it in .jsonl, .csv or .parquet, or give --format."
             )
         return by_suffix
     choose("format", style, get_args(FileFormat))
@@ -48,40 +44,29 @@ def choose_format(output: Path, style: FileFormat | None) -> FileFormat:
     return style
 
 
-def check_format(style: FileFormat, detector: "Detector") -> None:
-    """Raise `UserError` where a format cannot hold a detector's answers."""
+def check_format(style: FileFormat, problem: Problem, *, abstains: bool = False) -> None:
+    """Raise `UserError` where a format cannot hold verdicts of a problem; `abstains`: some may be left to a person."""
     if style != "hateclipper-csv":
         return
-    problem, voting = detector.problem, detector.scorer.voting
     if problem.kind != "binary":
         raise UserError(
             f"`hateclipper-csv` has one probability and one class per meme; this head decides `{problem.kind}` of "
-            f"{problem.outputs} classes. Use another --format."
+            f"{problem.outputs} classes. Use `--format jsonl`."
         )
-    if detector.abstain or (detector.head == "rkc" and voting.min_similarity is not None):
+    if abstains:
         raise UserError(
-            "`hateclipper-csv` cannot say that a meme is left to a person; use another --format, or leave out "
+            "`hateclipper-csv` cannot express that a meme is left to a person; use another --format, or leave out "
             "--abstain and --min-similarity."
         )
 
 
-def answer_of(found: "Verdict") -> dict[str, Any]:
-    """A detection as one line: `id`, `head`, `score`, `probability`, `verdict` of who decides, as `ra-hmd predict` has
-    them of a store, then all that `Verdict` has.
-    """
-    values = found.to_dict()
-    first = {
-        "id": found.id,
-        "head": found.head,
-        "score": found.scores[found.head],
-        "probability": found.probabilities[found.head],
-        "verdict": found.verdict,
-    }
-    return first | {name: value for name, value in values.items() if name not in first}
+def manifest_path(output: Path) -> Path:
+    """Path of the manifest of a prediction file."""
+    return output.with_name(f"{output.name}.manifest.json")
 
 
 def verdict_names(verdict: int | list[int] | None) -> list[str]:
-    """The classes of a verdict, for counts; of label sets those that it holds."""
+    """Names of a verdict's classes, for counts; of a label set, the classes that are in it."""
     if verdict is None:
         return ["abstained"]
     if isinstance(verdict, int):
@@ -91,7 +76,7 @@ def verdict_names(verdict: int | list[int] | None) -> list[str]:
 
 @contextmanager
 def open_writer(path: Path, style: FileFormat, problem: Problem) -> Iterator[Callable[[dict[str, Any]], object]]:
-    """Yield what adds an answer (`answer_of`) to a new file."""
+    """Open a new file and yield a function that adds a row (`Verdict.to_row`) to it."""
     if style == "parquet":
         with pq.ParquetWriter(path, _schema(problem), compression="zstd") as table:
             waiting: list[dict[str, Any]] = []
@@ -100,8 +85,8 @@ def open_writer(path: Path, style: FileFormat, problem: Problem) -> Iterator[Cal
                 table.write_table(pa.Table.from_pylist(waiting, schema=table.schema))
                 waiting.clear()
 
-            def add(answer: dict[str, Any]) -> None:
-                waiting.append(_flat(answer))
+            def add(row: dict[str, Any]) -> None:
+                waiting.append(_flatten(row))
                 if len(waiting) == _ROW_GROUP:
                     flush()
 
@@ -110,27 +95,27 @@ def open_writer(path: Path, style: FileFormat, problem: Problem) -> Iterator[Cal
         return
     with path.open("w", encoding="utf-8", newline="") as file:
         if style == "jsonl":
-            yield lambda answer: file.write(json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n")
+            yield lambda row: file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             return
         table = csv.writer(file, lineterminator="\n")
         if style == "hateclipper-csv":
             table.writerow(HATECLIPPER_COLUMNS)
-            yield lambda answer: table.writerow((answer["id"], answer["probability"], answer["verdict"]))
+            yield lambda row: table.writerow((row["id"], row["probability"], row["verdict"]))
             return
         table.writerow(_schema(problem).names)
-        yield lambda answer: table.writerow(map(_cell, _flat(answer).values()))
+        yield lambda row: table.writerow(map(_cell, _flatten(row).values()))
 
 
-def _flat(answer: dict[str, Any]) -> dict[str, Any]:
-    """The columns of CSV and Parquet; what a head does not say is None. `identical` is the id of the bank's row."""
-    values = {name: answer[name] for name in ("id", "head", "score", "probability", "verdict", "threshold")}
+def _flatten(row: dict[str, Any]) -> dict[str, Any]:
+    """Columns of CSV and Parquet, from a row: None for heads without scores, and the id alone of `identical`."""
+    values = {name: row[name] for name in ("id", "head", "score", "probability", "verdict", "threshold")}
     for head in _HEADS:
         for name, plural in zip(_PER_HEAD, ("scores", "probabilities", "verdicts"), strict=True):
-            values[f"{head}_{name}"] = answer[plural].get(head)
+            values[f"{head}_{name}"] = row[plural].get(head)
     return (
         values
-        | {name: answer[name] for name in ("text", "text_source", "neighbours")}
-        | {"identical": (answer["identical"] or {}).get("id")}
+        | {name: row[name] for name in ("text", "text_source", "neighbours")}
+        | {"identical": (row["identical"] or {}).get("id")}
     )
 
 
@@ -139,7 +124,7 @@ def _cell(value: Any) -> Any:
 
 
 def _schema(problem: Problem) -> pa.Schema:
-    """Columns of `_flat`, typed: several values per meme are lists."""
+    """Typed columns of `_flatten`; several values per meme are lists."""
     number = pa.float64() if problem.kind == "binary" else pa.list_(pa.float64())
     several = problem.kind == "multi_label"
     label = pa.list_(pa.int64()) if several else pa.int64()

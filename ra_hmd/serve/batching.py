@@ -302,7 +302,7 @@ class BatchingService:
     def _answers(self, memes: list[PreparedMeme]) -> list[ServedVerdict]:
         self._refresh()
         scored = self.detector.score(memes)
-        found, version = self.detector.detections(memes, scored), self.detector.version
+        found, version = self.detector.verdicts(memes, scored), self.detector.version
         self.statistics.sizes[len(memes)] += 1
         asked = scored.queries
         self._recent.extend(zip(asked.ids, zip(asked.embedding, asked.contents, strict=True), strict=True))

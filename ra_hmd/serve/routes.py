@@ -141,5 +141,5 @@ def _explain(context: AppContext, query: Meme, deadline: float) -> tuple[ServedV
     prepared: PreparedMeme = context.service.detector.prepare(query)
     with context.service.exclusive(max(deadline - time.monotonic(), 0)) as detector:
         (found,) = detector.judge([prepared])
-        (words,) = context.explainer([found], [prepared.picture])  # type: ignore[misc]
+        (words,) = context.explainer([found], [prepared.image])  # type: ignore[misc]
         return ServedVerdict(found, detector.version), words

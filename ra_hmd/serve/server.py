@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ra_hmd.inference.detector import Detector
     from ra_hmd.inference.explainer import Explainer
-    from ra_hmd.inference.meme_lookup import Gallery
+    from ra_hmd.inference.meme_lookup import MemeLookup
     from ra_hmd.serve.batching import BatchingSettings
 
 _log = logging.getLogger("ra_hmd.serve")
@@ -114,7 +114,7 @@ def build_app(serving: ServerSettings, mount: Mount | None = None) -> "FastAPI":
         UserError: folders and files that are missing or do not belong together.
     """
     from ra_hmd.inference.detector import Detector
-    from ra_hmd.inference.meme_lookup import open_gallery
+    from ra_hmd.inference.meme_lookup import open_meme_lookup
     from ra_hmd.serve.app import create_app
     from ra_hmd.serve.auth import KeyRing
     from ra_hmd.serve.bank_service import BankService
@@ -132,7 +132,7 @@ def build_app(serving: ServerSettings, mount: Mount | None = None) -> "FastAPI":
         abstain=serving.abstain,
         dtype=serving.dtype,
     )
-    gallery = open_gallery(serving.memes, detector.model)
+    gallery = open_meme_lookup(serving.memes, detector.model)
     for note in gallery.notes:
         _log.warning(note)
     explainer = _explainer(detector, serving, gallery)
@@ -149,7 +149,7 @@ def build_app(serving: ServerSettings, mount: Mount | None = None) -> "FastAPI":
         raise
 
 
-def _explainer(detector: "Detector", serving: ServerSettings, gallery: "Gallery") -> "Explainer | None":
+def _explainer(detector: "Detector", serving: ServerSettings, gallery: "MemeLookup") -> "Explainer | None":
     from ra_hmd.inference.explainer import Explainer, read_operator_text
     from ra_hmd.models.checkpoint import MemeModel
 

@@ -163,11 +163,11 @@ def evaluate_stores(rows: int, folder: Path) -> Callable[[], object]:
 
 def predict_stores(rows: int, folder: Path) -> Callable[[], object]:
     """`predict` of the vote on a store of so many rows, against a bank of 1,000."""
-    from ra_hmd.inference.batch_features import predict
+    from ra_hmd.inference.batch_features import predict_features
 
     trained_head(folder)
     stores(folder, train=1000, new=rows)
-    return lambda: predict(folder / "head", folder / "new", folder / "out.jsonl", head="rkc", bank=folder / "train")
+    return lambda: predict_features(folder / "head", folder / "new", folder / "out.jsonl", head="rkc", bank=folder / "train")
 
 
 def bank_rows(first: int, count: int) -> Any:

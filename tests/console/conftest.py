@@ -15,7 +15,7 @@ from servers import in_thread
 from ra_hmd.console.controller import Console, ConsoleSettings
 from ra_hmd.console.mount import mount
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.meme_lookup import Gallery
+from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_service import BankService
@@ -44,7 +44,7 @@ def console(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> 
         service = BatchingService(Detector.from_run(run, bank, **how))
         bank_service = BankService.open(service, run.parent / "features" / "dev")
         options = ConsoleSettings("ana", queue, reviews=tmp_path / "reviews.jsonl")
-        gallery = Gallery.open([memes / "a"])
+        gallery = MemeLookup.open([memes / "a"])
         app = create_app(service, bank_service, keys=keys, root_path=root_path)
         with in_thread(
             mount(app, Console(service, bank_service, None, keys, gallery=gallery, options=options))

@@ -13,7 +13,7 @@ from ra_hmd.console.views import Views, picture
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.data.meme import Meme
-from ra_hmd.inference.meme_lookup import Gallery
+from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.inference.types import Verdict
 from ra_hmd.scoring.scores import DecisionRule
 from ra_hmd.serve.batching import ServedVerdict
@@ -30,7 +30,7 @@ def views(problem: Problem, names: tuple[str, ...] = ()) -> Views:
     """Views of a service of which nothing but its rules is asked."""
     scorer = SimpleNamespace(rule=lambda head: DecisionRule.official(head, problem))
     service: Any = SimpleNamespace(detector=SimpleNamespace(problem=problem, scorer=scorer, abstain=0.1))
-    return Views(service, ClassNames(problem, names), Gallery())
+    return Views(service, ClassNames(problem, names), MemeLookup())
 
 
 def answer(score: Any, verdict: Any) -> ServedVerdict:

@@ -20,7 +20,7 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.explainer import NOTE, QUESTION, Explainer
-from ra_hmd.inference.meme_lookup import Gallery
+from ra_hmd.inference.meme_lookup import MemeLookup
 
 POLICY = "Rule 1. A cat must not be praised.\nRule 2. A cake may be praised."
 WORDS = 12
@@ -70,7 +70,7 @@ def said(label: int | None) -> str:
 def test_the_question_holds_policy_neighbours_meme_and_verdict(
     detector: Detector, some: list[Meme], memes: Path
 ) -> None:
-    gallery = Gallery.open([memes / "a"])
+    gallery = MemeLookup.open([memes / "a"])
     explainer = Explainer.of(detector, policy=POLICY, neighbours=3, gallery=gallery, max_new_tokens=WORDS)
     found = detector(asked(some))
     told = explainer(found, [load_image(meme.image) for meme in some])
@@ -126,7 +126,7 @@ def test_a_store_has_its_captions_and_a_picture_that_is_gone_is_left_out(
     lines = [f'Caption: "{texts[name]}"' for name in question.neighbours]
     assert all(line in question.chat.messages[0]["content"] for line in lines)
     nearest = found.neighbours[0]["id"]
-    only = Gallery({nearest: Meme(nearest, lab / "gone.png", "a cake")})
+    only = MemeLookup({nearest: Meme(nearest, lab / "gone.png", "a cake")})
     with_one = Explainer.of(Detector.from_run(lab / "run", lab / "bank"), neighbours=2, gallery=only, max_new_tokens=1)
     question = with_one.ask(found, load_image(some[0].image))
     assert (question.neighbours, len(question.chat.images)) == ([nearest], 1)
@@ -135,10 +135,10 @@ def test_a_store_has_its_captions_and_a_picture_that_is_gone_is_left_out(
 def test_rows_of_a_gallery_that_cannot_be_read_are_told(detector: Detector, memes: Path, tmp_path: Path) -> None:
     whole = (memes / "a" / "dev.jsonl").read_text()
     (tmp_path / "odd.jsonl").write_text(whole + "no record\n")
-    gallery = Gallery.open([tmp_path / "odd.jsonl"])
+    gallery = MemeLookup.open([tmp_path / "odd.jsonl"])
     assert Explainer.of(detector, gallery=gallery, neighbours=1).notes == gallery.notes
     assert gallery.notes[0].startswith(f"{gallery.unread} rows of --memes cannot be read")
-    assert Gallery.open([memes / "a"]).notes == []
+    assert MemeLookup.open([memes / "a"]).notes == []
 
 
 def test_captions_and_policy_are_no_markup(detector: Detector, some: list[Meme]) -> None:

@@ -20,7 +20,7 @@ from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.evaluation.request import Choice
 from ra_hmd.features.store import Features, read_features, write_features
 from ra_hmd.features.test_lock import final_records
-from ra_hmd.inference.batch_features import predict
+from ra_hmd.inference.batch_features import predict_features
 from ra_hmd.inference.writers import HATECLIPPER_COLUMNS
 from ra_hmd.models.fusion import FusionConfig
 from ra_hmd.models.head import HeadConfig, MemeHead, load_head, save_head
@@ -73,7 +73,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def test_csv_of_the_logistic_head_is_that_of_a_plain_computation(lab):
-    done = predict(lab / "head", lab / "new", lab / "out.csv", head="lrc", style="hateclipper-csv", device="cpu")
+    done = predict_features(lab / "head", lab / "new", lab / "out.csv", head="lrc", style="hateclipper-csv", device="cpu")
     asked = read_features(lab / "new")
     _, logits = run_head(load_head(lab / "head"), hidden_tensor(asked))
     expected = expit(logits[:, 0].double().numpy())
@@ -95,7 +95,7 @@ def test_csv_of_the_logistic_head_is_that_of_a_plain_computation(lab):
 
 
 def test_the_vote_and_its_neighbours_are_those_of_evaluate(lab):
-    predict(lab / "head", lab / "new", lab / "out.jsonl", head="rkc", bank=lab / "bank", voting=Voting(7), device="cpu")
+    predict_features(lab / "head", lab / "new", lab / "out.jsonl", head="rkc", bank=lab / "bank", voting=Voting(7), device="cpu")
     evaluate(lab / "head", lab / "bank", [lab / "asked"], lab / "report", topk=7, bootstrap_samples=0, final=True,
              device="cpu")  # fmt: skip
     lines = read_lines(lab / "out.jsonl")
@@ -127,13 +127,13 @@ def test_what_dev_decided_is_used_and_does_not_depend_on_other_memes(lab):
              choice=Choice(dev=lab / "dev"), device="cpu")  # fmt: skip
     decided = read_json(lab / "head/decision.json").heads
     for head, bank in (("lrc", None), ("rkc", lab / "bank"), ("lmh", None)):
-        predict(lab / "head", lab / "new", lab / "out.jsonl", head=head, bank=bank, device="cpu")
+        predict_features(lab / "head", lab / "new", lab / "out.jsonl", head=head, bank=bank, device="cpu")
         lines, rule = read_lines(lab / "out.jsonl"), read_json(lab / "out.jsonl.manifest.json").rule
         assert rule == {"thresholds": decided[head].thresholds, "calibration": decided[head].calibration.kind,
                         "chosen": True}  # fmt: skip
         assert [line["verdict"] for line in lines] == [int(row["score"] >= rule["thresholds"][0]) for row in lines]
     temperature = decided.lrc.calibration.temperature
-    predict(lab / "head", lab / "new", lab / "out.jsonl", head="lrc", device="cpu")
+    predict_features(lab / "head", lab / "new", lab / "out.jsonl", head="lrc", device="cpu")
     _, logits = run_head(load_head(lab / "head"), hidden_tensor(read_features(lab / "new")))
     expected = expit(logits[:, 0].double().numpy() / temperature)
     lines = read_lines(lab / "out.jsonl")
@@ -142,18 +142,18 @@ def test_what_dev_decided_is_used_and_does_not_depend_on_other_memes(lab):
     both = Features([*new.ids, *dev.ids], np.concatenate([new.labels, dev.labels]),
                     np.concatenate([new.hidden, dev.hidden]), modalities=WIDTH)  # fmt: skip
     write_features(lab / "both", both, FINGERPRINT, split="asked")
-    predict(lab / "head", lab / "both", lab / "both.jsonl", head="lrc", device="cpu")
+    predict_features(lab / "head", lab / "both", lab / "both.jsonl", head="lrc", device="cpu")
     together = read_lines(lab / "both.jsonl")[: len(lines)]
     assert [line["verdict"] for line in together] == [line["verdict"] for line in lines]
     assert [line["probability"] for line in together] == pytest.approx([line["probability"] for line in lines])
-    predict(lab / "head", lab / "new", lab / "out.jsonl", head="lrc", thresholds="official", device="cpu")
+    predict_features(lab / "head", lab / "new", lab / "out.jsonl", head="lrc", thresholds="official", device="cpu")
     assert read_json(lab / "out.jsonl.manifest.json").rule["chosen"] is False
 
 
 def test_another_vote_than_that_of_dev_has_the_official_threshold_and_says_so(lab):
     evaluate(lab / "head", lab / "bank", [lab / "asked"], lab / "report", bootstrap_samples=0, final=True,
              choice=Choice(dev=lab / "dev"), device="cpu")  # fmt: skip
-    done = predict(lab / "head", lab / "new", lab / "out.jsonl", head="rkc", bank=lab / "bank", voting=Voting(3),
+    done = predict_features(lab / "head", lab / "new", lab / "out.jsonl", head="rkc", bank=lab / "bank", voting=Voting(3),
                    device="cpu")  # fmt: skip
     assert done["rule"] == {"thresholds": [0.0], "calibration": "none", "chosen": False}
     assert "chosen with another vote" in done["notes"][0]
@@ -169,7 +169,7 @@ def test_order_and_company_of_the_memes_do_not_matter(lab):
 
 
 def test_a_meme_of_the_bank_does_not_vote_for_itself(lab):
-    done = predict(lab / "head", lab / "bank", lab / "out.jsonl", head="rkc", bank=lab / "bank", device="cpu")
+    done = predict_features(lab / "head", lab / "bank", lab / "out.jsonl", head="rkc", bank=lab / "bank", device="cpu")
     assert "50 memes are in the bank too; none votes for itself." in done["notes"]
     assert all(line["id"] not in {row["id"] for row in line["neighbours"]} for line in read_lines(lab / "out.jsonl"))
 
@@ -183,7 +183,7 @@ def test_several_classes(tmp_path, kind):
         bank = replace(bank, labels=np.arange(40) % 3)
     write_features(tmp_path / "bank", bank, FINGERPRINT)
     write_features(tmp_path / "new", unlabelled(features(20, 1, "new")), FINGERPRINT)
-    predict(tmp_path / "head", tmp_path / "new", tmp_path / "lrc.jsonl", head="lrc", device="cpu")
+    predict_features(tmp_path / "head", tmp_path / "new", tmp_path / "lrc.jsonl", head="lrc", device="cpu")
     _, logits = run_head(load_head(tmp_path / "head"), hidden_tensor(read_features(tmp_path / "new")))
     logits = logits.double().numpy()
     expected = softmax(logits, axis=1) if kind == "single_label" else expit(logits)
@@ -191,19 +191,19 @@ def test_several_classes(tmp_path, kind):
     lines = read_lines(tmp_path / "lrc.jsonl")
     assert np.array([line["probability"] for line in lines]) == pytest.approx(expected, abs=1e-9)
     assert [line["verdict"] for line in lines] == verdicts.tolist()
-    predict(tmp_path / "head", tmp_path / "new", tmp_path / "rkc.jsonl", head="rkc", bank=tmp_path / "bank",
+    predict_features(tmp_path / "head", tmp_path / "new", tmp_path / "rkc.jsonl", head="rkc", bank=tmp_path / "bank",
             device="cpu")  # fmt: skip
     for line in read_lines(tmp_path / "rkc.jsonl"):
         votes = np.sum([row["vote"] for row in line["neighbours"]], axis=0)
         assert votes == pytest.approx(np.array(line["score"]), abs=1e-9)
     with pytest.raises(UserError, match=rf"decides `{kind}` of 3 classes. Use `--format jsonl`"):
-        predict(tmp_path / "head", tmp_path / "new", tmp_path / "x.csv", style="hateclipper-csv")
+        predict_features(tmp_path / "head", tmp_path / "new", tmp_path / "x.csv", style="hateclipper-csv")
     assert not (tmp_path / "x.csv").exists()
 
 
 def test_an_abstention_has_no_verdict_and_no_place_in_the_csv(lab):
     ask = {"head": "rkc", "bank": lab / "bank", "voting": Voting(5, min_similarity=0.97), "device": "cpu"}
-    done = predict(lab / "head", lab / "new", lab / "out.jsonl", **ask)
+    done = predict_features(lab / "head", lab / "new", lab / "out.jsonl", **ask)
     lines = read_lines(lab / "out.jsonl")
     silent = [line for line in lines if line["verdict"] is None]
     assert 0 < len(silent) < len(lines)
@@ -212,7 +212,7 @@ def test_an_abstention_has_no_verdict_and_no_place_in_the_csv(lab):
         near = any(row["similarity"] >= 0.97 for row in line["neighbours"])
         assert (line["verdict"] is None) == (not near)
     with pytest.raises(UserError, match=rf"abstains on {len(silent)} memes, the first is '{silent[0]['id']}'"):
-        predict(lab / "head", lab / "new", lab / "out.csv", style="hateclipper-csv", **ask)
+        predict_features(lab / "head", lab / "new", lab / "out.csv", style="hateclipper-csv", **ask)
     assert not (lab / "out.csv").exists()
 
 
@@ -233,13 +233,13 @@ def test_bad_input_is_refused_before_anything_is_written(lab):
         ({"queries": lab / "other", "head": "rkc", "bank": lab / "bank"}, "not made alike"),
         ({"queries": lab / "wide"}, "takes 4 image and 3 text features, .* has one vector of 9"),
         ({"queries": lab / "broken"}, "not finite, the first is 'o2'"),
-        ({"queries": lab / "mute", "head": "lmh"}, "mute: `--head lmh` has no answer. LMH is left out"),
+        ({"queries": lab / "mute", "head": "lmh"}, "mute: `--head lmh` has no scores. LMH is left out"),
         ({"head": "rkc", "bank": lab / "unlabelled"}, "5 of 5 rows have no label"),
         ({"checkpoint": lab / "bank"}, "has no trained head"),
         ({"output": lab}, "is a folder; give a file"),
     ):
         with pytest.raises(UserError, match=said):
-            predict(**{"checkpoint": head, "queries": new, "output": out, "device": "cpu"} | asked)
+            predict_features(**{"checkpoint": head, "queries": new, "output": out, "device": "cpu"} | asked)
     assert not out.exists()
 
 

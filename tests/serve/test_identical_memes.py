@@ -21,9 +21,9 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.inference.batch import predict_files
-from ra_hmd.inference.batch_features import predict
+from ra_hmd.inference.batch_features import predict_features
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.meme_lookup import Gallery
+from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.bank_service import BankService
@@ -79,7 +79,7 @@ def change_effect(client: httpx.Client, add: list[dict[str, Any]]) -> dict[str, 
 def test_by_the_console(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
     with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
         moderation = Moderation(BankService(service), Reviews(tmp_path / "reviews.jsonl"))
-        views = Views(service, ClassNames(service.detector.problem), Gallery())
+        views = Views(service, ClassNames(service.detector.problem), MemeLookup())
         name = open_bank(clip_bank).ids[3]
         known = next(meme for meme in read_memes(memes / "a" / "train.jsonl") if meme.id == name)
         picture = known.image.read_bytes()
@@ -123,7 +123,7 @@ def test_in_files_and_not_in_evaluation(served_clip: Path, clip_bank: Path, meme
         new = type(rows)([f"again-{name}" for name in rows.ids], flipped, rows.sources, rows.notes, rows.times,
                          rows.image_hashes, rows.contents, np.arange(len(rows)) < 5)  # fmt: skip
         bank.add(new, found.embedded.embedding, author="ana", reason="five are decided")
-    predict(head, dev, tmp_path / "store.jsonl", head="rkc", bank=clip_bank)
+    predict_features(head, dev, tmp_path / "store.jsonl", head="rkc", bank=clip_bank)
     lines = [json.loads(line) for line in (tmp_path / "store.jsonl").read_text().splitlines()]
     assert [line["verdict"] for line in lines[:5]] == flipped[:5].tolist()
     assert [(line["identical"] or {}).get("id") for line in lines] == new.ids[:5] + [None] * (len(lines) - 5)
