@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def bank_facts(place: str | Path, stated: "CardMetadata") -> dict[str, Any]:
-    """Variables of `bank.md.j2`, of the bank's newest version.
+    """Variables of `bank_card.md.j2`, of the bank's newest version.
 
     Raises:
         UserError: no bank, or one that cannot be opened.

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from ra_hmd.bank.bank import is_bank
 from ra_hmd.cards.render import Card, CardMetadata, write_card
-from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
+from ra_hmd.core.artifacts import MANIFEST_NAME
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import SeedsManifest, SweepManifest, read_folder_manifest
 from ra_hmd.data.meme_dataset import DATASET_MANIFEST
 from ra_hmd.models.head import has_head
 
@@ -53,7 +54,8 @@ def make_card(
         from ra_hmd.cards.dataset_card import data_facts
 
         facts = data_facts(folder, stated)
-    return write_card(f"{kind}.md.j2", facts, folder if output is None else output, overwrite=overwrite)
+    template = f"{kind.replace('_', '')}_card.md.j2"
+    return write_card(template, facts, folder if output is None else output, overwrite=overwrite)
 
 
 def _data_kind(folder: Path) -> str:
@@ -62,14 +64,13 @@ def _data_kind(folder: Path) -> str:
     Raises:
         UserError: there is no card for it.
     """
-    path = folder / MANIFEST_NAME
     if (folder / DATASET_MANIFEST).is_file():
         return "data_set"
     known = "a folder with a head (Stage 1, Stage 2, head on an encoder), an imported data set, or an example bank"
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; give {known}.")
-    kind = read_json(path).get("kind") if path.is_file() else None
-    if kind and str(kind).endswith(("_seeds", "_sweep")):
-        raise UserError(f"{folder} holds several runs ({kind}); give the folder of one of them.")
-    found = f"holds {kind!r}" if kind else f"has neither {MANIFEST_NAME} nor {DATASET_MANIFEST}"
+    manifest = read_folder_manifest(folder)
+    if isinstance(manifest, SeedsManifest | SweepManifest):
+        raise UserError(f"{folder} holds several runs ({manifest.kind}); give the folder of one of them.")
+    found = f"holds {manifest.kind!r}" if manifest else f"has neither {MANIFEST_NAME} nor {DATASET_MANIFEST}"
     raise UserError(f"{folder} {found}: no card is written of that; give {known}.")

@@ -19,7 +19,7 @@ _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")  # as the h
 
 
 def data_facts(folder: Path, stated: "CardMetadata") -> dict[str, Any]:
-    """Variables of `data_set.md.j2`. Captions are counted and never shown.
+    """Variables of `dataset_card.md.j2`. Captions are counted and never shown.
 
     Raises:
         UserError: not an import, or one whose files are gone.

@@ -9,6 +9,14 @@ from ra_hmd.cards.render import Markdown, short, table
 from ra_hmd.core.artifacts import MANIFEST_NAME, read_json, sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import HEAD_NAMES
+from ra_hmd.core.manifests import (
+    BankReference,
+    HeadRunManifest,
+    Stage1Manifest,
+    ZeroShotManifest,
+    kinds_of,
+    read_folder_manifest,
+)
 from ra_hmd.evaluation.provenance import describe_head, describe_store
 from ra_hmd.evaluation.report.sections import vote_text
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, read_head_config
@@ -18,7 +26,6 @@ from ra_hmd.scoring.operating_point import OperatingPoint, read_operating_point
 if TYPE_CHECKING:
     from ra_hmd.cards.render import CardMetadata
 
-_KINDS = ("stage1", "stage2", "head", "linear_probe", "zero_shot")
 # Named one by one: the host's arguments also hold tokens and paths.
 _STAGE1 = {
     "model": ("quantization_bit", "quantization_type", "flash_attn", "enable_liger_kernel"),
@@ -40,7 +47,7 @@ _RESULTS = "train_results.json"
 
 
 def model_facts(folder: Path, reports: Sequence[str | Path], stated: "CardMetadata") -> dict[str, Any]:
-    """Variables of `model.md.j2`.
+    """Variables of `model_card.md.j2`.
 
     Args:
         folder: With a head.
@@ -50,21 +57,23 @@ def model_facts(folder: Path, reports: Sequence[str | Path], stated: "CardMetada
     Raises:
         UserError: no manifest, a report that is not of this head, thresholds of other weights.
     """
-    path = folder / MANIFEST_NAME
-    if not path.is_file():
+    manifest = read_folder_manifest(folder)
+    if manifest is None:
         raise UserError(
             f"{folder} has a head and no {MANIFEST_NAME}, which says how it came about: no card is written."
         )
-    manifest = read_json(path)
-    if manifest.get("kind") not in _KINDS:
-        raise UserError(f"{path} is of kind {manifest.get('kind')!r}; there are cards of {', '.join(_KINDS)}.")
+    if not isinstance(manifest, HeadRunManifest):
+        raise UserError(
+            f"{folder / MANIFEST_NAME} is of kind {manifest.kind!r}; there are cards of "
+            f"{', '.join(kinds_of(HeadRunManifest))}."
+        )
     head, system = read_head_config(folder), describe_head(folder)
     sha256 = sha256_file(folder / HEAD_WEIGHTS)
     decision = read_operating_point(folder)
     found = [entry for report in reports for entry in read_report(report, sha256, head.problem)]
     name = stated.name or short(system["name"])
-    official = manifest.get("official")
-    origin = manifest.get("init_head")
+    official = manifest.official if isinstance(manifest, Stage1Manifest) else None
+    origin = manifest.init_head
     return {
         "card_data": _card_data(manifest, stated, name),
         "stated": stated,
@@ -75,13 +84,16 @@ def model_facts(folder: Path, reports: Sequence[str | Path], stated: "CardMetada
         "problem": _problem(head),
         "head_sha256": sha256,
         "model": _model(manifest),
-        "inputs": manifest.get("inputs"),
+        "tuning": manifest.finetuning_type if isinstance(manifest, Stage1Manifest) else None,
+        "world_size": manifest.world_size if isinstance(manifest, Stage1Manifest) else None,
+        "sentences": manifest.prompts if isinstance(manifest, ZeroShotManifest) else {},
+        "inputs": manifest.inputs,
         "data": _data(manifest),
         "settings": _settings(manifest),
         "versions": table(["package", "version"], list(manifest.versions.items())),
-        "official": official and [short(text) for text in official.get("assumed", [])],
+        "official": None if official is None else [short(text) for text in official.assumed],
         "origin": None if origin is None else {"place": short(origin.path), "sha256": origin.sha256},
-        "notes": [short(text) for text in manifest.get("notes", [])],
+        "notes": [short(text) for text in manifest.notes],
         "duration": _duration(folder),
         "decision": None if decision is None else _decision(decision),
         "reports": found,
@@ -89,38 +101,37 @@ def model_facts(folder: Path, reports: Sequence[str | Path], stated: "CardMetada
     }
 
 
-def _card_data(manifest: Mapping[str, Any], stated: "CardMetadata", name: str) -> Markdown:
+def _card_data(manifest: HeadRunManifest, stated: "CardMetadata", name: str) -> Markdown:
     """The hub's metadata, YAML."""
     from huggingface_hub import ModelCardData
 
     base = _model(manifest)["hub"]
-    tags = ["hateful-meme-detection", "ra-hmd", str(manifest["kind"]).replace("_", "-")]
+    tags = ["hateful-meme-detection", "ra-hmd", manifest.kind.replace("_", "-")]
+    lora = isinstance(manifest, Stage1Manifest) and manifest.finetuning_type == "lora"
     data = ModelCardData(
         base_model=base,
         language=list(stated.languages) or None,
         library_name="ra-hmd",
         license=stated.licence or "other",
         model_name=name,
-        tags=[*tags, *(["peft", "lora"] if manifest.get("finetuning_type") == "lora" else [])],
+        tags=[*tags, *(["peft", "lora"] if lora else [])],
     )
     return Markdown(data.to_yaml())
 
 
-def _model(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _model(manifest: HeadRunManifest) -> dict[str, Any]:
     """The frozen or adapted model underneath: `what`, `name`, `hub` (its name there, if it has one), `fingerprint`."""
-    encoder = manifest.get("encoder")
-    stored = encoder or manifest.get("base_model") or {}
-    path = str(stored.get("path") or "")
-    features = (manifest.get("features") or {}).get("train") or {}
-    fingerprint = stored.get("fingerprint") or (features.get("fingerprint") or {}).get("model")
+    encoder, lmm, path = manifest.encoder, manifest.base_model, manifest.model_path
+    fingerprint = manifest.model_fingerprint
+    loading = lmm.loading if lmm is not None and encoder is None else {}
+    revision = None if encoder is None else encoder.revision
     # Only an encoder of the hub has a revision; an LMM of the hub has its name for a fingerprint.
-    hub = path if stored.get("revision") or str(fingerprint).startswith("hub:") else None
-    loading = stored.get("loading") or {}
+    hub = path if revision or str(fingerprint).startswith("hub:") else None
     return {
-        "what": "an image–text encoder" if encoder else "a large multimodal model",
+        "what": "a large multimodal model" if encoder is None else "an image–text encoder",
         "name": hub or short(path),
         "hub": hub,
-        "revision": hub and (stored.get("revision") or loading.get("model_revision")),
+        "revision": hub and (revision or loading.get("model_revision")),
         "fingerprint": fingerprint,
         "bits": loading.get("quantization_bit"),
     }
@@ -135,39 +146,40 @@ def _problem(head: HeadConfig) -> str:
     }[problem.kind]
 
 
-def _data(manifest: Mapping[str, Any]) -> Markdown | None:
+def _data(manifest: HeadRunManifest) -> Markdown | None:
     """Every set that training saw or chose by, with its fingerprint; None where none is recorded."""
     header = ["role", "data set", "split", "rows", "rows per class", "fingerprint"]
-    rows = []
-    given = (manifest.get("arguments") or {}).get("data") or {}
-    names = {"train": given.get("dataset"), "eval": given.get("eval_dataset")}
-    for role, entry in (manifest.get("data") or {}).items():
-        named = names.get(role) or role
-        classes = ", ".join(f"{label}: {count}" for label, count in (entry.get("rows_per_class") or {}).items())
-        rows.append([role, short(named if isinstance(named, str) else ", ".join(named)), "–", entry.get("rows", "–"),
-                     classes or "–", entry.get("fingerprint", "–")])  # fmt: skip
-    for role, entry in (manifest.get("features") or {}).items():
-        if not entry or "path" not in entry:  # a zero-shot head saw no row
+    rows: list[list[Any]] = []
+    stage1 = manifest if isinstance(manifest, Stage1Manifest) else Stage1Manifest(kind="stage1")
+    for role, data in stage1.data.items():
+        argument = {"train": "dataset", "eval": "eval_dataset"}.get(role, role)
+        named = stage1.argument("data", argument) or role
+        classes = ", ".join(f"{label}: {count}" for label, count in data.rows_per_class.items())
+        rows.append([role, short(named if isinstance(named, str) else ", ".join(named)), "–", data.rows, classes,
+                     data.fingerprint])  # fmt: skip
+    for role, store in manifest.features.items():
+        if store.path is None:  # a zero-shot head saw no row
             continue
-        store = describe_store(entry["path"], entry)
-        shots = f", {entry['shots']}-shot" if entry.get("shots") else ""
-        rows.append([role, short(store["dataset"]), f"{store['split']}{shots}", entry.get("rows", "–"), "–",
-                     (entry.get("fingerprint") or {}).get("data") or "–"])  # fmt: skip
+        described = describe_store(store.path, store)
+        shots = f", {manifest.shots}-shot" if store.k_shot and manifest.shots else ""
+        rows.append([role, short(described["dataset"]), f"{described['split']}{shots}", store.rows, "",
+                     store.fingerprint.get("data")])  # fmt: skip
+    rows = [["–" if cell in (None, "") else cell for cell in row] for row in rows]
     return table(header, rows) if rows else None
 
 
-def _settings(manifest: Mapping[str, Any]) -> Markdown | None:
+def _settings(manifest: HeadRunManifest) -> Markdown | None:
     """Hyper-parameters; None where they are not recorded."""
-    arguments = manifest.get("arguments") or {}
-    if manifest["kind"] == "stage1":
-        pairs = {key: arguments[part].get(key) for part, keys in _STAGE1.items() if part in arguments for key in keys}
+    if isinstance(manifest, Stage1Manifest):
+        pairs = {key: manifest.argument(part, key) for part, keys in _STAGE1.items() for key in keys}
         idle = [name for name, key in (("quantization_", "quantization_bit"), ("rgcl_", "rgcl")) if not pairs.get(key)]
         pairs = {key: value for key, value in pairs.items() if not key.startswith(tuple(idle))}
     else:
-        pairs = {key: value for key, value in arguments.items() if key not in _PLACES}
-    pairs |= {key: manifest.get(key) for key in ("seed", "world_size", "c", "logit_scale", "best_epoch", "step")}
-    best = manifest.get("best") or {}
-    pairs |= {"kept checkpoint's value": best.get("value") if isinstance(best, Mapping) else None}
+        pairs = {key: value for key, value in manifest.arguments.items() if key not in _PLACES}
+    shown = ("seed", "world_size", "c", "logit_scale", "best_epoch", "step")
+    pairs |= {key: getattr(manifest, key, None) for key in shown}
+    best = manifest.best if isinstance(manifest, Stage1Manifest) else None
+    pairs |= {"kept checkpoint's value": None if best is None else best.value}
     rows = [[key, short(value)] for key, value in pairs.items() if value is not None and value != []]
     return table(["setting", "value"], rows) if rows else None
 
@@ -196,7 +208,9 @@ def _decision(decision: OperatingPoint) -> dict[str, Any]:
 
 def _banks(decision: OperatingPoint | None, reports: Sequence[Mapping[str, Any]]) -> Markdown | None:
     """States of the banks that voted; None where no file names one."""
-    used = [] if decision is None else [("choosing thresholds", decision.bank)]
+    used: list[tuple[str, BankReference]] = []
+    if decision is not None:
+        used = [("choosing thresholds", BankReference.model_validate(decision.bank))]
     used += [(f"evaluation on {entry['title']}", entry["bank_state"]) for entry in reports]
-    rows = [[what, short(bank["place"]), bank.get("version", "–"), bank["sha256"]] for what, bank in used]
+    rows = [[what, short(bank.place), bank.version or "–", bank.sha256] for what, bank in used]
     return table(["voted in", "bank", "version", "sha256"], rows) if rows else None

@@ -44,7 +44,7 @@ def encode_command(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
     """Image and text features of memes by a frozen CLIP-like encoder. Continues like extract; also under torchrun."""
-    from ra_hmd.core.artifacts import read_json
+    from ra_hmd.core.manifests import StoreManifest, read_manifest
     from ra_hmd.data.prompt import Answers, PromptTemplate
     from ra_hmd.data.resolve import describe_source, imported_task, resolve_memes
     from ra_hmd.features.extract_clip import describe_captions, encode
@@ -66,7 +66,8 @@ def encode_command(
         num_workers=workers,
     )
     print(f"{folder}: {len(memes)} memes")
-    note = describe_captions(**read_json(folder / STORE_MANIFEST).captions, long_text=long_text)
+    captions = read_manifest(folder / STORE_MANIFEST, StoreManifest).captions
+    note = "" if captions is None else describe_captions(captions, long_text)
     if note:
         typer.echo(note, err=True)
 

@@ -21,8 +21,10 @@ from easydict import EasyDict
 from ra_hmd.core.errors import UserError
 
 MANIFEST_NAME = "ra_hmd.json"
-_PACKAGES = ("ra-hmd", "llamafactory", "torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes")
-_PACKAGES += ("datasets", "faiss-gpu", "faiss-cpu", "numpy", "pyarrow")
+_PACKAGES = (
+    *("ra-hmd", "llamafactory", "torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes"),
+    *("datasets", "faiss-gpu", "faiss-cpu", "numpy", "pyarrow"),
+)
 _SAMPLE_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ROOM = 1 << 12  # bytes

@@ -4,9 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
+from ra_hmd.core.manifests import (
+    FeatureOrigin,
+    HeadRunManifest,
+    Stage1Manifest,
+    StoreManifest,
+    read_folder_manifest,
+    read_manifest,
+)
 from ra_hmd.data.resolve import describe_source
-from ra_hmd.features.provenance import provenance_of
 from ra_hmd.features.store import STORE_MANIFEST, Features
 from ra_hmd.models.head import HeadConfig, read_head_config
 
@@ -20,30 +26,28 @@ def describe_head(folder: str | Path) -> dict[str, Any]:
         manifest, or None. `shots`: K, of a head that was trained on a K-shot list.
     """
     folder = Path(folder)
-    path = folder / MANIFEST_NAME
-    manifest = read_json(path) if path.is_file() else {}
-    kind = manifest.get("kind")
-    system = _system(manifest, read_head_config(folder))
-    shots = _shots(manifest)
-    parts = [system, _model(manifest), f"{shots}-shot" if shots else ""] if system else [str(folder)]
-    described = {"name": ", ".join(part for part in parts if part), "kind": kind}
+    manifest = read_folder_manifest(folder)
+    if not isinstance(manifest, HeadRunManifest):
+        return {"name": str(folder), "kind": None if manifest is None else manifest.kind, "trained_on": None}
+    shots = manifest.shots
+    parts = [_system(manifest, read_head_config(folder)), manifest.model_name, f"{shots}-shot" if shots else ""]
+    described: dict[str, Any] = {"name": ", ".join(part for part in parts if part), "kind": manifest.kind}
     if shots:
         described["shots"] = shots
-    return described if kind == "zero_shot" else {**described, "trained_on": _trained_on(manifest)}
+    return described if manifest.kind == "zero_shot" else {**described, "trained_on": _trained_on(manifest)}
 
 
-def describe_store(place: str | Path, manifest: Mapping[str, Any] | None) -> dict[str, Any]:
+def describe_store(place: str | Path, origin: FeatureOrigin) -> dict[str, Any]:
     """A feature store: `dataset`, `task`, `split`, `place`, and `stated`: whether it says which data set it is of.
 
     A store that does not say so is called by the folder that it lies in.
     """
-    known = provenance_of(manifest)
     return {
-        "dataset": known.dataset or str(Path(place).parent),
-        "task": known.task,
-        "split": known.dataset_split or Path(place).absolute().name,
+        "dataset": origin.dataset or str(Path(place).parent),
+        "task": origin.task,
+        "split": origin.dataset_split or Path(place).absolute().name,
         "place": str(place),
-        "stated": known.dataset is not None,
+        "stated": bool(origin.dataset),
     }
 
 
@@ -67,13 +71,13 @@ def describe_bank(place: str | Path, stores: Mapping[Path, Features]) -> dict[st
     return describe_store(place, features.manifest)
 
 
-def _system(manifest: Mapping[str, Any], config: HeadConfig) -> str:
-    """The kind of system; empty where the manifest does not tell."""
-    kind, fusion = manifest.get("kind"), config.fusion
+def _system(manifest: HeadRunManifest, config: HeadConfig) -> str:
+    """The kind of system."""
+    fusion = config.fusion
     joined = "" if fusion is None else f" {fusion.kind}-{config.blocks}"
     modality = "" if fusion is None else " ({})".format("image + text" if fusion.kind == "concat" else fusion.kind)
-    if kind == "stage2":
-        fresh = manifest.get("init_head") is None
+    if manifest.kind == "stage2":
+        fresh = manifest.init_head is None
         return f"RGCL{joined}" if fusion is not None else "Stage 2 on frozen features" if fresh else "RA-HMD Stage 2"
     names = {
         "stage1": "RA-HMD Stage 1",
@@ -81,28 +85,16 @@ def _system(manifest: Mapping[str, Any], config: HeadConfig) -> str:
         "linear_probe": f"linear probe{modality}",
         "zero_shot": f"zero-shot{modality}",
     }
-    return names.get(str(kind), "")
+    return names[manifest.kind]
 
 
-def _model(manifest: Mapping[str, Any]) -> str:
-    """Encoder or base model, by the last part of its path."""
-    model = manifest.get("encoder") or manifest.get("base_model") or {}
-    return Path(str(model.get("path") or "")).name
-
-
-def _shots(manifest: Mapping[str, Any]) -> int | None:
-    """K of the K-shot list that the head was trained on."""
-    arguments = manifest.get("arguments") or {}
-    return arguments.get("shots") if arguments.get("k_shot") else None
-
-
-def _trained_on(manifest: Mapping[str, Any]) -> str | None:
-    """Data set of the training rows, as the run or the store says; else the folder that the store lay in."""
-    train = (manifest.get("features") or {}).get("train")
-    if train is not None:
-        path = Path(train["path"]) / STORE_MANIFEST
-        stated = train if provenance_of(train).dataset or not path.is_file() else read_json(path)
-        return describe_store(train["path"], stated)["dataset"]
-    given = ((manifest.get("arguments") or {}).get("data") or {}).get("dataset") or []
-    names = given if isinstance(given, list) else str(given).split(",")
-    return ", ".join(str(describe_source(name, "train")["dataset"]) for name in names) or None
+def _trained_on(manifest: HeadRunManifest) -> str | None:
+    """Data set of the training rows, as the run or the store states it; else the folder of the store."""
+    train = manifest.train_store
+    if train.path is not None:
+        path = Path(train.path) / STORE_MANIFEST
+        origin = train if train.dataset or not path.is_file() else read_manifest(path, StoreManifest)
+        return describe_store(train.path, origin)["dataset"]
+    given = manifest.argument("data", "dataset") if isinstance(manifest, Stage1Manifest) else None
+    names = given if isinstance(given, list) else str(given or "").split(",")
+    return ", ".join(str(describe_source(name, "train")["dataset"]) for name in names if name) or None

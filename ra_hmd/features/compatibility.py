@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, fingerprint_model, plain, read_json, sha256_file
+from ra_hmd.core.artifacts import MANIFEST_NAME, fingerprint_model, plain, sha256_file
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.manifests import HeadRunManifest, Stage1Manifest, read_folder_manifest
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.features.store import STORE_MANIFEST, Features
 from ra_hmd.models.head import HeadConfig
@@ -17,13 +18,9 @@ DATA_KEYS = ("data", "head", "dtype")
 same LMM, another rounding. All other parts decide what a hidden state means."""
 
 
-_HEAD_KINDS = ("stage2", "head", "linear_probe", "zero_shot")
-"""Kinds of runs that end in a head and state the features that it takes."""
-
-
 def store_fingerprint(features: Features) -> dict[str, Any]:
     """The fingerprint in a store's manifest; empty for features that were not read from a store."""
-    return features.provenance.fingerprint
+    return features.manifest.fingerprint
 
 
 def head_fingerprint(folder: str | Path) -> dict[str, Any]:
@@ -33,9 +30,9 @@ def head_fingerprint(folder: str | Path) -> dict[str, Any]:
     LMM.
     """
     folder = Path(folder)
-    manifest = read_json(folder / MANIFEST_NAME) if (folder / MANIFEST_NAME).is_file() else {}
-    if manifest.get("kind") in _HEAD_KINDS:
-        return dict(manifest["features"]["train"]["fingerprint"])
+    manifest = read_folder_manifest(folder)
+    if isinstance(manifest, HeadRunManifest) and not isinstance(manifest, Stage1Manifest):
+        return dict(manifest.train_store.fingerprint)
     if (folder / "adapter_model.safetensors").is_file():
         return {"adapter": sha256_file(folder / "adapter_model.safetensors")}
     if (folder / "config.json").is_file():
@@ -104,8 +101,8 @@ def check_output(folder: str | Path, kind: str) -> None:
     """Raise `UserError` if `folder` is the output of another kind of run, which writing there would spoil."""
     path = Path(folder)
     if (path / MANIFEST_NAME).is_file():
-        found = read_json(path / MANIFEST_NAME).get("kind")
-        if found != kind:
-            raise UserError(f"{folder} holds a {found!r} run; choose another output folder, or remove it.")
+        found = read_folder_manifest(path)
+        if found is not None and found.kind != kind:
+            raise UserError(f"{folder} holds a {found.kind!r} run; choose another output folder, or remove it.")
     elif (path / STORE_MANIFEST).is_file():
         raise UserError(f"{folder} holds a feature store; choose another output folder.")

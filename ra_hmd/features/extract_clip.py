@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from ra_hmd.core.manifests import CaptionLengths
 from ra_hmd.core.memory import keep_freed_memory
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.extraction import make_features
@@ -95,9 +96,12 @@ def _side_by_side(encoder: Encoder, batch_size: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def describe_captions(limit: int, longest: int, over_limit: int, long_text: str) -> str:
-    """One sentence on captions that were too long; empty when none was."""
-    if not over_limit:
+def describe_captions(captions: CaptionLengths, long_text: str) -> str:
+    """One sentence on captions that are too long for the encoder; empty when none is."""
+    if not captions.over_limit:
         return ""
     done = "averaged over pieces" if long_text == "average" else "cut off (--long-text average keeps all of them)"
-    return f"{over_limit} captions have more than {limit} tokens, the longest {longest}; they were {done}."
+    return (
+        f"{captions.over_limit} captions have more than {captions.limit} tokens, the longest {captions.longest}; they "
+        f"were {done}."
+    )

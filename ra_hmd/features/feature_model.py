@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
+from ra_hmd.core.artifacts import MANIFEST_NAME
 from ra_hmd.core.config import load_dataclass
 from ra_hmd.core.dtype import DType
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import HeadRunManifest, read_folder_manifest
 from ra_hmd.features.extraction import FeatureModel
 
 
@@ -48,17 +49,17 @@ def open_feature_model(
         UserError: it cannot be found or opened.
     """
     run = Path(run)
-    manifest = read_json(run / MANIFEST_NAME) if (run / MANIFEST_NAME).is_file() else {}
-    if manifest.get("encoder"):
-        return _encoder(dict(manifest["encoder"]), run, backbone, dtype)
+    manifest = read_folder_manifest(run)
+    if isinstance(manifest, HeadRunManifest) and manifest.encoder:
+        return _encoder(manifest.encoder.to_json(), run, backbone, dtype)
     from ra_hmd.models.checkpoint import MemeModel, open_run  # an encoder needs none of it
 
     place = run
-    if manifest.get("kind") == "stage2":
-        origin = manifest.get("init_head") or {}
-        if backbone is None and not origin.get("path"):
-            raise UserError(f"{run} does not say which Stage 1 run its features came from; give it as `backbone`.")
-        place = Path(backbone if backbone is not None else origin["path"])
+    if isinstance(manifest, HeadRunManifest) and manifest.kind == "stage2":
+        origin = manifest.init_head.path if backbone is None and manifest.init_head else backbone
+        if not origin:
+            raise UserError(f"{run} does not state the Stage 1 run that its features came from; give it as `backbone`.")
+        place = Path(origin)
     # Its own head is not asked: that of `run` is.
     opened = replace(open_run(place, base_model), head=None)
     return Backbone(str(place), opened.fingerprint(), lambda device: MemeModel(opened, device, dtype or "auto"))

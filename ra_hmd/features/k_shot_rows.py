@@ -15,7 +15,7 @@ def take_shots(features: Features, place: str | Path, path: str | Path, shots: i
         UserError: see `read_shot_list`; a list of another data set or split, as far as the store says what it is of;
             memes that the store lacks.
     """
-    known = features.provenance
+    known = features.manifest
     ids = read_shot_list(path, shots, seed, known.dataset_split)
     check_same_data(path, place, known.dataset)
     return features.select(np.array(shot_rows(ids, features.ids, path, place), dtype=np.int64))

@@ -1,6 +1,7 @@
 """Official feature files: `.pt` dictionaries with ids, feats and labels, to and from feature stores."""
 
 import pickle
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,7 @@ def import_pt(path: str | Path, output: str | Path) -> Features:
         )
     if not ids:
         raise UserError(f"{path} has no rows.")
-    seen: set[str] = set()
-    doubled = [f"id {name!r} occurs again" for name in ids if name in seen or seen.add(name)]
+    doubled = [f"id {name!r} occurs {count} times" for name, count in Counter(ids).items() if count > 1]
     raise_all(doubled, f"{path}: ids must be unique")
     bad = np.flatnonzero(~np.isfinite(hidden).all(axis=1))
     if len(bad):

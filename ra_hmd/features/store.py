@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,17 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ra_hmd.core.artifacts import atomic_path, plain, read_json, run_manifest, sha256_bytes, write_json
+from ra_hmd.core.artifacts import atomic_path, plain, sha256_bytes
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.manifests import DataSource, FeatureOrigin, StoreManifest, read_manifest, write_manifest
 from ra_hmd.core.problem import UNLABELLED
-from ra_hmd.features.provenance import Provenance, provenance_of
 
 STORE_MANIFEST = "manifest.json"
 _MATRICES = ("hidden", "embedding", "lrc_logit", "lmh_score")
 MODALITIES = ("image_features", "text_features")
 """An encoder's columns in a store; together `Features.hidden`."""
 _COLUMNS = ("ids", "labels", *_MATRICES, "texts", "image_hashes", "contents", "extras")
-_FORMAT = 2  # 1 had no captions, image hashes, extras; still read
+NO_STORE = StoreManifest(kind="features")
+"""The manifest of features that were not read from a store: it states nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Features:
         contents: N hashes of picture and caption (`content_hash`; empty: unknown), or None where the store has
             none.
         extras: N dictionaries of further fields (fine labels, time), or None where the store has none.
-        manifest: The store's manifest ({} for features that were not read from a store).
+        manifest: The store's manifest; one that states nothing for features that were not read from a store.
         modalities: Of an encoder: how many of the H columns are image features, and how many text features.
     """
 
@@ -58,7 +59,7 @@ class Features:
     image_hashes: np.ndarray | None = None
     contents: list[str] | None = None
     extras: list[dict[str, Any]] | None = None
-    manifest: dict[str, Any] | None = None
+    manifest: StoreManifest = NO_STORE
     modalities: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -72,15 +73,10 @@ class Features:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def provenance(self) -> Provenance:
-        """What the store's manifest says of where the rows are from."""
-        return provenance_of(self.manifest)
-
     @cached_property
     def content(self) -> str:
         """SHA-256 of all columns: features that were replaced under an unchanged manifest have another one."""
-        parts = [json.dumps(self.modalities).encode()]
+        parts: list[bytes | memoryview] = [json.dumps(self.modalities).encode()]
         for name in _COLUMNS:
             column = getattr(self, name)
             if isinstance(column, np.ndarray):
@@ -100,10 +96,11 @@ class Features:
         return Features(**chosen, manifest=self.manifest, modalities=self.modalities)
 
 
-def _origin(content: Mapping[str, Any]) -> dict[str, Any]:
+def _origin(stated: FeatureOrigin) -> dict[str, Any]:
     """Split, data set and task that a store's manifest states. Where the data lie may change."""
-    source = content.get("source") or {}
-    return {"split": content.get("split"), **{f"source.{key}": source.get(key) for key in ("dataset", "split", "task")}}
+    source = stated.source or DataSource()
+    names = {"source.dataset": source.dataset, "source.split": source.split, "source.task": source.task}
+    return {"split": stated.split, **names}
 
 
 class FeatureWriter:
@@ -147,24 +144,23 @@ class FeatureWriter:
             self._made_from = {"ids": digest_of(ids), "shard_data": parts}
         path = self.folder / STORE_MANIFEST
         if path.is_file():
-            self._check_same(read_json(path))
+            self._check_same(read_manifest(path, StoreManifest))
         elif self.folder.is_dir() and any(self.folder.glob("part-*.parquet")):
             raise UserError(f"{folder} holds Parquet files without a manifest; choose another output folder.")
 
-    def _check_same(self, manifest: dict[str, Any]) -> None:
-        known, parts = manifest.get("shard_data"), self._made_from.get("shard_data")
-        comparable = known is not None and parts is not None and len(known) == len(parts)
-        if comparable and manifest["ids"] == self._made_from["ids"]:
-            self._outdated = [shard for shard in range(self.shards) if known[shard] != parts[shard]]
-            manifest = {**manifest, "fingerprint": {**manifest["fingerprint"], "data": self.fingerprint["data"]}}
-        # Rows with other labels are an update of the same split and task, and a mistake where these differ.
-        origin, wanted = (_origin(one) if comparable else {} for one in (manifest, plain(self._content)))
-        old = {
-            **origin,
-            **manifest.get("fingerprint", {}),
-            **{key: manifest.get(key) for key in ("rows", "shard_size", "format")},
-        }
-        new = {**wanted, **self.fingerprint, "rows": self.rows, "shard_size": self.shard_size, "format": _FORMAT}
+    def _check_same(self, manifest: StoreManifest) -> None:
+        known, parts = manifest.shard_data, self._made_from.get("shard_data")
+        old: dict[str, Any] = {}
+        new: dict[str, Any] = {}
+        stated = dict(manifest.fingerprint)
+        if known is not None and parts is not None and len(known) == len(parts):
+            if manifest.ids == self._made_from["ids"]:
+                self._outdated = [shard for shard in range(self.shards) if known[shard] != parts[shard]]
+                stated["data"] = self.fingerprint["data"]
+            # Rows with other labels are an update of the same split and task, and a mistake where these differ.
+            old, new = _origin(manifest), _origin(self._manifest(complete=False))
+        old |= {**stated, "rows": manifest.rows, "shard_size": manifest.shard_size, "format": manifest.format}
+        new |= {**self.fingerprint, "rows": self.rows, "shard_size": self.shard_size, "format": StoreManifest.FORMAT}
         differing = [f"{key}: the store has {old.get(key)!r}, this run has {new.get(key)!r}"
                      for key in sorted({*old, *new}) if old.get(key) != new.get(key)]  # fmt: skip
         raise_all(differing, f"{self.folder} was made from something else; choose another output folder or remove it")
@@ -183,20 +179,18 @@ class FeatureWriter:
         if self._outdated or not (self.folder / STORE_MANIFEST).is_file():
             self._write_manifest(complete=False)
 
-    def _write_manifest(self, *, complete: bool, **marked: Any) -> None:
-        write_json(
-            self.folder / STORE_MANIFEST,
-            run_manifest(
-                "features",
-                format=_FORMAT,
-                fingerprint=self.fingerprint,
-                rows=self.rows,
-                shard_size=self.shard_size,
-                shards=self.shards,
-                complete=complete,
-                **plain({**self._made_from, **marked, **self._content}),
-            ),
+    def _manifest(self, *, complete: bool, **marked: Any) -> StoreManifest:
+        return StoreManifest.new(
+            fingerprint=self.fingerprint,
+            rows=self.rows,
+            shard_size=self.shard_size,
+            shards=self.shards,
+            complete=complete,
+            **plain({**self._made_from, **marked, **self._content}),
         )
+
+    def _write_manifest(self, *, complete: bool, **marked: Any) -> None:
+        write_manifest(self.folder / STORE_MANIFEST, self._manifest(complete=complete, **marked))
 
     def shard_path(self, shard: int) -> Path:
         """Path of a shard's file."""
@@ -272,9 +266,9 @@ def read_features(folder: str | Path) -> Features:
             f"{folder} is not a feature store, {STORE_MANIFEST} does not exist there; make one with `ra-hmd extract` "
             "(LMM) or `ra-hmd encode` (encoder)."
         )
-    manifest = read_json(folder / STORE_MANIFEST)
-    if not manifest.get("complete"):
-        command = "encode" if "encoder" in manifest else "extract"
+    manifest = read_manifest(folder / STORE_MANIFEST, StoreManifest)
+    if not manifest.complete:
+        command = "encode" if manifest.encoder is not None else "extract"
         raise UserError(f"{folder} is incomplete: run its `ra-hmd {command}` command again, it continues.")
     if not manifest.rows:
         raise UserError(f"{folder} has no rows.")

@@ -28,7 +28,7 @@ _OTHER = {"train", "training", "dev", "val", "valid", "validation", "eval"}
 
 def split_name(features: Features, place: str | Path) -> str:
     """The split that a store's manifest states; where it states none, the name of its folder."""
-    return features.provenance.split or Path(place).absolute().name
+    return features.manifest.split_name or Path(place).absolute().name
 
 
 def is_test_split(name: str) -> bool:
@@ -86,7 +86,7 @@ def open_labels(
     Raises:
         UserError: a test split, or one of unknown kind, that something is chosen by, or without `final`.
     """
-    scored, examples = _labelled(scored or {}), _labelled(examples or {})
+    labelled, banks = _labelled(scored or {}), _labelled(examples or {})
     choosing = {
         str(place): of if isinstance(of, str) else split_name(of, place)
         for place, of in (chosen_by or {}).items()
@@ -96,9 +96,9 @@ def open_labels(
         {place: name for place, name in choosing.items() if is_test_split(name)},
         "Nothing is chosen by test data, or by data of a split that is named neither train nor dev; give a dev split",
     )
-    names = {place: split_name(features, place) for place, features in scored.items()}
+    names = {place: split_name(features, place) for place, features in labelled.items()}
     tests = {place: name for place, name in names.items() if is_test_split(name)}
-    names = {place: split_name(features, place) for place, features in examples.items()}
+    names = {place: split_name(features, place) for place, features in banks.items()}
     tests |= {place: name for place, name in names.items() if says_test(name)}
     if not final:
         _raise(
@@ -108,7 +108,7 @@ def open_labels(
         )
     before = {str(head): len(final_records(head)) for head in heads}
     if tests:
-        found = examples | scored
+        found = banks | labelled
         opened = [
             {"store": place, "split": name, "rows": len(found[place]), "sha256": store_digest(found[place])}
             for place, name in tests.items()

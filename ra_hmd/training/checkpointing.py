@@ -12,11 +12,18 @@ from ra_hmd.core.artifacts import (
     MANIFEST_NAME,
     plain,
     read_json,
-    run_manifest,
     sha256_bytes,
     sha256_file,
     write_json,
     write_text,
+)
+from ra_hmd.core.manifests import (
+    HeadRunManifest,
+    SeedsManifest,
+    SweepManifest,
+    TrainedHeadManifest,
+    read_folder_manifest,
+    write_manifest,
 )
 from ra_hmd.core.markdown import escape, markdown_table
 from ra_hmd.core.plotting import save_figure
@@ -27,9 +34,6 @@ from ra_hmd.training.arguments import HeadArguments
 from ra_hmd.training.inputs import Stores
 from ra_hmd.training.plots import sweep_figure, training_figure
 from ra_hmd.training.trainer import Outcome
-
-CARRIED = ("base_model", "inputs", "prompt", "pixels")
-"""Fields of a Stage 1 manifest that a user of the refined head needs as well."""
 
 
 def save_outcome(args: HeadArguments, outcome: Outcome, stores: Stores) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def save_outcome(args: HeadArguments, outcome: Outcome, stores: Stores) -> dict[
     save_figure(training_figure(outcome.history, outcome.best_epoch, outcome.losses), folder / "curves.png")
     for name, figure in outcome.figures.items():
         save_figure(figure, folder / name)
-    manifest = run_manifest(
+    manifest = TrainedHeadManifest.new(
         args.KIND,
         arguments=plain(vars(args)),
         seed=args.seed,
@@ -59,18 +63,17 @@ def save_outcome(args: HeadArguments, outcome: Outcome, stores: Stores) -> dict[
         **_origin(args.init_head),
         **describe_encoder(stores.train),
     )
-    write_json(folder / MANIFEST_NAME, manifest)
+    write_manifest(folder / MANIFEST_NAME, manifest)
     return _summary(folder, history, notes)
 
 
 def finished_run(args: HeadArguments, stores: Stores) -> dict[str, Any] | None:
     """The summary of the run in `args.output_dir` if it was made with these settings and from this data, else None."""
-    path = args.output_dir / MANIFEST_NAME
-    if not path.is_file():
+    manifest = read_folder_manifest(args.output_dir)
+    if not isinstance(manifest, TrainedHeadManifest) or manifest.arguments != plain(vars(args)):
         return None
-    manifest = read_json(path)
-    same = manifest.get("arguments") == plain(vars(args)) and manifest.get("features") == _features(args, stores)
-    if not same or manifest.get("init_head") != _origin(args.init_head)["init_head"]:
+    now = TrainedHeadManifest(kind=args.KIND, features=_features(args, stores), **_origin(args.init_head))
+    if manifest.features != now.features or manifest.init_head != now.init_head:
         return None
     return _summary(args.output_dir, read_json(args.output_dir / "history.json"), manifest.notes)
 
@@ -107,9 +110,8 @@ def save_seeds(args: HeadArguments, runs: Sequence[dict[str, Any]], console: Con
             "output_dir": runs[scores.index(max(scores))]["output_dir"],
         }
     write_json(args.output_dir / "seeds.json", result)
-    write_json(
-        args.output_dir / MANIFEST_NAME, run_manifest(f"{args.KIND}_seeds", arguments=plain(vars(args)), seeds=seeds)
-    )
+    manifest = SeedsManifest.new(f"{args.KIND}_seeds", arguments=plain(vars(args)), seeds=seeds)
+    write_manifest(args.output_dir / MANIFEST_NAME, manifest)
     table = Table(title=f"Dev scores over {len(seeds)} seeds, mean ± standard deviation")
     for column in ("score", "initial head", "kept epoch"):
         table.add_column(column)
@@ -165,9 +167,8 @@ def save_sweep(
     )
     write_text(args.output_dir / "sweep.md", text + markdown_table(header, rows))
     save_figure(sweep_figure(trials, args.select_by, best), args.output_dir / "sweep.png")
-    write_json(
-        args.output_dir / MANIFEST_NAME, run_manifest(f"{args.KIND}_sweep", arguments=plain(vars(args)), best=best)
-    )
+    manifest = SweepManifest.new(f"{args.KIND}_sweep", arguments=plain(vars(args)), best=best)
+    write_manifest(args.output_dir / MANIFEST_NAME, manifest)
     console.print(
         f"Best of {len(trials)} by {args.select_by}: {trials[best]['output_dir']}", highlight=False, soft_wrap=True
     )
@@ -192,15 +193,15 @@ def describe_features(place: Path, features: Features) -> dict[str, Any]:
         "path": str(place),
         "rows": len(features),
         "fingerprint": plain(store_fingerprint(features)),
-        "source": plain(features.provenance.source),
+        "source": None if features.manifest.source is None else features.manifest.source.to_json(),
         "content_sha256": features.content,
     }
 
 
 def describe_encoder(train: Features) -> dict[str, Any]:
     """How another meme is encoded alike, where an encoder made the features: the field `encoder` of a manifest."""
-    encoder = train.provenance.encoder
-    return {} if encoder is None else {"encoder": plain(encoder)}
+    encoder = train.manifest.encoder
+    return {} if encoder is None else {"encoder": encoder.to_json()}
 
 
 def describe_shots(train: Features) -> dict[str, Any]:
@@ -218,10 +219,15 @@ def _features(args: HeadArguments, stores: Stores) -> dict[str, Any]:
 
 
 def _origin(init_head: Path | None) -> dict[str, Any]:
-    """Where the initial head came from, and how Stage 1 turned memes into its features (`CARRIED`), where known."""
+    """The initial head, and how its Stage 1 run turned memes into features, which users of the refined head need."""
     if init_head is None:
         return {"init_head": None}
-    path = init_head / MANIFEST_NAME
-    manifest = read_json(path) if path.is_file() else {}
-    origin = {"path": str(init_head), "sha256": sha256_file(init_head / HEAD_WEIGHTS), "kind": manifest.get("kind")}
-    return {"init_head": origin, **{key: plain(manifest[key]) for key in CARRIED if key in manifest}}
+    manifest = read_folder_manifest(init_head)
+    kind = None if manifest is None else manifest.kind
+    origin: dict[str, Any] = {
+        "init_head": {"path": str(init_head), "sha256": sha256_file(init_head / HEAD_WEIGHTS), "kind": kind}
+    }
+    if isinstance(manifest, HeadRunManifest):
+        carried = {"base_model": manifest.base_model and manifest.base_model.to_json(), "inputs": manifest.inputs}
+        origin |= {name: value for name, value in carried.items() if value is not None}
+    return origin

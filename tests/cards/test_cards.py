@@ -120,7 +120,7 @@ def test_reports_of_others_are_refused(lab: Path, stage1_run: Path, tmp_path: Pa
     (other / "ra_hmd.json").write_text(json.dumps({"kind": "evaluation", "in_context": {"format": 1}}))
     with pytest.raises(UserError, match="where no head takes part"):
         make_card(lab / "run", tmp_path / "card", reports=[other])
-    with pytest.raises(UserError, match="of kind 'stage1'; give a folder of `ra-hmd evaluate`"):
+    with pytest.raises(UserError, match="of kind 'stage1'.*give a folder of `ra-hmd evaluate`"):
         make_card(lab / "run", tmp_path / "card", reports=[stage1_run])
     with pytest.raises(UserError, match="is a data set"):
         make_card(lab / "imported", tmp_path / "card", reports=[other])

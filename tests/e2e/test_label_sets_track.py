@@ -107,7 +107,7 @@ def test_labels_of_the_store_are_those_of_the_files(run: Path) -> None:
         assert store.labels.shape == (rows, C)
         for name, member in zip(store.ids, store.labels, strict=True):
             assert {TECHNIQUES[c] for c in np.flatnonzero(member)} == told[name]
-        assert store.manifest["source"] | {"place": ""} == {
+        assert store.manifest.source.to_json() | {"place": ""} == {
             "dataset": "propaganda", "split": split, "task": "techniques", "place": ""
         }  # fmt: skip
     assert 0 < (store.labels.sum(axis=1) == 0).sum() < rows

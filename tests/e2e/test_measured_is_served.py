@@ -126,8 +126,8 @@ def test_another_bank_takes_the_threshold_away_and_serve_says_so(run: Path, serv
            "--reason", "another split", "--author", "tests")  # fmt: skip
     replaced = features.select(np.arange(len(features)))
     replaced.hidden[: len(features) // 2] = replaced.hidden[len(features) // 2 :][: len(features) // 2]
-    stated = features.provenance
-    write_features(run / "replaced", replaced, stated.fingerprint, encoder=stated.encoder)
+    stated = features.manifest
+    write_features(run / "replaced", replaced, stated.fingerprint, encoder=stated.encoder and stated.encoder.to_json())
     ra_hmd("bank", "create", run / "same-ids", "--checkpoint", run / "stage2", "--features", run / "replaced",
            "--reason", "same ids and labels", "--author", "tests")  # fmt: skip
     for other in ("half", "same-ids"):

@@ -59,7 +59,11 @@ def runs(lab):
 
     def head(name: str, dataset: str = "hateful_memes", **content: Any) -> Path:
         folder, place = lab.head(name), lab.folder / dataset / "train"
-        train = {"path": str(place), "fingerprint": FINGERPRINT, "source": read_features(place).manifest["source"]}
+        train = {
+            "path": str(place),
+            "fingerprint": FINGERPRINT,
+            "source": read_features(place).manifest.source.to_json(),
+        }
         values = {"features": {"train": train}, "encoder": {"path": "org/clip-large"}} | content
         write_json(folder / "ra_hmd.json", run_manifest("head", **values))
         return folder

@@ -84,10 +84,11 @@ def test_rows_are_the_memes_with_both_features(altclip: Path, train: list[Meme],
 
 def test_the_manifest_tells_how_to_encode_another_meme(altclip: Path, reference: Features) -> None:
     manifest = reference.manifest
-    assert manifest["encoder"] == EncoderSettings(str(altclip)).to_dict()
-    assert manifest["split"] == "train"
-    assert manifest["fingerprint"]["model"] == Encoder(EncoderSettings(**manifest["encoder"])).fingerprint()["model"]
-    assert manifest["captions"] == {"limit": 512, "longest": manifest["captions"]["longest"], "over_limit": 0}
+    assert manifest.encoder.to_json() == EncoderSettings(str(altclip)).to_dict()
+    assert manifest.split == "train"
+    encoder = Encoder(EncoderSettings(**manifest.encoder.to_json()))
+    assert manifest.fingerprint["model"] == encoder.fingerprint()["model"]
+    assert (manifest.captions.limit, manifest.captions.over_limit) == (512, 0)
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 7, "shard_size": 10}, {"num_workers": 2}])
@@ -274,10 +275,10 @@ def test_long_captions_are_counted_and_told(memes: Path, tmp_path: Path) -> None
         assert "2 captions have more than 64 tokens, the longest " in done.stderr
         assert ("cut off (--long-text average" in done.stderr) == (rule == "truncate")
         stores[rule] = read_features(tmp_path / rule)
-        counts.append(stores[rule].manifest["captions"])
+        counts.append(stores[rule].manifest.captions)
     assert counts[0] == counts[1]
-    assert counts[0]["over_limit"] == 2
-    assert counts[0]["longest"] == max(
+    assert counts[0].over_limit == 2
+    assert counts[0].longest == max(
         Encoder(EncoderSettings(str(tmp_path / "siglip"))).count_tokens(stores["average"].texts)
     )
     difference = np.abs(stores["truncate"].hidden - stores["average"].hidden).max(axis=1)

@@ -64,7 +64,7 @@ def test_round_trip(tmp_path):
     ("content", "message"),
     [
         ({"ids": ["a", "b"]}, "2 ids, 4 rows of feats and 4 labels"),
-        ({"ids": ["a", "a", "c", "d"]}, "id 'a' occurs again"),
+        ({"ids": ["a", "a", "c", "d"]}, "id 'a' occurs 2 times"),
         ({"ids": [1.5, 2.5, 3.5, 4.5]}, "ids are strings or whole numbers"),
         ({"feats": torch.zeros(4, 2, 3)}, r"shapes \[\(4, 2, 3\)\]"),
         ({"feats": torch.zeros(4)}, r"shapes \[\(4,\)\]"),

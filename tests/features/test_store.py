@@ -52,8 +52,8 @@ def test_round_trip_over_several_shards(tmp_path):
     found = read_features(tmp_path / "s")
     assert_same(found, features)
     assert len(list((tmp_path / "s").glob("part-*.parquet"))) == 3
-    assert found.manifest["fingerprint"] == FINGERPRINT
-    assert found.manifest["kind"] == "features"
+    assert found.manifest.fingerprint == FINGERPRINT
+    assert found.manifest.kind == "features"
 
 
 def test_round_trip_without_a_head(tmp_path):
@@ -62,7 +62,7 @@ def test_round_trip_without_a_head(tmp_path):
     found = read_features(tmp_path / "s")
     assert (found.embedding, found.lrc_logit, found.lmh_score) == (None, None, None)
     assert found.labels.tolist() == [0, UNLABELLED]
-    assert found.manifest["split"] == "dev"
+    assert found.manifest.split == "dev"
 
 
 def test_an_unfinished_store_is_refused_then_continued(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.features.store import Features
+from ra_hmd.features.store import NO_STORE, Features
 from ra_hmd.features.test_lock import (
     FINAL_RECORD,
     final_records,
@@ -19,7 +19,7 @@ from ra_hmd.features.test_lock import (
 
 
 def store(split=None, ids=("a", "b")):
-    manifest = {} if split is None else {"split": split}
+    manifest = NO_STORE if split is None else NO_STORE.model_copy(update={"split": split})
     return Features(list(ids), np.arange(len(ids)) % 2, np.ones((len(ids), 3), np.float32), manifest=manifest)
 
 
@@ -102,7 +102,11 @@ def test_a_store_without_labels_has_nothing_to_lock(tmp_path):
 def test_the_digest_is_of_ids_labels_and_fingerprint():
     plain = store("test")
     others = [store("test", ("a", "c")), Features(["a", "b"], np.array([1, 0]), plain.hidden)]
-    others.append(Features(plain.ids, plain.labels, plain.hidden, manifest={"fingerprint": {"model": "x"}}))
+    others.append(
+        Features(
+            plain.ids, plain.labels, plain.hidden, manifest=NO_STORE.model_copy(update={"fingerprint": {"model": "x"}})
+        )
+    )
     assert store_digest(plain) == store_digest(store("dev"))
     assert len({store_digest(item) for item in [plain, *others]}) == 4
 

@@ -121,7 +121,7 @@ def test_what_is_left_in_the_folder(world):
     assert manifest.inputs == inputs
     assert manifest.init_head.sha256 == sha256_file(world.folder / "stage1" / HEAD_WEIGHTS)
     assert manifest.head_sha256 == sha256_file(args.output_dir / HEAD_WEIGHTS)
-    assert manifest.features.dev.fingerprint == read_features(args.dev).manifest["fingerprint"]
+    assert manifest.features.dev.fingerprint == read_features(args.dev).manifest.fingerprint
     initial = (args.output_dir / INITIAL_HEAD / HEAD_WEIGHTS).read_bytes()
     assert initial == (world.folder / "stage1" / HEAD_WEIGHTS).read_bytes()
     mining = read_json(args.output_dir / "mining.json").searches

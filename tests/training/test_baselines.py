@@ -208,7 +208,7 @@ def test_features_of_the_same_width_but_another_kind_are_refused(encoded: Callab
     store = encoded("clip")
     zero_shot(encoder_of(store), Prompts.binary(), tmp_path / "head")
     stated = head_fingerprint(tmp_path / "head")
-    of_store = read_features(store).manifest["fingerprint"]
+    of_store = read_features(store).manifest.fingerprint
     same = set(stated) & set(of_store)
     assert same == set(of_store) - {"data", "encoder.long_text"}
     assert {key: stated[key] for key in same} == {key: of_store[key] for key in same}
@@ -371,7 +371,7 @@ def test_a_k_shot_probe_is_that_of_its_rows(encoded: Callable[..., Path], data: 
     assert said.strip() == str(tmp_path / "few")
     features, ids = read_features(train), read_shot_list(lists, 2, 1)
     rows = np.array([features.ids.index(name) for name in reversed(ids)])
-    write_features(tmp_path / "four", features.select(rows), features.manifest["fingerprint"], split="train")
+    write_features(tmp_path / "four", features.select(rows), features.manifest.fingerprint, split="train")
     linear_probe(tmp_path / "four", tmp_path / "same", c=10, modality="image")
     assert torch.allclose(logits_of(tmp_path / "few", dev), logits_of(tmp_path / "same", dev), atol=1e-4)
     manifest = read_json(tmp_path / "few/ra_hmd.json")

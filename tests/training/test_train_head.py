@@ -58,7 +58,7 @@ def test_what_is_left_in_the_folder(encoded):
     assert (manifest.kind, manifest.seed, manifest.init_head) == ("head", 1, None)
     assert manifest.arguments.image_loss == 0.5
     assert manifest.encoder == {"path": "encoders/some", "features": "pooled"}
-    assert head_fingerprint(args.output_dir) == read_features(args.train).manifest["fingerprint"]
+    assert head_fingerprint(args.output_dir) == read_features(args.train).manifest.fingerprint
     assert manifest.head_sha256 == sha256_file(args.output_dir / HEAD_WEIGHTS)
     config = load_head(args.output_dir).config
     assert config.fusion == FusionConfig(12, 8, "align", map_dim=32, map_dropout=0.2)

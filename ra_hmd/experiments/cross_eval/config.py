@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
 from ra_hmd.core.config import coerce_fields, load_dataclass
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import Head
+from ra_hmd.core.manifests import EncoderReference, HeadRunManifest, read_folder_manifest
 from ra_hmd.models.head import read_head_config
 from ra_hmd.retrieval.voting import VoteWeights, Voting
 
@@ -47,13 +47,16 @@ class System:
 
     def encoder_options(self) -> dict[str, str]:
         """Options of `ra-hmd encode` that give features like the head's; {} where no encoder made those."""
-        path = self.head / MANIFEST_NAME
-        stated = (read_json(path) if path.is_file() else {}).get("encoder") or {}
-        if self.encoder is None and (self.checkpoint is not None or not stated):
+        manifest = read_folder_manifest(self.head)
+        stated = manifest.encoder if isinstance(manifest, HeadRunManifest) else None
+        if self.encoder is None and (self.checkpoint is not None or stated is None):
             return {}
-        options = {"encoder": self.encoder or stated["path"]}
-        names = ["features", "long_text", "dtype", *(["revision"] if self.encoder is None else [])]
-        return options | {name: str(stated[name]) for name in names if stated.get(name) is not None}
+        stated = stated or EncoderReference()
+        options = {"features": stated.features, "long_text": stated.long_text, "dtype": stated.dtype}
+        options |= {"revision": stated.revision} if self.encoder is None else {}
+        return {"encoder": self.encoder or stated.path} | {
+            name: value for name, value in options.items() if value is not None
+        }
 
     def of_encoder(self) -> bool:
         """Whether the head takes image and text features of an encoder: then there is no language model to ask."""

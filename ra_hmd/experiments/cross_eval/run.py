@@ -297,7 +297,7 @@ class _Pair:
             return [(store.digest, self._target_bank)]
         banks = []
         lists = self.judge.args.targets[self.target].k_shot
-        check_same_data(lists or "", store.place, store.features.provenance.dataset)
+        check_same_data(lists or "", store.place, store.features.manifest.dataset)
         for seed, ids in self.shots[kind.shots or 0].items():
             place = f"the {kind.shots}-shot list of seed {seed} in {lists}"
             self._refuse_leak(_qualify(ids, self.target), place)

@@ -23,7 +23,7 @@ from ra_hmd.experiments.in_context.report import Outcome, write_outcome
 from ra_hmd.experiments.in_context.thresholds import KEY, dev_threshold
 from ra_hmd.features.compatibility import check_output
 from ra_hmd.features.extraction import check_labels, features_of, fingerprint_memes, label_array
-from ra_hmd.features.store import Features
+from ra_hmd.features.store import NO_STORE, Features
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.models.checkpoint import MemeModel, Run
 from ra_hmd.models.generation.chat import ChatModel
@@ -230,8 +230,10 @@ def _open(
     """The lock of test data: once for a run, however often it is stopped."""
 
     def locked(source: Source) -> Features:
-        stated = {"split": source.split, "fingerprint": {"data": fingerprint_memes(source.memes)}}
-        return replace(features_of(source.memes, {"hidden": np.zeros((len(source.memes), 0))}), manifest=stated)
+        manifest = NO_STORE.model_copy(
+            update={"split": source.split, "fingerprint": {"data": fingerprint_memes(source.memes)}}
+        )
+        return replace(features_of(source.memes, {"hidden": np.zeros((len(source.memes), 0))}), manifest=manifest)
 
     begun = parts.mark().get("opened")
     if begun is not None and (final or not begun["test_sets"]):
