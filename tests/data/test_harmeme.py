@@ -1,6 +1,5 @@
 """Harm-C and Harm-P from every layout that people have them in, on invented copies."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ from meme_files import Imported, imported, jsonl, picture, records
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.import_dataset import ImportOptions
-from ra_hmd.data.readers import get_reader
 
 
 def meme(name: str, labels: list[str], text: str) -> dict[str, Any]:
@@ -210,47 +208,6 @@ def test_rgcl_folders(tmp_path: Path, name: str, folder: str, expected: dict[str
     assert got.manifest["variant"] == "V1"
 
 
-def sharegpt(path: Path, image: str, caption: str, label: int) -> None:
-    answer = ("No. It is not a hateful meme.", "Yes. It is a hateful meme.")[label]
-    question = f'<image> This is an image with: "{caption}" written on it. Is it hateful?'
-    messages = [{"content": question, "role": "user"}, {"content": answer, "role": "assistant"}]
-    row = {"id": Path(image).stem, "messages": messages, "images": [image], "label": label}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([row], indent=4))
-
-
-@pytest.mark.parametrize(
-    ("name", "folder", "file", "stem"),
-    [("harm_c", "HarMeme", "sharegpt_Harmeme", "covid_memes"), ("harm_p", "HarmP", "sharegpt_HarmP", "memes")],
-)
-def test_sharegpt_files(tmp_path: Path, name: str, folder: str, file: str, stem: str) -> None:
-    for number, split in enumerate(("train", "val", "test")):
-        image = f"./data/image/{folder}/All/{stem}_{number}.png"
-        sharegpt(tmp_path / f"in/data/gt/{folder}/{file}_{split}_instructblip.json", image, "two\ncats", number % 2)
-        picture(tmp_path / "in" / image)
-    got = imported(name, tmp_path / "in", tmp_path / "out")
-    assert records(got, tmp_path / "in/data/image" / folder / "All") == {
-        "train": [(f"{stem}_0", f"{stem}_0.png", 0, "two cats", "two\ncats")],
-        "val": [(f"{stem}_1", f"{stem}_1.png", 1, "two cats", "two\ncats")],
-        "test": [(f"{stem}_2", f"{stem}_2.png", 0, "two cats", "two\ncats")],
-    }
-    assert got.column("val", "extras") == [{}]
-    assert got.manifest["layout"] == "RA-HMD ShareGPT files"
-
-
-def test_sharegpt_names_have_the_small_m() -> None:
-    assert get_reader("harm_c").sharegpt == {
-        "train": ("harmc", "gt/HarMeme/sharegpt_Harmeme_train_instructblip.json"),
-        "val": ("harmc_dev", "gt/HarMeme/sharegpt_Harmeme_val_instructblip.json"),
-        "test": ("harmc_test", "gt/HarMeme/sharegpt_Harmeme_test_instructblip.json"),
-    }
-    assert get_reader("harm_p").sharegpt == {
-        "train": ("harmp", "gt/HarmP/sharegpt_HarmP_train_instructblip.json"),
-        "val": ("harmp_dev", "gt/HarmP/sharegpt_HarmP_val_instructblip.json"),
-        "test": ("harmp_test", "gt/HarmP/sharegpt_HarmP_test_instructblip.json"),
-    }
-
-
 def one(tmp_path: Path, name: str, row: dict[str, Any], *, policy: Any = "single_line", crlf: bool = False) -> Imported:
     """Import a train file of a good row and this one."""
     stem = "covid_memes" if name == "harm_c" else "memes"
@@ -300,46 +257,6 @@ def test_unknown_labels_are_rejected(tmp_path: Path, labels: list[Any], reason: 
     assert got.rejected == [{"split": "train", "place": "train.jsonl, line 2", "id": None, "reason": reason}]
 
 
-def test_crlf_lines_do_not_reach_the_text(tmp_path: Path) -> None:
-    got = one(tmp_path, "harm_c", meme("covid_memes_5", ["not harmful"], "coffee\nfirst\n"), crlf=True)
-    assert (tmp_path / "in" / "train.jsonl").read_bytes().count(b"\r\n") == 2
-    assert got.column("train", "text") == ["coffee", "coffee first"]
-    assert got.column("train", "raw_text") == ["coffee", "coffee\nfirst\n"]
-
-
-@pytest.mark.parametrize(
-    ("policy", "text"),
-    [("single_line", "MONDAY AGAIN déjà"), ("strip", "MONDAY \nAGAIN\n\n déjà"), ("raw", "MONDAY \nAGAIN\n\n déjà\n")],
-)
-def test_line_breaks_under_each_text_policy(tmp_path: Path, policy: str, text: str) -> None:
-    row = meme("covid_memes_5", ["not harmful"], "MONDAY \nAGAIN\n\n déjà\n")
-    got = one(tmp_path, "harm_c", row, policy=policy)
-    assert got.column("train", "text")[1] == text
-    assert got.column("train", "raw_text")[1] == "MONDAY \nAGAIN\n\n déjà\n"
-
-
-def test_captions_repeated_across_splits_are_kept(tmp_path: Path) -> None:
-    rows = {
-        "train": [meme("covid_memes_1", ["not harmful"], "coffee\n")],
-        "val": [meme("covid_memes_2", ["very harmful"], "coffee")],
-        "test": [meme("covid_memes_3", ["not harmful"], "coffee\n\n")],
-    }
-    pictures(write(tmp_path / "in", rows) / "images", rows)
-    got = imported("harm_c", tmp_path / "in", tmp_path / "out")
-    assert {split: got.column(split, "text") for split in got.rows} == {
-        "test": ["coffee"],
-        "train": ["coffee"],
-        "val": ["coffee"],
-    }
-    assert got.rejected == []
-
-
-def test_id_twice_in_one_split_is_rejected(tmp_path: Path) -> None:
-    got = one(tmp_path, "harm_p", meme("memes_9", ["very harmful"], "tea"))
-    assert (got.column("train", "label"), got.column("train", "text")) == ([0], ["coffee"])
-    assert got.manifest["reasons"] == {"id came before in its split": 1}
-
-
 def test_harm_c_and_harm_p_are_told_apart_by_their_images(tmp_path: Path) -> None:
     write(tmp_path / "c", C_ROWS)
     write(tmp_path / "p", P_ROWS)
@@ -352,99 +269,8 @@ def test_harm_c_and_harm_p_are_told_apart_by_their_images(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["harm_c", "harm_p"])
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"id": 42, "img": "img/00042.png", "label": 0, "text": "coffee"},
-        {"id": "1", "image": "1_image.png", "labels": [], "text": "coffee"},
-        {"id": "memes_1", "image": "memes_1.png", "label": 0, "text": "coffee"},
-    ],
-    ids=["hateful memes", "propaganda", "no labels"],
-)
-def test_root_of_another_data_set(tmp_path: Path, name: str, row: dict[str, Any]) -> None:
+def test_files_without_labels_are_not_taken(tmp_path: Path, name: str) -> None:
+    row = {"id": "memes_1", "image": "memes_1.png", "label": 0, "text": "coffee"}
     jsonl(tmp_path / "in" / "train.jsonl", [row])
     with pytest.raises(UserError, match=r"No files of Harm-[CP] .*Annotation files there: train\.jsonl"):
         imported(name, tmp_path / "in", tmp_path / "out")
-
-
-@pytest.mark.parametrize(("name", "rows", "suffix"), [("harm_c", C_ROWS, ""), ("harm_p", P_ROWS, "_v1")])
-def test_two_copies_of_one_layout_are_an_error_that_lists_both(
-    tmp_path: Path, name: str, rows: dict[str, list[dict[str, Any]]], suffix: str
-) -> None:
-    write(tmp_path / "in/old", rows, suffix)
-    write(tmp_path / "in/new", rows, suffix)
-    pictures(tmp_path / "in/images", rows)
-    with pytest.raises(UserError, match=r"\(V1 annotations\) lies below .* more than once; name one:") as caught:
-        imported(name, tmp_path / "in", tmp_path / "out")
-    assert str(caught.value).splitlines()[1:] == [f"  - {tmp_path / 'in/new'}", f"  - {tmp_path / 'in/old'}"]
-
-
-def test_images_given_apart(tmp_path: Path) -> None:
-    write(tmp_path / "in/Annotations/Harm-C", C_ROWS)
-    picture(tmp_path / "in/covid_memes_0.png")
-    images = pictures(tmp_path / "drive/HarMeme_Images/harmeme_images_covid_19", C_ROWS)
-    got = imported("harm_c", tmp_path / "in", tmp_path / "out", images=tmp_path / "drive")
-    assert records(got, images) == C_RECORDS
-
-
-def test_no_images_at_all_is_an_error_that_asks_for_them(tmp_path: Path) -> None:
-    write(tmp_path / "in", C_ROWS)
-    with pytest.raises(UserError, match=r"No images of Harm-C .*looked for covid_memes_0\.png.*--images"):
-        imported("harm_c", tmp_path / "in", tmp_path / "out")
-
-
-def test_missing_and_broken_images_are_rejected_and_counted(tmp_path: Path) -> None:
-    images = pictures(write(tmp_path / "in", P_ROWS, "_v1") / "images", P_ROWS)
-    (images / "memes_4000.png").unlink()
-    (images / "memes_1.png").write_text("no picture")
-    picture(images / "memes_2.png", "JPEG")
-    got = imported("harm_p", tmp_path / "in", tmp_path / "out")
-    assert got.manifest["splits"] == {"test": 1, "train": 1, "val": 1}
-    assert got.manifest["rejected"] == {"train": 2}
-    assert got.manifest["reasons"] == {"image missing": 1, "not an image": 1}
-    assert got.rejected == [
-        {
-            "split": "train",
-            "place": "train_v1.jsonl, line 2",
-            "id": "memes_1",
-            "reason": f"not an image: {images / 'memes_1.png'}",
-        },
-        {
-            "split": "train",
-            "place": "train_v1.jsonl, line 3",
-            "id": "memes_4000",
-            "reason": f"image missing: {images / 'memes_4000.png'}",
-        },
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "split", "rows", "hate", "intensity"),
-    [
-        ("harm_c", "train", 3013, (1949, 1064), (1949, 882, 182)),
-        ("harm_c", "val", 177, (116, 61), (116, 51, 10)),
-        ("harm_c", "test", 354, (230, 124), (230, 103, 21)),
-        ("harm_p", "train", 2938, (1450, 1488), (1450, 1365, 122)),
-        ("harm_p", "val", 177, (88, 89), (88, 81, 8)),
-        ("harm_p", "test", 355, (184, 171), (184, 159, 12)),
-    ],
-)
-def test_expected_counts(name: str, split: str, rows: int, hate: tuple[int, ...], intensity: tuple[int, ...]) -> None:
-    expected = get_reader(name).expected["V1"][split]
-    assert (expected.rows, dict(expected.tasks)) == (rows, {"hate": hate, "intensity": intensity})
-
-
-@pytest.mark.parametrize(("name", "total"), [("harm_c", 3544), ("harm_p", 3470)])
-def test_expected_splits(name: str, total: int) -> None:
-    expected = get_reader(name).expected
-    assert {variant: list(splits) for variant, splits in expected.items()} == {"V1": ["train", "val", "test"]}
-    assert sum(split.rows for split in expected["V1"].values()) == total
-
-
-@pytest.mark.parametrize("name", ["harm_c", "harm_p"])
-def test_classes_in_the_order_of_their_indices(name: str) -> None:
-    hate, intensity, target = get_reader(name).tasks
-    assert hate.classes == ("not harmful", "harmful")
-    assert intensity.classes == ("not harmful", "somewhat harmful", "very harmful")
-    assert target.classes == ("individual", "organization", "community", "society")
-    assert (hate.multi_label, intensity.multi_label, target.multi_label) == (False, False, True)

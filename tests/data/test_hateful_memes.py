@@ -8,7 +8,6 @@ import pytest
 from meme_files import imported, jsonl, picture, records, table
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.data.import_dataset import ImportOptions
 from ra_hmd.data.readers import get_reader
 
 COFFEE = {"id": 8291, "img": "img/08291.png", "label": 0, "text": "when the coffee is finally ready"}
@@ -99,29 +98,6 @@ def fine_grained(folder: Path) -> Path:
     return folder
 
 
-def sharegpt(name: str, caption: str, answer: int, **more: Any) -> dict[str, Any]:
-    words = ("No. It is not a hateful meme.", "Yes. It is a hateful meme.")[answer]
-    question = f'<image> This is an image with: "{caption}" written on it. Is it hateful?'
-    return {
-        "id": name,
-        "messages": [{"content": question, "role": "user"}, {"content": words, "role": "assistant"}],
-        "images": [f"./data/image/FB/All/{name}.png"],
-        **more,
-    }
-
-
-def sharegpt_files(folder: Path) -> Path:
-    """The training file with labels, the dev file without."""
-    files = {
-        "train": [sharegpt("08291", 'a "good" coffee', 0, label=0), sharegpt("00042", "the cat", 1, label=1)],
-        "dev_seen": [sharegpt("01234", "snow in may", 1)],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in files.items():
-        (folder / f"sharegpt_FB_{split}_instructblip.json").write_text(json.dumps(rows, indent=4))
-    return folder
-
-
 def test_phase_2_as_downloaded(tmp_path: Path) -> None:
     root = write(tmp_path / "hateful_memes", unlabelled(PHASE_2), escape=True, end=False)
     images = pictures(root / "img")
@@ -148,16 +124,6 @@ def test_phase_2_with_string_ids(tmp_path: Path) -> None:
     assert records(got, images) == LABELLED
     assert got.manifest["layout"] == "phase 2, string ids"
     assert got.manifest["notes"] == []
-
-
-@pytest.mark.parametrize("folder", ["data", "hateful_memes/data", "."])
-@pytest.mark.parametrize("splits", [PHASE_2, PHASE_1], ids=["phase 2", "phase 1"])
-def test_root_may_be_the_folder_above_data(
-    tmp_path: Path, folder: str, splits: dict[str, list[dict[str, Any]]]
-) -> None:
-    images = pictures(write(tmp_path / "in" / folder, splits) / "img")
-    got = imported("hateful_memes", tmp_path / "in", tmp_path / "out")
-    assert records(got, images)["train"] == TRAIN_ROWS
 
 
 def test_kaggle_mirror_is_phase_1_and_says_so(tmp_path: Path) -> None:
@@ -247,42 +213,6 @@ def test_rgcl_folders(tmp_path: Path) -> None:
     assert got.manifest["layout"] == "phase 2, string ids, in RGCL's folders"
 
 
-@pytest.mark.parametrize("root", [".", "data"])
-def test_sharegpt_files_with_paths_from_the_repository_root(tmp_path: Path, root: str) -> None:
-    sharegpt_files(tmp_path / "in/data/gt/FB")
-    images = pictures(tmp_path / "in/data/image/FB/All")
-    (tmp_path / "in/data/gt/FB/sharegpt_FB_train_pc_choice.json").write_text(
-        json.dumps([sharegpt("57320", "rain", 0) | {"label": 4}])
-    )
-    got = imported("hateful_memes", tmp_path / "in" / root, tmp_path / "out")
-    assert records(got, images) == {
-        "train": [
-            ("08291", "08291.png", 0, 'a "good" coffee', 'a "good" coffee'),
-            ("00042", "00042.png", 1, "the cat", "the cat"),
-        ],
-        "dev_seen": [("01234", "01234.png", 1, "snow in may", "snow in may")],
-    }
-    assert got.manifest["layout"] == "RA-HMD ShareGPT files"
-    assert got.manifest["variant"] == ""
-
-
-def test_sharegpt_files_beside_the_annotations_are_not_read(tmp_path: Path) -> None:
-    folder = sharegpt_files(write(tmp_path / "in/data/gt/FB", with_string_ids(PHASE_2)))
-    pictures(tmp_path / "in/data/image/FB/All")
-    got = imported("hateful_memes", tmp_path / "in", tmp_path / "out")
-    assert got.column("train", "id") == ["08291", "00042", "57320"]
-    assert got.manifest["notes"] == [f"also there and not read: RA-HMD ShareGPT files in {folder}"]
-
-
-def test_sharegpt_names_of_the_official_files() -> None:
-    official = get_reader("hateful_memes").sharegpt
-    assert {split: official[split] for split in ("train", "dev_seen", "test_seen")} == {
-        "train": ("hatefulmemes", "gt/FB/sharegpt_FB_train_instructblip.json"),
-        "dev_seen": ("hatefulmemes_dev", "gt/FB/sharegpt_FB_dev_seen_instructblip.json"),
-        "test_seen": ("hatefulmemes_test", "gt/FB/sharegpt_FB_test_seen_instructblip.json"),
-    }
-
-
 def test_integer_ids_are_padded_to_five_digits(tmp_path: Path) -> None:
     rows = [row | {"label": 0} for row in (BREAD, CAT, SNOW, COFFEE, SOUP)]
     root = write(tmp_path / "in", {"train": [*rows, {"id": 0, "img": "img/00000.png", "label": 0, "text": "fog"}]})
@@ -329,25 +259,6 @@ def test_id_twice_in_one_split_is_rejected(tmp_path: Path) -> None:
     ]
 
 
-def test_repeated_captions_are_kept(tmp_path: Path) -> None:
-    splits = {"train": [COFFEE, CAT | {"text": COFFEE["text"]}], "dev_seen": [TEA], "test_seen": [BREAD, SOUP]}
-    root = write(tmp_path / "in", splits)
-    pictures(root / "img")
-    got = imported("hateful_memes", root, tmp_path / "out")
-    assert got.column("train", "text") == ["when the coffee is finally ready"] * 2
-    assert got.column("dev_seen", "text") == ["when the coffee is finally ready"]
-    assert got.rejected == []
-
-
-def test_unlabelled_test_has_no_label(tmp_path: Path) -> None:
-    root = write(tmp_path / "in", unlabelled(PHASE_2))
-    pictures(root / "img")
-    got = imported("hateful_memes", root, tmp_path / "out")
-    assert got.column("test_seen", "label") == [None]
-    assert got.column("test_unseen", "label") == [None]
-    assert got.column("dev_unseen", "label") == [1, 0]
-
-
 @pytest.mark.parametrize("label", [2, "yes", True, [1]])
 def test_label_that_is_not_0_or_1_is_rejected(tmp_path: Path, label: object) -> None:
     root = write(tmp_path / "in", {"train": [COFFEE, CAT | {"label": label}]})
@@ -373,14 +284,6 @@ def test_row_without_text_is_rejected_by_name(tmp_path: Path) -> None:
     pictures(root / "img")
     got = imported("hateful_memes", root, tmp_path / "out")
     assert [row["reason"] for row in got.rejected] == ["field 'text' is missing; this row has id, img, label"]
-
-
-@pytest.mark.parametrize(("policy", "text"), [("single_line", "the cat"), ("strip", "the cat"), ("raw", " the cat ")])
-def test_outer_blanks_stay_in_raw_text(tmp_path: Path, policy: Any, text: str) -> None:
-    root = write(tmp_path / "in", {"train": [CAT | {"text": " the cat "}]})
-    pictures(root / "img")
-    got = imported("hateful_memes", root, tmp_path / "out", options=ImportOptions(text=policy))
-    assert (got.column("train", "text"), got.column("train", "raw_text")) == ([text], [" the cat "])
 
 
 FINE_EXTRAS = [
@@ -477,32 +380,6 @@ def test_fine_grained_files_alone_are_not_the_data_set(tmp_path: Path) -> None:
         imported("hateful_memes", tmp_path / "in", tmp_path / "out")
 
 
-def test_fine_classes_in_the_order_of_their_indices() -> None:
-    _, target, attack = get_reader("hateful_memes").tasks
-    assert (target.name, target.multi_label, attack.name, attack.multi_label) == ("target", True, "attack", True)
-    assert target.classes == ("religion", "race", "sex", "nationality", "disability")
-    assert attack.classes == (
-        "dehumanizing", "inferiority", "inciting_violence", "mocking", "contempt", "slurs", "exclusion",
-    )  # fmt: skip
-
-
-def test_two_copies_of_one_layout_are_an_error_that_lists_both(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        pictures(write(tmp_path / "in" / name, PHASE_2) / "img")
-    with pytest.raises(
-        UserError, match=r"Hateful Memes \(phase 2, integer ids\) lies below .* more than once"
-    ) as caught:
-        imported("hateful_memes", tmp_path / "in", tmp_path / "out")
-    assert str(caught.value).splitlines()[1:] == [f"  - {tmp_path / 'in/one'}", f"  - {tmp_path / 'in/two'}"]
-
-
-def test_a_copy_under_a_second_name_is_one_copy(tmp_path: Path) -> None:
-    images = pictures(write(tmp_path / "in" / "data", PHASE_2) / "img")
-    (tmp_path / "in" / "latest").symlink_to(tmp_path / "in" / "data", target_is_directory=True)
-    got = imported("hateful_memes", tmp_path / "in", tmp_path / "out")
-    assert records(got, images) == LABELLED
-
-
 def test_phase_2_wins_over_phase_1_below_the_same_root(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a-kaggle", PHASE_1 | {"train": [SOUP]})
     images = pictures(write(tmp_path / "in" / "b-challenge", PHASE_2) / "img")
@@ -513,17 +390,9 @@ def test_phase_2_wins_over_phase_1_below_the_same_root(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("file", "row"),
-    [
-        ("HarMeme/train.jsonl", {"id": "covid_memes_0", "image": "covid_memes_0.png", "labels": [], "text": "coffee"}),
-        ("Propaganda/train.jsonl", {"id": "1", "image": "1_image.png", "labels": [], "text": "coffee"}),
-        ("MAMI/train.jsonl", {"id": "1", "img": "1.jpg", "label": 0, "text": "coffee"}),
-    ],
-)
-def test_root_of_another_data_set(tmp_path: Path, file: str, row: dict[str, Any]) -> None:
-    jsonl(tmp_path / "in" / file, [row])
-    with pytest.raises(UserError, match=f"No files of Hateful Memes below .*Annotation files there: {file}"):
+def test_files_with_other_image_names_are_not_taken(tmp_path: Path) -> None:
+    jsonl(tmp_path / "in/MAMI/train.jsonl", [{"id": "1", "img": "1.jpg", "label": 0, "text": "coffee"}])
+    with pytest.raises(UserError, match="No files of Hateful Memes below .*Annotation files there: MAMI/train.jsonl"):
         imported("hateful_memes", tmp_path / "in", tmp_path / "out")
 
 
@@ -533,34 +402,6 @@ def test_images_given_apart(tmp_path: Path) -> None:
     images = pictures(tmp_path / "pictures" / "img")
     got = imported("hateful_memes", root, tmp_path / "out", images=tmp_path / "pictures")
     assert records(got, images) == LABELLED
-
-
-@pytest.mark.parametrize("relative", [True, False])
-def test_image_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool) -> None:
-    images = pictures(write(tmp_path / "in", {"train": [COFFEE]}) / "img")
-    monkeypatch.chdir(tmp_path)
-    got = imported("hateful_memes", Path("in") if relative else tmp_path / "in", tmp_path / "out")
-    assert got.column("train", "image") == [str(images / "08291.png")]
-
-
-def test_missing_images_are_rejected_and_counted(tmp_path: Path) -> None:
-    fog = {"id": 31415, "img": "img/31415.png", "label": 0, "text": "fog"}
-    root = write(tmp_path / "in", {**PHASE_2, "dev_seen": [SNOW, fog]})
-    images = pictures(root / "img")
-    picture(images / "31415.png")
-    (images / "00042.png").unlink()
-    (images / "01234.png").unlink()
-    got = imported("hateful_memes", root, tmp_path / "out")
-    assert got.manifest["splits"] == {"dev_seen": 1, "dev_unseen": 1, "test_seen": 1, "test_unseen": 1, "train": 2}
-    assert got.manifest["rejected"] == {"dev_seen": 1, "dev_unseen": 1, "train": 1}
-    assert got.manifest["reasons"] == {"image missing": 3}
-    assert got.rejected[0] == {
-        "split": "train",
-        "place": "train.jsonl, line 2",
-        "id": "00042",
-        "reason": f"image missing: {images / '00042.png'}",
-    }
-    assert [(row["split"], row["id"]) for row in got.rejected[1:]] == [("dev_seen", "01234"), ("dev_unseen", "01234")]
 
 
 def test_images_are_judged_by_content_not_by_suffix(tmp_path: Path) -> None:
@@ -579,36 +420,3 @@ def test_archive_of_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "in" / "img.tar.gz").write_bytes(b"packed")
     with pytest.raises(UserError, match=r"No images of Hateful Memes .*Unpack img\.tar\.gz\. .*--images"):
         imported("hateful_memes", tmp_path / "in", tmp_path / "out")
-
-
-def test_val_fraction_is_refused_because_there_is_a_dev_split(tmp_path: Path) -> None:
-    pictures(write(tmp_path / "in", PHASE_2) / "img")
-    with pytest.raises(UserError, match="--val-fraction: this data has a dev split of its own, .dev_seen."):
-        imported("hateful_memes", tmp_path / "in", tmp_path / "out", options=ImportOptions(val_fraction=0.1))
-
-
-@pytest.mark.parametrize(
-    ("variant", "split", "rows", "hate"),
-    [
-        ("phase 2", "train", 8500, (5481, 3019)),
-        ("phase 2", "dev_seen", 500, (253, 247)),
-        ("phase 2", "dev_unseen", 540, (340, 200)),
-        ("phase 2", "test_seen", 1000, (510, 490)),
-        ("phase 2", "test_unseen", 2000, (1250, 750)),
-        ("phase 1", "train", 8500, None),
-        ("phase 1", "dev", 500, (250, 250)),
-        ("phase 1", "test", 1000, None),
-    ],
-)
-def test_expected_counts(variant: str, split: str, rows: int, hate: tuple[int, int] | None) -> None:
-    expected = get_reader("hateful_memes").expected[variant][split]
-    assert (expected.rows, expected.tasks.get("hate")) == (rows, hate)
-
-
-def test_expected_splits() -> None:
-    expected = get_reader("hateful_memes").expected
-    assert {variant: list(splits) for variant, splits in expected.items()} == {
-        "phase 2": ["train", "dev_seen", "dev_unseen", "test_seen", "test_unseen"],
-        "phase 1": ["train", "dev", "test"],
-    }
-    assert sum(split.rows for split in expected["phase 2"].values()) - 400 == 12140

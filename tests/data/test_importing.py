@@ -8,9 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from data_copies import COPIES, IMPORT_OPTIONS, TEXTS, hateful_memes, multioff
+from data_copies import TEXTS, hateful_memes, multioff
 from engines import BIN, child_env, run
 from meme_files import Imported, imported, jsonl, picture, table
 from typer.testing import CliRunner
@@ -24,8 +23,6 @@ from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.prompt import Answers, PromptTemplate
 from ra_hmd.data.readers import READERS, get_reader
 from ra_hmd.data.resolve import resolve_memes
-
-FIELDS = ["id", "image", "text", "raw_text", "label", "split", "extras"]
 
 
 def own(root: Path, rows: list[dict[str, object]]) -> Path:
@@ -43,26 +40,6 @@ def many(count: int) -> list[dict[str, object]]:
     ]
 
 
-@pytest.mark.parametrize("name", COPIES)
-def test_the_command_imports_every_kind(name: str, tmp_path: Path) -> None:
-    COPIES[name](tmp_path / "copy")
-    command = [str(BIN / "ra-hmd"), "data", "import", name, "copy", "--output", "out", "--workers", "2"]
-    done = run([*command, *IMPORT_OPTIONS.get(name, [])], tmp_path)
-    assert done.returncode == 0, done.stdout
-    data = Imported(tmp_path / "out")
-    assert data.rejected == []
-    for split, rows in data.rows.items():
-        assert f"  {split}: {len(rows)} memes" in done.stdout
-        assert all(list(row) == FIELDS for row in rows)
-        assert all(row["split"] == split and Path(row["image"]).is_file() for row in rows)
-        assert all(Path(row["image"]).is_absolute() and "\n" not in row["text"] for row in rows)
-        columns = pq.read_table(tmp_path / "out" / f"{split}.parquet").to_pylist()
-        assert [row | {"extras": json.loads(row["extras"])} for row in columns] == rows
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        ["dataset.json", "rejected.jsonl", *(f"{split}.{kind}" for split in data.rows for kind in ("jsonl", "parquet"))]
-    )
-
-
 def test_an_import_is_read_by_the_rest_of_the_toolkit(tmp_path: Path) -> None:
     imported("multioff", multioff(tmp_path / "copy"), tmp_path / "out")
     memes = resolve_memes(str(tmp_path / "out"), "val", PromptTemplate(), Answers())
@@ -74,17 +51,6 @@ def test_an_import_is_read_by_the_rest_of_the_toolkit(tmp_path: Path) -> None:
     ]
     assert memes[0].extras == {"label": "offensive"}
     assert [row for _, row in open_data(tmp_path / "out").rows("val")] == read_memes(tmp_path / "out" / "val.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("policy", "text"),
-    [("raw", "  one\r\n\n two \t"), ("strip", "one\r\n\n two"), ("single_line", "one two")],
-)
-def test_text_policies(policy: str, text: str, tmp_path: Path) -> None:
-    root = own(tmp_path / "mine", [{"id": "a", "image": "a.png", "text": "  one\r\n\n two \t", "label": 0}])
-    data = imported("generic", root, tmp_path / "out", options=ImportOptions(policy))
-    assert data.column("train", "text") == [text]
-    assert data.column("train", "raw_text") == ["  one\r\n\n two \t"]
 
 
 def test_rows_that_cannot_be_records_are_rejected_with_place_and_reason(tmp_path: Path) -> None:

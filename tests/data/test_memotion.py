@@ -12,8 +12,6 @@ from meme_files import Imported, imported, picture, table
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.import_dataset import ImportOptions
 from ra_hmd.data.meme_dataset import open_data
-from ra_hmd.data.readers import READERS
-from ra_hmd.data.readers.base import Expected
 
 TRAIN_HEADER = ",image_name,text_ocr,text_corrected,humour,sarcasm,offensive,motivational,overall_sentiment\n"
 TRAIN = """\
@@ -82,19 +80,6 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Imported]:
     make_train(root)
     make_test(root)
     return root, imported("memotion", root, root / "out")
-
-
-def test_layout_splits_and_counts(both: tuple[Path, Imported]) -> None:
-    _, run = both
-    assert (run.manifest["layout"], run.manifest["variant"]) == ("official tables", "official")
-    assert run.manifest["splits"] == {"test": 4, "train": 7}
-    assert run.rejected == []
-
-
-def test_ids_carry_the_split_and_keep_the_suffix(both: tuple[Path, Imported]) -> None:
-    _, run = both
-    assert run.column("train", "id")[:3] == ["train_image_1.jpg", "train_image_2.png", "train_image_3.jpeg"]
-    assert run.column("test", "id") == ["test_image_1.jpg", "test_sun.webp", "test_fog.png", "test_snow.JPG"]
 
 
 def test_all_image_suffixes(both: tuple[Path, Imported]) -> None:
@@ -254,21 +239,6 @@ def test_train_alone(tmp_path: Path) -> None:
     assert run.manifest["notes"] == ["no official dev split: cut one from train with --val-fraction"]
 
 
-def test_byte_order_mark_and_crlf(tmp_path: Path) -> None:
-    folder = make_train(tmp_path)
-    table(folder / "labels.csv", TRAIN_HEADER + TRAIN, bom=True, crlf=True)
-    run = imported("memotion", folder, tmp_path / "out")
-    assert run.column("train", "label") == [0, 1, 1, 1, 0, 1, 0]
-    assert run.rejected == []
-
-
-def test_image_folder_named_by_the_user(tmp_path: Path) -> None:
-    make_train(tmp_path / "tables")
-    shutil.move(tmp_path / "tables/memotion_dataset_7k/images", tmp_path / "elsewhere")
-    run = imported("memotion", tmp_path / "tables", tmp_path / "out", images=tmp_path / "elsewhere")
-    assert run.column("train", "image")[6] == str(tmp_path / "elsewhere" / "image_7.jpe")
-
-
 class Touch:
     """Pickled, it makes a file when it is unpickled."""
 
@@ -334,14 +304,6 @@ def test_odd_train_values_are_rejected(tmp_path: Path) -> None:
     ]
 
 
-def test_a_table_that_lies_there_twice_is_refused(tmp_path: Path) -> None:
-    make_train(tmp_path / "one")
-    make_train(tmp_path / "two")
-    named = r"(?s)one/memotion_dataset_7k/labels\.csv.*two/memotion_dataset_7k/labels\.csv"
-    with pytest.raises(UserError, match=named):
-        imported("memotion", tmp_path, tmp_path / "out")
-
-
 def test_two_truth_files_that_differ_are_refused(tmp_path: Path) -> None:
     folder = make_test(tmp_path)
     table(folder / "Meme_groundTruth .csv", "Image_name,Labels\nfog.png,1_1111_1111\n")
@@ -361,16 +323,6 @@ def test_labels_csv_of_something_else_is_not_taken(tmp_path: Path) -> None:
     table(tmp_path / "labels.csv", "name,weather\na.png,rain\n")
     with pytest.raises(UserError, match=r"No files of Memotion 7k .* Annotation files there: labels\.csv"):
         imported("memotion", tmp_path, tmp_path / "out")
-
-
-def test_val_is_never_test(both: tuple[Path, Imported], tmp_path: Path) -> None:
-    root, run = both
-    assert "val" not in run.rows
-    cut = imported("memotion", root, tmp_path / "out", options=ImportOptions(val_fraction=0.5))
-    assert cut.rows["test"] == run.rows["test"]
-    assert cut.rows["val"]
-    assert all(name.startswith("train_") for name in cut.column("val", "id"))
-    assert {row["split"] for row in cut.rows["val"]} == {"val"}
 
 
 def test_val_fraction_puts_every_train_id_in_exactly_one_of_both(tmp_path: Path) -> None:
@@ -400,39 +352,3 @@ def test_val_fraction_of_a_meme_does_not_depend_on_the_others(tmp_path: Path) ->
     large = imported("memotion", many(tmp_path / "large", 80), tmp_path / "b", options=options)
     first = {f"train_image_{number}.png" for number in range(40)}
     assert set(small.column("val", "id")) == set(large.column("val", "id")) & first
-
-
-def test_expected_counts() -> None:
-    assert READERS["memotion"].expected == {
-        "official": {
-            "train": Expected(
-                6992,
-                {
-                    "offensive": (2713, 2592 + 1466 + 221),
-                    "humour": (1651, 2452 + 2238 + 651),
-                    "sarcasm": (1544, 3507 + 1547 + 394),
-                    "motivational": (4525, 2467),
-                    "sentiment": (151 + 480, 2201, 3127 + 1033),
-                    "humour_grade": (1651, 2452, 2238, 651),
-                    "sarcasm_grade": (1544, 3507, 1547, 394),
-                    "offensive_grade": (2713, 2592, 1466, 221),
-                },
-            ),
-            "test": Expected(1878),
-        }
-    }
-
-
-def test_tasks_and_their_classes() -> None:
-    classes = {task.name: task.classes for task in READERS["memotion"].tasks}
-    assert classes == {
-        "offensive": ("not offensive", "offensive"),
-        "humour": ("not funny", "funny"),
-        "sarcasm": ("not sarcastic", "sarcastic"),
-        "motivational": ("not motivational", "motivational"),
-        "sentiment": ("negative", "neutral", "positive"),
-        "humour_grade": ("not funny", "funny", "very funny", "hilarious"),
-        "sarcasm_grade": ("not sarcastic", "general", "twisted meaning", "very twisted"),
-        "offensive_grade": ("not offensive", "slight", "very offensive", "hateful offensive"),
-    }
-    assert READERS["memotion"].tasks[0].name == "offensive"

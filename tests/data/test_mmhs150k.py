@@ -8,10 +8,7 @@ import pytest
 from meme_files import Imported, imported, picture
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.data.import_dataset import ImportOptions
 from ra_hmd.data.meme_dataset import open_data
-from ra_hmd.data.readers import READERS
-from ra_hmd.data.readers.base import Expected
 
 # Ids that one float apart would be the same number.
 A, B, C = "1114679353714016256", "1114679353714016257", "1114679353714016258"
@@ -59,14 +56,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Imported]:
     root = tmp_path_factory.mktemp("mmhs")
     folder = make(root, train=[A, C, D], val=[B], test=[E, F])
     return folder, imported("mmhs150k", root, root / "out")
-
-
-def test_layout_splits_and_counts(whole: tuple[Path, Imported]) -> None:
-    _, run = whole
-    assert (run.manifest["layout"], run.manifest["variant"]) == ("official files", "official")
-    assert run.manifest["splits"] == {"test": 2, "train": 3, "val": 1}
-    assert run.manifest["notes"] == []
-    assert run.rejected == []
 
 
 def test_ids_above_2_to_53_stay_text(whole: tuple[Path, Imported]) -> None:
@@ -195,13 +184,6 @@ def test_a_missing_split_list_is_named(tmp_path: Path) -> None:
         imported("mmhs150k", folder, tmp_path / "out")
 
 
-def test_split_lists_with_crlf_and_byte_order_mark(tmp_path: Path) -> None:
-    folder = make(tmp_path, train=[A, C, D], test=[E, F])
-    (folder / "splits" / "val_ids.txt").write_bytes(f"\ufeff{B}\r\n".encode())
-    run = imported("mmhs150k", folder, tmp_path / "out")
-    assert run.column("val", "id") == [B]
-
-
 @pytest.mark.parametrize("votes", [(0, 1), (0, 1, 6), (0, -1, 1), (0, 0, 0, 0)])
 def test_odd_votes_are_rejected(tmp_path: Path, votes: tuple[int, ...]) -> None:
     bad = tweet("Tea", 0, 0, 0) | {"labels": list(votes)}
@@ -209,36 +191,3 @@ def test_odd_votes_are_rejected(tmp_path: Path, votes: tuple[int, ...]) -> None:
     run = imported("mmhs150k", tmp_path, tmp_path / "out")
     assert run.manifest["splits"] == {"val": 1}
     assert [row["reason"] for row in run.rejected] == [f"labels is {list(votes)!r}; it should be three votes of 0 to 5"]
-
-
-def test_a_missing_picture_is_rejected_and_counted(tmp_path: Path) -> None:
-    folder = make(tmp_path, train=[A, C, D], val=[B], test=[E, F])
-    (folder / "img_resized" / f"{C}.jpg").unlink()
-    run = imported("mmhs150k", folder, tmp_path / "out")
-    assert run.column("train", "id") == [A, D]
-    assert run.rejected == [
-        {
-            "split": "train",
-            "place": f"MMHS150K_GT.json, {C}",
-            "id": C,
-            "reason": f"image missing: {folder}/img_resized/{C}.jpg",
-        }
-    ]
-
-
-def test_text_policy_strip_keeps_line_breaks(tmp_path: Path) -> None:
-    folder = make(tmp_path, train=[A, C, D], val=[B], test=[E, F])
-    run = imported("mmhs150k", folder, tmp_path / "out", options=ImportOptions(text="strip"))
-    assert run.column("train", "text")[2] == "Tea\nand cake"
-
-
-def test_expected_counts() -> None:
-    expected = READERS["mmhs150k"].expected
-    assert expected == {
-        "official": {
-            "train": Expected(134823),
-            "val": Expected(5000, {"hate": (2500, 2500)}),
-            "test": Expected(10000, {"hate": (5000, 5000)}),
-        }
-    }
-    assert sum(split.rows for split in expected["official"].values()) == 149_823

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,9 @@ from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
 from ra_hmd.core.errors import UserError
-from ra_hmd.data import import_dataset
 from ra_hmd.data.checks.check import check_data
 from ra_hmd.data.checks.findings import similar_images
-from ra_hmd.data.import_dataset import ImportOptions, import_data
-from ra_hmd.data.readers import get_reader
+from ra_hmd.data.import_dataset import ImportOptions
 from ra_hmd.data.rows import csv_rows
 from ra_hmd.data.sharegpt_export import write_sharegpt
 
@@ -110,34 +107,6 @@ def test_all_images_in_one_folder_serve_all_splits(tmp_path: Path) -> None:
         path.rename(root / "All" / path.name)
     data = imported("mami", root, tmp_path / "out")
     assert {split: len(rows) for split, rows in data.rows.items()} == {"train": 4, "test": 2}
-
-
-@pytest.mark.parametrize("moment", ["_merge", "write_json"])
-def test_an_import_that_was_killed_while_merging_continues(
-    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = hateful_memes(tmp_path / "fb")
-    original: Callable[..., object] = getattr(import_dataset, moment)
-
-    def stop(*arguments: object) -> object:
-        if moment == "_merge":
-            result = original(*arguments)
-            del result
-            raise KeyboardInterrupt
-        if Path(str(arguments[0])).name == "dataset.json":
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(import_dataset, moment, stop)
-    with pytest.raises(KeyboardInterrupt):
-        import_data(get_reader("hateful_memes"), root, tmp_path / "out")
-    monkeypatch.undo()
-    import_data(get_reader("hateful_memes"), root, tmp_path / "out")
-    assert {split: len(rows) for split, rows in Imported(tmp_path / "out").rows.items()} == {
-        "train": 4,
-        "dev_seen": 4,
-        "test_seen": 4,
-    }
 
 
 def test_images_that_came_later_are_taken_in(tmp_path: Path) -> None:

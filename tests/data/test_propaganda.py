@@ -5,10 +5,7 @@ from typing import Any
 
 import pytest
 from meme_files import Imported, imported, jsonl, picture
-from PIL import Image
 
-from ra_hmd.core.errors import UserError
-from ra_hmd.data.import_dataset import ImportOptions
 from ra_hmd.data.meme_dataset import open_data
 from ra_hmd.data.readers import READERS
 
@@ -62,20 +59,6 @@ def mmf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Imported]:
     return make(root), imported("propaganda", root, root / "out")
 
 
-def test_layout_splits_and_counts(mmf: tuple[Path, Imported]) -> None:
-    _, run = mmf
-    assert (run.manifest["layout"], run.manifest["variant"]) == ("official annotations", "official")
-    assert run.manifest["splits"] == {"test": 1, "train": 4, "val": 1}
-    assert run.rejected == []
-
-
-def test_ids_are_text_as_in_the_file(mmf: tuple[Path, Imported]) -> None:
-    _, run = mmf
-    assert run.column("train", "id") == ["117_batch_2", "125", "9", "7_batch_1"]
-    assert run.column("val", "id") == ["125_batch_1"]
-    assert run.column("test", "id") == ["300"]
-
-
 def test_image_name_is_not_derived_from_the_id(mmf: tuple[Path, Imported]) -> None:
     folder, run = mmf
     assert run.column("train", "image") == [
@@ -86,23 +69,6 @@ def test_image_name_is_not_derived_from_the_id(mmf: tuple[Path, Imported]) -> No
     ]
     assert run.column("val", "image") == [str(folder / "images/125_image_batch_1.png")]
     assert run.column("test", "image") == [str(folder / "images/300_image.png")]
-
-
-def test_jpeg_named_png_loads(mmf: tuple[Path, Imported]) -> None:
-    _, run = mmf
-    kinds = []
-    for path in run.column("train", "image"):
-        with Image.open(path) as image:
-            image.load()
-            kinds.append(image.format)
-    assert kinds == ["JPEG", "JPEG", "PNG", "JPEG"]
-
-
-def test_there_is_no_binary_label(mmf: tuple[Path, Imported]) -> None:
-    _, run = mmf
-    assert run.column("train", "label") == [None, None, None, None]
-    assert run.column("val", "label") == [None]
-    assert run.column("test", "label") == [None]
 
 
 def test_techniques_are_sorted_indices_and_names_stay(mmf: tuple[Path, Imported]) -> None:
@@ -131,17 +97,6 @@ def test_composed_and_decomposed_e_acute(mmf: tuple[Path, Imported]) -> None:
     assert len(COMPOSED) + 1 == len(DECOMPOSED)
     assert run.rows["train"][3]["extras"] == {"labels": [COMPOSED, "Appeal to authority"], "techniques": [0, 19]}
     assert run.rows["val"][0]["extras"] == {"labels": [DECOMPOSED], "techniques": [19]}
-
-
-def test_line_breaks_become_blanks_and_stay_in_raw_text(mmf: tuple[Path, Imported]) -> None:
-    _, run = mmf
-    assert run.column("train", "text") == ["COFFEE FIRST ALWAYS", "Rain again", "Cats", "Tea"]
-    assert run.column("train", "raw_text")[0] == "COFFEE\nFIRST\n\nALWAYS\n"
-
-
-def test_text_policy_raw_keeps_line_breaks(mmf: tuple[Path, Imported], tmp_path: Path) -> None:
-    run = imported("propaganda", mmf[0], tmp_path / "out", options=ImportOptions(text="raw"))
-    assert run.column("train", "text")[0] == "COFFEE\nFIRST\n\nALWAYS\n"
 
 
 @pytest.mark.parametrize(
@@ -177,33 +132,6 @@ def test_22_techniques_with_names_of_their_own() -> None:
     assert [task.member_of for task in single] == [("techniques", index) for index in range(22)]
 
 
-def test_root_may_be_the_folder_of_both(tmp_path: Path) -> None:
-    folder = make(tmp_path)
-    run = imported("propaganda", folder, tmp_path / "out")
-    assert run.manifest["splits"] == {"test": 1, "train": 4, "val": 1}
-
-
-def test_annotations_and_images_apart(tmp_path: Path) -> None:
-    folder = make(tmp_path)
-    run = imported("propaganda", folder / "annotations", tmp_path / "out", images=folder / "images")
-    assert run.column("val", "image") == [str(folder / "images/125_image_batch_1.png")]
-
-
-def test_annotations_without_images_ask_for_them(tmp_path: Path) -> None:
-    folder = make(tmp_path)
-    with pytest.raises(UserError, match=r"No images of Propaganda .*117_image_batch_2\.png.*--images"):
-        imported("propaganda", folder / "annotations", tmp_path / "out")
-
-
-def test_crlf_escaped_slashes_and_no_last_newline(tmp_path: Path) -> None:
-    folder = make(tmp_path)
-    rows = [row("125", "125_image.png", "Rain", "Name calling/Labeling"), row("9", "9_image.png", "Cats")]
-    path = jsonl(folder / "annotations/train.jsonl", rows, escape=True, crlf=True, end=False)
-    assert rb"Name calling\/Labeling" in path.read_bytes()
-    run = imported("propaganda", folder, tmp_path / "out")
-    assert run.column("train", "extras.techniques") == [[12], []]
-
-
 def test_an_unknown_technique_is_rejected(tmp_path: Path) -> None:
     folder = make(tmp_path)
     rows = [row("125", "125_image.png", "Rain", "Smears"), row("9", "9_image.png", "Cats", "Purring")]
@@ -233,35 +161,3 @@ def test_the_same_repeated_label_counts_once(tmp_path: Path) -> None:
     jsonl(folder / "annotations/val.jsonl", [row("9", "9_image.png", "Cats", "Smears", " smears", "Doubt")])
     run = imported("propaganda", folder, tmp_path / "out")
     assert run.column("val", "extras.techniques") == [[6, 18]]
-
-
-def test_files_of_another_data_set_are_not_taken(tmp_path: Path) -> None:
-    picture(tmp_path / "images/covid_memes_1.png")
-    rows = [{"id": "covid_memes_1", "image": "covid_memes_1.png", "labels": ["not harmful"], "text": "Tea"}]
-    jsonl(tmp_path / "annotations/train.jsonl", rows)
-    with pytest.raises(UserError, match=r"No files of Propaganda .*annotations/train\.jsonl"):
-        imported("propaganda", tmp_path, tmp_path / "out")
-
-
-def test_val_fraction_is_refused_as_there_is_a_val_split(tmp_path: Path) -> None:
-    folder = make(tmp_path)
-    with pytest.raises(UserError, match=r"--val-fraction: .* has a dev split of its own"):
-        imported("propaganda", folder, tmp_path / "out", options=ImportOptions(val_fraction=0.1))
-
-
-def test_expected_counts() -> None:
-    expected = READERS["propaganda"].expected
-    assert {split: counts.rows for split, counts in expected["official"].items()} == {
-        "train": 687,
-        "val": 63,
-        "test": 200,
-    }
-    train = dict(
-        zip(READERS["propaganda"].tasks[0].classes, expected["official"]["train"].tasks["techniques"], strict=True)
-    )
-    assert sorted(train, key=train.__getitem__, reverse=True)[:3] == [
-        "Smears",
-        "Loaded Language",
-        "Name calling/Labeling",
-    ]
-    assert (train["Smears"], train["Loaded Language"], train["Name calling/Labeling"]) == (450, 360, 252)

@@ -232,6 +232,24 @@ class Reader(ABC):
         return folders, tuple(notes)
 
 
+READERS: dict[str, type[Reader]] = {}
+"""Name of a data set → its reader."""
+
+
+def register_reader(reader: type[Reader]) -> type[Reader]:
+    """Class decorator that enters a reader in `READERS` under its name.
+
+    Raises:
+        ValueError: The name is no identifier, or belongs to another reader.
+    """
+    if not re.fullmatch(r"[a-z]\w*", reader.name):
+        raise ValueError(f"{reader.__qualname__}.name is {reader.name!r}; use lower-case letters, digits and _")
+    other = READERS.setdefault(reader.name, reader)
+    if other is not reader:
+        raise ValueError(f"{reader.__qualname__}.name is {reader.name!r}, which {other.__qualname__} has already")
+    return reader
+
+
 def given(value: Any, name: str) -> str:
     """A field as text.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.meme import MOST_CLASSES, Meme, class_index
-from ra_hmd.data.readers.base import SHAREGPT, Found, Part, Reader, given
+from ra_hmd.data.readers.base import SHAREGPT, Found, Part, Reader, given, register_reader
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import KINDS, Row
 from ra_hmd.data.training_records import detect_format
@@ -23,6 +23,7 @@ _SPLIT_IN_NAME = re.compile(
 )
 
 
+@register_reader
 class Generic(Reader):
     """A file, or a folder with one file per split.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names, split_files
+from ra_hmd.data.readers.base import Found, Part, Reader, register_reader, sharegpt_names, split_files
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import Row
@@ -74,6 +74,7 @@ def _layout(path: Path) -> str:
     return "RGCL's folders" if path.parent.parent.name == "gt" else "V1 annotations"
 
 
+@register_reader
 class HarmC(HarMeme):
     """Harm-C; its V0 and V1 have the same records."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.data.readers.base import Found, sharegpt_names
+from ra_hmd.data.readers.base import Found, register_reader, sharegpt_names
 from ra_hmd.data.readers.harm_c import V0, HarMeme
 from ra_hmd.data.readers.tasks import Expected
 from ra_hmd.data.readers.tree import Tree
@@ -13,6 +13,7 @@ from ra_hmd.data.rows import jsonl_rows
 _V0_TRAIN_ROWS = 3020
 
 
+@register_reader
 class HarmP(HarMeme):
     """Harm-P V1. V0 is never read: it has duplicates, and its authors call it obsolete for harmfulness."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, binary, given, graded, sharegpt_names
+from ra_hmd.data.readers.base import Found, Part, Reader, binary, given, graded, register_reader, sharegpt_names
 from ra_hmd.data.readers.tasks import HATE, Expected, choice_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import Row, jsonl_rows
@@ -21,6 +21,7 @@ ATTACKS = ("dehumanizing", "inferiority", "inciting_violence", "mocking", "conte
 _COLUMNS = {"id", "img", "text", "label", "split"}
 
 
+@register_reader
 class HatefulMemes(Reader):
     """Ids are made five digits wide; images are found by `img`, never by id."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, binary, given, sharegpt_names, split_files
+from ra_hmd.data.readers.base import Found, Part, Reader, binary, given, register_reader, sharegpt_names, split_files
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
 from ra_hmd.data.readers.tree import Tree, only
 from ra_hmd.data.rows import Row, csv_rows, jsonl_rows, read_lines
@@ -16,6 +16,7 @@ SUB_LABELS = ("shaming", "stereotype", "objectification", "violence")
 _OFFICIAL = {"train": r"train(ing)?\.csv", "trial": r"trial\.csv", "test": r"test\.csv"}
 
 
+@register_reader
 class Mami(Reader):
     """Ids carry their split, because five image numbers stand for different memes in training and in test. Each part
     has an image folder of its own for the same reason.

@@ -7,7 +7,7 @@ from typing import Any
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, graded, sharegpt_names
+from ra_hmd.data.readers.base import Found, Part, Reader, graded, register_reader, sharegpt_names
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task, yes_no_task
 from ra_hmd.data.readers.tree import Tree, only
 from ra_hmd.data.rows import Row, csv_rows
@@ -26,6 +26,7 @@ def _grade_task(name: str, names: tuple[str, ...], question: str) -> Task:
     return Task(f"{name}_grade", words, f"{CHOICE_PROMPT}{question} Answer with one of: {', '.join(words)}.", words)
 
 
+@register_reader
 class Memotion(Reader):
     """Binary labels are "anything but `not_…`"; the first task is offence. There is no official dev split, and test is
     never read as one: cut one from train. Ids carry their split and keep the file's suffix.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names
+from ra_hmd.data.readers.base import Found, Part, Reader, register_reader, sharegpt_names
 from ra_hmd.data.readers.tasks import HATE, Expected, choice_task
 from ra_hmd.data.readers.tree import Tree, only
 from ra_hmd.data.rows import Row, json_rows, read_lines
@@ -20,6 +20,7 @@ _LINKS = re.compile(r"\s*https\S+")
 _MENTIONS = re.compile(r"@\S+\s?")
 
 
+@register_reader
 class Mmhs150k(Reader):
     """Hate where at least two of three votes are for any kind of it. Ids are text: they are above 2^53.
 

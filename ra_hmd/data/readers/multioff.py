@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names
+from ra_hmd.data.readers.base import Found, Part, Reader, register_reader, sharegpt_names
 from ra_hmd.data.readers.tasks import Expected, Task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import Row
@@ -18,6 +18,7 @@ _FILES = {
 _LABELS = {"nonoffensiv": 0, "nonoffensive": 0, "offensiv": 1, "offensive": 1}
 
 
+@register_reader
 class MultiOff(Reader):
     """An id is the whole file name, for some names have two suffixes. The tables spell the negative class
     `Non-offensiv`; cleaned copies spell it otherwise, and an unknown spelling is rejected, never skipped.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, binary, sharegpt_names, split_files
+from ra_hmd.data.readers.base import Found, Part, Reader, binary, register_reader, sharegpt_names, split_files
 from ra_hmd.data.readers.tasks import HATE, Expected, choice_task, yes_no_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import Row
@@ -14,6 +14,7 @@ STANCES = ("neutral", "support", "oppose")
 _COLUMNS = {"name", "hate", "target", "stance", "humour", "split", "text"}
 
 
+@register_reader
 class PrideMM(Reader):
     """Every cell is read as text: a target of `NA` and a caption of `None` or `null` are what they say."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, sharegpt_names, split_files
+from ra_hmd.data.readers.base import Found, Part, Reader, register_reader, sharegpt_names, split_files
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import Row
@@ -51,6 +51,7 @@ def _about(index: int, technique: str) -> Task:
     )
 
 
+@register_reader
 class Propaganda(Reader):
     """There is no official binary label: `Meme.label` is None, `extras["techniques"]` lists the class indices, and each
     technique is a binary task of its own.
