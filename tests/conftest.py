@@ -2,15 +2,18 @@
 
 import os
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import faiss
 import pytest
 import torch
 from engines import train
 from lab import lab
+from matplotlib.figure import Figure
 from once import SharedFolders, shared_root
+from PIL import Image
 from served import clip_bank, served_clip, served_lmm
 
 from ra_hmd.data.synthetic.confounders import make_confounders
@@ -19,6 +22,8 @@ from ra_hmd.models.tiny import make_tiny_lmm
 __all__ = ["clip_bank", "lab", "served_clip", "served_lmm"]  # fixtures of lab.py and served.py
 TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
 SIZE = 96
+BLANK = BytesIO()
+Image.new("RGB", (1, 1)).save(BLANK, "PNG")
 
 # With tensors as small as these, more threads only wait for each other.
 torch.set_num_threads(1)
@@ -33,6 +38,22 @@ def _same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     rich does, would no longer see what later tests set.
     """
     monkeypatch.setattr(os, "environ", os.environ)  # so that this one is put back
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_not_rendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendering takes most of an evaluation's time: outside the tests marked `renders` and outside shared fixtures and
+    child processes, figures are built, and a blank PNG is written.
+    """
+    if request.node.get_closest_marker("renders") is None:
+        monkeypatch.setattr(Figure, "savefig", _write_blank)
+
+
+def _write_blank(figure: Figure, file: str | Path | BinaryIO, **options: Any) -> None:
+    if isinstance(file, str | Path):
+        Path(file).write_bytes(BLANK.getvalue())
+    else:
+        file.write(BLANK.getvalue())
 
 
 @pytest.fixture(scope="session")

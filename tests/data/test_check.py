@@ -82,6 +82,7 @@ class Copy:
         return {finding["kind"]: finding for finding in report["findings"]}
 
 
+@pytest.mark.renders
 def test_a_whole_copy_gives_no_finding(whole: Path) -> None:
     report = check_data(whole / "memes")
     assert report["findings"] == []
@@ -163,6 +164,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.renders
 def test_every_planted_defect_is_found_and_nothing_else(copy: Copy) -> None:
     damage(copy)
     found = copy.found()

@@ -48,6 +48,7 @@ def test_metrics_are_those_of_the_three_heads(lab):
             assert found["low"] <= found["value"] <= found["high"]
 
 
+@pytest.mark.renders
 def test_everything_is_written(lab):
     lab.store("more", lab.features(80, 5, "more", domain=1.0))
     lab.store("pool", lab.features(100, 6, "pool", domain=1.0))
@@ -152,6 +153,7 @@ def test_one_class_only(lab):
     assert any("AUROC is undefined" in note for note in result["notes"])
 
 
+@pytest.mark.renders
 def test_before_and_after_stage_2(lab):
     """A Stage 2 folder brings the head that it started from; any other may be named."""
     pictures = {}
@@ -262,6 +264,7 @@ def test_names_settings_and_outputs_are_checked(lab):
         lab.evaluate(output=lab.folder / "head")
 
 
+@pytest.mark.renders
 def test_markdown_shows_names_as_they_are(lab):
     assert escape("a|b_c*d\n<i>`x`") == r"a\|b\_c\*d \<i\>\`x\`"
     features = lab.features(10, 2, "x|y_*<b>")

@@ -71,6 +71,7 @@ def read(lab, name, place="out"):
     return json.loads((lab.folder / place / name).read_text())
 
 
+@pytest.mark.renders
 def test_several_classes_end_to_end(lab, classes):
     kind, settings = classes
     result = lab.evaluate(**settings, choice=Choice(thresholds="official"))

@@ -187,6 +187,7 @@ def test_a_missing_store_is_said_with_its_command(lab, cross):
         cross_eval(cross(targets={"gamma": {"split": "dev"}}))
 
 
+@pytest.mark.renders
 def test_everything_is_written_and_finished_cells_are_not_done_again(lab, cross, monkeypatch):
     first = cross_eval(cross(), command="ra-hmd cross-eval x.yaml")
     output = lab.folder / "out"

@@ -65,6 +65,7 @@ def results(output: Path) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in map(json.loads, (output / "results.jsonl").read_text().splitlines())}
 
 
+@pytest.mark.renders
 def test_scores_are_counted_and_a_second_run_asks_nothing(files: Files, tmp_path: Path) -> None:
     with serve(by_number) as endpoint:
         done = run(files, tmp_path / "out", endpoint.url, prices=Prices(2.0, 10.0), concurrency=3)

@@ -84,6 +84,7 @@ def page_of(lab, *folders: str, **words: Any) -> tuple[dict[str, Any], str]:
     return done, (lab.folder / "page.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.renders
 def test_every_number_is_that_of_the_evaluation(runs):
     head = runs.named("a")
     folder = runs.judge(head, "hateful_memes", "test_seen", "one")
@@ -268,6 +269,7 @@ def test_cross_evaluations_join_the_table(runs):
         assert shown.endswith(f"{'3 lists' if cell['bank'] == 'k_shot' else '1 seed'}, 40 memes, C1")
 
 
+@pytest.mark.renders
 def test_names_given_by_the_user_and_folders_that_overlap(runs):
     folder = runs.judge(runs.named("a"), "hateful_memes", "test_seen", "one")
     done, _ = page_of(runs, str(runs.folder / "out"), f"mine={folder}", str(folder))

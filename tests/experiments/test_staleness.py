@@ -78,6 +78,7 @@ def test_a_bank_that_is_updated_follows_the_drift_and_a_frozen_one_does_not(lab,
     assert set(result["updated_gain"]) == {"2021", "2022"}, "in the second period both banks are the same"
 
 
+@pytest.mark.renders
 def test_everything_is_written(lab, store):
     result = staleness(lab.folder / "head", [store], lab.folder / "out", settings=FEW, command="the command")
     output = lab.folder / "out"

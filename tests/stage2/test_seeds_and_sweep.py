@@ -33,6 +33,7 @@ def test_seeds_are_the_single_runs_and_their_spread(world):
     assert read_json(world.folder / "seeds" / "ra_hmd.json").kind == "stage2_seeds"
 
 
+@pytest.mark.renders
 def test_a_sweep_runs_every_combination_and_dev_chooses(world):
     grid = {"lr": [1e-6, 5e-3], "hard_negatives": [1, 2]}
     args = world.arguments(sweep=grid, seeds=2, epochs=3, output_dir=world.folder / "sweep")

@@ -94,6 +94,7 @@ def test_balanced_weights_make_each_class_weigh_the_same(world, features):
     assert weights.mean().item() == pytest.approx(1)
 
 
+@pytest.mark.renders
 def test_what_is_left_in_the_folder(world):
     save_fresh_head(world.folder / "stage1")
     inputs = {"template": "qwen2_vl", "image_max_pixels": 1024}

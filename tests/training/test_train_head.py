@@ -48,6 +48,7 @@ def test_rgcl_learns_it_too_and_the_vote_decides(encoded):
     assert read_json(encoded.folder / "out" / "ra_hmd.json").encoder.path == "encoders/some"
 
 
+@pytest.mark.renders
 def test_what_is_left_in_the_folder(encoded):
     args = encoded.head(epochs=2, image_loss=0.5)
     train_head(args)
