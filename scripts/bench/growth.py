@@ -167,7 +167,9 @@ def predict_stores(rows: int, folder: Path) -> Callable[[], object]:
 
     trained_head(folder)
     stores(folder, train=1000, new=rows)
-    return lambda: predict_features(folder / "head", folder / "new", folder / "out.jsonl", head="rkc", bank=folder / "train")
+    return lambda: predict_features(
+        folder / "head", folder / "new", folder / "out.jsonl", head="rkc", bank=folder / "train"
+    )
 
 
 def bank_rows(first: int, count: int) -> Any:

@@ -73,7 +73,9 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def test_csv_of_the_logistic_head_is_that_of_a_plain_computation(lab):
-    done = predict_features(lab / "head", lab / "new", lab / "out.csv", head="lrc", style="hateclipper-csv", device="cpu")
+    done = predict_features(
+        lab / "head", lab / "new", lab / "out.csv", head="lrc", style="hateclipper-csv", device="cpu"
+    )
     asked = read_features(lab / "new")
     _, logits = run_head(load_head(lab / "head"), hidden_tensor(asked))
     expected = expit(logits[:, 0].double().numpy())
@@ -95,7 +97,9 @@ def test_csv_of_the_logistic_head_is_that_of_a_plain_computation(lab):
 
 
 def test_the_vote_and_its_neighbours_are_those_of_evaluate(lab):
-    predict_features(lab / "head", lab / "new", lab / "out.jsonl", head="rkc", bank=lab / "bank", voting=Voting(7), device="cpu")
+    predict_features(
+        lab / "head", lab / "new", lab / "out.jsonl", head="rkc", bank=lab / "bank", voting=Voting(7), device="cpu"
+    )
     evaluate(lab / "head", lab / "bank", [lab / "asked"], lab / "report", topk=7, bootstrap_samples=0, final=True,
              device="cpu")  # fmt: skip
     lines = read_lines(lab / "out.jsonl")
@@ -153,8 +157,9 @@ def test_what_dev_decided_is_used_and_does_not_depend_on_other_memes(lab):
 def test_another_vote_than_that_of_dev_has_the_official_threshold_and_says_so(lab):
     evaluate(lab / "head", lab / "bank", [lab / "asked"], lab / "report", bootstrap_samples=0, final=True,
              choice=Choice(dev=lab / "dev"), device="cpu")  # fmt: skip
-    done = predict_features(lab / "head", lab / "new", lab / "out.jsonl", head="rkc", bank=lab / "bank", voting=Voting(3),
-                   device="cpu")  # fmt: skip
+    done = predict_features(
+        lab / "head", lab / "new", lab / "out.jsonl", head="rkc", bank=lab / "bank", voting=Voting(3), device="cpu"
+    )
     assert done["rule"] == {"thresholds": [0.0], "calibration": "none", "chosen": False}
     assert "chosen with another vote" in done["notes"][0]
 
