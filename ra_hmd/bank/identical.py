@@ -1,8 +1,8 @@
-"""Rows of a bank that are the same meme: by the hash of picture and caption (`ra_hmd.data.images.content_hash`).
+"""Rows of a bank that are the same meme: equal hashes of image and caption (`ra_hmd.data.images.content_hash`).
 
-A row is decided where a person gave its label to this very meme: it was added or relabelled after the bank was made, or
-the bank was made of decisions. A meme that is identical to it is answered by its label. Rows that are not decided are
-examples, which vote and nothing more.
+A row is decided where a person gave its label to this very meme: it was added or relabelled after the bank was created,
+or the bank was created from such labels. Memes identical to a decided row get its label. Rows that are not decided are
+examples, which only vote.
 """
 
 from collections.abc import Sequence
@@ -14,135 +14,137 @@ import numpy as np
 from ra_hmd.bank.versions import BankRows, BankState, Change, differing
 from ra_hmd.core.errors import UserError, raise_all
 
-REMEDY = (
+_REMEDY = (
     "relabel or remove those rows first, or give the new label to all rows of the meme with --relabel-identical "
     "(API: relabel_identical)"
 )
 
 
-class Contradicts(UserError):
-    """The bank holds the same picture and caption with another label. Nothing was changed."""
+class LabelConflictError(UserError):
+    """The bank holds the same image and caption with another label. Nothing was changed."""
 
 
 def decided_rows(state: BankState) -> dict[str, int]:
-    """Content → number of the row that answers it; without contents on which decisions contradict each other."""
-    found: dict[str, int] = {}
-    open_to_doubt = set()
+    """Content hash to the number of its decided row; contents whose decided rows have different labels are left out."""
+    first: dict[str, int] = {}
+    conflicting = set()
     labels = state.rows.labels
     for row in np.flatnonzero(state.alive & state.rows.decided).tolist():
         content = state.rows.contents[row]
-        if content and not np.array_equal(labels[found.setdefault(content, row)], labels[row]):
-            open_to_doubt.add(content)
-    return {content: row for content, row in found.items() if content not in open_to_doubt}
+        if content and not np.array_equal(labels[first.setdefault(content, row)], labels[row]):
+            conflicting.add(content)
+    return {content: row for content, row in first.items() if content not in conflicting}
 
 
 def decided_labels(state: BankState) -> dict[str, Any]:
-    """Content hash to the label of the row that answers it."""
+    """Content hash to the label of its decided row."""
     return {content: state.rows.labels[row].tolist() for content, row in decided_rows(state).items()}
 
 
-def rows_with(state: BankState, contents: Sequence[str]) -> dict[str, list[int]]:
-    """Content → numbers of the state's rows that have it; of those that are asked for, without the empty one."""
+def rows_by_content(state: BankState, contents: Sequence[str]) -> dict[str, list[int]]:
+    """Content hash to the numbers of the rows that have it, for the given hashes except the empty one."""
     wanted = set(contents) - {""}
-    found: dict[str, list[int]] = {}
-    for row in np.flatnonzero(state.alive).tolist() if wanted else ():
+    rows: dict[str, list[int]] = {}
+    for row in state.members.tolist() if wanted else ():
         if state.rows.contents[row] in wanted:
-            found.setdefault(state.rows.contents[row], []).append(row)
-    return found
+            rows.setdefault(state.rows.contents[row], []).append(row)
+    return rows
 
 
 def check_one_label(rows: BankRows) -> None:
     """Raise `UserError` where two of the rows are the same meme with different labels."""
     first: dict[str, int] = {}
-    wrong = [
-        f"ids {rows.ids[other]!r} (label {_said(rows.labels[other])}) and {name!r} (label {_said(rows.labels[place])})"
-        for place, (name, content) in enumerate(zip(rows.ids, rows.contents, strict=True))
-        if content and not np.array_equal(rows.labels[other := first.setdefault(content, place)], rows.labels[place])
-    ]
-    raise_all(wrong, "These are the same picture and caption with different labels; decide on one label")
+    problems = []
+    for place, (name, content) in enumerate(zip(rows.ids, rows.contents, strict=True)):
+        other = first.setdefault(content, place)
+        if content and not np.array_equal(rows.labels[other], rows.labels[place]):
+            problems.append(
+                f"ids {rows.ids[other]!r} (label {_format_label(rows.labels[other])}) and {name!r} (label "
+                f"{_format_label(rows.labels[place])})"
+            )
+    raise_all(problems, "These are the same image and caption with different labels; decide on one label")
 
 
-def addition(state: BankState, rows: BankRows, relabel_identical: bool, place: object) -> Change:
+def addition(state: BankState, rows: BankRows, relabel_identical: bool, location: object) -> Change:
     """The change that adds rows to a state.
 
     Args:
-        state: Of the bank.
+        state: State of the bank.
         rows: The new memes.
         relabel_identical: Whether rows that are the same memes with other labels get the new ones.
-        place: Of the bank, for messages.
+        location: Location of the bank, for messages.
 
     Raises:
         UserError: ids that the state has; two labels for one meme; memes that it has with another label
-            (`Contradicts`).
+            (`LabelConflictError`).
     """
-    taken = {state.rows.ids[row] for row in np.flatnonzero(state.alive)}
+    taken = set(state.ids)
     present = [f"id {name!r}" for name in rows.ids if name in taken]
-    raise_all(present, f"{place} has these already; relabel or remove them, or leave them out")
+    raise_all(present, f"{location} has these already; relabel or remove them, or leave them out")
     check_one_label(rows)
-    other = _contradicting(state, rows, relabel_identical, place)
-    numbers, memes = np.array(list(other), np.int64), list(other.values())
+    conflicts = _conflicting_rows(state, rows, relabel_identical, location)
+    memes = list(conflicts.values())
     return Change.of(
         state.rows.labels,
         added=rows,
-        relabelled=numbers,
+        relabelled=np.array(list(conflicts), np.int64),
         new_labels=rows.labels[memes],
         new_decided=rows.decided[memes],
     )
 
 
 def relabelling(
-    state: BankState, numbers: np.ndarray, labels: np.ndarray, relabel_identical: bool, place: object
+    state: BankState, numbers: np.ndarray, labels: np.ndarray, relabel_identical: bool, location: object
 ) -> Change:
-    """The change that gives rows of a state, by number [M], other labels; those that have them stay untouched.
+    """The change that gives other labels to rows of a state; rows that have them already are left out.
 
     Args:
-        state: Of the bank.
-        numbers: int64 [M].
+        state: State of the bank.
+        numbers: int64 [M], row numbers.
         labels: [M] or [M, C].
         relabel_identical: Whether all rows of the same memes get their labels.
-        place: Of the bank, for messages.
+        location: Location of the bank, for messages.
 
     Raises:
-        UserError: two labels for one meme; other rows of a meme that would keep another label (`Contradicts`).
+        UserError: two labels for one meme; other rows of a meme that would keep another label (`LabelConflictError`).
     """
-    known, blank = state.rows, [""] * len(numbers)
-    ids = [known.ids[row] for row in numbers]
-    contents = [known.contents[row] for row in numbers]
-    named = BankRows(ids, labels, blank, blank, blank, np.zeros(len(numbers), np.uint64), contents)
-    check_one_label(named)
-    differs = differing(known.labels[numbers], labels)
+    ids = [state.rows.ids[row] for row in numbers.tolist()]
+    contents = [state.rows.contents[row] for row in numbers.tolist()]
+    memes = BankRows(ids, labels, contents=contents)
+    check_one_label(memes)
+    differs = differing(state.rows.labels[numbers], labels)
     changed = [content if differs[meme] else "" for meme, content in enumerate(contents)]
-    other = _contradicting(state, replace(named, contents=changed), relabel_identical, place)
-    memes = [*np.flatnonzero(differs).tolist(), *other.values()]
-    rows = np.concatenate([numbers[differs], np.array(list(other), np.int64)])
-    return Change.of(labels, relabelled=rows, new_labels=labels[memes])
+    conflicts = _conflicting_rows(state, replace(memes, contents=changed), relabel_identical, location)
+    sources = [*np.flatnonzero(differs).tolist(), *conflicts.values()]
+    rows = np.concatenate([numbers[differs], np.array(list(conflicts), np.int64)])
+    return Change.of(labels, relabelled=rows, new_labels=labels[sources])
 
 
-def _contradicting(state: BankState, memes: BankRows, relabel: bool, place: object) -> dict[int, int]:
-    """Rows of a state that hold one of the memes under another id with another label → which of the memes.
+def _conflicting_rows(state: BankState, memes: BankRows, relabel: bool, location: object) -> dict[int, int]:
+    """Number of each row that is one of the memes under another id with another label, to the place of that meme.
 
     Raises:
-        Contradicts: there are such rows, and they are not to be relabelled.
+        LabelConflictError: there are such rows, and they are not to be relabelled.
     """
-    known, own = rows_with(state, memes.contents), set(memes.ids)
-    found = {
+    same, own = rows_by_content(state, memes.contents), set(memes.ids)
+    conflicts = {
         row: meme
         for meme, content in enumerate(memes.contents)
-        for row in known.get(content, ())
+        for row in same.get(content, ())
         if state.rows.ids[row] not in own and not np.array_equal(state.rows.labels[row], memes.labels[meme])
     }
-    if found and not relabel:
+    if conflicts and not relabel:
         lines = [
-            f"id {memes.ids[meme]!r} (label {_said(memes.labels[meme])}) is {state.rows.ids[row]!r} there (label "
-            f"{_said(state.rows.labels[row])})"
-            for row, meme in found.items()
+            f"id {memes.ids[meme]!r} (label {_format_label(memes.labels[meme])}) is {state.rows.ids[row]!r} there "
+            f"(label {_format_label(state.rows.labels[row])})"
+            for row, meme in conflicts.items()
         ]
         try:
-            raise_all(lines, f"{place} holds the same picture and caption with another label; {REMEDY}")
+            raise_all(lines, f"{location} holds the same image and caption with another label; {_REMEDY}")
         except UserError as error:
-            raise Contradicts(str(error)) from None
-    return found
+            raise LabelConflictError(str(error)) from None
+    return conflicts
 
 
-def _said(label: np.ndarray) -> str:
+def _format_label(label: np.ndarray) -> str:
     return ",".join(map(str, np.atleast_1d(label).tolist()))

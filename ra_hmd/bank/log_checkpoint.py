@@ -1,7 +1,7 @@
-"""The small versions of a bank's log in one file, so that opening a bank with a long history opens few files.
+"""The small versions of a bank in one file, so that opening a bank with a long history reads few files.
 
-It holds nothing that the versions' own files do not hold, and may be deleted or damaged at any time. A version never
-changes once it exists, so a checkpoint that was right stays right.
+A checkpoint duplicates the versions' own files, so it may be deleted or damaged at any time. Versions never change, so
+it never becomes outdated.
 """
 
 import json
@@ -15,13 +15,13 @@ from ra_hmd.bank.versions import Change, VersionEntry
 from ra_hmd.core.artifacts import atomic_path
 
 EVERY = 64
-"""A checkpoint is written when so many versions have come."""
-MOST_ROWS = 1024  # a version that touches more rows is read from its own file, which takes as long
+"""Number of versions after which a checkpoint is written."""
+MOST_ROWS = 1024  # a version that changes more rows is read as fast from its own file
 _KEY = b"ra_hmd"
 
 
 def write_checkpoint(path: Path, versions: Mapping[int, tuple[VersionEntry, Change]]) -> None:
-    """Write those of the versions, by number, that are small; the file appears in one step."""
+    """Write the small ones of the versions; the file appears in one step."""
     tables = [(entry, change.to_table()) for entry, change in versions.values()]
     small = [(entry, table) for entry, table in tables if len(table) <= MOST_ROWS]
     if not small:
@@ -35,7 +35,7 @@ def write_checkpoint(path: Path, versions: Mapping[int, tuple[VersionEntry, Chan
 
 
 def read_checkpoint(path: Path, *, multi_label: bool) -> dict[int, tuple[VersionEntry, Change]]:
-    """Number → version of those that a checkpoint holds; none where it is missing or damaged."""
+    """The versions of a checkpoint by number; none where it is missing or damaged."""
     try:
         table = pq.read_table(path, use_threads=False)
         about = json.loads(table.schema.metadata[_KEY])
@@ -44,7 +44,7 @@ def read_checkpoint(path: Path, *, multi_label: bool) -> dict[int, tuple[Version
             bounds.append(bounds[-1] + lines)
         if bounds[-1] != len(table):
             return {}
-        changes = Change.several(table, bounds, multi_label=multi_label)
+        changes = Change.from_joined_tables(table, bounds, multi_label=multi_label)
         entries = [VersionEntry(**entry) for entry in about["entries"]]
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return {}

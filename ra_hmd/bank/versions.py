@@ -1,13 +1,16 @@
-"""What an example bank holds at a version: the fold of the changes that led there.
+"""The versions of an example bank: log entries, changes, and the state that a series of changes leads to.
 
-Rows are numbered in the order in which they were added, and a number is never given twice: removing a row only marks
-it. So an embedding is written once, and every version can be restored.
+Rows are numbered in the order in which they were added, and a number is never reused: removing a row only marks it. So
+an embedding is written once, and every version can be restored.
 
 Shapes: N rows ever added, M rows of a change, C classes.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any, Literal
 
@@ -25,16 +28,16 @@ _OPERATIONS = ("add", "remove", "restore", "relabel")
 
 @dataclass(frozen=True)
 class VersionEntry:
-    """One line of the log.
+    """The log entry of one version.
 
     Attributes:
         version: 1, 2, …
-        action: The command.
-        author: Who did it.
-        reason: Why.
+        action: The kind of change.
+        author: Who made the change.
+        reason: Why it was made.
         time: UTC, ISO 8601.
-        counts: Rows `added`, `removed`, `restored`, `relabelled`, and `rows`, how many the bank has then.
-        restores: Of a rollback, the version that it brings back.
+        counts: Numbers of rows `added`, `removed`, `restored` and `relabelled`, and `rows`, the size of the bank.
+        restores: The version that a rollback restores.
     """
 
     version: int
@@ -46,72 +49,76 @@ class VersionEntry:
     restores: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The entry as JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class BankRows:
-    """What is known of M memes, apart from their embeddings.
+    """M labelled memes of a bank, without their embeddings.
 
     Attributes:
         ids: M ids.
         labels: int64 [M] or [M, C].
-        sources: Where each comes from.
-        notes: Free text.
-        times: When each was added, or is from: UTC, ISO 8601.
-        image_hashes: uint64 [M] perceptual hashes; 0: none.
-        contents: M hashes of picture and caption (`content_hash`); empty: unknown. Default: all unknown.
-        decided: bool [M], whether a person gave the label to this very meme (`ra_hmd.bank.identical`). Default:
-            no.
+        sources: Where each meme comes from. Default: empty.
+        notes: Free text. Default: empty.
+        times: When each meme was added or collected: UTC, ISO 8601. Default: now.
+        image_hashes: uint64 [M] perceptual hashes; 0: none, the default.
+        contents: M hashes of image and caption (`ra_hmd.data.images.content_hash`); empty: unknown, the default.
+        decided: bool [M], whether a person gave the label to this very meme (`ra_hmd.bank.identical`). Default: no.
     """
 
     ids: Sequence[str]
     labels: np.ndarray
-    sources: Sequence[str]
-    notes: Sequence[str]
-    times: Sequence[str]
-    image_hashes: np.ndarray
+    sources: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    times: Sequence[str] = ()
+    image_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     contents: Sequence[str] = ()
     decided: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
     def __post_init__(self) -> None:
-        if not len(self.contents):
-            object.__setattr__(self, "contents", [""] * len(self.ids))
-        if not len(self.decided):
-            object.__setattr__(self, "decided", np.zeros(len(self.ids), bool))
+        count = len(self.ids)
+        for name, default in (("sources", ""), ("notes", ""), ("times", now()), ("contents", "")):
+            if not len(getattr(self, name)):
+                object.__setattr__(self, name, [default] * count)
+        for name, dtype in (("image_hashes", np.uint64), ("decided", bool)):
+            if not len(getattr(self, name)):
+                object.__setattr__(self, name, np.zeros(count, dtype))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @classmethod
     def none(cls, labels: np.ndarray) -> "BankRows":
-        """No row, with labels of the shape that `labels` has."""
-        return cls([], labels[:0], [], [], [], np.zeros(0, np.uint64))
+        """No row, with labels of the same width as `labels`."""
+        return cls([], labels[:0])
 
     def plus(self, others: Sequence["BankRows"]) -> "BankRows":
-        """These rows, then the others'."""
+        """These rows followed by the others."""
         parts = [self, *others]
-        lists = {name: list(chain.from_iterable(getattr(part, name) for part in parts)) for name in _LISTS}
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
-        return BankRows(**lists, **arrays)
+        columns: dict[str, Any] = {
+            name: list(chain.from_iterable(getattr(part, name) for part in parts)) for name in _TEXT_COLUMNS
+        }
+        columns |= {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAY_COLUMNS}
+        return BankRows(**columns)
 
 
-_LISTS = ("ids", "sources", "notes", "times", "contents")
-_ARRAYS = ("labels", "image_hashes", "decided")
+_TEXT_COLUMNS = ("ids", "sources", "notes", "times", "contents")
+_ARRAY_COLUMNS = ("labels", "image_hashes", "decided")
 
 
 @dataclass(frozen=True)
 class Change:
-    """What one version does: it adds rows, or it does something to earlier ones.
+    """The difference between a version and the one before it.
 
     Attributes:
-        added: The new rows; they get the next numbers.
-        removed: int64 [M], numbers of rows that leave.
-        restored: int64 [M], numbers of removed rows that come back.
-        relabelled: int64 [M], numbers of rows whose label changes …
-        new_labels: … to these, [M] or [M, C].
-        new_decided: bool [M], whether a person gave them these. Default: yes.
+        added: New rows; they get the next numbers.
+        removed: int64 [M], numbers of rows that are removed.
+        restored: int64 [M], numbers of removed rows that are restored.
+        relabelled: int64 [M], numbers of rows that get another label.
+        new_labels: Their labels, [M] or [M, C].
+        new_decided: bool [M], whether a person gave them these labels. Default: yes.
     """
 
     added: BankRows
@@ -127,24 +134,17 @@ class Change:
 
     @classmethod
     def of(cls, labels: np.ndarray, **parts: Any) -> "Change":
-        """A change with the given parts, the others empty; `labels` shows what shape labels have."""
-        empty = np.zeros(0, np.int64)
-        whole = {
-            "added": BankRows.none(labels),
-            "removed": empty,
-            "restored": empty,
-            "relabelled": empty,
-            "new_labels": labels[:0],
-        }
-        return cls(**whole | parts)
+        """A change with the given parts, the others empty, for labels of the same width as `labels`."""
+        none = np.zeros(0, np.int64)
+        return replace(cls(BankRows.none(labels), none, none, none, labels[:0]), **parts)
 
     @property
     def empty(self) -> bool:
-        """Whether nothing would change."""
+        """Whether the change changes nothing."""
         return not (len(self.added) or len(self.removed) or len(self.restored) or len(self.relabelled))
 
     def counts(self, rows: int) -> dict[str, int]:
-        """For the log; `rows` is what the bank has afterwards."""
+        """The counts of the log entry; `rows` is the size of the bank after the change."""
         return {
             "added": len(self.added),
             "removed": len(self.removed),
@@ -154,15 +154,17 @@ class Change:
         }
 
     def to_table(self) -> pa.Table:
-        """One line per row that is touched: `operation`, `row` (null: added), `label`, and the new rows' fields."""
-        parts = [
+        """One line per changed row: `operation`, `row` (null: added), `label`, and the fields of new rows."""
+        parts: list[tuple[str, np.ndarray | None, np.ndarray | None]] = [
             ("add", None, self.added.labels),
             ("remove", self.removed, None),
             ("restore", self.restored, None),
             ("relabel", self.relabelled, self.new_labels),
         ]
         width = self.new_labels.shape[1] if self.new_labels.ndim == 2 else 1
-        operations, numbers, labels = [], [], []
+        operations: list[int] = []
+        numbers: list[int | None] = []
+        labels: list[np.ndarray] = []
         for operation, rows, values in parts:
             count = len(self.added) if rows is None else len(rows)
             operations += [_OPERATIONS.index(operation)] * count
@@ -171,8 +173,8 @@ class Change:
         others = len(operations) - len(self.added)
         flat = pa.array(np.concatenate(labels).reshape(-1).astype(np.int64))
         hashes = np.concatenate([self.added.image_hashes, np.zeros(others, np.uint64)])
-        texts = {name: pa.array([*getattr(self.added, name), *[""] * others], pa.string()) for name in _LISTS}
-        # Of the lines that touch earlier rows, only those that relabel decide; they are the last.
+        texts = {name: pa.array([*getattr(self.added, name), *[""] * others], pa.string()) for name in _TEXT_COLUMNS}
+        # Lines for earlier rows follow those for new rows. Only the relabelling ones, which are last, can be decided.
         decided = np.zeros(len(operations), bool)
         decided[: len(self.added)] = self.added.decided
         decided[len(operations) - len(self.relabelled) :] = self.new_decided
@@ -188,12 +190,12 @@ class Change:
 
     @classmethod
     def from_table(cls, table: pa.Table, *, multi_label: bool) -> "Change":
-        """The inverse of `to_table`; earlier versions wrote no `content` and no `decided`."""
-        return cls.several(table, [0, len(table)], multi_label=multi_label)[0]
+        """The inverse of `to_table`; earlier releases wrote no `content` and no `decided`."""
+        return cls.from_joined_tables(table, [0, len(table)], multi_label=multi_label)[0]
 
     @classmethod
-    def several(cls, table: pa.Table, bounds: Sequence[int], *, multi_label: bool) -> "list[Change]":
-        """The changes whose tables are joined: the first one's lines are from `bounds[0]` to `bounds[1]`, and so on."""
+    def from_joined_tables(cls, table: pa.Table, bounds: Sequence[int], *, multi_label: bool) -> "list[Change]":
+        """Changes from their concatenated tables: change i has the lines from `bounds[i]` to `bounds[i + 1]`."""
         operation = table["operation"].to_numpy()
         width = table.schema.field("label").type.list_size
         flat = [chunk.flatten().to_numpy() for chunk in table["label"].chunks]
@@ -203,9 +205,9 @@ class Change:
         decided = np.zeros(len(operation), bool)
         if "decided" in table.column_names:
             decided = table["decided"].to_numpy()
-        columns = {name: name.removesuffix("s") for name in _LISTS}
+        columns = {name: name.removesuffix("s") for name in _TEXT_COLUMNS}
         lists = {name: table[column].to_pylist() for name, column in columns.items() if column in table.column_names}
-        found = []
+        changes = []
         for first, last in pairwise(bounds):
             add, remove, restore, relabel = (
                 first + np.flatnonzero(operation[first:last] == code) for code in range(len(_OPERATIONS))
@@ -218,19 +220,19 @@ class Change:
                 **{name: values[first:end] for name, values in lists.items()},
             )
             parts = numbers[remove], numbers[restore], numbers[relabel]
-            found.append(cls(added, *parts, labels[relabel], decided[relabel]))
-        return found
+            changes.append(cls(added, *parts, labels[relabel], decided[relabel]))
+        return changes
 
 
 @dataclass(frozen=True)
 class BankState:
-    """All rows that were ever added, up to a version.
+    """The content of a bank at a version, with all rows that were ever added until then.
 
     Attributes:
-        version: Of the state; 0 is before the first.
-        rows: What is known of each of N rows, with the labels of this version.
-        alive: bool [N], which of them the bank has at this version.
-        origins: int64 [V + 1], how many rows there were after each version.
+        version: The version; 0 is before the first.
+        rows: The N rows, with the labels of this version.
+        alive: bool [N], which rows the bank holds at this version.
+        origins: int64 [V + 1], number of rows ever added after each version.
     """
 
     version: int
@@ -240,11 +242,26 @@ class BankState:
 
     @classmethod
     def start(cls, labels: np.ndarray) -> "BankState":
-        """Before the first version; `labels` shows what shape labels have."""
+        """The state before the first version, for labels of the same width as `labels`."""
         return cls(0, BankRows.none(labels), np.zeros(0, bool))
 
+    @cached_property
+    def members(self) -> np.ndarray:
+        """int64, numbers of the rows that the bank holds, in rising order."""
+        return np.flatnonzero(self.alive)
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of `members`."""
+        return [self.rows.ids[row] for row in self.members.tolist()]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of `members`."""
+        return self.rows.labels[self.members]
+
     def after(self, changes: Iterable[Change]) -> "BankState":
-        """The state some versions later."""
+        """The state after further changes."""
         changes = list(changes)
         rows = self.rows.plus([change.added for change in changes])
         labels, decided = rows.labels.copy(), rows.decided.copy()
@@ -261,12 +278,12 @@ class BankState:
         return BankState(self.version + len(changes), rows, alive, np.array(origins, dtype=np.int64))
 
     def back_to(self, old: "BankState") -> Change:
-        """The change that makes the bank hold what it held at an earlier state."""
+        """The change that restores the content of an earlier state."""
         before = np.zeros(len(self.alive), bool)
         before[: len(old.alive)] = old.alive
         kept = np.flatnonzero(before)
-        now, then = self.rows.labels[kept], old.rows.labels[kept]
-        differs = differing(now, then) | (self.rows.decided[kept] != old.rows.decided[kept])
+        current, then = self.rows.labels[kept], old.rows.labels[kept]
+        differs = differing(current, then) | (self.rows.decided[kept] != old.rows.decided[kept])
         return Change.of(
             self.rows.labels,
             removed=np.flatnonzero(self.alive & ~before),
@@ -278,12 +295,22 @@ class BankState:
 
 
 def differing(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """bool [M]: which rows of labels [M] or [M, C] are not the same."""
+    """bool [M]: where two arrays of labels, [M] or [M, C], differ."""
     return (labels != others).any(axis=tuple(range(1, labels.ndim)))
 
 
+def now() -> str:
+    """The current time: UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def no_labels(problem: Problem) -> np.ndarray:
+    """The labels of no row: int64 [0], or [0, C] for `multi_label`."""
+    return np.zeros((0, problem.outputs) if problem.kind == "multi_label" else 0, np.int64)
+
+
 def check_entry(author: str, reason: str) -> None:
-    """Raise `UserError` unless both are given."""
+    """Raise `UserError` unless author and reason are given, in UTF-8."""
     problems = [] if reason.strip() else ["--reason is empty; say why, the log keeps it."]
     problems += [] if author.strip() else ["--author is empty; the log keeps who did it."]
     problems += [
@@ -295,10 +322,10 @@ def check_entry(author: str, reason: str) -> None:
 
 
 def check_new(rows: BankRows, embedding: np.ndarray, problem: Problem, dimension: int) -> np.ndarray:
-    """The embeddings of new rows as float32 [M, D].
+    """Validate new rows, and return their embeddings as float32 [M, D].
 
     Raises:
-        UserError: doubled ids, labels that are not the problem's, embeddings of another width or not finite.
+        UserError: duplicate ids, labels that are not the problem's, embeddings of another width or not finite.
     """
     embedding = as_matrix(embedding, "new")
     if len(embedding) != len(rows):
@@ -309,7 +336,6 @@ def check_new(rows: BankRows, embedding: np.ndarray, problem: Problem, dimension
         )
     if len(rows):
         problem.check(rows.labels, "The new memes")
-    seen: set[str] = set()
-    doubled = [f"id {name!r}" for name in rows.ids if name in seen or seen.add(name)]
-    raise_all(doubled, "The new memes hold these more than once")
+    duplicates = [f"id {name!r}" for name, count in Counter(rows.ids).items() for _ in range(count - 1)]
+    raise_all(duplicates, "The new memes hold these more than once")
     return embedding

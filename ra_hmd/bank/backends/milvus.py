@@ -1,12 +1,12 @@
-"""Where the `milvus` backend keeps a bank: three collections of a Milvus Lite file or of a Milvus cluster.
+"""The `milvus` backend of a bank: three collections of a Milvus Lite file or of a Milvus cluster.
 
-`NAME_rows` has the embeddings (row number, the version that added it, id), `NAME_changes` what each version does, and
-`NAME_log` one entry per version, written last: a version exists once its entry does. Nothing is ever updated. What a
-process that died left behind belongs to a version without an entry, which no reader looks at; the next writer deletes
-it.
+`NAME_rows` holds the embeddings (row number, the version that added it, id), `NAME_changes` the change of each version,
+and `NAME_log` one entry per version, written last: a version exists once its entry does. Records are never updated. The
+records of a process that died belong to a version without an entry; readers ignore them, and the next writer deletes
+them.
 
-A Milvus Lite file is open in one process at a time: opening a bank waits for the file. On a cluster many readers work
-side by side, and a lock file guards the writers that see it.
+A Milvus Lite file is open in one process at a time: opening a bank waits for the file. A cluster serves many readers at
+once, and a lock file guards the writers that see it.
 
 Shapes: N rows ever added, Q queries, D embedding.
 """
@@ -39,27 +39,28 @@ from ra_hmd.retrieval.nearest import CandidateIndex
 TOKEN_VARIABLE, LOCK_VARIABLE = "RA_HMD_MILVUS_TOKEN", "RA_HMD_MILVUS_LOCK"
 _TEXT = 60_000  # bytes of a text field; Milvus takes 65,535
 _CHUNKS = 1 << 20  # per version
-_WINDOW = 64  # texts per request
-_DEEPEST = 16_384  # results that Milvus gives per query
+_TEXTS_PER_REQUEST = 64
+_DEEPEST = 16_384  # results per query, at most
 _MESSAGE = 4 << 20  # bytes of rows per request
 _GET = 1000  # rows per request
-_MASKED = 2000  # removed rows that are named in a search; more are left out of its result instead
-_SHOWN = 10_000  # rows from which on a bar is shown
-_SECONDS = 120  # per request; without, the client tries a bad one for minutes
-_LITE_LENGTH = 36  # of a file's name
+_MASKED = 2000  # removed rows excluded by the filter of a search; more are filtered out of its result instead
+_SHOWN = 10_000  # rows from which on progress is shown
+_SECONDS = 120  # timeout per request; the client retries a bad request for minutes without one
+_LITE_LENGTH = 36  # characters of a file name, at most
 _LITE_NAME = re.compile(rf"[a-zA-Z0-9._-]{{1,{_LITE_LENGTH}}}")
-_NO_VECTOR = [0.0, 1.0]  # each collection must have one
+_NO_VECTOR = [0.0, 1.0]  # each collection must have a vector field
 
 
 class MilvusBackend:
-    """The collections of one bank.
+    """A bank in Milvus.
 
     Attributes:
-        place: As given.
-        settings: What was fixed when the bank was made.
+        location: A file `….db`, or `http://host:port#name`.
+        settings: The manifest of the bank.
+        lite: Whether the bank is a file of Milvus Lite.
 
     Args:
-        place: A file `….db`, or `http://host:port#name`.
+        location: A file `….db`, or `http://host:port#name`.
         wait: Seconds to wait for the file (Lite) or for other writers.
         lock: Lock file of the writers, on a path that all of them see; default: `RA_HMD_MILVUS_LOCK`, or one per
             address on this machine.
@@ -67,20 +68,20 @@ class MilvusBackend:
     """
 
     def __init__(
-        self, place: str | Path, wait: float = 60.0, lock: str | Path | None = None, token: str | None = None
+        self, location: str | Path, wait: float = 60.0, lock: str | Path | None = None, token: str | None = None
     ) -> None:
-        self.place = place
+        self.location = location
         self._wait = wait
-        self._searched: tuple[BankState, CandidateIndex] | None = None
+        self._prepared: tuple[BankState, CandidateIndex] | None = None
         self._held = ExitStack()
-        address, self._name, self.lite = parse_place(place)
+        address, self._name, self.lite = parse_location(location)
         if self.lite and not Path(address).is_file():
-            raise UserError(f"{place} is not an example bank; make one with `ra-hmd bank create`.")
+            raise UserError(f"{location} is not an example bank; make one with `ra-hmd bank create`.")
         self._connect(address, lock, token)
         try:
             settings = self._texts("log", 0, 1).get(0) if self._has("log") else None
             if settings is None or self.newest(0) == 0:
-                raise UserError(f"{place} is not an example bank, or its creation was broken off; create it again.")
+                raise UserError(f"{location} is not an example bank, or its creation was broken off; create it again.")
         except BaseException:
             self.close()
             raise
@@ -96,7 +97,7 @@ class MilvusBackend:
         if self.lite:
             address = str(Path(address).resolve())
             lock = Path(f"{address}.lock")
-            self._held.enter_context(locked(lock, self._wait, self.place))
+            self._held.enter_context(locked(lock, self._wait, self.location))
             _await_end_of_servers(address, self._wait)
         else:
             digest = sha256_bytes(address.encode(), self._name.encode())[:16]
@@ -105,13 +106,13 @@ class MilvusBackend:
         self._lock = Path(lock)
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="pkg_resources")  # Milvus Lite asks it for its version
+                warnings.filterwarnings("ignore", message="pkg_resources")  # imported by Milvus Lite
                 self._client = MilvusClient(
                     address, token=token or "", timeout=min(self._wait, _SECONDS), dedicated=True
                 )
         except MilvusException as error:
             self._held.close()
-            raise UserError(f"{self.place} cannot be opened: {error.message}") from error
+            raise UserError(f"{self.location} cannot be opened: {error.message}") from error
         if self.lite:
             from milvus_lite.server_manager import server_manager_instance
 
@@ -121,42 +122,42 @@ class MilvusBackend:
     @classmethod
     def create(
         cls,
-        place: str | Path,
+        location: str | Path,
         settings: dict[str, Any],
         entry: VersionEntry,
         change: Change,
         new: np.ndarray,
         **options: Any,
     ) -> None:
-        """Make the collections with the first version; they are a bank once its entry is written.
+        """Create the collections with the first version; they are a bank once its entry is written.
 
         Raises:
-            UserError: there is a bank of that name already; an index that Milvus Lite does not have.
+            UserError: a bank of that name exists; an index that Milvus Lite does not have.
         """
-        store = cls.__new__(cls)
-        store.place, store.settings, store._held = place, settings, ExitStack()
-        store._wait = options.get("wait", 60.0)
-        address, store._name, store.lite = parse_place(place)
-        if store.lite:
+        backend = cls.__new__(cls)
+        backend.location, backend.settings, backend._held = location, settings, ExitStack()
+        backend._wait = options.get("wait", 60.0)
+        address, backend._name, backend.lite = parse_location(location)
+        if backend.lite:
             Path(address).parent.mkdir(parents=True, exist_ok=True)
             if settings["index"] not in ("auto", "flat"):
                 raise UserError(f"Milvus Lite searches exhaustively; index {settings['index']!r} needs a cluster.")
-        store._connect(address, options.get("lock"), options.get("token"))
+        backend._connect(address, options.get("lock"), options.get("token"))
         try:
-            with store.writing(cleaning=False):
-                if store._has("log") and store.newest(0):
-                    raise UserError(f"{place} holds a bank already; open it, or choose another place.")
-                store._make_collections(len(change.added))
-                store._insert_text("log", 0, json.dumps(settings, ensure_ascii=False))
-                store.write(entry, change, new, 0)
+            with backend.writing(clean=False):
+                if backend._has("log") and backend.newest(0):
+                    raise UserError(f"{location} holds a bank already; open it, or choose another place.")
+                backend._create_collections(len(change.added))
+                backend._insert_text("log", 0, json.dumps(settings, ensure_ascii=False))
+                backend.write(entry, change, embedding, 0)
         finally:
-            store.close()
+            backend.close()
 
-    def _make_collections(self, rows: int) -> None:
+    def _create_collections(self, rows: int) -> None:
         from pymilvus import DataType
 
         for part in ("rows", "changes", "log"):
-            if self._has(part):  # of a creation that was broken off
+            if self._has(part):  # left behind by an interrupted creation
                 self._client.drop_collection(self._collection(part), timeout=_SECONDS)
             schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
             index = self._client.prepare_index_params()
@@ -187,12 +188,12 @@ class MilvusBackend:
         return min(max(round(2 * rows**0.5), 64), 65_536)
 
     @contextmanager
-    def writing(self, *, cleaning: bool = True) -> Iterator[None]:
-        """Alone among the writers that see the lock file; what a dead one left is removed first."""
+    def writing(self, *, clean: bool = True) -> Iterator[None]:
+        """Exclude the writers that see the lock file; remove the records of one that died."""
         with ExitStack() as stack:
-            if not self.lite:  # else it is held as long as the file is open
-                stack.enter_context(locked(self._lock, self._wait, self.place))
-            if cleaning:
+            if not self.lite:  # a Lite file is locked as long as it is open
+                stack.enter_context(locked(self._lock, self._wait, self.location))
+            if clean:
                 last = self.newest(0)
                 self._delete("rows", f"version > {last}")
                 self._delete("changes", f"key >= {(last + 1) * _CHUNKS}")
@@ -204,7 +205,7 @@ class MilvusBackend:
             self._client.delete(name, filter=condition, timeout=_SECONDS)
 
     def newest(self, known: int) -> int:
-        """The last version, at least `known`."""
+        """The newest version, at least `known`."""
         while True:
             found = self._client.query(
                 self._collection("log"),
@@ -217,38 +218,40 @@ class MilvusBackend:
             known = max(row["key"] for row in found)
 
     def read(self, first: int, last: int) -> list[tuple[VersionEntry, Change]]:
-        """The log and changes of versions first … last."""
-        found = []
+        """Log entries and changes of versions `first` to `last`."""
+        versions = []
         for version, text in self._texts("log", first, last + 1).items():
             about = json.loads(text)
             start = version * _CHUNKS
             encoded = "".join(self._texts("changes", start, start + about["chunks"]).values())
             table = pa.ipc.open_stream(base64.b85decode(encoded)).read_all()
-            found.append((VersionEntry(**about["entry"]), Change.from_table(table, multi_label=self._multi_label)))
-        return found
+            versions.append((VersionEntry(**about["entry"]), Change.from_table(table, multi_label=self._multi_label)))
+        return versions
 
-    def write(self, entry: VersionEntry, change: Change, new: np.ndarray | None, first: int) -> None:
-        """Make a version exist; to be called within `writing`. New rows get the numbers `first`, `first` + 1, …"""
-        if new is not None and len(new):
-            self._insert_rows(entry.version, change, np.ascontiguousarray(new, dtype=np.float32), first)
+    def write(self, entry: VersionEntry, change: Change, embedding: np.ndarray | None, first: int) -> None:
+        """Write a version, within `writing`."""
+        if embedding is not None and len(embedding):
+            self._insert_rows(entry.version, change, np.ascontiguousarray(embedding, dtype=np.float32), first)
         sink = pa.BufferOutputStream()
         table = change.to_table()
         with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
             writer.write_table(table)
         encoded = base64.b85encode(sink.getvalue()).decode("ascii")
-        chunks = [encoded[first : first + _TEXT] for first in range(0, len(encoded), _TEXT)]
+        chunks = [encoded[start : start + _TEXT] for start in range(0, len(encoded), _TEXT)]
         for number, chunk in enumerate(chunks):
             self._insert_text("changes", entry.version * _CHUNKS + number, chunk)
         about = {"entry": entry.to_dict(), "chunks": len(chunks)}
         self._insert_text("log", entry.version, json.dumps(about, ensure_ascii=False))
 
-    def _insert_rows(self, version: int, change: Change, new: np.ndarray, number: int) -> None:
-        size = max(1, min(_GET, _MESSAGE // (4 * new.shape[1])))
-        blocks = ((min(size, len(new) - first), first) for first in range(0, len(new), size))
-        for first in track(blocks, "Writing rows", len(new), "rows", show=len(new) > _SHOWN):
+    def _insert_rows(self, version: int, change: Change, embedding: np.ndarray, number: int) -> None:
+        """Insert the new rows of a change in requests of limited size, numbered from `number` on."""
+        size = max(1, min(_GET, _MESSAGE // (4 * embedding.shape[1])))
+        blocks = ((min(size, len(embedding) - first), first) for first in range(0, len(embedding), size))
+        show = len(embedding) > _SHOWN
+        for first in track(blocks, "Writing rows", len(embedding), "rows", show=show):
             rows = [
-                {"key": number + place, "version": version, "id": change.added.ids[place], "vector": new[place]}
-                for place in range(first, min(first + size, len(new)))
+                {"key": number + i, "version": version, "id": change.added.ids[i], "vector": embedding[i]}
+                for i in range(first, min(first + size, len(embedding)))
             ]
             self._client.insert(self._collection("rows"), rows, timeout=_SECONDS)
 
@@ -259,10 +262,10 @@ class MilvusBackend:
         self._client.insert(self._collection(part), [row], timeout=_SECONDS)
 
     def _texts(self, part: str, first: int, end: int) -> dict[int, str]:
-        """Key to text of the keys first … end − 1, in order."""
+        """The texts of keys `first` to `end` − 1, in order of keys."""
         found: dict[int, str] = {}
-        for start in range(first, end, _WINDOW):
-            condition = f"key >= {start} and key < {min(start + _WINDOW, end)}"
+        for start in range(first, end, _TEXTS_PER_REQUEST):
+            condition = f"key >= {start} and key < {min(start + _TEXTS_PER_REQUEST, end)}"
             rows = self._client.query(
                 self._collection(part), filter=condition, output_fields=["key", "text"], timeout=_SECONDS
             )
@@ -270,7 +273,7 @@ class MilvusBackend:
         return dict(sorted(found.items()))
 
     def embeddings(self, state: BankState, rows: np.ndarray) -> np.ndarray:
-        """float32 [M, D] of row numbers [M], as the head made them."""
+        """float32 [M, D], embeddings of row numbers [M], as the head computed them."""
         matrix = np.zeros((len(rows), self.settings["dimension"]), np.float32)
         for first in range(0, len(rows), _GET):
             wanted = rows[first : first + _GET].tolist()
@@ -284,51 +287,51 @@ class MilvusBackend:
             matrix[first : first + len(wanted)] = [vectors[key] for key in wanted]
         return matrix
 
-    def searched(self, state: BankState) -> CandidateIndex:
-        """What finds the rows of a state; Milvus keeps its own index. Each row is a point of its own."""
-        if self._searched is None or self._searched[0] is not state:
-            searched = CandidateIndex(
-                lambda queries, depth: self._candidates(queries, depth, state),
+    def candidates(self, state: BankState) -> CandidateIndex:
+        """The index that finds candidates among the rows of a state: that of Milvus, where each row has its vector."""
+        if self._prepared is None or self._prepared[0] is not state:
+            candidates = CandidateIndex(
+                lambda queries, depth: self._search(queries, depth, state),
                 lambda rows: unit_rows(self.embeddings(state, rows)),
                 VectorRows.single(state.alive),
             )
-            self._searched = state, searched
-        return self._searched[1]
+            self._prepared = state, candidates
+        return self._prepared[1]
 
-    def _candidates(self, queries: np.ndarray, depth: int, state: BankState) -> np.ndarray:
-        """Row numbers int64 [Q, depth] of the most similar rows to unit queries [Q, D]; -1 where absent.
+    def _search(self, queries: np.ndarray, depth: int, state: BankState) -> np.ndarray:
+        """Numbers int64 [Q, depth] of the rows most similar to unit queries [Q, D]; -1 where absent.
 
-        Rows that the state does not have may be among them. No more than 16,384 columns are given, whatever the depth.
+        Rows that the state does not have may be among them. The depth is limited to 16,384.
         """
         depth = min(depth, _DEEPEST)
         dead = np.flatnonzero(~state.alive)
         condition = f"version <= {state.version}"
         if 0 < len(dead) <= _MASKED:
             condition += f" and key not in {dead.tolist()}"
-        found = np.full((len(queries), depth), ABSENT, dtype=np.int64)
+        rows = np.full((len(queries), depth), ABSENT, dtype=np.int64)
         results = self._client.search(
             self._collection("rows"),
             data=list(queries),
             limit=depth,
             filter=condition,
-            search_params={"params": self._width(depth, len(state.alive))},
+            search_params={"params": self._search_params(depth, len(state.alive))},
             timeout=_SECONDS,
         )
         for line, hits in enumerate(results):
-            found[line, : len(hits)] = hits.ids
-        return found
+            rows[line, : len(hits)] = hits.ids
+        return rows
 
-    def _width(self, depth: int, rows: int) -> dict[str, int]:
-        """How widely an approximate index of a cluster looks; `FLAT` ignores it."""
+    def _search_params(self, depth: int, rows: int) -> dict[str, int]:
+        """The width of search of an approximate index on a cluster; `FLAT` ignores it."""
         return {"ef": max(4 * depth, 256), "nprobe": max(self._lists(rows) // 8, 16)}
 
     def describe(self) -> dict[str, Any]:
-        """What `info` tells of the backend."""
+        """Type of the index, and whether the bank is a file."""
         index = self._client.describe_index(self._collection("rows"), "vector", timeout=_SECONDS)
         return {"index": index["index_type"], "lite": self.lite}
 
     def close(self) -> None:
-        """End the connection; of a file also Milvus Lite's server."""
+        """Close the connection, and end the server of Milvus Lite."""
         self._held.close()
 
     def _collection(self, part: str) -> str:
@@ -338,13 +341,13 @@ class MilvusBackend:
         return self._client.has_collection(self._collection(part), timeout=_SECONDS)
 
 
-def parse_place(place: str | Path) -> tuple[str, str, bool]:
+def parse_location(location: str | Path) -> tuple[str, str, bool]:
     """Address, name of the bank, and whether it is a file of Milvus Lite.
 
     Raises:
-        UserError: an address without a name, or a file name that Milvus Lite does not take.
+        UserError: an address without a name, or a file name that Milvus Lite does not accept.
     """
-    text = str(place)
+    text = str(location)
     if "://" not in text:
         name = Path(text).resolve().name
         if not _LITE_NAME.fullmatch(name):
@@ -356,15 +359,15 @@ def parse_place(place: str | Path) -> tuple[str, str, bool]:
         return text, "bank", True
     address, _, name = text.partition("#")
     if not name.isidentifier():
-        raise UserError(f"{place!r} names no bank; write http://host:port#name, the name in letters, digits and _.")
+        raise UserError(f"{location!r} names no bank; write http://host:port#name, the name in letters, digits and _.")
     return address, name, False
 
 
 def _await_end_of_servers(address: str, seconds: float) -> None:
-    """Wait until the Milvus Lite server of a process that was killed has ended: it may still be writing.
+    """Wait until the Milvus Lite server of a killed process has ended: it may still be writing.
 
     Raises:
-        UserError: it does not end.
+        UserError: it does not end in time.
     """
     import psutil
 

@@ -1,7 +1,7 @@
-"""Where the `faiss` backend keeps a bank: a folder with one immutable Parquet file per version.
+"""The `faiss` backend of a bank: a folder with one immutable Parquet file per version.
 
-A version exists once its file has its name: the file is written under another name, synchronised to disk and renamed.
-A reader therefore sees whole versions only, and a process that dies leaves at most a file that nobody reads.
+A version exists once its file has its final name: the file is written under another name, synchronised to disk and
+renamed. So a reader sees whole versions only, and a process that dies leaves at most a file that is never read.
 
 Shapes: N rows ever added, Q queries, D embedding.
 """
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from ra_hmd.bank.backends.parquet_index import FaissSearch
+from ra_hmd.bank.backends.parquet_index import ParquetIndex
 from ra_hmd.bank.log_checkpoint import EVERY, read_checkpoint, write_checkpoint
 from ra_hmd.bank.versions import BankState, Change, VersionEntry
 from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, new_folder, read_json, write_json
@@ -32,18 +32,18 @@ _ROW_GROUP = 16_384
 
 
 @contextmanager
-def locked(path: Path, seconds: float, place: str | Path) -> Iterator[None]:
-    """Hold the lock file at `path`; the system frees it when the process ends, however it ends.
+def locked(path: Path, seconds: float, location: str | Path) -> Iterator[None]:
+    """Hold the lock file at `path`; the operating system releases it when the process ends, however it ends.
 
     Raises:
-        UserError: another process has held it for so long.
+        UserError: another process held it for `seconds`.
     """
     lock = FileLock(path, timeout=seconds)
     try:
         lock.acquire()
     except Timeout as error:
         raise UserError(
-            f"{place} has been in use by another process for {seconds:g} s ({path}); try again, or wait longer with "
+            f"{location} has been in use by another process for {seconds:g} s ({path}); try again, or wait longer with "
             "--wait."
         ) from error
     try:
@@ -53,7 +53,7 @@ def locked(path: Path, seconds: float, place: str | Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names in a folder durable."""
+    """Synchronise the names in a folder to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -62,94 +62,100 @@ def sync_folder(folder: Path) -> None:
 
 
 class ParquetBackend:
-    """The files of one bank.
+    """A bank in a folder.
 
     Attributes:
-        place: The folder.
-        settings: What was fixed when the bank was made.
+        location: The folder.
+        settings: The manifest of the bank.
     """
 
     def __init__(self, folder: str | Path, wait: float = 60.0) -> None:
-        self.place = Path(folder)
+        self.location = Path(folder)
         self._wait = wait
-        if not (self.place / MANIFEST_NAME).is_file() or not (self.place / VERSIONS).is_dir():
+        if not (self.location / MANIFEST_NAME).is_file() or not (self.location / VERSIONS).is_dir():
             raise UserError(f"{folder} is not an example bank; make one with `ra-hmd bank create`.")
-        manifest = read_json(self.place / MANIFEST_NAME)
+        manifest = read_json(self.location / MANIFEST_NAME)
         if manifest.get("kind") != "bank":
             raise UserError(f"{folder} holds a {manifest.get('kind')!r} run, not an example bank.")
         self.settings: dict[str, Any] = dict(manifest)
         self._multi_label = manifest.problem.kind == "multi_label"
-        self._search = FaissSearch(self.place / CACHE, self.settings, self.embeddings)
+        self._index = ParquetIndex(self.location / CACHE, self.settings, self.embeddings)
 
     @classmethod
     def create(
-        cls, folder: str | Path, settings: dict[str, Any], entry: VersionEntry, change: Change, new: np.ndarray
+        cls,
+        folder: str | Path,
+        settings: dict[str, Any],
+        entry: VersionEntry,
+        change: Change,
+        embedding: np.ndarray,
+        wait: float = 60.0,
     ) -> None:
-        """Write the folder with its first version; it appears in one step.
+        """Write the folder with its first version; it appears in one step, so there is nothing to wait for.
 
         Raises:
-            UserError: there is something already.
+            UserError: the folder exists.
         """
         with new_folder(folder) as temporary:
             (temporary / VERSIONS).mkdir()
             write_json(temporary / MANIFEST_NAME, settings)
-            _write_version(temporary, entry, change, new)
+            _write_version(temporary, entry, change, embedding)
             sync_folder(temporary)
         sync_folder(Path(folder).parent)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Alone among writers; what a dead one left is removed first."""
-        with locked(self.place / LOCK, self._wait, self.place):
-            for path in [*(self.place / VERSIONS).glob(".*.tmp"), *(self.place / CACHE).glob(".*.tmp")]:
+        """Exclude other writers; remove the temporary files of one that died."""
+        with locked(self.location / LOCK, self._wait, self.location):
+            for path in [*(self.location / VERSIONS).glob(".*.tmp"), *(self.location / CACHE).glob(".*.tmp")]:
                 path.unlink(missing_ok=True)
             yield
 
     def newest(self, known: int) -> int:
-        """The last version, at least `known`."""
+        """The newest version, at least `known`."""
         while self._path(known + 1).is_file():
             known += 1
         return known
 
     def read(self, first: int, last: int) -> list[tuple[VersionEntry, Change]]:
-        """The log and changes of versions first … last."""
+        """Log entries and changes of versions `first` to `last`."""
         names = Change.of(np.zeros(0, np.int64)).to_table().column_names
         kept = self._checkpoint(last) if last - first >= EVERY else {}
-        found = []
+        versions = []
         for version in range(first, last + 1):
             if version in kept:
-                found.append(kept[version])
+                versions.append(kept[version])
                 continue
             with pq.ParquetFile(self._path(version)) as file:
                 known = [name for name in names if name in file.schema_arrow.names]
                 table = file.read(columns=known, use_threads=file.num_row_groups > 1)
             entry = VersionEntry(**json.loads(table.schema.metadata[_KEY]))
-            found.append((entry, Change.from_table(table, multi_label=self._multi_label)))
-        return found
+            versions.append((entry, Change.from_table(table, multi_label=self._multi_label)))
+        return versions
 
-    def write(self, entry: VersionEntry, change: Change, new: np.ndarray | None, first: int) -> None:
-        """Make a version exist; to be called within `writing`. New rows get the numbers `first`, `first` + 1, …
+    def write(self, entry: VersionEntry, change: Change, embedding: np.ndarray | None, first: int) -> None:
+        """Write a version, within `writing`.
 
         Raises:
-            UserError: it exists, because a writer did not see the lock.
+            UserError: the version exists, because another writer did not see the lock.
         """
-        _write_version(self.place, entry, change, new)
+        _write_version(self.location, entry, change, embedding)
         if entry.version % EVERY == 0:
             versions = self.read(1, entry.version)
-            with suppress(OSError):  # the disk is full, or this folder alone may not be written: it is done without
-                write_checkpoint(self.place / CACHE / _CHECKPOINT, {one.version: (one, what) for one, what in versions})
+            with suppress(OSError):  # a checkpoint is optional: the disk may be full, or the folder read-only
+                write_checkpoint(self.location / CACHE / _CHECKPOINT, {one.version: (one, what) for one, what in versions})
 
     def _checkpoint(self, last: int) -> dict[int, tuple[VersionEntry, Change]]:
-        """What the checkpoint holds of this bank up to a version."""
-        kept = read_checkpoint(self.place / CACHE / _CHECKPOINT, multi_label=self._multi_label)
+        """The versions in the checkpoint, if it belongs to this bank."""
+        kept = read_checkpoint(self.location / CACHE / _CHECKPOINT, multi_label=self._multi_label)
         newest = max((version for version in kept if version <= last), default=0)
         if not newest:
             return {}
-        own = pq.read_schema(self._path(newest)).metadata[_KEY]  # of this bank, not of one that was copied over it
+        own = pq.read_schema(self._path(newest)).metadata[_KEY]  # a checkpoint may be from a bank copied over this one
         return kept if VersionEntry(**json.loads(own)) == kept[newest][0] else {}
 
     def embeddings(self, state: BankState, rows: np.ndarray) -> np.ndarray:
-        """float32 [M, D] of row numbers [M] in rising order, as the head made them."""
+        """float32 [M, D], embeddings of row numbers [M] in rising order, as the head computed them."""
         parts = [np.zeros((0, self.settings["dimension"]), np.float32)]
         for version in range(1, state.version + 1):
             first, last = state.origins[version - 1 : version + 1]
@@ -163,30 +169,31 @@ class ParquetBackend:
                     parts.append(matrix[wanted[wanted // _ROW_GROUP == group] - group * _ROW_GROUP])
         return np.concatenate(parts)
 
-    def searched(self, state: BankState) -> CandidateIndex:
-        """What finds the rows of a state."""
-        return self._search.prepare(state)
+    def candidates(self, state: BankState) -> CandidateIndex:
+        """The index that finds candidates among the rows of a state."""
+        return self._index.prepare(state)
 
     def describe(self) -> dict[str, Any]:
-        """What `info` tells of the backend."""
-        files = [path for path in self.place.rglob("*") if path.is_file()]
-        return {"bytes": sum(path.stat().st_size for path in files), **self._search.describe()}
+        """Size on disk and the index."""
+        files = [path for path in self.location.rglob("*") if path.is_file()]
+        return {"bytes": sum(path.stat().st_size for path in files), **self._index.describe()}
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file is kept open."""
 
     def _path(self, version: int) -> Path:
-        return self.place / VERSIONS / f"{version:08d}.parquet"
+        return self.location / VERSIONS / f"{version:08d}.parquet"
 
 
-def _write_version(folder: Path, entry: VersionEntry, change: Change, new: np.ndarray | None) -> None:
+def _write_version(folder: Path, entry: VersionEntry, change: Change, embedding: np.ndarray | None) -> None:
     path = folder / VERSIONS / f"{entry.version:08d}.parquet"
     table = change.to_table()
-    if new is not None:
-        matrix = np.zeros((len(table), new.shape[1]), np.float32)  # lines that touch earlier rows come last: zeros
-        matrix[: len(new)] = new
+    if embedding is not None:
+        width = embedding.shape[1]
+        matrix = np.zeros((len(table), width), np.float32)  # zeros for earlier rows, whose lines come last
+        matrix[: len(embedding)] = embedding
         values = pa.array(matrix.reshape(-1))
-        table = table.append_column("embedding", pa.FixedSizeListArray.from_arrays(values, new.shape[1]))
+        table = table.append_column("embedding", pa.FixedSizeListArray.from_arrays(values, width))
     table = table.replace_schema_metadata({_KEY: json.dumps(entry.to_dict(), ensure_ascii=False)})
     if path.exists():
         raise UserError(
