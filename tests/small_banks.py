@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.bank.bank import Bank, create_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.versions import BankRows
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.retrieval.embeddings import Embeddings
@@ -46,7 +46,7 @@ def bank_of(place: Path, count: int = 60, problem: Problem = BINARY, **options: 
     """A new bank of memes m0, m1, …"""
     rows = make_rows([f"m{number}" for number in range(count)], labels_of(problem, count))
     settings = {"fingerprint": {"model": "m"}, **SAID, "problem": problem}
-    return create_bank(place, rows, options.pop("embedding", points(count)), **settings | options)
+    return Bank.create(place, rows, options.pop("embedding", points(count)), **settings | options)
 
 
 def queries_of(count: int = 40, seed: int = 1) -> Embeddings:

@@ -218,9 +218,7 @@ class Bank(BankReader):
             self.refresh()
             change = plan()
             if change.empty:
-                raise UserError(
-                    f"{self.location} would stay as it is at version {self.version}: nothing was changed."
-                )
+                raise UserError(f"{self.location} would stay as it is at version {self.version}: nothing was changed.")
             rows = len(self) + len(change.added) - len(change.removed) + len(change.restored)
             entry = VersionEntry(self.version + 1, action, author, reason, now(), change.counts(rows), restores)
             self._backend.write(entry, change, embedding, len(self._state.rows))

@@ -5,7 +5,7 @@ it never becomes outdated.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,9 +20,9 @@ MOST_ROWS = 1024  # a version that changes more rows is read as fast from its ow
 _KEY = b"ra_hmd"
 
 
-def write_checkpoint(path: Path, versions: Mapping[int, tuple[VersionEntry, Change]]) -> None:
+def write_checkpoint(path: Path, versions: Sequence[tuple[VersionEntry, Change]]) -> None:
     """Write the small ones of the versions; the file appears in one step."""
-    tables = [(entry, change.to_table()) for entry, change in versions.values()]
+    tables = [(entry, change.to_table()) for entry, change in versions]
     small = [(entry, table) for entry, table in tables if len(table) <= MOST_ROWS]
     if not small:
         return

@@ -46,17 +46,17 @@ class PlannedChange:
         if self.rollback is not None:
             if others:
                 raise UserError("A rollback stands alone: look at it, or at the other changes.")
-            change = bank.at().back_to(bank.at(self.rollback))
+            change = bank.plan_rollback(self.rollback)
             if change.empty:
-                raise UserError(f"{bank.place} holds at version {bank.version} what it held at {self.rollback}.")
+                raise UserError(f"{bank.location} holds at version {bank.version} what it held at {self.rollback}.")
             return [change]
         if not others:
             raise UserError("No change is given; use --add, --remove, --relabel or --rollback.")
-        changes = [bank.removal(self.remove), bank.relabelling(self.relabel, self.relabel_identical)]
+        changes = [bank.plan_remove(self.remove), bank.plan_relabel(self.relabel, self.relabel_identical)]
         both = sorted(set(self.remove) & set(self.relabel))
         raise_all([f"id {name!r}" for name in both], "These would be removed and relabelled")
         if self.add is not None:
-            added = bank.addition(self.add[0], self.relabel_identical, bank.preview(changes))
+            added = bank.plan_add(self.add[0], self.relabel_identical, bank.preview(changes))
             changes.append(replace(added, added=BankRows.none(added.added.labels)))
         return changes
 
@@ -76,11 +76,9 @@ class PreviewedBank:
     def __init__(self, bank: Bank, planned: PlannedChange) -> None:
         self._bank = bank
         self._state = bank.preview(planned.changes(bank))
-        members = np.flatnonzero(self._state.alive)
-        self.ids = [self._state.rows.ids[row] for row in members.tolist()]
-        self.labels = self._state.rows.labels[members]
+        self.ids, self.labels = self._state.ids, self._state.labels
         self.decided = decided_labels(self._state)
-        self._kept, self._new_ids, self._new = len(members), np.zeros(0, object), np.zeros((0, bank.dimension))
+        self._kept, self._new_ids, self._new = len(self.ids), np.zeros(0, object), np.zeros((0, bank.dimension))
         if planned.add is not None:
             rows, embedding = planned.add
             self._new = unit_rows(check_new(rows, embedding, bank.problem, bank.dimension)).astype(np.float64)

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.cards.render import Markdown, code, short, table
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def bank_facts(place: str | Path, stated: "CardMetadata") -> dict[str, Any]:
     """
     from huggingface_hub import DatasetCardData
 
-    with open_bank(place) as bank:
+    with Bank.open(place) as bank:
         info, log = bank.info(), list(bank.log)
         rows = [bank.row(number) for number in range(len(bank))]
     name = stated.name or f"Example bank {short(Path(str(place)).name or place)}"

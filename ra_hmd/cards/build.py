@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ra_hmd.bank.bank import is_bank
+from ra_hmd.bank.backends.base import is_bank
 from ra_hmd.cards.render import Card, CardMetadata, write_card
 from ra_hmd.core.artifacts import MANIFEST_NAME
 from ra_hmd.core.errors import UserError

@@ -68,7 +68,8 @@ def create_command(
     token: Token = None,
 ) -> None:
     """Make a bank from a feature store, embedded by a head."""
-    from ra_hmd.bank.bank import backend_of, create_bank
+    from ra_hmd.bank.backends.base import backend_of
+    from ra_hmd.bank.bank import Bank
     from ra_hmd.bank.embed_features import embed_store
 
     if backend not in (None, backend_of(bank)):
@@ -77,10 +78,10 @@ def create_command(
             "a file ….db or an address http://host:port#name."
         )
     found = embed_store(checkpoint, features)
-    with create_bank(
+    with Bank.create(
         bank,
         found.rows(source, note, decided=decided),
-        found.embedded.embedding,
+        found.embeddings.embedding,
         fingerprint=found.fingerprint,
         author=author or _login(),
         reason=reason,
@@ -117,7 +118,7 @@ def add_command(
         found.check_for(opened)
         rows = found.rows(source, note, decided=decided)
         said = {"author": author or _login(), "reason": reason}
-        _say(opened.add(rows, found.embedded.embedding, **said, relabel_identical=relabel_identical), bank)
+        _say(opened.add(rows, found.embeddings.embedding, **said, relabel_identical=relabel_identical), bank)
 
 
 @bank_app.command("remove")
@@ -293,11 +294,11 @@ def effect_command(
         for found in (asked, new):
             if found is not None:
                 found.check_for(opened)
-        added = (new.rows(), new.embedded.embedding) if new else None
+        added = (new.rows(), new.embeddings.embedding) if new else None
         labels = _labels(relabel or [], opened.problem)
         planned = PlannedChange(added, remove or [], labels, rollback, relabel_identical)
         rule, notes = vote_rule(opened, read_operating_point(checkpoint), voting)
-        result = change_impact(opened, asked.embedded, planned, voting, rule.thresholds)
+        result = change_impact(opened, asked.embeddings, planned, voting, rule.thresholds)
     for note in notes:
         typer.echo(note, err=True)
     if as_json:
@@ -307,14 +308,14 @@ def effect_command(
 
 
 def _open(bank: str, wait: float, lock: Path | None, token: str | None) -> "Bank":
-    from ra_hmd.bank.bank import open_bank
+    from ra_hmd.bank.bank import Bank
 
-    return open_bank(bank, wait=wait, **_milvus(bank, lock, token))
+    return Bank.open(bank, wait=wait, **_milvus(bank, lock, token))
 
 
 def _milvus(bank: str, lock: Path | None, token: str | None) -> dict[str, Any]:
     """The options of that backend; they mean nothing to the other."""
-    from ra_hmd.bank.bank import backend_of
+    from ra_hmd.bank.backends.base import backend_of
 
     if backend_of(bank) == "milvus":
         return {"lock": lock, "token": token}

@@ -119,6 +119,6 @@ class Console:
 def _beside(service: BatchingService) -> Path:
     """Where decisions are kept unless said otherwise."""
     bank = service.detector.scorer.bank
-    place = None if bank is None or "://" in str(bank.place) else Path(bank.place)
+    place = None if bank is None or "://" in str(bank.location) else Path(bank.location)
     place = place or Path(service.detector.scorer.checkpoint)
     return place.with_name(place.name + ".reviews.jsonl")

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.bank.bank import now
-from ra_hmd.bank.versions import VersionEntry
+from ra_hmd.bank.versions import VersionEntry, now
 from ra_hmd.console.review_queue import SOURCE
 from ra_hmd.console.reviews import Decision, Review, Reviews
 from ra_hmd.core.errors import UserError, raise_all

@@ -37,7 +37,7 @@ def render_stats(service: BatchingService, names: ClassNames, queue: ReviewQueue
         ),
     ]
     missing = set() if isinstance(detector.model, MemeModel) else {"lmh"}
-    missing |= {"rkc"} if detector.scorer.examples is None else set()
+    missing |= {"rkc"} if detector.scorer.reference_set is None else set()
     heads = [head for head in HEADS if head not in missing]
     parts = {"Model": model, "Thresholds": [(HEADS[head][0], _rule(service, head)) for head in heads]}
     if bank is not None:

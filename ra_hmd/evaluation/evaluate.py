@@ -46,7 +46,7 @@ from ra_hmd.scoring.operating_point import (
 )
 from ra_hmd.scoring.reference_set import ReferenceSet, match_reference_set, open_reference_set
 from ra_hmd.scoring.scores import ScoredSet, score_set
-from ra_hmd.scoring.threshold_basis import content_of
+from ra_hmd.scoring.threshold_basis import bank_content
 
 
 def evaluate(
@@ -206,7 +206,7 @@ def _evaluate_one(
     examples = open_reference_set(plan.bank, stores, head, checkpoint, in_memory=plan.update is not None)
     added = Embeddings.of(stores[plan.update], head) if plan.update is not None else None
     decision = _decision(plan, checkpoint, head, dev, examples)
-    standing = match_reference_set(examples, None if decision is None else decision.bank)
+    bank_match = match_reference_set(examples, None if decision is None else decision.bank)
     sets = [
         score_set(name, path, stores[path], head, examples.rows, plan.voting) for name, path in plan.queries.items()
     ]
@@ -216,7 +216,7 @@ def _evaluate_one(
     _add_before(result, plan, stores, head)
     for scored in track([(len(scored), scored) for scored in sets], "Evaluating", sum(map(len, sets)), "memes"):
         if decision is not None:
-            apply_operating_point(decision, scored, standing, plan.voting)
+            apply_operating_point(decision, scored, bank_match, plan.voting)
         result.metrics[scored.name] = _head_metrics(scored, plan.samples, plan.seed)
         result.evidence[scored.name] = find_evidence(scored, examples.rows)
         result.analysis[scored.name] = analyse(
@@ -243,7 +243,7 @@ def _decision(
     scored = score_set("dev", place, rows, head, examples.rows, plan.voting)
     decision = choose_operating_point(
         scored, place, rows, left_out=left_out, head=checkpoint,
-        bank={**examples.state, "content": content_of(examples.in_memory())}, voting=plan.voting,
+        bank={**examples.state, "content": bank_content(examples.in_memory())}, voting=plan.voting,
         criterion=choice.criterion, calibration=choice.calibration,
     )  # fmt: skip
     decision.write(checkpoint)

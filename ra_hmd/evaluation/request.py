@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ra_hmd.bank.bank import is_bank
+from ra_hmd.bank.backends.base import is_bank
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
 from ra_hmd.retrieval.voting import Voting

@@ -36,9 +36,9 @@ from ra_hmd.scoring.scores import ScoredSet
 
 def _deciding_head(scorer: Scorer, head: Head | None, abstain: float) -> Head:
     """Return the head that decides. Raises `UserError` for a missing head, and a band outside [0, 0.5)."""
-    head = head or ("lrc" if scorer.examples is None else "rkc")
+    head = head or ("lrc" if scorer.reference_set is None else "rkc")
     choose("head", head, get_args(Head))
-    if head == "rkc" and scorer.examples is None:
+    if head == "rkc" and scorer.reference_set is None:
         raise UserError("The head `rkc` needs a bank: the labelled memes that vote.")
     if not 0 <= abstain < 0.5:
         raise UserError(f"abstain is {abstain}, it must lie in [0, 0.5).")

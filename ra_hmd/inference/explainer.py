@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
-from ra_hmd.bank.bank import is_bank
+from ra_hmd.bank.backends.base import is_bank
 from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import load_image

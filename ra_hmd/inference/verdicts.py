@@ -73,11 +73,11 @@ def _uncertain(scored: ScoredSet, head: Head, probabilities: np.ndarray, abstain
 
 
 def _neighbours(scored: ScoredSet, scorer: Scorer, provenance: bool) -> Iterator[list[dict[str, Any]] | None]:
-    if scorer.examples is None:
+    if scorer.reference_set is None:
         yield from repeat(None)
         return
     bank = scorer.bank if provenance else None
-    for evidence, rows in zip(vote_evidence(scored, scorer.examples.rows), scored.neighbours.rows, strict=True):
+    for evidence, rows in zip(vote_evidence(scored, scorer.reference_set.rows), scored.neighbours.rows, strict=True):
         if bank is not None:
             known = [bank.row(int(row)) for row in rows[rows >= 0]]
             for neighbour, stored in zip(evidence, known, strict=True):

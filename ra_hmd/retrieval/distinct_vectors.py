@@ -1,6 +1,6 @@
-"""Rows that are equal to the last bit, as one point: so that a search sees a vector once, however often a bank has it.
+"""Rows with bitwise equal vectors as one point, so that an index holds each vector once, however often a bank has it.
 
-Shapes: N rows, P points, D embedding, M rows that come in.
+Shapes: N rows, P points, D embedding, M rows to add.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ ABSENT = -1
 
 
 class DistinctVectors:
-    """Numbers of distinct vectors, in the order in which they came. Vectors are told apart by a hash of 64 bits."""
+    """Numbers of distinct vectors, in the order in which they were added. Vectors are identified by a 64-bit hash."""
 
     def __init__(self, hashes: np.ndarray | None = None) -> None:
-        """`hashes`: uint64 [P] of points that were numbered before, in their order (`DistinctVectors.hashes`)."""
+        """`hashes`: uint64 [P], hashes of vectors that are numbered already, in their order."""
         hashes = np.zeros(0, np.uint64) if hashes is None else hashes
         self._number = np.argsort(hashes, kind="stable")
         self._sorted = hashes[self._number]
@@ -26,13 +26,13 @@ class DistinctVectors:
 
     @property
     def hashes(self) -> np.ndarray:
-        """uint64 [P], in the order of the points."""
+        """uint64 [P], hashes in the order of the points."""
         hashes = np.zeros_like(self._sorted)
         hashes[self._number] = self._sorted
         return hashes
 
     def number(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The point of each of the vectors [M, D], int64 [M], and which rows of them are new points, in their order."""
+        """The point of each vector [M, D], int64 [M], and the rows of new ones in the order of their points."""
         hashes = np.fromiter(map(xxh3_64_intdigest, np.ascontiguousarray(vectors)), np.uint64, len(vectors))
         unique, first, place = np.unique(hashes, return_index=True, return_inverse=True)
         at = np.searchsorted(self._sorted, unique)
@@ -51,10 +51,10 @@ class DistinctVectors:
 
 @dataclass(frozen=True)
 class VectorRows:
-    """Which rows may be found at each of P points.
+    """The rows of each of P points.
 
     Attributes:
-        rows: int64 [N], by point, and of one point in rising order.
+        rows: int64 [N], sorted by point, then by row.
         first: int64 [P + 1], where the rows of each point begin in `rows`.
     """
 
@@ -63,9 +63,9 @@ class VectorRows:
 
     @classmethod
     def of(cls, point: np.ndarray, points: int, allowed: np.ndarray | None = None) -> "VectorRows":
-        """From the point of each row, int64 [N] with `ABSENT` for none, and which rows may be found (default: all)."""
-        there = point != ABSENT
-        rows = np.flatnonzero(there if allowed is None else there & allowed)
+        """From the point of each row, int64 [N] with `ABSENT` for none, and a mask of rows (default: all)."""
+        present = point != ABSENT
+        rows = np.flatnonzero(present if allowed is None else present & allowed)
         at = point[rows]
         first = np.concatenate([[0], np.cumsum(np.bincount(at, minlength=points))])
         return cls(rows[np.argsort(at, kind="stable")], first)
@@ -77,5 +77,5 @@ class VectorRows:
 
     @property
     def counts(self) -> np.ndarray:
-        """int64 [P], how many rows each point has."""
+        """int64 [P], number of rows of each point."""
         return np.diff(self.first)

@@ -1,4 +1,4 @@
-"""Memes as points: what a head makes of features, and the search among them.
+"""Embeddings of memes by a head, and exhaustive search among them.
 
 Shapes: N rows, Q queries, H hidden size, D embedding, C outputs, K neighbours.
 """
@@ -16,7 +16,7 @@ from ra_hmd.retrieval.knn import Neighbours, search
 
 
 def hidden_tensor(features: Features) -> Tensor:
-    """The hidden states [N, H] as a float32 tensor on the CPU; shares memory where it can."""
+    """The hidden states [N, H] as a float32 tensor on the CPU, without a copy where possible."""
     return torch.from_numpy(np.require(features.hidden, np.float32, ["C", "W"]))
 
 
@@ -38,7 +38,7 @@ def run_head(head: MemeHead, hidden: Tensor, batch_size: int = 4096) -> tuple[Te
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Memes as a head sees them: N ids, labels [N] or [N, C], embeddings [N, D]. A bank in memory, or its queries.
+    """Memes embedded by a head: N ids, labels [N] or [N, C], embeddings [N, D]. A bank in memory, or queries to one.
 
     `contents` are N hashes of picture and caption (`content_hash`; empty where unknown), or nothing at all.
     """
@@ -50,7 +50,7 @@ class Embeddings:
 
     @classmethod
     def of(cls, features: Features, head: MemeHead) -> "Embeddings":
-        """Features as seen by `head`."""
+        """Embed features with a head."""
         embedding, _ = run_head(head, hidden_tensor(features))
         return cls(features.ids, features.labels, embedding.cpu().numpy(), features.contents or ())
 
@@ -58,7 +58,7 @@ class Embeddings:
         return len(self.ids)
 
     def plus(self, other: "Embeddings") -> "Embeddings":
-        """These rows, then the other's."""
+        """These rows followed by the other's."""
         return Embeddings(
             [*self.ids, *other.ids],
             np.concatenate([self.labels, other.labels]),

@@ -1,8 +1,9 @@
-"""Which FAISS index searches: exhaustive up to a size, then approximate with a recall that was measured.
+"""FAISS indexes: exhaustive up to a number of rows, then approximate with a measured recall.
 
 Shapes: N rows, Q queries, D embedding.
 """
 
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
@@ -17,21 +18,22 @@ from faiss.contrib.big_batch_search import big_batch_search
 from ra_hmd.core.errors import UserError, raise_all
 
 IndexKind = Literal["auto", "flat", "ivf", "hnsw"]
+ResolvedKind = Literal["flat", "ivf", "hnsw"]
 IndexMetric = Literal["ip", "l2"]
 
 EXACT_ROWS = 200_000
-"""Up to so many rows `auto` searches exhaustively."""
+"""Number of rows up to which `auto` searches exhaustively."""
 RECALL_DEPTH = 20
 RECALL_SAMPLE = 256
-_RESERVE = 0.5  # share of the allowed misses that is kept back, because other queries will come than the sample
+_RESERVE = 0.5  # share of the allowed misses that is held in reserve, as later queries differ from the sample
 _STEP = 0.7
-_GPU_MOST = 2048  # neighbours, and lists, that FAISS's GPU kernels take; beyond, the CPU index is searched
+_GPU_MOST = 2048  # neighbours, and lists, that FAISS's GPU kernels support; beyond, the CPU index is searched
 TRAIN_PER_LIST = 40
-"""Rows that k-means sees for each list of `ivf`; one more than the number below which FAISS warns."""
-_NOTHING = 1e38  # FAISS's similarity of no row is beyond
+"""Rows for k-means per list of `ivf`; one more than the number below which FAISS warns."""
+_NO_ROW = 1e38  # FAISS's similarity of an absent row is beyond
 _HNSW_LINKS, _HNSW_BUILD = 32, 200
 _HNSW_MAX_SEARCH = 4096
-_GPU_LOCK = RLock()  # the threads of a service share the GPU's resources, which FAISS lets one use at a time
+_GPU_LOCK = RLock()  # threads share the GPU's resources, which FAISS allows one to use at a time
 
 
 class SearchIndex:
@@ -43,7 +45,8 @@ class SearchIndex:
         recall: recall@20 as `tune` measured it; 1 for `flat`.
     """
 
-    def __init__(self, index: faiss.Index, kind: str, metric: IndexMetric, recall: float = 1.0) -> None:
+    def __init__(self, index: Any, kind: ResolvedKind, metric: IndexMetric, recall: float = 1.0) -> None:
+        """`index` is a FAISS index of the kind; FAISS's stubs lack the attributes of the kinds."""
         self._on_gpu: Any = None
         self.kind, self.metric, self.recall = kind, metric, recall
         self._index = index
@@ -52,7 +55,7 @@ class SearchIndex:
         return self._index.ntotal
 
     def add(self, rows: np.ndarray) -> None:
-        """Append rows [M, D]; what was learnt of the earlier ones (the lists of `ivf`) stays."""
+        """Append rows [M, D]; the lists of `ivf` stay as they were trained."""
         self._index.add(np.ascontiguousarray(rows, dtype=np.float32))
         self._leave_gpu()
 
@@ -68,7 +71,7 @@ class SearchIndex:
         Args:
             queries: [Q, D].
             depth: At least 1; may exceed N.
-            allowed: bool [N], rows that may be found; default: all.
+            allowed: bool [N], rows that may be returned; default: all.
 
         Returns:
             Rows int64 and similarities float32 (inner product, or squared distance with a minus sign), both
@@ -83,27 +86,27 @@ class SearchIndex:
         if allowed is not None and allowed.all():
             allowed = None
         fits_gpu = allowed is None and max(reach, self._width) <= _GPU_MOST
-        found = self._search_gpu(queries, reach) if fits_gpu else None
-        similarity[:, :reach], rows[:, :reach] = found or self._search_cpu(queries, reach, allowed, self._width)
-        # Lists or paths that were looked through may hold fewer than there are: then look everywhere.
-        there = reach if allowed is None else min(reach, int(allowed.sum()))
-        short = np.flatnonzero((rows[:, :there] < 0).any(axis=1))
+        result = self._search_gpu(queries, reach) if fits_gpu else None
+        similarity[:, :reach], rows[:, :reach] = result or self._search_cpu(queries, reach, allowed, self._width)
+        # The lists or paths that were searched may hold too few rows: then search all.
+        available = reach if allowed is None else min(reach, int(allowed.sum()))
+        short = np.flatnonzero((rows[:, :available] < 0).any(axis=1))
         if self.kind != "flat" and len(short):
-            near, found = self._search_cpu(queries[short], reach, allowed, self._widest)
-            similarity[short, :reach], rows[short, :reach] = near, found
+            wide = self._search_cpu(queries[short], reach, allowed, self._widest)
+            similarity[short, :reach], rows[short, :reach] = wide
         similarity = -similarity if self.metric == "l2" else similarity
         return rows, np.where(rows < 0, np.float32(0), similarity)
 
     def search_many(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """`search` of more queries than there are lists: `ivf` multiplies each list with all queries that look at it,
-        a quarter of the time of a list at a time.
+        """`search` for more queries than lists: `ivf` multiplies each list with all queries that search it, which takes
+        a quarter of the time.
         """
         if self.kind != "ivf" or faiss.get_num_gpus() > 0 or depth > len(self):
             return self.search(queries, depth)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        with redirect_stdout(StringIO()):  # it prints its progress whatever it is told
+        with redirect_stdout(StringIO()):  # it prints its progress whatever its arguments
             near, rows = big_batch_search(self._index, queries, depth)
-        rows[np.abs(near) >= _NOTHING] = -1  # it numbers the places that a short list leaves empty
+        rows[np.abs(near) >= _NO_ROW] = -1  # it returns arbitrary rows where a list is too short
         near[rows < 0] = 0
         short = np.flatnonzero((rows < 0).any(axis=1))
         similarity = -near if self.metric == "l2" else near
@@ -114,22 +117,23 @@ class SearchIndex:
     def _search_cpu(
         self, queries: np.ndarray, depth: int, allowed: np.ndarray | None, width: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """FAISS's distances and rows, among the allowed ones, looking as widely as `width` says."""
-        selector = None
+        """FAISS's distances and rows, among the allowed ones, at a width of search."""
+        selector = parameters = None
         if allowed is not None:
             bits = np.packbits(allowed, bitorder="little")
             selector = faiss.IDSelectorBitmap(len(allowed), faiss.swig_ptr(bits))
+        library: Any = faiss  # its stubs lack these keywords
         if self.kind == "ivf":
-            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=width)
+            parameters = library.SearchParametersIVF(sel=selector, nprobe=width)
         elif self.kind == "hnsw":
-            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(width, depth))
-        else:
-            parameters = None if selector is None else faiss.SearchParameters(sel=selector)
+            parameters = library.SearchParametersHNSW(sel=selector, efSearch=max(width, depth))
+        elif selector is not None:
+            parameters = library.SearchParameters(sel=selector)
         return self._index.search(queries, depth, params=parameters)
 
     @property
     def _width(self) -> int:
-        """Lists that are looked through (`ivf`), or length of the list of candidates (`hnsw`)."""
+        """The width of search: number of lists (`ivf`), or length of the list of candidates (`hnsw`)."""
         if self.kind == "ivf":
             return self._index.nprobe
         return self._index.hnsw.efSearch if self.kind == "hnsw" else 0
@@ -139,7 +143,7 @@ class SearchIndex:
         return self._index.nlist if self.kind == "ivf" else len(self)
 
     def _search_gpu(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """What a copy on the first GPU finds, or None: without one, and for HNSW, which FAISS searches on CPUs only."""
+        """Results of a copy on the first GPU; None without one, and for HNSW, which FAISS has for CPUs only."""
         if self.kind == "hnsw" or faiss.get_num_gpus() == 0:
             return None
         with _GPU_LOCK:
@@ -148,7 +152,7 @@ class SearchIndex:
             return self._on_gpu.search(queries, depth)
 
     def _leave_gpu(self) -> None:
-        """Drop the copy on the GPU, alone, because its memory goes back to the shared resources."""
+        """Delete the copy on the GPU, under the lock: its memory is returned to the shared resources."""
         if self._on_gpu is not None:
             with _GPU_LOCK:
                 self._on_gpu = None
@@ -158,7 +162,7 @@ class SearchIndex:
 
     @property
     def share(self) -> float:
-        """The share of the lists that `ivf` looks through; 1 of an index without lists."""
+        """Share of the lists that `ivf` searches; 1 for other kinds."""
         return self._width / self._widest if self.kind == "ivf" else 1.0
 
     def tune(
@@ -170,21 +174,21 @@ class SearchIndex:
         allowed: np.ndarray | None = None,
         most: int | None = None,
     ) -> bool:
-        """Search as widely as recall@20 of `queries` against exhaustive search asks for.
+        """Widen the search until recall@20 of `queries` against exhaustive search reaches a target.
 
-        A part of the misses that the target allows is kept in reserve, because other queries will come. A row that is
-        as similar as the 20th exact neighbour counts as found, whichever of several equals it is.
+        A part of the misses that the target allows is held in reserve, because later queries differ from these. A row
+        as similar as the 20th exact neighbour counts as found, whichever of several equal ones it is.
 
         Args:
-            target: Least recall.
+            target: Lowest recall.
             queries: [Q, D].
-            own: bool [Q], queries that are themselves rows that may be found, which does not count; default: none.
-                A graph finds its own rows more easily than other memes: `hnsw` is asked for points beside them.
-            allowed: bool [N], rows that may be found; default: all.
-            most: Of `ivf`, most lists to look through; default: all.
+            own: bool [Q], queries that are themselves rows, which are not counted; default: none. A graph finds its own
+                rows more easily than other memes, so `hnsw` is measured on points beside them.
+            allowed: bool [N], rows that may be returned; default: all.
+            most: Most lists that `ivf` may search; default: all.
 
         Returns:
-            Whether the recall is reached; False with `most` alone.
+            Whether the recall is reached; can be False only with `most`.
 
         Raises:
             UserError: `hnsw` does not reach the target at its widest.
@@ -201,25 +205,13 @@ class SearchIndex:
 
         def recall(width: int) -> float:
             self._set_width(width)
-            found, near = self.search(queries, depth + 1, allowed=allowed)
-            hits = ((found >= 0) & (near >= worst - tolerance)).sum(axis=1) - own
+            rows, near = self.search(queries, depth + 1, allowed=allowed)
+            hits = ((rows >= 0) & (near >= worst - tolerance)).sum(axis=1) - own
             self.recall = float((hits.clip(0, depth) / depth).mean())
             return self.recall
 
-        asked = target + _RESERVE * (1 - target)
-        widest = self._widest if self.kind == "ivf" else _HNSW_MAX_SEARCH
-        if most is not None and self.kind == "ivf" and most < widest:
-            if recall(most) < asked:
-                return False
-            widest = most
-        width = 1 if self.kind == "ivf" else 2 * depth
-        narrow = width - 1
-        while recall(width) < asked and width < widest:
-            narrow, width = width, min(2 * width, widest)
-        while self.recall >= asked and width - narrow > max(width // 8, 1):  # between the last two
-            middle = (narrow + width) // 2
-            narrow, width = (narrow, middle) if recall(middle) >= asked else (middle, width)
-            recall(width)
+        if not self._widen(recall, target + _RESERVE * (1 - target), 2 * depth, most):
+            return False
         if self.recall < target:
             raise UserError(
                 f"An {self.kind} index of {len(self)} rows reaches recall@{depth} {self.recall:.4f} at its widest, "
@@ -227,13 +219,33 @@ class SearchIndex:
             )
         return True
 
+    def _widen(self, recall: Callable[[int], float], target: float, width: int, most: int | None) -> bool:
+        """Set the smallest width, up to an eighth, at which `recall` reaches the target, or the widest.
+
+        `hnsw` starts at `width`, `ivf` at one list. Returns False where `most` lists do not reach the target.
+        """
+        widest = self._widest if self.kind == "ivf" else _HNSW_MAX_SEARCH
+        if most is not None and self.kind == "ivf" and most < widest:
+            if recall(most) < target:
+                return False
+            widest = most
+        width = 1 if self.kind == "ivf" else width
+        narrow = width - 1
+        while recall(width) < target and width < widest:
+            narrow, width = width, min(2 * width, widest)
+        while self.recall >= target and width - narrow > max(width // 8, 1):  # bisect between the last two
+            middle = (narrow + width) // 2
+            narrow, width = (narrow, middle) if recall(middle) >= target else (middle, width)
+            recall(width)
+        return True
+
     def _beside(self, queries: np.ndarray, depth: int, allowed: np.ndarray | None) -> np.ndarray:
-        """Points [Q, D] that lie among rows without being one: a step along the difference of two neighbours."""
+        """Points [Q, D] among the rows without being one: a step along the difference of two neighbours."""
         near, _ = self.search(queries, depth + 1, allowed=allowed)
         return queries + np.float32(_STEP) * (self.vectors(near[:, depth // 2]) - self.vectors(near[:, depth]))
 
     def _exhaustive(self, queries: np.ndarray, depth: int, allowed: np.ndarray | None) -> np.ndarray:
-        """The similarities [Q, depth] that a search of every allowed row gives."""
+        """Similarities [Q, depth] of an exhaustive search of the allowed rows."""
         if self.kind == "hnsw":
             flat = SearchIndex(faiss.downcast_index(self._index.storage), "flat", self.metric)
             return flat.search(queries, depth, allowed=allowed)[1]
@@ -248,17 +260,17 @@ class SearchIndex:
         self._leave_gpu()
 
     def save(self, path: str | Path) -> None:
-        """Write FAISS's file; `kind`, `metric` and `recall` are the caller's to keep."""
+        """Write FAISS's file; the caller stores `kind`, `metric` and `recall`."""
         faiss.write_index(self._index, str(path))
 
     @classmethod
-    def load(cls, path: str | Path, kind: str, metric: IndexMetric, recall: float) -> "SearchIndex":
-        """Read what `save` wrote."""
+    def load(cls, path: str | Path, kind: ResolvedKind, metric: IndexMetric, recall: float) -> "SearchIndex":
+        """Read a file of `save`."""
         return cls(faiss.read_index(str(path)), kind, metric, recall)
 
 
-def resolve_kind(kind: IndexKind, rows: int) -> str:
-    """`flat`, `ivf` or `hnsw`: what `kind` means for so many rows.
+def resolve_kind(kind: IndexKind, rows: int) -> ResolvedKind:
+    """The kind of index for a number of rows: `auto` is `flat` up to `EXACT_ROWS` rows, then `ivf`.
 
     Raises:
         UserError: an unknown kind.
@@ -281,23 +293,23 @@ def build_index(
 ) -> SearchIndex:
     """Index rows for search. For cosine, give unit rows and metric `ip`.
 
-    `flat` is exhaustive. `ivf` sorts rows into 2·√N lists by k-means and looks through the nearest lists of a query.
-    `hnsw` walks a graph of near rows. The last two look as widely as the recall asks for. A GPU, where FAISS sees one,
+    `flat` is exhaustive. `ivf` sorts rows into 2·√N lists by k-means and searches the lists nearest to a query. `hnsw`
+    walks a graph of near rows. The last two are widened until they reach the recall. A GPU, where FAISS sees one,
     searches `flat` and `ivf`. With one seed and one number of threads, `flat` and `ivf` are repeatable; the graph of
-    `hnsw` depends on which thread was faster.
+    `hnsw` depends on the timing of threads.
 
     Args:
         rows: float32 [N, D]; N may be 0.
         metric: `ip`, or `l2`, the squared distance.
-        kind: `auto` is `flat` up to `EXACT_ROWS` rows, then `ivf`.
-        seed: Of the rows that k-means and the recall are computed from.
-        recall_target: Least recall@20 in (0, 1]; None: `SearchIndex.tune` is called later.
-        queries: float32 [Q, D], some of those that will come, to measure recall with; default: some of the rows.
+        kind: Kind of the index, see `resolve_kind`.
+        seed: Seed of the samples for k-means and recall.
+        recall_target: Lowest recall@20 in (0, 1]; None: `SearchIndex.tune` is called later.
+        queries: float32 [Q, D], a sample of the queries, to measure recall with; default: a sample of the rows.
 
     Raises:
         UserError: unknown kind or metric, a target outside (0, 1], a target that `hnsw` cannot reach.
     """
-    kind = resolve_kind(kind, len(rows))
+    resolved = resolve_kind(kind, len(rows))
     right = recall_target is None or 0 < recall_target <= 1
     problems = [] if right else [f"Recall {recall_target} is asked for, it must be in (0, 1]."]
     if metric not in get_args(IndexMetric):
@@ -305,37 +317,38 @@ def build_index(
     raise_all(problems, "The index cannot be built")
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     rng = np.random.default_rng(seed)
-    index = SearchIndex(_empty(rows, kind, metric, rng, seed), kind, metric)
+    index = SearchIndex(_empty_index(rows, resolved, metric, rng, seed), resolved, metric)
     index.add(rows)
     sample = rows if queries is None else np.ascontiguousarray(queries, dtype=np.float32)
-    if kind != "flat" and recall_target is not None:
+    if resolved != "flat" and recall_target is not None:
         sample = sample[sample_rows(rng, len(sample), RECALL_SAMPLE)]
         index.tune(recall_target, sample, own=np.full(len(sample), queries is None))
     return index
 
 
-def _empty(rows: np.ndarray, kind: str, metric: IndexMetric, rng: np.random.Generator, seed: int) -> faiss.Index:
-    """An index of the kind, without rows; `ivf` has learnt its lists from `rows`."""
+def _empty_index(rows: np.ndarray, kind: ResolvedKind, metric: IndexMetric, rng: np.random.Generator, seed: int) -> Any:
+    """An index of the kind, without rows; the lists of `ivf` are trained on `rows`."""
+    library: Any = faiss  # its stubs lack some attributes
     width = rows.shape[1]
-    code = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
+    code = library.METRIC_L2 if metric == "l2" else library.METRIC_INNER_PRODUCT
     if kind == "flat":
-        return faiss.IndexFlat(width, code)
+        return library.IndexFlat(width, code)
     if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(width, _HNSW_LINKS, code)
+        index = library.IndexHNSWFlat(width, _HNSW_LINKS, code)
         index.hnsw.efConstruction = _HNSW_BUILD
         return index
     if not len(rows):
         raise UserError("An `ivf` index learns its lists from rows, and there are none; use `auto` or `flat`.")
     lists = list_count(len(rows))
-    index = faiss.IndexIVFFlat(faiss.IndexFlat(width, code), width, lists, code)
+    index = library.IndexIVFFlat(library.IndexFlat(width, code), width, lists, code)
     index.cp.seed = seed
     index.train(rows[sample_rows(rng, len(rows), lists * TRAIN_PER_LIST)])
-    index.set_direct_map_type(faiss.DirectMap.Array)  # to give vectors back by row
+    index.set_direct_map_type(library.DirectMap.Array)  # to reconstruct vectors by row
     return index
 
 
 def list_count(rows: int) -> int:
-    """Into how many lists `ivf` sorts so many rows."""
+    """Number of lists of an `ivf` index."""
     return max(1, min(round(2 * rows**0.5), rows // TRAIN_PER_LIST))
 
 

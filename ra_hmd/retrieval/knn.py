@@ -1,4 +1,4 @@
-"""Neighbour search through FAISS: exhaustive, beyond a size approximate.
+"""Nearest-neighbour search through FAISS: exhaustive, in a large bank approximate.
 
 Shapes: Q queries, N bank rows, D embedding, K neighbours.
 """
@@ -53,12 +53,12 @@ def search(
     bank_ids: Sequence[str] | None = None,
     index: IndexKind = "auto",
 ) -> Neighbours:
-    """The K nearest bank rows of each query: by exhaustive search, of a large bank by an approximate one.
+    """The K nearest bank rows of each query: exhaustive, in a large bank approximate.
 
-    With ids, a bank row that has the query's own id is never its neighbour, however often the id occurs and
-    whether or not the row is among the nearest: the search goes deeper by as many rows as can be excluded. Equal
-    similarities are ordered by row. A query has the same neighbours alone and in any batch, bit for bit, as far as the
-    search is exhaustive. Inputs are not modified.
+    With ids, a bank row that has the query's own id is never its neighbour, however often the id occurs and whether or
+    not the row is among the nearest: the depth is increased by the number of excluded rows. Equal similarities are
+    ordered by row. As long as the search is exhaustive, a query has the same neighbours alone and in any batch, bit for
+    bit. Inputs are not modified.
 
     Args:
         queries: [Q, D].
@@ -67,8 +67,8 @@ def search(
         metric: `cos`, in [-1, 1], `ip`, the raw inner product, or `l2`, the squared distance with a minus sign.
         query_ids: Q ids; give both or neither.
         bank_ids: N ids.
-        index: How to search, see `build_index`; `auto` is exhaustive up to `EXACT_ROWS` rows, and what is
-            approximate has a recall@20 of 0.99 on the queries.
+        index: Kind of index, see `build_index`; `auto` is exhaustive up to `EXACT_ROWS` rows. Approximate kinds have a
+            recall@20 of 0.99 on the queries.
 
     Raises:
         UserError: K below 1, widths that differ, values that are not finite, an unknown index.
@@ -94,18 +94,18 @@ def search(
     vectors = bank if len(distinct) == len(bank) else bank[distinct]
     kind = "flat" if not len(bank) else index
     built = build_index(vectors, metric="l2" if metric == "l2" else "ip", kind=kind, queries=queries)
-    searched = CandidateIndex(
-        lambda asked, depth: built.search(asked, depth)[0],
+    candidates = CandidateIndex(
+        lambda block, depth: built.search(block, depth)[0],
         vectors.__getitem__,
         VectorRows.of(point, len(points)),
         metric,
         float(np.linalg.norm(vectors, axis=1).max(initial=0.0)),
     )
-    return Neighbours(*nearest_rows(searched, queries, k, own=own, codes=codes, excluded=excludable))
+    return Neighbours(*nearest_rows(candidates, queries, k, own=own, codes=codes, excluded=excludable))
 
 
 def as_matrix(array: np.ndarray, name: str) -> np.ndarray:
-    """`array` as a float32 matrix of finite numbers; `name` is for the message.
+    """`array` as a float32 matrix of finite numbers; `name` is for error messages.
 
     Raises:
         UserError: values that are not finite.
@@ -123,7 +123,7 @@ def as_matrix(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _id_codes(query_ids: Sequence[str], bank_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Ids as integers (-1 for a query that is not in the bank) and the most bank rows that one query excludes."""
+    """Ids as integers (-1 for a query that is not in the bank) and the highest number of rows that a query excludes."""
     codes: dict[str, int] = {}
     bank_codes = np.array([codes.setdefault(name, len(codes)) for name in bank_ids], dtype=np.int64)
     query_codes = np.array([codes.get(name, -1) for name in query_ids], dtype=np.int64)

@@ -1,10 +1,10 @@
-"""The one search for neighbours, whatever finds the candidates: FAISS in memory, the index of a bank, Milvus.
+"""Nearest-neighbour search over the candidates of any index: FAISS in memory, the index of a bank, Milvus.
 
-An index computes many similarities at once, and how it rounds depends on which queries come together and on what finds
-them. So an index names candidates only; the similarity of each is computed anew, always in one way, and equal ones are
+An index computes many similarities at once, and its rounding depends on the batch of queries and on the kind of index.
+So an index proposes candidates only; the similarity of each is computed again, always in one way, and equal ones are
 ordered by row. A query has the same neighbours alone and in any batch, bit for bit.
 
-Shapes: Q queries, N rows, P points (distinct vectors of rows), D embedding, K neighbours, L queries of a part.
+Shapes: Q queries, N rows, P points (distinct vectors of rows), D embedding, K neighbours, L queries of a block.
 """
 
 from collections.abc import Callable
@@ -20,21 +20,21 @@ Metric = Literal["cos", "ip", "l2"]
 _MARGIN = 8  # candidates beyond K, so that a tie at the K-th place is seen
 _ROUNDING = 2e-6  # two kernels' float32 products of unit vectors differ by less
 _QUERY_BLOCK = 512
-_DEEPEST = 1024  # points beyond K that are looked at; past them only vectors that differ by rounding alone are left out
-_FEW = 16  # FAISS computes so few queries one by one: what it finds for one depends on no other
+_DEEPEST = 1024  # points searched beyond K; past them, vectors that differ by rounding only may be missed
+_FEW = 16  # FAISS searches so few queries one by one, so that results do not depend on the batch
 
 
 @dataclass(frozen=True)
 class CandidateIndex:
-    """What is searched.
+    """An index that proposes candidates, and the rows and vectors of these.
 
     Attributes:
-        candidates: From queries [Q, D] and a depth to points int64 [Q, depth], the most similar of those that have
-            members; -1 where absent. Others may be among them.
-        vectors: From points [M] to their vectors, float32 [M, D].
-        members: The rows that may be found at each point.
+        candidates: Maps queries [Q, D] and a depth to points int64 [Q, depth], the most similar of those that have
+            rows; -1 where absent. Points without rows may be among them.
+        vectors: Maps points [M] to their vectors, float32 [M, D].
+        members: The rows of each point.
         metric: `cos` (queries and vectors are unit rows), `ip` or `l2`.
-        longest: The greatest length of a vector; of unit rows 1.
+        longest: Length of the longest vector; 1 for unit rows.
     """
 
     candidates: Callable[[np.ndarray, int], np.ndarray]
@@ -45,7 +45,7 @@ class CandidateIndex:
 
 
 def nearest_rows(
-    searched: CandidateIndex,
+    index: CandidateIndex,
     queries: np.ndarray,
     k: int,
     *,
@@ -53,18 +53,18 @@ def nearest_rows(
     codes: np.ndarray | None = None,
     excluded: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The K nearest rows of each query, as far as the index finds them, nearest first and equal ones by row.
+    """The K nearest rows of each query among the candidates of an index, nearest first and equal ones by row.
 
-    The search goes deeper until no point that was not seen can belong to the K. Only past `_DEEPEST` points whose
-    similarities differ by less than rounding does it take those that the index names.
+    The depth is increased until no other point can belong to the K. Only past `_DEEPEST` points whose similarities
+    differ by less than rounding does the choice depend on the index.
 
     Args:
-        searched: What is searched.
-        queries: float32 [Q, D]; of metric `cos` unit rows.
+        index: The index.
+        queries: float32 [Q, D]; for metric `cos` unit rows.
         k: K.
-        own: int64 [Q]: rows with this code are never the query's neighbours; -1: none. Default: none for any query.
-        codes: int64 [N], the code of each row; by default its number.
-        excluded: The most rows that one code has.
+        own: int64 [Q]: rows with this code are never neighbours of the query; -1: none. Default: none for any query.
+        codes: int64 [N], the code of each row; default: its number.
+        excluded: Highest number of rows with one code.
 
     Returns:
         Row numbers int64 and similarities float32, both [Q, K], -1 and 0 where absent.
@@ -73,7 +73,7 @@ def nearest_rows(
     similarity = np.zeros((len(queries), k), dtype=np.float32)
     own = np.full(len(queries), ABSENT) if own is None else own
     wanted = k + excluded
-    search = _Search(searched, codes, k, wanted)
+    search = _Search(index, codes, k, wanted)
     for first in range(0, len(queries), _QUERY_BLOCK):
         part = slice(first, first + _QUERY_BLOCK)
         search.fill(queries[part], own[part], rows[part], similarity[part])
@@ -82,9 +82,9 @@ def nearest_rows(
 
 @dataclass(frozen=True)
 class _Search:
-    """One call of `nearest_rows`; `wanted` members are enough to have K that are not the query's own."""
+    """One call of `nearest_rows`; `wanted` rows are enough for K that are not the query's own."""
 
-    searched: CandidateIndex
+    index: CandidateIndex
     codes: np.ndarray | None
     k: int
     wanted: int
@@ -92,27 +92,24 @@ class _Search:
     def fill(self, queries: np.ndarray, own: np.ndarray, rows: np.ndarray, similarity: np.ndarray) -> None:
         """Fill `rows` and `similarity` [L, K]."""
         open_lines, depth = np.arange(len(queries)), self.wanted + _MARGIN
-        if (
-            self.searched.metric != "l2"
-        ):  # of a query of zeros every row is equally similar: the first K are the nearest
-            blank = ~queries.any(axis=1)
-            lowest = np.sort(self.searched.members.rows)[: self.wanted] if blank.any() else None
-            for line in np.flatnonzero(blank):
-                found = lowest[self._code(lowest) != own[line]][: self.k]
-                rows[line, : len(found)] = found
-            open_lines = open_lines[~blank]
+        zero = ~queries.any(axis=1) if self.index.metric != "l2" else np.zeros(len(queries), bool)
+        if zero.any():  # every row is equally similar to a query of zeros: the first K are the nearest
+            lowest = np.sort(self.index.members.rows)[: self.wanted]
+            for line in np.flatnonzero(zero):
+                first = lowest[self._code(lowest) != own[line]][: self.k]
+                rows[line, : len(first)] = first
+            open_lines = open_lines[~zero]
         deepest = self.wanted + max(_DEEPEST, self.wanted)
         while len(open_lines):
-            asked, last = queries[open_lines], depth >= deepest
-            step = _FEW if last else len(asked)
-            parts = [self.searched.candidates(asked[first : first + step], depth)
-                     for first in range(0, len(asked), step)]  # fmt: skip
+            block, last = queries[open_lines], depth >= deepest
+            step = _FEW if last else len(block)
+            parts = [self.index.candidates(block[i : i + step], depth) for i in range(0, len(block), step)]
             points = np.concatenate(parts)
-            near = self._similarity(asked, points)
+            near = self._similarity(block, points)
             best, value = self._rows(points, near, own[open_lines])
             rows[open_lines], similarity[open_lines] = best, np.where(best == ABSENT, 0, value)
             exhausted = (points == ABSENT).any(axis=1) | (points.shape[1] < depth)
-            unseen = near.min(axis=1, initial=np.inf) + self._rounding(asked)
+            unseen = near.min(axis=1, initial=np.inf) + self._rounding(block)
             settled = (best[:, -1] != ABSENT) & (value[:, -1] > unseen)
             open_lines = open_lines[~(exhausted | settled | last)]
             depth = min(2 * depth, deepest)
@@ -121,47 +118,47 @@ class _Search:
         return rows if self.codes is None else self.codes[rows]
 
     def _rounding(self, queries: np.ndarray) -> np.ndarray | float:
-        """By how much two ways to compute a similarity may differ, for each query."""
-        if self.searched.metric == "cos":
+        """Highest difference between two ways of computing a similarity, for each query."""
+        if self.index.metric == "cos":
             return _ROUNDING
-        length, longest = np.linalg.norm(queries.astype(np.float64), axis=1), self.searched.longest
-        return _ROUNDING * (length * longest if self.searched.metric == "ip" else 2 * (length**2 + longest**2))
+        length, longest = np.linalg.norm(queries.astype(np.float64), axis=1), self.index.longest
+        return _ROUNDING * (length * longest if self.index.metric == "ip" else 2 * (length**2 + longest**2))
 
     def _similarity(self, queries: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """float32 [L, depth], always computed in one way: per pair, in 64 bits. Minus infinity where absent."""
+        """Similarities float32 [L, depth], computed per pair in 64 bits; minus infinity where absent."""
         unique, place = np.unique(points, return_inverse=True)
-        known = unique != ABSENT
+        present = unique != ABSENT
         vectors = np.zeros((len(unique), queries.shape[1]), np.float32)
-        if known.any():
-            vectors[known] = self.searched.vectors(unique[known])
+        if present.any():
+            vectors[present] = self.index.vectors(unique[present])
         place = place.reshape(points.shape)
         near = np.empty(points.shape, np.float32)
         for line, query in enumerate(queries.astype(np.float64)):
             candidates = vectors[place[line]].astype(np.float64)
-            if self.searched.metric == "l2":
+            if self.index.metric == "l2":
                 candidates -= query
                 near[line] = -np.einsum("cd,cd->c", candidates, candidates)
             else:
                 near[line] = np.einsum("cd,d->c", candidates, query)
-        near = near.clip(-1, 1) if self.searched.metric == "cos" else near
+        near = near.clip(-1, 1) if self.index.metric == "cos" else near
         return np.where(points == ABSENT, np.float32(-np.inf), near)
 
     def _rows(self, points: np.ndarray, near: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The K best rows at the points, and their similarities, both [L, K]; -1 and minus infinity where absent."""
+        """The K best rows of the points, and their similarities, both [L, K]; -1 and minus infinity where absent."""
         best = np.full((len(points), self.k), ABSENT)
         value = np.full((len(points), self.k), -np.inf, np.float32)
         if not points.size:
             return best, value
         order = np.argsort(-near, axis=1, kind="stable")
         points, near = (np.take_along_axis(array, order, axis=1) for array in (points, near))
-        first = self.searched.members.first
+        first = self.index.members.first
         counts = np.where(points == ABSENT, 0, first[points + 1] - first[points])
         enough = counts.cumsum(axis=1) - counts < self.wanted
         limit = np.where(enough, near, np.inf).min(axis=1, keepdims=True)
         # The first rows of a point are enough, of those as similar as the last point that is needed.
         counts = np.where(near >= limit, counts.clip(max=self.wanted), 0).reshape(-1)
         within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
-        rows = self.searched.members.rows[np.repeat(first[points.reshape(-1)], counts) + within]
+        rows = self.index.members.rows[np.repeat(first[points.reshape(-1)], counts) + within]
         line = np.repeat(np.arange(len(points)), counts.reshape(points.shape).sum(axis=1))
         sim = np.repeat(near.reshape(-1), counts)
         keep = self._code(rows) != own[line]

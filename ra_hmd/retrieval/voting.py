@@ -20,7 +20,7 @@ class Votes:
     """The result of a vote.
 
     Attributes:
-        contributions: float64 [Q, K, C], what each neighbour adds to each of its query's scores; 0 where it has no say.
+        contributions: float64 [Q, K, C], what each neighbour adds to each score of its query; 0 where it does not vote.
         abstained: bool [Q], queries without any neighbour that may vote, and those whose neighbours all have
             similarity 0, as an embedding of length 0 has to every row; their scores are 0.
     """
@@ -38,7 +38,7 @@ class Votes:
 
 @dataclass(frozen=True)
 class Voting:
-    """How the bank votes.
+    """Settings of the vote of the nearest neighbours.
 
     For output c, with s_c = ±1 (binary, multi-label: neighbour is in the class or not) or 1/0 (one of C classes)::
 
@@ -49,9 +49,9 @@ class Voting:
     not used, as in the released code.
 
     Attributes:
-        topk: K, neighbours that are asked for.
+        topk: K, number of neighbours to search for.
         weights: How neighbours are weighted.
-        min_similarity: Neighbours less similar than this do not vote; without any left, the query abstains.
+        min_similarity: Neighbours less similar than this do not vote; if none is left, the query abstains.
         prior_correction: Divide a neighbour's weight by how common its class is in the bank, so that a bank of many
             benign memes does not outvote the rare class.
 
@@ -74,7 +74,7 @@ class Voting:
         raise_all(problems, "The vote's settings do not fit")
 
     def vote(self, neighbours: Neighbours, bank_labels: np.ndarray, problem: Problem = BINARY) -> Votes:
-        """Let the neighbours of Q queries vote.
+        """Compute the votes of the neighbours of Q queries.
 
         Args:
             neighbours: Cosine neighbours [Q, K] of the queries.

@@ -41,7 +41,7 @@ def change_impact(
     before = knn_classify(queries, bank, voting, bank.problem, thresholds)
     changed = PreviewedBank(bank, planned)
     after = knn_classify(queries, changed, voting, bank.problem, thresholds)
-    old = _with_decided(before.verdict_values(), queries, decided_labels(bank.at()))
+    old = _with_decided(before.verdict_values(), queries, decided_labels(bank.state_at()))
     new = _with_decided(after.verdict_values(), queries, changed.decided)
     flips = [
         {

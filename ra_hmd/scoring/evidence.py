@@ -77,10 +77,10 @@ def search_evidence(
     embedded = embed_store(checkpoint, store, labelled=False)
     embedded.check_for(bank)
     opened = open_labels({store: embedded.features}, [checkpoint], final=final, command=command)
-    queries = embedded.embedded
+    queries = embedded.embeddings
     found = knn_classify(queries, bank, voting, bank.problem, thresholds)
     near, votes, verdicts = found.neighbours, found.votes, found.verdict_values()
-    decided = bank.answers(queries.contents or [""] * len(queries))
+    decided = bank.decided_positions(queries.contents or [""] * len(queries))
     lines = []
     for line, name in enumerate(queries.ids):
         label, answer = queries.labels[line].tolist(), decided[line]
@@ -101,7 +101,7 @@ def search_evidence(
                 ],
             }
         )
-    arguments = {"bank": bank.place, "checkpoint": checkpoint, "queries": store, "voting": vars(voting)}
+    arguments = {"bank": bank.location, "checkpoint": checkpoint, "queries": store, "voting": vars(voting)}
     return run_manifest(
         "bank_search",
         **opened,

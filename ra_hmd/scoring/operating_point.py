@@ -36,7 +36,7 @@ class OperatingPoint:
         problem: Of the head.
         head_sha256: Of the head's weights.
         bank: State of the bank that voted: `place`, `sha256`, of an example bank `version`, and `content`, by which the
-            bank is known (`content_of`; earlier versions of this package did not write it).
+            bank is known (`bank_content`; earlier versions of this package did not write it).
         voting: The vote's settings.
         dev: `place`, `split`, `rows`, `sha256` and `ids` of the rows it was chosen on, and `left_out`, the ids of its
             store that were among the memes to be judged.
@@ -172,7 +172,8 @@ def choose_operating_point(
         thresholds = best_thresholds(scores[used], labels, criterion, official.thresholds, problem)
         fitted = fit_calibration(calibration, scores[used], labels, name, problem)
         if isinstance(fitted, Uncalibrated):
-            fitted, uncalibrated[name] = UNCALIBRATED, fitted.why
+            uncalibrated[name] = fitted.why
+            fitted = UNCALIBRATED
         rules[name] = DecisionRule(thresholds, fitted, chosen=True)
         values[name] = {
             key: criterion_of(criterion, decide(scores[used], tried, problem), labels, problem)
@@ -190,7 +191,7 @@ def choose_operating_point(
     return OperatingPoint(criterion, problem, weights, dict(bank), asdict(voting), dev, rules, values, uncalibrated)
 
 
-def apply_operating_point(decision: OperatingPoint, scored: ScoredSet, standing: BankMatch, voting: Voting) -> None:
+def apply_operating_point(decision: OperatingPoint, scored: ScoredSet, bank_match: BankMatch, voting: Voting) -> None:
     """Give a query set the chosen rules, where they hold, and a note where not.
 
     They do not hold for memes that they were chosen on; those of the RKC only with the bank and vote that they were
@@ -202,7 +203,7 @@ def apply_operating_point(decision: OperatingPoint, scored: ScoredSet, standing:
             f"official thresholds, no calibration: {shared} memes are among those that the stored ones were chosen on."
         )
         return
-    use_rules(decision, scored, standing, voting)
+    use_rules(decision, scored, bank_match, voting)
 
 
 def check_judged(decision: OperatingPoint, place: str | Path, ids: Sequence[str]) -> None:
@@ -240,45 +241,45 @@ def dev_rows(
     return (dev.select(np.flatnonzero(keep)), left_out) if left_out else (dev, [])
 
 
-def use_rules(decision: OperatingPoint, scored: ScoredSet, standing: BankMatch, voting: Voting) -> None:
+def use_rules(decision: OperatingPoint, scored: ScoredSet, bank_match: BankMatch, voting: Voting) -> None:
     """Give a set the chosen rules, those of the RKC only with the bank and vote that they were chosen with.
 
     Unlike `apply_operating_point`, this does not check whether the memes are those of dev, so a meme's verdict does not
     depend on the other memes of the call. Metrics of such verdicts on dev would be too good.
     """
     for name in scored.scores:
-        scored.rules[name] = rule_of(decision, name, scored.problem, standing, voting)
-        scored.notes += rule_notes(decision, name, standing, voting)
+        scored.rules[name] = rule_of(decision, name, scored.problem, bank_match, voting)
+        scored.notes += rule_notes(decision, name, bank_match, voting)
 
 
 def rule_of(
-    decision: OperatingPoint | None, head: Head, problem: Problem, standing: BankMatch, voting: Voting
+    decision: OperatingPoint | None, head: Head, problem: Problem, bank_match: BankMatch, voting: Voting
 ) -> DecisionRule:
     """How a head decides with this bank and vote: as chosen where that holds, else officially."""
-    if decision is None or _refusal(decision, head, standing, voting) is not None:
+    if decision is None or _refusal(decision, head, bank_match, voting) is not None:
         return DecisionRule.official(head, problem)
     return decision.rules[head]
 
 
-def rule_notes(decision: OperatingPoint | None, head: Head, standing: BankMatch, voting: Voting) -> list[str]:
+def rule_notes(decision: OperatingPoint | None, head: Head, bank_match: BankMatch, voting: Voting) -> list[str]:
     """What a reader of a head's verdicts must know of its threshold and calibration; each begins with the head."""
     if decision is None:
         return [UNDECIDED]
-    refusal = _refusal(decision, head, standing, voting)
+    refusal = _refusal(decision, head, bank_match, voting)
     if refusal is not None:
         return [refusal]
     why = decision.uncalibrated.get(head)
     notes = [] if why is None else [f"{head.upper()} has no calibration: {why}."]
-    return notes + (standing.notes() if head == "rkc" else [])
+    return notes + (bank_match.notes() if head == "rkc" else [])
 
 
-def _refusal(decision: OperatingPoint, head: Head, standing: BankMatch, voting: Voting) -> str | None:
+def _refusal(decision: OperatingPoint, head: Head, bank_match: BankMatch, voting: Voting) -> str | None:
     """Why a head's chosen rule does not hold with this bank and vote; None where it does."""
     if head not in decision.rules:
         return f"{head.upper()} has its official threshold, none was chosen for it."
     if head != "rkc":
         return None
-    changed = [] if standing.holds else ["bank"]
+    changed = [] if bank_match.holds else ["bank"]
     changed += ["vote"] if plain(dict(decision.voting)) != plain(asdict(voting)) else []
     if not changed:
         return None

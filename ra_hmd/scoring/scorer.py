@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 
-from ra_hmd.bank.bank import Bank, is_bank
+from ra_hmd.bank.backends.base import is_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.core.config import choose
 from ra_hmd.core.heads import Head
 from ra_hmd.features.compatibility import (
@@ -27,7 +28,7 @@ from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.operating_point import OperatingPoint, read_operating_point, rule_notes, rule_of, use_rules
 from ra_hmd.scoring.reference_set import ReferenceSet, match_reference_set, open_reference_set
 from ra_hmd.scoring.scores import DecisionRule, ScoredSet, score_set
-from ra_hmd.scoring.threshold_basis import OTHER, BankMatch, bank_state
+from ra_hmd.scoring.threshold_basis import NO_MATCH, BankMatch, bank_record
 
 _NO_BANK = {"place": None, "sha256": None}
 
@@ -48,11 +49,11 @@ class Scorer:
 
     checkpoint: Path
     model: MemeHead
-    examples: ReferenceSet | None
+    reference_set: ReferenceSet | None
     origins: Mapping[str, Mapping[str, Any]]
     decision: OperatingPoint | None
     voting: Voting
-    standing: BankMatch = OTHER
+    bank_match: BankMatch = NO_MATCH
 
     @classmethod
     def open(
@@ -81,7 +82,7 @@ class Scorer:
         model = load_head(checkpoint).to(device if device is not None else Accelerator().device)
         decision = read_operating_point(checkpoint) if thresholds == "stored" else None
         origins = {str(checkpoint): head_fingerprint(checkpoint)}
-        examples, stores = None, {}
+        reference_set, stores = None, {}
         if bank is not None and not is_bank(bank):
             features = stores[Path(bank)] = read_features(bank)
             check_store(features, bank, model.config.problem)
@@ -89,26 +90,26 @@ class Scorer:
             check_same_origin({**origins, str(bank): store_fingerprint(features)})
             origins[str(bank)] = store_fingerprint(features)
         if bank is not None:
-            examples = open_reference_set(bank, stores, model, checkpoint)
-        standing = match_reference_set(examples, None if decision is None else decision.bank)
-        return cls(checkpoint, model, examples, origins, decision, voting or Voting(), standing)
+            reference_set = open_reference_set(bank, stores, model, checkpoint)
+        bank_match = match_reference_set(reference_set, None if decision is None else decision.bank)
+        return cls(checkpoint, model, reference_set, origins, decision, voting or Voting(), bank_match)
 
     @property
     def bank(self) -> Bank | None:
         """The example bank that votes, if it is one; a feature store that votes cannot be changed."""
-        return None if self.examples is None else self.examples.bank
+        return None if self.reference_set is None else self.reference_set.bank
 
     def refreshed(self) -> "Scorer":
         """This scorer with the newest version of its example bank."""
         before = self.state.get("version")
-        if self.bank is None or self.bank.refresh() == before:
+        if self.reference_set is None or self.bank is None or self.bank.refresh() == before:
             return self
-        examples = replace(self.examples, state=bank_state(self.bank))
-        if self.standing.holds:  # a bank only grows: what held before it did holds after
-            standing = BankMatch(True, self.standing.grown_from or before, self.bank.version)
+        reference_set = replace(self.reference_set, state=bank_record(self.bank))
+        if self.bank_match.holds:  # a bank only grows: what held before it did holds after
+            bank_match = BankMatch(True, self.bank_match.grown_from or before, self.bank.version)
         else:
-            standing = match_reference_set(examples, None if self.decision is None else self.decision.bank)
-        return replace(self, examples=examples, standing=standing)
+            bank_match = match_reference_set(reference_set, None if self.decision is None else self.decision.bank)
+        return replace(self, reference_set=reference_set, bank_match=bank_match)
 
     def __call__(self, place: str | Path, features: Features) -> ScoredSet:
         """Scores of Q memes by every head that has some; a meme's scores and verdicts depend on no other meme.
@@ -125,10 +126,10 @@ class Scorer:
         check_store(features, place, labelled=False)
         check_head_fits(self.model.config, self.checkpoint, features, place)
         self.check_origin(place, store_fingerprint(features))
-        rows = None if self.examples is None else self.examples.rows
+        rows = None if self.reference_set is None else self.reference_set.rows
         scored = score_set(Path(place).name, place, features, self.model, rows, self.voting)
         if self.decision is not None:
-            use_rules(self.decision, scored, self.standing, self.voting)
+            use_rules(self.decision, scored, self.bank_match, self.voting)
         return scored
 
     def identical(self, scored: ScoredSet) -> list[dict[str, Any] | None]:
@@ -140,12 +141,12 @@ class Scorer:
         if self.bank is None or not contents:
             return [None] * len(scored)
         shown = ("id", "label", "source", "note", "time")
-        rows = (None if place is None else self.bank.row(place) for place in self.bank.answers(contents))
+        rows = (None if i is None else self.bank.row(i) for i in self.bank.decided_positions(contents))
         return [None if row is None else {name: row[name] for name in shown} for row in rows]
 
     def notes(self, head: Head) -> list[str]:
         """What a reader of a head's verdicts must know of its threshold."""
-        return rule_notes(self.decision, head, self.standing, self.voting)
+        return rule_notes(self.decision, head, self.bank_match, self.voting)
 
     def told(self, head: Head) -> str:
         """How a head decides here, in words, with `notes`."""
@@ -161,7 +162,7 @@ class Scorer:
 
     def rule(self, head: Head) -> DecisionRule:
         """How a head decides here: as chosen on dev where that holds, else officially."""
-        return rule_of(self.decision, head, self.model.config.problem, self.standing, self.voting)
+        return rule_of(self.decision, head, self.model.config.problem, self.bank_match, self.voting)
 
     def check_origin(self, place: str | Path, fingerprint: Mapping[str, Any]) -> None:
         """Raise `UserError` unless features of this fingerprint are those that head and bank are for."""
@@ -171,4 +172,4 @@ class Scorer:
     @property
     def state(self) -> dict[str, Any]:
         """Of the bank: `place`, `sha256`, of an example bank also `version`."""
-        return dict(_NO_BANK if self.examples is None else self.examples.state)
+        return dict(_NO_BANK if self.reference_set is None else self.reference_set.state)

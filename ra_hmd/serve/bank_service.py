@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.bank.bank import Bank, now
+from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.bank.planned_change import PlannedChange
 from ra_hmd.bank.versions import BankRows, VersionEntry
@@ -82,7 +82,7 @@ class BankService:
         found = embed_store(service.detector.scorer.checkpoint, reference, labelled=False)
         found.check_for(bank_service.bank)
         open_labels(chosen_by={reference: found.features})
-        bank_service.reference = found.embedded
+        bank_service.reference = found.embeddings
         return bank_service
 
     @property
@@ -100,9 +100,9 @@ class BankService:
         """Add memes; a version.
 
         Raises:
-            UserError: an id that is in the bank (`AlreadyApplied`), the same meme with another label (`Contradicts`,
-                unless such rows are to be relabelled), a label that is not the problem's, a picture that cannot be
-                used.
+            UserError: an id that is in the bank (`AlreadyApplied`), the same meme with another label
+                (`LabelConflictError`, unless such rows are to be relabelled), a label that is not the problem's, a
+                picture that cannot be used.
         """
         rows, prepared = self._rows(memes, source)
         with self._exclusive() as detector:
@@ -126,11 +126,11 @@ class BankService:
         Raises:
             UserError: ids that the bank does not have (`NotInBank`), labels that are not the problem's or that the
                 rows have already (`AlreadyApplied`), other rows of the same meme that would keep another label
-                (`Contradicts`, unless they are to be relabelled too).
+                (`LabelConflictError`, unless they are to be relabelled too).
         """
         with self._exclusive():
             self._check_known(labels, now=True)
-            if self.bank.relabelling(labels, relabel_identical).empty:
+            if self.bank.plan_relabel(labels, relabel_identical).empty:
                 raise AlreadyApplied(f"{self._bank_now} has these labels already.")
             return self.bank.relabel(labels, author=author, reason=reason, relabel_identical=relabel_identical)
 
@@ -140,8 +140,8 @@ class BankService:
         """
         with self._exclusive():
             if not 1 <= version <= self.bank.version:
-                raise NotInBank(f"{self.bank.place} has versions 1 to {self.bank.version}, not {version}.")
-            if self.bank.at().back_to(self.bank.at(version)).empty:
+                raise NotInBank(f"{self.bank.location} has versions 1 to {self.bank.version}, not {version}.")
+            if self.bank.plan_rollback(version).empty:
                 raise AlreadyApplied(f"{self._bank_now} holds what version {version} held.")
             return self.bank.rollback(version, author=author, reason=reason)
 
@@ -187,12 +187,7 @@ class BankService:
         """
         prepared = self.service.detector.prepare(query)
         with self._exclusive() as detector:
-            found = self.bank.nearest(detector.score([prepared]).queries, k)
-            neighbours = [
-                {"similarity": float(similarity), **self.bank.row(int(place))}
-                for place, similarity in zip(found.rows[0], found.similarity[0], strict=True)
-                if place >= 0
-            ]
+            (neighbours,) = self.bank.search(detector.score([prepared]).queries, k)
             return {"version": self.bank.version, "neighbours": neighbours}
 
     def version(self) -> int:
@@ -205,7 +200,7 @@ class BankService:
         content = content_hash(query.load_image(), query.text or "")
         with self._exclusive():
             bank = self.bank
-            places = bank.identical(content)
+            places = bank.identical_positions(content)
             if query.id in bank.ids and (own := bank.ids.index(query.id)) not in places:
                 places.append(own)
             return {bank.ids[place]: bank.labels[place].tolist() for place in places}
@@ -225,11 +220,11 @@ class BankService:
 
     @property
     def _bank_now(self) -> str:
-        return f"{self.bank.place}, at version {self.bank.version},"
+        return f"{self.bank.location}, at version {self.bank.version},"
 
     def _check_known(self, ids: Collection[str], *, now: bool = False) -> None:
         """Raise `NotInBank` unless the bank has all ids now, or at least had them once."""
-        known = self.bank.ids if now else self.bank.at().rows.ids
+        known = self.bank.ids if now else self.bank.state_at().rows.ids
         self._raise(NotInBank, set(ids) - set(known), "does not have these")
 
     def _raise(self, kind: type[UserError], ids: set[str], what: str) -> None:
@@ -260,7 +255,6 @@ class BankService:
             labels=_labels([meme.label for meme in memes]),
             sources=[source] * len(memes),
             notes=[meme.note for meme in memes],
-            times=[now()] * len(memes),
             image_hashes=np.array(hashes, dtype=np.uint64),
             contents=[meme.content for meme in prepared],
             decided=np.ones(len(memes), bool),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from anyio.to_thread import run_sync
 from fastapi import Request
 
-from ra_hmd.bank.identical import Contradicts
+from ra_hmd.bank.identical import LabelConflictError
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.serve.auth import APIKey, KeyRing
@@ -222,7 +222,7 @@ class AppContext:
                 return await self.bank_limit.run(
                     partial(call, bank_service, author=author), request.state.deadline, finish=True
                 )
-        except (AlreadyApplied, Contradicts) as error:
+        except (AlreadyApplied, LabelConflictError) as error:
             raise APIError(409, str(error), bank_version=bank_service.bank.version) from None
 
 

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from ra_hmd.bank.identical import Contradicts
+from ra_hmd.bank.identical import LabelConflictError
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.text import well_formed
 from ra_hmd.serve.bank_service import AlreadyApplied, NotInBank
@@ -105,7 +105,7 @@ def to_api_error(error: Exception) -> APIError | None:
             return APIError(503, "The model or the bank failed; the log of this service says where.")
         case ServiceBusy():
             return APIError(504, "The model was busy for as long as a request may take; nothing was done. Ask again.")
-        case AlreadyApplied() | Contradicts():
+        case AlreadyApplied() | LabelConflictError():
             return APIError(409, str(error))
         case NotInBank():
             return APIError(404, str(error))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ra_hmd.bank.bank import is_bank
+from ra_hmd.bank.backends.base import is_bank
 from ra_hmd.core.dtype import DType
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
@@ -185,7 +185,7 @@ def serve(serving: ServerSettings, mount: Mount | None = None, announce: Callabl
         app = build_app(serving, mount)
         configure_logging(sys.stderr)
         scorer = app.state.context.service.detector.scorer
-        for head in ("lrc", *(["rkc"] if scorer.examples is not None else [])):
+        for head in ("lrc", *(["rkc"] if scorer.reference_set is not None else [])):
             _log.info(scorer.told(head))
         config = uvicorn.Config(
             app,

@@ -17,7 +17,7 @@ from statistics import median
 
 import numpy as np
 
-from ra_hmd.bank.bank import create_bank, open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.versions import BankRows
 from ra_hmd.retrieval.embeddings import Embeddings
 
@@ -26,8 +26,7 @@ K, SAID = 20, {"author": "bench", "reason": "bench"}
 
 def rows_of(names: list[str]) -> BankRows:
     """Rows without anything but ids and labels."""
-    count, blank = len(names), [""] * len(names)
-    return BankRows(names, np.arange(count) % 2, blank, blank, blank, np.zeros(count, np.uint64))
+    return BankRows(names, np.arange(len(names)) % 2)
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -40,17 +39,17 @@ def seconds(call: Callable[[], object]) -> float:
 def added_row(folder: Path, rows: int, dim: int, turns: int = 9) -> str:
     """A line of the first table."""
     embedding = np.random.default_rng(0).random((rows + turns, dim), dtype=np.float32)
-    writer = create_bank(
+    writer = Bank.create(
         folder, rows_of([f"m{number}" for number in range(rows)]), embedding[:rows], fingerprint={}, **SAID
     )
-    asked, reader = Embeddings(["q"], np.zeros(1, int), embedding[:1]), open_bank(folder)
+    asked, reader = Embeddings(["q"], np.zeros(1, int), embedding[:1]), Bank.open(folder)
     reader.nearest(asked, K)
     still = median(seconds(lambda: reader.nearest(asked, K)) for _ in range(turns))
     after = []
     for turn in range(turns):
         writer.add(rows_of([f"n{turn}"]), embedding[rows + turn :][:1], **SAID)
         after.append(seconds(lambda: (reader.refresh(), reader.nearest(asked, K))))
-    anew = median(seconds(lambda: open_bank(folder).nearest(asked, K)) for _ in range(3))
+    anew = median(seconds(lambda: Bank.open(folder).nearest(asked, K)) for _ in range(3))
     return (
         f"{rows:9,} rows: search {1e3 * still:7.1f} ms, after one added row {1e3 * median(after):7.1f} ms "
         f"({median(after) / still:5.1f} times; the first time {1e3 * after[0]:.1f} ms), opened anew {1e3 * anew:7.1f} "
@@ -60,12 +59,12 @@ def added_row(folder: Path, rows: int, dim: int, turns: int = 9) -> str:
 
 def history(folder: Path, versions: int) -> str:
     """A line of the second table."""
-    writer = create_bank(folder, rows_of(["a"]), np.ones((1, 8), np.float32), fingerprint={}, **SAID)
+    writer = Bank.create(folder, rows_of(["a"]), np.ones((1, 8), np.float32), fingerprint={}, **SAID)
     for version in range(1, versions):
         writer.relabel({"a": version % 2}, **SAID)
-    kept = median(seconds(lambda: open_bank(folder)) for _ in range(5))
+    kept = median(seconds(lambda: Bank.open(folder)) for _ in range(5))
     (folder / "cache" / "log.parquet").unlink()
-    lost = median(seconds(lambda: open_bank(folder)) for _ in range(5))
+    lost = median(seconds(lambda: Bank.open(folder)) for _ in range(5))
     return (
         f"{versions:9,} versions: opened in {1e3 * kept:7.1f} ms, without the checkpoint {1e3 * lost:7.1f} ms "
         f"({lost / kept:.1f} times)"

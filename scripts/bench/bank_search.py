@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from ra_hmd.bank.bank import create_bank, open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.versions import BankRows
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.knn import unit_rows
@@ -46,21 +46,14 @@ def measure(place: str, index: str, rows: int, dim: int, queries: int) -> dict[s
     asked = Embeddings([f"q{number}" for number in range(queries)], np.zeros(queries, int), clustered(queries, dim, 2))
     began = time.perf_counter()
     embedding = clustered(rows, dim, 1)
-    meta = BankRows(
-        [f"m{number}" for number in range(rows)],
-        np.arange(rows) % 2,
-        ["bench"] * rows,
-        [""] * rows,
-        ["2026-01-01"] * rows,
-        np.zeros(rows, np.uint64),
-    )
+    meta = BankRows([f"m{number}" for number in range(rows)], np.arange(rows) % 2)
     truth = exact(asked.embedding, embedding)
     began = time.perf_counter()
-    create_bank(place, meta, embedding, fingerprint={}, author="bench", reason="bench", index=index).close()
+    Bank.create(place, meta, embedding, fingerprint={}, author="bench", reason="bench", index=index).close()
     created = time.perf_counter() - began
     del embedding, meta
     began = time.perf_counter()
-    bank = open_bank(place)
+    bank = Bank.open(place)
     near = bank.nearest(asked, K)
     ready = time.perf_counter() - began
     turns, began = 0, time.perf_counter()
@@ -106,7 +99,7 @@ def exact(queries: np.ndarray, bank: np.ndarray) -> np.ndarray:
 def reopened(place: str, dim: int) -> dict[str, float]:
     """Memory of a process that only opens the bank and searches: peak resident bytes, with those of the imports."""
     imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    bank = open_bank(place)
+    bank = Bank.open(place)
     bank.nearest(Embeddings(["q"], np.zeros(1, int), clustered(1, dim, 3)), K)
     server = sum(process.memory_info().rss for process in psutil.Process().children()) / 2**20
     bank.close()

@@ -176,22 +176,15 @@ def bank_rows(first: int, count: int) -> Any:
     """Rows of a bank, by numbers."""
     from ra_hmd.bank.versions import BankRows
 
-    return BankRows(
-        [f"m{number}" for number in range(first, first + count)],
-        labels_of(count),
-        ["bench"] * count,
-        [""] * count,
-        ["2026-01-01"] * count,
-        np.zeros(count, np.uint64),
-    )
+    return BankRows([f"m{number}" for number in range(first, first + count)], labels_of(count))
 
 
 def bank_of(folder: Path, embedding: np.ndarray) -> Any:
     """A new bank, opened."""
-    from ra_hmd.bank.bank import create_bank
+    from ra_hmd.bank.bank import Bank
 
     rows = bank_rows(0, len(embedding))
-    return create_bank(folder / "bank", rows, embedding, fingerprint={}, author="bench", reason="bench")
+    return Bank.create(folder / "bank", rows, embedding, fingerprint={}, author="bench", reason="bench")
 
 
 def asked(count: int, embedding: np.ndarray) -> Any:
@@ -233,14 +226,14 @@ def bank_added_row(rows: int, folder: Path) -> Callable[[], object]:
 
 def bank_opening(rows: int, folder: Path) -> Callable[[], object]:
     """A bank with 100 versions is opened, without a search."""
-    from ra_hmd.bank.bank import open_bank
+    from ra_hmd.bank.bank import Bank
 
     embedding = states(rows + VERSIONS, WIDTH, 4)
     bank = bank_of(folder, embedding[:rows])
     for number in range(rows, rows + VERSIONS):
         bank.add(bank_rows(number, 1), embedding[number : number + 1], author="bench", reason="bench")
     bank.close()
-    return lambda: open_bank(folder / "bank")
+    return lambda: Bank.open(folder / "bank")
 
 
 CELLS: dict[str, Cell] = {

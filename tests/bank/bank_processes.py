@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ra_hmd.bank.bank import Bank, create_bank, open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.versions import BankRows
 from ra_hmd.core.errors import UserError
 
@@ -31,11 +31,7 @@ def vector(name: str) -> np.ndarray:
 
 
 def rows(names: list[str], label: int) -> tuple[BankRows, np.ndarray]:
-    count = len(names)
-    meta = BankRows(
-        names, np.full(count, label), ["test"] * count, [""] * count, ["2026"] * count, np.ones(count, np.uint64)
-    )
-    return meta, np.stack([vector(name) for name in names])
+    return BankRows(names, np.full(len(names), label)), np.stack([vector(name) for name in names])
 
 
 def plan(bank: Bank, name: str) -> dict:
@@ -123,7 +119,7 @@ def write_forever(place: str, name: str, bank: Bank | None):
     """With a bank that was opened before the fork, or one that the child opens."""
 
     def work(tell, bank=bank) -> None:
-        bank = bank or open_bank(place)
+        bank = bank or Bank.open(place)
         tell("open")
         while True:
             bank.refresh()
@@ -137,12 +133,12 @@ def write_forever(place: str, name: str, bank: Bank | None):
 def read_until(place: str, stop: Path):
     def work(tell) -> None:
         seen = 0
-        bank = open_bank(place)
+        bank = Bank.open(place)
         while not stop.exists():
             bank.refresh()
             check(bank, deep=seen % 20 == 0)
             if seen % 50 == 0:
-                check(open_bank(place), deep=False)
+                check(Bank.open(place), deep=False)
             seen += 1
             time.sleep(0.01)
         tell(seen)
@@ -154,7 +150,7 @@ def check_in_child(place: str) -> dict:
     """Open and check in a process of its own: gRPC must not be alive where we fork."""
 
     def work(tell) -> None:
-        bank = open_bank(place)
+        bank = Bank.open(place)
         check(bank, deep=True)
         tell(json.dumps({"version": bank.version, "rows": len(bank)}))
         bank.close()
@@ -172,7 +168,7 @@ def create(place: str) -> None:
     meta.labels[:] = np.arange(10) % 2
 
     def work(tell) -> None:
-        create_bank(place, meta, embedding, fingerprint={}, author="test", reason="start").close()
+        Bank.create(place, meta, embedding, fingerprint={}, author="test", reason="start").close()
 
     child, read = fork(work)
     assert everything(read) == []
@@ -187,7 +183,7 @@ def kill_rounds(place: str, rounds: int) -> dict:
     chance = random.Random(7)
     result = {"rounds": rounds, "acknowledged": 0, "unacknowledged": 0, "leftovers": 0}
     version = 1
-    bank = None if lite else open_bank(place)
+    bank = None if lite else Bank.open(place)
     for number in range(rounds):
         child, read = fork(write_forever(place, f"r{number}", bank))
         first = os.read(read, 5)
@@ -225,7 +221,7 @@ def two_writers(place: str, each: int) -> dict:
         def work(tell) -> None:
             done = 0
             while done < each:
-                with open_bank(place) as bank:
+                with Bank.open(place) as bank:
                     operation = plan(bank, name)
                     time.sleep(0.002)  # the other may be faster: what was planned on an old version
                     version = do(bank, operation)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from small_banks import SAID, bank_of, labels_of, make_rows, points, queries_of
 
 from ra_hmd.bank.backends import parquet
-from ra_hmd.bank.bank import create_bank, is_bank, open_bank
+from ra_hmd.bank.backends.base import is_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.versions import Change
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
@@ -89,7 +90,7 @@ def test_neighbours_equal_a_naive_loop(new_bank, k):
 
 def test_a_life(new_bank):
     bank = new_bank()
-    place = bank.place
+    place = bank.location
     before = contents(bank)
     change_much(bank)
     assert [entry.action for entry in bank.log] == ["create", "add", "remove", "relabel", "rollback", "remove", "add"]
@@ -105,7 +106,7 @@ def test_a_life(new_bank):
     assert bank.row(78)["source"] == "source of m7"
     whole = contents(bank), bank.row(11), bank.info()
     bank.close()
-    with open_bank(place) as again:
+    with Bank.open(place) as again:
         assert contents(again) == whole[0]
         assert again.row(11) == whole[1]
         assert again.row(11)["note"] == f"note “{again.ids[11]}” \u202e"
@@ -118,7 +119,7 @@ def test_a_life(new_bank):
 
 def test_a_reader_sees_its_version_until_it_refreshes(tmp_path):
     writer = bank_of(tmp_path / "bank")
-    reader = open_bank(tmp_path / "bank")
+    reader = Bank.open(tmp_path / "bank")
     asked = queries_of()
     before = reader.nearest(asked, 5)
     change_much(writer)
@@ -134,7 +135,7 @@ def test_a_reader_sees_its_version_until_it_refreshes(tmp_path):
 
 def test_a_writer_decides_on_the_newest_version(tmp_path):
     """Two open banks: what one planned on an old version is checked against what the other did."""
-    one, other = bank_of(tmp_path / "bank"), open_bank(tmp_path / "bank")
+    one, other = bank_of(tmp_path / "bank"), Bank.open(tmp_path / "bank")
     one.remove(["m3"], **SAID)
     with pytest.raises(UserError, match="'m3'"):
         other.remove(["m3"], **SAID)
@@ -158,7 +159,7 @@ operations = st.lists(
 @given(operations=operations)
 def test_any_history_equals_a_dictionary(tmp_path_factory, operations):
     place = tmp_path_factory.mktemp("history") / "bank"
-    bank = create_bank(place, make_rows(["a"], [0]), points(1), fingerprint={}, **SAID)
+    bank = Bank.create(place, make_rows(["a"], [0]), points(1), fingerprint={}, **SAID)
     models = [{}, {"a": (0, points(1)[0].tolist())}]
     for number, (kind, what) in enumerate(operations):
         model = dict(models[-1])
@@ -187,7 +188,7 @@ def test_any_history_equals_a_dictionary(tmp_path_factory, operations):
             continue
         assert possible or kind == "rollback"
         models.append(model)
-    for opened in (bank, open_bank(place)):
+    for opened in (bank, Bank.open(place)):
         assert opened.version == len(models) - 1
         for version in range(1, len(models)):
             held = opened.to_embeddings(version)
@@ -217,7 +218,7 @@ def test_an_approximate_bank_follows_its_changes(tmp_path, kind):
     bank.add(make_rows([f"n{i}" for i in range(400)], [1] * 400), embedding[:400].astype(np.float32) + 0.05, **SAID)
     bank.remove([f"m{i}" for i in range(0, 1200)], **SAID)
     assert shared(bank) >= 0.97
-    again = open_bank(tmp_path / "bank")  # from the cache, and what came later added to it
+    again = Bank.open(tmp_path / "bank")  # from the cache, and what came later added to it
     assert shared(again) >= 0.97
     assert again.info()["indexed_rows"] == 3400
     assert sorted(path.name for path in (tmp_path / "bank" / "cache").glob("*.faiss")) == files
@@ -237,9 +238,9 @@ def test_a_damaged_or_lost_cache_is_built_again(tmp_path):
     for damage in ("faiss", "npz", "json"):
         for path in cache.glob(f"*.{damage}"):
             path.write_bytes(b"damaged")
-        assert np.array_equal(open_bank(tmp_path / "bank").nearest(asked, 20).rows, near.rows)
+        assert np.array_equal(Bank.open(tmp_path / "bank").nearest(asked, 20).rows, near.rows)
         next(iter(cache.glob("*.faiss"))).unlink()
-        assert np.array_equal(open_bank(tmp_path / "bank").nearest(asked, 20).rows, near.rows)
+        assert np.array_equal(Bank.open(tmp_path / "bank").nearest(asked, 20).rows, near.rows)
 
 
 def test_a_bank_becomes_approximate_when_it_grows(tmp_path, monkeypatch):
@@ -265,7 +266,7 @@ def test_leftovers_of_a_dead_writer_are_not_read_and_go(tmp_path):
     bank = bank_of(tmp_path / "bank")
     left = [tmp_path / "bank" / "versions" / ".00000002.parquet.xyz.tmp"]
     left[0].write_bytes(b"half")
-    assert open_bank(tmp_path / "bank").version == 1
+    assert Bank.open(tmp_path / "bank").version == 1
     bank.remove(["m1"], **SAID)
     assert not left[0].exists()
     assert bank.version == 2
@@ -273,14 +274,14 @@ def test_leftovers_of_a_dead_writer_are_not_read_and_go(tmp_path):
 
 def test_leftovers_of_a_dead_writer_in_milvus_are_not_read_and_go(tmp_path):
     bank = bank_of(tmp_path / "bank.db")
-    store = bank._store
+    store = bank._backend
     rows = make_rows(["half"], [1])
     store._insert_rows(2, Change.of(bank.labels, added=rows), points(60)[9:10], 60)
     store._insert_text("changes", 2 << 20, "half")
     asked = queries_of()
     assert (bank.nearest(asked, 20).rows < 60).all()
     bank.close()
-    with open_bank(tmp_path / "bank.db") as again:
+    with Bank.open(tmp_path / "bank.db") as again:
         assert again.version == 1
         again.add(make_rows(["whole"], [0]), points(60)[5:6], **SAID)
         assert again.ids[60] == "whole"
@@ -289,10 +290,10 @@ def test_leftovers_of_a_dead_writer_in_milvus_are_not_read_and_go(tmp_path):
 
 def test_a_creation_that_was_broken_off_can_be_made_again(tmp_path):
     bank_of(tmp_path / "bank.db").close()
-    with open_bank(tmp_path / "bank.db") as bank:
-        bank._store._client.delete("bank_log", filter="key == 1")
+    with Bank.open(tmp_path / "bank.db") as bank:
+        bank._backend._client.delete("bank_log", filter="key == 1")
     with pytest.raises(UserError, match="create it again"):
-        open_bank(tmp_path / "bank.db")
+        Bank.open(tmp_path / "bank.db")
     with bank_of(tmp_path / "bank.db", 30, embedding=points(30)) as bank:
         assert len(bank) == 30
         assert len(bank.nearest(queries_of(), 50).rows) == 40
@@ -314,7 +315,7 @@ def test_an_empty_bank_and_an_emptied_one(new_bank):
 
 def test_errors_say_what_to_do(new_bank):
     bank = new_bank()
-    place = bank.place
+    place = bank.location
     with pytest.raises(UserError, match="has these already"):
         bank.add(make_rows(["m1"], [0]), points(1), **SAID)
     with pytest.raises(UserError, match="more than once"):
@@ -354,21 +355,21 @@ def test_errors_say_what_to_do(new_bank):
 def test_errors_of_places(tmp_path):
     for place in (tmp_path / "no", tmp_path / "no.db", tmp_path):
         with pytest.raises(UserError, match="not an example bank"):
-            open_bank(place)
+            Bank.open(place)
         assert not is_bank(place)
     (tmp_path / "run" / "versions").mkdir(parents=True)
     (tmp_path / "run" / "ra_hmd.json").write_text('{"kind": "stage2"}')
     assert not is_bank(tmp_path / "run")
     with pytest.raises(UserError, match="'stage2' run"):
-        open_bank(tmp_path / "run")
+        Bank.open(tmp_path / "run")
     bank_of(tmp_path / "bank")
     manifest = json.loads((tmp_path / "bank" / "ra_hmd.json").read_text())
     (tmp_path / "bank" / "ra_hmd.json").write_text(json.dumps(manifest | {"format": 9}))
     with pytest.raises(UserError, match="format 9"):
-        open_bank(tmp_path / "bank")
+        Bank.open(tmp_path / "bank")
     assert is_bank("http://localhost:19530#memes")
     with pytest.raises(UserError, match="names no bank"):
-        open_bank("http://localhost:19530")
+        Bank.open("http://localhost:19530")
     with pytest.raises(UserError, match=r"must be in \(0, 1\]"):
         bank_of(tmp_path / "other", recall_target=0)
     with pytest.raises(UserError, match="auto, flat, ivf, hnsw"):
@@ -378,8 +379,8 @@ def test_errors_of_places(tmp_path):
 @pytest.mark.parametrize("name", ["bank", "bank.db"])
 def test_who_waits_too_long_is_told(tmp_path, name):
     bank = bank_of(tmp_path / name)
-    with bank._store.writing(), pytest.raises(UserError, match=r"in use by another process for 0.2 s"):
-        open_bank(tmp_path / name, wait=0.2).remove(["m1"], **SAID)
+    with bank._backend.writing(), pytest.raises(UserError, match=r"in use by another process for 0.2 s"):
+        Bank.open(tmp_path / name, wait=0.2).remove(["m1"], **SAID)
     bank.close()
 
 
@@ -402,7 +403,7 @@ def test_a_long_history_is_opened_from_its_checkpoint(tmp_path, monkeypatch):
 
     def same() -> int:
         opened.clear()
-        again = open_bank(place)
+        again = Bank.open(place)
         files = len(opened)
         assert (contents(again), [entry.to_dict() for entry in again.log], contents(again, 33)) == whole
         return files

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.features.store import Features, read_features, write_features
@@ -127,7 +127,7 @@ def test_a_life_by_commands(lab):
     assert info["fingerprint"]["embedding_head"] == sha256_file(lab.folder / "head" / "head.safetensors")
     assert "data" not in info["fingerprint"]
     assert "rows_per_class" in lab("info", place)
-    with open_bank(place.replace("@", f"{lab.folder}/")) as bank:
+    with Bank.open(place.replace("@", f"{lab.folder}/")) as bank:
         first, last = bank.row(0), bank.row(49)
     assert first["source"] == "round 1"
     assert first["time"] == "2025-01-01"
@@ -203,7 +203,7 @@ def test_strangers_are_refused(lab):
         )
     lab.store("half", 4, 3, dtype="bfloat16")  # another rounding is not another model
     lab("add", "@b", *EMBED, "--features", "@half", "--reason", "x")
-    with open_bank(lab.folder / "b") as bank:
+    with Bank.open(lab.folder / "b") as bank:
         assert bank.version == 2
 
 

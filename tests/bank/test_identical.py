@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from small_banks import SAID, bank_of, make_rows, points
 
-from ra_hmd.bank.bank import Bank, open_bank
-from ra_hmd.bank.identical import Contradicts
+from ra_hmd.bank.bank import Bank
+from ra_hmd.bank.identical import LabelConflictError
 from ra_hmd.bank.planned_change import PlannedChange
 from ra_hmd.bank.versions import BankRows
 from ra_hmd.core.errors import UserError
@@ -25,7 +25,7 @@ def of_content(names: list[str], labels: list[int], contents: list[str], *, deci
 
 
 def answer(bank: Bank, content: str) -> tuple[str, int] | None:
-    (place,) = bank.answers([content])
+    (place,) = bank.decided_positions([content])
     return None if place is None else (bank.ids[place], int(bank.labels[place]))
 
 
@@ -65,7 +65,7 @@ def test_decided_rows_answer_through_all_changes(tmp_path: Path, name: str) -> N
         assert (answer(bank, "cat"), answer(bank, "dog")) == (("e", 1), ("x", 0))
         bank.remove(["x"], **SAID)  # 8
         assert answer(bank, "dog") is None
-    with open_bank(tmp_path / name) as again:
+    with Bank.open(tmp_path / name) as again:
         assert (answer(again, "cat"), answer(again, "dog")) == (("e", 1), None)
         assert again.info()["decided_rows"] == 2  # e and y
         assert np.array_equal(again.to_embeddings().embedding[-2:], points(3)[[2, 1]])
@@ -76,15 +76,17 @@ def test_contradictions_are_refused_or_settled(tmp_path: Path, name: str) -> Non
     with bank_of(tmp_path / name) as bank:
         bank.add(of_content(["a", "b"], [0, 0], ["cat", "cat"]), points(2), **SAID)
         opposite, vector = of_content(["c"], [1], ["cat"]), points(3)[2:]
-        with pytest.raises(Contradicts, match=r"--relabel-identical[\s\S]*'c' \(label 1\) is 'a' there \(label 0\)"):
+        with pytest.raises(
+            LabelConflictError, match=r"--relabel-identical[\s\S]*'c' \(label 1\) is 'a' there \(label 0\)"
+        ):
             bank.add(opposite, vector, **SAID)
-        with pytest.raises(Contradicts, match=r"'a' \(label 1\) is 'b' there"):
+        with pytest.raises(LabelConflictError, match=r"'a' \(label 1\) is 'b' there"):
             bank.relabel({"a": 1}, **SAID)
         with pytest.raises(UserError, match="decide on one label"):
             bank.relabel({"a": 1, "b": 0}, **SAID)
         with pytest.raises(UserError, match="decide on one label"):
             bank.add(of_content(["d", "e"], [1, 0], ["dog", "dog"]), points(2), **SAID)
-        with pytest.raises(Contradicts):
+        with pytest.raises(LabelConflictError):
             change_impact(
                 bank, Embeddings(["q"], np.zeros(1, int), vector), PlannedChange(add=(opposite, vector)), Voting(3)
             )
@@ -126,9 +128,9 @@ def test_a_bank_of_an_earlier_version_has_no_contents_and_opens(tmp_path: Path) 
     for path in (tmp_path / "bank" / "versions").iterdir():
         table = pq.read_table(path)
         pq.write_table(table.drop_columns(["content", "decided"]), path)
-    old = open_bank(tmp_path / "bank")
+    old = Bank.open(tmp_path / "bank")
     assert (old.ids, old.labels.tolist()) == (bank.ids, bank.labels.tolist())
     assert answer(old, "") is None
     old.add(of_content(["x"], [1], ["cat"]), points(1), **SAID)
     old.add(of_content(["y"], [0], [""]), points(1), **SAID)
-    assert answer(open_bank(tmp_path / "bank"), "cat") == ("x", 1)
+    assert answer(Bank.open(tmp_path / "bank"), "cat") == ("x", 1)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from gradio_calls import ConsoleServer
 
-from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.data.meme_files import read_memes
 
 pytest.importorskip("playwright", reason="playwright is not installed")
@@ -126,7 +126,7 @@ def test_by_mouse(
         expect(page.locator("#check-effect")).to_contain_text("Of 16 memes whose label is known")
         page.get_by_role("button", name="Write to the bank").click()
         expect(page.get_by_role("alert").first).to_contain_text("Say why")
-        assert open_bank(clip_bank).version == 1, "nothing is written without a reason"
+        assert Bank.open(clip_bank).version == 1, "nothing is written without a reason"
         page.get_by_label("The verdict is wrong").check()
         page.get_by_label("Note").fill("a drawn animal")
         watched.look("effect")
@@ -150,7 +150,7 @@ def test_by_mouse(
         watched.look("figures")
         watched.nothing_from_elsewhere()
         page.close()
-    log = open_bank(clip_bank).log
+    log = Bank.open(clip_bank).log
     assert [(one.action, one.author) for one in log] == [("create", "tests"), ("add", "ana"), ("rollback", "ana")]
 
 
@@ -222,7 +222,7 @@ def test_by_keyboard_alone(
         expect(page.locator("#history-said")).to_contain_text("version 3 of the bank")
         watched.nothing_from_elsewhere()
         page.close()
-    assert [one.action for one in open_bank(clip_bank).log] == ["create", "add", "rollback"]
+    assert [one.action for one in Bank.open(clip_bank).log] == ["create", "add", "rollback"]
     lines = (tmp_path / "reviews.jsonl").read_text().splitlines()
     assert [line.split('"decision": "')[1].split('"')[0] for line in lines] == ["agree", "skip", "begun", "correct"]
 

@@ -8,7 +8,7 @@ from gradio_calls import GradioPage
 from servers import drawn, in_process
 from typer.testing import CliRunner
 
-from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.cli.app import app
 from ra_hmd.serve.auth import make_key
 
@@ -32,7 +32,7 @@ def test_the_command_serves_page_and_api(served_clip: Path, clip_bank: Path, mem
             assert server.wait(15) == 0, (tmp_path / "log").read_text()
     assert not list(tmp_path.glob("ra-hmd-console-*")), "nothing of it stays"
     assert "marker-cake" not in (tmp_path / "log").read_text()
-    assert open_bank(clip_bank).version == 1
+    assert Bank.open(clip_bank).version == 1
 
 
 @pytest.mark.parametrize(

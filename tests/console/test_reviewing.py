@@ -17,7 +17,7 @@ import pytest
 from gradio_calls import ConsoleServer, GradioPage
 from servers import drawn, queries
 
-from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.console.moderation import ChangePreview, Moderation, Subject, content_id
 from ra_hmd.console.mount import _private_folder
 from ra_hmd.console.review_queue import ReviewQueue, margin
@@ -144,7 +144,7 @@ def test_a_correction_is_planned_and_made_once(served_clip: Path, clip_bank: Pat
         moderation.rollback(1, back, "bo", "only tried")
         forth = moderation.plan_rollback(3)
         assert moderation.rollback(3, forth, "bo", "no, really").counts["restored"] == 1
-    bank = open_bank(clip_bank)
+    bank = Bank.open(clip_bank)
     assert [(one.action, one.author, one.reason) for one in bank.log[1:]] == [
         ("add", "ana", "wrong"), ("relabel", "bo", "a mistake; after all"), ("rollback", "bo", "only tried"),
         ("rollback", "bo", "no, really"),
@@ -188,7 +188,7 @@ def test_killed_between_bank_and_review(
     served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path, relabel: bool, after: bool
 ) -> None:
     """The bank tells whether a correction that was begun was made: it is neither asked nor made again, or it is."""
-    name = open_bank(clip_bank).ids[0] if relabel else queries(memes)[0].id
+    name = Bank.open(clip_bank).ids[0] if relabel else queries(memes)[0].id
     code = KILLED.format(
         tests=str(Path(__file__).parents[1]),
         run=str(served_clip / "head"),
@@ -201,7 +201,7 @@ def test_killed_between_bank_and_review(
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
                           capture_output=True, text=True, timeout=120)  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert open_bank(clip_bank).version == (2 if after else 1)
+    assert Bank.open(clip_bank).version == (2 if after else 1)
     meme = queries(memes)[0]
     line = {"id": name, "image": str(meme.image), "text": meme.text}
     (tmp_path / "queue.jsonl").write_text(json.dumps(line) + "\n")
@@ -215,7 +215,7 @@ def test_killed_between_bank_and_review(
         asked = queue.next("ana")
     assert (asked is None) == after
     assert (name in reviews.done) == after
-    assert open_bank(clip_bank).version == (2 if after else 1)
+    assert Bank.open(clip_bank).version == (2 if after else 1)
 
 
 def shown(page: GradioPage) -> tuple[Any, str]:
@@ -255,7 +255,7 @@ def test_a_reader_may_look_and_not_change_by_any_way(console: ConsoleServer, cli
         opened = moderator.press("check-correct")
         label = opened["check-label"]["value"]
         moderator.press("check-write", check_label=label, check_reason="The verdict is wrong")
-    assert [(one.action, one.author) for one in open_bank(clip_bank).log] == [("create", "tests"), ("add", "moderator")]
+    assert [(one.action, one.author) for one in Bank.open(clip_bank).log] == [("create", "tests"), ("add", "moderator")]
 
 
 def test_nothing_of_an_upload_stays_and_nothing_else_is_open(console: ConsoleServer, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_the_bank_is_not_changed_between_a_look_at_its_version_and_a_correction(
         monkeypatch.setattr(moderation, "_check_current", checked)
         moderation.correct(subject, plan, "ana", "wrong")
         other.join(60)
-    assert [one.author for one in open_bank(clip_bank).log] == ["tests", "ana", "bo"]
+    assert [one.author for one in Bank.open(clip_bank).log] == ["tests", "ana", "bo"]
 
 
 def test_a_meme_on_which_the_model_fails_does_not_end_the_queue(

@@ -20,7 +20,7 @@ from meme_files import jsonl
 from servers import in_process
 from typer.testing import CliRunner
 
-from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.cli.app import app
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.models.clip_presets import PRESETS
@@ -304,7 +304,7 @@ def test_requests_of_the_api_page(walk: Walk) -> None:
     assert [one["id"] for one in answers[1]["results"]] == ["cat", "cake"]
     assert answers[0]["results"][0]["scores"] == pytest.approx(answers[2]["results"][0]["scores"], abs=1e-4)
     assert answers[3]["explanation"]["generated"]
-    assert open_bank(walk.folder / "banks" / "memes").version == json.loads(relabelled)["version"]
+    assert Bank.open(walk.folder / "banks" / "memes").version == json.loads(relabelled)["version"]
 
 
 def test_python_of_the_bank_page_and_of_the_explain_page(walk: Walk) -> None:

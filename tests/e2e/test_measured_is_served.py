@@ -10,7 +10,7 @@ from served import ra_hmd
 from servers import as_json, in_process, in_thread, queries
 from typer.testing import CliRunner
 
-from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.cli.app import app as commands
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.features.store import read_features, write_features
@@ -95,13 +95,13 @@ def test_one_rule_for_all_commands_when_the_bank_has_grown_and_it_is_told(
 ) -> None:
     *_, threshold = reported(run)
     head, bank, stores = run / "stage2", run / "bank", served_clip / "features"
-    with open_bank(bank) as opened:
+    with Bank.open(bank) as opened:
         opened.remove(opened.ids[:1], author="ana", reason="a double")
     note = "chosen with version 1 of the bank, which is at 2"
     for words in (
         ["evaluate", "--bank", bank, "--queries", stores / "test", "--final", "--output", run / "again"],
         ["bank", "search", bank, "--queries", stores / "dev", "--output", run / "search.json"],
-        ["bank", "effect", bank, "--queries", stores / "dev", "--remove", open_bank(bank).ids[0]],
+        ["bank", "effect", bank, "--queries", stores / "dev", "--remove", Bank.open(bank).ids[0]],
         ["predict", "--bank", bank, "--queries", stores / "test", "--head", "rkc", "--output", run / "v.jsonl"],
         ["predict", "--bank", bank, "--input", run / "memes.jsonl", "--output", run / "files.jsonl"],
     ):

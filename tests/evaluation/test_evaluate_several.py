@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import f1_score, roc_auc_score
 from typer.testing import CliRunner
 
-from ra_hmd.bank.bank import create_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import HEAD_KEY, embed_store
 from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import read_json, sha256_file, write_json
@@ -211,7 +211,7 @@ def test_checkpoints_that_cannot_be_told_apart(lab, seeds):
 def test_an_example_bank_gives_what_its_store_gives(lab):
     store = lab.evaluate(output=lab.folder / "by_store")
     made = embed_store(lab.folder / "head", lab.folder / "bank")
-    bank = create_bank(lab.folder / "examples", made.rows(), made.embedded.embedding, fingerprint=made.fingerprint,
+    bank = Bank.create(lab.folder / "examples", made.rows(), made.embeddings.embedding, fingerprint=made.fingerprint,
                        author="a", reason="r")  # fmt: skip
     bank.close()
     result = lab.evaluate(bank=lab.folder / "examples")
@@ -236,7 +236,7 @@ def test_an_example_bank_of_another_prompt_is_refused(lab):
     embedded = Embeddings.of(features, load_head(lab.folder / "head"))
     made = embed_store(lab.folder / "head", lab.folder / "bank")
     fingerprint = {"model": "z", HEAD_KEY: sha256_file(lab.folder / "head" / HEAD_WEIGHTS)}
-    create_bank(lab.folder / "examples", made.rows(), embedded.embedding, fingerprint=fingerprint, author="a",
+    Bank.create(lab.folder / "examples", made.rows(), embedded.embedding, fingerprint=fingerprint, author="a",
                 reason="r").close()  # fmt: skip
     with pytest.raises(UserError, match="model: 'z' in"):
         lab.evaluate(bank=lab.folder / "examples")

@@ -22,7 +22,7 @@ def carry_out(bank, planned):
     """Make the change for real: as removal, relabelling and addition."""
     if planned.remove:
         bank.remove(planned.remove, **SAID)
-    if bank.relabelling(planned.relabel).relabelled.size:
+    if bank.plan_relabel(planned.relabel).relabelled.size:
         bank.relabel(planned.relabel, **SAID)
     if planned.add is not None:
         bank.add(*planned.add, **SAID)

@@ -13,7 +13,7 @@ import pytest
 from servers import as_json, drawn, encoded, in_thread, queries
 from starlette.formparsers import MultiPartParser
 
-from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
@@ -190,7 +190,7 @@ def test_keys_and_roles(served_clip: Path, clip_bank: Path, tmp_path: Path) -> N
     app, keys, _ = locked(served_clip, clip_bank, tmp_path)
     reader, moderator = bearer(keys["reader"]), bearer(keys["moderator"])
     meme = {"memes": [{"image": encoded(drawn()), "text": "a cake"}]}
-    change = {"ids": [open_bank(clip_bank).ids[0]], "reason": "a double"}
+    change = {"ids": [Bank.open(clip_bank).ids[0]], "reason": "a double"}
     with in_thread(app) as client:
         page_file = "/static-offline-docs/swagger-ui.css"
         for path in ("/health", "/ready", "/docs", "/openapi.json", page_file):
@@ -262,7 +262,7 @@ def test_a_correction_over_the_api(served_clip: Path, clip_bank: Path, memes: Pa
         assert [entry["version"] for entry in older] == [2, 1]
         (last,) = client.post("/v1/classify", json=asked).json()["results"]
     assert last["scores"] == pytest.approx(before["scores"], abs=1e-6)
-    assert [line.action for line in open_bank(clip_bank).log] == ["create", "add", "relabel", "remove"]
+    assert [line.action for line in Bank.open(clip_bank).log] == ["create", "add", "relabel", "remove"]
 
 
 # ---------------------------------------------------------------------------------------------------- too much
@@ -345,7 +345,7 @@ def test_a_change_gets_its_turn_under_load(served_clip: Path, clip_bank: Path, m
         try:
             _until(lambda: service.waiting > 8)
             start = time.monotonic()
-            for name in open_bank(clip_bank).ids[:4]:
+            for name in Bank.open(clip_bank).ids[:4]:
                 answer = client.post("/v1/bank/remove", json={"ids": [name], "reason": "x"})
                 assert answer.status_code == 200, answer.text
             assert time.monotonic() - start < 10

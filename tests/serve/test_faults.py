@@ -14,7 +14,7 @@ import pytest
 from servers import as_json, drawn, encoded, in_thread, queries
 from typer.testing import CliRunner
 
-from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.cli.app import app as cli
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import PreparedMeme
@@ -30,7 +30,7 @@ def test_no_answer_tells_where_things_lie(served_clip: Path, clip_bank: Path, me
     service = BatchingService(Detector.from_run(served_clip / "head", clip_bank))
     key = make_key(tmp_path / "keys.json", "ana", "moderator")
     app = create_app(service, BankService(service), keys=KeyRing.open(tmp_path / "keys.json"))
-    name, meme = open_bank(clip_bank).ids[0], queries(memes)[0]
+    name, meme = Bank.open(clip_bank).ids[0], queries(memes)[0]
     with in_thread(app, **{"X-API-Key": key}) as client:
         asked = [
             ("classify", {"memes": [as_json(meme)]}, 200),
@@ -75,7 +75,7 @@ def test_nobody_moves_the_bank_under_a_batch(served_clip: Path, clip_bank: Path,
         name = bank_service.bank.ids[0]
         query = replace(queries(memes)[0], id=name)
         with service.exclusive():  # as the judging thread has it between search and evidence
-            open_bank(clip_bank).remove([name], author="bo", reason="a double")
+            Bank.open(clip_bank).remove([name], author="bo", reason="a double")
             calls = [pool.submit(call) for call in (
                 bank_service.info, bank_service.log, bank_service.version, lambda: bank_service.labels_of(query)
             )]  # fmt: skip

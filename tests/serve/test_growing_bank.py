@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.bank.planned_change import PlannedChange
 from ra_hmd.evaluation.evaluate import evaluate
@@ -19,7 +19,7 @@ from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.change_impact import change_impact
 from ra_hmd.scoring.reference_set import ReferenceSet, match_reference_set
 from ra_hmd.scoring.scorer import Scorer
-from ra_hmd.scoring.threshold_basis import OTHER, BankMatch, content_of
+from ra_hmd.scoring.threshold_basis import NO_MATCH, BankMatch, bank_content
 
 
 @pytest.fixture
@@ -37,10 +37,10 @@ def test_the_rule_outlives_the_growth_of_its_bank(tuned: Path, served_clip: Path
     scorer = Scorer.open(tuned, clip_bank)
     chosen = scorer.rule("rkc")
     assert chosen.chosen
-    open_bank(clip_bank).remove(scorer.bank.ids[:2], author="ana", reason="doubles")
+    Bank.open(clip_bank).remove(scorer.bank.ids[:2], author="ana", reason="doubles")
     newer = scorer.refreshed()
     for one in (newer, Scorer.open(tuned, clip_bank)):
-        assert (one.state["version"], one.standing.grown_from) == (2, 1)
+        assert (one.state["version"], one.bank_match.grown_from) == (2, 1)
         assert one.rule("rkc").thresholds.tolist() == chosen.thresholds.tolist()
         scored = one("dev", dev)
         assert scored.rules["rkc"].chosen
@@ -56,16 +56,16 @@ def test_a_bank_is_known_by_its_rows_not_by_its_folder(
     tuned: Path, served_clip: Path, clip_bank: Path, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(served_clip / "bank", tmp_path / "other"))
-    open_bank(other).remove(open_bank(other).ids[:2], author="ana", reason="doubles")
-    assert Scorer.open(tuned, other).standing == BankMatch(True, 1, 2), "its version 1 is the same bank"
-    bank = open_bank(other)
+    Bank.open(other).remove(Bank.open(other).ids[:2], author="ana", reason="doubles")
+    assert Scorer.open(tuned, other).bank_match == BankMatch(True, 1, 2), "its version 1 is the same bank"
+    bank = Bank.open(other)
     bank.rollback(1, author="ana", reason="no doubles")
-    assert Scorer.open(tuned, other).standing == BankMatch(True, None, 3), "and so is its version 3"
+    assert Scorer.open(tuned, other).bank_match == BankMatch(True, None, 3), "and so is its version 3"
     store = Scorer.open(tuned, served_clip / "features" / "train")
-    assert store.standing == BankMatch(True)
+    assert store.bank_match == BankMatch(True)
     assert store.rule("rkc").chosen
     stranger = Scorer.open(tuned, served_clip / "features" / "dev")
-    assert stranger.standing == OTHER
+    assert stranger.bank_match == NO_MATCH
     assert not stranger.rule("rkc").chosen
 
 
@@ -74,15 +74,15 @@ def test_a_decision_of_an_earlier_version_still_holds(tuned: Path, clip_bank: Pa
     stored = json.loads(path.read_text())
     del stored["bank"]["content"], stored["dev"]["left_out"]
     path.write_text(json.dumps(stored))
-    assert Scorer.open(tuned, clip_bank).standing == BankMatch(True, None, 1)
-    open_bank(clip_bank).remove(open_bank(clip_bank).ids[:2], author="ana", reason="doubles")
-    assert Scorer.open(tuned, clip_bank).standing == BankMatch(True, 1, 2)
+    assert Scorer.open(tuned, clip_bank).bank_match == BankMatch(True, None, 1)
+    Bank.open(clip_bank).remove(Bank.open(clip_bank).ids[:2], author="ana", reason="doubles")
+    assert Scorer.open(tuned, clip_bank).bank_match == BankMatch(True, 1, 2)
 
 
 def test_content_does_not_depend_on_the_order_and_does_on_ids_labels_and_embeddings() -> None:
     rng = np.random.default_rng(0)
     rows = Embeddings([f"m{i}" for i in range(2000)], rng.integers(0, 2, 2000), rng.normal(size=(2000, 8)))
-    said = content_of(rows)
+    said = bank_content(rows)
     decision = {"sha256": "", "content": said}
 
     def holds(other: Embeddings) -> bool:
@@ -104,9 +104,9 @@ def test_effect_is_told_by_the_threshold_in_force(tuned: Path, served_clip: Path
     dev = embed_store(tuned, served_clip / "features" / "dev")
     before = scorer("dev", dev.features)
     planned = PlannedChange(remove=scorer.bank.ids[:10])
-    shown = change_impact(scorer.bank, dev.embedded, planned, scorer.voting, scorer.rule("rkc").thresholds)
-    open_bank(clip_bank).remove(planned.remove, author="ana", reason="a trial")
+    shown = change_impact(scorer.bank, dev.embeddings, planned, scorer.voting, scorer.rule("rkc").thresholds)
+    Bank.open(clip_bank).remove(planned.remove, author="ana", reason="a trial")
     after = scorer.refreshed()("dev", dev.features)
-    pairs = zip(dev.embedded.ids, before.verdicts("rkc").tolist(), after.verdicts("rkc").tolist(), strict=True)
+    pairs = zip(dev.embeddings.ids, before.verdicts("rkc").tolist(), after.verdicts("rkc").tolist(), strict=True)
     flipped = [(name, old, new) for name, old, new in pairs if old != new]
     assert [(flip["id"], flip["from"], flip["to"]) for flip in shown["flips"]] == flipped

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from servers import as_json, in_thread, queries
 
-from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.console.labels import ClassNames
 from ra_hmd.console.moderation import Moderation, Subject
@@ -80,7 +80,7 @@ def test_by_the_console(served_clip: Path, clip_bank: Path, memes: Path, tmp_pat
     with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
         moderation = Moderation(BankService(service), Reviews(tmp_path / "reviews.jsonl"))
         views = Views(service, ClassNames(service.detector.problem), MemeLookup())
-        name = open_bank(clip_bank).ids[3]
+        name = Bank.open(clip_bank).ids[3]
         known = next(meme for meme in read_memes(memes / "a" / "train.jsonl") if meme.id == name)
         picture = known.image.read_bytes()
 
@@ -90,7 +90,7 @@ def test_by_the_console(served_clip: Path, clip_bank: Path, memes: Path, tmp_pat
 
         subject = looked_at("one")
         assert subject.answer.detection.identical is None, "the bank was made of examples"
-        label = int(open_bank(clip_bank).labels[3])
+        label = int(Bank.open(clip_bank).labels[3])
         assert moderation.labels_in_bank(subject) == {known.id: label}
         with pytest.raises(UserError, match="already"):
             moderation.plan(subject, label)
@@ -108,7 +108,7 @@ def test_by_the_console(served_clip: Path, clip_bank: Path, memes: Path, tmp_pat
     lines = (tmp_path / "reviews.jsonl").read_text().splitlines()
     (tmp_path / "reviews.jsonl").write_text(lines[0] + "\n")  # killed after the bank was changed
     reviews = Reviews(tmp_path / "reviews.jsonl")
-    bank = open_bank(clip_bank)
+    bank = Bank.open(clip_bank)
     reviews.settle(dict(zip(bank.ids, bank.labels.tolist(), strict=True)), bank.version)
     assert reviews.done["meme-one"].decision == "correct"
 
@@ -119,10 +119,10 @@ def test_in_files_and_not_in_evaluation(served_clip: Path, clip_bank: Path, meme
     found = embed_store(head, dev)
     rows = found.rows()
     flipped = 1 - rows.labels
-    with open_bank(clip_bank) as bank:
+    with Bank.open(clip_bank) as bank:
         new = type(rows)([f"again-{name}" for name in rows.ids], flipped, rows.sources, rows.notes, rows.times,
                          rows.image_hashes, rows.contents, np.arange(len(rows)) < 5)  # fmt: skip
-        bank.add(new, found.embedded.embedding, author="ana", reason="five are decided")
+        bank.add(new, found.embeddings.embedding, author="ana", reason="five are decided")
     predict_features(head, dev, tmp_path / "store.jsonl", head="rkc", bank=clip_bank)
     lines = [json.loads(line) for line in (tmp_path / "store.jsonl").read_text().splitlines()]
     assert [line["verdict"] for line in lines[:5]] == flipped[:5].tolist()
@@ -135,5 +135,5 @@ def test_in_files_and_not_in_evaluation(served_clip: Path, clip_bank: Path, meme
     scores = [json.loads(line)["rkc_score"] for line in (tmp_path / "report" / "predictions.jsonl").open()]
     assert scores == pytest.approx([line["score"] for line in lines])
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    right = np.mean([(score >= 0) == label for score, label in zip(scores, found.embedded.labels, strict=True)])
+    right = np.mean([(score >= 0) == label for score, label in zip(scores, found.embeddings.labels, strict=True)])
     assert str(round(float(right), 6))[:6] in json.dumps(metrics)

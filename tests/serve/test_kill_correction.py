@@ -11,7 +11,7 @@ import httpx
 from servers import drawn, encoded, in_process
 from typer.testing import CliRunner
 
-from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.cli.app import app
 
 
@@ -52,7 +52,7 @@ def test_a_killed_service_loses_nothing_and_does_nothing_twice(
                     break  # killed before its answer: asked for again after the restart
                 assert answer.status_code in (200, 409), answer.text
                 if answer.status_code == 409:
-                    made = open_bank(clip_bank)
+                    made = Bank.open(clip_bank)
                     assert answer.json()["bank_version"] == made.version
                     assert made.log[-1].reason == str(number), "it was made before the kill"
                     answered[number] = made.version
@@ -61,7 +61,7 @@ def test_a_killed_service_loses_nothing_and_does_nothing_twice(
                 number += 1
             assert process.wait(60) == -signal.SIGKILL
     assert number > 6, "there were corrections"
-    bank = open_bank(clip_bank)
+    bank = Bank.open(clip_bank)
     log = {entry.version: entry for entry in bank.log}
     for made, version in answered.items():
         assert log[version].reason == str(made), "what was answered is there"

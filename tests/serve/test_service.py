@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from servers import queries
 
-from ra_hmd.bank.bank import open_bank
+from ra_hmd.bank.bank import Bank
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.detector import Detector
@@ -119,14 +119,14 @@ def test_a_correction_votes_in_the_next_answer(served_clip: Path, clip_bank: Pat
         bank_service.rollback(1, author="ana", reason="a trial")
         again = wait_for_all(service.submit(asked), 60)
     assert [one.detection.scores for one in again] == [pytest.approx(one.detection.scores, abs=1e-6) for one in before]
-    assert [line.action for line in open_bank(clip_bank).log] == ["create", "add", "rollback"]
+    assert [line.action for line in Bank.open(clip_bank).log] == ["create", "add", "rollback"]
 
 
 def test_another_process_changes_the_bank(served_clip: Path, clip_bank: Path, memes: Path) -> None:
     query = queries(memes)[0]
     with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
         (first,) = wait_for_all(service.submit([query]), 60)
-        other = open_bank(clip_bank)
+        other = Bank.open(clip_bank)
         other.remove([first.detection.neighbours[0]["id"]], author="bo", reason="a double")
         (second,) = wait_for_all(service.submit([query]), 60)
     assert second.version["bank"]["version"] == 2

@@ -126,7 +126,7 @@ class MilvusBackend:
         settings: dict[str, Any],
         entry: VersionEntry,
         change: Change,
-        new: np.ndarray,
+        embedding: np.ndarray,
         **options: Any,
     ) -> None:
         """Create the collections with the first version; they are a bank once its entry is written.

@@ -69,14 +69,14 @@ class ParquetBackend:
         settings: The manifest of the bank.
     """
 
-    def __init__(self, folder: str | Path, wait: float = 60.0) -> None:
-        self.location = Path(folder)
+    def __init__(self, location: str | Path, wait: float = 60.0) -> None:
+        self.location = Path(location)
         self._wait = wait
         if not (self.location / MANIFEST_NAME).is_file() or not (self.location / VERSIONS).is_dir():
-            raise UserError(f"{folder} is not an example bank; make one with `ra-hmd bank create`.")
+            raise UserError(f"{location} is not an example bank; make one with `ra-hmd bank create`.")
         manifest = read_json(self.location / MANIFEST_NAME)
         if manifest.get("kind") != "bank":
-            raise UserError(f"{folder} holds a {manifest.get('kind')!r} run, not an example bank.")
+            raise UserError(f"{location} holds a {manifest.get('kind')!r} run, not an example bank.")
         self.settings: dict[str, Any] = dict(manifest)
         self._multi_label = manifest.problem.kind == "multi_label"
         self._index = ParquetIndex(self.location / CACHE, self.settings, self.embeddings)
@@ -84,24 +84,24 @@ class ParquetBackend:
     @classmethod
     def create(
         cls,
-        folder: str | Path,
+        location: str | Path,
         settings: dict[str, Any],
         entry: VersionEntry,
         change: Change,
         embedding: np.ndarray,
-        wait: float = 60.0,
+        **options: Any,
     ) -> None:
-        """Write the folder with its first version; it appears in one step, so there is nothing to wait for.
+        """Write the folder with its first version; it appears in one step, so no option is needed.
 
         Raises:
             UserError: the folder exists.
         """
-        with new_folder(folder) as temporary:
+        with new_folder(location) as temporary:
             (temporary / VERSIONS).mkdir()
             write_json(temporary / MANIFEST_NAME, settings)
             _write_version(temporary, entry, change, embedding)
             sync_folder(temporary)
-        sync_folder(Path(folder).parent)
+        sync_folder(Path(location).parent)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -143,7 +143,7 @@ class ParquetBackend:
         if entry.version % EVERY == 0:
             versions = self.read(1, entry.version)
             with suppress(OSError):  # a checkpoint is optional: the disk may be full, or the folder read-only
-                write_checkpoint(self.location / CACHE / _CHECKPOINT, {one.version: (one, what) for one, what in versions})
+                write_checkpoint(self.location / CACHE / _CHECKPOINT, versions)
 
     def _checkpoint(self, last: int) -> dict[int, tuple[VersionEntry, Change]]:
         """The versions in the checkpoint, if it belongs to this bank."""

@@ -17,7 +17,7 @@ from ra_hmd.bank.versions import BankState
 from ra_hmd.core.artifacts import atomic_path, read_json, write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.retrieval.distinct_vectors import ABSENT, DistinctVectors, VectorRows
-from ra_hmd.retrieval.index import RECALL_SAMPLE, IndexKind, SearchIndex, build_index, resolve_kind, sample_rows
+from ra_hmd.retrieval.index import RECALL_SAMPLE, ResolvedKind, SearchIndex, build_index, resolve_kind, sample_rows
 from ra_hmd.retrieval.knn import unit_rows
 from ra_hmd.retrieval.nearest import CandidateIndex
 
@@ -32,8 +32,8 @@ class ParquetIndex:
     """An index over the rows of a bank that follows its versions: new rows are appended, equal vectors stored once.
 
     Vectors that no row of the state has any more stay in the index, masked, until there are too many. `ivf` and `hnsw`
-    are rebuilt when the bank has doubled or half of the rows are gone; they are written to `cache/`, and read from there
-    by the next process. Their recall is measured again, and their search widened, when a twentieth of the rows has been
+    are rebuilt when the bank has doubled or half of the rows are gone. They are written to `cache/`, where the next
+    process reads them. Their recall is measured again, and their search widened, when a twentieth of the rows has been
     added or removed. It is the recall of queries like the rows of the index.
     """
 
@@ -97,7 +97,7 @@ class ParquetIndex:
         point[self._rows] = self._point
         return point
 
-    def _is_stale(self, index: SearchIndex, kind: str, state: BankState) -> bool:
+    def _is_stale(self, index: SearchIndex, kind: ResolvedKind, state: BankState) -> bool:
         if index.kind != kind or (len(self._rows) and self._rows.max() >= len(state.alive)):
             return True
         if kind == "flat":
@@ -119,7 +119,7 @@ class ParquetIndex:
         self._rows, self._point = self._rows[kept], number[self._point[kept]]
         return build_index(index.vectors(points), kind="flat")
 
-    def _build(self, kind: IndexKind, state: BankState) -> SearchIndex:
+    def _build(self, kind: ResolvedKind, state: BankState) -> SearchIndex:
         self._vectors, self._rows, self._point = DistinctVectors(), self._rows[:0], self._point[:0]
         settings = self._settings
         if kind == "flat":
@@ -128,9 +128,7 @@ class ParquetIndex:
         self._built = len(self._rows)
         vectors = unit_rows(self._embeddings(state, self._rows))
         self._point, new = self._vectors.number(vectors)
-        index = build_index(
-            vectors[new], kind=kind, seed=settings["seed"], recall_target=settings["recall_target"]
-        )
+        index = build_index(vectors[new], kind=kind, seed=settings["seed"], recall_target=settings["recall_target"])
         self._save(index)
         return index
 
