@@ -15,7 +15,9 @@ from data_copies import hateful_memes
 from engines import BIN, run
 from meme_files import imported, picture, table
 from PIL import Image
+from typer.testing import CliRunner
 
+from ra_hmd.cli.app import app
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.checks import fix, scan
 from ra_hmd.data.checks.check import check_data
@@ -179,16 +181,21 @@ def test_every_planted_defect_is_found_and_nothing_else(copy: Copy) -> None:
 
 
 def test_severities_decide_the_exit_code(copy: Copy) -> None:
-    command = [str(BIN / "ra-hmd"), "data", "check", str(copy.folder), "--workers", "1"]
-    assert run(command, copy.folder).returncode == 0
+    command = ["data", "check", str(copy.folder), "--workers", "1"]
+    assert run([str(BIN / "ra-hmd"), *command], copy.folder).returncode == 0
+
+    def check(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
+        return done.exit_code, done.output
+
     copy.edit("val", lambda rows: rows.pop())
-    warned = run(command, copy.folder)
-    assert (warned.returncode, "warning  rows: 1" in warned.stdout) == (0, True)
-    assert run([*command, "--strict"], copy.folder).returncode == 1
+    code, printed = check(*command)
+    assert (code, "warning  rows: 1" in printed) == (0, True)
+    assert check(*command, "--strict")[0] == 1
     copy.image("n1.png").unlink()
-    failed = run(command, copy.folder)
-    assert (failed.returncode, "error    missing_image: 1" in failed.stdout) == (1, True)
-    assert run([*command[:-3], "nowhere"], copy.folder).returncode == 2
+    code, printed = check(*command)
+    assert (code, "error    missing_image: 1" in printed) == (1, True)
+    assert check(*command[:-3], "nowhere")[0] == 2
 
 
 def test_fix_takes_out_what_nothing_can_use_and_lists_it(copy: Copy) -> None:

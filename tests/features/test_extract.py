@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from engines import BIN, child_env, run
+from typer.testing import CliRunner
 
+from ra_hmd.cli.app import app
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.prompt import Answers, PromptTemplate
@@ -82,7 +84,9 @@ def test_two_ranks(stage1_run: Path, memes: Path, reference: Features, tmp_path:
     assert_same(read_features(tmp_path / "f"), reference)
 
 
-def test_killed_and_resumed(stage1_run: Path, memes: Path, reference: Features, tmp_path: Path) -> None:
+def test_killed_and_resumed(
+    stage1_run: Path, memes: Path, reference: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = [
         *COMMAND, "--checkpoint", str(stage1_run), "--data", str(memes / "a"), "--output", "f",
         "--shard-size", "5", "--batch-size", "5",
@@ -102,8 +106,9 @@ def test_killed_and_resumed(stage1_run: Path, memes: Path, reference: Features, 
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "f").glob("part-*.parquet")}
     for name in kept:
         assert pq.read_table(tmp_path / "f" / name).num_rows == 5
-    done = run(command, tmp_path)
-    assert done.returncode == 0, done.stdout
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, command[1:])
+    assert done.exit_code == 0, f"{done.output}\n{done.exception!r}"
     assert {name: (tmp_path / "f" / name).stat().st_mtime_ns for name in kept} == kept
     assert_same(read_features(tmp_path / "f"), reference)
 
@@ -167,24 +172,11 @@ def test_truncated_image_is_named_without_a_traceback(stage1_run: Path, memes: P
     shutil.copytree(memes / "a", tmp_path / "a")
     meme = read_memes(tmp_path / "a" / "dev.jsonl")[3]
     meme.image.write_bytes(meme.image.read_bytes()[:200])
-    done = run(
-        [
-            str(BIN / "ra-hmd"),
-            "extract",
-            "--checkpoint",
-            str(stage1_run),
-            "--data",
-            "a",
-            "--split",
-            "dev",
-            "--output",
-            "f",
-        ],
-        tmp_path,
-    )
-    assert done.returncode == 2
-    assert f"Error: meme '{meme.id}': image" in done.stdout
-    assert "Traceback" not in done.stdout
+    words = ["extract", "--checkpoint", str(stage1_run), "--data", str(tmp_path / "a"), "--split", "dev"]
+    done = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "f")])
+    assert done.exit_code == 2
+    assert f"Error: meme '{meme.id}': image" in done.output
+    assert "Traceback" not in done.output
 
 
 def test_backbone_only(tiny: object, memes: Path, tmp_path: Path) -> None:

@@ -14,8 +14,11 @@ import pytest
 import torch
 import yaml
 from engines import BIN, ROOT, child_env, train
+from llamafactory.train import tuner
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.features.store import read_features
 from ra_hmd.models.head import load_head, read_head_config
@@ -92,7 +95,7 @@ def test_optimizer_groups(stage1_run: Path) -> None:
 
 def test_the_other_families_train(stage1_config: Config, tmp_path: Path) -> None:
     for family in ("qwen2_5_vl", "qwen3_vl"):
-        train(stage1_config(tmp_path / family, family, max_samples=16, do_eval=True), tmp_path)
+        tuner.run_exp(stage1_config(tmp_path / family, family, max_samples=16, do_eval=True), callbacks=[])
         assert read_head_config(tmp_path / family).input_dim == 64
         assert "eval_lmh_auroc" in json.loads((tmp_path / family / "eval_results.json").read_text())
 
@@ -100,7 +103,7 @@ def test_the_other_families_train(stage1_config: Config, tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def one_rank(stage1_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
-    train(stage1_config(folder / "out", lora_dropout=0.0), folder)
+    tuner.run_exp(stage1_config(folder / "out", lora_dropout=0.0), callbacks=[])
     return folder / "out"
 
 
@@ -127,7 +130,7 @@ def test_two_ranks_equal_one(
     fresh = stage1_config(
         tmp_path / "again", do_train=None, do_eval=True, adapter_name_or_path=str(tmp_path / name), eval_strategy="no"
     )
-    train(fresh, tmp_path)
+    tuner.run_exp(fresh, callbacks=[])
     again = json.loads((tmp_path / "again" / "eval_results.json").read_text())
     assert again["eval_lrc_loss"] == pytest.approx(results["eval_lrc_loss"], rel=1e-3)
     assert read_json(tmp_path / "again" / "evaluation_manifest.json").data.eval.rows == 16
@@ -141,20 +144,16 @@ def test_official_spelling_of_4_bit_really_quantises(stage1_config: Config, tmp_
     assert "was read as `bnb`" in printed
     assert "Quantizing model to 4 bit" in printed
     assert read_json(tmp_path / "q" / "ra_hmd.json").base_model.loading.quantization_bit == 4
-    done = subprocess.run(
-        [
-            str(BIN / "ra-hmd"), "extract", "--checkpoint", "q", "--data", config["dataset_dir"] + "/a",
-            "--split", "dev", "--output", "features", "--workers", "0",
-        ],
-        cwd=tmp_path, env=child_env(), check=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0
+    data = str(Path(config["dataset_dir"]) / "a")
+    words = ["extract", "--checkpoint", str(tmp_path / "q"), "--data", data, "--split", "dev", "--workers", "0"]
+    done = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "features")])
+    assert done.exit_code == 0, f"{done.output}\n{done.exception!r}"
     assert read_features(tmp_path / "features").embedding.shape[1] == 32
 
 
 def test_killed_and_resumed_training_gives_the_same_weights(stage1_config: Config, tmp_path: Path) -> None:
     changes = {"save_strategy": "steps", "save_steps": 3, "max_samples": 64, "num_train_epochs": 2}
-    train(stage1_config(tmp_path / "whole", **changes), tmp_path)
+    tuner.run_exp(stage1_config(tmp_path / "whole", **changes), callbacks=[])
 
     config = stage1_config(tmp_path / "killed", **changes)
     (tmp_path / "killed.yaml").write_text(yaml.safe_dump(config))
