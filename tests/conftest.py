@@ -22,6 +22,27 @@ from ra_hmd.models.tiny import make_tiny_lmm
 __all__ = ["clip_bank", "lab", "served_clip", "served_lmm"]  # fixtures of lab.py and served.py
 TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
 SIZE = 96
+# Fixtures that train an LMM or start a browser: tests that need them are slow.
+SLOW_FIXTURES = {"stage1_run", "served_lmm", "browser"}
+# With `--dist loadfile` a process takes the next file of this order when it is free, so the last one should be short.
+LONGEST_FIRST = (
+    "docs/test_documented_walks.py",
+    "e2e/test_ablate.py",
+    "llamafactory_ext/test_stage1.py",
+    "llamafactory_ext/test_joint_training.py",
+    "llamafactory_ext/test_tuning_kinds.py",
+    "e2e/test_demo.py",
+    "privacy/test_nothing_leaves.py",
+    "e2e/test_encoder_track.py",
+    "llamafactory_ext/test_gpu_recipe.py",
+    "packaging/test_gpu_check.py",
+    "experiments/test_in_context.py",
+    "llamafactory_ext/test_reuse.py",
+    "inference/test_predict_files.py",
+    "features/test_extract.py",
+    "console/test_reviewing.py",
+    "console/test_browser.py",
+)
 BLANK = BytesIO()
 Image.new("RGB", (1, 1)).save(BLANK, "PNG")
 
@@ -30,6 +51,17 @@ torch.set_num_threads(1)
 faiss.omp_set_num_threads(1)
 os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, and mark the tests whose fixtures are slow."""
+    here = Path(__file__).parent
+    rank = {here / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,8 @@ from ra_hmd.core.problem import Problem
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.evaluation.report.sections import METRIC_NAMES, format_estimate
 
+pytestmark = pytest.mark.slow
+
 
 def ra_hmd(*words: str | Path) -> str:
     done = CliRunner().invoke(app, [str(word) for word in words])

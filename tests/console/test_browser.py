@@ -14,6 +14,8 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = {"bank_service": (1280, 900), "telephone": (390, 844)}
 TABS = ("Check", "Review", "History", "Figures")
 

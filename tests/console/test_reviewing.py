@@ -184,6 +184,7 @@ moderation.correct(subject, plan, "ana", "wrong")
 
 @pytest.mark.parametrize("relabel", [False, True], ids=["add", "relabel"])
 @pytest.mark.parametrize("after", [False, True], ids=["before the bank", "after the bank"])
+@pytest.mark.slow
 def test_killed_between_bank_and_review(
     served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path, relabel: bool, after: bool
 ) -> None:

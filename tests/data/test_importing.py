@@ -188,6 +188,7 @@ def killed(tmp_path: Path) -> list[str]:
     return [str(BIN / "ra-hmd"), "data", "import", "generic", "mine", "--output", "out", "--workers", "2"]
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_loses_nothing(killed: list[str], tmp_path: Path) -> None:
     with subprocess.Popen(
         killed,

@@ -92,6 +92,7 @@ def grey_memes(root: Path, texts: list[str], **splits: list[str]) -> Path:
     return root / "out"
 
 
+@pytest.mark.slow
 def test_real_pictures_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words(tmp_path / "data" / "coffee.png", "coffee is ready")
     words(tmp_path / "data" / "rain.png", "rain again", "on monday")

@@ -25,6 +25,8 @@ from ra_hmd.cli.app import app
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.models.clip_presets import PRESETS
 
+pytestmark = pytest.mark.slow
+
 RUN = "saves/qwen2_vl_7b/hateful_memes_qlora"
 # What the shipped recipe asks of a GPU or of thousands of memes, on a CPU with a few.
 ON_A_CPU = (

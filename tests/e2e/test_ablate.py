@@ -17,6 +17,8 @@ from ra_hmd.experiments.pipeline import Step, run_steps
 from ra_hmd.features.store import read_features
 from ra_hmd.features.test_lock import final_records
 
+pytestmark = pytest.mark.slow
+
 HEAD_KEYS = {"loss_ratio", "classifier_lr", "num_layers", "proj_dim"}
 
 

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
 from engines import BIN, run
 
 from ra_hmd.experiments.demo import demo_steps
+
+pytestmark = pytest.mark.slow
 
 
 def test_quick_demo(tmp_path: Path) -> None:

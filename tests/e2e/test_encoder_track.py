@@ -20,6 +20,8 @@ from ra_hmd.data.synthetic.confounders import make_confounders
 from ra_hmd.features.store import read_features
 from ra_hmd.models.head import load_head
 
+pytestmark = pytest.mark.slow
+
 FUSIONS = ("align", "cross", "concat")
 SPLITS = ("train", "dev", "test")
 

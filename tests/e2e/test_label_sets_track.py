@@ -23,6 +23,8 @@ from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import load_head, read_head_config
 from ra_hmd.retrieval.embeddings import hidden_tensor, run_head
 
+pytestmark = pytest.mark.slow
+
 C = 22
 ROWS = {"train": 60, "val": 30, "test": 40}
 TOPICS = ("tea", "rain", "cats", "maps", "bread", "snow")

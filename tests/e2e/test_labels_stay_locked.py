@@ -15,6 +15,8 @@ from ra_hmd.core.artifacts import read_json, write_json
 from ra_hmd.features.store import STORE_MANIFEST, read_features
 from ra_hmd.features.test_lock import FINAL_RECORD, final_records
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["test_seen", "holdout"]
 """A test split, and one whose name says nothing."""
 

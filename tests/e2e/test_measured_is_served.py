@@ -19,6 +19,8 @@ from ra_hmd.serve.app import create_app
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService
 
+pytestmark = pytest.mark.slow
+
 _STAGE2 = "batch_size: 32\nepochs: 2\nlr: 1.0e-3\n"
 
 

@@ -18,6 +18,8 @@ from ra_hmd.serve.app import create_app
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService
 
+pytestmark = pytest.mark.slow
+
 _SCORE = re.compile(r'data-head="(\w+)" data-score="([^"]+)"')
 
 

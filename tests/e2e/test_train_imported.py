@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
 
+pytestmark = pytest.mark.slow
+
 BY_COMMANDS = "hateful_memes"
 
 

@@ -27,6 +27,8 @@ from ra_hmd.models.generation.chat import Chat, ChatModel
 from ra_hmd.models.head import load_head
 from ra_hmd.retrieval.embeddings import Embeddings
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 80  # more than a part
 
 

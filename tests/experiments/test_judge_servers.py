@@ -12,6 +12,8 @@ from ra_hmd.cli.app import app
 from ra_hmd.core.errors import UserError
 from ra_hmd.experiments.judge.client import JudgeSettings
 
+pytestmark = pytest.mark.slow
+
 
 def choices(*given: Any, **more: Any) -> dict[str, Any]:
     return {"object": "chat.completion", "model": "m", "choices": list(given)} | more

@@ -31,6 +31,8 @@ from ra_hmd.models.checkpoint import open_backbone
 from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
 from ra_hmd.models.tiny_clip import make_tiny_encoder
 
+pytestmark = pytest.mark.slow
+
 ALTCLIP_WIDTHS = (128, 64)
 
 

@@ -23,6 +23,8 @@ from ra_hmd.features.extract_lmm import extract
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.checkpoint import open_backbone, open_run
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [str(BIN / "ra-hmd"), "extract", "--workers", "0"]
 
 

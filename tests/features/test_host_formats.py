@@ -31,6 +31,8 @@ from ra_hmd.inference.batch_reader import read_batch
 from ra_hmd.models.checkpoint import load_encoder
 from ra_hmd.models.tokenization import InputSettings
 
+pytestmark = pytest.mark.slow
+
 ROWS = 6
 OFFICIAL = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 Write = Callable[[Path, list[dict[str, Any]]], dict[str, Any]]

@@ -22,6 +22,8 @@ from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.explainer import NOTE, QUESTION, Explainer
 from ra_hmd.inference.meme_lookup import MemeLookup
 
+pytestmark = pytest.mark.slow
+
 POLICY = "Rule 1. A cat must not be praised.\nRule 2. A cake may be praised."
 WORDS = 12
 

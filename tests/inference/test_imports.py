@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from engines import run
 
+pytestmark = pytest.mark.slow
+
 HOST = {"llamafactory", "trl", "deepspeed", "peft", "datasets", "gradio", "fastapi", "pymilvus", "matplotlib", "openai"}
 MODELS = {"transformers", "sklearn"}
 SCRIPT = (

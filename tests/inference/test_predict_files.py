@@ -358,6 +358,7 @@ def undisturbed(lab: Path, many: Path) -> Path:
     return many.parent / "whole.jsonl"
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(lab: Path, many: Path, undisturbed: Path, tmp_path: Path) -> None:
     output, parts = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts"
     words = [str(BIN / "ra-hmd"), "predict", "--checkpoint", str(lab / "head"), "--bank", str(lab / "train")]
@@ -397,6 +398,7 @@ def test_killed_and_resumed(lab: Path, many: Path, undisturbed: Path, tmp_path: 
     assert output.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_two_ranks(lab: Path, many: Path, undisturbed: Path, tmp_path: Path) -> None:
     words = [
         str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", "29547", "--no-python", str(BIN / "ra-hmd"),

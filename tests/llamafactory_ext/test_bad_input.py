@@ -13,6 +13,8 @@ from PIL import Image
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 Records = list[dict[str, Any]]
 RunWith = Callable[..., Path]
 

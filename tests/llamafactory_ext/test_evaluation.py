@@ -14,6 +14,8 @@ from llamafactory_ext.sft_classifier import workflow
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., dict[str, Any]]
 BINARY_NAMES = ["accuracy", "precision", "recall", "f1", "macro_f1", "auroc"]
 

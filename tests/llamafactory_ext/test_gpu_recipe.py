@@ -16,6 +16,8 @@ from engines import ROOT, run
 from gpu_engines import flash_attn_func, flash_attn_varlen_func
 from transformers import AutoModelForImageTextToText
 
+pytestmark = pytest.mark.slow
+
 PROBE = str(Path(__file__).with_name("gpu_engines.py"))
 SIZES = {
     "dataset": "confounders_a",

@@ -23,6 +23,8 @@ from ra_hmd.features.extract_lmm import extract
 from ra_hmd.features.store import read_features
 from ra_hmd.models.checkpoint import open_run
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., dict[str, Any]]
 PROBE = str(Path(__file__).with_name("joint_probe.py"))
 

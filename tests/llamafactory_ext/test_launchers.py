@@ -11,6 +11,8 @@ from engines import BIN, run
 
 from llamafactory_ext.launchers import asked_stage, diverted
 
+pytestmark = pytest.mark.slow
+
 COMMAND = str(BIN / "llamafactory-cli")
 VARIABLES = ("USE_V1", "USE_MCA", "USE_MEGATRON_BRIDGE")
 

@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from engines import BIN, ROOT, run, train
+
+pytestmark = pytest.mark.slow
 
 PROBE = """
 import json, sys

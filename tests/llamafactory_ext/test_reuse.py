@@ -18,6 +18,8 @@ from ra_hmd.core.artifacts import read_json, write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.models.checkpoint import ADDITIVE, check_adapter, open_run
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., dict[str, Any]]
 
 

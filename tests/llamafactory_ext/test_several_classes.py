@@ -25,6 +25,8 @@ from ra_hmd.models.head import read_head_config
 from ra_hmd.models.losses import Objective
 from ra_hmd.models.tokenization import ANSWER_BUDGET, InputSettings
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., dict[str, Any]]
 Records = list[dict[str, Any]]
 

@@ -23,6 +23,8 @@ from ra_hmd.core.artifacts import read_json
 from ra_hmd.features.store import read_features
 from ra_hmd.models.head import load_head, read_head_config
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., dict[str, Any]]
 
 

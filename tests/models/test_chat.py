@@ -16,6 +16,8 @@ from ra_hmd.data.prompt import Answers
 from ra_hmd.models.checkpoint import MemeModel, open_backbone, open_run
 from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids, fold_image_tokens
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -25,6 +25,8 @@ from ra_hmd.models.checkpoint import open_run
 from ra_hmd.models.convert_official import import_official
 from ra_hmd.models.head import read_head_config
 
+pytestmark = pytest.mark.slow
+
 H, D = 64, 24
 SHAPE = {"hidden_size": H, "num_layers": 3, "proj_dim": D, "output_dim": 1}
 RATES = {"input_dropout": 0.1, "dropout": [0.2, 0.4, 0.1]}

@@ -21,6 +21,8 @@ from ra_hmd.data.synthetic.confounders import DOMAINS, make_confounders
 from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
 from ra_hmd.models.tiny_clip import EncoderFamily, make_tiny_encoder
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "scripts" / "pretrain_tiny_encoder.py"
 SUBJECT_OF = {noun: subject for domain in DOMAINS for subject, nouns in domain.nouns.items() for noun in nouns}
 

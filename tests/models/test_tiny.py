@@ -111,6 +111,7 @@ def test_chat_template_agrees_with_the_host(model_folder: tuple[str, Path], imag
     assert text.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
 
 
+@pytest.mark.slow
 def test_seed_decides_every_byte(tmp_path: Path) -> None:
     torch.manual_seed(99)
     for family in FAMILIES:

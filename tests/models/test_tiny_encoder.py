@@ -124,6 +124,7 @@ def test_letters_of_any_script_have_tokens(family: str, tmp_path: Path) -> None:
     assert "🙂" in tokenizer.decode(ids)
 
 
+@pytest.mark.slow
 def test_seed_decides_every_byte(tmp_path: Path) -> None:
     torch.manual_seed(99)
     for family in FAMILIES:

@@ -20,6 +20,8 @@ from ra_hmd.data.sharegpt_export import write_sharegpt
 from ra_hmd.serve import auth
 from ra_hmd.serve.auth import KeyRing, make_key
 
+pytestmark = pytest.mark.slow
+
 
 def _slowed(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, after a time in which another thread comes to the same place."""

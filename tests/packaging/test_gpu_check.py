@@ -10,6 +10,8 @@ import pytest
 import torch
 from engines import BIN, ROOT, run
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = ROOT / "scripts"
 
 

@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
 
+pytestmark = pytest.mark.slow
+
 WAIT = 90.0
 
 

@@ -17,6 +17,8 @@ from servers import drawn, encoded, in_process
 
 from ra_hmd.core.privacy import _SETTINGS, keep_private
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 CACHES = (".cache/huggingface/", ".cache/matplotlib/", ".config/matplotlib/", ".triton/")
 """What docs/deploy.md names."""

@@ -17,6 +17,8 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.serve.hosts import normalize_host, normalize_root_path
 from ra_hmd.serve.server import KEEP_ALIVE_SECONDS, ServerSettings
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 100_000
 JSON = {"Content-Type": "application/json"}
 HALF = "\ud83d"

@@ -23,6 +23,8 @@ from servers import drawn, encoded, in_process
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.detector import Detector
 
+pytestmark = pytest.mark.slow
+
 MARK = "zebracake"
 LIMIT = 4_000_000
 

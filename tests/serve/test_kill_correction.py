@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 from servers import drawn, encoded, in_process
 from typer.testing import CliRunner
 
 from ra_hmd.bank.bank import Bank
 from ra_hmd.cli.app import app
+
+pytestmark = pytest.mark.slow
 
 
 def correct(client: httpx.Client, number: int, picture: str) -> httpx.Response:

@@ -18,6 +18,8 @@ from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.hosts import is_loopback
 from ra_hmd.serve.server import ServerSettings
 
+pytestmark = pytest.mark.slow
+
 
 def run(*words: str | Path) -> tuple[int, str, str]:
     done = CliRunner().invoke(app, [str(word) for word in words])

@@ -3,7 +3,10 @@
 import json
 import sys
 
+import pytest
 from engines import ROOT, run
+
+pytestmark = pytest.mark.slow
 
 
 def test_stage_2_raises_the_vote_on_digits_and_breast_cancer(tmp_path):
