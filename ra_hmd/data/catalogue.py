@@ -1,4 +1,4 @@
-"""All data sets at a glance: the table of `ra-hmd data list`, and the shipped `data/dataset_info.json`."""
+"""Overview of all data sets: the table of `ra-hmd data list`, and the shipped `data/dataset_info.json`."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from ra_hmd.data.training_records import dataset_info_entry
 
 
 def catalogue_table() -> Table:
-    """Every data set: splits and expected rows (of the first task also per class), tasks, licence, owner."""
+    """Build the table of data sets: splits, expected rows (and classes of the first task), tasks, licence, owner."""
     table = Table(title="Data sets (rows and classes of a whole copy)", show_lines=True)
     for column in ("name", "splits", "tasks", "terms, as we read them", "from"):
         table.add_column(column, overflow="fold")
@@ -21,7 +21,7 @@ def catalogue_table() -> Table:
 
 
 def dataset_info() -> dict[str, Any]:
-    """Entries of every public data set, under the official names and where there is none under ours."""
+    """Return the `dataset_info.json` entries of every public data set, under the official names where they exist."""
     named = [entry for reader in READERS.values() for entry in reader.sharegpt.values()]
     return {name: dataset_info_entry(file) for name, file in named}
 

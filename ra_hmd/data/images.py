@@ -1,7 +1,7 @@
-"""What a picture is. Every step that looks at a meme opens its image here, so all see the same pixels.
+"""Image decoding. Every step that needs the image of a meme decodes it here, so that all of them have the same pixels.
 
-A picture is RGB with 8 bits per channel: the first frame, upright as its EXIF data ask for, transparent parts white,
-deeper values scaled. `docs/data.md` has the table of modes and formats.
+A decoded image is RGB with 8 bits per channel: the first frame, rotated as its EXIF data demand, transparent parts
+white, deeper values scaled. `docs/data.md` has the table of modes and formats.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import imagehash
 import numpy as np
@@ -44,19 +44,19 @@ _NOT_DECODED = {
     b"<svg": "SVG",
 }
 UNKNOWN_FORMAT = "no format of pictures that is decoded"
-Picture = str | Path | bytes | Mapping[str, Any] | Image.Image
+ImageSource = str | Path | bytes | Mapping[str, Any] | Image.Image
 _WHOLE, _SAMPLES, _SAMPLE = 1 << 16, 16, 1 << 12  # bytes of a file that `file_digest` reads
 
 
 @dataclass(frozen=True)
 class ImageTraits:
-    """What of a picture's file does not show in the pixels that models see.
+    """Properties of an image file that its decoded pixels do not show.
 
     Attributes:
-        transparent: Some of it is, and was put on white.
-        depth: Its mode where that has more than 8 bits per value, such as `I;16`, else "".
-        turned: Its EXIF data ask for another orientation than that of the stored pixels.
-        frames: It has more than one frame.
+        transparent: Whether some pixels are transparent, and became white.
+        depth: Pillow mode with more than 8 bits per value, such as `I;16`; "" for other images.
+        turned: Whether the EXIF data demand another orientation than that of the stored pixels.
+        frames: Whether there is more than one frame.
     """
 
     transparent: bool = False
@@ -65,19 +65,20 @@ class ImageTraits:
     frames: bool = False
 
 
-def load_image(source: Picture, formats: Sequence[str] | None = None) -> Image.Image:
-    """Decode an image in full, as everyone sees it: see the module.
+def load_image(source: ImageSource, formats: tuple[str, ...] | list[str] | None = None) -> Image.Image:
+    """Decode an image in full into RGB, as the module describes.
 
     Args:
-        source: A file, the content of one, both as `bytes` and `path` of a mapping (so Parquet files of Hugging Face
-            have them; the path counts where there are no bytes), or an image that somebody else has opened.
-        formats: Pillow's names of the formats that may be tried; None: all but PostScript, which is a program.
+        source: Path of a file, the content of a file, an opened image, or a mapping with `bytes` and `path`, as Parquet
+            files of Hugging Face have it (the path counts where there are no bytes).
+        formats: Pillow's names of the formats to try; by default all but PostScript, which is a program.
 
     Raises:
-        UserError: the file is missing, truncated, not an image, or so large that decoding it is not safe.
+        UserError: The file is missing, truncated, not an image, or too large to be decoded safely.
     """
     if isinstance(source, Mapping):
-        source = source["bytes"] if source.get("bytes") is not None else source["path"]
+        embedded: str | Path | bytes = source["bytes"] if source.get("bytes") is not None else source["path"]
+        source = embedded
     place = f"image {source}" if isinstance(source, str | Path) else "it"
     try:
         with nullcontext(source) if isinstance(source, Image.Image) else open_image(source, formats) as image:
@@ -90,11 +91,11 @@ def load_image(source: Picture, formats: Sequence[str] | None = None) -> Image.I
         ) from error
 
 
-def open_image(source: str | Path | bytes, formats: Sequence[str] | None = None) -> Image.Image:
-    """Open an image by its content, whatever its suffix, and read its header alone. `to_rgb` decodes it.
+def open_image(source: str | Path | bytes, formats: tuple[str, ...] | list[str] | None = None) -> Image.Image:
+    """Open an image by its content, whatever its suffix, and read only its header. `to_rgb` decodes it.
 
     Raises:
-        UnidentifiedImageError: no format that is decoded, which is named where it is known.
+        UnidentifiedImageError: The format is not decoded; the message names it where it is known.
     """
     if not isinstance(source, bytes) and not os.path.isfile(source) and os.path.exists(source):  # noqa: PTH110, PTH113
         raise UnidentifiedImageError("a folder, or no regular file")  # opening a pipe would wait for its writer
@@ -105,7 +106,7 @@ def open_image(source: str | Path | bytes, formats: Sequence[str] | None = None)
 
 
 def describe_fault(error: Exception) -> str:
-    """What a decoder says, for people."""
+    """Return the message of a decoder's exception, or the name of its class."""
     return str(error) or type(error).__name__
 
 
@@ -125,7 +126,7 @@ def _unknown(source: str | Path | bytes) -> str:
 
 @cache
 def known_formats() -> tuple[str, ...]:
-    """Pillow's names of all formats that are decoded, HEIF among them: not PostScript, which Ghostscript would run."""
+    """Return Pillow's names of all formats that are decoded, with HEIF but without PostScript, which is a program."""
     from pillow_heif import register_heif_opener
 
     Image.init()
@@ -134,23 +135,25 @@ def known_formats() -> tuple[str, ...]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The pixels of an opened image as everyone sees them, without what its file says besides. See the module."""
+    """Convert an opened image into RGB, as the module describes, without the metadata of its file."""
     return to_rgb_with_traits(image)[0]
 
 
 def to_rgb_with_traits(image: Image.Image) -> tuple[Image.Image, ImageTraits]:
-    """`to_rgb`, with what does not show in it."""
+    """Convert like `to_rgb`, and return the properties of the file that the pixels do not show."""
     if image.mode == "RGB" and not image.info and type(image) is Image.Image:
         return image, ImageTraits()
-    key = _transparent_colour(image)  # first: asking a PNG for EXIF data decodes it
-    frames = bool(getattr(image, "is_animated", False)) and image.format != "MPO"  # of an MPO the second is a preview
+    key = _transparent_colour(image)  # first, because reading the EXIF data of a PNG decodes it
+    frames = (
+        bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+    )  # the second image of an MPO is a preview
     orientation = image.info.get("original_orientation") or _orientation(image)  # HEIF files are turned by the decoder
     image.load()
     if image.mode in _DEEP:
         flat, transparent = _scaled(image, key)
     else:
         flat, transparent = _on_white(image, key)
-    flat.info = {}  # else it would be turned again by who reads the EXIF data in it
+    flat.info = {}  # otherwise a reader of its EXIF data would rotate it again
     turn = _UPRIGHT.get(_orientation(image))
     upright = flat if turn is None else flat.transpose(turn)
     depth = image.mode if image.mode in _DEEP else ""
@@ -160,14 +163,14 @@ def to_rgb_with_traits(image: Image.Image) -> tuple[Image.Image, ImageTraits]:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # EXIF data are written by anyone; a picture without good ones is as it is stored
+    except Exception:  # EXIF data may hold anything; an image without valid ones keeps its orientation
         return 1
 
 
 def _transparent_colour(image: Image.Image) -> int | tuple[int, ...] | bytes | None:
-    """The colour that a file declares transparent, as Pillow's pixels have it; None where there is none.
+    """Return the colour that a file declares transparent, in the range of Pillow's pixels; None if there is none.
 
-    Pillow hands on a PNG's own value, whose bits may be fewer than those of the pixels (grey) or more (RGB).
+    Pillow returns the value of a PNG unchanged, which may have fewer bits than the pixels (grey) or more (RGB).
     """
     key = image.info.get("transparency")
     tiles = getattr(image, "tile", None)
@@ -193,7 +196,7 @@ def _on_white(image: Image.Image, key: int | tuple[int, ...] | bytes | None) -> 
 
 
 def _scaled(image: Image.Image, key: int | tuple[int, ...] | bytes | None) -> tuple[Image.Image, bool]:
-    """Grey of more than 8 bits. Of 16 bits the upper half counts, as Pillow has it for 16 bits of RGB."""
+    """Scale grey values of more than 8 bits. Of 16 bits the upper 8 count, as in Pillow for RGB of 16 bits."""
     values = np.asarray(image)
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         grey = _fitted(values.astype(np.float64), tops=(1, 255, 65535) if image.mode == "F" else (255, 65535))
@@ -206,16 +209,16 @@ def _scaled(image: Image.Image, key: int | tuple[int, ...] | bytes | None) -> tu
 
 
 def _fitted(values: np.ndarray, tops: Sequence[int]) -> np.ndarray:
-    """Values of a format that does not say what white is: the first of `tops` that none exceeds, else the greatest."""
-    known = values[np.isfinite(values)]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    """Scale values of a format without a defined white; white is the first bound in `tops`, else their maximum."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
     top = next((top for top in tops if low >= 0 and high <= top), None)
     low, high = (low, high) if top is None else (0.0, float(top))
     return np.rint(255 * (np.nan_to_num(np.clip(values, low, high), nan=low) - low) / (high - low))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height from the file's header, without decoding; (0, 0) if it cannot be read."""
+    """Return width and height from the header of a file, without decoding; (0, 0) if it cannot be read."""
     try:
         with open_image(path) as image:
             return image.size
@@ -224,9 +227,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
-    """64-bit perceptual hash (imagehash's pHash) of a decoded image; None for one of one colour: all hash alike."""
+    """Return the 64-bit perceptual hash (imagehash's pHash); None for a single colour, as these all hash alike."""
     image = to_rgb(image)
-    if all(low == high for low, high in image.getextrema()):
+    if all(low == high for low, high in cast("tuple[tuple[int, int], ...]", image.getextrema())):
         return None
     bits = imagehash.phash(image).hash
     return int.from_bytes(np.packbits(bits.reshape(-1)).tobytes(), "little")
@@ -250,14 +253,14 @@ def content_hash(image: Image.Image, text: str) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """Digest of a file's content, cheap for many: of its size and all of it up to 64 KiB, else 16 places of 4 KiB.
+    """Return a cheap digest of a file: of its size, and of its content up to 64 KiB or 16 blocks of 4 KiB.
 
-    The first and the last place are among them, where formats keep their headers and EXIF data. Pictures are compressed
-    as a rule, so any other picture differs at nearly every place. What is no file that is there has the digest "".
+    The blocks include the first and the last, where formats keep headers and EXIF data. Images are usually compressed,
+    so two different ones differ in nearly every block. The digest of a path that is no file is "".
     """
     digest = hashlib.blake2b(digest_size=16)
     try:
-        if not os.path.isfile(path):  # noqa: PTH113 - a pipe would wait for its writer
+        if not os.path.isfile(path):  # noqa: PTH113 - opening a pipe would block
             return ""
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - of odd names too
             size = os.fstat(file.fileno()).st_size

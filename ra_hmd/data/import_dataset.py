@@ -1,4 +1,4 @@
-"""From a data set as people have it on disk to records: `ra-hmd data import`."""
+"""Import of a data set, as it lies on disk, into validated records: `ra-hmd data import`."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ from ra_hmd.core.progress import track
 from ra_hmd.data.images import UNKNOWN_FORMAT, describe_fault, open_image
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import DATASET_MANIFEST, REJECTED, MemeData, SplitWriter, json_line, open_data
-from ra_hmd.data.readers.base import Found, Reader
+from ra_hmd.data.readers.base import LocatedCopy, Reader
 from ra_hmd.data.readers.tree import absolute
 from ra_hmd.data.rows import jsonl_rows
 from ra_hmd.data.text import TextPolicy, normalise, well_formed
@@ -39,19 +39,19 @@ from ra_hmd.data.text import TextPolicy, normalise, well_formed
 _CHUNK = 2048
 _WORK = ".import"
 _MOVED = "moved.json"
-_FORMAT = 1  # of the records; a number more when a reader makes other ones
+_FORMAT = 1  # version of the records; raised when a reader makes other records from the same files
 _MOST_SPLITS = 64
 _DEV_SPLITS = ("val", "dev", "dev_seen", "dev_unseen")
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What decides the records, besides the files.
+    """Settings that decide the records, besides the files.
 
     Attributes:
-        text: What is done to captions.
-        val_fraction: Share of `train` that becomes `val`, for data sets without one.
-        seed: Of that cut.
+        text: Normalisation of captions.
+        val_fraction: Share of `train` that becomes `val`, for data sets without a dev split.
+        seed: Seed of that split.
     """
 
     text: TextPolicy = "single_line"
@@ -59,7 +59,7 @@ class ImportOptions:
     seed: int = 0
 
     def split_of(self, meme: Meme) -> str:
-        """The split of a meme, `val` for the chosen share of train. The choice depends on seed and id alone."""
+        """Return the split of a meme: `val` for the drawn share of train. The draw depends on seed and id alone."""
         if not self.val_fraction or meme.split != "train":
             return meme.split
         draw = int.from_bytes(hashlib.sha256(f"{self.seed}/{meme.id}".encode()).digest()[:8], "big") / 2**64
@@ -79,25 +79,25 @@ def import_data(
 ) -> MemeData:
     """Read a data set below `root` and write validated records to `output`.
 
-    A row becomes a record when its fields are understood, its id is new in its split and its image is there and begins
-    like an image; other rows go to `rejected.jsonl` with the reason. Stopped and started again, it continues. A folder
-    that already holds the same import is left as it is.
+    A row becomes a record if its fields are valid, its id is new in its split, and its image exists and can be
+    identified. Other rows go to `rejected.jsonl` with the reason. An interrupted import continues where it stopped; a
+    folder that already holds the same import is left unchanged.
 
     Raises:
-        UserError: nothing found, an `output` with something else in it, or no usable row at all.
+        UserError: No data set is found, `output` holds something else, or no row is valid.
     """
     options, output = options or ImportOptions(), Path(output)
-    found = reader.locate(root, images=images, add_on=add_on)
-    content = _content(reader, found, options, images)
+    copy = reader.locate(root, images=images, add_on=add_on)
+    content = _content(reader, copy, options, images)
     fingerprint = sha256_bytes(json.dumps(content, sort_keys=True).encode())
     with alone_in(output):
-        _import(reader, found, output, content, fingerprint, root=root, options=options, workers=workers, show=show)
+        _import(reader, copy, output, content, fingerprint, root=root, options=options, workers=workers, show=show)
     return open_data(output)
 
 
 def _import(
     reader: Reader,
-    found: Found,
+    copy: LocatedCopy,
     output: Path,
     content: dict[str, Any],
     fingerprint: str,
@@ -107,15 +107,15 @@ def _import(
     workers: int,
     show: bool,
 ) -> None:
-    """Make `output`, unless it is there already."""
-    folders = {f"{path}, {split}": str(folder.folder) for (path, split), folder in found.images.items()}
+    """Write `output`, unless it holds this import already."""
+    folders = {f"{path}, {split}": str(folder.folder) for (path, split), folder in copy.images.items()}
     if (output / DATASET_MANIFEST).is_file() and not _incomplete(output, fingerprint):
         return
     work = output / _WORK
     if output.is_dir() and any(output.iterdir()) and not work.is_dir() and not (output / DATASET_MANIFEST).is_file():
         raise UserError(f"{output} is not empty and holds no import; give another --output.")
     _prepare(work, sha256_bytes(fingerprint.encode(), json.dumps(folders).encode()))
-    chunks = _validate_all(reader, found, work, options, workers=workers, show=show)
+    chunks = _validate_all(reader, copy, work, options, workers=workers, show=show)
     merged = work / "merged"
     counts = _merge(merged, chunks)
     _check_counts(counts, options, reader, root)
@@ -124,7 +124,7 @@ def _import(
         **content,
         root=str(absolute(Path(root))),
         image_folders=folders,
-        notes=[*found.notes, *_unlabelled_notes(counts, reader)],
+        notes=[*copy.notes, *_unlabelled_notes(counts, reader)],
         splits={split: counts["rows"][split] for split in sorted(counts["rows"])},
         rejected=dict(sorted(counts["rejected"].items())),
         reasons=dict(counts["reasons"].most_common(20)),
@@ -139,11 +139,12 @@ def _import(
 
 
 def _incomplete(output: Path, fingerprint: str) -> bool:
-    """Whether the import that `output` holds is this one, and lacks images that may be there by now. One that --fix or
-    ocr changed since is left alone.
+    """Return whether `output` holds this import and lacks images, which may have arrived since.
+
+    An import that `--fix` or `ra-hmd data ocr` changed counts as complete.
 
     Raises:
-        UserError: it is another import.
+        UserError: `output` holds another import.
     """
     manifest = read_json(output / DATASET_MANIFEST)
     if manifest.get("fingerprint") != fingerprint:
@@ -157,7 +158,7 @@ def _lacks_image(reason: str) -> bool:
 
 
 def _unlabelled_notes(counts: dict[str, Counter[str]], reader: Reader) -> list[str]:
-    """What is said of splits whose memes have no label, where the data set's first task gives one."""
+    """Return a note for each split with unlabelled memes, unless the first task is a multi-label one."""
     if reader.tasks[0].multi_label:
         return []
     rows = counts["rows"]
@@ -177,12 +178,12 @@ def _check_counts(counts: dict[str, Counter[str]], options: ImportOptions, reade
                         f"{', '.join(counts['rows'])}.")  # fmt: skip
 
 
-def _content(reader: Reader, found: Found, options: ImportOptions, images: str | Path | None) -> dict[str, Any]:
-    files = [part.path for part in found.parts] + list(found.others.values())
+def _content(reader: Reader, copy: LocatedCopy, options: ImportOptions, images: str | Path | None) -> dict[str, Any]:
+    files = [part.path for part in copy.parts] + list(copy.others.values())
     return {
         "dataset": reader.name,
-        "layout": found.layout,
-        "variant": found.variant,
+        "layout": copy.layout,
+        "variant": copy.variant,
         "files": {str(path): sha256_file(path) for path in files},
         "images": None if images is None else str(absolute(Path(images))),
         "format": _FORMAT,
@@ -191,11 +192,11 @@ def _content(reader: Reader, found: Found, options: ImportOptions, images: str |
 
 
 def _prepare(work: Path, fingerprint: str) -> None:
-    """Make the folder of finished chunks, without those of another import."""
+    """Create the folder of finished chunks, and remove the chunks of another import."""
     mark = work / "fingerprint.json"
     if work.is_dir() and not (mark.is_file() and read_json(mark).get("fingerprint") == fingerprint):
         moved = read_json(work / _MOVED)["names"] if (work / _MOVED).is_file() else []
-        for name in moved:  # of an import that was stopped while it moved its files here
+        for name in moved:  # the other import was stopped while it moved its files here
             (work.parent / name).unlink(missing_ok=True)
         shutil.rmtree(work)
     shutil.rmtree(work / "merged", ignore_errors=True)
@@ -203,20 +204,20 @@ def _prepare(work: Path, fingerprint: str) -> None:
 
 
 def _validate_all(
-    reader: Reader, found: Found, work: Path, options: ImportOptions, *, workers: int, show: bool
+    reader: Reader, copy: LocatedCopy, work: Path, options: ImportOptions, *, workers: int, show: bool
 ) -> list[Path]:
-    """Validate every row in chunks; a chunk's file that is there is not made again."""
+    """Validate every row in chunks; return the files of the chunks. Finished chunks are reused."""
     paths: list[Path] = []
 
     def tasks() -> Iterator[Any]:
-        rows = ((_checked_split(meme, part.split, options), row.place, meme) for part, row, meme in reader.read(found))
+        rows = ((_checked_split(meme, part.split, options), row.place, meme) for part, row, meme in reader.read(copy))
         chunks = iter(lambda: tuple(islice(rows, _CHUNK)), ())
         for number, chunk in enumerate(chunks):
             path = work / f"chunk-{number:06d}.jsonl"
             paths.append(path)
             yield delayed(_validate)(path, chunk, options)
 
-    expected = sum(split.rows for split in reader.expected.get(found.variant, {}).values())
+    expected = sum(split.rows for split in reader.expected.get(copy.variant, {}).values())
     done = Parallel(n_jobs=max(workers, 1), return_as="generator")(tasks())
     for _ in track(((size, None) for size in done), "Importing", expected or None, "memes", show=show):
         pass
@@ -224,7 +225,11 @@ def _validate_all(
 
 
 def _checked_split(meme: Meme | str, split: str, options: ImportOptions) -> str:
-    """The split of a row, for the files that it goes to."""
+    """Return the split that a row belongs to.
+
+    Raises:
+        UserError: The name is reserved, or `val_fraction` is set although there is a dev split.
+    """
     split = meme.split if isinstance(meme, Meme) else split
     if split == Path(REJECTED).stem:
         raise UserError(f"A split cannot be named {split!r}: this is the name of another file; rename it.")
@@ -234,8 +239,9 @@ def _checked_split(meme: Meme | str, split: str, options: ImportOptions) -> str:
 
 
 def _validate(path: Path, chunk: tuple[tuple[str, str, Meme | str], ...], options: ImportOptions) -> int:
-    """Write the chunk's records and rejects to `path`, unless it is there; returns how many there are. One that lacks
-    images is made again: they may be there by now.
+    """Write a chunk's records and rejected rows to `path` and return their number.
+
+    An existing file is reused, unless it lacks images, which may have arrived since.
     """
     if path.is_file() and not any(_lacks_image(row.values.get("reason", "")) for row in jsonl_rows(path)):
         return len(chunk)
@@ -262,7 +268,7 @@ def _record(meme: Meme, options: ImportOptions) -> Meme:
 
 
 def _problem(meme: Meme) -> str:
-    """What keeps a meme from being a record: "" if nothing does."""
+    """Return why a meme cannot become a record; "" if it can."""
     if not isinstance(meme.text, str):
         return f"its text is {meme.text!r}"
     if not meme.id.strip():
@@ -284,7 +290,11 @@ def _problem(meme: Meme) -> str:
 
 
 def _merge(folder: Path, chunks: list[Path]) -> dict[str, Counter[str]]:
-    """Join the chunks into one pair of files per split; an id that comes again in its split is rejected."""
+    """Join the chunks into a pair of files per split, and reject ids that occur again in their split.
+
+    Returns:
+        Counters by split (`rows`, `rejected`, `unlabelled`) and by reason (`reasons`).
+    """
     counts: dict[str, Counter[str]] = {
         "rows": Counter(),
         "rejected": Counter(),
@@ -294,8 +304,8 @@ def _merge(folder: Path, chunks: list[Path]) -> dict[str, Counter[str]]:
     seen: set[tuple[str, str]] = set()
     with ExitStack() as stack:
         writers: dict[str, SplitWriter] = {}
-        rejects = stack.enter_context(atomic_path(folder / REJECTED))
-        rejects = stack.enter_context(rejects.open("w", encoding="utf-8", newline="\n"))
+        path = stack.enter_context(atomic_path(folder / REJECTED))
+        rejects = stack.enter_context(path.open("w", encoding="utf-8", newline="\n"))
         for chunk in chunks:
             for row in jsonl_rows(chunk):
                 value, record = row.values, row.values.get("record")

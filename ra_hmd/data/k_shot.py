@@ -1,4 +1,4 @@
-"""K-shot manifests: which labelled memes a few-shot experiment may use."""
+"""Drawing K-shot lists: the labelled memes that a few-shot experiment may use (`ra-hmd data k-shot`)."""
 
 import hashlib
 from collections import defaultdict
@@ -7,7 +7,8 @@ from typing import Any
 
 from ra_hmd.core.artifacts import read_json, run_manifest, sha256_bytes, write_json
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.data.meme_dataset import open_data
+from ra_hmd.data.meme_dataset import MemeData, open_data
+from ra_hmd.data.readers.tasks import Task
 
 
 def write_k_shot(
@@ -22,20 +23,23 @@ def write_k_shot(
 ) -> Path:
     """Draw lists of ids for every number of shots and every seed 0 … `seeds` - 1, and write them as one JSON file.
 
-    A meme's place in the draw is a hash of seed and id: the lists do not depend on the order of rows, on a version of
-    a random generator or on what else is drawn, and of one seed the smaller list is part of the larger.
+    Memes are ordered by a hash of seed and id. The lists therefore do not depend on the order of rows, on the version
+    of a random generator or on the other lists, and a smaller list is part of the larger one with the same seed.
 
     Args:
         folder: Imported data set.
-        shots: K, memes per class, or in all without `per_class`.
+        shots: Numbers of memes K, per class or in total (see `per_class`).
         seeds: Number of lists of each size.
-        per_class: Draw K of each class; without it, K of all memes as they come.
-        split: Where to draw from.
-        task: Whose classes; default is the data set's first task. Not a multi-label one.
-        output: The file; default `k_shot/<split>[_<task>].json` in the folder. Lists that it holds already stay.
+        per_class: Draw K memes of each class; otherwise K of all memes.
+        split: Split to draw from.
+        task: Task that defines the classes, not a multi-label one; default is the data set's first.
+        output: The file; default `k_shot/<split>[_<task>].json` in the folder. Lists that it already holds are kept.
+
+    Returns:
+        Path of the file.
 
     Raises:
-        UserError: numbers that are not positive, an unknown split or task, or a class with too few memes.
+        UserError: A number is not positive, the split or task is unknown, or a class has too few memes.
     """
     data = open_data(folder)
     chosen = data.task(task)
@@ -45,16 +49,7 @@ def write_k_shot(
         raise UserError(f"--shots {shots} and --seeds {seeds} must be 1 or more.")
     if chosen.multi_label and per_class:
         raise UserError(f"Task {chosen.name!r} gives a meme several classes: draw with --no-per-class, or name a task.")
-    pools: dict[str, list[str]] = defaultdict(list)
-    for meme in data.memes(split):
-        value = data.value(chosen, meme)
-        if value is None:
-            continue
-        if isinstance(value, int) and value >= len(chosen.classes):
-            raise UserError(
-                f"Meme {meme.id!r} is of class {value}, but task {chosen.name!r} has {len(chosen.classes)} classes."
-            )
-        pools[chosen.classes[value] if per_class and isinstance(value, int) else "all"].append(meme.id)
+    pools = _pools(data, chosen, split, per_class=per_class)
     wanted = chosen.classes if per_class else ("all",)
     few = [f"{name}: {len(pools[name])} memes, {max(shots)} wanted" for name in wanted if len(pools[name]) < max(shots)]
     raise_all(few, f"{folder}, {split}, task {chosen.name!r}: too few memes")
@@ -73,11 +68,26 @@ def write_k_shot(
     return path
 
 
+def _pools(data: MemeData, task: Task, split: str, *, per_class: bool) -> dict[str, list[str]]:
+    """Return class name → ids of its memes, or `all` → ids of all labelled memes."""
+    pools: dict[str, list[str]] = defaultdict(list)
+    for meme in data.memes(split):
+        value = data.value(task, meme)
+        if value is None:
+            continue
+        if isinstance(value, int) and value >= len(task.classes):
+            raise UserError(
+                f"Meme {meme.id!r} is of class {value}, but task {task.name!r} has {len(task.classes)} classes."
+            )
+        pools[task.classes[value] if per_class and isinstance(value, int) else "all"].append(meme.id)
+    return pools
+
+
 def _lists_before(path: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lists that the file holds already, drawn from the same memes.
+    """Return the lists that a file already holds.
 
     Raises:
-        UserError: they were drawn otherwise.
+        UserError: They were drawn from other memes or with other settings.
     """
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""Reading K-shot lists (`ra-hmd data k-shot`): which labelled memes a few-shot experiment may use."""
+"""Reading K-shot lists, which `k_shot` draws: the labelled memes that a few-shot experiment may use."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,15 @@ from ra_hmd.data.readers import READERS
 def read_shot_lists(
     path: str | Path, split: str | None = None, wanted: Sequence[int] | None = None
 ) -> dict[int, dict[int, list[str]]]:
-    """Shots K → seed → ids, in order of K.
+    """Read shots K → seed → ids, in order of K.
 
     Args:
         path: The file that `ra-hmd data k-shot` wrote.
-        split: Split that the examples must come from; None: any.
-        wanted: Only these K, all of which must be there; None: all.
+        split: Split that the lists must be drawn from; None accepts any.
+        wanted: Numbers of shots to read, all of which must exist; None reads all.
 
     Raises:
-        UserError: no K-shot manifest, drawn from another split, or without a wanted K.
+        UserError: The file holds no K-shot lists, or lists of another split, or lacks a wanted K.
     """
     manifest = read_json(path)
     if manifest.get("kind") != "k_shot":
@@ -42,10 +42,10 @@ def read_shot_lists(
 
 
 def read_shot_list(path: str | Path, shots: int, seed: int, split: str | None = None) -> list[str]:
-    """The ids of one list.
+    """Read the ids of one list.
 
     Raises:
-        UserError: see `read_shot_lists`; or no list of this seed.
+        UserError: See `read_shot_lists`; or there is no list with this seed.
     """
     lists = read_shot_lists(path, split, [shots])[shots]
     if seed not in lists:
@@ -57,10 +57,16 @@ def read_shot_list(path: str | Path, shots: int, seed: int, split: str | None = 
 
 
 def shot_rows(listed: Sequence[str], ids: Sequence[str], list_place: str | Path, store_place: str | Path) -> list[int]:
-    """Where the listed memes are among `ids`, in the order of `ids`: a list is a set, its order means nothing.
+    """Return the rows of the listed memes among `ids`, in the order of `ids`: a list is an unordered set.
+
+    Args:
+        listed: Ids of the list.
+        ids: Ids of the feature store.
+        list_place: Path of the list, for the message.
+        store_place: Path of the store, for the message.
 
     Raises:
-        UserError: memes that are not there; the places name list and store.
+        UserError: Listed memes are missing from `ids`.
     """
     absent = sorted(set(listed) - set(ids))
     if absent:
@@ -73,12 +79,12 @@ def shot_rows(listed: Sequence[str], ids: Sequence[str], list_place: str | Path,
 
 
 def check_same_data(path: str | Path, place: str | Path, stored: str | None) -> None:
-    """Raise `UserError` where the lists in `path` were drawn from another data set than that of the store at `place`.
+    """Raise `UserError` if K-shot lists were drawn from another data set than a feature store was made of.
 
     Args:
         path: K-shot lists.
-        place: The store's folder.
-        stored: The data set that its manifest says it is of; None where it does not.
+        place: Folder of the store.
+        stored: Name of the data set in the store's manifest; None if it names none.
     """
     drawn = read_json(path).get("dataset")
     if {drawn, stored} <= set(READERS) and drawn != stored:  # names of other data are the user's own

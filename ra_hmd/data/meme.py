@@ -1,4 +1,4 @@
-"""The `Meme` record."""
+"""The `Meme` type, and class labels as files have them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A folder of imported memes: `<split>.jsonl`, `<split>.parquet`, `rejected.jsonl` and a manifest."""
+"""Imported data sets: a folder with `<split>.jsonl`, `<split>.parquet`, `rejected.jsonl` and a manifest."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -41,8 +41,8 @@ class MemeData:
     """An imported data set.
 
     Attributes:
-        folder: Where it lies.
-        manifest: Its `dataset.json`; of a folder without one, only what can be known.
+        folder: Folder of the data set.
+        manifest: Its `dataset.json`; for a folder without one, only the name `generic`.
         splits: Names of its splits.
     """
 
@@ -52,19 +52,19 @@ class MemeData:
 
     @property
     def reader(self) -> type[Reader]:
-        """The reader that it came from."""
+        """Reader that imported it."""
         return READERS[self.manifest["dataset"]]
 
     @property
     def expected(self) -> dict[str, Expected]:
-        """Split → what a whole copy holds; {} where that is not known."""
+        """Split → counts of a whole copy; {} if they are unknown."""
         return dict(self.reader.expected.get(self.manifest.get("variant", ""), {}))
 
     def task(self, name: str | None) -> Task:
-        """A task by its name; None is the data set's first.
+        """Return a task by its name; None stands for the first.
 
         Raises:
-            UserError: there is no task of that name.
+            UserError: There is no task of that name.
         """
         tasks = {task.name: task for task in self.reader.tasks}
         if name is None:
@@ -74,18 +74,18 @@ class MemeData:
         return tasks[name]
 
     def value(self, task: Task, meme: Meme) -> int | list[int] | None:
-        """The class index (or indices) of a meme in a task."""
+        """Return the class index (or indices) of a meme in a task; None if it is unlabelled."""
         return task.value(meme, first=task == self.reader.tasks[0])
 
     def rows(self, split: str) -> Iterator[tuple[str, Meme | str]]:
-        """(place, meme or what is wrong with the row) of a split, one at a time."""
+        """Yield the rows of a split as (place, meme or error message)."""
         return iter_memes(self.folder / f"{split}.jsonl", split=split)
 
     def memes(self, split: str) -> Iterator[Meme]:
-        """The memes of a split, one at a time.
+        """Yield the memes of a split.
 
         Raises:
-            UserError: a row that cannot be read.
+            UserError: A row is invalid.
         """
         for place, meme in self.rows(split):
             if isinstance(meme, str):
@@ -93,16 +93,16 @@ class MemeData:
             yield meme
 
     def rejected(self) -> Iterator[dict[str, Any]]:
-        """The rows that were left out, each with split, place and reason."""
+        """Yield the rows that the import rejected, each with split, place and reason."""
         path = self.folder / REJECTED
         return (row.values for row in jsonl_rows(path) if not row.problem) if path.is_file() else iter(())
 
 
 def open_data(folder: str | Path) -> MemeData:
-    """Open an imported folder, or any folder of `<split>.jsonl` files.
+    """Open an imported data set, or any folder of `<split>.jsonl` files.
 
     Raises:
-        UserError: neither, or a manifest whose files are gone.
+        UserError: The folder is neither, or files that its manifest names are missing.
     """
     folder = Path(folder)
     path = folder / DATASET_MANIFEST
@@ -124,7 +124,7 @@ def open_data(folder: str | Path) -> MemeData:
 
 
 class SplitWriter:
-    """Writes one split as `.jsonl` and `.parquet`, row by row; each appears at the end, whole."""
+    """Context manager that writes a split as `.jsonl` and `.parquet`, row by row. Both files appear at its end."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._stack = ExitStack()
@@ -140,7 +140,7 @@ class SplitWriter:
         return self
 
     def write(self, row: dict[str, Any]) -> None:
-        """Add one row, as `Meme.to_row` makes it."""
+        """Write one row, as `Meme.to_row` returns it."""
         self._lines.write(json_line(row))
         self._pending.append({**row, "extras": json.dumps(row["extras"], ensure_ascii=False)})
         if len(self._pending) == _ROW_GROUP:
@@ -160,12 +160,12 @@ class SplitWriter:
 
 
 def write_split(folder: Path, split: str, memes: Iterable[Meme]) -> None:
-    """Write a whole split."""
+    """Write a split from its memes."""
     with SplitWriter(folder, split) as writer:
         for meme in memes:
             writer.write(meme.to_row())
 
 
 def json_line(value: dict[str, Any]) -> str:
-    """`value` as one line of a JSON Lines file."""
+    """Format a value as one line of a JSON Lines file."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"

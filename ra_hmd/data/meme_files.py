@@ -1,4 +1,4 @@
-"""Readers of meme files: rows with a caption and an image, and ShareGPT or Alpaca records."""
+"""Reading memes from files of rows with image and caption, or of ShareGPT or Alpaca records."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from ra_hmd.data.training_records import RecordFormat, TrainingRecord, detect_fo
 
 
 def check_unique_ids(memes: list[Meme], place: str | Path) -> None:
-    """Raise `UserError` when an id occurs twice: predictions and bank rows are keyed by it."""
+    """Raise `UserError` if an id occurs twice, since predictions and bank rows are keyed by it."""
     twice = [f"id {name!r} occurs {count} times" for name, count in Counter(m.id for m in memes).items() if count > 1]
     raise_all(twice, f"{place}: ids must be unique")
 
@@ -29,7 +29,7 @@ def iter_memes(
     media_dir: str | Path | None = None,
     record_format: RecordFormat | None = None,
 ) -> Iterator[tuple[str, Meme | str]]:
-    """The rows of a file as `read_memes` understands them, one at a time: (place, meme or what is wrong with it)."""
+    """Yield the rows of a file as (place, meme or error message). Arguments as for `read_memes`."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a .jsonl file, or one that LLaMA-Factory trains on.")
@@ -64,22 +64,22 @@ def read_memes(
     media_dir: str | Path | None = None,
     record_format: RecordFormat | None = None,
 ) -> list[Meme]:
-    """Read a file of memes (.jsonl, .json, .csv, .tsv, .parquet): rows with `id`, `image` (or `img`) and `text`, as an
-    import and Hateful Memes have them, or records that LLaMA-Factory trains on.
+    """Read a file of memes (.jsonl, .json, .csv, .tsv, .parquet).
 
-    Images are looked for as LLaMA-Factory does (under `media_dir`, then as given), then beside the file, and for
-    records from the folders above it. Embedded ones are written to a temporary folder.
+    A row has `id`, `image` (or `img`) and `text`, as in an imported data set and in Hateful Memes, or it is a training
+    record of LLaMA-Factory. Images are searched under `media_dir` and then as given, as in LLaMA-Factory, then beside
+    the file, and for training records in the folders above it. Embedded images are written to a temporary folder.
 
     Args:
         path: The file.
-        split: Recorded in each meme that does not name its own.
-        prompt: Needed for records: the template whose `{text}` holds the caption.
-        answers: Needed for records without a `label`, and for those whose `label` is a list.
+        split: Split of memes that do not name one.
+        prompt: Template of the questions of training records.
+        answers: Answers of training records, which give the labels where there is no `label`.
         media_dir: Folder that relative image paths start from.
-        record_format: Columns and tags of the records; default is what their columns are called.
+        record_format: Columns and tags of training records; by default they are detected.
 
     Raises:
-        UserError: unreadable rows, a question that `prompt` did not make, doubled ids, no rows at all.
+        UserError: Rows are invalid, questions were not made by `prompt`, ids occur twice, or there are no rows.
     """
     rows = list(
         iter_memes(path, split=split, prompt=prompt, answers=answers, media_dir=media_dir, record_format=record_format)

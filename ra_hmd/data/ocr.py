@@ -1,4 +1,4 @@
-"""Captions for memes that have none, read from the image: `ra-hmd data ocr`."""
+"""Captions by OCR for memes that have none: `ra-hmd data ocr`."""
 
 import json
 import logging
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
 
 SOURCE, READ_FROM = "text_source", "text_image"
 _DONE = ".ocr"
-_NARROWEST = 8  # sides of a picture as it is read, long to short
+_NARROWEST = 8  # largest ratio of the sides of an image that is read
 
 
 def fill_captions(folder: str | Path, *, min_score: float = 0.5, show: bool = False) -> dict[str, int]:
-    """Read the words on the image of every meme without a caption, and write them into the records.
+    """Read the caption of every meme without one from its image, and write it into the records.
 
-    Such a meme's `extras["text_source"]` says `ocr:rapidocr-<version>`, with the lowest score of its lines beside it;
-    `raw_text` stays what the data set's file had. Each result is kept as soon as it is known: stopped and started
-    again, the command continues. Memes on which nothing is read keep their empty caption and are marked too, so that
-    they are not tried again. `extras["text_image"]` is a digest of the image: one that was replaced is read anew.
+    For such a meme, `extras["text_source"]` is `ocr:rapidocr-<version>`, `extras["text_score"]` the lowest score of its
+    lines, and `extras["text_image"]` a digest of the image: an image that was replaced is read again. `raw_text` stays
+    unchanged. Memes without readable words keep their empty caption and are marked as well. Results are saved one by
+    one, so that an interrupted run continues where it stopped.
 
     Args:
         folder: Imported data set.
-        min_score: Lines below this confidence are left out.
-        show: Draw a progress bar.
+        min_score: Lowest confidence of a line that is used.
+        show: Show a progress bar.
 
     Returns:
-        Captions filled per split.
+        Number of captions filled per split.
 
     Raises:
-        UserError: the extra `ocr` is not installed, the folder is not an import, or, after all others were read,
-            images that cannot be decoded.
+        UserError: The extra `ocr` is not installed, the folder is no import, or images cannot be decoded. The latter is
+            raised after all other images were read.
     """
     data = open_data(folder)
     path = data.folder / DATASET_MANIFEST
@@ -79,15 +79,15 @@ def fill_captions(folder: str | Path, *, min_score: float = 0.5, show: bool = Fa
 def _is_to_be_read(meme: Meme) -> bool:
     if SOURCE not in meme.extras:
         return not meme.text
-    now = file_digest(meme.path)  # "": it is gone, and its words stay
+    now = file_digest(meme.path)  # "" for a missing image, whose caption stays
     return bool(now) and meme.extras.get(READ_FROM, now) != now
 
 
 def open_engine() -> tuple["RapidOCR", str]:
-    """What reads captions, and how it is called in `text_source`.
+    """Return the OCR engine, and its name for `text_source`.
 
     Raises:
-        UserError: the extra `ocr` is not installed.
+        UserError: The extra `ocr` is not installed.
     """
     try:
         from rapidocr import RapidOCR
@@ -101,7 +101,7 @@ def open_engine() -> tuple["RapidOCR", str]:
 def _read_all(
     memes: list[Meme], engine: "RapidOCR", kept: Path, min_score: float, problems: list[str], *, show: bool
 ) -> dict[str, dict[str, Any]]:
-    """Id → text and score. A line per meme is added to `kept`, and what is there is not read again."""
+    """Return id → text and score. Results are appended to the file `kept`, and those in it are not read again."""
     kept.parent.mkdir(exist_ok=True)
     rows = jsonl_rows(kept) if kept.is_file() else ()
     lines = (row.values for row in rows if not row.problem)  # a torn last line is read again
@@ -116,33 +116,33 @@ def _read_all(
         file.write("\n")  # ends a torn line
         for meme in track(((1, meme) for meme in todo), "Reading captions", len(todo), "memes", show=show):
             try:
-                found = read_text(engine, meme.load_image(), min_score)
+                result = read_text(engine, meme.load_image(), min_score)
             except UserError as error:
                 problems.append(f"{meme.id}: {error}")
                 continue
-            read[meme.id] = {"id": meme.id, "image": images[meme.id], "min_score": min_score, **found}
+            read[meme.id] = {"id": meme.id, "image": images[meme.id], "min_score": min_score, **result}
             file.write(json.dumps(read[meme.id]) + "\n")  # ASCII: a torn line is never a torn character
             file.flush()
     return read
 
 
 def read_text(engine: "RapidOCR", image: Image, min_score: float = 0.5) -> dict[str, Any]:
-    """The lines on an image, top to bottom, joined by blanks, as `text`, and the lowest of their scores (0 to 1).
+    """Return the lines on an image, top to bottom and joined by blanks, as `text`, and their lowest score (0 to 1).
 
     Raises:
-        UserError: the engine cannot read it.
+        UserError: The engine fails on the image.
     """
-    # The engine makes the short side 736 pixels long: of a thin line it would make a picture without end.
+    # The engine scales the short side to 736 pixels, which would make a thin line endlessly long.
     wide, high = (max(0, -(-max(image.size) // _NARROWEST) - side) for side in image.size)
     padded = ImageOps.expand(to_rgb(image), (wide // 2, high // 2, -(-wide // 2), -(-high // 2)), "white")
     try:
-        found = engine(np.asarray(padded)[..., ::-1])  # the engine takes BGR
+        result: Any = engine(np.asarray(padded)[..., ::-1])  # the engine takes BGR
     except Exception as error:  # its exceptions have no class in common
         raise UserError(
             f"its words cannot be read, of {image.width} x {image.height} pixels ({type(error).__name__}: {error}); "
             "give its text"
         ) from error
-    lines = zip(found.txts or (), found.scores or (), strict=True)
+    lines = zip(result.txts or (), result.scores or (), strict=True)
     good = [(text, score) for text, score in lines if score >= min_score]
     text = " ".join(well_formed(text).strip() for text, _ in good)
     return {"text": text, "score": round(min((score for _, score in good), default=0.0), 4)}

@@ -1,4 +1,4 @@
-"""The one prompt builder: training files, Stage 1, extraction and inference all ask a meme's question here."""
+"""Prompts and answers. Training files, Stage 1, extraction and inference all render their questions here."""
 
 import re
 from collections.abc import Callable
@@ -12,29 +12,29 @@ TEXT_SLOT = "{text}"
 OFFICIAL_PROMPT = f'{IMAGE_PLACEHOLDER} This is an image with: "{TEXT_SLOT}" written on it. Is it hateful?'
 OFFICIAL_ANSWERS = ("No. It is not a hateful meme.", "Yes. It is a hateful meme.")
 NO_CLASS = "none"
-"""The answer about a meme that has none of several classes."""
+"""Answer about a meme that has none of several classes."""
 
 # What a chat template or LLaMA-Factory would read as markup: media placeholders and `<|…|>` control tokens.
 _SPECIAL = re.compile(r"<(/?(?:image|video|audio|think|tool_call|tool_response)|\|[^<>\s]*\|)>", re.IGNORECASE)
 
 
 def clean_caption(text: str) -> str:
-    """A caption that is safe inside a prompt: outer blanks removed, markup spaced out (`<image>` → `< image >`), and
-    halves of surrogate pairs, which no tokenizer takes, replaced.
+    """Return a caption that is safe inside a prompt.
 
-    Idempotent, so that a caption read back from a training file gives the same prompt.
+    Outer blanks are removed, markup is spaced out (`<image>` → `< image >`), and lone surrogates, which no tokenizer
+    accepts, are replaced. The function is idempotent: a caption read from a training file gives the same prompt.
     """
     return _SPECIAL.sub(r"< \1 >", well_formed(text)).strip()
 
 
 def special_strings(text: str) -> list[str]:
-    """What in a caption a chat template would read as markup, and `clean_caption` spaces out."""
+    """Return the parts of a caption that a chat template would read as markup, and that `clean_caption` spaces out."""
     return [match[0] for match in _SPECIAL.finditer(text)]
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A question about a meme: text with one `<image>` and at most one `{text}`, which takes the caption."""
+    """Template of a question about a meme: text with one `<image>`, and at most one `{text}` for the caption."""
 
     template: str = OFFICIAL_PROMPT
 
@@ -45,7 +45,7 @@ class PromptTemplate:
             )
 
     def render(self, caption: str) -> str:
-        """The question for `caption`."""
+        """Render the question about a caption."""
         before, slot, after = self.template.partition(TEXT_SLOT)
         return before + clean_caption(caption) + after if slot else before
 
@@ -71,7 +71,7 @@ def fit_caption(
     encode: Callable[[str], list[int]],
     decode: Callable[[list[int]], str],
 ) -> str | None:
-    """The longest beginning of `caption`, cut between tokens, whose sample fits the token budget.
+    """Return the longest beginning of a caption, cut between tokens, whose sample fits the token budget.
 
     Args:
         caption: The caption; returned unchanged if it fits.
@@ -97,11 +97,11 @@ def fit_caption(
 
 @dataclass(frozen=True)
 class Answers:
-    """What answers say, in class order: index 0 is the first, for two classes the negative one.
+    """The answers in class order; of two classes, index 0 is the negative one.
 
     Attributes:
-        words: How the answer of each class begins; with `several`, the name that an answer lists for each class.
-        several: An answer may name any number of classes, with commas between them, or `none`.
+        words: First words of the answer of each class; with `several`, the name that an answer lists for each class.
+        several: Whether an answer lists any number of classes, separated by commas, or `none`.
     """
 
     words: tuple[str, ...] = ("No", "Yes")
@@ -119,11 +119,12 @@ class Answers:
             raise UserError(f"Answers {self.words!r}: {NO_CLASS!r} means that a meme has no class; name it otherwise.")
 
     def label_of(self, answer: str) -> int | tuple[int, ...]:
-        """Class index of an answer, by its first words (case is ignored, the longest match counts); with `several`, the
-        class indices that it lists.
+        """Return the class index of an answer; with `several`, the class indices that it lists.
+
+        An answer is recognised by its first words; case is ignored, and the longest match counts.
 
         Raises:
-            ValueError: it begins with none of ours, or is no list of ours.
+            ValueError: The answer is unknown.
         """
         return self._listed(answer) if self.several else self._first(answer)
 
@@ -149,7 +150,7 @@ class Answers:
             rest = rest.removeprefix(",").lstrip()
 
     def _match(self, folded: str) -> tuple[int | None, str]:
-        """The class that folded text begins with, the longest if several do, and what comes after it."""
+        """Return the class whose name begins a folded text (the longest match), and the rest of the text."""
         for index in sorted(range(len(self.words)), key=lambda i: -len(_folded(self.words[i]))):
             name = _folded(self.words[index])
             if re.match(re.escape(name) + r"(?!\w)", folded):

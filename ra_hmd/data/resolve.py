@@ -1,4 +1,4 @@
-"""From what a user names on the command line to memes."""
+"""Resolving the `--data` of a command into memes, and describing their source for manifests."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +24,19 @@ def resolve_memes(
     media_dir: str | Path | None = None,
     task: Task | None = None,
 ) -> list[Meme]:
-    """The memes of `data`: a file, a folder with `<split>.jsonl`, or a data set of `dataset_info.json`.
+    """Read the memes of `data`: a file, a folder with `<split>.jsonl`, or a data set of `dataset_info.json`.
 
-    A data set's split is looked up as `<data>_<split>`, or as `<data>` itself for `train`. Images are looked for under
-    `media_dir`; for a data set that is `dataset_dir` unless given, as in LLaMA-Factory.
-
-    With `task`, one of the imported folder `data` (`imported_task`), labels are those of that task.
+    Args:
+        data: Path or name. The split of a named data set is `<data>_<split>`, for `train` also `<data>` itself.
+        split: The split.
+        prompt: Template of the questions of training records.
+        answers: Answers of training records.
+        dataset_dir: Folder of `dataset_info.json`.
+        media_dir: Folder of the images; for a named data set `dataset_dir` by default, as in LLaMA-Factory.
+        task: Task of the imported folder `data` (see `imported_task`) that gives the labels.
 
     Raises:
-        UserError: nothing of that name, with what was looked for.
+        UserError: There is no such file, folder or data set.
     """
     path = Path(data)
     if task is not None:
@@ -66,16 +70,16 @@ def resolve_memes(
 
 
 def describe_source(data: str, split: str, task: str | None = None) -> dict[str, str | None]:
-    """What the memes of `data` are, for the manifests of what is made from them.
+    """Describe the source of memes, for the manifests of what is made from them.
 
     Args:
-        data: As `resolve_memes` takes it.
-        split: Its split.
-        task: Name of the task whose labels are taken, where one was asked for.
+        data: As for `resolve_memes`.
+        split: The split.
+        task: Name of the task that gives the labels, if one was chosen.
 
     Returns:
-        `dataset`: the name of a public data set's reader; else that of the folder or file. `split`: as the reader calls
-        it. `task`: of a public data set the first, unless another was asked for. `place`: `data`.
+        `dataset`: name of the reader of a public data set, otherwise of the folder or file. `split`: name of the split
+        in the reader's terms. `task`: the chosen task, or the first one of a public data set. `place`: `data`.
     """
     path, place = Path(data), str(data)
     if (path / DATASET_MANIFEST).is_file() and (reader := open_data(path).reader) is not Generic:
@@ -93,10 +97,10 @@ def describe_source(data: str, split: str, task: str | None = None) -> dict[str,
 
 
 def imported_task(data: str, name: str) -> Task:
-    """The task of that name of the imported folder `data`.
+    """Return a task of an imported folder by its name.
 
     Raises:
-        UserError: `data` is not one, or has no such task.
+        UserError: `data` is no imported folder, or has no such task.
     """
     if not (Path(data) / DATASET_MANIFEST).is_file():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Rows of JSON Lines, JSON arrays and objects, CSV and Parquet files, one at a time."""
+"""Streaming readers of the rows of JSON Lines, JSON, CSV and Parquet files."""
 
 import csv
 import json
@@ -22,9 +22,9 @@ class Row:
     """One row of a file.
 
     Attributes:
-        place: Where it stands, for messages.
-        values: Its fields; empty where it could not be read.
-        problem: Why it could not be read.
+        place: File and line, for messages.
+        values: Fields; empty if the row cannot be read.
+        problem: Why the row cannot be read; "" for a valid row.
     """
 
     place: str
@@ -33,7 +33,7 @@ class Row:
 
 
 def jsonl_rows(path: Path) -> Iterator[Row]:
-    """Rows of a JSON Lines file. A byte order mark, CRLF, blank lines and a missing last newline are no fault."""
+    """Read a JSON Lines file. A byte order mark, CRLF, blank lines and a missing last newline are accepted."""
     # Not splitlines() and not universal newlines: both would also split inside captions, at U+2028 or a lone CR.
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(_decoded(file, path), 1):
@@ -49,7 +49,7 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def json_rows(path: Path) -> Iterator[Row]:
-    """Rows of a JSON array of objects, or of an object of objects, whose key becomes the field `id`."""
+    """Read a JSON array of objects, or an object of objects whose keys become the field `id`."""
     with path.open("rb") as file:
         if file.read(3) != b"\xef\xbb\xbf":
             file.seek(0)
@@ -68,16 +68,18 @@ def json_rows(path: Path) -> Iterator[Row]:
 
 
 def csv_rows(path: Path, delimiter: str | None = None) -> Iterator[Row]:
-    """Rows of a CSV file with a header; every value is text as it stands there ("NA", "None" and "" too). Without a
-    `delimiter` it is the comma, or where the header has more of them the semicolon (as spreadsheets write it where the
-    comma is the decimal sign) or TAB; a first line such as `sep=;`, which some of them write, names it.
+    """Read a CSV file with a header. Every value is text exactly as in the file ("NA", "None" and "" too).
 
-    Rows whose cells are all empty, and columns without a name where they are empty, are what a spreadsheet leaves at
-    the end of a table: they are not there. A quote that is not closed costs nothing: the lines that it would swallow
-    are read one by one.
+    Empty rows, and empty columns without a name, which spreadsheets leave at the end of a table, are dropped. After a
+    quote that is not closed, the lines are read one by one, so that no row is lost.
+
+    Args:
+        path: The file.
+        delimiter: By default the most frequent of comma, semicolon (as spreadsheets write it where the comma is the
+            decimal sign) and TAB in the header, or the one that a first line such as `sep=;` names.
 
     Raises:
-        UserError: a header with a name twice, or what is no CSV file at all.
+        UserError: The header names a column twice, or the file is no CSV file.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         decoded = _decoded(file, path)
@@ -118,7 +120,7 @@ def _csv_row(place: str, header: list[str], values: list[str]) -> Row:
 
 
 def _is_whole(lines: list[str], delimiter: str) -> bool:
-    """Whether lines are one row with its quotes in order. Cells with a TAB in a TAB-separated file are none."""
+    """Return whether lines are one row with balanced quotes, and without TABs inside cells of a TAB-separated file."""
     try:
         (values,) = csv.reader(lines, delimiter=delimiter, strict=True)
     except (csv.Error, ValueError):
@@ -127,22 +129,22 @@ def _is_whole(lines: list[str], delimiter: str) -> bool:
 
 
 def _line_by_line(lines: list[str], last: int, path: Path, header: list[str], delimiter: str) -> Iterator[Row]:
-    """Rows of lines that a quote out of order made one: each by itself, quotes that do not fit as they are."""
+    """Read lines that an unbalanced quote joined, each as a row; unbalanced quotes are kept as characters."""
     for number, line in enumerate(lines, last - len(lines) + 1):
-        quoting = csv.QUOTE_MINIMAL if _is_whole([line], delimiter) else csv.QUOTE_NONE
-        for values in csv.reader([line], delimiter=delimiter, quoting=quoting):
+        whole = _is_whole([line], delimiter)
+        for values in csv.reader([line], delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if whole else csv.QUOTE_NONE):
             if any(values):
                 yield _csv_row(f"{path.name}, line {number}", header, values)
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
-    """Rows of a Parquet file."""
+    """Read a Parquet file."""
     import pyarrow as pa  # every command reads lines, few read Parquet
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            # Pictures may be embedded, and a batch is in memory as a whole.
+            # A batch is in memory as a whole, and images may be embedded.
             batches = (batch.to_pylist() for batch in file.iter_batches(64))
             for number, values in enumerate(chain.from_iterable(batches)):
                 yield Row(f"{path.name}, row {number}", values)
@@ -155,9 +157,10 @@ KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def rows_of(path: Path) -> Iterator[Row]:
-    """Rows of a file of any of these kinds, by its suffix (.jsonl, .json, .csv, .tsv, .parquet).
+    """Read a file by its suffix (.jsonl, .json, .csv, .tsv, .parquet). A `.json` file may hold JSON Lines.
 
-    A `.json` file that is JSON Lines in truth is read as such.
+    Raises:
+        UserError: The suffix is none of these, or the file cannot be read to its end.
     """
     match path.suffix.lower():
         case ".jsonl":
@@ -175,17 +178,17 @@ def rows_of(path: Path) -> Iterator[Row]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a small text file, without their ends.
+    """Read the lines of a small text file, without line ends.
 
     Raises:
-        UserError: it is not UTF-8.
+        UserError: The file is not UTF-8.
     """
     with path.open(encoding="utf-8-sig") as file:
         return [line.rstrip("\n") for line in _decoded(file, path)]
 
 
 def _is_jsonl(path: Path) -> bool:
-    """Whether the first line is one whole JSON object and the file goes on after it."""
+    """Return whether the first line is a complete JSON object and another one follows."""
     with path.open("rb") as file:
         first, more = file.readline(1 << 20), file.readline(1 << 20).strip()
     try:

@@ -1,4 +1,4 @@
-"""From imported memes to the files that LLaMA-Factory trains on: `ra-hmd data to-sharegpt`."""
+"""Export of an imported data set to training files of LLaMA-Factory: `ra-hmd data to-sharegpt`."""
 
 import os
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from ra_hmd.data.readers.tree import absolute
 from ra_hmd.data.training_records import TrainingRecord, dataset_info_entry
 
 REGISTRY = "dataset_info.json"
-ORIGINS = "sharegpt_origins.json"  # file name → where it was written from, and how
+ORIGINS = "sharegpt_origins.json"  # file name → manifest of its source
 
 
 @dataclass(frozen=True)
 class ShareGptFile:
-    """One file that was written.
+    """A training file that was written.
 
     Attributes:
         name: Its name in `dataset_info.json`.
-        path: Where it lies.
-        rows: Its records.
-        unlabelled: Memes of the split that have no label in the task, and are not in the file.
+        path: Its path.
+        rows: Number of its records.
+        unlabelled: Number of memes of the split that were left out, because they have no label in the task.
     """
 
     name: str
@@ -48,24 +48,24 @@ def write_sharegpt(
 ) -> tuple[list[ShareGptFile], PromptTemplate]:
     """Write one ShareGPT file per labelled split of an imported folder, and enter them in `output/dataset_info.json`.
 
-    `output/sharegpt_origins.json` keeps where each file came from; files that came from elsewhere are not overwritten.
+    `output/sharegpt_origins.json` records the source of each file; files with another source are not overwritten.
 
     Args:
         folder: The imported folder.
-        output: LLaMA-Factory's `dataset_dir`. Entries of other data sets in its registry stay.
-        task: Labelling to train on; default is the data set's first.
-        prompt: Another question than the task's, with `<image>` once and `{text}` for the caption.
-        media_dir: Write image paths relative to this folder, which is then the `media_dir` to train with; default is
-            absolute paths.
-        name: Name of the training data in the registry, where the official one is not wanted.
-        splits: Only these splits.
+        output: LLaMA-Factory's `dataset_dir`. Entries of other data sets in its registry are kept.
+        task: Task to train on; default is the data set's first.
+        prompt: Question, with `<image>` once and `{text}` for the caption; default is that of the task.
+        media_dir: Folder that image paths are relative to, which is then the `media_dir` to train with; by default
+            paths are absolute.
+        name: Name of the training data in the registry; default is the official one.
+        splits: Splits to write; default is all.
 
     Returns:
-        The files, and the question.
+        The files, and the template of the question.
 
     Raises:
-        UserError: an unknown task or split, no labelled meme at all, an image that is not below `media_dir`, or a file
-            there that was not written from this data set.
+        UserError: The task or split is unknown, no meme is labelled, an image is not below `media_dir`, or a file of
+            another source would be overwritten.
     """
     data, output = open_data(folder), Path(output)
     chosen = data.task(task)
@@ -94,7 +94,11 @@ def _write_files(
     unlabelled: dict[str, int | None],
     media_dir: str | Path | None,
 ) -> list[ShareGptFile]:
-    """Write the registry, and the files of the splits; of one without any label `unlabelled` has its rows."""
+    """Write the registry and a file per split.
+
+    Args:
+        unlabelled: Split → number of its memes if none of them is labelled, else None.
+    """
     entries: dict[str, Any] = read_json(output / REGISTRY) if (output / REGISTRY).is_file() else {}
     origins: dict[str, Any] = read_json(output / ORIGINS) if (output / ORIGINS).is_file() else {}
     names = {split: _names(data, split, chosen, name) for split in unlabelled}
@@ -132,7 +136,7 @@ def _write_files(
 
 
 def _rows_if_unlabelled(data: MemeData, split: str, task: Task) -> int | None:
-    """How many memes a split has if none has a label in the task, else None."""
+    """Return the number of memes of a split if none has a label in the task, else None."""
     count = 0
     for meme in data.memes(split):
         if data.value(task, meme) is not None:
@@ -144,7 +148,7 @@ def _rows_if_unlabelled(data: MemeData, split: str, task: Task) -> int | None:
 def _check_targets(
     output: Path, names: list[tuple[str, str]], entries: dict[str, Any], origins: dict[str, Any], source: str
 ) -> None:
-    """Raise `UserError` for files, and names in the registry, that are of other data."""
+    """Raise `UserError` if files, or names in the registry, belong to other data."""
     problems = [
         f"{output / file} {'was written from ' + origins[file]['source'] if file in origins else 'is not from here'}"
         for _, file in names
@@ -159,9 +163,9 @@ def _check_targets(
 
 
 def _names(data: MemeData, split: str, task: Task, name: str | None) -> tuple[str, str]:
-    """(name in the registry, file name below the data folder) of a split.
+    """Return the name in the registry, and the file name below the data folder, of a split.
 
-    The official names for the first task of a public data set; another task is named in both.
+    Both are the official names for the first task of a public data set, and contain the name of any other task.
     """
     suffix = "" if split == "train" else f"_{split}"
     stem = name or data.reader.name
@@ -180,7 +184,7 @@ def _names(data: MemeData, split: str, task: Task, name: str | None) -> tuple[st
 def _write_file(
     path: Path, data: MemeData, split: str, task: Task, template: PromptTemplate, media_dir: str | Path | None
 ) -> tuple[int, int]:
-    """Write the records of a split; returns how many, and how many memes have no label."""
+    """Write the records of a split; return their number, and the number of unlabelled memes."""
     outside: list[str] = []
     rows = unlabelled = 0
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:

@@ -1,4 +1,4 @@
-"""What is done to a caption on its way from a data set's file into a record."""
+"""Normalisation of captions, and neutralisation of control tokens in them."""
 
 import re
 import unicodedata
@@ -19,13 +19,17 @@ _UNSEEN = ("Mn", "Me", "Cc", "Cf")
 
 
 def well_formed(text: str) -> str:
-    """`text` with halves of surrogate pairs, which no UTF-8 file can hold, replaced by U+FFFD."""
+    """Replace lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
     return _SURROGATES.sub("\ufffd", text)
 
 
 def normalise(text: str, policy: TextPolicy = "single_line") -> str:
-    """A caption under a policy: `raw` as it is, `strip` without outer blanks, `single_line` also with each line break
-    and the blanks around it made one blank. Idempotent.
+    """Normalise a caption. The function is idempotent.
+
+    Args:
+        text: The caption.
+        policy: `raw` changes nothing, `strip` removes outer blanks, `single_line` also replaces each line break and the
+            blanks around it by one blank.
     """
     if policy == "raw":
         return text
@@ -36,26 +40,26 @@ def normalise(text: str, policy: TextPolicy = "single_line") -> str:
 
 
 class PlainText:
-    """Makes captions in which a tokenizer reads no control token: `</s>` becomes `< /s >`, other text stays as it is.
+    """Function that breaks up control tokens in captions: `</s>` becomes `< /s >`, other text is unchanged.
 
-    The tokenizer's own `split_special_tokens` does not suffice: a SentencePiece unigram vocabulary has the control
-    tokens among its pieces, and reads them all the same.
+    The tokenizer's own `split_special_tokens` does not suffice, since a SentencePiece unigram vocabulary has the
+    control tokens among its pieces.
 
     Args:
-        tokenizer: Its special tokens are the control tokens.
-        markup: What else is read as such.
+        tokenizer: Tokenizer whose special tokens are the control tokens.
+        markup: Further control strings.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", markup: Iterable[str] = ()) -> None:
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         found = {_folded(text.strip())[0] for text in (*special, *tokenizer.all_special_tokens, *markup)}
-        # Longest first: the first alternative that fits counts. One character cannot be taken apart; some tokenizers
-        # pad with "!".
+        # Longest first, since the first matching alternative counts. One character cannot be split; some tokenizers pad
+        # with "!".
         tokens = sorted((text for text in found if len(text) > 1), key=lambda text: (-len(text), text))
         self._pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
 
     def __call__(self, text: str) -> str:
-        """`text` with blanks inside each control token, behind its first and before its last character. Idempotent."""
+        """Insert blanks after the first and before the last character of each control token. Idempotent."""
         while True:
             folded, places = _folded(text)
             ends = [(places[match.start()], places[match.end() - 1]) for match in self._pattern.finditer(folded)]
@@ -67,8 +71,9 @@ class PlainText:
 
 
 def _folded(text: str) -> tuple[str, Sequence[int]]:
-    """`text` as the normalisers of tokenizers leave it at most: in lower case, wide and accented letters as plain ones,
-    without characters that nobody sees; and of each character its place in `text`.
+    """Apply the strongest normalisation that tokenizers use, and return the place in `text` of each character.
+
+    The result is in lower case, with wide and accented letters as plain ones and without invisible characters.
     """
     if text.isascii() and text.isprintable():
         return text.lower(), range(len(text))

@@ -560,7 +560,7 @@ class StreetSigns(Reader):
     def layouts(self, tree):
         return [Found("sign files", parts, "first") for parts in split_files(tree, {"sign": ".*"})]
 
-    def meme(self, row, part, found):
+    def meme(self, row, part, copy):
         values = row.values
         return Meme(values["id"], Path(values["sign"]), values["words"], values["round"], part.split)
 '''

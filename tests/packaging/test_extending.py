@@ -11,7 +11,7 @@ from ra_hmd.cli.app import app
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.readers import READERS
-from ra_hmd.data.readers.base import Found, Reader, split_files
+from ra_hmd.data.readers.base import LocatedCopy, Reader, split_files
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import Row
 from ra_hmd.models.tokenization import FAMILY_TEMPLATES, check_family
@@ -26,10 +26,10 @@ class Teapots(Reader):
     owner = "this test"
     looked_for = "train.jsonl with the fields pot and words"
 
-    def layouts(self, tree: Tree) -> list[Found]:
-        return [Found("tables", parts) for parts in split_files(tree, {"pot": r".+\.png", "words": ".*"})]
+    def layouts(self, tree: Tree) -> list[LocatedCopy]:
+        return [LocatedCopy("tables", parts) for parts in split_files(tree, {"pot": r".+\.png", "words": ".*"})]
 
-    def meme(self, row: Row, part: object, found: Found) -> Meme:
+    def meme(self, row: Row, part: object, copy: LocatedCopy) -> Meme:
         pot = row.values["pot"]
         return Meme(pot, Path(pot), row.values["words"], int(row.values["hateful"]), "train")
 

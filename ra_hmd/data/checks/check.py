@@ -1,4 +1,4 @@
-"""`ra-hmd data check`: is this copy of a data set whole, sound and fit for training?"""
+"""Check that a copy of a data set is complete, sound and fit for training: `ra-hmd data check`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,19 +25,19 @@ def check_data(
     """Check an imported folder and write `check/report.json`, `check/report.md` and figures into it.
 
     Args:
-        folder: The folder, of `ra-hmd data import` or with `<split>.jsonl` files.
-        excess: By how many tokens a caption on an image of a width and height exceeds the budget of `config`
+        folder: Imported data set, or folder with `<split>.jsonl` files.
+        excess: Function of caption, width and height that returns the tokens over the budget of `config`
             (`ra_hmd.models.caption_budget.excess_tokens`); by default the budget is not checked.
-        config: Stage 1 YAML file that the budget comes from, for the report.
-        fix: First mend what can be mended without losing anything, then check again.
-        workers: Processes that open images.
-        show: Draw a progress bar.
+        config: Stage 1 YAML file that defines the budget, for the report.
+        fix: Whether to repair first what can be repaired without loss, and check again.
+        workers: Number of processes that open images.
+        show: Show a progress bar.
 
     Returns:
-        What report.json holds: rows and classes per split, `findings`, `fixed`.
+        Content of report.json: rows and classes per split, `findings`, `fixed`.
 
     Raises:
-        UserError: no such folder.
+        UserError: There is no such data set.
     """
     data = open_data(folder)
     seen, findings = _inspect(data, None if fix else excess, workers=workers, show=show)

@@ -1,4 +1,4 @@
-"""What a check found, gathered from one pass over the records in a few bytes per row."""
+"""Findings of a check, collected in one pass over the records with a few bytes per row."""
 
 import json
 from array import array
@@ -24,20 +24,21 @@ SHOWN = 20
 # Of 64. An image that is stored again, smaller or in another format, differs in fewer; one with new words in more.
 SAME_IMAGE_BITS = 4
 _BLOCK = 4096
-_MOST_TWINS = 4  # rows of one hash, caption and split that are compared with others
-_BANDS = SAME_IMAGE_BITS + 1  # two hashes that close agree on one of so many equal pieces
+_MOST_TWINS = 4  # rows of one hash, caption and split that take part in comparisons
+_BANDS = SAME_IMAGE_BITS + 1  # two hashes that close agree in at least one of this many pieces
 
 
 @dataclass
 class Finding:
-    """One kind of thing that was found.
+    """All occurrences of one kind of fault or peculiarity.
 
     Attributes:
-        kind: Its name, for programs.
-        severity: error: training or evaluation would stop or lie; warning: results may mislead; info: worth knowing.
-        meaning: What it is and what to do.
-        count: How many rows, pairs or splits.
-        examples: The first of them.
+        kind: Name of the kind.
+        severity: error: training or evaluation would fail or give wrong results; warning: results may mislead; info:
+            worth knowing.
+        meaning: What the kind is, and what to do about it.
+        count: Number of rows, pairs or splits.
+        examples: The first occurrences.
     """
 
     kind: str
@@ -47,7 +48,7 @@ class Finding:
     examples: list[str] = field(default_factory=list)
 
     def add(self, example: str) -> None:
-        """Count one more; the first are kept as examples."""
+        """Count an occurrence, and keep the first ones as examples."""
         self.count += 1
         if len(self.examples) < SHOWN:
             self.examples.append(well_formed(example))
@@ -92,11 +93,11 @@ _KINDS: dict[str, tuple[Severity, str]] = {
 
 
 class Findings:
-    """Collects facts about rows, and turns them into findings at the end.
+    """Collector of facts about rows that `finish` turns into findings.
 
     Args:
-        data: What is checked.
-        tasks: Whose values `RowFacts.values` are.
+        data: Data set that is checked.
+        tasks: Tasks of `RowFacts.values`, in their order.
     """
 
     def __init__(self, data: MemeData, tasks: tuple[Task, ...]) -> None:
@@ -109,10 +110,10 @@ class Findings:
         self._splits, self._captions, self._hashes = array("H"), array("Q"), array("Q")
         self._contents, self._decoded, self._label = array("Q"), array("B"), array("b")
         self._ordinals, self._paths = array("I"), array("Q")
-        self.bad: dict[tuple[str, int], str] = {}  # (split, which of its rows) → why it should be taken out
+        self.bad: dict[tuple[str, int], str] = {}  # (split, row number) → why the row should be removed
 
     def add(self, split: str, rows: list[RowFacts]) -> None:
-        """Take in the facts of some rows of a split, in order."""
+        """Add the facts of the next rows of a split."""
         for row in rows:
             self.rows[split] += 1
             place = f"{split}: {row.id or row.place}"
@@ -166,11 +167,13 @@ class Findings:
             self.found["wrong_suffix"].add(f"{place}: {row.path} is {image.kind}")
 
     def finish(self, excess: Callable[[str, int, int], int] | None = None) -> list[Finding]:
-        """Compare rows with each other, counts with the registry and captions with the budget; what was found, worst
-        first.
+        """Compare rows with each other, counts with those of a whole copy, and captions with the token budget.
 
         Args:
-            excess: Tokens over budget of a caption in an image of a width and a height; None leaves that out.
+            excess: Function of caption, width and height that returns the tokens over budget; None skips the budget.
+
+        Returns:
+            The findings, worst first.
         """
         self._duplicates()
         self._one_image()
@@ -221,7 +224,7 @@ class Findings:
                 self.found["repeated_image"].add(f"{self._name(row)} and {self._name(twin)}")
 
     def _shared(self, row: int, other: int) -> bool:
-        """Whether two rows are one meme in two splits that share memes by design."""
+        """Return whether two rows are one meme in two splits that share memes by design."""
         pair = {self.data.splits[self._splits[row]], self.data.splits[self._splits[other]]}
         return self.ids[row] == self.ids[other] and any(set(known) == pair for known in self.data.reader.shared)
 
@@ -264,10 +267,10 @@ class Findings:
                 self.found["missing_split"].add(f"{split}, {whole.rows} rows")
             else:
                 self._compare(split, whole)
-        whole = {split for split, counts in expected.items() if self.rows[split] == counts.rows}
+        complete = {split for split, counts in expected.items() if self.rows[split] == counts.rows}
         for pair, count in self.data.reader.shared.items():
             here = self.found["shared_by_design"].count
-            if whole.issuperset(pair) and here != count:
+            if complete.issuperset(pair) and here != count:
                 self.found["shared_count"].add(f"{' and '.join(pair)}: {here} memes, expected {count}")
         for split in self.rows:
             missing = self.labels[split][self.tasks[0].name][None]
@@ -303,7 +306,7 @@ class Findings:
 
 
 def _groups(keys: np.ndarray, kinds: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows [M] of each key that occurs with two kinds or more. `keys` and `kinds` are [N]."""
+    """Yield the rows [M] of each key that occurs with two kinds or more; `keys` and `kinds` are [N]."""
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order])) + 1
     for rows in np.split(order, starts):
@@ -314,16 +317,16 @@ def _groups(keys: np.ndarray, kinds: np.ndarray) -> Iterator[np.ndarray]:
 def similar_images(
     hashes: np.ndarray, captions: np.ndarray, splits: np.ndarray, skip: Callable[[int, int], bool]
 ) -> Iterator[tuple[int, int, bool]]:
-    """Pairs of rows of different splits whose images look the same: (row, other row, whether the captions are equal).
+    """Yield pairs of rows of different splits whose images look alike: (row, other row, whether captions are equal).
 
-    Of all rows with two hashes that differ in at most `SAME_IMAGE_BITS` bits one pair is given, one with equal captions
-    if there is one; and of a hash no more than one pair with each kind of partner.
+    For two hashes that differ in at most `SAME_IMAGE_BITS` bits, one pair of rows is given, with equal captions if
+    there is such a pair. For each hash, at most one pair with equal and one with different captions is given.
 
     Args:
-        hashes: uint64 [N].
-        captions: uint64 [N], equal for equal captions; 0 for none.
-        splits: [N].
-        skip: Whether a pair of rows is one meme, in two splits by design.
+        hashes: Perceptual hashes, uint64 [N].
+        captions: uint64 [N], equal for equal captions; 0 for no caption.
+        splits: Split numbers [N].
+        skip: Function that tells whether two rows are one meme, in two splits by design.
     """
     if not len(hashes):
         return
@@ -337,15 +340,15 @@ def similar_images(
         limits, _, near = index.range_search(codes[start : start + _BLOCK], SAME_IMAGE_BITS + 1)  # below the radius
         for number, (first, last) in enumerate(pairwise(limits)):
             one = start + number
-            found: dict[bool, tuple[int, int]] = {}
+            pairs: dict[bool, tuple[int, int]] = {}
             for other in sorted(int(other) for other in near[first:last] if other >= one):
                 pair = _across(rows_of[one], rows_of[other], captions, splits, skip)
                 if pair is not None:
-                    found.setdefault(pair[2], pair[:2])
-                if len(found) == 2:
+                    pairs.setdefault(pair[2], pair[:2])
+                if len(pairs) == 2:
                     break
-            for same, pair in found.items():
-                yield min(pair), max(pair), same
+            for same, rows in pairs.items():
+                yield min(rows), max(rows), same
 
 
 def _across(
@@ -355,7 +358,7 @@ def _across(
     splits: np.ndarray,
     skip: Callable[[int, int], bool],
 ) -> tuple[int, int, bool] | None:
-    """A row of each set, of different splits, with equal captions if possible; None if all are of one split."""
+    """Return a row of each set, in different splits and with equal captions if possible; None if there is no pair."""
     by_caption: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     by_split: dict[int, list[int]] = defaultdict(list)
     for row in map(int, rows):
@@ -377,7 +380,7 @@ def _across(
 
 
 def _same_rows(path: Path, data: MemeData, split: str) -> bool:
-    """Whether a Parquet file holds the rows of the split, in every field."""
+    """Return whether a Parquet file equals the rows of a split in every field."""
     try:
         with pq.ParquetFile(path) as file:
             table = (row for batch in file.iter_batches(4096) for row in batch.to_pylist())

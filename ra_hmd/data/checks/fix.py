@@ -1,4 +1,4 @@
-"""What `ra-hmd data check --fix` does: take out rows that nothing can use, and write Parquet files anew."""
+"""Repairs of `ra-hmd data check --fix`: remove unusable rows, and rewrite Parquet files that differ."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,18 +11,18 @@ from ra_hmd.data.meme_dataset import DATASET_MANIFEST, REJECTED, MemeData, Split
 
 
 def fix_data(data: MemeData, bad: Mapping[tuple[str, int], str], kinds: list[str]) -> list[str]:
-    """Mend an imported folder and say what was done.
+    """Repair an imported data set, and return what was done.
 
-    Rows of `bad` move to `rejected.jsonl`, whole and with the reason; nothing is deleted, and no image is touched.
-    Splits whose Parquet file differs are written anew. Everything else that a check finds needs a person.
+    The rows of `bad` are moved to `rejected.jsonl`, whole and with the reason; nothing is deleted, and no image is
+    changed. Splits whose Parquet file differs are rewritten. All other findings need a decision by the user.
 
     Args:
-        data: The folder.
-        bad: (split, which of its rows) → why it goes.
-        kinds: What the check found.
+        data: The data set.
+        bad: (split, row number) → reason of the removal.
+        kinds: Kinds of findings of the check.
 
     Raises:
-        UserError: the folder is not an import.
+        UserError: The folder is no import.
     """
     path = data.folder / DATASET_MANIFEST
     if not path.is_file():
@@ -46,7 +46,7 @@ def fix_data(data: MemeData, bad: Mapping[tuple[str, int], str], kinds: list[str
 
 
 def _rewrite(data: MemeData, split: str, bad: Mapping[tuple[str, int], str]) -> None:
-    """Write a split without its bad rows."""
+    """Rewrite a split without its bad rows."""
     with SplitWriter(data.folder, split) as writer:
         for number, (_, meme) in enumerate(data.rows(split)):
             if isinstance(meme, Meme) and (split, number) not in bad:
@@ -62,9 +62,9 @@ def _append_rejected(data: MemeData, bad: Mapping[tuple[str, int], str], fix: in
             for number, line in enumerate(_lines(data.folder / f"{split}.jsonl")):
                 if (split, number) in bad:
                     row = {"split": split, "place": f"{split}.jsonl, row {number + 1}", "id": _id(line)}
-                    row = json_line(row | {"reason": bad[split, number], "fix": fix, "line": line})
-                    if row not in before:  # a fix that was stopped in the middle is done again
-                        file.write(row)
+                    rejected = json_line(row | {"reason": bad[split, number], "fix": fix, "line": line})
+                    if rejected not in before:  # written by a repair that was interrupted
+                        file.write(rejected)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""report.json, report.md and the figures of a check."""
+"""Report of a check: report.json, report.md and figures."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +30,7 @@ _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)
 def write_check_report(
     seen: Findings, findings: list[Finding], fixed: list[str], output: Path, *, config: str | Path | None
 ) -> dict[str, Any]:
-    """Write the report into `output` and return what report.json holds."""
+    """Write the report into `output`, and return the content of report.json."""
     report = run_manifest(
         "data check",
         folder=str(seen.data.folder),
@@ -51,7 +51,7 @@ def write_check_report(
 
 
 def _classes(seen: Findings) -> dict[str, dict[str, dict[str, int]]]:
-    """Task → split → class name → rows; rows without the label count as `none`."""
+    """Count rows by task, split and class name; unlabelled rows count as `none`."""
     return {
         task.name: {
             split: {
@@ -69,7 +69,7 @@ def _class_name(classes: tuple[str, ...], index: int) -> str:
 
 
 def _class_figure(classes: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figure:
-    """Rows per class of the first task: groups of bars by split, or by class where there are many classes."""
+    """Plot rows per class of the first task, with bars grouped by split, or by class if there are many classes."""
     task, counts = next(iter(classes.items()))
     splits = list(counts)
     labels = list(dict.fromkeys(label for split in splits for label in counts[split]))
@@ -90,7 +90,7 @@ def _class_figure(classes: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Fig
 
 
 def _size_figure(seen: Findings) -> Figure:
-    """Caption lengths and image sizes, over all splits."""
+    """Plot caption lengths and image sizes over all splits."""
     figure, axes = panels(2, height=3.6)
     left, right = axes[0]
     characters = np.frombuffer(seen.characters, np.uint32)

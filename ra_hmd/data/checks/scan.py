@@ -1,4 +1,4 @@
-"""One pass over the records: each row reduced to a few numbers, its image opened and hashed, by worker processes."""
+"""Scan of the records by worker processes: each row is reduced to a few numbers, and its image opened and hashed."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,21 +25,24 @@ from ra_hmd.data.readers.tasks import Task
 HUGE_PIXELS = 50_000_000
 _CHUNK = 512
 _HASH_SIDE = 128
-_FORMAT = 2  # of the facts that are kept
-_SAME_FORMAT = {"MPO": "JPEG"}  # a JPEG with a second picture behind the first
+_FORMAT = 2  # version of the saved facts
+_SAME_FORMAT = {"MPO": "JPEG"}  # a JPEG with a second image behind the first
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one image file is.
+    """Facts about an image file.
 
     Attributes:
-        width, height: Pixels; 0 where the header cannot be read.
-        hash: 64-bit perceptual hash (imagehash's pHash), or None without pixels.
-        kind: Its format where the suffix says another, else "".
-        animated: It has more than one frame.
-        transparent, depth, turned: See `ra_hmd.data.images.Traits`.
-        problem: "missing", "huge", or why it cannot be decoded; "" for a good one.
+        width: Width in pixels; 0 if the header cannot be read.
+        height: Height in pixels; 0 if the header cannot be read.
+        hash: 64-bit perceptual hash (imagehash's pHash); None without pixels, or for a single colour.
+        kind: Format of the file if its suffix stands for another one, else "".
+        animated: Whether there is more than one frame.
+        transparent: As in `ra_hmd.data.images.ImageTraits`.
+        depth: As in `ImageTraits`.
+        turned: As in `ImageTraits`.
+        problem: "missing", "huge", or why the file cannot be decoded; "" for a sound image.
     """
 
     width: int = 0
@@ -54,7 +58,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What one row is; `problem` alone where it could not be read."""
+    """Facts about a row; only `place` and `problem` for a row that cannot be read."""
 
     place: str
     problem: str = ""
@@ -72,19 +76,25 @@ class RowFacts:
 def scan(
     data: MemeData, tasks: tuple[Task, ...], cache: Path, *, workers: int, total: int | None, show: bool
 ) -> Iterator[tuple[str, list[RowFacts]]]:
-    """(split, facts of some of its rows) in order. What was learnt about images is kept in `cache`, and used again as
-    long as the files have the same sizes and times: a scan that was stopped continues.
+    """Yield (split, facts of the next rows) in order.
+
+    Facts about images are saved in `cache` and reused as long as sizes and times of the files are the same, so that an
+    interrupted scan continues where it stopped.
     """
 
     def chunks() -> Iterator[tuple[str, Path, list[tuple[str, Meme | str]]]]:
         for split in data.splits:
             rows = data.rows(split)
-            for number, chunk in enumerate(iter(lambda rows=rows: list(islice(rows, _CHUNK)), [])):
+            for number, chunk in enumerate(iter(partial(_next_rows, rows), [])):
                 yield split, cache / f"{split}-{number:06d}.json", chunk
 
     jobs = (delayed(_scan_chunk)(split, path, chunk, data, tasks) for split, path, chunk in chunks())
     done = Parallel(n_jobs=max(workers, 1), return_as="generator")(jobs)
     yield from track(((len(result[1]), result) for result in done), "Checking", total, "memes", show=show)
+
+
+def _next_rows(rows: Iterator[tuple[str, Meme | str]]) -> list[tuple[str, Meme | str]]:
+    return list(islice(rows, _CHUNK))
 
 
 def _scan_chunk(
@@ -126,7 +136,7 @@ def _images(paths: list[str], cache: Path) -> list[ImageFacts]:
         if kept["key"] == key:
             return [ImageFacts(**facts) for facts in kept["images"]]
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # none kept, or not readable: look at the images
+        pass  # no cache, or an unreadable one: open the images
     facts = [image_facts(path) for path in paths]
     write_text(cache, json.dumps({"key": key, "images": [asdict(fact) for fact in facts]}))
     return facts
@@ -137,12 +147,12 @@ def _stamp(path: str) -> tuple[int, ...]:
         status = os.stat(path)  # noqa: PTH116 - survives odd names
     except (OSError, ValueError):
         return 0, 0
-    # The last one changes also where a file of the same size was put here with an old time.
+    # The last one changes even if a file of the same size is copied here with its old time.
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def image_facts(path: str) -> ImageFacts:
-    """Open, decode and hash one image; never raises on what the file holds."""
+    """Open, decode and hash an image. Faults of the file never raise; they become its `problem`."""
     if not os.path.isfile(path):  # noqa: PTH113 - survives odd names
         return ImageFacts(problem="missing")
     width = height = 0
@@ -155,7 +165,7 @@ def image_facts(path: str) -> ImageFacts:
                 if width * height > HUGE_PIXELS:
                     return ImageFacts(width, height, kind=kind, problem="huge")
                 if image.format == "JPEG":
-                    image.draft("L", (_HASH_SIDE, _HASH_SIDE))  # decoded at a fraction of its size: much faster
+                    image.draft("L", (_HASH_SIDE, _HASH_SIDE))  # decodes at a fraction of the size: much faster
                 seen, traits = to_rgb_with_traits(image)
                 return ImageFacts(
                     width,

@@ -1,4 +1,4 @@
-"""What a reader of a data set is, and what all of them share."""
+"""Base class of the readers of data sets, their registry, and helpers for fields of annotation files."""
 
 import math
 import re
@@ -14,62 +14,74 @@ from typing import Any
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.prompt import Answers, PromptTemplate
-from ra_hmd.data.readers.image_folders import ImageFolder, Source, Wanted, find_image_folders
+from ra_hmd.data.readers.image_folders import ImageFolder, ImageSearch, SplitOfFile, find_image_folders
 from ra_hmd.data.readers.tasks import HATE, Expected, Task
 from ra_hmd.data.readers.tree import Tree, below
 from ra_hmd.data.rows import Row, rows_of
 from ra_hmd.data.training_records import TrainingRecord
 
 _SAMPLE = 50
-_MIXED_SAMPLE = 20_000  # rows that are read to see some of each split, where one file holds several
+_MIXED_SAMPLE = 20_000  # rows that are sampled to see every split of a file that holds several
 SHAREGPT = "RA-HMD ShareGPT files"
 
 
 @dataclass(frozen=True)
-class Part:
-    """One annotation file. `split` is its split, or "" where each row names its own."""
+class AnnotationFile:
+    """An annotation file.
+
+    Attributes:
+        path: Path of the file.
+        split: Split of its rows; "" where each row names its own.
+    """
 
     path: Path
     split: str = ""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a reader found below a folder.
+class LocatedCopy:
+    """A copy of a data set that a reader located below a folder.
 
     Attributes:
-        layout: In words.
-        parts: The annotation files, in the order in which they are read.
-        variant: Which release this is, a key of `Reader.expected`; "" for one without known counts.
-        others: Further files, by role.
-        images: Image folder of each split of each part.
-        notes: What the user should know about this copy.
+        layout: Name of its layout, for messages and the manifest.
+        parts: Annotation files, in reading order.
+        variant: Release, a key of `Reader.expected`; "" for a release without known counts.
+        others: Further files by role.
+        images: Image folder of each split of each annotation file.
+        notes: Remarks on this copy for the user.
     """
 
     layout: str
-    parts: tuple[Part, ...]
+    parts: tuple[AnnotationFile, ...]
     variant: str = ""
     others: Mapping[str, Path] = field(default_factory=dict)
-    images: Mapping[Source, ImageFolder] = field(default_factory=dict)
+    images: Mapping[SplitOfFile, ImageFolder] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 def sharegpt_names(name: str, file: str, splits: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """`Reader.sharegpt` from the name of the training data, a file name with a gap, and split → suffix of the name.
+    """Build `Reader.sharegpt`.
 
-    A split that the official file names spell otherwise is given as `ours:theirs`.
+    Args:
+        name: Name of the training data in `dataset_info.json`.
+        file: File name, with `{}` for the split.
+        splits: Split → suffix of the name. A split that the official file names spell otherwise is `ours:theirs`.
     """
     pairs = ((*split.split(":"), split, suffix) for split, suffix in splits.items())
     return {ours: (f"{name}{suffix}", f"gt/{file.format(rest[0])}") for ours, *rest, suffix in pairs}
 
 
-def split_files(tree: Tree, first: Mapping[str, str], stem: str = "") -> list[tuple[Part, ...]]:
-    """Each folder's train, val and test `.jsonl` (with `stem` before the suffix), where the first row of the first file
-    has the fields of `first`, with values that match as a whole.
+def split_files(tree: Tree, first: Mapping[str, str], stem: str = "") -> list[tuple[AnnotationFile, ...]]:
+    """Return the train, val and test `.jsonl` files of each folder whose first row has the wanted fields.
+
+    Args:
+        tree: Where to look.
+        first: Field → pattern that matches its whole value in the first row of the first file.
+        stem: What stands between the split and the suffix in file names.
     """
     found = []
     for group in tree.groups({split: rf"{split}{stem}\.jsonl" for split in ("train", "val", "test")}):
-        parts = tuple(Part(path, split) for split, path in group.items())
+        parts = tuple(AnnotationFile(path, split) for split, path in group.items())
         values = tree.first(parts[0].path)
         if all(field in values and re.fullmatch(pattern, str(values[field])) for field, pattern in first.items()):
             found.append(parts)
@@ -77,14 +89,20 @@ def split_files(tree: Tree, first: Mapping[str, str], stem: str = "") -> list[tu
 
 
 class Reader(ABC):
-    """Reads one data set in whatever layout it lies below a folder.
+    """Reader of one data set, in any layout that it is distributed in.
 
-    Class attributes:
-        name: On the command line.
-        title, licence, owner: For people: what it is, its terms as we read them, who distributes it.
-        tasks: Its labellings; the first one gives `Meme.label`.
-        expected: Variant → split → what a whole copy holds.
-        shared: Pairs of splits that share memes by design, with how many.
+    A subclass sets the class attributes and implements `layouts` and `meme`. Locating images, rejecting rows and
+    resuming an import are done for it.
+
+    Attributes:
+        name: Name on the command line.
+        title: Name for people.
+        licence: Terms of use as we read them.
+        owner: Who distributes it.
+        looked_for: File names, for the error message where none is found.
+        tasks: Labellings; the first one gives `Meme.label`.
+        expected: Variant → split → rows and class counts of a whole copy.
+        shared: Pair of splits that share memes by design → number of these memes.
         sharegpt: Split → (name in `dataset_info.json`, file name) of its LLaMA-Factory files.
     """
 
@@ -100,45 +118,45 @@ class Reader(ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What this reader was told, for the manifest."""
+        """Options of this reader, for the manifest."""
         return {}
 
     @abstractmethod
-    def layouts(self, tree: Tree) -> list[Found]:
-        """Every copy of this data set in the tree, best first."""
+    def layouts(self, tree: Tree) -> list[LocatedCopy]:
+        """Locate every copy of this data set in a tree, the preferred one first."""
 
     @abstractmethod
-    def meme(self, row: Row, part: Part, found: Found) -> Meme:
-        """The meme of a row; its `image` is the path as the row has it, its `text` the caption as the row has it.
+    def meme(self, row: Row, part: AnnotationFile, copy: LocatedCopy) -> Meme:
+        """Convert a row into a meme, with image path and caption as the row has them.
 
         Raises:
-            KeyError, TypeError, ValueError: a row that does not fit; the message goes into the list of rejects.
+            KeyError, TypeError, ValueError: The row is invalid; the message becomes the reason of its rejection.
         """
 
-    def rows(self, part: Part, found: Found) -> Iterator[Row]:
-        """Rows of an annotation file."""
-        del found
+    def rows(self, part: AnnotationFile, copy: LocatedCopy) -> Iterator[Row]:
+        """Read the rows of an annotation file."""
         return rows_of(part.path)
 
-    def read(self, found: Found) -> Iterator[tuple[Part, Row, Meme | str]]:
-        """Every row of every part, as a meme with its image looked up (an empty path where its part has no image
-        folder), or as what is wrong with it.
+    def read(self, copy: LocatedCopy) -> Iterator[tuple[AnnotationFile, Row, Meme | str]]:
+        """Yield every row of every annotation file as a meme, or as the reason why it is none.
+
+        The image of a meme is its path on disk; it is empty for a split without an image folder.
         """
-        for part in found.parts:
-            for row, meme in self._memes(part, found):
+        for part in copy.parts:
+            for row, meme in self._memes(part, copy):
                 if isinstance(meme, Meme):
-                    folder = found.images.get((part.path, meme.split))
+                    folder = copy.images.get((part.path, meme.split))
                     meme = replace(meme, image=Path() if folder is None else folder.path(meme.path))  # noqa: PLW2901
                 yield part, row, meme
 
-    def _memes(self, part: Part, found: Found) -> Iterator[tuple[Row, Meme | str]]:
-        sharegpt = found.layout == SHAREGPT
-        for row in rows_of(part.path) if sharegpt else self.rows(part, found):
+    def _memes(self, part: AnnotationFile, copy: LocatedCopy) -> Iterator[tuple[Row, Meme | str]]:
+        sharegpt = copy.layout == SHAREGPT
+        for row in rows_of(part.path) if sharegpt else self.rows(part, copy):
             if row.problem:
                 yield row, row.problem
                 continue
             try:
-                yield row, self._from_sharegpt(row, part) if sharegpt else self.meme(row, part, found)
+                yield row, self._from_sharegpt(row, part) if sharegpt else self.meme(row, part, copy)
             except KeyError as error:
                 yield row, f"field {error} is missing; this row has {', '.join(row.values)}"
             except ValueError as error:
@@ -147,16 +165,15 @@ class Reader(ABC):
                 yield row, f"a field is of another type than it should be ({error})"
 
     def meme_id(self, value: Any, split: str) -> str:
-        """The id of a meme from the one in an annotation file."""
-        del split
+        """Return the id of a meme, from the one in an annotation file."""
         return given(value, "id")
 
     def leftovers(self, values: Mapping[str, Any], *used: str) -> dict[str, Any]:
-        """The fields of a row that no attribute of `Meme` holds; one with the name of a task gets `_in_file` added."""
+        """Return the fields of a row that are not `used`; a field named like a task gets the suffix `_in_file`."""
         tasks = {task.name for task in self.tasks}
         return {f"{key}_in_file" if key in tasks else key: value for key, value in values.items() if key not in used}
 
-    def _from_sharegpt(self, row: Row, part: Part) -> Meme:
+    def _from_sharegpt(self, row: Row, part: AnnotationFile) -> Meme:
         record = TrainingRecord.of_row(row.values, PromptTemplate())
         label = record.class_label(Answers())
         if not isinstance(record.image, str):
@@ -165,11 +182,18 @@ class Reader(ABC):
         own = record.id if "id" in row.values else Path(record.image).stem
         return Meme(self.meme_id(own, part.split), Path(record.image), record.caption, label, part.split)
 
-    def locate(self, root: str | Path, *, images: str | Path | None = None, add_on: str | Path | None = None) -> Found:
-        """Find the data set below `root`, and its images there or below `images`.
+    def locate(
+        self, root: str | Path, *, images: str | Path | None = None, add_on: str | Path | None = None
+    ) -> LocatedCopy:
+        """Locate the data set below `root`, and its images there or below `images`.
+
+        Args:
+            root: Folder that the data set was unpacked to.
+            images: Folder of the images, if they lie elsewhere.
+            add_on: Folder with further annotations.
 
         Raises:
-            UserError: nothing found, the same layout found twice, or no image found.
+            UserError: No copy is found, two copies of one layout are found, or no image is found.
         """
         for folder in (root, images, add_on):
             if folder is not None and not Path(folder).is_dir():
@@ -183,32 +207,35 @@ class Reader(ABC):
                 + (f" Unpack {', '.join(below(tree.archives, root))}." if tree.archives else "")
                 + "".join(f"\n  - {problem}" for problem in tree.unreadable[:5])
             )
-        found, *more = candidates
-        twice = [other for other in more if other.layout == found.layout]
+        copy, *more = candidates
+        twice = [other for other in more if other.layout == copy.layout]
         if twice:
-            where = "\n".join(dict.fromkeys(f"  - {other.parts[0].path.parent}" for other in (found, *twice)))
-            raise UserError(f"{self.title} ({found.layout}) lies below {root} more than once; name one:\n{where}")
+            where = "\n".join(dict.fromkeys(f"  - {other.parts[0].path.parent}" for other in (copy, *twice)))
+            raise UserError(f"{self.title} ({copy.layout}) lies below {root} more than once; name one:\n{where}")
         notes = [f"also there and not read: {other.layout} in {other.parts[0].path.parent}" for other in more]
         below_images = Tree(Path(images)) if images else tree
-        folders, image_notes = self._image_folders(found, below_images, images or root, trust=bool(images))
-        return replace(found, images=folders, notes=(*found.notes, *notes, *image_notes))
+        folders, image_notes = self._image_folders(copy, below_images, images or root, trust=bool(images))
+        return replace(copy, images=folders, notes=(*copy.notes, *notes, *image_notes))
 
-    def _sharegpt_layouts(self, tree: Tree) -> list[Found]:
+    def _sharegpt_layouts(self, tree: Tree) -> list[LocatedCopy]:
         names = {split: re.escape(Path(file).name) for split, (_, file) in self.sharegpt.items()}
         groups = tree.groups(names) if names else []
-        return [Found(SHAREGPT, tuple(Part(path, split) for split, path in group.items())) for group in groups]
+        return [
+            LocatedCopy(SHAREGPT, tuple(AnnotationFile(path, split) for split, path in group.items()))
+            for group in groups
+        ]
 
     def _image_folders(
-        self, found: Found, tree: Tree, where: str | Path, *, trust: bool
-    ) -> tuple[dict[Source, ImageFolder], tuple[str, ...]]:
-        def images(part: Part, split: str) -> Iterator[Path]:
-            memes = (meme for _, meme in self._memes(part, found) if isinstance(meme, Meme))
+        self, copy: LocatedCopy, tree: Tree, where: str | Path, *, trust: bool
+    ) -> tuple[dict[SplitOfFile, ImageFolder], tuple[str, ...]]:
+        def images(part: AnnotationFile, split: str) -> Iterator[Path]:
+            memes = (meme for _, meme in self._memes(part, copy) if isinstance(meme, Meme))
             return (meme.path for meme in memes if meme.split == split)
 
-        samples: dict[Source, list[Path]] = defaultdict(list)
+        samples: dict[SplitOfFile, list[Path]] = defaultdict(list)
         problems: Counter[str] = Counter()
-        for part in found.parts:
-            for _, meme in islice(self._memes(part, found), _SAMPLE if part.split else _MIXED_SAMPLE):
+        for part in copy.parts:
+            for _, meme in islice(self._memes(part, copy), _SAMPLE if part.split else _MIXED_SAMPLE):
                 if not isinstance(meme, Meme):
                     problems[meme] += 1
                 elif len(samples[part.path, meme.split]) < _SAMPLE:
@@ -216,11 +243,11 @@ class Reader(ABC):
         if not samples:  # then the images are not what is wrong
             reasons = "; ".join(f"{problem} ({count})" for problem, count in problems.most_common(3))
             raise UserError(f"Of {self.title} below {where} no row can be used: {reasons or 'there is none'}.")
-        parts = {part.path: part for part in found.parts}
+        parts = {part.path: part for part in copy.parts}
         wanted = []
         for (path, split), sample in samples.items():
             shares = {other for other in samples for pair in self.shared if {split, other[1]} == {*pair}}
-            wanted.append(Wanted(path, split, sample, partial(images, parts[path], split), frozenset(shares)))
+            wanted.append(ImageSearch(path, split, sample, partial(images, parts[path], split), frozenset(shares)))
         folders, notes = find_image_folders(wanted, tree, trust=trust)
         if not folders:
             looked = "; ".join(f"{one.name} (looked for {one.sample[0]})" for one in wanted)
@@ -251,10 +278,10 @@ def register_reader(reader: type[Reader]) -> type[Reader]:
 
 
 def given(value: Any, name: str) -> str:
-    """A field as text.
+    """Return a field as text.
 
     Raises:
-        ValueError: it is empty, null, not a number, or no single value.
+        ValueError: The field is empty, null, NaN, or no single value.
     """
     if value == "" or not isinstance(value, str | int | float) or (isinstance(value, float) and math.isnan(value)):
         raise ValueError(f"its {name} is {repr(value)[:40]}, a text is needed")
@@ -262,10 +289,10 @@ def given(value: Any, name: str) -> str:
 
 
 def binary(value: Any, name: str) -> int | None:
-    """A 0/1 field; None and "" are unlabelled.
+    """Return a 0/1 field as a class index; None for an unlabelled one (None or "").
 
     Raises:
-        ValueError: anything else.
+        ValueError: The field is something else.
     """
     if value is None or value == "":
         return None
@@ -275,10 +302,10 @@ def binary(value: Any, name: str) -> int | None:
 
 
 def graded(value: str, names: tuple[str, ...], name: str) -> int:
-    """Index of a value among names, ignoring case and outer blanks.
+    """Return the index of a value among names, ignoring case and outer blanks.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: The value is none of the names.
     """
     folded = value.strip().casefold()
     for index, known in enumerate(names):

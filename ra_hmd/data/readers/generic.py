@@ -1,4 +1,4 @@
-"""Anyone's own data: JSON Lines, CSV, TSV or Parquet with a column map, and ShareGPT files as RA-HMD has them."""
+"""Reader of user-supplied data: JSON Lines, CSV, TSV or Parquet with a column map, and ShareGPT files."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ from typing import Any
 
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.meme import MOST_CLASSES, Meme, class_index
-from ra_hmd.data.readers.base import SHAREGPT, Found, Part, Reader, given, register_reader
+from ra_hmd.data.readers.base import SHAREGPT, AnnotationFile, LocatedCopy, Reader, given, register_reader
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import KINDS, Row
 from ra_hmd.data.training_records import detect_format
@@ -25,12 +25,12 @@ _SPLIT_IN_NAME = re.compile(
 
 @register_reader
 class Generic(Reader):
-    """A file, or a folder with one file per split.
+    """Reader of a file, or of a folder with one file per split.
 
     Args:
-        columns: Our field (`id`, `image`, `text`, `label`, `split`) → the file's column. `image` may be a pattern with
-            columns in braces, such as `{id}.png`. Without a map the columns have our names (`img` stands for `image`).
-        labels: Label in the file → class index. Without it labels are class indices.
+        columns: Field (`id`, `image`, `text`, `label`, `split`) → column of the file. `image` may be a pattern with
+            columns in braces, such as `{id}.png`. By default columns are named like fields (`img` stands for `image`).
+        labels: Label in the file → class index. By default labels are class indices.
     """
 
     name = "generic"
@@ -53,19 +53,25 @@ class Generic(Reader):
     def options(self) -> dict[str, Any]:
         return {"columns": self.columns, "labels": self.labels}
 
-    def locate(self, root: str | Path, *, images: str | Path | None = None, add_on: str | Path | None = None) -> Found:
+    def locate(
+        self, root: str | Path, *, images: str | Path | None = None, add_on: str | Path | None = None
+    ) -> LocatedCopy:
         path = Path(root)
         self._only = Path(path.absolute()) if path.is_file() else None
         return super().locate(path.parent if self._only else path, images=images, add_on=add_on)
 
-    def layouts(self, tree: Tree) -> list[Found]:
+    def layouts(self, tree: Tree) -> list[LocatedCopy]:
         here = [path for path in tree.files if path.parent == tree.folders[0]]
         files = [self._only] if self._only else here
         sharegpt = [
             path for path in files if path.suffix.lower() in KINDS and detect_format(tree.first(path)) is not None
         ]
         if sharegpt:
-            return [Found(SHAREGPT, tuple(Part(path, split) for path, split in _splits_of(sharegpt).items()))]
+            return [
+                LocatedCopy(
+                    SHAREGPT, tuple(AnnotationFile(path, split) for path, split in _splits_of(sharegpt).items())
+                )
+            ]
         tables = [path for path in files if path.suffix.lower() in _TABLES]
         lacking = {path: self._lacking(tree.first(path)) for path in tables}
         if tables and all(lacking.values()):
@@ -82,15 +88,15 @@ class Generic(Reader):
             f"not read: {path.name} has no column {', '.join(lacking[path])}" for path in tables if lacking[path]
         )
         splits = _splits_of([path for path in good if not self._column("split", tree.first(path))])
-        parts = tuple(Part(path, splits.get(path, "")) for path in good)
-        return [Found("files with columns", parts, notes=notes)] if parts else []
+        parts = tuple(AnnotationFile(path, splits.get(path, "")) for path in good)
+        return [LocatedCopy("files with columns", parts, notes=notes)] if parts else []
 
     def _lacking(self, values: Mapping[str, Any]) -> list[str]:
         wanted = dict.fromkeys(("image", "text", *self.columns))
         return [self.columns.get(field, field) for field in wanted if self._column(field, values) is None]
 
     def _column(self, field: str, values: Mapping[str, Any]) -> str | None:
-        """The column that holds a field, or None if these values have none."""
+        """Return the column or image pattern of a field, or None if these values lack it."""
         if field in self.columns:
             name = self.columns[field]
             there = set(re.findall(r"\{([^{}]*)\}", name)) if field == "image" and "{" in name else {name}
@@ -98,26 +104,30 @@ class Generic(Reader):
         names = ("image", "img") if field == "image" else (field,)
         return next((name for name in names if name in values), None)
 
-    def meme(self, row: Row, part: Part, found: Found) -> Meme:
-        del found
+    def meme(self, row: Row, part: AnnotationFile, copy: LocatedCopy) -> Meme:
         values = row.values
         used = {field: self._column(field, values) for field in FIELDS}
         for field in ("image", "text", *self.columns):
             if used[field] is None:
                 raise KeyError(self.columns.get(field, field))
-        pattern = used["image"]
+        pattern = str(used["image"])
         image = (
             re.sub(r"\{([^{}]*)\}", lambda match: given(values[match[1]], match[1]), pattern)
             if "{" in pattern
             else given(values[pattern], "image")
         )
-        text = values[used["text"]]
+
+        def value(field: str) -> Any:
+            column = used[field]
+            return None if column is None else values[column]
+
+        text = value("text")
         return Meme(
-            id=given(values[used["id"]], "id") if used["id"] else image,
+            id=given(value("id"), "id") if used["id"] else image,
             image=Path(image),
             text=text if text == "" else given(text, "text"),
-            label=self._label(values[used["label"]] if used["label"] else None),
-            split=part.split or _split_name(values[used["split"]]),
+            label=self._label(value("label")),
+            split=part.split or _split_name(value("split")),
             extras=self.leftovers(values, *(name for name in used.values() if name)),
         )
 
@@ -139,20 +149,20 @@ class Generic(Reader):
             )
         return index
 
-    def _from_sharegpt(self, row: Row, part: Part) -> Meme:
+    def _from_sharegpt(self, row: Row, part: AnnotationFile) -> Meme:
         meme = super()._from_sharegpt(row, part)
         return meme if "id" in row.values else replace(meme, id=str(meme.path))
 
 
 def _splits_of(paths: list[Path]) -> dict[Path, str]:
-    """The split of each file: the one that its name speaks of, or its whole name where two would be the same.
+    """Return the split of each file: the one named in its file name, or the whole name where that is ambiguous.
 
     Raises:
-        UserError: two files of one split, or a name that can be none.
+        UserError: Two files have the same split, or a name cannot be a split.
     """
     spoken = {path: match[0].lower() for path in paths if (match := _SPLIT_IN_NAME.search(path.stem))}
     counts = Counter(spoken.values())
-    splits = {path: spoken[path] if counts[spoken.get(path)] == 1 else path.stem for path in paths}
+    splits = {path: spoken[path] if counts[spoken.get(path, "")] == 1 else path.stem for path in paths}
     twice = [path.name for path in paths if Counter(splits.values())[splits[path]] > 1]
     if twice:
         raise UserError(f"{' and '.join(twice)} would be one split; name them differently, or give one of them.")

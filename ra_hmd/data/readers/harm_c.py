@@ -1,5 +1,6 @@
-"""Harm-C, the COVID-19 part of HarMeme (Pramanick et al., Findings of ACL 2021 and of EMNLP 2021), and what Harm-P
-shares with it.
+"""Reader of Harm-C, the COVID-19 part of HarMeme (Pramanick et al., Findings of ACL 2021 and of EMNLP 2021).
+
+`HarMeme` is the common base class of the readers of Harm-C and Harm-P.
 """
 
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, register_reader, sharegpt_names, split_files
+from ra_hmd.data.readers.base import AnnotationFile, LocatedCopy, Reader, register_reader, sharegpt_names, split_files
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import Row
@@ -18,8 +19,10 @@ V0 = "V0 folders"
 
 
 class HarMeme(Reader):
-    """`labels[0]` is the intensity, the rest are targets. `not harmful` is 0, anything else 1, as in the official code;
-    it is compared as a whole, for "harmful" is part of every label.
+    """Reader of HarMeme records: `labels[0]` is the intensity, the rest are targets.
+
+    `not harmful` is class 0 and anything else class 1, as in the official code. The intensity is compared as a whole,
+    since "harmful" is part of every label.
     """
 
     licence = "MIT for the authors' repository; the images are a separate download"
@@ -33,14 +36,13 @@ class HarMeme(Reader):
     prefix: str
     stems: tuple[str, ...] = ("",)
 
-    def layouts(self, tree: Tree) -> list[Found]:
+    def layouts(self, tree: Tree) -> list[LocatedCopy]:
         first = {"image": rf"{self.prefix}\d+\.png", "labels": "(?s).*"}
         files = [parts for stem in self.stems for parts in split_files(tree, first, stem)]
-        found = [Found(_layout(parts[0].path), parts, "V1") for parts in files]
+        found = [LocatedCopy(_layout(parts[0].path), parts, "V1") for parts in files]
         return sorted(found, key=lambda one: one.layout == V0)
 
-    def meme(self, row: Row, part: Part, found: Found) -> Meme:
-        del found
+    def meme(self, row: Row, part: AnnotationFile, copy: LocatedCopy) -> Meme:
         values = row.values
         labels = values["labels"]
         if not labels or not all(isinstance(label, str) for label in labels):
@@ -76,7 +78,7 @@ def _layout(path: Path) -> str:
 
 @register_reader
 class HarmC(HarMeme):
-    """Harm-C; its V0 and V1 have the same records."""
+    """Reader of Harm-C, whose versions V0 and V1 have the same records."""
 
     name = "harm_c"
     title = "Harm-C (HarMeme, COVID-19)"
@@ -93,6 +95,6 @@ class HarmC(HarMeme):
         "harmc", "HarMeme/sharegpt_Harmeme_{}_instructblip.json", {"train": "", "val": "_dev", "test": "_test"}
     )
 
-    def layouts(self, tree: Tree) -> list[Found]:
+    def layouts(self, tree: Tree) -> list[LocatedCopy]:
         notes = ("V0 folders: Harm-C is expected to be the same as in V1",)
         return [replace(one, notes=notes) if one.layout == V0 else one for one in super().layouts(tree)]

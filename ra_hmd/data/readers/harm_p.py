@@ -1,10 +1,10 @@
-"""Harm-P, the US politics part of HarMeme (Pramanick et al., Findings of EMNLP 2021), version 1."""
+"""Reader of Harm-P, the US politics part of HarMeme (Pramanick et al., Findings of EMNLP 2021), version 1."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.data.readers.base import Found, register_reader, sharegpt_names
+from ra_hmd.data.readers.base import LocatedCopy, register_reader, sharegpt_names
 from ra_hmd.data.readers.harm_c import V0, HarMeme
 from ra_hmd.data.readers.tasks import Expected
 from ra_hmd.data.readers.tree import Tree
@@ -15,7 +15,10 @@ _V0_TRAIN_ROWS = 3020
 
 @register_reader
 class HarmP(HarMeme):
-    """Harm-P V1. V0 is never read: it has duplicates, and its authors call it obsolete for harmfulness."""
+    """Reader of Harm-P V1.
+
+    V0 is never read: it has duplicates, and its authors call it obsolete for harmfulness.
+    """
 
     name = "harm_p"
     title = "Harm-P (HarMeme, US politics)"
@@ -34,7 +37,7 @@ class HarmP(HarMeme):
         "harmp", "HarmP/sharegpt_HarmP_{}_instructblip.json", {"train": "", "val": "_dev", "test": "_test"}
     )
 
-    def layouts(self, tree: Tree) -> list[Found]:
+    def layouts(self, tree: Tree) -> list[LocatedCopy]:
         judged = [(one, _why_v0(one)) for one in super().layouts(tree)]
         usable = [one for one, why in judged if not why]
         obsolete = [(one.parts[0].path.parent, why) for one, why in judged if why]
@@ -48,11 +51,11 @@ class HarmP(HarMeme):
         return [replace(one, notes=notes) for one in usable]
 
 
-def _why_v0(found: Found) -> str:
-    """How one sees that this is V0; "" for V1."""
-    if found.layout == V0:
+def _why_v0(copy: LocatedCopy) -> str:
+    """Return how a copy is recognised as V0; "" for V1."""
+    if copy.layout == V0:
         return "its folder says so"
-    train = next((part.path for part in found.parts if part.split == "train"), None)
+    train = next((part.path for part in copy.parts if part.split == "train"), None)
     if train is None or "_v1" in train.name.lower():
         return ""
     rows = sum(1 for _ in jsonl_rows(train))

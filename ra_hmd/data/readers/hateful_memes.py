@@ -1,4 +1,7 @@
-"""Hateful Memes (Kiela et al., NeurIPS 2020): phase 1, phase 2, later labelled copies, and four projects' layouts."""
+"""Reader of Hateful Memes (Kiela et al., NeurIPS 2020).
+
+It reads phase 1, phase 2, later copies with test labels, and the layouts of four projects.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, binary, given, graded, register_reader, sharegpt_names
+from ra_hmd.data.readers.base import (
+    AnnotationFile,
+    LocatedCopy,
+    Reader,
+    binary,
+    given,
+    graded,
+    register_reader,
+    sharegpt_names,
+)
 from ra_hmd.data.readers.tasks import HATE, Expected, choice_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import Row, jsonl_rows
@@ -23,7 +35,7 @@ _COLUMNS = {"id", "img", "text", "label", "split"}
 
 @register_reader
 class HatefulMemes(Reader):
-    """Ids are made five digits wide; images are found by `img`, never by id."""
+    """Reader of Hateful Memes. Ids are padded to five digits; images are located by `img`, never by id."""
 
     name = "hateful_memes"
     title = "Hateful Memes"
@@ -60,13 +72,13 @@ class HatefulMemes(Reader):
         },
     )
 
-    def layouts(self, tree: Tree) -> list[Found]:
+    def layouts(self, tree: Tree) -> list[LocatedCopy]:
         found = [self._tables(path) for path in tree.files if self._is_table(tree, path)]
         lines = [path for path in tree.named(r".*\.jsonl") if "set_name" not in tree.first(path)]  # not the add-on's
         for folder in dict.fromkeys(path.parent for path in lines):
             files = {path.name.lower(): path for path in lines if path.parent == folder}
-            later = [Part(files[f"{split}.jsonl"], split) for split in PHASE_2 if f"{split}.jsonl" in files]
-            first = [Part(files[f"{split}.jsonl"], split) for split in PHASE_1 if f"{split}.jsonl" in files]
+            later = [AnnotationFile(files[f"{split}.jsonl"], split) for split in PHASE_2 if f"{split}.jsonl" in files]
+            first = [AnnotationFile(files[f"{split}.jsonl"], split) for split in PHASE_1 if f"{split}.jsonl" in files]
             parts = later if len(later) > 1 or not first[1:] else first
             if parts and _is_ours(tree.first(parts[0].path)):
                 rest = [part.path.name for part in first if part not in parts]
@@ -75,7 +87,7 @@ class HatefulMemes(Reader):
         return [replace(one, others=fine) for one in sorted(found, key=lambda one: one.variant != "phase 2")]
 
     @staticmethod
-    def _annotations(tree: Tree, parts: list[Part], rest: list[str]) -> Found:
+    def _annotations(tree: Tree, parts: list[AnnotationFile], rest: list[str]) -> LocatedCopy:
         folder = parts[0].path.parent
         phase = "phase 1" if any(part.split in ("dev", "test") for part in parts) else "phase 2"
         kind = "integer" if isinstance(tree.first(parts[0].path).get("id"), int) else "string"
@@ -86,15 +98,15 @@ class HatefulMemes(Reader):
             notes.append("phase 1 (as on Kaggle): phase 2 corrected labels, so results are not comparable")
         if rest:
             notes.append(f"not read: {', '.join(rest)}, which belong to phase 1")
-        return Found(f"{phase}, {kind} ids{place}", tuple(parts), phase, notes=tuple(notes))
+        return LocatedCopy(f"{phase}, {kind} ids{place}", tuple(parts), phase, notes=tuple(notes))
 
     @staticmethod
     def _is_table(tree: Tree, path: Path) -> bool:
         return path.suffix.lower() == ".csv" and tree.first(path).keys() >= _COLUMNS
 
     @staticmethod
-    def _tables(path: Path) -> Found:
-        return Found(f"one table with a split column ({path.name})", (Part(path),), "phase 2")
+    def _tables(path: Path) -> LocatedCopy:
+        return LocatedCopy(f"one table with a split column ({path.name})", (AnnotationFile(path),), "phase 2")
 
     @staticmethod
     def _fine_grained(tree: Tree) -> dict[str, Path]:
@@ -102,18 +114,17 @@ class HatefulMemes(Reader):
         files = [path for group in groups for path in group.values() if "gold_hate" in tree.first(path)]
         return {f"fine-grained {path.name}": path for path in files}
 
-    def rows(self, part: Part, found: Found) -> Iterator[Row]:
+    def rows(self, part: AnnotationFile, copy: LocatedCopy) -> Iterator[Row]:
         fine: dict[str, Mapping[str, Any]] = {}
         # dev_seen and dev_unseen share memes: the file of the same name comes last, and wins.
-        for path in sorted(found.others.values(), key=lambda path: path.stem == part.path.stem):
+        for path in sorted(copy.others.values(), key=lambda path: path.stem == part.path.stem):
             rows = (row.values for row in jsonl_rows(path) if "id" in row.values)
             fine |= {str(values["id"]).zfill(5): values for values in rows}
-        for row in super().rows(part, found):
+        for row in super().rows(part, copy):
             extra = fine.get(str(row.values.get("id")).zfill(5))
             yield replace(row, values={**row.values, "fine_grained": extra}) if extra else row
 
-    def meme(self, row: Row, part: Part, found: Found) -> Meme:
-        del found
+    def meme(self, row: Row, part: AnnotationFile, copy: LocatedCopy) -> Meme:
         values = row.values
         split = part.split or values["split"]
         if split not in (*PHASE_1, *PHASE_2):
@@ -129,7 +140,6 @@ class HatefulMemes(Reader):
         )
 
     def meme_id(self, value: Any, split: str) -> str:
-        del split
         text = given(value, "id")
         return text.zfill(5) if text.isdecimal() else text
 
@@ -140,8 +150,9 @@ def _is_ours(values: Mapping[str, Any]) -> bool:
 
 
 def _fine_labels(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Class indices of the add-on's consensus labels; `pc_empty` and `attack_empty` are no class. None for a row whose
-    labels are none of ours: an add-on must not cost a record.
+    """Return the class indices of the add-on's consensus labels; `pc_empty` and `attack_empty` are no class.
+
+    A task is None where the add-on has unknown labels: an add-on never causes a row to be rejected.
     """
     if not values or "gold_pc" not in values:
         return {}

@@ -1,4 +1,4 @@
-"""Finding the folder that holds the images of a split."""
+"""Search for the folder that holds the images of a split."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -9,67 +9,73 @@ from pathlib import Path
 from ra_hmd.data.image_files import existing_path
 from ra_hmd.data.readers.tree import Tree
 
-Source = tuple[Path, str]  # an annotation file and one of its splits
+SplitOfFile = tuple[Path, str]  # an annotation file and one of its splits
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Where the images of a split lie: `folder / field`, or `folder / name` if `flat`."""
+    """Folder of the images of a split.
+
+    Attributes:
+        folder: The folder.
+        flat: Whether images lie directly in it, so that only the file name of the image field counts.
+    """
 
     folder: Path
     flat: bool
 
     def path(self, image: Path) -> Path:
-        """Path of the image that a row names."""
+        """Return the path of the image that a row names."""
         image = Path(str(image).replace("\\", "/"))
         return existing_path(self.folder, image.name if self.flat else image)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The images that an annotation file names for a split.
+class ImageSearch:
+    """The images that an annotation file names for a split, whose folder is searched for.
 
     Attributes:
-        file, split: Which.
-        sample: The first of them, as the file has them.
-        all: Gives all of them.
-        shares: Others that name some of the same images by design.
+        file: The annotation file.
+        split: The split.
+        sample: Paths of the first images, as the file has them.
+        all: Function that yields all paths.
+        shares: Other splits that name some of the same images by design.
     """
 
     file: Path
     split: str
     sample: list[Path]
     all: Callable[[], Iterable[Path]]
-    shares: frozenset[Source] = frozenset()
+    shares: frozenset[SplitOfFile] = frozenset()
 
     @property
-    def source(self) -> Source:
-        """Its key."""
+    def source(self) -> SplitOfFile:
+        """Annotation file and split, as a key."""
         return self.file, self.split
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
         return self.file.name if self.split in self.file.stem.lower() else f"{self.file.name}, {self.split}"
 
     def hits(self, folder: ImageFolder) -> int:
-        """How many of the sample are there."""
+        """Count the images of the sample that exist in a folder."""
         return sum(os.path.isfile(folder.path(image)) for image in self.sample)  # noqa: PTH113 - survives odd names
 
     def nearness(self, folder: Path) -> tuple[int, bool]:
-        """How near a folder is: by steps from the file, and by being named after the split."""
+        """Rank a folder by its distance from the annotation file, and by being named after the split."""
         steps = len(Path(os.path.relpath(folder, self.file.parent)).parts)
         return -steps, bool(self.split) and self.split.lower() in folder.name.lower()
 
 
 def find_image_folders(
-    wanted: list[Wanted], tree: Tree, *, trust: bool = False
-) -> tuple[dict[Source, ImageFolder], list[str]]:
-    """The nearest folder that holds most of each split's sample, and notes on what is odd.
+    wanted: list[ImageSearch], tree: Tree, *, trust: bool = False
+) -> tuple[dict[SplitOfFile, ImageFolder], list[str]]:
+    """Assign to each split the nearest folder that holds most of its sample, and note what is odd.
 
-    One folder per split, without a second to fall back to: another split's folder may have another meme under the same
-    name. For the same reason a split does not get a folder that is nearer to another one, if what it has of its names
-    are that one's memes; it gets the next best one then. With `trust` it does: the user named the folder.
+    A split has exactly one folder: the folder of another split may hold another meme under the same name. For the same
+    reason a split does not get a folder that is nearer to another split and holds only images of that one; it gets the
+    next best folder instead. With `trust`, because the user named the folder, it does.
     """
     ranked = {one.source: _rank(one, tree) for one in wanted}
     folders = {source: found[0][1] for source, found in ranked.items() if found}
@@ -96,8 +102,8 @@ def find_image_folders(
     return folders, notes
 
 
-def _rank(one: Wanted, tree: Tree) -> list[tuple[tuple[object, ...], ImageFolder]]:
-    """Every folder with some of the sample, best first: with half of it, near, alike in name."""
+def _rank(one: ImageSearch, tree: Tree) -> list[tuple[tuple[object, ...], ImageFolder]]:
+    """Rank the folders that hold some of the sample: by holding half of it, shared names, distance and likeness."""
     found = []
     for folder in tree.folders:
         for flat in (False, True):
@@ -108,25 +114,26 @@ def _rank(one: Wanted, tree: Tree) -> list[tuple[tuple[object, ...], ImageFolder
     return sorted(found, key=lambda rank: rank[0], reverse=True)
 
 
-def _is_borrowed(one: Wanted, wanted: list[Wanted], folders: dict[Source, ImageFolder]) -> bool:
-    """Whether a split's folder is another one's, and what it has there of this split's names are that one's memes."""
+def _is_borrowed(one: ImageSearch, wanted: list[ImageSearch], folders: dict[SplitOfFile, ImageFolder]) -> bool:
+    """Return whether a split's folder belongs to other splits, and holds only their images under this one's names."""
     folder = folders.get(one.source)
     if folder is None:
         return False
     there = {path for path in map(folder.path, one.sample) if os.path.isfile(path)}  # noqa: PTH113
     for other in wanted:
         theirs = folders.get(other.source)
-        same = theirs is not None and theirs.folder == folder.folder and other.source not in one.shares
-        if same and other.nearness(folder.folder) > one.nearness(folder.folder):
+        if theirs is None or theirs.folder != folder.folder or other.source in one.shares:
+            continue
+        if other.nearness(folder.folder) > one.nearness(folder.folder):
             there.difference_update(map(theirs.path, other.all()))
     return not there
 
 
 def _shared_names(folder: Path, file: Path) -> int:
-    """How many folder names two paths have in common, wherever they stand: gt/MAMI goes with image/MAMI/All."""
+    """Count the folder names that two paths share, wherever they stand: gt/MAMI goes with image/MAMI/All."""
     return len(set(folder.parts) & set(file.parent.parts))
 
 
 def _likeness(folder: Path, file: Path) -> float:
-    """How like two names are, 0 to 1: 2000_testdata.csv goes with 2000_data rather than with images."""
+    """Return the similarity of two names, 0 to 1: 2000_testdata.csv goes with 2000_data rather than with images."""
     return SequenceMatcher(None, folder.name, file.stem).ratio()

@@ -1,4 +1,4 @@
-"""MAMI, misogyny in memes (Fersini et al., SemEval-2022 task 5)."""
+"""Reader of MAMI, misogyny in memes (Fersini et al., SemEval-2022 task 5)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -7,7 +7,16 @@ from typing import Any
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, binary, given, register_reader, sharegpt_names, split_files
+from ra_hmd.data.readers.base import (
+    AnnotationFile,
+    LocatedCopy,
+    Reader,
+    binary,
+    given,
+    register_reader,
+    sharegpt_names,
+    split_files,
+)
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
 from ra_hmd.data.readers.tree import Tree, only
 from ra_hmd.data.rows import Row, csv_rows, jsonl_rows, read_lines
@@ -18,8 +27,10 @@ _OFFICIAL = {"train": r"train(ing)?\.csv", "trial": r"trial\.csv", "test": r"tes
 
 @register_reader
 class Mami(Reader):
-    """Ids carry their split, because five image numbers stand for different memes in training and in test. Each part
-    has an image folder of its own for the same reason.
+    """Reader of MAMI.
+
+    Ids carry their split, and each part has its own image folder, because five image numbers stand for different memes
+    in training and in test.
     """
 
     name = "mami"
@@ -59,7 +70,7 @@ class Mami(Reader):
         {"train": "", "val": "_dev", "test": "_test", "trial": "_trial"},
     )
 
-    def layouts(self, tree: Tree) -> list[Found]:
+    def layouts(self, tree: Tree) -> list[LocatedCopy]:
         tables = {}
         for split, pattern in _OFFICIAL.items():
             ours = [path for path in tree.named(pattern) if _columns(path) >= {"file_name", "Text Transcription"}]
@@ -71,24 +82,23 @@ class Mami(Reader):
             notes = [f"no {name} among the files" for name in ("train", "test") if name not in tables]
             if "test" in tables and not labels and "misogynous" not in _columns(tables["test"]):
                 notes.append("no test_labels.txt: the test split has no labels")
-            parts = tuple(Part(path, split) for split, path in tables.items())
+            parts = tuple(AnnotationFile(path, split) for split, path in tables.items())
             others = {"test labels": labels} if labels else {}
-            found.append(Found("official tables", parts, "official", others, notes=tuple(notes)))
-        notes = ("val was cut from the official training set; no sub-labels in this layout",)
+            found.append(LocatedCopy("official tables", parts, "official", others, notes=tuple(notes)))
+        note = "val was cut from the official training set; no sub-labels in this layout"
         files = split_files(tree, {"img": r"img[\\/]\d+(_test)?\.jpg"})
-        return found + [Found("RA-HMD's jsonl files", parts, "RA-HMD split", notes=notes) for parts in files]
+        return found + [LocatedCopy("RA-HMD's jsonl files", parts, "RA-HMD split", notes=(note,)) for parts in files]
 
-    def rows(self, part: Part, found: Found) -> Iterator[Row]:
+    def rows(self, part: AnnotationFile, copy: LocatedCopy) -> Iterator[Row]:
         if part.path.suffix.lower() == ".jsonl":
             yield from jsonl_rows(part.path)
             return
-        labels = _test_labels(found.others.get("test labels")) if part.split == "test" else {}
+        labels = _test_labels(copy.others.get("test labels")) if part.split == "test" else {}
         for row in csv_rows(part.path, "\t"):
             added = labels.get(row.values.get("file_name", ""), {})
             yield replace(row, values={**row.values, **added}) if added else row
 
-    def meme(self, row: Row, part: Part, found: Found) -> Meme:
-        del found
+    def meme(self, row: Row, part: AnnotationFile, copy: LocatedCopy) -> Meme:
         values = row.values
         if "img" in values:
             image, text, label = Path(values["img"]), values["text"], values.get("label")
@@ -111,17 +121,21 @@ class Mami(Reader):
 
 
 def _columns(path: Path) -> set[str]:
-    """Column names of a TAB-separated file."""
+    """Return the column names of a TAB-separated file."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         return {name.strip() for name in file.readline(4096).split("\t")}
 
 
 def _test_labels(path: Path | None) -> dict[str, dict[str, str]]:
-    """File name → label columns; the file has no header and is joined by name, never by row order."""
+    """Read file name → label columns. The file has no header, and is joined by name, never by row order.
+
+    Raises:
+        UserError: A line lacks labels, or contradicts an earlier one.
+    """
     if path is None:
         return {}
     names = ("misogynous", *SUB_LABELS)
-    labels = {}
+    labels: dict[str, dict[str, str]] = {}
     for number, line in enumerate(read_lines(path), 1):
         file_name, *values = line.strip().split("\t")
         if file_name and len(values) != len(names):

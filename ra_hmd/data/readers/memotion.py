@@ -1,4 +1,4 @@
-"""Memotion 7k (Sharma et al., SemEval-2020 task 8): humour, sarcasm, offence, motivation, sentiment."""
+"""Reader of Memotion 7k (Sharma et al., SemEval-2020 task 8): humour, sarcasm, offence, motivation, sentiment."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, graded, register_reader, sharegpt_names
+from ra_hmd.data.readers.base import AnnotationFile, LocatedCopy, Reader, graded, register_reader, sharegpt_names
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task, yes_no_task
 from ra_hmd.data.readers.tree import Tree, only
 from ra_hmd.data.rows import Row, csv_rows
@@ -28,8 +28,10 @@ def _grade_task(name: str, names: tuple[str, ...], question: str) -> Task:
 
 @register_reader
 class Memotion(Reader):
-    """Binary labels are "anything but `not_…`"; the first task is offence. There is no official dev split, and test is
-    never read as one: cut one from train. Ids carry their split and keep the file's suffix.
+    """Reader of Memotion 7k.
+
+    A binary label is 1 for anything but `not_…`; the first task is offence. There is no official dev split, and test is
+    never read as one: cut one from train. Ids carry their split and keep the suffix of the image file.
     """
 
     name = "memotion"
@@ -69,28 +71,27 @@ class Memotion(Reader):
         "memotion", "Memotion/sharegpt_Memotion_{}_instructblip.json", {"train": "", "val": "_dev", "test": "_test"}
     )
 
-    def layouts(self, tree: Tree) -> list[Found]:
+    def layouts(self, tree: Tree) -> list[LocatedCopy]:
         train = [path for path in tree.named(r"labels\.csv") if "overall_sentiment" in tree.first(path)]
         test = [path for path in tree.named(r"2000_testdata\.csv") if "Image_name" in tree.first(path)]
         tables = {"train": only(train, f"{self.title}, train"), "test": only(test, f"{self.title}, test")}
         truth = only(tree.named(r"meme_groundtruth\s*\.csv"), f"{self.title}, test labels", copies=True)
-        parts = [Part(path, split) for split, path in tables.items() if path]
+        parts = [AnnotationFile(path, split) for split, path in tables.items() if path]
         if not parts:
             return []
         notes = ["no official dev split: cut one from train with --val-fraction"] if train else []
         if test and not truth:
             notes.append("no Meme_groundTruth.csv: the test split has no labels")
         others = {"truth": truth} if truth else {}
-        return [Found("official tables", tuple(parts), "official", others, notes=tuple(notes))]
+        return [LocatedCopy("official tables", tuple(parts), "official", others, notes=tuple(notes))]
 
-    def rows(self, part: Part, found: Found) -> Iterator[Row]:
-        truth = _truth(found.others.get("truth")) if part.split == "test" else {}
+    def rows(self, part: AnnotationFile, copy: LocatedCopy) -> Iterator[Row]:
+        truth = _truth(copy.others.get("truth")) if part.split == "test" else {}
         for row in csv_rows(part.path):
             label = truth.get(row.values.get("Image_name", "").strip())
             yield replace(row, values={**row.values, "Labels": label}) if label else row
 
-    def meme(self, row: Row, part: Part, found: Found) -> Meme:
-        del found
+    def meme(self, row: Row, part: AnnotationFile, copy: LocatedCopy) -> Meme:
         values = row.values
         test = part.split == "test"
         image = Path(values["Image_name" if test else "image_name"].strip())
@@ -115,8 +116,12 @@ def _train_tasks(values: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _test_tasks(label: str | None) -> dict[str, int]:
-    """Tasks of a test label such as `-1_0110_0230`: sentiment, four binary digits, four grades. Its length varies with
-    the sign, so it is taken apart at `_`.
+    """Parse a test label such as `-1_0110_0230`: sentiment, four binary digits, four grades.
+
+    It is split at `_`, because its length varies with the sign.
+
+    Raises:
+        ValueError: The label has another form, or a digit is out of range.
     """
     if label is None:
         return {}
@@ -138,10 +143,14 @@ def _tasks(binaries: dict[str, int], grades: dict[str, int], sentiment: int) -> 
 
 
 def _truth(path: Path | None) -> dict[str, str]:
-    """Image name → label string. Joined by name: the two test files are not in the same order, nor of one length."""
+    """Read image name → label string. The two test files differ in order and length, so they are joined by name.
+
+    Raises:
+        UserError: The file lacks a column, or contradicts itself.
+    """
     if path is None:
         return {}
-    truth = {}
+    truth: dict[str, str] = {}
     for row in csv_rows(path):
         if row.problem or not {"Image_name", "Labels"} <= row.values.keys():
             raise UserError(f"{path}: {row.place}: {row.problem or 'columns Image_name and Labels are needed'}.")

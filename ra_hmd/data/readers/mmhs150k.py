@@ -1,4 +1,4 @@
-"""MMHS150K, 150,000 tweets with images (Gomez et al., WACV 2020)."""
+"""Reader of MMHS150K, 150,000 tweets with images (Gomez et al., WACV 2020)."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, register_reader, sharegpt_names
+from ra_hmd.data.readers.base import AnnotationFile, LocatedCopy, Reader, register_reader, sharegpt_names
 from ra_hmd.data.readers.tasks import HATE, Expected, choice_task
 from ra_hmd.data.readers.tree import Tree, only
 from ra_hmd.data.rows import Row, json_rows, read_lines
@@ -22,9 +22,10 @@ _MENTIONS = re.compile(r"@\S+\s?")
 
 @register_reader
 class Mmhs150k(Reader):
-    """Hate where at least two of three votes are for any kind of it. Ids are text: they are above 2^53.
+    """Reader of MMHS150K.
 
-    The caption is the tweet without links and mentions, as RGCL takes it; the words that OCR found on the image are
+    A meme is hateful if at least two of its three votes are for any kind of hate. Ids are text: they exceed 2^53. The
+    caption is the tweet without links and mentions, as in RGCL; the words that OCR read on the image are
     `extras["img_text"]`.
     """
 
@@ -45,7 +46,7 @@ class Mmhs150k(Reader):
         "mmhs150k", "MMHS150K/sharegpt_MMHS150K_{}_instructblip.json", {"train": "", "val": "_dev", "test": "_test"}
     )
 
-    def layouts(self, tree: Tree) -> list[Found]:
+    def layouts(self, tree: Tree) -> list[LocatedCopy]:
         found = []
         for path in tree.named(r"mmhs150k_gt\.json"):
             splits = {}
@@ -57,12 +58,12 @@ class Mmhs150k(Reader):
             if missing:
                 raise UserError(f"{self.title}: {path.parent} lacks splits/{' and '.join(missing)}; get the whole set.")
             notes = _overlap_notes({split: _ids(file) for split, file in splits.items()}, splits)
-            found.append(Found("official files", (Part(path),), "official", splits, notes=notes))
+            found.append(LocatedCopy("official files", (AnnotationFile(path),), "official", splits, notes=notes))
         return found
 
-    def rows(self, part: Part, found: Found) -> Iterator[Row]:
-        val, test = _ids(found.others["val"]), _ids(found.others["test"])
-        listed = _ids(found.others["train"]) if "train" in found.others else frozenset()
+    def rows(self, part: AnnotationFile, copy: LocatedCopy) -> Iterator[Row]:
+        val, test = _ids(copy.others["val"]), _ids(copy.others["test"])
+        listed = _ids(copy.others["train"]) if "train" in copy.others else frozenset()
         if listed & (val | test):
             listed = frozenset()  # a copy with a wrong train list: train is then what the other two leave
         texts = part.path.parent / "img_txt"
@@ -76,8 +77,7 @@ class Mmhs150k(Reader):
             more = {"split": split, "img_text": _img_text(texts, tweet)} if has_texts else {"split": split}
             yield replace(row, values=row.values | more)
 
-    def meme(self, row: Row, part: Part, found: Found) -> Meme:
-        del part, found
+    def meme(self, row: Row, part: AnnotationFile, copy: LocatedCopy) -> Meme:
         values = row.values
         votes = values["labels"]
         if len(votes) != 3 or not all(vote in range(len(TYPES)) for vote in votes):
@@ -117,7 +117,7 @@ def _overlap_notes(ids: Mapping[str, frozenset[str]], files: Mapping[str, Path])
 
 
 def _img_text(folder: Path, tweet: str) -> str | None:
-    """The words on the image, from the file of one tweet; None where OCR found nothing."""
+    """Return the words that OCR read on the image of a tweet; None if there are none."""
     try:
         return json.loads((folder / f"{tweet}.json").read_text(encoding="utf-8-sig"))["img_text"]
     except (OSError, ValueError, KeyError, TypeError):

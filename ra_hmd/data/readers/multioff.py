@@ -1,11 +1,11 @@
-"""MultiOFF, offensive memes around the 2016 US election (Suryawanshi et al., TRAC 2020)."""
+"""Reader of MultiOFF, offensive memes around the 2016 US election (Suryawanshi et al., TRAC 2020)."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, register_reader, sharegpt_names
+from ra_hmd.data.readers.base import AnnotationFile, LocatedCopy, Reader, register_reader, sharegpt_names
 from ra_hmd.data.readers.tasks import Expected, Task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import Row
@@ -20,8 +20,10 @@ _LABELS = {"nonoffensiv": 0, "nonoffensive": 0, "offensiv": 1, "offensive": 1}
 
 @register_reader
 class MultiOff(Reader):
-    """An id is the whole file name, for some names have two suffixes. The tables spell the negative class
-    `Non-offensiv`; cleaned copies spell it otherwise, and an unknown spelling is rejected, never skipped.
+    """Reader of MultiOFF.
+
+    An id is the whole file name, since some names have two suffixes. The tables spell the negative class
+    `Non-offensiv`, cleaned copies spell it otherwise; a row with an unknown spelling is rejected.
     """
 
     name = "multioff"
@@ -41,15 +43,18 @@ class MultiOff(Reader):
         "multioff", "MultiOFF/sharegpt_MultiOFF_{}_instructblip.json", {"train": "", "val:dev": "_dev", "test": "_test"}
     )
 
-    def layouts(self, tree: Tree) -> list[Found]:
+    def layouts(self, tree: Tree) -> list[LocatedCopy]:
         return [
-            Found("official tables", tuple(Part(group[split], split) for split in _FILES if split in group), "official")
+            LocatedCopy(
+                "official tables",
+                tuple(AnnotationFile(group[split], split) for split in _FILES if split in group),
+                "official",
+            )
             for group in tree.groups(_FILES)
             if all(tree.first(path).keys() >= {"image_name", "sentence", "label"} for path in group.values())
         ]
 
-    def meme(self, row: Row, part: Part, found: Found) -> Meme:
-        del found
+    def meme(self, row: Row, part: AnnotationFile, copy: LocatedCopy) -> Meme:
         values = row.values
         label = re.sub(r"[^a-z]", "", values["label"].casefold())
         if label not in _LABELS:
@@ -63,6 +68,6 @@ class MultiOff(Reader):
             extras={key: value for key, value in values.items() if key not in ("image_name", "sentence")},
         )
 
-    def _from_sharegpt(self, row: Row, part: Part) -> Meme:
+    def _from_sharegpt(self, row: Row, part: AnnotationFile) -> Meme:
         meme = super()._from_sharegpt(row, part)
         return Meme(meme.path.name, meme.path, meme.text, meme.label, meme.split)

@@ -1,10 +1,18 @@
-"""PrideMM (Shah et al., EMNLP 2024): hate, target, stance and humour in memes about the LGBTQ+ movement."""
+"""Reader of PrideMM (Shah et al., EMNLP 2024): hate, target, stance and humour in memes about the LGBTQ+ movement."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, binary, register_reader, sharegpt_names, split_files
+from ra_hmd.data.readers.base import (
+    AnnotationFile,
+    LocatedCopy,
+    Reader,
+    binary,
+    register_reader,
+    sharegpt_names,
+    split_files,
+)
 from ra_hmd.data.readers.tasks import HATE, Expected, choice_task, yes_no_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import Row
@@ -16,7 +24,7 @@ _COLUMNS = {"name", "hate", "target", "stance", "humour", "split", "text"}
 
 @register_reader
 class PrideMM(Reader):
-    """Every cell is read as text: a target of `NA` and a caption of `None` or `null` are what they say."""
+    """Reader of PrideMM. Cells are read as text: a target `NA` and captions `None` and `null` are kept as such."""
 
     name = "pridemm"
     title = "PrideMM"
@@ -52,15 +60,14 @@ class PrideMM(Reader):
         "pridemm", "PrideMM/sharegpt_PrideMM_{}_instructblip.json", {"train": "", "val": "_dev", "test": "_test"}
     )
 
-    def layouts(self, tree: Tree) -> list[Found]:
+    def layouts(self, tree: Tree) -> list[LocatedCopy]:
         tables = [path for path in tree.files if path.suffix.lower() == ".csv" and tree.first(path).keys() >= _COLUMNS]
-        found = [Found("official table", (Part(path),), "official") for path in tables]
+        found = [LocatedCopy("official table", (AnnotationFile(path),), "official") for path in tables]
         notes = ("this layout has the hate task alone",)
         files = split_files(tree, {"img": r"img[\\/]img_\d+\.png"})
-        return found + [Found("RA-HMD's jsonl files", parts, "official", notes=notes) for parts in files]
+        return found + [LocatedCopy("RA-HMD's jsonl files", parts, "official", notes=notes) for parts in files]
 
-    def meme(self, row: Row, part: Part, found: Found) -> Meme:
-        del found
+    def meme(self, row: Row, part: AnnotationFile, copy: LocatedCopy) -> Meme:
         values = row.values
         if "img" in values:
             image, split, hate = Path(values["img"]), part.split, values.get("label")
@@ -85,8 +92,12 @@ class PrideMM(Reader):
 
 
 def _index(value: str, names: tuple[str, ...], field: str) -> int | None:
-    """Class index of a cell; None for `NA`, which the target of a meme without hate has. Copies that went through
-    pandas say `nan` and `2.0`.
+    """Return the class index of a cell; None for `NA`, the target of a meme without hate.
+
+    Copies that were saved by pandas have `nan` and `2.0`.
+
+    Raises:
+        ValueError: The cell is no class index.
     """
     if value.strip().casefold() in ("na", "nan", ""):
         return None

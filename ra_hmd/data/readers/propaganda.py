@@ -1,4 +1,4 @@
-"""Propaganda techniques in memes (Dimitrov et al., ACL 2021): 22 labels, any number per meme."""
+"""Reader of propaganda techniques in memes (Dimitrov et al., ACL 2021): 22 labels, any number per meme."""
 
 import re
 import unicodedata
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Part, Reader, register_reader, sharegpt_names, split_files
+from ra_hmd.data.readers.base import AnnotationFile, LocatedCopy, Reader, register_reader, sharegpt_names, split_files
 from ra_hmd.data.readers.tasks import CHOICE_PROMPT, Expected, Task, choice_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import Row
@@ -53,7 +53,9 @@ def _about(index: int, technique: str) -> Task:
 
 @register_reader
 class Propaganda(Reader):
-    """There is no official binary label: `Meme.label` is None, `extras["techniques"]` lists the class indices, and each
+    """Reader of the propaganda techniques data set.
+
+    There is no official binary label: `Meme.label` is None, `extras["techniques"]` lists the class indices, and each
     technique is a binary task of its own.
     """
 
@@ -79,12 +81,11 @@ class Propaganda(Reader):
         {"train": "", "val": "_dev", "test": "_test"},
     )
 
-    def layouts(self, tree: Tree) -> list[Found]:
+    def layouts(self, tree: Tree) -> list[LocatedCopy]:
         files = split_files(tree, {"image": r"\d+_image(_batch_\d+)?\.png", "labels": "(?s).*"})
-        return [Found("official annotations", parts, "official") for parts in files]
+        return [LocatedCopy("official annotations", parts, "official") for parts in files]
 
-    def meme(self, row: Row, part: Part, found: Found) -> Meme:
-        del found
+    def meme(self, row: Row, part: AnnotationFile, copy: LocatedCopy) -> Meme:
         values = row.values
         indices = sorted({_index(label) for label in values["labels"]})
         return Meme(
@@ -103,7 +104,7 @@ _INDEX = {unicodedata.normalize("NFC", name).casefold(): index for index, name i
 
 
 def _index(label: str) -> int:
-    """Index of a technique; its é may be one character or two."""
+    """Return the index of a technique, whose é may be one character or two."""
     key = unicodedata.normalize("NFC", label).strip().casefold()
     if key not in _INDEX:
         raise ValueError(f"technique {label!r} is none of the 22")

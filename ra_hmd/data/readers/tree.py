@@ -1,4 +1,4 @@
-"""Finding annotation files below a folder."""
+"""Search for annotation files below a folder."""
 
 import os
 import re
@@ -14,12 +14,19 @@ from ra_hmd.data.rows import rows_of
 
 _ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z")
-_FILES_PER_FOLDER = 500  # a folder with more files of a kind holds one file per meme, not annotations
+_FILES_PER_FOLDER = 500  # a folder with more files of one suffix holds a file per meme, not annotations
 _DEPTH = 10
 
 
 class Tree:
-    """The annotation files and the folders below some roots, symbolic links followed, each folder once."""
+    """The annotation files and folders below some roots. Symbolic links are followed; a folder is visited once.
+
+    Attributes:
+        files: Annotation files.
+        folders: All folders.
+        archives: Archives that are still packed.
+        unreadable: Messages about files and folders that cannot be read.
+    """
 
     def __init__(self, *roots: Path) -> None:
         self.files: list[Path] = []
@@ -61,11 +68,11 @@ class Tree:
             self._add(path, depth + 1, seen)
 
     def named(self, pattern: str) -> list[Path]:
-        """Files whose whole name matches, ignoring case."""
+        """Return the files whose whole name matches a pattern, ignoring case."""
         return [path for path in self.files if re.fullmatch(pattern, path.name, re.IGNORECASE)]
 
     def first(self, path: Path) -> dict[str, Any]:
-        """Fields of the first good row of a file; {} if there is none."""
+        """Return the fields of the first valid row of a file; {} if there is none."""
         if path not in self._first:
             try:
                 rows = islice(rows_of(path), 5)
@@ -76,7 +83,11 @@ class Tree:
         return self._first[path]
 
     def groups(self, names: Mapping[str, str]) -> list[dict[str, Path]]:
-        """Folders that hold files of these names (role → pattern), each as role → path."""
+        """Return, for each folder with files of these names, role → path.
+
+        Args:
+            names: Role → pattern of the file name.
+        """
         found: dict[Path, dict[str, Path]] = defaultdict(dict)
         for role, pattern in names.items():
             for path in self.named(pattern):
@@ -85,15 +96,20 @@ class Tree:
 
 
 def absolute(path: Path) -> Path:
-    """An absolute path without `..`: as the file system resolves it, also behind a symbolic link."""
+    """Return an absolute path without `..`, as the file system resolves it, also behind a symbolic link."""
     return Path(os.path.realpath(path)) if ".." in path.parts else path.absolute()
 
 
 def only(paths: list[Path], what: str, *, copies: bool = False) -> Path | None:
-    """The one file of its kind, or None. With `copies`, several with the same content will do.
+    """Return the one file of a kind, or None if there is none.
+
+    Args:
+        paths: All files of the kind.
+        what: Name of the kind, for the message.
+        copies: Accept several files with the same content.
 
     Raises:
-        UserError: several.
+        UserError: There are several.
     """
     if len({sha256_file(path) for path in paths} if copies else paths) > 1:
         shown = "\n".join(f"  - {path}" for path in paths)
@@ -102,6 +118,6 @@ def only(paths: list[Path], what: str, *, copies: bool = False) -> Path | None:
 
 
 def below(paths: list[Path], root: str | Path, limit: int = 8) -> list[str]:
-    """The first of some paths, from `root` on, for a message."""
+    """Return the first paths, relative to `root`, for a message."""
     names = [os.path.relpath(path, root) for path in paths]
     return names[:limit] + ([f"… {len(names) - limit} more"] if len(names) > limit else [])

@@ -1,9 +1,9 @@
-"""Benign-confounder memes: harmless, synthetic, deterministic to the byte; the label needs picture and caption.
+"""Synthetic memes with benign confounders, deterministic to the byte: the label depends on image and caption together.
 
 The construction follows the idea of the Hateful Memes challenge (Kiela et al., 2020). Memes come in groups of four:
-two pictures that show subjects s and s', two captions about s and about s'. Class 1 means that the caption is about
-what is shown, so each meme of class 1 has an image confounder (same caption, other picture) and a text confounder
-(same picture, other caption) of class 0 in its split, and neither modality alone says anything about the label.
+two images that show subjects s and s', and two captions about s and about s'. Class 1 means that the caption is about
+the subject of the image. Each meme of class 1 therefore has an image confounder (same caption, other image) and a text
+confounder (same image, other caption) of class 0 in its split, and neither modality alone predicts the label.
 
 There are two domains, A (animals) and B (things), with disjoint subjects, captions and colours.
 """
@@ -34,11 +34,11 @@ CAPTION_PROMPT = (
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain: which subjects appear, in which colours, and what is said about them.
+    """One domain: its subjects, colours and captions.
 
     Attributes:
-        name: `a` or `b`: the folder, and the first letter of every id.
-        pairs: Confusable subjects; a group of four is made of one pair.
+        name: `a` or `b`: name of the folder, and first letter of every id.
+        pairs: Pairs of subjects; each group of four uses one pair.
         nouns: Words for each subject: a caption is about the subject whose noun it holds.
         wordings: Caption templates; `{noun}` takes the noun.
         bodies: Colours of a pictogram's body.
@@ -112,8 +112,8 @@ DOMAINS = (
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What a picture shows, whatever is written on it. Lengths and places in pixels."""
+class Scene:
+    """Content of an image without its caption. Lengths and positions are in pixels."""
 
     subject: str
     body: str
@@ -126,24 +126,24 @@ class Picture:
 
 
 def make_confounders(output: Path, size: int = 4000, seed: int = 0) -> dict[str, int]:
-    """Draw both domains into `output`, which is complete or absent.
+    """Draw both domains into `output`, which is complete or does not exist afterwards.
 
-    `a/` and `b/` hold `train.jsonl`, `dev.jsonl`, `test.jsonl` (id, img, label, text), `attributes.jsonl` (what each
-    meme truly shows and says) and `img/`. Beside them lie LLaMA-Factory's `dataset_info.json` and the ShareGPT files of
-    `confounders_a`, `confounders_a_dev`, `confounders_a_test`, the same for b, and `confounders_captions`: the training
-    pictures of both domains with a description of picture and text, and no labels (`dataset_dir: OUTPUT`).
+    `a/` and `b/` hold `train.jsonl`, `dev.jsonl`, `test.jsonl` (id, img, label, text), `attributes.jsonl` (the true
+    content of each image and caption) and `img/`. Beside them lie LLaMA-Factory's `dataset_info.json` and the ShareGPT
+    files of `confounders_a`, `confounders_a_dev`, `confounders_a_test`, the same for b, and `confounders_captions`: the
+    training images of both domains with a description of image and text, and no labels (`dataset_dir: OUTPUT`).
 
     Args:
-        output: Folder to make.
-        size: Training memes of domain A, and of domain B; dev has a sixth, test a quarter of it (each rounded to
-            whole groups of four).
-        seed: Another seed draws other pictures and captions.
+        output: Folder to create.
+        size: Number of training memes of each domain; dev has a sixth and test a quarter of it (each rounded to whole
+            groups of four).
+        seed: Random seed of images and captions.
 
     Returns:
         Number of records of each data set in `dataset_info.json`.
 
     Raises:
-        UserError: `size` is too small, or `output` exists and is not empty.
+        UserError: `size` is too small, or `output` is not empty.
     """
     if size < GROUP:
         raise UserError(f"--size {size} is too small: memes come in groups of {GROUP}; give {GROUP} or more.")
@@ -152,7 +152,7 @@ def make_confounders(output: Path, size: int = 4000, seed: int = 0) -> dict[str,
     described: list[dict[str, Any]] = []
     with new_folder(output) as folder:
         for domain in DOMAINS:
-            taken: set[Picture] = set()
+            taken: set[Scene] = set()
             attributes: list[dict[str, Any]] = []
             for split, share in SPLITS.items():
                 rng = random.Random(f"{seed}/{domain.name}/{split}")
@@ -177,7 +177,7 @@ def make_confounders(output: Path, size: int = 4000, seed: int = 0) -> dict[str,
 
 
 def caption_corpus() -> list[str]:
-    """Every caption of both domains, in a fixed order: the tiny models' tokenizers are trained on it."""
+    """Return every caption of both domains in a fixed order, to train the tokenizers of the tiny models on."""
     return [
         wording.format(noun=noun)
         for domain in DOMAINS
@@ -188,9 +188,9 @@ def caption_corpus() -> list[str]:
 
 
 def descriptions(shown: str, body: str, topic: str, caption: str) -> list[str]:
-    """The ways of saying what a meme shows and what is written on it; `confounders_captions` draws one for each meme.
+    """Return the possible descriptions of a meme, of which `confounders_captions` draws one for each meme.
 
-    They differ in length and order: a model that saw one frame only would learn to count words, not to read them.
+    They differ in length and order: from a single frame, a model would learn to count words instead of reading them.
     """
     return [
         f"The picture shows the {shown}. The text talks about the {topic}.",
@@ -202,10 +202,10 @@ def descriptions(shown: str, body: str, topic: str, caption: str) -> list[str]:
 
 
 def unimodal_oracle(folder: Path) -> dict[str, float]:
-    """Test AUROC of the best classifier that knows one modality perfectly: how much either alone tells.
+    """Return the test AUROC of the best classifier that knows one modality perfectly, for each modality.
 
-    Classifiers (logistic regression, random forest, frequency table) see the true attributes of one modality of the
-    training split; the highest of their test AUROCs counts, an upper bound in favour of the oracle.
+    Classifiers (logistic regression, random forest, frequency table) are trained on the true attributes of one
+    modality. The highest of their test AUROCs counts, which is an upper bound in favour of the oracle.
 
     Args:
         folder: A domain's folder (`OUTPUT/a` or `OUTPUT/b`).
@@ -214,7 +214,7 @@ def unimodal_oracle(folder: Path) -> dict[str, float]:
         `{"image": AUROC, "text": AUROC}`; 0.5 is chance.
 
     Raises:
-        UserError: `folder` was not made by `make_confounders`.
+        UserError: `folder` was not written by `make_confounders`.
     """
     import numpy as np
     from sklearn.ensemble import RandomForestClassifier
@@ -247,7 +247,7 @@ def _load_attributes(folder: Path, split: str, modality: str) -> tuple[list[dict
 
 
 def _frequency_table(seen: list[dict[str, Any]], labels: "np.ndarray", new: list[dict[str, Any]]) -> "np.ndarray":
-    """Share of class 1, smoothed, among the training rows with the same words (numbers are left out)."""
+    """Return the smoothed share of class 1 among the training rows with the same words; numbers are ignored."""
     import numpy as np
 
     def key(row: dict[str, Any]) -> tuple[str, ...]:
@@ -261,18 +261,20 @@ def _frequency_table(seen: list[dict[str, Any]], labels: "np.ndarray", new: list
 
 
 def _draw_split(
-    domain: Domain, split: str, groups: int, *, rng: random.Random, taken: set[Picture], first: int, folder: Path
+    domain: Domain, split: str, groups: int, *, rng: random.Random, taken: set[Scene], first: int, folder: Path
 ) -> list[dict[str, Any]]:
-    """Draw `groups` groups of four into the domain's `folder`.
+    """Draw a split into the folder of its domain, in shuffled order, so that the first rows are a fair sample.
 
-    `taken` holds the domain's pictures so far, `first` is the number of the first meme. The order is shuffled, so that
-    any first rows of a file are a fair sample.
+    Args:
+        groups: Number of groups of four.
+        taken: Scenes of the domain so far, which are not repeated.
+        first: Number of the first meme.
     """
     (folder / "img").mkdir(parents=True, exist_ok=True)
     plans: list[dict[str, Any]] = []
     for group in range(groups):
         subjects = domain.pairs[group % len(domain.pairs)]
-        pictures = [_new_picture(domain, subject, rng, taken) for subject in subjects]
+        pictures = [_new_scene(domain, subject, rng, taken) for subject in subjects]
         texts = [{"topic": topic, "noun": rng.choice(domain.nouns[topic])} for topic in subjects]
         for text in texts:
             text["wording"] = rng.choice(domain.wordings)
@@ -293,13 +295,13 @@ def _draw_split(
     return rows
 
 
-def _new_picture(domain: Domain, subject: str, rng: random.Random, taken: set[Picture]) -> Picture:
-    """A picture of `subject` that is not in `taken`; adds it there."""
+def _new_scene(domain: Domain, subject: str, rng: random.Random, taken: set[Scene]) -> Scene:
+    """Draw a scene with `subject` that is not in `taken`, and add it there."""
     while True:
         scale = rng.randint(56, 80)
         place = rng.choice(("top", "bottom"))
         y = rng.randint(2, SIDE - STRIP - scale - 2) + (STRIP if place == "top" else 0)
-        picture = Picture(
+        picture = Scene(
             subject=subject,
             body=rng.choice(list(domain.bodies)),
             background=rng.choice(list(domain.backgrounds)),
@@ -320,7 +322,7 @@ def _meme(domain: Domain, record: dict[str, Any]) -> Meme:
 
 
 def _describe(meme: Meme, row: dict[str, Any], prompt: PromptTemplate, rng: random.Random) -> dict[str, Any]:
-    """The ShareGPT record of a description; its id differs from the meme's, and it has no label."""
+    """Return the ShareGPT row of a description; its id differs from that of the meme, and it has no label."""
     image, text = row["attributes"]["image"], row["attributes"]["text"]
     answer = rng.choice(descriptions(image["subject"], image["body"], text["topic"], meme.caption))
     question = prompt.render(meme.caption)
