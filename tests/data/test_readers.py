@@ -543,7 +543,7 @@ NEW_READER = '''
 from pathlib import Path
 
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers.base import Found, Reader, register_reader, split_files
+from ra_hmd.data.readers.base import LocatedCopy, Reader, register_reader, split_files
 from ra_hmd.data.readers.tasks import Expected, Task
 
 
@@ -558,7 +558,7 @@ class StreetSigns(Reader):
     expected = {"first": {"train": Expected(2, {"round": (1, 1)})}}
 
     def layouts(self, tree):
-        return [Found("sign files", parts, "first") for parts in split_files(tree, {"sign": ".*"})]
+        return [LocatedCopy("sign files", parts, "first") for parts in split_files(tree, {"sign": ".*"})]
 
     def meme(self, row, part, copy):
         values = row.values
