@@ -10,8 +10,9 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import HEAD_NAMES
 from ra_hmd.core.manifests import BankReference, EvaluationManifest, RuleDescription, read_manifest
 from ra_hmd.core.problem import Problem
-from ra_hmd.evaluation.report.outputs import ANALYSIS_NAME, METRICS_NAME, UPDATE_KEY
+from ra_hmd.evaluation.report.outputs import ANALYSIS_NAME, METRICS_NAME
 from ra_hmd.evaluation.report.sections import METRIC_NAMES, format_estimate, vote_text
+from ra_hmd.evaluation.request import UPDATE_KEY
 from ra_hmd.retrieval.voting import Voting
 
 

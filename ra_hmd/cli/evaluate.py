@@ -47,9 +47,9 @@ def evaluate_command(
     seed: Annotated[int, typer.Option(help="Of resampling and of the choice of memes to add.")] = 0,
 ) -> None:
     """Compare the three heads (LMH, LRC, RKC) with 95 % intervals, and write a report (docs/evaluation.md)."""
-    from ra_hmd.core.config import coerce
+    from ra_hmd.core.config import coerce, load_settings
     from ra_hmd.evaluation.evaluate import evaluate
-    from ra_hmd.evaluation.request import Choice
+    from ra_hmd.evaluation.request import OperatingPointSettings
 
     try:
         sizes = coerce(update_sizes.split(","), list[int]) if update else []
@@ -57,6 +57,7 @@ def evaluate_command(
         raise UserError(
             f"--update-sizes {update_sizes!r}: {error}; write numbers with commas, e.g. 8,32,128."
         ) from error
+    chosen = {"dev": dev, "thresholds": thresholds, "criterion": criterion, "calibration": calibration}
     done = evaluate(
         checkpoint,
         bank,
@@ -65,7 +66,7 @@ def evaluate_command(
         topk=topk,
         weights=weights,
         final=final,
-        choice=Choice(dev, thresholds, criterion, calibration),
+        operating_point=load_settings(OperatingPointSettings, chosen, "evaluate"),
         compare=compare or (),
         groups=groups or (),
         min_similarity=min_similarity,
@@ -89,7 +90,7 @@ def results_command(
     output: o.Output = Path("results.md"),
 ) -> None:
     """One table of all systems over all data sets, published numbers beside it; also JSON, CSV and a picture."""
-    from ra_hmd.experiments.leaderboard.leaderboard import write_results
+    from ra_hmd.experiments.leaderboard.run import write_results
 
     done = write_results(folders, output, command=shlex.join(["ra-hmd", *sys.argv[1:]]))
     for note in done["notes"]:

@@ -58,8 +58,8 @@ def in_context_command(
     """
     from ra_hmd.core.config import choose
     from ra_hmd.data.resolve import describe_source, imported_task, resolve_memes
-    from ra_hmd.experiments.in_context.candidates import Source, Stores
-    from ra_hmd.experiments.in_context.demonstrations import Choice
+    from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures, MemeSplit
+    from ra_hmd.experiments.in_context.demonstrations import DemonstrationSettings
     from ra_hmd.experiments.in_context.run import in_context
     from ra_hmd.models.checkpoint import open_backbone, open_run
 
@@ -73,19 +73,19 @@ def in_context_command(
     run = open_backbone(checkpoint, template, base_model) if backbone_only else open_run(checkpoint, base_model)
     settings = run.settings
 
-    def source(place: str, of: str, most: int | None = None) -> Source:
+    def source(place: str, of: str, most: int | None = None) -> MemeSplit:
         labelling = None if task is None else imported_task(place, task)
         memes = resolve_memes(place, of, settings.prompt, settings.expected_answers, dataset_dir,
                               media_dir or run.media_dir, task=labelling)  # fmt: skip
-        return Source(memes[:most], describe_source(place, of, task))
+        return MemeSplit(memes[:most], describe_source(place, of, task))
 
     done = in_context(
         run,
         source(data, split, limit),
         source(examples or data, examples_split) if shots else None,
         output,
-        Choice(shots, demonstrations, per_class, seed),
-        stores=Stores(bank_features, query_features, head) if bank_features and query_features else None,
+        DemonstrationSettings(shots, demonstrations, per_class, seed),
+        stores=DemonstrationFeatures(bank_features, query_features, head) if bank_features and query_features else None,
         answers=answer or (),
         final=final,
         dev=dev,

@@ -1,4 +1,4 @@
-"""Updating the bank without retraining: what n more labelled memes do to the KNN vote."""
+"""Effect of a bank update on the KNN vote: accuracy after adding n labelled memes, without retraining."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ from ra_hmd.scoring.knn_classifier import knn_classify
 
 
 def nested_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Row numbers in an order whose every beginning is a class-balanced random sample.
+    """Order of row numbers of which every prefix is a class-balanced random sample.
 
-    Rows of each class are shuffled, then dealt out in turn. A sample of 8 is thus part of the sample of 32. The order
-    ends where a class runs out. Label sets [N, C] cannot be balanced: there the sample is plainly random.
+    Classes are shuffled and interleaved, so that the sample of 8 is part of the sample of 32. The order ends where a
+    class is exhausted. Label sets [N, C] cannot be balanced; their order is random.
     """
     generator = np.random.default_rng(seed)
     if labels.ndim > 1:
@@ -34,16 +34,16 @@ def nested_order(labels: np.ndarray, seed: int) -> np.ndarray:
 def check_update(
     place: str | Path, update: Embeddings | Features, sizes: Sequence[int], queries: Mapping[str, Sequence[str]]
 ) -> None:
-    """Refuse an update that leaks into a query set, lacks a class, or is too small for the sizes.
+    """Check that an update shares no meme with a query set, has every class, and suffices for the sizes.
 
     Args:
         place: Folder of the update, for the messages.
-        update: Its rows.
-        sizes: The asked sizes.
-        queries: Query set name to its ids.
+        update: Rows of the update.
+        sizes: Requested numbers of rows.
+        queries: Query set → ids.
 
     Raises:
-        UserError: as told above.
+        UserError: the update does not qualify.
     """
     leaks = []
     for name, ids in queries.items():
@@ -74,13 +74,13 @@ def update_curve(
     samples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """RKC of one query set with the bank, then with the bank and n rows of `update`, for each n of `sizes`.
+    """Evaluate the KNN vote on one query set with the bank, and with the bank plus n rows of `update`, n in `sizes`.
 
-    The thresholds [C] of the vote stay the same throughout.
+    The thresholds [C] stay the same throughout.
 
     Returns:
-        One entry per size, 0 first: `added`, `accuracy` and `auroc` (value, low, high), and `gain`: the paired change
-        in accuracy since size 0 (None there).
+        One entry per size, starting at 0: `added`, `accuracy` and `auroc` (`value`, `low`, `high`), and `gain`: the
+        paired change in accuracy since size 0 (None there).
     """
     order = nested_order(update.labels, seed)
     curve: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""`ra-hmd evaluate`: the three heads side by side on query sets, with intervals, evidence and bank updates."""
+"""Evaluation of the three heads on query sets, with intervals, evidence and bank updates (`ra-hmd evaluate`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from ra_hmd.core.artifacts import plain, run_manifest, sha256_file
-from ra_hmd.core.errors import UserError
+from ra_hmd.core.heads import Head
 from ra_hmd.core.problem import Problem
 from ra_hmd.core.progress import track
 from ra_hmd.evaluation.bank_update import check_update, update_curve
@@ -19,9 +19,9 @@ from ra_hmd.evaluation.metrics.groups import find_groups
 from ra_hmd.evaluation.metrics.seeds import expand_checkpoints
 from ra_hmd.evaluation.metrics.significance import OtherRun, read_run
 from ra_hmd.evaluation.provenance import describe_bank, describe_head, describe_queries
-from ra_hmd.evaluation.report.outputs import UPDATE_KEY, write_evaluation, write_seeds
-from ra_hmd.evaluation.request import Choice, Plan
-from ra_hmd.evaluation.result import Evaluation, find_evidence
+from ra_hmd.evaluation.report.outputs import write_evaluation, write_seeds
+from ra_hmd.evaluation.request import EvaluationRequest, OperatingPointSettings, name_queries
+from ra_hmd.evaluation.result import Evaluation, EvaluationSummary, find_evidence
 from ra_hmd.features.compatibility import (
     check_head_fits,
     check_output,
@@ -52,148 +52,132 @@ from ra_hmd.scoring.threshold_basis import bank_content
 def evaluate(
     checkpoint: str | Path | Sequence[str | Path],
     bank: str | Path,
-    queries: Sequence[str | Path],
+    queries: str | Path | Sequence[str | Path],
     output: str | Path,
+    *,
     topk: int = 20,
     weights: VoteWeights = "arithmetic",
-    update: str | Path | None = None,
-    update_sizes: Sequence[int] = (),
-    bootstrap_samples: int = 1000,
-    seed: int = 0,
-    *,
-    final: bool = False,
-    choice: Choice | None = None,
-    compare: Sequence[str | Path] = (),
-    groups: Sequence[str] = (),
     min_similarity: float | None = None,
     prior_correction: bool = False,
+    operating_point: OperatingPointSettings | None = None,
+    final: bool = False,
+    compare: Sequence[str | Path] = (),
+    groups: Sequence[str] = (),
+    update: str | Path | None = None,
+    update_sizes: Sequence[int] = (),
     before: str | Path | None = None,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
     device: str | torch.device | None = None,
     commands: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Score query sets with the LM head, the logistic regression and the KNN vote; write metrics and report.
+) -> EvaluationSummary:
+    """Score query sets with the LM head, the logistic head and the KNN vote; write metrics and a report.
 
-    A query whose id is in the bank does not vote for itself; how many there are is counted. Stores are embedded anew
-    by the checkpoint's head from their hidden states.
+    A query whose id is in the bank does not vote for itself. The head embeds all stores from their hidden states.
 
     Args:
         checkpoint: Folder with a head: a Stage 1 run or a Stage 2 output. Several, or a Stage 2 run of several seeds,
-            are evaluated each in a folder of its own, and together.
+            are evaluated each in a subfolder of `output`, and together.
         bank: Feature store of the labelled examples, or an example bank.
-        queries: Feature stores of the labelled query sets; a set is called by its folder's name.
+        queries: Feature stores of the labelled query sets, each named after its folder.
         output: Folder for metrics, report, figures and manifest.
         topk: K of the vote.
         weights: Weights of the vote.
-        update: Feature store whose labelled rows are added to the bank, to show what an update does.
-        update_sizes: How many rows, for example (8, 32, 128); each sample is class-balanced and holds the smaller ones.
-        bootstrap_samples: Resamples behind each 95 % interval; 0 for none.
-        seed: Of the resamples and of the update's sample.
-        final: Score test splits too; each time is written down beside the head.
-        choice: Where thresholds and calibration come from.
+        min_similarity: The vote abstains where no neighbour is at least this similar.
+        prior_correction: Weight the classes of the bank equally.
+        operating_point: Source of thresholds and calibration; by default those stored beside the head.
+        final: Score test splits too; each time is recorded beside the head.
         compare: Earlier evaluations (folders or predictions.jsonl) to compare with, meme by meme.
         groups: Fields of the memes to break results down by, `FIELD` or `DATASET:FIELD`.
-        min_similarity: The vote abstains where no neighbour is as similar as this.
-        prior_correction: Let every class of the bank weigh the same.
-        before: Folder with the head to compare the bank's projection with; by default the one that Stage 2 started
-            from, where `checkpoint` is a Stage 2 output.
-        device: Where the head runs; by default what accelerate finds.
-        commands: What the report names as the commands that led to it; by default this one.
-
-    Returns:
-        `metrics` (set → head → metric → value, low, high; of several checkpoints also std and runs), `updates` (set →
-        list of sizes), `notes`, `rows` (set → memes), `output` and `report` (path of report.md).
+        update: Feature store whose labelled rows are added to the bank, to measure the effect.
+        update_sizes: Numbers of rows to add, for example (8, 32, 128): nested, class-balanced samples.
+        before: Folder with the head of the "before" panel of the bank's projection; default: Stage 2's initial head.
+        bootstrap_samples: Resamples behind each 95 % interval; 0 for no intervals.
+        seed: Seed of the resamples and of the update's samples.
+        device: Device of the head; default: the one that accelerate selects.
+        commands: Commands that the report lists; default: the equivalent `ra-hmd evaluate`.
 
     Raises:
-        UserError: stores and head that do not belong together, unlabelled rows, a leak, clashing names, test data
-            without `final`.
+        UserError: incompatible stores and head, unlabelled rows, a leak, clashing names, test data without `final`.
     """
-    if bootstrap_samples < 0:
-        raise UserError(f"bootstrap_samples is {bootstrap_samples}, it must not be negative.")
-    plan = Plan(
-        checkpoints=expand_checkpoints(checkpoint),
-        bank=bank,
-        queries=_named(queries),
-        output=Path(output),
-        voting=Voting(topk, weights, min_similarity, prior_correction),
-        update=Path(update) if update is not None else None,
-        update_sizes=update_sizes,
-        samples=bootstrap_samples,
-        seed=seed,
-        final=final,
-        choice=choice or Choice(),
-        compare=tuple(map(Path, compare)),
-        groups=tuple(groups),
-        before=Path(before) if before is not None else None,
-        commands=tuple(commands),
-    )
-    device = device if device is not None else Accelerator().device
-    heads = {name: load_head(folder).to(device) for name, folder in plan.checkpoints.items()}
-    check_output(plan.output, "evaluation")
-    others = [read_run(place) for place in plan.compare]
-    stores = {folder: read_features(folder) for folder in plan.stores()}
+    voting = Voting(topk, weights, min_similarity, prior_correction)
+    request = EvaluationRequest(
+        expand_checkpoints(checkpoint), bank, name_queries(queries), Path(output), voting,
+        operating_point or OperatingPointSettings(), _path(update), update_sizes, bootstrap_samples, seed, final,
+        tuple(map(Path, compare)), tuple(groups), _path(before), tuple(commands),
+    )  # fmt: skip
+    return run_evaluation(request, device if device is not None else Accelerator().device)
+
+
+def _path(place: str | Path | None) -> Path | None:
+    return None if place is None else Path(place)
+
+
+def run_evaluation(request: EvaluationRequest, device: str | torch.device) -> EvaluationSummary:
+    """Check and run an evaluation, and write its files; see `evaluate`."""
+    heads = {name: load_head(folder).to(device) for name, folder in request.checkpoints.items()}
+    check_output(request.output, "evaluation")
+    others = [read_run(place) for place in request.compare]
+    stores = {folder: read_features(folder) for folder in request.stores()}
     for name, head in heads.items():
-        _check_stores(plan, stores, head, plan.checkpoints[name])
-    dev = _dev(plan, stores, next(iter(heads.values())).config.problem)
-    if plan.update is not None:
-        ids = {name: stores[path].ids for name, path in plan.queries.items()}
-        check_update(plan.update, stores[plan.update], plan.update_sizes, ids)
+        _check_stores(request, stores, head, request.checkpoints[name])
+    dev = _select_dev(request, stores, next(iter(heads.values())).config.problem)
+    if request.update is not None:
+        ids = {name: stores[path].ids for name, path in request.queries.items()}
+        check_update(request.update, stores[request.update], request.update_sizes, ids)
     opened = open_labels(
-        {folder: stores[folder] for folder in plan.queries.values()},
-        list(plan.checkpoints.values()),
-        final=final,
-        command=" && ".join(plan.commands or (plan.command(),)),
-        examples={folder: stores[folder] for folder in plan.labelled()},
+        {folder: stores[folder] for folder in request.queries.values()},
+        list(request.checkpoints.values()),
+        final=request.final,
+        command=" && ".join(request.commands or (request.command(),)),
+        examples={folder: stores[folder] for folder in request.example_stores()},
     )
-    results = {name: _evaluate_one(plan, name, head, stores, dev, others, opened) for name, head in heads.items()}
+    results = {name: _evaluate_head(request, name, head, stores, dev, others, opened) for name, head in heads.items()}
     if len(results) == 1:
-        return write_evaluation(next(iter(results.values())), plan.output)
-    return write_seeds(results, plan.output)
+        return write_evaluation(next(iter(results.values())), request.output)
+    return write_seeds(results, request.output)
 
 
-def _named(queries: Sequence[str | Path]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    if not queries:
-        raise UserError("No query set is given; name at least one feature store.")
-    for folder in map(Path, queries):
-        name = folder.absolute().name
-        if name in named:
-            raise UserError(f"Query sets {named[name]} and {folder} are both called {name!r}; rename one folder.")
-        if name == UPDATE_KEY:
-            raise UserError(f"A query set cannot be called {name!r}, metrics.json uses that name; rename {folder}.")
-        named[name] = folder
-    return named
-
-
-def _check_stores(plan: Plan, stores: Mapping[Path, Features], head: MemeHead, checkpoint: Path) -> None:
+def _check_stores(
+    request: EvaluationRequest, stores: Mapping[Path, Features], head: MemeHead, checkpoint: Path
+) -> None:
     problem = head.config.problem
     for folder, features in stores.items():
         check_store(features, folder, problem)
         check_head_fits(head.config, checkpoint, features, folder)
     fingerprints = {str(folder): store_fingerprint(features) for folder, features in stores.items()}
-    check_same_origin(fingerprints)  # each with the first: the bank, where it is a store
+    check_same_origin(fingerprints)  # compares each with the first: the bank, if it is a store
     check_same_origin({str(checkpoint): head_fingerprint(checkpoint), **fingerprints})
-    for name, folder in plan.queries.items():
-        for text in plan.groups:
+    for name, folder in request.queries.items():
+        for text in request.groups:
             find_groups(name, stores[folder].extras, text)
 
 
-def _dev(plan: Plan, stores: Mapping[Path, Features], problem: Problem) -> tuple[Features, list[str]] | None:
-    """The rows to choose on now, and the ids of dev that were left out; or refuse stored rules for these queries."""
-    queries = {path: stores[path].ids for path in plan.queries.values()}
-    if plan.choice.dev is not None:
-        rows, left_out = dev_rows(plan.choice.dev, stores[Path(plan.choice.dev)], queries)
-        check_dev(plan.choice.dev, rows, problem)
+def _select_dev(
+    request: EvaluationRequest, stores: Mapping[Path, Features], problem: Problem
+) -> tuple[Features, list[str]] | None:
+    """Dev rows to choose an operating point on, and the ids of those that are left out; None without `dev`.
+
+    Raises:
+        UserError: without `dev`, a stored operating point that was chosen on some of the queries.
+    """
+    queries: dict[str | Path, Sequence[str]] = {path: stores[path].ids for path in request.queries.values()}
+    chosen = request.operating_point
+    if chosen.dev is not None:
+        rows, left_out = dev_rows(chosen.dev, stores[chosen.dev], queries)
+        check_dev(chosen.dev, rows, problem)
         return rows, left_out
-    if plan.choice.thresholds == "stored":
-        for checkpoint in plan.checkpoints.values():
-            decision = read_operating_point(checkpoint)
-            for path, ids in queries.items() if decision is not None else ():
-                check_judged(decision, path, ids)
+    if chosen.thresholds == "stored":
+        for checkpoint in request.checkpoints.values():
+            stored = read_operating_point(checkpoint)
+            if stored is not None:
+                for path, ids in queries.items():
+                    check_judged(stored, path, ids)
     return None
 
 
-def _evaluate_one(
-    plan: Plan,
+def _evaluate_head(
+    request: EvaluationRequest,
     name: str,
     head: MemeHead,
     stores: Mapping[Path, Features],
@@ -201,85 +185,89 @@ def _evaluate_one(
     others: Sequence[OtherRun],
     opened: Mapping[str, Any],
 ) -> Evaluation:
-    """Everything about one head."""
-    checkpoint, problem = plan.checkpoints[name], head.config.problem
-    examples = open_reference_set(plan.bank, stores, head, checkpoint, in_memory=plan.update is not None)
-    added = Embeddings.of(stores[plan.update], head) if plan.update is not None else None
-    decision = _decision(plan, checkpoint, head, dev, examples)
-    bank_match = match_reference_set(examples, None if decision is None else decision.bank)
-    sets = [
-        score_set(name, path, stores[path], head, examples.rows, plan.voting) for name, path in plan.queries.items()
+    """Evaluate one head on all query sets."""
+    checkpoint, voting = request.checkpoints[name], request.voting
+    examples = open_reference_set(request.bank, stores, head, checkpoint, in_memory=request.update is not None)
+    point = _operating_point(request, checkpoint, head, dev, examples)
+    bank_match = match_reference_set(examples, None if point is None else point.bank)
+    result = Evaluation(request, checkpoint, head.config.problem, examples.rows, point, dict(opened))
+    result.sets = [
+        score_set(name, path, stores[path], head, examples.rows, voting) for name, path in request.queries.items()
     ]
-    result = Evaluation(checkpoint, problem, plan.bank, examples.rows, plan.voting, dict(opened), decision, sets, {},
-                        plan.samples, plan.seed, update_place=plan.update)  # fmt: skip
-    result.commands = list(plan.commands) or [plan.command()]
-    _add_before(result, plan, stores, head)
-    for scored in track([(len(scored), scored) for scored in sets], "Evaluating", sum(map(len, sets)), "memes"):
-        if decision is not None:
-            apply_operating_point(decision, scored, bank_match, plan.voting)
-        result.metrics[scored.name] = _head_metrics(scored, plan.samples, plan.seed)
+    _add_before(result, stores, head)
+    added = Embeddings.of(stores[request.update], head) if request.update is not None else None
+    settings = {"samples": request.bootstrap_samples, "seed": request.seed}
+    sizes = list(map(len, result.sets))
+    for scored in track(zip(sizes, result.sets, strict=True), "Evaluating", sum(sizes), "memes"):
+        if point is not None:
+            apply_operating_point(point, scored, bank_match, voting)
+        result.metrics[scored.name] = _head_metrics(scored, **settings)
         result.evidence[scored.name] = find_evidence(scored, examples.rows)
-        result.analysis[scored.name] = analyse(
-            scored, others=others, groups=plan.groups, samples=plan.samples, seed=plan.seed
-        )
+        result.analysis[scored.name] = analyse(scored, others=others, groups=request.groups, **settings)
         if added is not None:
+            thresholds = scored.rules["rkc"].thresholds
             result.updates[scored.name] = update_curve(
-                scored.queries, examples.rows, added, plan.update_sizes, plan.voting, problem=problem,
-                thresholds=scored.rules["rkc"].thresholds, samples=plan.samples, seed=plan.seed,
+                scored.queries, examples.in_memory(), added, request.update_sizes, voting, thresholds=thresholds,
+                problem=result.problem, **settings,
             )  # fmt: skip
     result.notes = _notes(result, added)
-    result.manifest = _manifest(result, plan, examples, stores)
+    result.manifest = _manifest(result, examples, stores)
     return result
 
 
-def _decision(
-    plan: Plan, checkpoint: Path, head: MemeHead, dev: tuple[Features, list[str]] | None, examples: ReferenceSet
+def _operating_point(
+    request: EvaluationRequest,
+    checkpoint: Path,
+    head: MemeHead,
+    dev: tuple[Features, list[str]] | None,
+    examples: ReferenceSet,
 ) -> OperatingPoint | None:
-    """What dev decides now, stored beside the head, or what is stored there."""
-    choice = plan.choice
-    if choice.dev is None or dev is None:
-        return read_operating_point(checkpoint) if choice.thresholds == "stored" else None
-    place, (rows, left_out) = Path(choice.dev), dev
-    scored = score_set("dev", place, rows, head, examples.rows, plan.voting)
-    decision = choose_operating_point(
-        scored, place, rows, left_out=left_out, head=checkpoint,
-        bank={**examples.state, "content": bank_content(examples.in_memory())}, voting=plan.voting,
-        criterion=choice.criterion, calibration=choice.calibration,
+    """Choose an operating point on dev and store it beside the head, or read the stored one."""
+    settings = request.operating_point
+    if settings.dev is None or dev is None:
+        return read_operating_point(checkpoint) if settings.thresholds == "stored" else None
+    rows, left_out = dev
+    scored = score_set("dev", settings.dev, rows, head, examples.rows, request.voting)
+    point = choose_operating_point(
+        scored, settings.dev, rows, left_out=left_out, head=checkpoint,
+        bank={**examples.state, "content": bank_content(examples.in_memory())}, voting=request.voting,
+        criterion=settings.criterion, calibration=settings.calibration,
     )  # fmt: skip
-    decision.write(checkpoint)
-    return decision
+    point.write(checkpoint)
+    return point
 
 
-def _head_metrics(scored: ScoredSet, samples: int, seed: int) -> dict[str, dict[str, dict[str, float | None]]]:
-    return {
-        head: {
-            name: estimate.as_dict()
-            for name, estimate in estimates(
-                scores, scored.labels, scored.rules[head].thresholds, scored.problem, samples=samples, seed=seed
-            ).items()
-        }
-        for head, scores in scored.scores.items()
-    }
+def _head_metrics(scored: ScoredSet, *, samples: int, seed: int) -> dict[Head, dict[str, dict[str, Any]]]:
+    """Head → metric → estimate."""
+    found: dict[Head, dict[str, dict[str, Any]]] = {}
+    for head, scores in scored.scores.items():
+        thresholds = scored.rules[head].thresholds
+        values = estimates(scores, scored.labels, thresholds, scored.problem, samples=samples, seed=seed)
+        found[head] = {name: estimate.as_dict() for name, estimate in values.items()}
+    return found
 
 
-def _add_before(result: Evaluation, plan: Plan, stores: Mapping[Path, Features], head: MemeHead) -> None:
-    """The bank as seen by the head that Stage 2 started from; an example bank holds embeddings of one head only."""
-    place = plan.before if plan.before is not None else result.checkpoint / INITIAL_HEAD
-    if (plan.before is None and not has_head(place)) or Path(plan.bank) not in stores:
+def _add_before(result: Evaluation, stores: Mapping[Path, Features], head: MemeHead) -> None:
+    """Embed the bank with the head that Stage 2 started from; an example bank has no hidden states for that."""
+    request = result.request
+    place = request.before if request.before is not None else result.checkpoint / INITIAL_HEAD
+    if (request.before is None and not has_head(place)) or Path(request.bank) not in stores:
         return
-    bank = stores[Path(plan.bank)]
+    bank = stores[Path(request.bank)]
     earlier = load_head(place).to(next(head.parameters()).device)
-    check_head_fits(earlier.config, place, bank, plan.bank)
+    check_head_fits(earlier.config, place, bank, request.bank)
     result.before, result.before_place = Embeddings.of(bank, earlier).embedding, place
 
 
 def _notes(result: Evaluation, added: Embeddings | None) -> list[str]:
+    """Sentences that a reader of the results must know."""
     notes = []
-    left_out = [] if result.decision is None else result.decision.dev.get("left_out", [])
-    if left_out:
+    point = result.operating_point
+    left_out = [] if point is None else point.dev.get("left_out", [])
+    if point is not None and left_out:
         notes.append(
-            f"dev: {len(left_out)} memes are among those that are judged, for example {left_out[:3]}; thresholds and "
-            f"calibration were chosen on the {result.decision.dev['rows']} others."
+            f"dev: {len(left_out)} memes are among the queries, for example {left_out[:3]}; thresholds and calibration "
+            f"were chosen on the {point.dev['rows']} others."
         )
     for scored in result.sets:
         notes += [f"{scored.name}: {note}" for note in scored.notes]
@@ -290,8 +278,7 @@ def _notes(result: Evaluation, added: Embeddings | None) -> list[str]:
                 f"{scored.name}: RKC abstains on {int(scored.abstained.sum())} memes, whose score is 0; its metrics "
                 "count them with the verdict of that score, the section on abstention leaves them out."
             )
-        member = scored.problem.membership(scored.labels)
-        constant = [str(c) for c in range(member.shape[1]) if member[:, c].all() or not member[:, c].any()]
+        constant = [str(c) for c in scored.problem.constant_classes(scored.labels)]
         if constant and scored.problem.kind == "binary":
             notes.append(f"{scored.name}: all memes are of class {scored.labels[0]}, so the AUROC is undefined.")
         elif constant:
@@ -300,7 +287,7 @@ def _notes(result: Evaluation, added: Embeddings | None) -> list[str]:
         shared = len(set(added.ids) & set(result.bank.ids))
         if shared:
             notes.append(f"{shared} rows of the update are already in the bank; they vote twice when drawn.")
-    if result.decision is None:
+    if point is None:
         notes.append(
             "The thresholds are the official ones, and scores are taken for probabilities as they are: `--dev` chooses "
             "thresholds and a calibration, and stores them beside the head."
@@ -308,21 +295,20 @@ def _notes(result: Evaluation, added: Embeddings | None) -> list[str]:
     return notes
 
 
-def _manifest(
-    result: Evaluation, plan: Plan, examples: ReferenceSet, stores: Mapping[Path, Features]
-) -> dict[str, Any]:
+def _manifest(result: Evaluation, examples: ReferenceSet, stores: Mapping[Path, Features]) -> dict[str, Any]:
+    request = result.request
     arguments = {
         "checkpoint": result.checkpoint,
-        "bank": plan.bank,
+        "bank": request.bank,
         "queries": {scored.name: len(scored) for scored in result.sets},
-        **asdict(plan.voting),
-        "update": plan.update,
-        "update_sizes": list(plan.update_sizes),
-        "bootstrap_samples": plan.samples,
+        **asdict(request.voting),
+        "update": request.update,
+        "update_sizes": list(request.update_sizes),
+        "bootstrap_samples": request.bootstrap_samples,
         "before": result.before_place,
-        **asdict(plan.choice),
-        "compare": plan.compare,
-        "groups": plan.groups,
+        **request.operating_point.model_dump(),
+        "compare": request.compare,
+        "groups": request.groups,
     }
     decisions = {
         scored.name: {
@@ -333,12 +319,12 @@ def _manifest(
     return run_manifest(
         "evaluation",
         arguments=plain(arguments),
-        seed=result.seed,
+        seed=request.seed,
         **result.opened,
         system=describe_head(result.checkpoint),
-        sets=describe_queries(plan.queries, stores, result.problem.outputs),
+        sets=describe_queries(request.queries, stores, result.problem.outputs),
         head_sha256=sha256_file(result.checkpoint / HEAD_WEIGHTS),
-        bank={**examples.state, "data": describe_bank(plan.bank, stores)},
+        bank={**examples.state, "data": describe_bank(request.bank, stores)},
         decisions=decisions,
         features={str(folder): plain(store_fingerprint(features)) for folder, features in stores.items()},
         commands=result.commands,

@@ -1,4 +1,4 @@
-"""What was evaluated on what, in words: a head by the run that made it, a store by its data set and split."""
+"""Descriptions of what was evaluated: a head by the run that trained it, a store by its data set and split."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +18,12 @@ from ra_hmd.models.head import HeadConfig, read_head_config
 
 
 def describe_head(folder: str | Path) -> dict[str, Any]:
-    """A trained head.
+    """Describe a trained head.
 
     Returns:
-        `name`: what kind of system it is, on which model, as its manifest states it; else its folder. `trained_on`: the
-        data set of its training rows, None where that is not known; a zero-shot head has no such key. `kind`: of its
-        manifest, or None. `shots`: K, of a head that was trained on a K-shot list.
+        `name`: kind of system and its model, as the manifest states them, or else the folder. `kind`: kind of the
+        manifest, or None. `trained_on`: data set of the training rows, None if unknown; absent for a zero-shot head.
+        `shots`: K, only for a head that was trained on a K-shot list.
     """
     folder = Path(folder)
     manifest = read_folder_manifest(folder)
@@ -38,9 +38,9 @@ def describe_head(folder: str | Path) -> dict[str, Any]:
 
 
 def describe_store(place: str | Path, origin: FeatureOrigin) -> dict[str, Any]:
-    """A feature store: `dataset`, `task`, `split`, `place`, and `stated`: whether it says which data set it is of.
+    """Describe a feature store: `dataset`, `task`, `split`, `place`, and `stated`: whether it records its data set.
 
-    A store that does not say so is called by the folder that it lies in.
+    A store that does not is named after its parent folder.
     """
     return {
         "dataset": origin.dataset or str(Path(place).parent),
@@ -52,7 +52,7 @@ def describe_store(place: str | Path, origin: FeatureOrigin) -> dict[str, Any]:
 
 
 def describe_queries(places: Mapping[str, Path], stores: Mapping[Path, Features], outputs: int) -> dict[str, Any]:
-    """Query set → `describe_store` of it, with its `rows` and the `outputs` of the head that judged it."""
+    """Map each query set to its `describe_store`, with its `rows` and the `outputs` of the head."""
     return {
         name: {
             **describe_store(place, stores[place].manifest),
@@ -64,7 +64,7 @@ def describe_queries(places: Mapping[str, Path], stores: Mapping[Path, Features]
 
 
 def describe_bank(place: str | Path, stores: Mapping[Path, Features]) -> dict[str, Any]:
-    """The labelled examples: `describe_store` of a feature store; an example bank is called by its place."""
+    """Describe the labelled examples: a feature store by `describe_store`, an example bank by its place."""
     features = stores.get(Path(place))
     if features is None:
         return {"dataset": str(place), "task": None, "split": "bank", "place": str(place), "stated": False}
@@ -72,7 +72,7 @@ def describe_bank(place: str | Path, stores: Mapping[Path, Features]) -> dict[st
 
 
 def _system(manifest: HeadRunManifest, config: HeadConfig) -> str:
-    """The kind of system."""
+    """Kind of system."""
     fusion = config.fusion
     joined = "" if fusion is None else f" {fusion.kind}-{config.blocks}"
     modality = "" if fusion is None else " ({})".format("image + text" if fusion.kind == "concat" else fusion.kind)
@@ -89,7 +89,7 @@ def _system(manifest: HeadRunManifest, config: HeadConfig) -> str:
 
 
 def _trained_on(manifest: HeadRunManifest) -> str | None:
-    """Data set of the training rows, as the run or the store states it; else the folder of the store."""
+    """Data set of the training rows, as the run or the store records it, or else the parent folder of the store."""
     train = manifest.train_store
     if train.path is not None:
         path = Path(train.path) / STORE_MANIFEST

@@ -1,76 +1,92 @@
-"""What an evaluation found, as handed from `evaluate` to the report."""
+"""Results of an evaluation."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
+from ra_hmd.core.heads import Head
 from ra_hmd.core.problem import Problem
+from ra_hmd.evaluation.request import EvaluationRequest
 from ra_hmd.retrieval.embeddings import Embeddings
-from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.evidence import plain_score, vote_evidence
 from ra_hmd.scoring.knn_classifier import LabelledIndex
 from ra_hmd.scoring.operating_point import OperatingPoint
 from ra_hmd.scoring.scores import ScoredSet
 
 
-@dataclass
-class Evaluation:
-    """Everything the report shows.
+class EvaluationSummary(TypedDict):
+    """Return value of `evaluate`.
 
-    Attributes:
-        checkpoint: The head's folder.
-        problem: What it decides.
-        bank_place: The bank's folder or URI.
-        bank: Its rows, as embedded by the head.
-        before: [N, D'], the bank as embedded by the head that Stage 2 started from, or None.
-        before_place: Where that head is.
-        sets: The query sets.
-        voting: The vote's settings.
-        opened: What `open_labels` said of test data.
-        decision: What dev decided, or None: official thresholds.
-        metrics: Set name → head → metric → {value, low, high}.
-        analysis: Set name → calibration, abstention, comparisons, classes, groups.
-        update_place: Folder of the rows added to the bank, or None.
-        updates: Set name → update curve; empty without an update.
-        evidence: Set name → the first memes with their nearest bank rows.
-        samples: Bootstrap resamples.
-        seed: Of the intervals and of the update's sample.
-        notes: What a reader must know, in sentences.
-        commands: The commands that made this.
-        manifest: The run's manifest.
+    Keys:
+        metrics: Query set → head → metric → `value`, `low`, `high`; over several heads also `std` and `runs`.
+        updates: Query set → effect of the bank update, one entry per size; empty without an update.
+        notes: Sentences that a reader of the results must know.
+        rows: Query set → number of memes.
+        output: Output folder.
+        report: Path of report.md.
     """
 
+    metrics: dict[str, dict[Head, dict[str, dict[str, Any]]]]
+    updates: dict[str, list[dict[str, Any]]]
+    notes: list[str]
+    rows: dict[str, int]
+    output: str
+    report: str
+
+
+@dataclass
+class Evaluation:
+    """Evaluation of one head: everything that the report shows.
+
+    Attributes:
+        request: Arguments of the evaluation.
+        checkpoint: Folder of the head.
+        problem: What labels mean.
+        bank: The labelled examples, embedded by the head.
+        operating_point: Thresholds and calibration chosen on dev, or None: the official thresholds.
+        opened: Result of `open_labels`: which test splits were opened.
+        sets: The scored query sets.
+        metrics: Query set → head → metric → `value`, `low`, `high`.
+        analysis: Query set → calibration, abstention, comparisons, classes and groups; see `analyse`.
+        before: [N, D'], the bank embedded by the head that Stage 2 started from, or None.
+        before_place: Folder of that head.
+        updates: Query set → update curve; empty without an update.
+        evidence: Query set → its first memes with their nearest bank rows.
+        notes: Sentences that a reader of the results must know.
+        manifest: Manifest of the run.
+    """
+
+    request: EvaluationRequest
     checkpoint: Path
     problem: Problem
-    bank_place: Path | str
     bank: LabelledIndex
-    voting: Voting
+    operating_point: OperatingPoint | None
     opened: dict[str, Any]
-    decision: OperatingPoint | None
-    sets: list[ScoredSet]
-    metrics: dict[str, dict[str, dict[str, dict[str, float | None]]]]
-    samples: int
-    seed: int
+    sets: list[ScoredSet] = field(default_factory=list)
+    metrics: dict[str, dict[Head, dict[str, dict[str, Any]]]] = field(default_factory=dict)
     analysis: dict[str, dict[str, Any]] = field(default_factory=dict)
     before: np.ndarray | None = None
     before_place: Path | None = None
-    update_place: Path | None = None
     updates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     evidence: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    commands: list[str] = field(default_factory=list)
     manifest: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def commands(self) -> list[str]:
+        """Commands that led to this evaluation."""
+        return list(self.request.commands) or [self.request.command()]
+
+    @property
     def embedding(self) -> np.ndarray | None:
-        """[N, D], the bank's embeddings where they are in memory."""
+        """Embeddings of the bank [N, D]; None for an example bank, which is not in memory."""
         return self.bank.embedding if isinstance(self.bank, Embeddings) else None
 
 
 def find_evidence(scored: ScoredSet, bank: LabelledIndex, memes: int = 5) -> list[dict[str, Any]]:
-    """For the first `memes` of a set: every head's score, and the neighbours behind the KNN vote (`vote_evidence`).
+    """Scores and neighbours (`vote_evidence`) of the first memes of a set, for evidence.json.
 
     `rkc_class` is None where the vote abstained.
     """
@@ -88,7 +104,7 @@ def find_evidence(scored: ScoredSet, bank: LabelledIndex, memes: int = 5) -> lis
 
 
 def predictions(scored: ScoredSet) -> list[dict[str, Any]]:
-    """One row per meme of a set: set, id, label and each head's score; lists where there are several classes."""
+    """Rows of predictions.jsonl: set, id, label and the score of each head, which is a list for several classes."""
     return [
         {
             "set": scored.name,

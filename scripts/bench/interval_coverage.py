@@ -19,7 +19,7 @@ from scipy.stats import norm
 from sklearn.metrics import f1_score, roc_auc_score
 
 from ra_hmd.core.markdown import markdown_table
-from ra_hmd.evaluation.metrics.estimates import Judged, metric_estimate
+from ra_hmd.evaluation.metrics.estimates import ThresholdedScores, metric_estimate
 from ra_hmd.evaluation.metrics.runs import paired_change
 
 NAMES = ("accuracy", "recall", "f1", "macro_f1", "auroc")
@@ -81,7 +81,7 @@ SIZES = (10, 20, 50, 200, 500)
 
 def ours(name: str, scores: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[float, float] | None:
     """This package's interval; None where there are too few."""
-    found = metric_estimate(name, [Judged.binary(scores, threshold)], labels, samples=500, seed=0)
+    found = metric_estimate(name, [ThresholdedScores.binary(scores, threshold)], labels, samples=500, seed=0)
     return None if found.low is None or found.high is None else (found.low, found.high)
 
 
@@ -144,7 +144,7 @@ def seconds(memes: int) -> float:
     scores, labels = World("", 2.0).draw(memes, np.random.default_rng(0))
     start = time.perf_counter()
     for name in NAMES:
-        metric_estimate(name, [Judged.binary(scores, 1.0)], labels, samples=1000, seed=0)
+        metric_estimate(name, [ThresholdedScores.binary(scores, 1.0)], labels, samples=1000, seed=0)
     return time.perf_counter() - start
 
 

@@ -7,7 +7,7 @@ from sklearn.metrics import accuracy_score, hamming_loss, precision_recall_fscor
 from ra_hmd.core.heads import decide, official_thresholds
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.evaluation.metrics.classification import CLASS_METRICS, classification_metrics
-from ra_hmd.evaluation.metrics.estimates import Judged, estimates, metric_estimate, per_class
+from ra_hmd.evaluation.metrics.estimates import ThresholdedScores, estimates, metric_estimate, per_class
 
 AVERAGED = ("precision", "recall", "f1")
 SINGLE, MULTI = Problem("single_label", 4), Problem("multi_label", 4)
@@ -70,11 +70,11 @@ def test_estimates_are_the_plain_metrics(problem, ties):
     assert set(plain[0]) == set(CLASS_METRICS)
     for name in CLASS_METRICS:
         for line, values in zip(rows, plain, strict=True):
-            judged = [Judged(scores[line], thresholds)]
+            judged = [ThresholdedScores(scores[line], thresholds)]
             found = metric_estimate(name, judged, labels[line], problem, samples=0, seed=0)
             assert found.value == pytest.approx(values[name], abs=1e-12), name
     with pytest.raises(KeyError, match="metric 'accurate' is none of accuracy"):
-        metric_estimate("accurate", [Judged(scores, thresholds)], labels, problem, samples=0, seed=0)
+        metric_estimate("accurate", [ThresholdedScores(scores, thresholds)], labels, problem, samples=0, seed=0)
 
 
 def test_a_class_that_never_occurs_has_no_auroc_and_counts_as_defined():
@@ -128,8 +128,8 @@ def test_all_right_has_width_with_several_classes_too(problem):
     for name, item in found.items():
         assert item.value == item.high == 1, name
         assert 0.5 < item.low < 0.999, name
-    change = metric_estimate("macro_f1", [Judged(scores, np.full(4, 0.5))], labels, problem,
-                             base=[Judged(2 * scores, np.full(4, 0.5))], samples=500, seed=0)  # fmt: skip
+    change = metric_estimate("macro_f1", [ThresholdedScores(scores, np.full(4, 0.5))], labels, problem,
+                             base=[ThresholdedScores(2 * scores, np.full(4, 0.5))], samples=500, seed=0)  # fmt: skip
     assert change.low < change.value == 0 < change.high
 
 

@@ -13,7 +13,7 @@ from ra_hmd.evaluation.metrics.classification import classification_metrics
 from ra_hmd.evaluation.metrics.groups import group_rows, parse_group
 from ra_hmd.evaluation.metrics.intervals import rate
 from ra_hmd.evaluation.metrics.significance import Contender, compare_pairs, holm, mcnemar, read_run
-from ra_hmd.evaluation.request import Choice
+from ra_hmd.evaluation.request import OperatingPointSettings
 from ra_hmd.features.store import Features
 
 HALF = np.array([0.5])
@@ -115,8 +115,13 @@ def test_ids_with_line_separators_are_compared(lab, mark):
 
 def test_the_other_run_keeps_its_own_thresholds(lab):
     lab.store("dev", lab.features(60, 2, "dev"))
-    lab.evaluate(output=lab.folder / "old", choice=Choice(dev=lab.folder / "dev"), bootstrap_samples=0)
-    lab.evaluate(compare=[lab.folder / "old" / "predictions.jsonl"], choice=Choice(thresholds="official"))
+    lab.evaluate(
+        output=lab.folder / "old", operating_point=OperatingPointSettings(dev=lab.folder / "dev"), bootstrap_samples=0
+    )
+    lab.evaluate(
+        compare=[lab.folder / "old" / "predictions.jsonl"],
+        operating_point=OperatingPointSettings(thresholds="official"),
+    )
     (run,) = json.loads((lab.folder / "out" / "analysis.json").read_text())["test"]["runs"]
     old, new = (json.loads((lab.folder / name / "metrics.json").read_text())["test"] for name in ("old", "out"))
     for entry, head in zip(run["comparisons"], ("lmh", "lrc", "rkc"), strict=True):
@@ -125,7 +130,7 @@ def test_the_other_run_keeps_its_own_thresholds(lab):
         )
         assert entry["difference"]["auroc"]["value"] == 0
     (lab.folder / "old" / "ra_hmd.json").unlink()
-    result = lab.evaluate(compare=[lab.folder / "old"], choice=Choice(thresholds="official"))
+    result = lab.evaluate(compare=[lab.folder / "old"], operating_point=OperatingPointSettings(thresholds="official"))
     assert any("with its official threshold, it states none" in note for note in result["notes"])
 
 

@@ -14,8 +14,8 @@ from ra_hmd.core.artifacts import read_json, sha256_file, write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.markdown import escape
 from ra_hmd.evaluation.bank_update import nested_order
-from ra_hmd.evaluation.evaluate import UPDATE_KEY
 from ra_hmd.evaluation.metrics.classification import BINARY_METRICS, classification_metrics
+from ra_hmd.evaluation.request import UPDATE_KEY
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, HeadConfig, MemeHead, load_head
 from ra_hmd.retrieval.embeddings import run_head

@@ -17,7 +17,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
 from ra_hmd.evaluation.metrics.classification import classification_metrics
 from ra_hmd.evaluation.metrics.seeds import expand_checkpoints
-from ra_hmd.evaluation.request import Choice
+from ra_hmd.evaluation.request import OperatingPointSettings
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, MemeHead, load_head, save_head
 from ra_hmd.retrieval.embeddings import Embeddings
@@ -74,7 +74,7 @@ def read(lab, name, place="out"):
 @pytest.mark.renders
 def test_several_classes_end_to_end(lab, classes):
     kind, settings = classes
-    result = lab.evaluate(**settings, choice=Choice(thresholds="official"))
+    result = lab.evaluate(**settings, operating_point=OperatingPointSettings(thresholds="official"))
     test = read_features(lab.folder / "c_test")
     problem = Problem(kind, 3)
     member = problem.membership(test.labels)
@@ -115,7 +115,7 @@ def test_several_classes_choose_on_dev_update_and_compare(lab, classes):
     lab.evaluate(**settings, output=lab.folder / "old", bootstrap_samples=0)
     result = lab.evaluate(
         **settings,
-        choice=Choice(dev=lab.folder / "c_dev", criterion="f1"),
+        operating_point=OperatingPointSettings(dev=lab.folder / "c_dev", criterion="f1"),
         update=lab.folder / "cpool",
         update_sizes=[6, 12],
         compare=[lab.folder / "old"],
@@ -194,7 +194,7 @@ def test_seeds_are_evaluated_each_and_together(lab, seeds):
 
 def test_seeds_choose_on_dev_each_for_itself(lab, seeds):
     lab.store("dev", lab.features(80, 7, "dev"))
-    lab.evaluate(checkpoint=seeds, choice=Choice(dev=lab.folder / "dev"), bootstrap_samples=0)
+    lab.evaluate(checkpoint=seeds, operating_point=OperatingPointSettings(dev=lab.folder / "dev"), bootstrap_samples=0)
     limits = {read_operating_point(seeds / f"seed-{seed}").rules["lrc"].thresholds[0] for seed in (3, 4, 5)}
     assert len(limits) == 3
 

@@ -8,7 +8,7 @@ from scipy.stats import beta, binom, binomtest, norm
 from sklearn.metrics import f1_score, roc_auc_score
 
 from ra_hmd.evaluation.metrics.classification import BINARY_METRICS, auroc, classification_metrics
-from ra_hmd.evaluation.metrics.estimates import Judged, metric_estimate
+from ra_hmd.evaluation.metrics.estimates import ThresholdedScores, metric_estimate
 from ra_hmd.evaluation.metrics.intervals import (
     TOO_FEW,
     Area,
@@ -31,7 +31,9 @@ def rng():
 
 
 def one(name, scores, labels, threshold=0.5, samples=1000, seed=0):
-    return metric_estimate(name, [Judged.binary(scores, threshold)], np.asarray(labels), samples=samples, seed=seed)
+    return metric_estimate(
+        name, [ThresholdedScores.binary(scores, threshold)], np.asarray(labels), samples=samples, seed=seed
+    )
 
 
 def drawn(rng, rows, shift=1.5):

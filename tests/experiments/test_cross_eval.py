@@ -19,7 +19,7 @@ from ra_hmd.core.artifacts import read_json, write_json
 from ra_hmd.core.config import load_yaml
 from ra_hmd.core.errors import UserError
 from ra_hmd.experiments.cross_eval import run as module
-from ra_hmd.experiments.cross_eval.config import CrossEvalArguments, Kind
+from ra_hmd.experiments.cross_eval.config import CrossEvalArguments, HeadAndBank
 from ra_hmd.experiments.cross_eval.run import cross_eval
 from ra_hmd.features.store import read_features
 from ra_hmd.features.test_lock import final_records
@@ -197,7 +197,12 @@ def test_everything_is_written_and_finished_cells_are_not_done_again(lab, cross,
     assert json.loads((output / "cross_eval.json").read_text()) == first
     assert read_json(output / "ra_hmd.json").arguments.topk == 7
     report = (output / "cross_eval.md").read_text()
-    for kind in (Kind("lmh"), Kind("rkc", "train"), Kind("rkc", "k_shot", 5), Kind("rkc", "target")):
+    for kind in (
+        HeadAndBank("lmh"),
+        HeadAndBank("rkc", "train"),
+        HeadAndBank("rkc", "k_shot", 5),
+        HeadAndBank("rkc", "target"),
+    ):
         assert f"### {kind.title}".replace("-", r"\-") in report
     assert "ra-hmd cross-eval x.yaml" in report
     done = []

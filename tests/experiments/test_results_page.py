@@ -18,12 +18,12 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import THRESHOLDS
 from ra_hmd.data.readers import READERS
 from ra_hmd.evaluation.report.sections import format_estimate
-from ra_hmd.evaluation.request import Choice
+from ra_hmd.evaluation.request import OperatingPointSettings
 from ra_hmd.experiments.cross_eval.config import CrossEvalArguments
 from ra_hmd.experiments.cross_eval.run import cross_eval
-from ra_hmd.experiments.leaderboard.leaderboard import CSV_COLUMNS, write_results
-from ra_hmd.experiments.leaderboard.leaderboard_page import TITLES
-from ra_hmd.experiments.leaderboard.leaderboard_sources import Column, published_results
+from ra_hmd.experiments.leaderboard.page import TITLES
+from ra_hmd.experiments.leaderboard.run import CSV_COLUMNS, write_results
+from ra_hmd.experiments.leaderboard.sources import Column, published_results
 from ra_hmd.features.store import read_features, write_features
 
 SHOWN = ("auroc", "accuracy", "macro_f1")
@@ -296,9 +296,9 @@ def test_a_name_without_folder_does_not_search_this_one(runs, text):
 
 def test_a_cell_says_how_the_bank_voted_and_where_its_threshold_is_from(runs):
     heads = [runs.named("a"), runs.named("b", seed=2)]
-    dev = Choice(dev=runs.folder / "hateful_memes/dev_seen", criterion="macro_f1")
+    dev = OperatingPointSettings(dev=runs.folder / "hateful_memes/dev_seen", criterion="macro_f1")
     for output, checkpoint in (("one", heads[0]), ("two", heads)):
-        runs.judge(checkpoint, "hateful_memes", "test_seen", output, topk=5, choice=dev, min_similarity=0.1)
+        runs.judge(checkpoint, "hateful_memes", "test_seen", output, topk=5, operating_point=dev, min_similarity=0.1)
     done, page = page_of(runs)
     measured = [one for one in done["results"] if one["origin"] == "measured"]
     assert {one["head"] for one in measured} == {

@@ -15,7 +15,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.evaluation.evaluate import evaluate
-from ra_hmd.evaluation.request import Choice
+from ra_hmd.evaluation.request import OperatingPointSettings
 from ra_hmd.features.store import read_features
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import Verdict
@@ -63,7 +63,7 @@ def judged(lab: Path, kind: str, output: Path) -> dict[str, dict[str, float]]:
     """Id → head → score, by `evaluate` on the stores."""
     stores = lab / "features" / kind
     evaluate(lab / kind, stores / "train", [stores / "test"], output, bootstrap_samples=0, final=True,
-             choice=Choice(dev=stores / "dev"))  # fmt: skip
+             operating_point=OperatingPointSettings(dev=stores / "dev"))  # fmt: skip
     lines = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
     return {line["id"]: {head: line[f"{head}_score"] for head in HEADS[kind]} for line in lines}
 

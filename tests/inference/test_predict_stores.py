@@ -17,7 +17,7 @@ from ra_hmd.core.artifacts import read_json, sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.evaluation.evaluate import evaluate
-from ra_hmd.evaluation.request import Choice
+from ra_hmd.evaluation.request import OperatingPointSettings
 from ra_hmd.features.store import Features, read_features, write_features
 from ra_hmd.features.test_lock import final_records
 from ra_hmd.inference.batch_features import predict_features
@@ -128,7 +128,7 @@ def test_what_dev_decided_is_used_and_does_not_depend_on_other_memes(lab):
     shutil.rmtree(lab / "dev")  # a head that is worse than chance on dev would not be calibrated
     write_features(lab / "dev", replace(dev, labels=(noisy > 0).astype(np.int64)), FINGERPRINT, split="dev")
     evaluate(lab / "head", lab / "bank", [lab / "asked"], lab / "report", bootstrap_samples=0, final=True,
-             choice=Choice(dev=lab / "dev"), device="cpu")  # fmt: skip
+             operating_point=OperatingPointSettings(dev=lab / "dev"), device="cpu")  # fmt: skip
     decided = read_json(lab / "head/decision.json").heads
     for head, bank in (("lrc", None), ("rkc", lab / "bank"), ("lmh", None)):
         predict_features(lab / "head", lab / "new", lab / "out.jsonl", head=head, bank=bank, device="cpu")
@@ -156,7 +156,7 @@ def test_what_dev_decided_is_used_and_does_not_depend_on_other_memes(lab):
 
 def test_another_vote_than_that_of_dev_has_the_official_threshold_and_says_so(lab):
     evaluate(lab / "head", lab / "bank", [lab / "asked"], lab / "report", bootstrap_samples=0, final=True,
-             choice=Choice(dev=lab / "dev"), device="cpu")  # fmt: skip
+             operating_point=OperatingPointSettings(dev=lab / "dev"), device="cpu")  # fmt: skip
     done = predict_features(
         lab / "head", lab / "new", lab / "out.jsonl", head="rkc", bank=lab / "bank", voting=Voting(3), device="cpu"
     )

@@ -12,7 +12,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import THRESHOLDS
 from ra_hmd.evaluation.metrics.classification import classification_metrics
 from ra_hmd.evaluation.metrics.significance import PREDICTIONS_NAME
-from ra_hmd.evaluation.request import Choice
+from ra_hmd.evaluation.request import OperatingPointSettings
 from ra_hmd.features.store import write_features
 from ra_hmd.features.test_lock import FINAL_RECORD, final_records
 from ra_hmd.models.head import load_head, save_head
@@ -41,9 +41,11 @@ def test_dev_chooses_and_later_evaluations_use_it(tilted):
     lab = tilted
     official = lab.evaluate(**CHOOSE)
     assert "`--dev` chooses" in official["notes"][-1]
-    lab.evaluate(queries=[lab.folder / "dev"], choice=Choice(thresholds="official"), **CHOOSE)
+    lab.evaluate(queries=[lab.folder / "dev"], operating_point=OperatingPointSettings(thresholds="official"), **CHOOSE)
     dev = predictions(lab)
-    chosen = lab.evaluate(choice=Choice(dev=lab.folder / "dev", criterion="accuracy"), **CHOOSE)
+    chosen = lab.evaluate(
+        operating_point=OperatingPointSettings(dev=lab.folder / "dev", criterion="accuracy"), **CHOOSE
+    )
     stored = read_operating_point(lab.folder / "head")
     labels = np.array([row["label"] for row in dev])
     for head, rule in stored.rules.items():
@@ -56,7 +58,7 @@ def test_dev_chooses_and_later_evaluations_use_it(tilted):
     assert accuracy[1] > accuracy[0] + 0.05
     assert official["metrics"]["test"]["lrc"]["auroc"] == chosen["metrics"]["test"]["lrc"]["auroc"]
     assert lab.evaluate(**CHOOSE)["metrics"] == chosen["metrics"], "stored thresholds are used"
-    again = lab.evaluate(choice=Choice(thresholds="official"), **CHOOSE)
+    again = lab.evaluate(operating_point=OperatingPointSettings(thresholds="official"), **CHOOSE)
     assert again["metrics"] == official["metrics"]
     lab.evaluate(**CHOOSE)
     analysis = json.loads((lab.folder / "out" / "analysis.json").read_text())["test"]["calibration"]
@@ -72,7 +74,9 @@ def test_a_head_that_is_worse_than_chance_on_dev_is_not_calibrated(tilted):
     dev = lab.features(150, 2, "dev")
     lab.store("dev_against", replace(dev, labels=1 - dev.labels))
     for kind in ("temperature", "isotonic"):
-        result = lab.evaluate(choice=Choice(dev=lab.folder / "dev_against", calibration=kind), **CHOOSE)
+        result = lab.evaluate(
+            operating_point=OperatingPointSettings(dev=lab.folder / "dev_against", calibration=kind), **CHOOSE
+        )
         stored = read_operating_point(lab.folder / "head")
         assert {rule.calibration.kind for rule in stored.rules.values()} == {"none"}
         assert set(stored.uncalibrated) == {"lmh", "lrc", "rkc"}
@@ -89,7 +93,7 @@ def test_a_head_that_is_worse_than_chance_on_dev_is_not_calibrated(tilted):
 
 def test_isotonic_and_stored_file(tilted):
     lab = tilted
-    lab.evaluate(choice=Choice(dev=lab.folder / "dev", calibration="isotonic"), **CHOOSE)
+    lab.evaluate(operating_point=OperatingPointSettings(dev=lab.folder / "dev", calibration="isotonic"), **CHOOSE)
     stored = read_json(lab.folder / "head" / DECISION_NAME)
     assert stored.kind == "decision"
     assert stored.criterion == "macro_f1"
@@ -103,7 +107,7 @@ def test_the_memes_that_chose_are_not_judged_by_their_choice(tilted):
     lab = tilted
     dev = lab.folder / "dev"
     official = lab.evaluate(queries=[dev], **CHOOSE)
-    result = lab.evaluate(queries=[dev, lab.folder / "test"], choice=Choice(dev=dev), **CHOOSE)
+    result = lab.evaluate(queries=[dev, lab.folder / "test"], operating_point=OperatingPointSettings(dev=dev), **CHOOSE)
     assert result["metrics"]["dev"] == official["metrics"]["dev"]
     assert any("150 memes are among those that the stored ones were chosen on" in note for note in result["notes"])
     part = lab.features(150, 2, "dev").select(np.arange(10))
@@ -118,9 +122,9 @@ def test_a_meme_of_dev_that_is_judged_takes_part_in_no_choice(tilted):
     lab.store("dev_less", dev.select(np.r_[:3, 4:150]))
     lab.store("shared", shared)
     asked = {"queries": [lab.folder / "shared"], **CHOOSE}
-    less = lab.evaluate(choice=Choice(dev=lab.folder / "dev_less"), **asked)
+    less = lab.evaluate(operating_point=OperatingPointSettings(dev=lab.folder / "dev_less"), **asked)
     rules = read_operating_point(lab.folder / "head").rules
-    result = lab.evaluate(choice=Choice(dev=lab.folder / "dev"), **asked)
+    result = lab.evaluate(operating_point=OperatingPointSettings(dev=lab.folder / "dev"), **asked)
     stored = read_operating_point(lab.folder / "head")
     assert (stored.dev["left_out"], stored.dev["rows"]) == (["dev3"], 149)
     assert {head: rule.thresholds[0] for head, rule in stored.rules.items()} == {
@@ -128,20 +132,22 @@ def test_a_meme_of_dev_that_is_judged_takes_part_in_no_choice(tilted):
     }
     assert result["metrics"] == less["metrics"]
     assert all(rule["chosen"] for rule in read_json(lab.folder / "out/ra_hmd.json").decisions.shared.values())
-    assert any("dev: 1 memes are among those that are judged, for example ['dev3']" in n for n in result["notes"])
+    assert any("dev: 1 memes are among the queries, for example ['dev3']" in n for n in result["notes"])
     lab.store("other", replace(test, ids=["dev5", *test.ids[1:]]))
     with pytest.raises(UserError, match=r"1 of 120 memes of .*other are among those .*dev5"):
         lab.evaluate(queries=[lab.folder / "other"], **CHOOSE)
     lab.store("all", lab.features(150, 2, "dev").select(np.arange(150)))
     lab.store("more", replace(lab.features(151, 5, "x"), ids=[*dev.ids, "new"]))
     with pytest.raises(UserError, match=r"All 150 memes of --dev"):
-        lab.evaluate(queries=[lab.folder / "more"], choice=Choice(dev=lab.folder / "dev"), **CHOOSE)
+        lab.evaluate(
+            queries=[lab.folder / "more"], operating_point=OperatingPointSettings(dev=lab.folder / "dev"), **CHOOSE
+        )
     assert lab.evaluate(queries=[lab.folder / "dev"], **CHOOSE)["metrics"], "dev itself is judged officially"
 
 
 def test_another_bank_or_vote_takes_the_vote_s_threshold_away_and_no_other(tilted):
     lab = tilted
-    chosen = lab.evaluate(choice=Choice(dev=lab.folder / "dev"), **CHOOSE)
+    chosen = lab.evaluate(operating_point=OperatingPointSettings(dev=lab.folder / "dev"), **CHOOSE)
     lab.store("bank2", lab.features(100, 9, "other"))
     for changes, words in (({"topk": 7}, "vote"), ({"bank": lab.folder / "bank2"}, "bank")):
         result = lab.evaluate(**changes, **CHOOSE)
@@ -154,15 +160,15 @@ def test_another_bank_or_vote_takes_the_vote_s_threshold_away_and_no_other(tilte
 
 def test_a_head_that_was_trained_again_refuses_the_old_choice(tilted):
     lab = tilted
-    lab.evaluate(choice=Choice(dev=lab.folder / "dev"), **CHOOSE)
+    lab.evaluate(operating_point=OperatingPointSettings(dev=lab.folder / "dev"), **CHOOSE)
     head = load_head(lab.folder / "head")
     with torch.no_grad():
         head.output.bias += 1
     save_head(lab.folder / "head", head.config, head.state_dict())
     with pytest.raises(UserError, match="trained again"):
         lab.evaluate(**CHOOSE)
-    lab.evaluate(choice=Choice(thresholds="official"), **CHOOSE)
-    lab.evaluate(choice=Choice(dev=lab.folder / "dev"), **CHOOSE)
+    lab.evaluate(operating_point=OperatingPointSettings(thresholds="official"), **CHOOSE)
+    lab.evaluate(operating_point=OperatingPointSettings(dev=lab.folder / "dev"), **CHOOSE)
     (lab.folder / "head" / DECISION_NAME).write_text('{"criterion": "f1"}')
     with pytest.raises(UserError, match="is not a decision file"):
         lab.evaluate(**CHOOSE)
@@ -171,17 +177,17 @@ def test_a_head_that_was_trained_again_refuses_the_old_choice(tilted):
 def test_nothing_is_chosen_on_test_or_on_one_class(tilted):
     lab = tilted
     with pytest.raises(UserError, match=r"(?s)Nothing is chosen by test data.*test \(split 'test'\)"):
-        lab.evaluate(choice=Choice(dev=lab.folder / "test"), **CHOOSE)
+        lab.evaluate(operating_point=OperatingPointSettings(dev=lab.folder / "test"), **CHOOSE)
     one = lab.features(40, 3, "one")
     lab.store("dev1", one.select(np.flatnonzero(one.labels == 1)))
     with pytest.raises(UserError, match="class 1 only"):
-        lab.evaluate(choice=Choice(dev=lab.folder / "dev1"), **CHOOSE)
+        lab.evaluate(operating_point=OperatingPointSettings(dev=lab.folder / "dev1"), **CHOOSE)
     with pytest.raises(UserError, match="contradict"):
-        Choice(dev="dev", thresholds="official")
+        OperatingPointSettings(dev="dev", thresholds="official")
     with pytest.raises(UserError, match="criterion 'auc' is unknown"):
-        Choice(criterion="auc")
+        OperatingPointSettings(criterion="auc")
     with pytest.raises(UserError, match="lower --min-similarity"):
-        lab.evaluate(choice=Choice(dev=lab.folder / "dev"), min_similarity=1.0, **CHOOSE)
+        lab.evaluate(operating_point=OperatingPointSettings(dev=lab.folder / "dev"), min_similarity=1.0, **CHOOSE)
     assert not (lab.folder / "head" / DECISION_NAME).exists()
 
 

@@ -12,7 +12,7 @@ from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.bank.planned_change import PlannedChange
 from ra_hmd.evaluation.evaluate import evaluate
-from ra_hmd.evaluation.request import Choice
+from ra_hmd.evaluation.request import OperatingPointSettings
 from ra_hmd.features.store import read_features
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
@@ -28,7 +28,7 @@ def tuned(served_clip: Path, clip_bank: Path, tmp_path: Path) -> Path:
     head = Path(shutil.copytree(served_clip / "head", tmp_path / "head"))
     stores = served_clip / "features"
     evaluate(head, clip_bank, [stores / "dev"], tmp_path / "report", bootstrap_samples=0,
-             choice=Choice(dev=stores / "dev"))  # fmt: skip
+             operating_point=OperatingPointSettings(dev=stores / "dev"))  # fmt: skip
     return head
 
 

@@ -1,4 +1,4 @@
-"""What the report tells of a query set beside its metrics: calibration, abstention, comparisons, classes, groups.
+"""Analysis of a query set beyond its metrics: calibration, abstention, comparisons, classes and groups.
 
 Shapes: Q memes, C outputs of the problem.
 """
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.core.heads import Head
-from ra_hmd.evaluation.metrics.estimates import Judged, estimates, metric_estimate, per_class
+from ra_hmd.evaluation.metrics.estimates import ThresholdedScores, estimates, metric_estimate, per_class
 from ra_hmd.evaluation.metrics.groups import breakdown
 from ra_hmd.evaluation.metrics.intervals import mean_estimate, rate
 from ra_hmd.evaluation.metrics.selective import abstention_curve, aurc, confidence
@@ -21,18 +21,18 @@ from ra_hmd.scoring.scores import ScoredSet
 def analyse(
     scored: ScoredSet, *, others: Sequence[OtherRun], groups: Sequence[str], samples: int, seed: int
 ) -> dict[str, Any]:
-    """Everything about a query set that is no plain metric, ready for JSON.
+    """Analyse a query set, as analysis.json holds it.
 
     Args:
-        scored: The set; notes on what could not be compared are added to it.
+        scored: The query set; notes on what could not be compared are added to it.
         others: Earlier runs to compare with.
-        groups: Fields to break down by.
-        samples: Draws behind intervals without a closed form.
-        seed: Of the draws.
+        groups: Fields to break results down by.
+        samples: Resamples behind intervals without a closed form.
+        seed: Seed of the resamples.
 
     Returns:
         `calibration` and `abstention` per head, `comparisons` of heads, `runs` (comparisons with each other run),
-        `groups`, and of several classes `classes` per head.
+        `groups`, and for several classes `classes` per head.
     """
     settings = {"samples": samples, "seed": seed}
     runs = []
@@ -56,12 +56,12 @@ def analyse(
 
 
 def _answered(scored: ScoredSet, head: Head) -> np.ndarray:
-    """Row numbers of the memes that a head gave a verdict on."""
+    """Row numbers of the memes on which a head did not abstain."""
     return np.flatnonzero(~scored.abstained) if head == "rkc" else np.arange(len(scored))
 
 
 def _calibration(scored: ScoredSet, head: Head, *, samples: int, seed: int) -> dict[str, Any] | None:
-    """`before` and `after` (None without a fitted map): ECE, Brier score, NLL, bins; None where all abstained."""
+    """ECE, Brier score, NLL and bins, `before` and `after` calibration; None where the head abstained on all memes."""
     rows = _answered(scored, head)
     if not len(rows):
         return None
@@ -87,15 +87,15 @@ def _calibration(scored: ScoredSet, head: Head, *, samples: int, seed: int) -> d
 
 
 def _abstention(scored: ScoredSet, head: Head, *, samples: int, seed: int) -> dict[str, Any]:
-    """`aurc`, `curve`, and where the vote abstained `abstained`, `coverage` and the metrics of what it `answered`."""
+    """`aurc` and `curve`; where the vote abstained also `abstained`, `coverage` and metrics of the `answered` ones."""
     rule, right = scored.rules[head], scored.right(head)
     abstained = scored.abstained if head == "rkc" else None
     certain = confidence(scored.probabilities(head), scored.verdicts(head), scored.problem, abstained)
     values = (scored.scores[head], scored.labels, rule.thresholds, scored.problem)
 
     def macro_f1(rows: np.ndarray) -> float:
-        judged = [Judged(values[0][rows], rule.thresholds)]
-        return float(metric_estimate("macro_f1", judged, values[1][rows], scored.problem, samples=0, seed=0).value or 0)
+        kept = [ThresholdedScores(values[0][rows], rule.thresholds)]
+        return float(metric_estimate("macro_f1", kept, values[1][rows], scored.problem, samples=0, seed=0).value or 0)
 
     found: dict[str, Any] = {
         "aurc": aurc(certain, right),

@@ -1,4 +1,4 @@
-"""Verdicts per group of memes: of whom is the head's error, and which way does it go?
+"""Error rates per group of memes, such as the targeted group or the source.
 
 Shapes: Q memes, G memes of a group.
 """
@@ -14,17 +14,20 @@ from ra_hmd.evaluation.metrics.intervals import rate
 from ra_hmd.scoring.scores import ScoredSet
 
 SMALL = 30
-"""A rate of fewer cases than this is marked as small."""
+"""Groups with fewer cases of a class than this are marked as small."""
 
 NO_VALUE = "none"
-"""Of memes whose field is an empty list."""
+"""Name of the group of memes whose field is an empty list."""
 
 
 def parse_group(text: str) -> tuple[str, tuple[str, ...] | None]:
-    """`FIELD`, or `DATASET:FIELD` for the names of that data set's classes; gives the field and the names.
+    """Parse `FIELD`, or `DATASET:FIELD` to name the groups after that data set's classes.
+
+    Returns:
+        The field, and the class names or None.
 
     Raises:
-        UserError: a data set or task that is unknown.
+        UserError: unknown data set or task.
     """
     dataset, colon, name = text.rpartition(":")
     if not colon:
@@ -40,9 +43,9 @@ def parse_group(text: str) -> tuple[str, tuple[str, ...] | None]:
 
 
 def group_rows(extras: Sequence[Mapping[str, Any]], name: str, names: Sequence[str] | None) -> dict[str, np.ndarray]:
-    """Group → its row numbers, in the order of class indices or of names; a meme of several classes is in several.
+    """Map each group to its row numbers, in the order of class indices or names.
 
-    Memes without the field are in no group.
+    A meme with several values is in several groups, a meme without the field in none.
     """
     rows: dict[Any, list[int]] = {}
     for row, fields in enumerate(extras):
@@ -65,7 +68,7 @@ def _label(key: Any, names: Sequence[str] | None) -> str:
 
 
 def find_groups(name: str, extras: Sequence[Mapping[str, Any]] | None, text: str) -> tuple[str, dict[str, np.ndarray]]:
-    """The field that `text` names (see `parse_group`), and its groups in the query set `name`.
+    """Find the field that `text` names (see `parse_group`) and its groups in the query set `name`.
 
     Raises:
         UserError: no meme has such a field.
@@ -82,18 +85,18 @@ def find_groups(name: str, extras: Sequence[Mapping[str, Any]] | None, text: str
 
 
 def breakdown(scored: ScoredSet, text: str, *, samples: int, seed: int) -> dict[str, Any]:
-    """Per group of one field: how many memes, how many of class 1, and each head's rates.
+    """Break results down by one field.
 
     Args:
         scored: The query set.
         text: The field, as in `parse_group`.
-        samples: Draws behind intervals without a closed form.
-        seed: Of the draws.
+        samples: Resamples behind intervals without a closed form.
+        seed: Seed of the resamples.
 
     Returns:
-        `field`, `without` (memes without it) and `groups`: per group `group`, `memes`, `positives` (None of several
-        classes), `small` and `heads`: of a binary problem `accuracy`, `auroc`, `fpr`, `fnr`, else `accuracy` and
-        `macro_f1`. All have intervals that also hold at 0 and 1.
+        `field`, `without` (number of memes without it) and `groups`: per group `group`, `memes`, `positives` (None for
+        several classes), `small` and `heads`. Each head has `accuracy`, `auroc`, `fpr` and `fnr` of a binary problem,
+        otherwise `accuracy` and `macro_f1`, with intervals that also hold at 0 and 1.
 
     Raises:
         UserError: the store has no such field.
@@ -111,7 +114,7 @@ def _group(scored: ScoredSet, group: str, rows: np.ndarray, samples: int, seed: 
     heads = {}
     for head in scored.scores:
         right = scored.right(head)[rows]
-        values = {"accuracy": rate(right)}
+        values: dict[str, Any] = {"accuracy": rate(right)}
         found = estimates(
             scored.scores[head][rows],
             labels,

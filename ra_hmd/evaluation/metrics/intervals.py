@@ -1,6 +1,6 @@
-"""95 % intervals that hold near the edge and on small sets: what other memes of the same kind would give.
+"""95 % confidence intervals that keep their coverage near 0 and 1 and on small sets.
 
-A bootstrap of memes that are all judged rightly draws nothing else, so its interval has no width. These have one.
+The bootstrap interval of a set that is classified without an error has no width; these intervals have one.
 
 Shapes: N memes, K cells (memes that are alike), R draws, G positives, H negatives.
 """
@@ -14,23 +14,23 @@ from scipy.stats import beta, norm, rankdata
 
 CONFIDENCE = 0.95
 TOO_FEW = "too few"
-"""In place of an interval: so few memes say nothing of others."""
+"""Reason in place of an interval: too few memes to estimate one."""
 
 _TAIL = (1 - CONFIDENCE) / 2
-_BATCH = 4_000_000  # drawn numbers held at once
-_PRIOR = 10  # misplaced memes at which both variances of an AUROC count alike; by scripts/bench/interval_coverage.py
-_GROUPS = 1000  # of a mean: neighbouring values are taken for equal beyond so many
+_BATCH = 4_000_000  # random numbers in memory at once
+_PRIOR = 10  # misplaced memes at which both variances of an AUROC weigh equally (scripts/bench/interval_coverage.py)
+_GROUPS = 1000  # a mean over more distinct values than this merges neighbouring ones
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval; None where it is undefined (AUROC of one class).
+    """A metric's value with its 95 % interval.
 
     Attributes:
-        value: On these memes.
-        low: Lower end of the interval; None where none was asked for, or where there are too few memes.
+        value: Value on these memes; None where it is undefined (AUROC with one class).
+        low: Lower end of the interval; None where none was computed.
         high: Upper end.
-        why: `TOO_FEW`, where that is why there is none.
+        why: `TOO_FEW` where there are too few memes for an interval.
     """
 
     value: float | None
@@ -39,15 +39,17 @@ class Estimate:
     why: str | None = None
 
     def as_dict(self) -> dict[str, float | str | None]:
-        """`{"value", "low", "high"}`, and `why` where there is one, for JSON."""
+        """JSON form: `value`, `low`, `high`, and `why` where it is set."""
         found: dict[str, float | str | None] = {"value": self.value, "low": self.low, "high": self.high}
         return found if self.why is None else {**found, "why": self.why}
 
 
 def proportion(hits: int, cases: int) -> tuple[float, float] | None:
-    """Clopper–Pearson interval of a share; None without a case.
+    """Clopper–Pearson interval of a proportion; None without a case.
 
-    Source: Clopper and Pearson, Biometrika 1934: it covers at least 95 % whatever the share and the number of cases.
+    It covers at least 95 % for every proportion and number of cases.
+
+    Source: Clopper and Pearson, Biometrika 1934.
     """
     if not cases:
         return None
@@ -56,10 +58,10 @@ def proportion(hits: int, cases: int) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def rate(hits: np.ndarray) -> dict[str, float | None]:
-    """The share of hits [N] with its interval; None where there is no case."""
+def rate(hits: np.ndarray) -> dict[str, float | str | None]:
+    """Share of hits [N] with its interval; the value is None where there is no case."""
     found = proportion(int(hits.sum()), len(hits))
-    return Estimate(None if found is None else float(hits.mean()), *(found or (None, None))).as_dict()  # type: ignore
+    return (Estimate(None) if found is None else Estimate(float(hits.mean()), *found)).as_dict()
 
 
 def cells_interval(
@@ -71,19 +73,18 @@ def cells_interval(
     samples: int,
     seed: int,
 ) -> tuple[float, float]:
-    """Interval of a statistic of how much each kind of meme weighs.
+    """Interval of a statistic of the cells' weights, by the Bayesian bootstrap.
 
-    Weights are drawn as Rubin's Bayesian bootstrap does. The lower end is drawn with one more meme of the worst kind,
-    the upper end with one more of the best: of a share that is the Clopper–Pearson interval exactly, and no set is so
-    good that its interval has no width.
+    The lower end is computed with one more meme of the worst kind, the upper end with one more of the best. For a
+    proportion this is exactly the Clopper–Pearson interval, and the interval of a perfect set has a width.
 
     Args:
-        statistic: From weights [R, K], of any scale, to values [R].
-        counts: [K], memes of each kind.
-        worst: [K], what is added for the lower end; sums to 1.
-        best: [K], for the upper end.
+        statistic: Function from weights [R, K], of any scale, to values [R].
+        counts: [K], memes per cell.
+        worst: [K], weight that is added for the lower end; sums to 1.
+        best: [K], weight that is added for the upper end.
         samples: R.
-        seed: Of the draws.
+        seed: Seed of the resamples.
 
     Source: Rubin, Annals of Statistics 1981.
     """
@@ -100,13 +101,13 @@ def cells_interval(
 def mean_estimate(
     values: np.ndarray, bounds: tuple[float, float] | None = None, *, samples: int, seed: int
 ) -> Estimate:
-    """The mean of values [N] with its interval, see `cells_interval`.
+    """Mean of values [N] with its interval; see `cells_interval`.
 
     Args:
-        values: Numbers.
-        bounds: The least and the highest that a value can be; None: as seen here, and at least 0.
-        samples: Draws; 0 for no interval.
-        seed: Of the draws.
+        values: [N].
+        bounds: Smallest and largest possible value; default: those that occur, and 0.
+        samples: Resamples; 0 for no interval.
+        seed: Seed of the resamples.
     """
     if not len(values):
         return Estimate(None)
@@ -121,7 +122,7 @@ def mean_estimate(
     worst, best = np.zeros(len(cells)), np.zeros(len(cells))
     worst[0], best[-1] = 1, 1
     ends = cells_interval(lambda w: w @ cells / w.sum(axis=1), counts, worst, best, samples=samples, seed=seed)
-    # Sums round: no end passes the mean, or a bound.
+    # Rounding must not push an end past the mean or a bound.
     return Estimate(mean, max(low, min(ends[0], mean)), min(high, max(ends[1], mean)))
 
 
@@ -131,8 +132,8 @@ def paired_gain(
     """Accuracy after minus accuracy before, on the same rows, with its paired interval.
 
     Args:
-        correct_before: [N], whether each row was classified correctly.
-        correct_after: [N], the same rows in the same order.
+        correct_before: bool [N], whether each row was classified correctly.
+        correct_after: bool [N], the same rows in the same order.
 
     Raises:
         ValueError: different lengths.
@@ -145,14 +146,14 @@ def paired_gain(
 
 @dataclass(frozen=True)
 class Area:
-    """An AUROC, or a mean of several on the same memes.
+    """An AUROC, or the mean of several on the same memes, with what its interval needs.
 
     Attributes:
         value: The AUROC.
-        influence: [N], what each meme adds to its error: the squares add up to DeLong's variance.
-        sizes: Positives and negatives of each AUROC that it is a mean of.
-        misplaced: How many positives are not above all negatives, or negatives not below all positives, whichever are
-            fewer: what is known of the variance is known from these.
+        influence: [N], each meme's contribution to the error; their squares sum to DeLong's variance.
+        sizes: Numbers of positives and negatives of each averaged AUROC.
+        misplaced: Number of positives that are not above all negatives, or of negatives that are not below all
+            positives, whichever is smaller. The variance is estimated from these memes.
     """
 
     value: float
@@ -162,7 +163,7 @@ class Area:
 
     @classmethod
     def of(cls, scores: np.ndarray, positive: np.ndarray) -> "Area | None":
-        """AUROC of scores [N]; None where one class is missing. Ties count half.
+        """Compute the AUROC of scores [N]; None where one class is missing. Ties count half.
 
         Source: DeLong, DeLong and Clarke-Pearson, Biometrics 1988, by ranks as Sun and Xu 2014.
         """
@@ -170,7 +171,7 @@ class Area:
         if not g or not h:
             return None
         ranks = rankdata(scores)
-        share = np.empty(len(scores))  # of a positive: share of negatives below it; of a negative: of positives above
+        share = np.empty(len(scores))  # positives: share of negatives below; negatives: share of positives above
         share[positive] = (ranks[positive] - rankdata(scores[positive])) / h
         share[~positive] = 1 - (ranks[~positive] - rankdata(scores[~positive])) / g
         value = float(share[positive].mean())
@@ -180,7 +181,7 @@ class Area:
 
     @classmethod
     def mean(cls, areas: Sequence["Area"], *, runs: bool = False) -> "Area":
-        """The mean of several; with `runs`, of the same classes by other scores, else of other classes."""
+        """Average several AUROCs: of the same classes in other runs (`runs`), or of other classes."""
         sizes = areas[0].sizes if runs else tuple(size for area in areas for size in area.sizes)
         influence = np.mean([area.influence for area in areas], axis=0)
         misplaced = [area.misplaced for area in areas]
@@ -189,16 +190,16 @@ class Area:
 
     @property
     def variance(self) -> float:
-        """DeLong's."""
+        """DeLong's variance."""
         return float((self.influence**2).sum())
 
     @property
     def too_few(self) -> bool:
-        """Whether a class has fewer than two memes."""
+        """Whether a class has fewer than two memes, too few for an interval."""
         return any(min(size) < 2 for size in self.sizes)
 
     def expected_variance(self, area: float) -> float:
-        """Hanley and McNeil's, were the true AUROC `area`; of several as if they were independent."""
+        """Hanley and McNeil's variance for a true AUROC of `area`; several are taken as independent."""
         q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
         parts = [
             (area * (1 - area) + (g - 1) * (q1 - area**2) + (h - 1) * (q2 - area**2)) / (g * h) for g, h in self.sizes
@@ -207,8 +208,9 @@ class Area:
 
     @property
     def excess(self) -> float:
-        """By how much the variance is taken to be other than the expected one: DeLong's over that, where it is larger;
-        where it is smaller, as far as enough memes are misplaced to say so.
+        """Ratio of DeLong's variance to the expected one, by which the expected variance is scaled.
+
+        A ratio below 1 is shrunk towards 1 as far as few misplaced memes support it.
         """
         expected = self.expected_variance(self.value)
         if expected <= 1e-12:
@@ -217,11 +219,10 @@ class Area:
         return found if found > 1 else (self.misplaced * found + _PRIOR) / (self.misplaced + _PRIOR)
 
     def interval(self) -> tuple[float, float] | None:
-        """Every true AUROC from which this one is not further than 1.96 standard errors of that true one; None where
-        there are too few memes.
+        """Score interval: all true AUROCs that lie within 1.96 of their own standard errors of this one.
 
-        The standard error is Hanley and McNeil's, which is not 0 where all are told apart, times what DeLong's, which
-        follows the data, says of it (`excess`).
+        The standard error is Hanley and McNeil's, which is positive also for a perfect separation, scaled by what
+        DeLong's says of it (`excess`). None where there are too few memes.
 
         Source: Newcombe, Statistics in Medicine 2006, part 2, for the inversion.
         """
@@ -238,8 +239,9 @@ class Area:
         return float(low), float(high)
 
     def minus(self, other: "Area") -> Estimate:
-        """The difference from another on the same memes, with its paired interval: the two intervals put together by
-        how much the two err alike.
+        """Difference from another AUROC on the same memes, with its paired interval.
+
+        The intervals of the two are combined by the correlation of their errors.
 
         Source: Newcombe, Statistics in Medicine 1998 (square-and-add), with DeLong's correlation.
         """

@@ -1,4 +1,4 @@
-"""Several seeds as one result: the mean, how far seeds differ, and what other memes would give.
+"""Aggregation of several seeds: mean, standard deviation over seeds, and interval over memes.
 
 Shapes: S seeds, Q memes.
 """
@@ -12,17 +12,17 @@ from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
 from ra_hmd.evaluation.metrics.classification import metric_names
-from ra_hmd.evaluation.metrics.estimates import Judged, metric_estimate
+from ra_hmd.evaluation.metrics.estimates import ThresholdedScores, metric_estimate
 from ra_hmd.scoring.scores import ScoredSet
 
 SEEDS_NAME = "seeds.json"
 
 
 def expand_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> dict[str, Path]:
-    """Name → folder of every head: what was given, and in place of a Stage 2 run of several seeds each seed's folder.
+    """Map the name of each head to its folder; a Stage 2 run of several seeds expands to the folder of each seed.
 
     Raises:
-        UserError: two folders of one name, the same folder twice, a run whose seeds are missing.
+        UserError: no folder, two of one name, or a run whose seeds are missing.
     """
     given = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
     if not given:
@@ -43,11 +43,11 @@ def expand_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> dict[s
 
 
 def over_seeds(sets: Sequence[ScoredSet], *, samples: int, seed: int) -> dict[Head, dict[str, dict[str, Any]]]:
-    """Metrics of one query set under S heads, for the LM heads and votes that all have.
+    """Aggregate the metrics of one query set over S seeds, for each head that all of them have scores of.
 
     Returns:
-        head → metric → `value` (mean over seeds), `low` and `high` (its interval over memes: the same memes for every
-        seed), `runs` (each seed's value), `std` (sample standard deviation over seeds).
+        Head → metric → `value` (mean over seeds), `low` and `high` (interval over memes, which are the same for every
+        seed), `runs` (value of each seed), `std` (sample standard deviation over seeds).
 
     Raises:
         ValueError: sets of different memes.
@@ -64,7 +64,7 @@ def over_seeds(sets: Sequence[ScoredSet], *, samples: int, seed: int) -> dict[He
 
 def _over_seeds(name: str, head: Head, sets: Sequence[ScoredSet], samples: int, seed: int) -> dict[str, Any]:
     problem, labels = sets[0].problem, sets[0].labels
-    cases = [Judged(item.scores[head], item.rules[head].thresholds) for item in sets]
+    cases = [ThresholdedScores(item.scores[head], item.rules[head].thresholds) for item in sets]
     values = [metric_estimate(name, [case], labels, problem, samples=0, seed=seed).value for case in cases]
     known = [value for value in values if value is not None]
     found = metric_estimate(name, cases, labels, problem, samples=samples, seed=seed)

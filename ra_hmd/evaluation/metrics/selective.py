@@ -1,4 +1,4 @@
-"""How much better verdicts are when the least certain ones are left to people.
+"""Selective classification: accuracy when the least certain memes are left to people.
 
 Shapes: Q memes, C outputs of the problem.
 """
@@ -16,29 +16,29 @@ COVERAGES = tuple(share / 20 for share in range(1, 21))
 def confidence(
     probabilities: np.ndarray, verdicts: np.ndarray, problem: Problem, abstained: np.ndarray | None = None
 ) -> np.ndarray:
-    """float64 [Q]: the probability that the verdict that was given is wholly right.
+    """Estimated probability float64 [Q] that each verdict is entirely right.
 
-    Of `multi_label` the product over the classes, as if they were independent. A meme on which the vote abstained has
-    −1: it is the first to be left out.
+    For `multi_label` this is the product over classes, as if they were independent. Memes on which the vote abstained
+    get −1, so that they are left out first.
 
     Args:
         probabilities: [Q, C].
-        verdicts: [Q] or [Q, C], in the shape of labels.
-        problem: What they mean.
+        verdicts: int64 [Q] or [Q, C], in the shape of labels.
+        problem: What verdicts mean.
         abstained: bool [Q].
     """
-    said = problem.membership(verdicts)
+    member = problem.membership(verdicts)
     if problem.kind == "single_label":
-        certain = probabilities[said]
+        certain = probabilities[member]
     else:
-        certain = np.where(said, probabilities, 1 - probabilities).prod(axis=1)
+        certain = np.where(member, probabilities, 1 - probabilities).prod(axis=1)
     return certain if abstained is None else np.where(abstained, -1.0, certain)
 
 
 def aurc(certain: np.ndarray, right: np.ndarray) -> float:
     """Area under the risk-coverage curve: the mean over k of the error rate of the k most certain memes.
 
-    Equally certain memes are taken in as if in random order, so that the order of the rows does not count.
+    Ties count with their expected error rate, so that the order of rows does not matter.
 
     Source: Geifman and El-Yaniv, NeurIPS 2017 (risk and coverage).
     """
@@ -55,16 +55,16 @@ def abstention_curve(
 ) -> list[dict[str, Any]]:
     """Accuracy and macro-F1 of the most certain memes, at each of `COVERAGES`.
 
-    Equally certain memes are kept or left out together, so `coverage`, the share that is kept, may be above the asked.
+    Ties are kept or left out together, so the actual `coverage` may exceed the nominal one.
 
     Args:
-        certain: [Q].
-        right: bool [Q].
-        macro_f1: Of row numbers.
+        certain: [Q], confidence of each meme.
+        right: bool [Q], whether its verdict is right.
+        macro_f1: Function from row numbers to the macro-F1 of these memes.
 
     Returns:
-        `coverage`, `confidence` (of the least certain that is kept), `accuracy`, `macro_f1`; coverages that are equal
-        appear once.
+        Per point `coverage`, `confidence` (of the least certain meme that is kept), `accuracy` and `macro_f1`; equal
+        coverages appear once.
     """
     falling = np.sort(certain)[::-1]
     points: dict[float, dict[str, Any]] = {}

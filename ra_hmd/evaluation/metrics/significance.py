@@ -1,4 +1,4 @@
-"""Is one head better than another on the same memes? Paired differences, McNemar's test, Holm's correction.
+"""Paired comparison of heads and runs: differences, McNemar's test, and Holm's correction.
 
 Shapes: Q memes, C outputs of the problem.
 """
@@ -18,7 +18,7 @@ from ra_hmd.core.heads import Head, decide, exact_match, official_thresholds
 from ra_hmd.core.problem import Problem
 from ra_hmd.data.rows import jsonl_rows
 from ra_hmd.evaluation.metrics.classification import metric_names
-from ra_hmd.evaluation.metrics.estimates import Judged, metric_estimate
+from ra_hmd.evaluation.metrics.estimates import ThresholdedScores, metric_estimate
 from ra_hmd.scoring.scores import ScoredSet
 
 COMPARED = ("accuracy", "auroc", "macro_f1")
@@ -27,39 +27,40 @@ PREDICTIONS_NAME = "predictions.jsonl"
 
 @dataclass(frozen=True)
 class Contender:
-    """Scores [Q, C] and thresholds [C] under a name, to be compared with others on the same memes."""
+    """A named set of scores [Q, C] with thresholds [C], to compare with others on the same memes."""
 
     name: str
     scores: np.ndarray
     thresholds: np.ndarray
 
     @property
-    def judged(self) -> Judged:
-        """For estimates."""
-        return Judged(self.scores, self.thresholds)
+    def scored(self) -> ThresholdedScores:
+        """Scores and thresholds, as the estimates take them."""
+        return ThresholdedScores(self.scores, self.thresholds)
 
     def right(self, labels: np.ndarray, problem: Problem) -> np.ndarray:
-        """bool [Q], where the verdict is wholly right."""
+        """bool [Q], whether each verdict is entirely right."""
         return exact_match(decide(self.scores, self.thresholds, problem), labels)
 
 
 def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, Any]:
-    """Exact McNemar test of paired verdicts: are those that only one got right split evenly?
+    """Exact McNemar test of paired verdicts.
 
     Returns:
-        `only_first`, `only_second` (memes that only this one got right) and the two-sided `p` (1 without any).
+        `only_first` and `only_second` (memes that only this one classified correctly) and the two-sided `p`, which is 1
+        where there are none.
     """
     only_first, only_second = int((first_right & ~second_right).sum()), int((~first_right & second_right).sum())
-    told = only_first + only_second
+    discordant = only_first + only_second
     return {
         "only_first": only_first,
         "only_second": only_second,
-        "p": float(binomtest(only_first, told, 0.5).pvalue) if told else 1.0,
+        "p": float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0,
     }
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p-values corrected for how many there are (Holm 1979): each at least as large, in the same order of size."""
+    """Correct p-values for multiple comparisons (Holm 1979)."""
     order = np.argsort(values, kind="stable")
     scaled = np.array(values, dtype=np.float64)[order] * np.arange(len(values), 0, -1)
     corrected = np.empty(len(values))
@@ -70,17 +71,17 @@ def holm(values: Sequence[float]) -> list[float]:
 def compare_pairs(
     pairs: Sequence[tuple[Contender, Contender]], labels: np.ndarray, problem: Problem, *, samples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Second minus first of each pair, on the same memes.
+    """Compare pairs on the same memes, the second minus the first.
 
     Returns:
-        Per pair `first`, `second`, `memes`, `difference` (metric → value, low, high of the paired interval), and
-        `mcnemar` with `p_holm`, corrected over the pairs given.
+        Per pair `first`, `second`, `memes`, `difference` (metric → `value`, `low`, `high` of the paired interval), and
+        `mcnemar` with `p_holm`, corrected over the given pairs.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for first, second in pairs:
         difference = {
             name: metric_estimate(
-                name, [second.judged], labels, problem, base=[first.judged], samples=samples, seed=seed
+                name, [second.scored], labels, problem, base=[first.scored], samples=samples, seed=seed
             ).as_dict()
             for name in COMPARED
             if name in metric_names(problem)
@@ -101,26 +102,26 @@ def compare_pairs(
 
 
 def contenders(scored: ScoredSet) -> dict[Head, Contender]:
-    """The heads of a query set."""
+    """The heads of a query set, by name."""
     return {
         head: Contender(head.upper(), scores, scored.rules[head].thresholds) for head, scores in scored.scores.items()
     }
 
 
 def compare_heads(scored: ScoredSet, *, samples: int, seed: int) -> list[dict[str, Any]]:
-    """Every two heads of a query set."""
+    """Compare every two heads of a query set."""
     pairs = list(combinations(contenders(scored).values(), 2))
     return compare_pairs(pairs, scored.labels, scored.problem, samples=samples, seed=seed)
 
 
 @dataclass(frozen=True)
 class OtherRun:
-    """The predictions of an earlier evaluation.
+    """Predictions of an earlier evaluation.
 
     Attributes:
-        place: Its predictions.jsonl.
-        rows: (set, id) → the line.
-        thresholds: set → head → thresholds [C], as far as its manifest states them.
+        place: Path of predictions.jsonl.
+        rows: (set, id) → line of that file.
+        thresholds: Set → head → thresholds [C], as far as the manifest states them.
     """
 
     place: Path
@@ -129,10 +130,10 @@ class OtherRun:
 
 
 def read_run(place: str | Path) -> OtherRun:
-    """Read an evaluation's folder, or its predictions.jsonl.
+    """Read the predictions of an evaluation from its folder or its predictions.jsonl.
 
     Raises:
-        UserError: no predictions there, or lines that are none.
+        UserError: missing file, or lines that are no predictions.
     """
     path = Path(place)
     path = path / PREDICTIONS_NAME if path.is_dir() else path
@@ -160,15 +161,15 @@ def read_run(place: str | Path) -> OtherRun:
 def compare_run(
     scored: ScoredSet, other: OtherRun, *, samples: int, seed: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """This run's heads against the same heads of another run, on the memes that both scored.
+    """Compare the heads of this run with those of another run, on the memes that both scored.
 
-    Memes are matched by set and id; which were left out is said in the notes.
+    Memes are matched by set and id.
 
     Returns:
-        The comparisons, second minus first, with the other run first; and notes.
+        The comparisons, with the other run first; and notes on memes and heads that are left out.
 
     Raises:
-        UserError: no meme in common, labels or numbers of scores that differ.
+        UserError: no meme in common, or different labels or numbers of scores.
     """
     keys = [(scored.name, name) for name in scored.queries.ids]
     shared = np.array([row for row, key in enumerate(keys) if key in other.rows], dtype=np.int64)

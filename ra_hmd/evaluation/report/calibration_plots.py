@@ -1,4 +1,4 @@
-"""Figures of how far scores can be trusted: reliability, abstention, and each class of several."""
+"""Figures of the report: reliability, selective classification, and metrics of each class."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,9 +18,9 @@ _MOST_NUMBERS = 10  # classes of a confusion matrix whose cells are still legibl
 
 
 def reliability_figure(sets: Sequence[ScoredSet], analysis: Mapping[str, Any]) -> Figure:
-    """Stated probability against what came true: one row per query set, one column per head.
+    """Reliability diagrams, one row per query set and one column per head.
 
-    A point is a bin; its size tells how many cases are in it.
+    A point is a bin; its size shows the number of cases in it.
     """
     heads = heads_of(sets)
     figure, axes = panels(len(heads), width=3.8, height=3.8, rows=len(sets))
@@ -46,7 +46,7 @@ def reliability_figure(sets: Sequence[ScoredSet], analysis: Mapping[str, Any]) -
 
 
 def abstention_figure(sets: Sequence[ScoredSet], analysis: Mapping[str, Any]) -> Figure:
-    """Accuracy and macro-F1 of the most certain memes against the share that is kept; one row per query set."""
+    """Accuracy and macro-F1 of the most certain memes against their share, one row per query set."""
     figure, axes = panels(2, rows=len(sets), height=3.6)
     for line, scored in zip(axes, sets, strict=True):
         for axis, metric, label in zip(line, ("accuracy", "macro_f1"), ("accuracy", "macro-F1"), strict=True):
@@ -61,7 +61,7 @@ def abstention_figure(sets: Sequence[ScoredSet], analysis: Mapping[str, Any]) ->
 
 
 def classes_figure(sets: Sequence[ScoredSet], analysis: Mapping[str, Any]) -> Figure:
-    """One class against the rest: AUROC with its interval and F1, per class and head; one row per query set."""
+    """One-vs-rest AUROC with its interval and F1 per class and head, one row per query set."""
     figure, axes = panels(2, rows=len(sets), height=3.6)
     for line, scored in zip(axes, sets, strict=True):
         for number, (head, rows) in enumerate(analysis[scored.name]["classes"].items()):
@@ -81,7 +81,7 @@ def classes_figure(sets: Sequence[ScoredSet], analysis: Mapping[str, Any]) -> Fi
 
 
 def class_roc_figure(sets: Sequence[ScoredSet]) -> Figure:
-    """ROC curves of each class against the rest: one row per query set, one column per head."""
+    """One-vs-rest ROC curves of each class, one row per query set and one column per head."""
     heads = heads_of(sets)
     figure, axes = panels(len(heads), rows=len(sets))
     for line, scored in zip(axes, sets, strict=True):
@@ -102,7 +102,7 @@ def class_roc_figure(sets: Sequence[ScoredSet]) -> Figure:
 
 
 def confusion_figure(sets: Sequence[ScoredSet]) -> Figure:
-    """Confusion matrices of one of C classes: rows are the true classes, shades the share of a row."""
+    """Confusion matrices of single-label problems: rows are true classes, shades are shares of a row."""
     heads = heads_of(sets)
     figure, axes = panels(len(heads), width=3.8, height=3.6, rows=len(sets))
     for line, scored in zip(axes, sets, strict=True):

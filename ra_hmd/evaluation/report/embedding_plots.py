@@ -1,4 +1,4 @@
-"""The report's figures."""
+"""Figures of the report: ROC curves, score histograms, the bank's projection, and the bank update."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,12 +28,12 @@ _MOST_POINTS = 3000
 
 
 def heads_of(sets: Sequence[ScoredSet]) -> list[Head]:
-    """The heads that any of the sets has scores of, in order."""
+    """Heads that at least one of the sets has scores of, in order."""
     return [head for head in THRESHOLDS if any(head in scored.scores for scored in sets)]
 
 
 def roc_figure(sets: Sequence[ScoredSet], metrics: Mapping[str, Any]) -> Figure:
-    """ROC curves: one panel per query set, one line per head."""
+    """ROC curves, one panel per query set and one line per head."""
     figure, axes = panels(len(sets))
     for axis, scored in zip(axes[0], sets, strict=True):
         axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, label="chance")
@@ -50,7 +50,7 @@ def roc_figure(sets: Sequence[ScoredSet], metrics: Mapping[str, Any]) -> Figure:
 
 
 def histogram_figure(sets: Sequence[ScoredSet]) -> Figure:
-    """Score histograms by class: one row per query set, one column per head; the threshold is drawn."""
+    """Score histograms by class with the threshold, one row per query set and one column per head."""
     heads = heads_of(sets)
     figure, axes = panels(len(heads), width=4.0, height=3.0, rows=len(sets))
     for line, scored in zip(axes, sets, strict=True):
@@ -81,8 +81,9 @@ def _projection(axis: Axes, embedding: np.ndarray, labels: np.ndarray, title: st
     points[:, :components] = pca.transform(unit)
     shares = [*np.nan_to_num(pca.explained_variance_ratio_), 0.0][:2]
     for label in np.unique(labels):
-        style = {"color": CLASS_COLOURS[label % 6], "marker": CLASS_MARKERS[label % 6]}
-        axis.scatter(*points[labels == label].T, s=12, alpha=0.6, linewidths=0, label=word.format(label), **style)
+        x, y = points[labels == label].T
+        axis.scatter(x, y, s=12, alpha=0.6, linewidths=0, label=word.format(label), color=CLASS_COLOURS[label % 6],
+                     marker=CLASS_MARKERS[label % 6])  # fmt: skip
     axis.set(
         title=title,
         xlabel=f"first component ({shares[0]:.0%} of variance)",
@@ -92,9 +93,9 @@ def _projection(axis: Axes, embedding: np.ndarray, labels: np.ndarray, title: st
 
 
 def projection_figure(stages: Mapping[str, np.ndarray], labels: np.ndarray, seed: int) -> Figure:
-    """PCA of the bank's unit-length embeddings: one panel per stage, the same rows in each (3,000 at most).
+    """PCA of the bank's unit-length embeddings, one panel per stage with the same rows (3,000 at most).
 
-    Label sets [N, C] are told apart by how many classes a meme has.
+    Label sets [N, C] are coloured by their number of classes.
     """
     word = "class {}" if labels.ndim == 1 else "{} classes"
     labels = labels if labels.ndim == 1 else labels.sum(axis=1)
@@ -106,7 +107,7 @@ def projection_figure(stages: Mapping[str, np.ndarray], labels: np.ndarray, seed
 
 
 def update_figure(updates: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """RKC accuracy and AUROC against the number of memes added to the bank, with 95 % intervals."""
+    """RKC accuracy and AUROC with 95 % intervals against the number of memes added to the bank."""
     figure, axes = panels(len(updates))
     for axis, (name, curve) in zip(axes[0], updates.items(), strict=True):
         places = np.arange(len(curve))

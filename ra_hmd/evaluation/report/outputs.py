@@ -1,24 +1,21 @@
-"""The files of an evaluation."""
+"""Output files of an evaluation."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, run_manifest, write_json, write_jsonl
 from ra_hmd.evaluation.metrics.seeds import over_seeds
 from ra_hmd.evaluation.metrics.significance import PREDICTIONS_NAME
 from ra_hmd.evaluation.report.report import write_report, write_seeds_report
-from ra_hmd.evaluation.result import Evaluation, predictions
-
-UPDATE_KEY = "bank_update"
-"""The one key of metrics.json that is not a query set."""
+from ra_hmd.evaluation.request import UPDATE_KEY
+from ra_hmd.evaluation.result import Evaluation, EvaluationSummary, predictions
 
 ANALYSIS_NAME = "analysis.json"
 METRICS_NAME = "metrics.json"
 
 
-def write_evaluation(result: Evaluation, output: Path) -> dict[str, Any]:
-    """Write one head's evaluation; returns what `evaluate` returns."""
+def write_evaluation(result: Evaluation, output: Path) -> EvaluationSummary:
+    """Write the files of one head's evaluation, and return its summary."""
     update = {UPDATE_KEY: result.updates} if result.updates else {}
     write_json(output / METRICS_NAME, {**result.metrics, **update})
     write_json(output / ANALYSIS_NAME, result.analysis)
@@ -36,26 +33,25 @@ def write_evaluation(result: Evaluation, output: Path) -> dict[str, Any]:
     }
 
 
-def write_seeds(results: Mapping[str, Evaluation], output: Path) -> dict[str, Any]:
-    """Write each head's evaluation into a folder of its name, and the metrics over all of them.
+def write_seeds(results: Mapping[str, Evaluation], output: Path) -> EvaluationSummary:
+    """Write each head's evaluation into a subfolder of its name, and the metrics over all of them.
 
     Returns:
-        What `evaluate` returns; the metrics are means, with `std` and `runs`.
+        The summary over all heads: metrics are means, with `std` and `runs`.
     """
     for name, result in results.items():
         write_evaluation(result, output / name)
     first = next(iter(results.values()))
+    settings = {"samples": first.request.bootstrap_samples, "seed": first.request.seed}
     metrics = {
-        scored.name: over_seeds(
-            [result.sets[number] for result in results.values()], samples=first.samples, seed=first.seed
-        )
+        scored.name: over_seeds([result.sets[number] for result in results.values()], **settings)
         for number, scored in enumerate(first.sets)
     }
     notes = list(dict.fromkeys(note for result in results.values() for note in result.notes))
     manifest = run_manifest(
         "evaluation",
         runs={name: result.manifest["arguments"] for name, result in results.items()},
-        seed=first.seed,
+        seed=first.request.seed,
         **first.opened,
         systems={name: result.manifest["system"] for name, result in results.items()},
         sets=first.manifest["sets"],

@@ -119,7 +119,7 @@ def _write_figures(result: Evaluation, output: Path) -> dict[str, str]:
     if result.embedding is not None:
         stages = {"bank before Stage 2": result.before} if result.before is not None else {}
         stages["bank after Stage 2" if stages else "bank"] = result.embedding
-        figure = projection_figure(stages, result.bank.labels, result.seed)
+        figure = projection_figure(stages, result.bank.labels, result.request.seed)
         drawn["bank.png"] = ("The bank in two dimensions (PCA)", figure)
     if result.updates:
         drawn["bank_update.png"] = ("Updating the bank without retraining", update_figure(result.updates))
@@ -131,13 +131,13 @@ def _write_figures(result: Evaluation, output: Path) -> dict[str, str]:
 def _setting(result: Evaluation) -> str:
     rows = [
         ["head", escape(result.checkpoint)],
-        ["bank", f"{escape(result.bank_place)}: {_counted(result.bank.labels, result)}"],
-        ["KNN vote", escape(vote_text(result.voting))],
+        ["bank", f"{escape(result.request.bank)}: {_counted(result.bank.labels, result)}"],
+        ["KNN vote", escape(vote_text(result.request.voting))],
         ["thresholds", escape(_thresholds(result))],
         ["test data", escape(_opened(result))],
         [
             "intervals",
-            f"{CONFIDENCE:.0%}, over memes; {result.samples} draws, seed {result.seed}",
+            f"{CONFIDENCE:.0%}, over memes; {result.request.bootstrap_samples} draws, seed {result.request.seed}",
         ],
     ]
     rows += [[f"query set {escape(scored.name)}", _counted(scored.labels, result)] for scored in result.sets]
@@ -153,15 +153,15 @@ def _counted(labels: Any, result: Evaluation) -> str:
 
 
 def _thresholds(result: Evaluation) -> str:
-    decision = result.decision
-    if decision is None:
+    point = result.operating_point
+    if point is None:
         return "official: 0.5 (LMH, LRC), 0 (RKC)" if result.problem.kind != "single_label" else "highest score decides"
-    where = f"chosen on {decision.dev['place']} ({decision.dev['rows']} memes)"
+    where = f"chosen on {point.dev['place']} ({point.dev['rows']} memes)"
     if result.problem.kind == "single_label":
         return f"highest score decides; calibration {where}"
     shown = [f"{head.upper()} {', '.join(f'{value:.3f}' for value in rule.thresholds)}"
-             for head, rule in decision.rules.items()]  # fmt: skip
-    return f"{where} for the best {METRIC_NAMES.get(decision.criterion, decision.criterion)}: {'; '.join(shown)}"
+             for head, rule in point.rules.items()]  # fmt: skip
+    return f"{where} for the best {METRIC_NAMES.get(point.criterion, point.criterion)}: {'; '.join(shown)}"
 
 
 def _opened(result: Evaluation) -> str:
@@ -193,7 +193,7 @@ def _update(result: Evaluation) -> str:
     how = "Samples" if result.problem.kind == "multi_label" else "Class-balanced samples"
     text = (
         "## Updating the bank without retraining\n\n"
-        f"{how} of {escape(result.update_place)} (seed {result.seed}) join the bank, each holding the "
+        f"{how} of {escape(result.request.update)} (seed {result.request.seed}) join the bank, each holding the "
         "smaller ones; head and thresholds stay as they are. The gain is paired: the same memes before and after. The "
         "intervals tell what other query memes would give, not what other samples would.\n"
     )

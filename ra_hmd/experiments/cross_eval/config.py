@@ -79,7 +79,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Kind:
+class HeadAndBank:
     """A head and what votes for it: `bank` is None where nothing does; `shots` is of `k_shot` banks."""
 
     head: Head

@@ -12,7 +12,7 @@ from ra_hmd.core.markdown import escape, markdown_table
 from ra_hmd.core.plotting import panels, plain_text, save_figure
 from ra_hmd.evaluation.metrics.intervals import CONFIDENCE
 from ra_hmd.evaluation.report.sections import format_estimate
-from ra_hmd.experiments.cross_eval.config import CROSS_METRICS, CrossEvalArguments, Kind
+from ra_hmd.experiments.cross_eval.config import CROSS_METRICS, CrossEvalArguments, HeadAndBank
 
 _TITLES = {"auroc": "AUROC", "accuracy": "Accuracy", "macro_f1": "Macro-F1"}
 _PANELS_PER_ROW = 3
@@ -33,14 +33,14 @@ def write_cross_report(args: CrossEvalArguments, result: Mapping[str, Any], comm
     write_text(output / "cross_eval.md", _markdown(args, kinds, cells, result["missing"], command))
 
 
-def _kind(entry: Mapping[str, Any]) -> Kind:
-    return Kind(entry["head"], entry["bank"], entry["shots"])
+def _kind(entry: Mapping[str, Any]) -> HeadAndBank:
+    return HeadAndBank(entry["head"], entry["bank"], entry["shots"])
 
 
 def _markdown(
     args: CrossEvalArguments,
-    kinds: Sequence[Kind],
-    cells: Mapping[tuple[Kind, str, str], Mapping[str, Any]],
+    kinds: Sequence[HeadAndBank],
+    cells: Mapping[tuple[HeadAndBank, str, str], Mapping[str, Any]],
     missing: Sequence[Mapping[str, Any]],
     command: str,
 ) -> str:
@@ -83,7 +83,9 @@ def _code(command: str) -> str:
 
 
 def _heat_map(
-    args: CrossEvalArguments, kinds: Sequence[Kind], cells: Mapping[tuple[Kind, str, str], Mapping[str, Any]]
+    args: CrossEvalArguments,
+    kinds: Sequence[HeadAndBank],
+    cells: Mapping[tuple[HeadAndBank, str, str], Mapping[str, Any]],
 ) -> Figure:
     """One panel per head and bank: systems down, targets across; a missing cell is grey."""
     systems, targets = list(args.systems), list(args.targets)

@@ -24,7 +24,7 @@ from ra_hmd.data.k_shot_lists import check_same_data, read_shot_lists, shot_rows
 from ra_hmd.evaluation.metrics.runs import estimate
 from ra_hmd.evaluation.provenance import describe_head, describe_store
 from ra_hmd.experiments.common import HeadView, require_binary
-from ra_hmd.experiments.cross_eval.config import CROSS_METRICS, CrossEvalArguments, Kind, System, Target
+from ra_hmd.experiments.cross_eval.config import CROSS_METRICS, CrossEvalArguments, HeadAndBank, System, Target
 from ra_hmd.experiments.cross_eval.report import write_cross_report
 from ra_hmd.experiments.pipeline import ra_hmd
 from ra_hmd.features.compatibility import (
@@ -116,19 +116,19 @@ def cross_eval(args: CrossEvalArguments, *, final: bool = False, command: str = 
     return result
 
 
-def _kinds(args: CrossEvalArguments, system: System, shots: Mapping[int, Any]) -> Iterator[Kind]:
+def _kinds(args: CrossEvalArguments, system: System, shots: Mapping[int, Any]) -> Iterator[HeadAndBank]:
     """The heads and banks of one system on one target; features of an encoder have no LMH."""
     for head in args.heads:
         if head == "lmh" and system.of_encoder():
             continue
         if head != "rkc":
-            yield Kind(head)
+            yield HeadAndBank(head)
             continue
         for bank in args.banks:
             if bank == "k_shot":
-                yield from (Kind(head, bank, count) for count in shots)
+                yield from (HeadAndBank(head, bank, count) for count in shots)
             else:
-                yield Kind(head, bank)
+                yield HeadAndBank(head, bank)
 
 
 def _check_open(args: CrossEvalArguments, pairs: Sequence[tuple[str, str]], *, final: bool) -> None:
@@ -233,7 +233,7 @@ class _Pair:
         self._final, self._command = final, command
         self._kept: dict[str, Any] = {}
 
-    def cell(self, kind: Kind) -> dict[str, Any]:
+    def cell(self, kind: HeadAndBank) -> dict[str, Any]:
         """The cell of a head and bank: from an earlier run, or computed.
 
         Raises:
@@ -283,7 +283,7 @@ class _Pair:
         write_json(path, cell)
         return {**judged, **cell}
 
-    def _banks(self, kind: Kind) -> list[tuple[str, Callable[[], Embeddings]]]:
+    def _banks(self, kind: HeadAndBank) -> list[tuple[str, Callable[[], Embeddings]]]:
         """Per run (one, or the seeds of a K-shot bank): a digest of the bank, and how to get it."""
         if kind.bank is None:
             return []

@@ -11,7 +11,7 @@ import torch
 from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.meme import Meme
-from ra_hmd.experiments.in_context.demonstrations import Candidates, Choice
+from ra_hmd.experiments.in_context.demonstrations import Candidates, DemonstrationSettings
 from ra_hmd.features.compatibility import (
     check_head_fits,
     check_same_origin,
@@ -27,7 +27,7 @@ from ra_hmd.retrieval.embeddings import hidden_tensor, run_head
 
 
 @dataclass(frozen=True)
-class Stores:
+class DemonstrationFeatures:
     """By what demonstrations are retrieved.
 
     Attributes:
@@ -47,7 +47,11 @@ class Stores:
 
 
 def open_candidates(
-    run: Run, queries: Sequence[Meme], examples: Sequence[Meme], choice: Choice, stores: Stores | None
+    run: Run,
+    queries: Sequence[Meme],
+    examples: Sequence[Meme],
+    choice: DemonstrationSettings,
+    stores: DemonstrationFeatures | None,
 ) -> tuple[Candidates, Candidates]:
     """The memes with labels, and as far as stores are given with embeddings and image hashes.
 
@@ -94,7 +98,7 @@ def _with_features(memes: Sequence[Meme], place: Path, features: Features, head:
 
 
 @dataclass(frozen=True)
-class Source:
+class MemeSplit:
     """Memes, and what they are.
 
     Attributes:

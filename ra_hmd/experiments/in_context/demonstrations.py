@@ -15,11 +15,11 @@ from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.retrieval.knn import search
 
-Kind = Literal["retrieved", "random"]
+DemonstrationKind = Literal["retrieved", "random"]
 
 
 @dataclass(frozen=True)
-class Choice:
+class DemonstrationSettings:
     """How demonstrations are chosen.
 
     Attributes:
@@ -30,12 +30,12 @@ class Choice:
     """
 
     shots: int = 4
-    kind: Kind = "retrieved"
+    kind: DemonstrationKind = "retrieved"
     per_class: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choose("--demonstrations", self.kind, get_args(Kind))
+        choose("--demonstrations", self.kind, get_args(DemonstrationKind))
         if self.shots < 0:
             raise UserError(f"--shots is {self.shots}, it must be 0 or more.")
 
@@ -72,7 +72,9 @@ class Demonstrations:
     left_out: int
 
 
-def choose_demonstrations(queries: Candidates, examples: Candidates, choice: Choice, classes: int) -> Demonstrations:
+def choose_demonstrations(
+    queries: Candidates, examples: Candidates, choice: DemonstrationSettings, classes: int
+) -> Demonstrations:
     """Choose for every query. Neither the query itself nor its picture under another id is shown.
 
     Args:
@@ -119,7 +121,9 @@ def _forbidden(queries: Candidates, examples: Candidates) -> list[set[int]]:
     return found
 
 
-def _check_enough(queries: Candidates, groups: list[np.ndarray], forbidden: list[set[int]], choice: Choice) -> None:
+def _check_enough(
+    queries: Candidates, groups: list[np.ndarray], forbidden: list[set[int]], choice: DemonstrationSettings
+) -> None:
     problems = []
     for c, group in enumerate(groups):
         members = set(group.tolist())
@@ -131,7 +135,7 @@ def _check_enough(queries: Candidates, groups: list[np.ndarray], forbidden: list
     raise_all(problems, "Too few examples; take fewer --shots, or another --examples")
 
 
-def _draw(name: str, groups: list[np.ndarray], barred: set[int], choice: Choice) -> np.ndarray:
+def _draw(name: str, groups: list[np.ndarray], barred: set[int], choice: DemonstrationSettings) -> np.ndarray:
     own = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     rng = np.random.default_rng([choice.seed, own])
     free = [group[~np.isin(group, list(barred))] for group in groups]

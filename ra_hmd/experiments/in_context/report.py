@@ -15,22 +15,22 @@ from ra_hmd.evaluation.metrics.significance import PREDICTIONS_NAME
 from ra_hmd.evaluation.provenance import describe_head
 from ra_hmd.evaluation.report.outputs import METRICS_NAME
 from ra_hmd.evaluation.report.sections import METRIC_NAMES, format_estimate
-from ra_hmd.experiments.in_context.candidates import Stores
-from ra_hmd.experiments.in_context.demonstrations import Choice, Demonstrations
+from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures
+from ra_hmd.experiments.in_context.demonstrations import Demonstrations, DemonstrationSettings
 from ra_hmd.experiments.in_context.thresholds import KEY, Threshold, official
 from ra_hmd.features.extraction import label_array
 from ra_hmd.models.checkpoint import Run
 from ra_hmd.scoring.evidence import plain_score
 
 if TYPE_CHECKING:
-    from ra_hmd.experiments.in_context.candidates import Source
+    from ra_hmd.experiments.in_context.candidates import MemeSplit
 
 HEAD = "lmh"
 """Under this name the scores are written: it is the LM head's answer, and compares with that of other evaluations."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class InContextResult:
     """Scores of a split in context, and all that they depend on; see `in_context`.
 
     Attributes:
@@ -42,10 +42,10 @@ class Outcome:
     """
 
     run: Run
-    queries: "Source"
-    examples: "Source | None"
-    choice: Choice
-    stores: Stores | None
+    queries: "MemeSplit"
+    examples: "MemeSplit | None"
+    choice: DemonstrationSettings
+    stores: DemonstrationFeatures | None
     chosen: Demonstrations
     shown_from: Sequence[Meme]
     said: Sequence[str]
@@ -78,7 +78,7 @@ class Outcome:
         return {**described, "name": f"{described['name']}, in context ({how}{of})"}
 
 
-def write_outcome(outcome: Outcome, output: Path) -> dict[str, Any]:
+def write_in_context_result(outcome: InContextResult, output: Path) -> dict[str, Any]:
     """Write predictions.jsonl, metrics.json, report.md and the manifest, which is returned."""
     problem, labels = outcome.run.settings.problem, outcome.labels
     rule = outcome.threshold or official(problem)
@@ -112,7 +112,7 @@ def write_outcome(outcome: Outcome, output: Path) -> dict[str, Any]:
     return manifest
 
 
-def _predictions(outcome: Outcome, labels: np.ndarray) -> list[dict[str, Any]]:
+def _predictions(outcome: InContextResult, labels: np.ndarray) -> list[dict[str, Any]]:
     ids = [meme.id for meme in outcome.shown_from]
     return [
         {
@@ -126,7 +126,7 @@ def _predictions(outcome: Outcome, labels: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def _shown(outcome: Outcome, labels: np.ndarray) -> dict[str, Any]:
+def _shown(outcome: InContextResult, labels: np.ndarray) -> dict[str, Any]:
     """About the demonstrations: how many different ones, how alike, how often of the query's class."""
     rows = outcome.chosen.rows
     if not rows.size:

@@ -16,10 +16,10 @@ from ra_hmd.core.progress import track
 from ra_hmd.data.images import image_size
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.rows import jsonl_rows
-from ra_hmd.experiments.in_context.candidates import Source, Stores, open_candidates
-from ra_hmd.experiments.in_context.demonstrations import Choice, Demonstrations, choose_demonstrations
+from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures, MemeSplit, open_candidates
+from ra_hmd.experiments.in_context.demonstrations import Demonstrations, DemonstrationSettings, choose_demonstrations
 from ra_hmd.experiments.in_context.prompting import Asker, class_answers
-from ra_hmd.experiments.in_context.report import Outcome, write_outcome
+from ra_hmd.experiments.in_context.report import InContextResult, write_in_context_result
 from ra_hmd.experiments.in_context.thresholds import KEY, dev_threshold
 from ra_hmd.features.compatibility import check_output
 from ra_hmd.features.extraction import check_labels, features_of, fingerprint_memes, label_array
@@ -36,12 +36,12 @@ _FORMAT = 1  # of the parts
 
 def in_context(
     run: Run,
-    queries: Source,
-    examples: Source | None,
+    queries: MemeSplit,
+    examples: MemeSplit | None,
     output: str | Path,
-    choice: Choice,
+    choice: DemonstrationSettings,
     *,
-    stores: Stores | None = None,
+    stores: DemonstrationFeatures | None = None,
     answers: Sequence[str] = (),
     final: bool = False,
     dev: str | Path | None = None,
@@ -111,7 +111,7 @@ def in_context(
     if parts.missing():
         return {}
     scores, longest = parts.scores(queries.memes, settings.problem.outputs)
-    outcome = Outcome(
+    outcome = InContextResult(
         run=run,
         queries=queries,
         examples=examples if choice.shots else None,
@@ -128,7 +128,7 @@ def in_context(
         samples=bootstrap_samples,
         command=command,
     )
-    return write_outcome(outcome, output)
+    return write_in_context_result(outcome, output)
 
 
 def _check_output(output: Path) -> None:
@@ -150,9 +150,15 @@ def _check_memes(run: Run, queries: Sequence[Meme], examples: Sequence[Meme]) ->
 
 
 def _stated(
-    run: Run, queries: list[Meme], examples: list[Meme], choice: Choice, compared_by: str | None, said: Sequence[str],
-    chosen: Demonstrations, dtype: DType,
-) -> dict[str, Any]:  # fmt: skip
+    run: Run,
+    queries: list[Meme],
+    examples: list[Meme],
+    choice: DemonstrationSettings,
+    compared_by: str | None,
+    said: Sequence[str],
+    chosen: Demonstrations,
+    dtype: DType,
+) -> dict[str, Any]:
     """What a score depends on; two runs that agree in it may continue each other."""
     return plain({
         "format": _FORMAT,
@@ -225,11 +231,11 @@ class _Parts:
 
 
 def _open(
-    parts: _Parts, run: Run, queries: Source, examples: Source | None, output: Path, *, final: bool, command: str
+    parts: _Parts, run: Run, queries: MemeSplit, examples: MemeSplit | None, output: Path, *, final: bool, command: str
 ) -> dict[str, Any]:
     """The lock of test data: once for a run, however often it is stopped."""
 
-    def locked(source: Source) -> Features:
+    def locked(source: MemeSplit) -> Features:
         manifest = NO_STORE.model_copy(
             update={"split": source.split, "fingerprint": {"data": fingerprint_memes(source.memes)}}
         )

@@ -95,7 +95,7 @@ class _Completion(BaseModel):
 
 
 @dataclass(frozen=True)
-class Answer:
+class JudgeAnswer:
     """What came of one question.
 
     Attributes:
@@ -123,7 +123,7 @@ class Answer:
     cached: bool = False
 
 
-class Judge:
+class JudgeClient:
     """A model behind an endpoint that grades. Several threads may ask at once.
 
     Args:
@@ -142,7 +142,7 @@ class Judge:
             api_key=key or _NO_KEY, base_url=settings.endpoint, timeout=settings.timeout, max_retries=settings.retries
         )
 
-    def __enter__(self) -> "Judge":
+    def __enter__(self) -> "JudgeClient":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -153,7 +153,7 @@ class Judge:
         """How the answer's form is asked: `json_schema`, `json_object`, or `none` where the server takes neither."""
         return _FORMATS[self._form][0]
 
-    def ask(self, messages: Sequence[dict[str, str]]) -> Answer:
+    def ask(self, messages: Sequence[dict[str, str]]) -> JudgeAnswer:
         """The grade for these messages, from disk if it is there; a failure is not kept.
 
         Raises:
@@ -163,7 +163,7 @@ class Judge:
         known = _stored(path)
         if known is not None:
             return known
-        answer = Answer(None)
+        answer = JudgeAnswer(None)
         for _ in range(1 + self.settings.retries):
             answer = self._once(messages, answer)
             if answer.score is not None:
@@ -179,7 +179,7 @@ class Judge:
         name = sha256_bytes(json.dumps(parts, ensure_ascii=False).encode())
         return self.cache / name[:2] / f"{name}.json"
 
-    def _once(self, messages: Sequence[dict[str, str]], before: Answer) -> Answer:
+    def _once(self, messages: Sequence[dict[str, str]], before: JudgeAnswer) -> JudgeAnswer:
         """Ask once; counts go on from `before`."""
         asked = replace(before, score=None, failure="", message="", asked=before.asked + 1)
         try:
@@ -268,11 +268,11 @@ def _sum(before: int | None, more: int | None) -> int | None:
     return None if before is None or more is None else before + more
 
 
-def _stored(path: Path) -> Answer | None:
+def _stored(path: Path) -> JudgeAnswer | None:
     """The answer in a file; None where there is none, or one that is damaged: it is asked again."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))["answer"]
         Grade(score=kept["score"], reason=kept["reason"])
-        return replace(Answer(**kept), cached=True)
+        return replace(JudgeAnswer(**kept), cached=True)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -46,7 +46,7 @@ def _figures(scores: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
     }
 
 
-def write_report(manifest: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output: Path) -> None:
+def write_judge_report(manifest: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output: Path) -> None:
     """Write report.md and the histogram."""
     _draw(manifest, output / FIGURE_NAME)
     judge, usage = manifest["judge"], manifest["usage"]

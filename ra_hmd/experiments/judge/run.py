@@ -10,9 +10,9 @@ from ra_hmd.core.artifacts import MANIFEST_NAME, plain, run_manifest, sha256_byt
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.progress import track
 from ra_hmd.experiments.judge.agreement import agreement, read_other
-from ra_hmd.experiments.judge.client import REFUSED, Answer, Judge, JudgeSettings
+from ra_hmd.experiments.judge.client import REFUSED, JudgeAnswer, JudgeClient, JudgeSettings
 from ra_hmd.experiments.judge.pairs import Matched, Pair, read_pairs
-from ra_hmd.experiments.judge.report import RESULTS_NAME, summary, write_report
+from ra_hmd.experiments.judge.report import RESULTS_NAME, summary, write_judge_report
 from ra_hmd.experiments.judge.rubric import capped, question, read_rubric
 from ra_hmd.features.compatibility import check_output
 
@@ -92,7 +92,7 @@ def judge(
     other = read_other(compare) if compare is not None else None
     pairs = matched.pairs[:limit]
     folder = Path(cache) if cache is not None else output / "cache"
-    with Judge(settings, key, folder) as grader:
+    with JudgeClient(settings, key, folder) as grader:
         answers = _ask_all(grader, text, pairs, concurrency, show)
         form = grader.form
     rows = [_row(pair, answer) for pair, answer in zip(pairs, answers, strict=True)]
@@ -115,12 +115,14 @@ def judge(
         notes=_notes(matched, found, answers, limit),
     )  # fmt: skip
     write_jsonl(output / RESULTS_NAME, rows)
-    write_report(manifest, rows, output)
+    write_judge_report(manifest, rows, output)
     write_json(output / MANIFEST_NAME, manifest)
     return manifest
 
 
-def _ask_all(grader: Judge, rubric: str, pairs: Sequence[Pair], concurrency: int, show: bool) -> list[Answer]:
+def _ask_all(
+    grader: JudgeClient, rubric: str, pairs: Sequence[Pair], concurrency: int, show: bool
+) -> list[JudgeAnswer]:
     """An answer per pair, in order. The first ones alone: an endpoint that answers none of them is not asked more.
 
     Refusals do not count: they are about the texts, and those that stand first in the file may be the worst.
@@ -128,13 +130,13 @@ def _ask_all(grader: Judge, rubric: str, pairs: Sequence[Pair], concurrency: int
     Raises:
         UserError: see there.
     """
-    found: dict[int, Answer] = {}
+    found: dict[int, JudgeAnswer] = {}
 
-    def ask(number: int) -> Answer:
+    def ask(number: int) -> JudgeAnswer:
         pair = pairs[number]
         return grader.ask(question(rubric, pair.rationale, pair.references))
 
-    def answers() -> Iterator[tuple[int, tuple[int, Answer]]]:
+    def answers() -> Iterator[tuple[int, tuple[int, JudgeAnswer]]]:
         rest, failed = iter(range(len(pairs))), 0
         for number in rest:
             answer = ask(number)
@@ -157,14 +159,14 @@ def _ask_all(grader: Judge, rubric: str, pairs: Sequence[Pair], concurrency: int
     return [found[number] for number in range(len(pairs))]
 
 
-def _give_up(grader: Judge, pairs: Sequence[Pair], found: Mapping[int, Answer]) -> None:
+def _give_up(grader: JudgeClient, pairs: Sequence[Pair], found: Mapping[int, JudgeAnswer]) -> None:
     raise_all(
         [f"{pairs[number].id!r}: {answer.failure}: {answer.message}" for number, answer in sorted(found.items())],
         f"{grader.settings.host} gave no grade by {grader.settings.model!r}; the first questions failed",
     )
 
 
-def _row(pair: Pair, answer: Answer) -> dict[str, Any]:
+def _row(pair: Pair, answer: JudgeAnswer) -> dict[str, Any]:
     """One line of results.jsonl."""
     score = None if answer.score is None else capped(answer.score, pair.verdict, pair.label)
     return {
@@ -181,10 +183,10 @@ def _row(pair: Pair, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _usage(answers: Sequence[Answer], prices: Prices) -> dict[str, Any]:
+def _usage(answers: Sequence[JudgeAnswer], prices: Prices) -> dict[str, Any]:
     """Tokens and cost of all answers, and of those that were asked for now."""
 
-    def counted(some: Sequence[Answer]) -> dict[str, Any]:
+    def counted(some: Sequence[JudgeAnswer]) -> dict[str, Any]:
         told = [(a.tokens_in, a.tokens_out) for a in some]
         known = all(None not in pair for pair in told)
         tokens_in, tokens_out = (sum(pair[side] or 0 for pair in told) if known else None for side in (0, 1))
@@ -203,7 +205,7 @@ def _usage(answers: Sequence[Answer], prices: Prices) -> dict[str, Any]:
     }
 
 
-def _notes(matched: Matched, found: Mapping[str, Any], answers: Sequence[Answer], limit: int | None) -> list[str]:
+def _notes(matched: Matched, found: Mapping[str, Any], answers: Sequence[JudgeAnswer], limit: int | None) -> list[str]:
     notes = []
     if matched.only_rationales or matched.only_references:
         notes.append(f"Left out: {matched.only_rationales} rationales without a reference, {matched.only_references} "

@@ -12,8 +12,8 @@ from typing import Any
 from ra_hmd.core.artifacts import atomic_path, plain, run_manifest, write_json, write_text
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.plotting import save_figure
-from ra_hmd.experiments.leaderboard.leaderboard_page import Page, figure, markdown
-from ra_hmd.experiments.leaderboard.leaderboard_sources import Result, find_results, published_results, without_clashes
+from ra_hmd.experiments.leaderboard.page import Page, figure, markdown
+from ra_hmd.experiments.leaderboard.sources import SystemResult, find_results, published_results, without_clashes
 
 CSV_COLUMNS = ("origin", "system", "head", "dataset", "task", "split", "role", "metric", "value", "low", "high", "std",
                "printed", "runs", "memes", "rule", "evidence", "source", "place")  # fmt: skip
@@ -58,7 +58,7 @@ def write_results(folders: Sequence[str], output: str | Path, *, command: str = 
     return result
 
 
-def _described(one: Result) -> dict[str, Any]:
+def _described(one: SystemResult) -> dict[str, Any]:
     return plain({**asdict(one), "column": {**asdict(one.column), "role": one.column.role}})
 
 

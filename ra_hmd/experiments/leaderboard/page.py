@@ -14,7 +14,7 @@ from ra_hmd.core.plotting import BLUE, GREY, plain_text
 from ra_hmd.evaluation.metrics.intervals import CONFIDENCE
 from ra_hmd.evaluation.metrics.runs import error_bars
 from ra_hmd.evaluation.report.sections import METRIC_NAMES, format_estimate
-from ra_hmd.experiments.leaderboard.leaderboard_sources import Column, Result
+from ra_hmd.experiments.leaderboard.sources import Column, SystemResult
 
 TITLES = METRIC_NAMES | {
     "f1_unstated": "F1 of a kind that is not stated",
@@ -57,8 +57,8 @@ class Page:
         picture: Name of the picture beside it.
     """
 
-    measured: Sequence[Result]
-    published: Sequence[Result]
+    measured: Sequence[SystemResult]
+    published: Sequence[SystemResult]
     notes: Sequence[str]
     command: str
     picture: str
@@ -71,12 +71,12 @@ class Page:
                       key=lambda one: (one.dataset, one.task, order.index(one.role), one.split))  # fmt: skip
 
     @cached_property
-    def beside(self) -> list[Result]:
+    def beside(self) -> list[SystemResult]:
         """Published numbers of the very splits that were measured."""
         return [one for one in self.published if one.column in self.columns]
 
     @cached_property
-    def elsewhere(self) -> list[Result]:
+    def elsewhere(self) -> list[SystemResult]:
         """Published numbers of other splits of these data sets."""
         return [one for one in self.published if one.column not in self.columns]
 
@@ -91,14 +91,14 @@ class Page:
         return list(dict.fromkeys(one.source for one in (*self.beside, *self.elsewhere)))
 
 
-def rows_of(results: Sequence[Result]) -> dict[tuple[str, str], dict[Column, Result]]:
+def table_rows(results: Sequence[SystemResult]) -> dict[tuple[str, str], dict[Column, SystemResult]]:
     """(system, head) → its results; systems by name, their heads in the usual order."""
 
     def order(key: tuple[str, str]) -> tuple[str, int, str]:
         place = next((number for number, name in enumerate(_HEADS) if key[1].startswith(name)), len(_HEADS))
         return key[0].lower(), place, key[1]
 
-    rows: dict[tuple[str, str], dict[Column, Result]] = {}
+    rows: dict[tuple[str, str], dict[Column, SystemResult]] = {}
     for one in results:
         rows.setdefault((one.system, one.head), {})[one.column] = one
     return {key: rows[key] for key in sorted(rows, key=order)}
@@ -110,7 +110,7 @@ def markdown(page: Page) -> str:
     lines = [
         [origin, escape(system), escape(head) or "–", *(_cell(page, cells.get(column)) for column in page.columns)]
         for origin, results in (("measured", page.measured), ("*published*", page.beside))
-        for (system, head), cells in rows_of(results).items()
+        for (system, head), cells in table_rows(results).items()
     ]
     text = f"{_INTRODUCTION}\n{markdown_table(header, lines)}{_LEGEND}"
     text += "".join(f"\n- {escape(note)}" for note in page.notes) + ("\n" if page.notes else "")
@@ -130,7 +130,7 @@ def markdown(page: Page) -> str:
     return text + (f"\n## How this page was made\n\n{fenced([page.command])}" if page.command else "")
 
 
-def _cell(page: Page, one: Result | None) -> str:
+def _cell(page: Page, one: SystemResult | None) -> str:
     """Every shown metric on a line of its own, then where it is from."""
     if one is None:
         return "–"
@@ -159,31 +159,31 @@ def figure(page: Page) -> Figure:
     return drawn
 
 
-def _panel(page: Page, column: Column) -> tuple[str, list[Result]]:
+def _panel(page: Page, column: Column) -> tuple[str, list[SystemResult]]:
     """The first metric of the page that was measured in this column, and the results that have it."""
-    here = [one for results in (page.measured, page.beside) for cells in rows_of(results).values()
+    here = [one for results in (page.measured, page.beside) for cells in table_rows(results).values()
             if (one := cells.get(column)) is not None]  # fmt: skip
     known = [name for name in SHOWN if any(_value(one, name) is not None for one in here if one.origin == "measured")]
     metric = known[0] if known else SHOWN[1]
     return metric, [one for one in here if _value(one, metric) is not None]
 
 
-def _value(one: Result, metric: str) -> float | None:
+def _value(one: SystemResult, metric: str) -> float | None:
     """For the picture, which has no published ranges."""
     return one.metrics.get(metric, {}).get("value")
 
 
-def _label(one: Result) -> str:
+def _label(one: SystemResult) -> str:
     name = f"{one.system} · {one.head}" if one.head else one.system
     return "\n".join(textwrap.wrap(name, 60, break_on_hyphens=False))
 
 
-def _lines(one: Result) -> float:
+def _lines(one: SystemResult) -> float:
     """How much room a row of the picture needs, in lines of text: those of its name, and some between two rows."""
     return 1 + _label(one).count("\n") + 0.7
 
 
-def _draw(axis: Axes, metric: str, results: Sequence[Result]) -> None:
+def _draw(axis: Axes, metric: str, results: Sequence[SystemResult]) -> None:
     ends = np.cumsum([0.0, *map(_lines, results)])
     places = (ends[1:] + ends[:-1]) / 2
     styles = {"measured": (BLUE, BLUE, "o"), "published": (GREY, "white", "D")}

@@ -14,9 +14,10 @@ from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import THRESHOLDS, Head
 from ra_hmd.data.readers import READERS
-from ra_hmd.evaluation.report.outputs import METRICS_NAME, UPDATE_KEY
+from ra_hmd.evaluation.report.outputs import METRICS_NAME
 from ra_hmd.evaluation.report.sections import vote_text
-from ra_hmd.experiments.cross_eval.config import CROSS_METRICS, Kind
+from ra_hmd.evaluation.request import UPDATE_KEY
+from ra_hmd.experiments.cross_eval.config import CROSS_METRICS, HeadAndBank
 from ra_hmd.features.test_lock import is_test_split
 from ra_hmd.retrieval.voting import Voting
 
@@ -52,7 +53,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Result:
+class SystemResult:
     """One system, by one of its heads, on one column.
 
     Attributes:
@@ -82,7 +83,7 @@ class Result:
     rule: str = ""
 
 
-def find_results(folders: Sequence[str]) -> tuple[list[Result], list[str]]:
+def find_results(folders: Sequence[str]) -> tuple[list[SystemResult], list[str]]:
     """The results of all finished evaluations in and below the folders, each once.
 
     Args:
@@ -113,7 +114,7 @@ def find_results(folders: Sequence[str]) -> tuple[list[Result], list[str]]:
         for folder in found:
             runs.setdefault(folder.resolve(), (name, folder))
     raise_all(empty, "There is nothing to show")
-    results: list[Result] = []
+    results: list[SystemResult] = []
     for name, folder in sorted(runs.values(), key=lambda run: str(run[1])):
         manifest = read_json(folder / MANIFEST_NAME)
         if not _says_what(manifest):
@@ -127,7 +128,7 @@ def find_results(folders: Sequence[str]) -> tuple[list[Result], list[str]]:
     return results, notes
 
 
-def published_results(path: Path = PUBLISHED) -> list[Result]:
+def published_results(path: Path = PUBLISHED) -> list[SystemResult]:
     """The published numbers in the data file, each a result of its own column.
 
     Raises:
@@ -146,7 +147,7 @@ def published_results(path: Path = PUBLISHED) -> list[Result]:
                 column = Column(dataset, READERS[dataset].tasks[0].name, split)
                 metrics = {name: _published_number(number) for name, number in numbers.items()}
                 place = f"{row['system']}, {column.title}"
-                results.append(Result("published", row["system"], "", column, metrics, row["source"], place,
+                results.append(SystemResult("published", row["system"], "", column, metrics, row["source"], place,
                                       evidence=row["evidence"]))  # fmt: skip
     return results
 
@@ -191,7 +192,7 @@ def _says_what(manifest: Mapping[str, Any]) -> bool:
     return ("systems" in manifest or "system" in manifest) and "decisions" in manifest
 
 
-def _evaluation(folder: Path, manifest: Mapping[str, Any], name: str | None) -> Iterator[Result]:
+def _evaluation(folder: Path, manifest: Mapping[str, Any], name: str | None) -> Iterator[SystemResult]:
     systems = list(manifest.get("systems", {"": manifest.get("system")}).values())
     commands = "\n".join(manifest["commands"])
     count = len(systems)
@@ -202,7 +203,7 @@ def _evaluation(folder: Path, manifest: Mapping[str, Any], name: str | None) -> 
         judged = manifest["sets"][label]
         column = _column(judged, judged["outputs"])
         for head, metrics in heads.items():
-            yield Result(
+            yield SystemResult(
                 "measured", name or _joined(systems, column.dataset), _head(head, manifest, systems, column), column,
                 metrics, commands, f"{folder} ({label})", memes=judged["rows"], runs=_counted(count, noun),
                 rule=_rule(head, label, manifest),
@@ -232,7 +233,7 @@ def _head(head: Head, manifest: Mapping[str, Any], systems: Sequence[Mapping[str
     if of_train and all(bank["dataset"] == system.get("trained_on") for system in systems):
         name = _own_bank(systems)
     elif of_train and bank["dataset"] == column.dataset:
-        name = Kind("rkc", "target").title
+        name = HeadAndBank("rkc", "target").title
     else:
         name = f"RKC, bank of {bank['dataset']} ({bank['split']})"
     arguments = next(iter(manifest["runs"].values())) if "runs" in manifest else manifest["arguments"]
@@ -244,7 +245,7 @@ def _own_bank(systems: Iterable[Mapping[str, Any]]) -> str:
     return "RKC, whole training split" if any(system.get("shots") for system in systems) else "RKC"
 
 
-def _cross_evaluation(folder: Path, manifest: Mapping[str, Any], name: str | None) -> Iterator[Result]:
+def _cross_evaluation(folder: Path, manifest: Mapping[str, Any], name: str | None) -> Iterator[SystemResult]:
     for cell in _read(folder / CROSS_NAME)["cells"]:
         described = dict(manifest["systems"][cell["system"]])
         column = _column(cell["judged"], 1)
@@ -253,14 +254,14 @@ def _cross_evaluation(folder: Path, manifest: Mapping[str, Any], name: str | Non
             # Other stores are called by their folders; which of them is the training data the settings say.
             home = cell["trained_on"] == cell["target"]
             described["trained_on"] = column.dataset if home else described["trained_on"] or cell["trained_on"]
-        head = Kind(cell["head"], cell["bank"], cell["shots"]).title
+        head = HeadAndBank(cell["head"], cell["bank"], cell["shots"]).title
         if cell["bank"] == "train":  # the same vote with the same bank has one name, whichever command it came from
             head = _own_bank([described]) if trained else f"RKC, bank of {cell['trained_on']}"
         if cell["bank"] is not None:
             head += _vote(manifest["arguments"])
         shown = f"{name}: {cell['system']}" if name else _joined([described], column.dataset)
         lists = len(cell["accuracy"]["runs"])
-        yield Result(
+        yield SystemResult(
             "measured", shown, head, column, {metric: cell[metric] for metric in CROSS_METRICS}, manifest["command"],
             f"{folder} ({cell['system']} on {cell['target']})", memes=cell["rows"],
             runs=_counted(lists, "list") if cell["bank"] == "k_shot" else _counted(1, "seed"),
@@ -292,7 +293,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("s" if count > 1 else "")
 
 
-def without_clashes(results: Sequence[Result]) -> list[Result]:
+def without_clashes(results: Sequence[SystemResult]) -> list[SystemResult]:
     """The results, with their place behind the system's name where two of one name and head share a column."""
     seen: dict[tuple[str, str, str], list[Column]] = {}
     for one in results:
