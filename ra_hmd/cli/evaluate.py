@@ -139,8 +139,9 @@ def staleness_command(
     final: o.Final = False,
 ) -> None:
     """What the KNN vote loses as its bank ages: memes of each period judged by banks of every age."""
-    from ra_hmd.core.config import load_dataclass
-    from ra_hmd.experiments.staleness.run import StalenessSettings, staleness
+    from ra_hmd.core.config import load_settings
+    from ra_hmd.experiments.staleness.config import StalenessSettings
+    from ra_hmd.experiments.staleness.run import staleness
 
     values = {
         "key": period_key,
@@ -155,7 +156,7 @@ def staleness_command(
         "bootstrap_samples": bootstrap_samples,
         "seed": seed,
     }
-    settings = load_dataclass(StalenessSettings, values, "staleness")
+    settings = load_settings(StalenessSettings, values, "staleness")
     command = shlex.join(["ra-hmd", *sys.argv[1:]])
     result = staleness(checkpoint, bank, output, queries=queries or (), settings=settings, final=final, command=command)
     for note in result["notes"]:

@@ -1,7 +1,6 @@
 """`ra-hmd demo`: the whole pipeline on drawn memes and a tiny Qwen2-VL, as the commands that a user would type."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -79,7 +78,7 @@ def pretrained_model(output: Path) -> Path:
     return output / "tiny_qwen2_vl_pretrained"
 
 
-def train_words(config: Path, model: Path, folder: Path, values: Mapping[str, object]) -> list[str]:
+def train_words(config: Path, model: Path, folder: Path, values: dict[str, object]) -> list[str]:
     """`llamafactory-cli train` of `model` by `config` into `folder`, with further keys."""
     paths = {"model_name_or_path": model, "dataset_dir": values["dataset_dir"], "output_dir": folder}
     return ["llamafactory-cli", "train", str(config), *overrides(paths | values)]

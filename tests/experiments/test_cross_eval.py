@@ -261,7 +261,7 @@ def test_a_judged_meme_in_its_own_bank_is_refused(lab, cross):
     lab.store("alpha/features/alpha/leak", train.select(np.arange(30)), model="alpha" * 8)
     targets = {"alpha": {"split": "leak"}}
     for bank, name in (("train", "the training bank"), ("target", "the bank")):
-        with pytest.raises(UserError, match=f"30 memes of {name} .* are among those that are judged"):
+        with pytest.raises(UserError, match=f"30 memes of {name} .* are among the queries"):
             cross_eval(cross(targets=targets, banks=[bank], heads=["rkc"]), final=True)
 
 
@@ -291,11 +291,11 @@ def test_a_store_of_another_model_is_refused(lab, cross):
 def test_all_problems_of_the_file_are_told_together(cross):
     with pytest.raises(UserError) as error:
         cross(systems={"x": {"head": "h", "features": "f", "hed": 1}}, targets={})
-    for text in ("systems.x: unknown key `hed`", "`targets` is {}"):
+    for text in ("`systems.x`: unknown key `hed`", "`targets` is {}"):
         assert text in str(error.value)
     with pytest.raises(UserError) as error:
         cross(systems={"x": {"head": "h", "features": "f/{target}"}}, topk=0, heads=["rkc", "rkc"], bootstrap_samples=0)
-    for text in ("must contain {split}", "topk is 0", "each once", "`bootstrap_samples` is 0"):
+    for text in ("must contain {split}", "`topk` is 0", "each once", "`bootstrap_samples` is 0"):
         assert text in str(error.value)
 
 
@@ -353,8 +353,7 @@ def test_features_of_an_encoder_have_no_lmh_and_nothing_is_missing(lab, encoded)
         queries = read_features(lab.folder / f"gamma/features/{target}/dev")
         _, logits = run_head(head, hidden_tensor(queries))
         check_metrics(cell_of(result, "gamma", target, "lrc"), expit(logits[:, 0].numpy()), queries.labels, 0.5)
-    args = encoded()
-    args.heads, args.output_dir = ("lmh",), lab.folder / "other"
+    args = encoded().replace(heads=("lmh",), output_dir=lab.folder / "other")
     with pytest.raises(UserError, match=r"heads: \['lmh'\]: features of an encoder have no LMH"):
         cross_eval(args)
 

@@ -254,7 +254,13 @@ def test_cross_evaluations_join_the_table(runs):
                for name in ("hateful_memes", "harm_c")}  # fmt: skip
     systems = {"mine": {"head": str(runs.folder / "a"), "features": str(runs.folder / "{target}/{split}"),
                         "trained_on": "hateful_memes"}}  # fmt: skip
-    args = CrossEvalArguments(systems, targets, runs.folder / "out/cross", heads=("lrc", "rkc"), bootstrap_samples=20)
+    args = CrossEvalArguments(
+        systems=systems,
+        targets=targets,
+        output_dir=runs.folder / "out/cross",
+        heads=("lrc", "rkc"),
+        bootstrap_samples=20,
+    )
     result = cross_eval(args, command="ra-hmd cross-eval cross.yaml")
     done, page = page_of(runs)
     assert len([one for one in done["results"] if one["origin"] == "measured"]) == len(result["cells"]) == 8

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
+from ra_hmd.experiments.staleness.config import StalenessSettings
 from ra_hmd.experiments.staleness.periods import periods_of
-from ra_hmd.experiments.staleness.run import StalenessSettings, staleness
+from ra_hmd.experiments.staleness.run import staleness
 from ra_hmd.features.test_lock import final_records
 from ra_hmd.models.head import load_head
 from ra_hmd.retrieval.embeddings import Embeddings
@@ -105,10 +106,10 @@ def test_stores_in_order_are_periods_of_their_own(lab):
     (cell,) = result["cells"]
     assert (cell["period"], cell["frozen_at"], cell["bank_rows"]) == ("new", "old", 80)
     assert [one["queries"] for one in result["periods"]] == [40, 40]
-    named = replace(few, order=("then", "now"))
+    named = few.replace(order=("then", "now"))
     again = staleness(lab.folder / "head", banks, lab.folder / "out", queries=queries, settings=named, final=True)
     assert again["cells"] == [cell | {"period": "now", "frozen_at": "then"}]
-    one = replace(few, order=("then",))
+    one = few.replace(order=("then",))
     with pytest.raises(UserError, match="--order names 1 periods, there are 2 bank stores"):
         staleness(lab.folder / "head", banks, lab.folder / "out", queries=queries, settings=one, final=True)
     with pytest.raises(UserError, match="2 bank stores and 1 query stores"):
@@ -122,12 +123,12 @@ def test_stores_in_order_are_periods_of_their_own(lab):
 
 
 def test_banks_of_one_size_and_of_a_window(lab, store):
-    same = replace(FEW, window=1, bank_size=20)
+    same = FEW.replace(window=1, bank_size=20)
     result = staleness(lab.folder / "head", [store], lab.folder / "out", settings=same)
     assert {cell["bank_rows"] for cell in result["cells"]} == {20}
     report = (lab.folder / "out/staleness.md").read_text()
     assert "the last 1 periods of its time, 20 of them" in report
-    too_many = staleness(lab.folder / "head", [store], lab.folder / "big", settings=replace(same, bank_size=62))
+    too_many = staleness(lab.folder / "head", [store], lab.folder / "big", settings=same.replace(bank_size=62))
     assert {cell["why"] for cell in too_many["cells"]} == {"the bank has no 62 memes in equal parts of both classes"}
     assert "Cells without a value" in (lab.folder / "big/staleness.md").read_text()
 
@@ -139,10 +140,10 @@ def test_periods_of_one_class_or_of_few_memes_are_said(lab):
     kept &= (year != 2021) | (features.labels == 1)
     kept &= (year != 2019) | (features.labels == 0)
     place = lab.store("dev", features.select(np.flatnonzero(kept)))
-    result = staleness(lab.folder / "head", [place], lab.folder / "out", settings=replace(FEW, min_memes=6))
+    result = staleness(lab.folder / "head", [place], lab.folder / "out", settings=FEW.replace(min_memes=6))
     assert result["notes"] == [
         "2019: all memes are of class 0, so the AUROC is undefined",
-        "2020: not judged, 5 memes are fewer than 6",
+        "2020: not evaluated, 5 memes are fewer than 6",
         "2021: all memes are of class 1, so the AUROC is undefined",
     ]
     cells = {(cell["period"], cell["age"]): cell for cell in result["cells"]}

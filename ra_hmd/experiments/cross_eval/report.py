@@ -1,4 +1,4 @@
-"""The matrix of a cross-evaluation for people: Markdown and a heat map."""
+"""Report of a cross-evaluation: Markdown tables and a heat map."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,11 +45,11 @@ def _markdown(
     command: str,
 ) -> str:
     text = (
-        "# Cross-evaluation\n\nRows: what was trained. Columns: what it was tested on. Nothing was trained in "
-        f"between; a bank is memes to look at. In brackets the {CONFIDENCE:.0%} interval over the judged "
-        f"memes ({args.bootstrap_samples} resamples, seed {args.seed}); of K-shot banks mean ± standard deviation "
-        f"over the lists of the manifest. K of the vote: {args.topk}, {args.weights} weights. † in domain: trained on "
-        "the training split of the same data. – : missing or undefined.\n"
+        "# Cross-evaluation\n\nRows are trained systems, columns are the data sets that they were tested on, without "
+        f"further training. In brackets: the {CONFIDENCE:.0%} interval over the query memes "
+        f"({args.bootstrap_samples} resamples, seed {args.seed}); for K-shot banks the mean ± standard deviation over "
+        f"the lists of the manifest. The vote has K = {args.topk} and {args.weights} weights. †: in domain, trained on "
+        "the training split of the same data set. –: missing or undefined.\n"
     )
     for metric in CROSS_METRICS:
         text += f"\n## {_TITLES[metric]}\n"
@@ -87,7 +87,7 @@ def _heat_map(
     kinds: Sequence[HeadAndBank],
     cells: Mapping[tuple[HeadAndBank, str, str], Mapping[str, Any]],
 ) -> Figure:
-    """One panel per head and bank: systems down, targets across; a missing cell is grey."""
+    """Heat maps, one panel per head and bank: rows are systems, columns are targets, missing cells are grey."""
     systems, targets = list(args.systems), list(args.targets)
     columns = min(len(kinds), _PANELS_PER_ROW)
     lines = -(-len(kinds) // columns)

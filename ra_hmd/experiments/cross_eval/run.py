@@ -1,7 +1,6 @@
-"""`ra-hmd cross-eval`: what was trained on one data set, tested on others, by head and bank: the low-resource protocol.
+"""Cross-evaluation (`ra-hmd cross-eval`): systems trained on one data set, tested on others, by head and bank.
 
-Nothing is trained: a head that was trained on one data set judges another, and the RKC may look at labelled memes of
-that other one.
+This is the low-resource protocol: nothing is trained, and the RKC may use labelled memes of the target.
 
 Source: RA-HMD's low-resource setting (K-shot examples come from the training split of the target).
 """
@@ -10,6 +9,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ _CELL_FORMAT = 2
 
 
 class _MissingError(Exception):
-    """A cell that cannot be computed: why, and the command that would help."""
+    """A cell cannot be computed, for a reason, and with the command that provides what it lacks."""
 
     def __init__(self, reason: str, command: str = "") -> None:
         super().__init__(reason)
@@ -53,7 +53,7 @@ class _MissingError(Exception):
 
 @dataclass(frozen=True)
 class _Store:
-    """A feature store that was read and checked, with a digest of all that it holds."""
+    """A checked feature store, with a digest of its content."""
 
     place: Path
     features: Features
@@ -61,22 +61,22 @@ class _Store:
 
 
 def cross_eval(args: CrossEvalArguments, *, final: bool = False, command: str = "") -> dict[str, Any]:
-    """Fill the matrix trained-on × tested-on × head and bank.
+    """Compute the matrix of systems, targets, heads and banks.
 
-    Each finished cell is kept in `cells`, under a key of everything that it depends on: a later run computes only what
-    is new or changed. What is missing is listed with the command that makes it.
+    Each finished cell is kept in the folder `cells` under a key of everything that it depends on, so that a later run
+    computes only new or changed cells. Missing cells are listed with the command that provides what they lack.
 
     Args:
-        args: The settings.
-        final: Open test splits; each opening is recorded beside the head.
-        command: The command line, for the records.
+        args: Settings.
+        final: Score test splits too; each time is recorded beside the head.
+        command: Command line for the records.
 
     Returns:
-        What cross_eval.json holds: `cells` and `missing`.
+        Content of cross_eval.json: `cells` and `missing`.
 
     Raises:
-        UserError: a test split without `final`; stores and heads that do not belong together; K-shot lists that hold
-            memes of the judged split or that the train store lacks; nothing to compute.
+        UserError: a test split without `final`; incompatible stores and heads; K-shot lists with memes of the query
+            split or memes that the train store lacks; nothing to compute.
     """
     check_output(args.output_dir, "cross_eval")
     for system in args.systems.values():
@@ -100,7 +100,7 @@ def cross_eval(args: CrossEvalArguments, *, final: bool = False, command: str = 
         reasons = reasons or [f"heads: {list(args.heads)}: features of an encoder have no LMH; add lrc or rkc."]
         raise_all(list(dict.fromkeys(reasons)), "Nothing can be evaluated yet")
     result = {"cells": cells, "missing": missing}
-    arguments = plain(asdict(args))
+    arguments = plain(args.model_dump())
     manifest = run_manifest(
         "cross_eval",
         command=command,
@@ -117,7 +117,7 @@ def cross_eval(args: CrossEvalArguments, *, final: bool = False, command: str = 
 
 
 def _kinds(args: CrossEvalArguments, system: System, shots: Mapping[int, Any]) -> Iterator[HeadAndBank]:
-    """The heads and banks of one system on one target; features of an encoder have no LMH."""
+    """Heads and banks of one system on one target; features of an encoder have no LMH."""
     for head in args.heads:
         if head == "lmh" and system.of_encoder():
             continue
@@ -132,7 +132,7 @@ def _kinds(args: CrossEvalArguments, system: System, shots: Mapping[int, Any]) -
 
 
 def _check_open(args: CrossEvalArguments, pairs: Sequence[tuple[str, str]], *, final: bool) -> None:
-    """Refuse locked splits before anything is computed."""
+    """Check that no test split would be opened without `final`, before anything is computed."""
     if final:
         return
     for system, target in pairs:
@@ -148,7 +148,7 @@ def _compute(
     final: bool,
     command: str,
 ) -> Iterator[dict[str, Any]]:
-    """The cells in order of systems and targets, each as it is done."""
+    """Yield cells as they are finished, in the order of systems and targets."""
     for name, system in args.systems.items():
         judge = _SystemJudge(args, name, system)
         for target_name in args.targets:
@@ -163,7 +163,7 @@ def _compute(
 
 
 class _SystemJudge:
-    """One system: its head, and its training bank."""
+    """One system: its head and its training bank."""
 
     def __init__(self, args: CrossEvalArguments, name: str, system: System) -> None:
         self.args, self.name, self.system = args, name, system
@@ -174,11 +174,11 @@ class _SystemJudge:
         self._bank: tuple[_Store, Embeddings] | None = None
 
     def read(self, target: str, split: str) -> _Store:
-        """A store of this system's features.
+        """Read a store of this system's features.
 
         Raises:
-            _MissingError: it is not there.
-            UserError: it does not fit the head.
+            _MissingError: the store does not exist.
+            UserError: the store does not fit the head.
         """
         place = self.system.store(target, split)
         if not (place / STORE_MANIFEST).is_file():
@@ -189,17 +189,17 @@ class _SystemJudge:
         stated = store_fingerprint(features)
         for known, fingerprint in self._origins.items():
             check_same_origin({known: fingerprint, str(place): stated})
-        if len(self._origins) == 1:  # the head may state nothing: then its first store stands for it
+        if len(self._origins) == 1:  # in case the head records no origin: later stores are compared with the first
             self._origins[str(place)] = stated
         digest = sha256_bytes(store_digest(features).encode(), features.content.encode())
         return _Store(place, features, digest)
 
     def embedded(self, store: _Store, target: str) -> Embeddings:
-        """The store's rows as the head sees them, ids made unique over data sets."""
+        """Embed the store's rows, with ids that are unique over data sets."""
         return _qualified(Embeddings.of(store.features, self.head), target)
 
     def training_bank(self) -> tuple[_Store, Embeddings]:
-        """The system's own training split, read once."""
+        """The system's training split, read once."""
         if self._bank is None:
             target = self.args.targets.get(self.trained_on, Target())
             store = self.read(self.trained_on, target.train_split)
@@ -207,7 +207,7 @@ class _SystemJudge:
         return self._bank
 
     def _features_command(self, target: str, split: str, place: Path) -> str:
-        """The command that makes a missing store: by the encoder that the head's features come from, or by an LMM."""
+        """Command that creates a missing store with the encoder or LMM of the head's features."""
         known = self.args.targets.get(target, Target())
         options = {"data": known.data or target, "split": split, "output": place}
         encoder = self.system.encoder_options()
@@ -217,7 +217,7 @@ class _SystemJudge:
 
 
 class _Pair:
-    """One system on one target; what is not needed is not read."""
+    """One system on one target; stores are read when they are first needed."""
 
     def __init__(
         self,
@@ -234,10 +234,10 @@ class _Pair:
         self._kept: dict[str, Any] = {}
 
     def cell(self, kind: HeadAndBank) -> dict[str, Any]:
-        """The cell of a head and bank: from an earlier run, or computed.
+        """Compute the cell of a head and bank, or read it from an earlier run.
 
         Raises:
-            _MissingError: something that it needs is not there.
+            _MissingError: a store that it needs does not exist.
         """
         args = self.judge.args
         queries = self._once("queries", self._read_queries)
@@ -271,7 +271,7 @@ class _Pair:
             sizes = sorted({len(bank) for bank in embedded})
         else:
             runs, sizes = [seen.scores[kind.head]], [0]
-        cell = {"rows": len(queries.features), "bank_rows": sizes[0] if len(sizes) == 1 else sizes}
+        cell: dict[str, Any] = {"rows": len(queries.features), "bank_rows": sizes[0] if len(sizes) == 1 else sizes}
         cell |= estimate(
             runs,
             queries.features.labels,
@@ -284,7 +284,7 @@ class _Pair:
         return {**judged, **cell}
 
     def _banks(self, kind: HeadAndBank) -> list[tuple[str, Callable[[], Embeddings]]]:
-        """Per run (one, or the seeds of a K-shot bank): a digest of the bank, and how to get it."""
+        """Digest and loader of the bank of each run: one, or one per seed of a K-shot bank."""
         if kind.bank is None:
             return []
         if kind.bank == "train":
@@ -295,7 +295,7 @@ class _Pair:
         if kind.bank == "target":
             self._refuse_leak(_qualify(store.features.ids, self.target), f"the bank {store.place}")
             return [(store.digest, self._target_bank)]
-        banks = []
+        banks: list[tuple[str, Callable[[], Embeddings]]] = []
         lists = self.judge.args.targets[self.target].k_shot
         check_same_data(lists or "", store.place, store.features.manifest.dataset)
         for seed, ids in self.shots[kind.shots or 0].items():
@@ -304,7 +304,7 @@ class _Pair:
             rows = np.array(shot_rows(ids, store.features.ids, place, store.place))
             self._check_classes(store.features.labels[rows], store, place)
             digest = sha256_bytes(store.digest.encode(), *(name.encode() for name in ids))
-            banks.append((digest, lambda rows=rows: self._target_bank().select(rows)))
+            banks.append((digest, partial(self._select_target, rows)))
         return banks
 
     def _check_classes(self, labels: np.ndarray, store: _Store, place: str) -> None:
@@ -321,7 +321,7 @@ class _Pair:
         if shared:
             names = [name.partition("\0")[2] for name in shared[:3]]
             raise UserError(
-                f"{len(shared)} memes of {place} are among those that are judged, {queries.place}, for example "
+                f"{len(shared)} memes of {place} are among the queries, {queries.place}, for example "
                 f"{names}: a leak. Take the examples from the training split."
             )
 
@@ -340,6 +340,9 @@ class _Pair:
         store: _Store = self._once("train", self._read_train)
         return self._once("bank", lambda: self.judge.embedded(store, self.target))
 
+    def _select_target(self, rows: np.ndarray) -> Embeddings:
+        return self._target_bank().select(rows)
+
     def _see(self) -> HeadView:
         store: _Store = self._once("queries", self._read_queries)
         seen = HeadView.of(store.features, store.place, self.judge.head)
@@ -355,7 +358,7 @@ class _Pair:
 
 
 def _qualify(ids: Sequence[str], target: str) -> list[str]:
-    """Ids that are unique over data sets: two sets may both have a meme `0001`."""
+    """Make ids unique over data sets, which may all have a meme `0001`."""
     return [f"{target}\0{name}" for name in ids]
 
 

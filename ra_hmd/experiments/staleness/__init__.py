@@ -1,1 +1,1 @@
-"""How a bank ages (`ra-hmd staleness`)."""
+"""Staleness study of a bank (`ra-hmd staleness`)."""

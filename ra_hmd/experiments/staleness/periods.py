@@ -1,4 +1,4 @@
-"""The order of memes in time: from a field of theirs to numbered periods."""
+"""Numbered periods of memes, from a field of theirs."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,14 +20,17 @@ def periods_of(
     date_part: DatePart = "day",
     bins: int | None = None,
 ) -> tuple[list[str], np.ndarray]:
-    """Names of the periods in order, and each meme's period as a number [N].
+    """Assign memes to periods.
 
     Args:
         values: Store, id and value of every meme: all numbers, all dates (ISO 8601), or names.
-        key: The field's name, for messages.
-        order: The names in order; needed where values are neither numbers nor dates.
-        date_part: What of a date makes a period.
-        bins: Make so many periods of about equally many memes; equal values stay together.
+        key: Name of the field, for messages.
+        order: Names in order; required where values are neither numbers nor dates.
+        date_part: Part of a date that makes a period.
+        bins: Number of periods of about equally many memes; equal values stay together.
+
+    Returns:
+        Names of the periods in order, and the period number of each meme [N].
 
     Raises:
         UserError: memes without a value, values of mixed kinds, names without an order or outside it, fewer values than
@@ -81,14 +84,14 @@ def _binned(
     bin_of = np.searchsorted(used, bin_of)
     names = []
     for number in range(len(used)):
-        members = [titles[distinct[place]] for place in np.flatnonzero(bin_of == number)]
+        members = [titles[distinct[place]] for place in np.flatnonzero(bin_of == number).tolist()]
         names.append(members[0] if len(members) == 1 else f"{members[0]} to {members[-1]}")
     number_of = dict(zip(distinct, bin_of.tolist(), strict=True))
     return names, np.array([number_of[one] for one in keys])
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, also one that is written as text, or None."""
+    """Convert a value, also text, to a finite number; None if it is none."""
     try:
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else np.nan
     except ValueError:
@@ -97,7 +100,7 @@ def _number(value: Any) -> float | None:
 
 
 def _iso(value: Any) -> datetime | None:
-    """A date or time in ISO 8601 without its time zone, or None."""
+    """Parse a date or time in ISO 8601 without its time zone; None if it is none."""
     if not isinstance(value, str) or len(value) < 8:
         return None
     try:
