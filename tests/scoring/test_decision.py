@@ -184,7 +184,7 @@ def test_nothing_is_chosen_on_test_or_on_one_class(tilted):
         lab.evaluate(operating_point=OperatingPointSettings(dev=lab.folder / "dev1"), **CHOOSE)
     with pytest.raises(UserError, match="contradict"):
         OperatingPointSettings(dev="dev", thresholds="official")
-    with pytest.raises(UserError, match="criterion 'auc' is unknown"):
+    with pytest.raises(UserError, match="`criterion`: 'auc' is not one of"):
         OperatingPointSettings(criterion="auc")
     with pytest.raises(UserError, match="lower --min-similarity"):
         lab.evaluate(operating_point=OperatingPointSettings(dev=lab.folder / "dev"), min_similarity=1.0, **CHOOSE)
