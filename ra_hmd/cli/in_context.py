@@ -56,7 +56,7 @@ def in_context_command(
     Writes an evaluation that `ra-hmd evaluate --compare` and `ra-hmd results` read (docs/studies.md). Stopped and
     started again, it continues; also under torchrun.
     """
-    from ra_hmd.core.config import choose
+    from ra_hmd.core.config import choose, load_settings
     from ra_hmd.data.resolve import describe_source, imported_task, resolve_memes
     from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures, MemeSplit
     from ra_hmd.experiments.in_context.demonstrations import DemonstrationSettings
@@ -79,12 +79,13 @@ def in_context_command(
                               media_dir or run.media_dir, task=labelling)  # fmt: skip
         return MemeSplit(memes[:most], describe_source(place, of, task))
 
+    selection = {"shots": shots, "kind": demonstrations, "per_class": per_class, "seed": seed}
     done = in_context(
         run,
         source(data, split, limit),
         source(examples or data, examples_split) if shots else None,
         output,
-        DemonstrationSettings(shots, demonstrations, per_class, seed),
+        load_settings(DemonstrationSettings, selection, "in-context"),
         stores=DemonstrationFeatures(bank_features, query_features, head) if bank_features and query_features else None,
         answers=answer or (),
         final=final,

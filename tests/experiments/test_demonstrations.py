@@ -65,7 +65,7 @@ def naive(queries: Candidates, examples: Candidates, choice: DemonstrationSettin
 def test_retrieved_ones_are_those_of_a_naive_loop(
     queries: Candidates, examples: Candidates, shots: int, per_class: bool
 ) -> None:
-    choice = DemonstrationSettings(shots, per_class=per_class)
+    choice = DemonstrationSettings(shots=shots, per_class=per_class)
     found = choose_demonstrations(queries, examples, choice, CLASSES)
     assert found.rows.tolist() == naive(queries, examples, choice)
     assert (np.diff(found.similarity, axis=1) >= 0).all()  # the nearest is last
@@ -80,14 +80,14 @@ def test_of_very_many_examples_the_nearest_are_shown() -> None:
     asked = rng.normal(size=(300, 16)).astype(np.float32)
     examples = Candidates([f"e{row}" for row in range(len(embedding))], np.arange(len(embedding)) % 2, embedding)
     queries = Candidates([f"q{row}" for row in range(len(asked))], np.zeros(len(asked), dtype=np.int64), asked)
-    found = choose_demonstrations(queries, examples, DemonstrationSettings(8), 2)
+    found = choose_demonstrations(queries, examples, DemonstrationSettings(shots=8), 2)
     best = np.sort(unit_rows(asked) @ unit_rows(embedding).T, axis=1)[:, -8:]
     np.testing.assert_allclose(found.similarity, best, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["retrieved", "random"])
 def test_neither_itself_nor_its_picture_is_shown(queries: Candidates, examples: Candidates, kind: str) -> None:
-    found = choose_demonstrations(queries, examples, DemonstrationSettings(20, kind), CLASSES)
+    found = choose_demonstrations(queries, examples, DemonstrationSettings(shots=20, kind=kind), CLASSES)
     for q, rows in enumerate(found.rows):
         assert len(set(rows.tolist())) == 20
         assert queries.ids[q] not in [examples.ids[row] for row in rows]
@@ -95,7 +95,7 @@ def test_neither_itself_nor_its_picture_is_shown(queries: Candidates, examples: 
         assert picture == 0 or picture not in examples.image_hashes[rows]
     assert found.left_out > 4
     blind = replace(queries, image_hashes=None)
-    alone = choose_demonstrations(blind, examples, DemonstrationSettings(20, kind), CLASSES)
+    alone = choose_demonstrations(blind, examples, DemonstrationSettings(shots=20, kind=kind), CLASSES)
     assert alone.left_out == 4
     shown = [examples.image_hashes[rows] == queries.image_hashes[q] for q, rows in enumerate(alone.rows)]
     assert np.any(shown)  # without hashes the same picture is shown: the test above could fail
@@ -105,12 +105,12 @@ def test_neither_itself_nor_its_picture_is_shown(queries: Candidates, examples: 
 def test_random_ones_follow_from_the_seed_and_the_query_alone(
     queries: Candidates, examples: Candidates, per_class: bool
 ) -> None:
-    choice = DemonstrationSettings(3, "random", per_class)
+    choice = DemonstrationSettings(shots=3, kind="random", per_class=per_class)
     found = choose_demonstrations(queries, examples, choice, CLASSES).rows
     order = np.arange(len(queries.ids))[::-1]
     turned = replace(queries, ids=[queries.ids[row] for row in order], image_hashes=queries.image_hashes[order])
     assert choose_demonstrations(turned, examples, choice, CLASSES).rows[::-1].tolist() == found.tolist()
-    assert choose_demonstrations(queries, examples, replace(choice, seed=1), CLASSES).rows.tolist() != found.tolist()
+    assert choose_demonstrations(queries, examples, choice.replace(seed=1), CLASSES).rows.tolist() != found.tolist()
     assert len({tuple(row) for row in found.tolist()}) > 6
     if per_class:
         labels = examples.labels[found]
@@ -119,15 +119,15 @@ def test_random_ones_follow_from_the_seed_and_the_query_alone(
 
 
 def test_no_shots_and_too_many(queries: Candidates, examples: Candidates) -> None:
-    assert choose_demonstrations(queries, examples, DemonstrationSettings(0), CLASSES).rows.shape == (12, 0)
-    with pytest.raises(UserError, match=r"for 'q0' there are \d+ examples of class 0, 20 are asked for"):
-        choose_demonstrations(queries, examples, DemonstrationSettings(20, per_class=True), CLASSES)
+    assert choose_demonstrations(queries, examples, DemonstrationSettings(shots=0), CLASSES).rows.shape == (12, 0)
+    with pytest.raises(UserError, match=r"for 'q0' there are \d+ examples of class 0, 20 are needed"):
+        choose_demonstrations(queries, examples, DemonstrationSettings(shots=20, per_class=True), CLASSES)
     with pytest.raises(UserError, match="need features"):
-        choose_demonstrations(replace(queries, embedding=None), examples, DemonstrationSettings(2), CLASSES)
-    with pytest.raises(UserError, match="'nearest' is unknown"):
-        DemonstrationSettings(2, "nearest")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="--shots is -1"):
-        DemonstrationSettings(-1)
+        choose_demonstrations(replace(queries, embedding=None), examples, DemonstrationSettings(shots=2), CLASSES)
+    with pytest.raises(UserError, match="`kind`: 'nearest' is not one of"):
+        DemonstrationSettings(shots=2, kind="nearest")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="`shots` is -1"):
+        DemonstrationSettings(shots=-1)
 
 
 def test_what_is_said_of_each_class() -> None:

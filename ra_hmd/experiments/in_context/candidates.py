@@ -1,4 +1,4 @@
-"""Queries and examples as the choice of demonstrations sees them: with features from stores, where these are given."""
+"""Queries and examples for the selection of demonstrations, with features from stores where these are given."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,12 +28,13 @@ from ra_hmd.retrieval.embeddings import hidden_tensor, run_head
 
 @dataclass(frozen=True)
 class DemonstrationFeatures:
-    """By what demonstrations are retrieved.
+    """Features by which demonstrations are retrieved.
 
     Attributes:
-        examples: Feature store that holds the examples.
-        queries: Feature store that holds the queries.
-        head: Folder of the head whose embeddings are compared; by default the run's own, and hidden states without one.
+        examples: Feature store of the examples.
+        queries: Feature store of the queries.
+        head: Folder of the head whose embeddings are compared. Default: the run's own head; without one, hidden states
+            are compared.
     """
 
     examples: Path
@@ -41,7 +42,7 @@ class DemonstrationFeatures:
     head: Path | None = None
 
     def compared_by(self, run: Run) -> str:
-        """SHA-256 of the head's weights, or `hidden` where hidden states are compared."""
+        """SHA-256 of the weights of the head that embeds, or `hidden` where hidden states are compared."""
         head = self.head if self.head is not None else run.head
         return "hidden" if head is None else sha256_file(head / HEAD_WEIGHTS)
 
@@ -50,16 +51,16 @@ def open_candidates(
     run: Run,
     queries: Sequence[Meme],
     examples: Sequence[Meme],
-    choice: DemonstrationSettings,
+    settings: DemonstrationSettings,
     stores: DemonstrationFeatures | None,
 ) -> tuple[Candidates, Candidates]:
-    """The memes with labels, and as far as stores are given with embeddings and image hashes.
+    """Load queries and examples with labels, and with embeddings and image hashes where stores are given.
 
     Raises:
-        UserError: no stores where demonstrations are retrieved; stores without some meme, or that were not made alike.
+        UserError: no stores for retrieved demonstrations, missing memes, or stores of different origin.
     """
-    if stores is None or not choice.shots:
-        if choice.shots and choice.kind == "retrieved":
+    if stores is None or not settings.shots:
+        if settings.shots and settings.kind == "retrieved":
             raise UserError(
                 "Retrieved demonstrations need --bank-features and --query-features: stores of the examples and of the "
                 "queries, by `ra-hmd extract` with the same checkpoint. Or take --demonstrations random."
@@ -69,10 +70,10 @@ def open_candidates(
     head = stores.head if stores.head is not None else run.head
     fingerprints = {str(place): store_fingerprint(features) for place, features in read.items()}
     check_same_origin(fingerprints if head is None else {str(head): head_fingerprint(head), **fingerprints})
-    return tuple(
-        _with_features(memes, place, read[place], head)
-        for memes, place in ((queries, stores.queries), (examples, stores.examples))
-    )  # type: ignore[return-value]
+    return (
+        _with_features(queries, stores.queries, read[stores.queries], head),
+        _with_features(examples, stores.examples, read[stores.examples], head),
+    )
 
 
 def _plain(memes: Sequence[Meme], **columns: Any) -> Candidates:
@@ -99,11 +100,11 @@ def _with_features(memes: Sequence[Meme], place: Path, features: Features, head:
 
 @dataclass(frozen=True)
 class MemeSplit:
-    """Memes, and what they are.
+    """A labelled split of a data set.
 
     Attributes:
-        memes: All with one class each.
-        described: `describe_source` of them: `dataset`, `split`, `task`, `place`.
+        memes: Memes with one class each.
+        described: `describe_source` of the split: `dataset`, `split`, `task`, `place`.
     """
 
     memes: list[Meme]
@@ -111,6 +112,6 @@ class MemeSplit:
 
     @property
     def split(self) -> str:
-        """Name of the split, for the lock of test data; a file that is called test is of it, whatever is said."""
+        """Name of the split for the lock of test data, with the name of the file, which may say test as well."""
         place, split = Path(str(self.described["place"])), str(self.described["split"])
         return f"{split}, {place.stem}" if place.is_file() else split

@@ -1,4 +1,4 @@
-"""Memes with their demonstrations, as chats with the LMM."""
+"""In-context prompts: memes with their demonstrations, scored by the LMM."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,17 +14,17 @@ from ra_hmd.data.prompt import OFFICIAL_ANSWERS, Answers
 from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids
 from ra_hmd.models.tokenization import InputSettings
 
-_PICTURES = 64  # decoded ones that are kept: neighbours come again and again
+_CACHED_IMAGES = 64  # decoded images in memory, as the same neighbours recur
 
 
-class Asker:
-    """Asks the question of training about a meme, after the same question and the answer about others.
+class InContextScorer:
+    """Scores memes with the training question, after the same question and its answer for each demonstration.
 
     Args:
         chat_model: The LMM.
-        settings: Of the run.
+        settings: Input settings of the run.
         examples: Labelled memes.
-        answers: What is said of each class.
+        answers: Answer of each class.
     """
 
     def __init__(
@@ -32,38 +32,38 @@ class Asker:
     ) -> None:
         self.chat_model, self.settings, self.examples, self.answers = chat_model, settings, examples, answers
         self._questions: dict[int, str] = {}
-        self._picture = lru_cache(_PICTURES)(_load)
+        self._image = lru_cache(_CACHED_IMAGES)(_load)
 
     def chat(self, meme: Meme, shown: Sequence[int]) -> Chat:
-        """The examples `shown` (rows) with their answers, then the question about `meme`."""
-        messages, pictures = [], []
+        """Chat with the examples `shown` (row numbers) and their answers, then the question about `meme`."""
+        messages, images = [], []
         for row in shown:
             example = self.examples[row]
-            picture = self._picture(example.id, example.path)
+            image = self._image(example.id, example.path)
             if row not in self._questions:
-                self._questions[row] = self._question(example, picture)
+                self._questions[row] = self._question(example, image)
             assert isinstance(example.label, int)
             messages += [{"role": "user", "content": self._questions[row]},
                          {"role": "assistant", "content": self.answers[example.label]}]  # fmt: skip
-            pictures.append(picture)
-        picture = _load(meme.id, meme.path)
-        messages.append({"role": "user", "content": self._question(meme, picture)})
-        return Chat(messages, [*pictures, picture])
+            images.append(image)
+        image = _load(meme.id, meme.path)
+        messages.append({"role": "user", "content": self._question(meme, image)})
+        return Chat(messages, [*images, image])
 
-    def _question(self, meme: Meme, picture: Image) -> str:
-        """As in training: a caption that is too long for it is shortened here, too."""
+    def _question(self, meme: Meme, image: Image) -> str:
+        """Question about a meme, with its caption shortened as in training."""
         try:
-            fitted = self.chat_model.model.encoder.encode(meme.caption, picture).caption
-        except ValueError as error:  # a UserError, or what the model's own code says of the image
+            fitted = self.chat_model.model.encoder.encode(meme.caption, image).caption
+        except ValueError as error:  # a UserError, or of the model's own processing of the image
             raise UserError(f"meme {meme.id!r}: {error}") from error
         return self.settings.prompt.render(fitted)
 
     def scores(self, memes: Sequence[Meme], shown: np.ndarray, batch_size: int) -> np.ndarray:
-        """float64 [Q, C]: p(answer) among the answers, of `binary` of the positive one, from one forward pass each.
+        """Probabilities float64 [Q, C] of the answers (binary: of the positive one), from one forward pass each.
 
         Args:
             memes: Q memes.
-            shown: [Q, K], rows of the examples.
+            shown: [Q, K], row numbers of the examples.
             batch_size: Chats per pass.
         """
         parts = [self._probabilities(memes[start : start + batch_size], shown[start : start + batch_size])
@@ -72,7 +72,7 @@ class Asker:
         return (found[:, 1:] if self.settings.problem.kind == "binary" else found).astype(np.float64)
 
     def _probabilities(self, memes: Sequence[Meme], shown: np.ndarray) -> np.ndarray:
-        """Of one batch, so that no more pictures than its own are in memory."""
+        """Answer probabilities of one batch, which limits the images in memory."""
         chats = [self.chat(meme, rows) for meme, rows in zip(memes, shown.tolist(), strict=True)]
         try:
             found = self.chat_model.answer_probs(chats, self.settings.expected_answers, len(chats))
@@ -83,10 +83,10 @@ class Asker:
         return found
 
     def check_context(self, memes: Sequence[Meme], shown: np.ndarray) -> int:
-        """Tokens of the longest prompt.
+        """Measure the longest prompt in tokens.
 
         Raises:
-            UserError: it does not fit the LMM's context, with how many demonstrations would.
+            UserError: a prompt exceeds the LMM's context; the message says about how many demonstrations would fit.
         """
         encoder, context, longest = self.chat_model.model.encoder, self.chat_model.context, 0
         for meme, rows in zip(memes, shown.tolist(), strict=True):
@@ -98,7 +98,7 @@ class Asker:
             fit = max(0, (context - 1 - alone) * len(rows) // max(1, tokens - alone))
             raise UserError(
                 f"meme {meme.id!r} with its {len(rows)} demonstrations has {tokens} tokens ({alone} without), and the "
-                f"model's context is {context}: about {fit} would fit. Take fewer --shots; pictures count by their "
+                f"model's context is {context}: about {fit} would fit. Take fewer --shots; images count by their "
                 "pixels."
             )
         return longest
@@ -112,11 +112,12 @@ def _load(name: str, path: Path) -> Image:
 
 
 def class_answers(settings: InputSettings, given: Sequence[str] = ()) -> tuple[str, ...]:
-    """What demonstrations say of each class, in class order: what was given, else the official sentences where the run
-    has their words, else the run's words.
+    """Answers of the demonstrations, one per class in class order.
+
+    The given answers come first, then the official sentences where they begin with the run's words, then those words.
 
     Raises:
-        UserError: answers that do not begin as those of the run, or a run of label sets: its answers are lists.
+        UserError: given answers that do not begin with the run's words, or a run of label sets, whose answers are lists.
     """
     expected = settings.expected_answers
     if expected.several:
@@ -135,6 +136,7 @@ def class_answers(settings: InputSettings, given: Sequence[str] = ()) -> tuple[s
 
 def _class_of(answer: str, expected: Answers) -> int | None:
     try:
-        return expected.label_of(answer)
+        label = expected.label_of(answer)
     except ValueError:
         return None
+    return label if isinstance(label, int) else None

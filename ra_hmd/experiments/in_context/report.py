@@ -89,7 +89,7 @@ def write_in_context_result(outcome: InContextResult, output: Path) -> dict[str,
     shown = _shown(outcome, labels)
     manifest = run_manifest(
         "evaluation",
-        arguments={**asdict(outcome.choice), "answers": list(outcome.said), "bootstrap_samples": outcome.samples,
+        arguments={**outcome.choice.model_dump(), "answers": list(outcome.said), "bootstrap_samples": outcome.samples,
                    "checkpoint": str(outcome.run.folder), "adapter": outcome.run.adapter is not None,
                    "dev": rule.dev, "features": None if outcome.stores is None else plain(asdict(outcome.stores))},
         seed=outcome.choice.seed,

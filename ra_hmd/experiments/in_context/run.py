@@ -1,7 +1,7 @@
 """`ra-hmd in-context`: the LMM judges a split after seeing labelled memes; scored in parts, then measured."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.rows import jsonl_rows
 from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures, MemeSplit, open_candidates
 from ra_hmd.experiments.in_context.demonstrations import Demonstrations, DemonstrationSettings, choose_demonstrations
-from ra_hmd.experiments.in_context.prompting import Asker, class_answers
+from ra_hmd.experiments.in_context.prompting import InContextScorer, class_answers
 from ra_hmd.experiments.in_context.report import InContextResult, write_in_context_result
 from ra_hmd.experiments.in_context.thresholds import KEY, dev_threshold
 from ra_hmd.features.compatibility import check_output
@@ -104,10 +104,10 @@ def in_context(
     todo = [number for number in parts.missing() if number % state.num_processes == state.process_index]
     if todo:
         where = torch.device(device) if device is not None else state.device
-        asker = Asker(ChatModel(MemeModel(run, where, dtype)), settings, shown_from, said)
-        longest = asker.check_context([queries.memes[row] for row in order[:_PART]], chosen.rows[order[:_PART]])
+        scorer = InContextScorer(ChatModel(MemeModel(run, where, dtype)), settings, shown_from, said)
+        longest = scorer.check_context([queries.memes[row] for row in order[:_PART]], chosen.rows[order[:_PART]])
         shown = show and state.is_main_process
-        _score_parts(asker, queries.memes, chosen, parts, todo, batch_size, longest, show=shown)
+        _score_parts(scorer, queries.memes, chosen, parts, todo, batch_size, longest, show=shown)
     if parts.missing():
         return {}
     scores, longest = parts.scores(queries.memes, settings.problem.outputs)
@@ -165,7 +165,7 @@ def _stated(
         "model": run.fingerprint() | {"head": None},
         "data": fingerprint_memes(queries),
         "examples": fingerprint_memes(examples),
-        "choice": asdict(choice),
+        "choice": choice.model_dump(),
         "compared_by": compared_by,
         "answers": list(said),
         "shown": sha256_bytes(chosen.rows.astype("<i8").tobytes()),
@@ -256,13 +256,13 @@ def _open(
 
 
 def _score_parts(
-    asker: Asker, memes: Sequence[Meme], chosen: Demonstrations, parts: _Parts, todo: Sequence[int], batch_size: int,
+    scorer: InContextScorer, memes: Sequence[Meme], chosen: Demonstrations, parts: _Parts, todo: Sequence[int], batch_size: int,
     longest: int, *, show: bool,
 ) -> None:  # fmt: skip
     def scored() -> Iterator[tuple[int, tuple[int, np.ndarray]]]:
         for number in todo:
             rows = parts.plan[number]
-            yield len(rows), (number, asker.scores([memes[row] for row in rows], chosen.rows[rows], batch_size))
+            yield len(rows), (number, scorer.scores([memes[row] for row in rows], chosen.rows[rows], batch_size))
 
     total = sum(len(parts.plan[number]) for number in todo)
     for number, scores in track(scored(), "Asking", total, "memes", show=show):

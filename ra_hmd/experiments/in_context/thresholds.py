@@ -1,4 +1,4 @@
-"""The threshold, from scores in context on dev."""
+"""Threshold of in-context scores, chosen on dev."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,37 +19,37 @@ from ra_hmd.features.test_lock import open_labels
 from ra_hmd.scoring.thresholds import Criterion, best_thresholds
 
 KEY = "in_context"
-"""In the manifest: what the scores depend on."""
+"""Key of the manifest under which the settings that scores depend on are stored."""
 _OF_THE_DATA = ("data", "shown")
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Thresholds float64 [C], and where they are from: None, the official ones."""
+    """Thresholds float64 [C], and the dev evaluation that they were chosen on; None: official thresholds."""
 
     values: np.ndarray
     dev: Mapping[str, Any] | None = None
 
 
 def official(problem: Problem) -> Threshold:
-    """0.5: the answer that is more probable."""
+    """The official threshold 0.5, that is, the more probable answer."""
     return Threshold(official_thresholds("lmh", problem))
 
 
 def dev_threshold(
     dev: str | Path, criterion: Criterion, stated: Mapping[str, Any], queries: Sequence[Meme], problem: Problem
 ) -> Threshold:
-    """The best threshold on dev's scores.
+    """Choose the threshold that maximises a criterion on dev.
 
     Args:
         dev: Output of `ra-hmd in-context` on dev.
-        criterion: What is to be best.
-        stated: What the scores here depend on; those on dev must be of the same model, examples and settings.
-        queries: What is judged here.
+        criterion: Metric to maximise.
+        stated: Settings that the scores of this run depend on; dev must have the same model, examples and settings.
+        queries: Queries of this run.
         problem: What labels mean.
 
     Raises:
-        UserError: no such output, one of other settings, of test data, or of memes that are judged here.
+        UserError: no such output, other settings, test data, or memes that are also queries of this run.
     """
     choose("--criterion", criterion, get_args(Criterion))
     folder = Path(dev)
@@ -63,11 +63,11 @@ def dev_threshold(
             "settings."
         )
     (name, described), *_ = manifest["sets"].items()
-    # What was opened as test data is that, whatever its split is called: the name of a file may have said so.
+    # Data that was opened as test data stays so: the name of its file may have said test, and not its split.
     open_labels(chosen_by={folder: described["split"]} | manifest["test_sets"])
     lines = [row.values for row in jsonl_rows(folder / PREDICTIONS_NAME)]
     both = {line["id"] for line in lines} & {meme.id for meme in queries}
-    raise_all([f"meme {name!r}" for name in sorted(both)], f"These are judged here, and are in --dev {folder} too")
+    raise_all([f"meme {name!r}" for name in sorted(both)], f"These memes are queries, and are in --dev {folder} too")
     scores = np.array([line["lmh_score"] for line in lines], dtype=np.float64).reshape(len(lines), -1)
     labels = np.array([line["label"] for line in lines], dtype=np.int64)
     values = best_thresholds(scores, labels, criterion, official_thresholds("lmh", problem), problem)
