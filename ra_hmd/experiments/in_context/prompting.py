@@ -117,7 +117,7 @@ def class_answers(settings: InputSettings, given: Sequence[str] = ()) -> tuple[s
     The given answers come first, then the official sentences where they begin with the run's words, then those words.
 
     Raises:
-        UserError: given answers that do not begin with the run's words, or a run of label sets, whose answers are lists.
+        UserError: given answers that do not begin with the run's words, or a run of label sets.
     """
     expected = settings.expected_answers
     if expected.several:

@@ -256,9 +256,16 @@ def _open(
 
 
 def _score_parts(
-    scorer: InContextScorer, memes: Sequence[Meme], chosen: Demonstrations, parts: _Parts, todo: Sequence[int], batch_size: int,
-    longest: int, *, show: bool,
-) -> None:  # fmt: skip
+    scorer: InContextScorer,
+    memes: Sequence[Meme],
+    chosen: Demonstrations,
+    parts: _Parts,
+    todo: Sequence[int],
+    batch_size: int,
+    longest: int,
+    *,
+    show: bool,
+) -> None:
     def scored() -> Iterator[tuple[int, tuple[int, np.ndarray]]]:
         for number in todo:
             rows = parts.plan[number]
