@@ -1,33 +1,130 @@
-"""Options that commands share."""
+"""Options that commands share, and the decorator that makes options of the fields of a settings model."""
 
+import inspect
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import annotated_types
 import typer
+from pydantic.fields import FieldInfo
+
+from ra_hmd.core.config import Settings
+from ra_hmd.inference.options import DetectorOptions, Flag, RationaleOptions, VotingOptions
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+GROUP: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+"""Arguments of a `typer.Typer` that has commands of its own."""
+
+
+@dataclass(frozen=True)
+class Without:
+    """Marks a parameter whose command has no options for some fields: they keep their defaults."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
+
+
+def from_settings(command: C) -> C:
+    """Replace each parameter of a command that is annotated with a `Settings` class by an option for each field.
+
+    The options have the field's name (or its `Flag`), description, default, and range; choices are checked by the
+    settings. The command is called with instances of the settings.
+
+    Example::
+
+        @app.command("predict")
+        @from_settings
+        def predict_command(checkpoint: Checkpoint, detector: Annotated[DetectorOptions, Without("dtype")]) -> None: ...
+    """
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[type[Settings], list[str]]] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        annotation, *marks = get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],)
+        if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(annotation=hints[name], kind=kind))
+            continue
+        left_out = {field for mark in marks if isinstance(mark, Without) for field in mark.names}
+        fields = [field for field in annotation.model_fields if field not in left_out]
+        groups[name] = annotation, fields
+        parameters += [_option(field, annotation.model_fields[field]) for field in fields]
+
+    def call(**values: Any) -> Any:
+        for name, (model, fields) in groups.items():
+            given = {field: values.pop(field) for field in fields}
+            values[name] = model(**{field: value for field, value in given.items() if value is not None})
+        return command(**values)
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call  # type: ignore[return-value]
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """The command-line parameter of a field."""
+    flag = next((mark.name for mark in field.metadata if isinstance(mark, Flag)), f"--{name.replace('_', '-')}")
+    kind, default = _plain(field.annotation), None if field.is_required() else field.get_default()
+    settings: dict[str, Any] = {"help": field.description}
+    if kind in (int, int | None):  # of numbers with decimals the model checks the range, which may be half open
+        settings["min"] = next((mark.ge for mark in field.metadata if isinstance(mark, annotated_types.Ge)), None)
+        settings["max"] = next((mark.le for mark in field.metadata if isinstance(mark, annotated_types.Le)), None)
+    if get_origin(kind) is list:
+        kind, default = kind | None, None
+    info = typer.Option(flag, **settings) if flag else typer.Argument(**settings)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    if field.is_required():
+        return inspect.Parameter(name, keyword, annotation=Annotated[kind, info])
+    return inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, info])
+
+
+def _plain(annotation: Any) -> Any:
+    """A type without its choices: `Literal["a", "b"] | None` is `str | None`."""
+    if get_origin(annotation) is Literal:
+        return str
+    if type(None) in get_args(annotation):
+        (kind,) = (one for one in get_args(annotation) if one is not type(None))
+        return _plain(kind) | None
+    return annotation
+
+
+def shared(model: type[Settings], name: str) -> Any:
+    """The annotation of one field of a settings model, for commands that take it alone."""
+    return _option(name, model.model_fields[name]).annotation
+
+
+def command_line() -> str:
+    """The command line of this process, for manifests."""
+    return shlex.join(["ra-hmd", *sys.argv[1:]])
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print notes for the user to standard error."""
+    for note in notes:
+        typer.echo(note, err=True)
+
 
 Output = Annotated[Path, typer.Option("--output", help="Where to write.")]
+Final = Annotated[bool, typer.Option("--final", help="Use test splits; each use is recorded.")]
+TopK = shared(VotingOptions, "topk")
+Weights = shared(VotingOptions, "weights")
 
-# The vote
-TopK = Annotated[int, typer.Option(min=1, help="K, neighbours that vote.")]
-Weights = Annotated[str, typer.Option(help="Vote weights: arithmetic, mean or similarity.")]
-MinSimilarity = Annotated[
-    float | None, typer.Option(help="Neighbours below this cosine do not vote; without any, abstain.")
-]
-Prior = Annotated[bool, typer.Option("--prior-correction", help="Let the bank's classes weigh the same.")]
-Thresholds = Annotated[str, typer.Option(help="stored (beside the head, if there) or official.")]
-
-# What a head stands on
-Backbone = Annotated[str | None, typer.Option(help="Stage 1 run or encoder, if not where the head says.")]
-BaseModel = Annotated[str | None, typer.Option(help="Where the base model lies now.")]
-DType = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
-
-Final = Annotated[bool, typer.Option("--final", help="Open test splits; each opening is recorded.")]
-
-# Verdicts and rationales
-Bank = Annotated[
-    str | None, typer.Option(help="Labelled examples: a feature store, or an example bank (folder or URI).")
-]
-Policy = Annotated[Path | None, typer.Option(help="Text file with your rules, for rationales (docs/explain.md).")]
-Neighbours = Annotated[int, typer.Option(min=0, help="So many of the nearest examples are in a rationale's question.")]
-Memes = Annotated[list[Path] | None, typer.Option(help="Data of the bank's memes, for captions and pictures.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest rationale, in tokens.")]
+MinSimilarity = shared(VotingOptions, "min_similarity")
+Prior = shared(VotingOptions, "prior_correction")
+Thresholds = shared(DetectorOptions, "thresholds")
+Backbone = shared(DetectorOptions, "backbone")
+BaseModel = shared(DetectorOptions, "base_model")
+DType = shared(DetectorOptions, "dtype")
+Bank = shared(DetectorOptions, "bank")
+Policy = shared(RationaleOptions, "policy")
+Neighbours = shared(RationaleOptions, "neighbours")
+Memes = shared(RationaleOptions, "memes")
+MaxNewTokens = shared(RationaleOptions, "max_new_tokens")

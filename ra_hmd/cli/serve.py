@@ -75,8 +75,8 @@ def served(
     """The `ServerSettings` that these options ask for, under their names here."""
     from typing import get_args
 
+    from ra_hmd.core.choices import DType
     from ra_hmd.core.config import choose
-    from ra_hmd.core.dtype import DType
     from ra_hmd.retrieval.voting import Voting
     from ra_hmd.serve.server import ServerSettings, check_installed
 

@@ -3,14 +3,10 @@
 Shapes: Q memes, C outputs of the problem (1 if binary).
 """
 
-from typing import Literal
-
 import numpy as np
 
+from ra_hmd.core.choices import Head
 from ra_hmd.core.problem import Problem
-
-Head = Literal["lmh", "lrc", "rkc"]
-
 
 THRESHOLDS: dict[Head, float] = {"lmh": 0.5, "lrc": 0.5, "rkc": 0.0}
 """A score at or above its head's threshold means class 1."""

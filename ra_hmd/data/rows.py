@@ -14,7 +14,9 @@ import ijson
 
 from ra_hmd.core.errors import UserError
 
-csv.field_size_limit(1 << 24)
+_LONGEST_LINE = 1 << 24  # bytes
+
+csv.field_size_limit(_LONGEST_LINE)
 
 
 @dataclass(frozen=True)
@@ -32,20 +34,35 @@ class Row:
     problem: str = ""
 
 
-def jsonl_rows(path: Path) -> Iterator[Row]:
-    """Read a JSON Lines file. A byte order mark, CRLF, blank lines and a missing last newline are accepted."""
+def jsonl_rows(path: Path, *, salvage: bool = False) -> Iterator[Row]:
+    """Read a JSON Lines file. A byte order mark, CRLF, blank lines and a missing last newline are accepted.
+
+    Args:
+        path: The file.
+        salvage: Report a line that is not UTF-8, or longer than 16 MiB, as a bad row of its own.
+
+    Raises:
+        UserError: without `salvage`, a file that is not UTF-8.
+    """
     # Not splitlines() and not universal newlines: both would also split inside captions, at U+2028 or a lone CR.
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(_decoded(file, path), 1):
-            if not line.strip():
-                continue
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE if salvage else -1), b""), 1):
             place = f"{path.name}, line {number}"
+            if salvage and len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+                while (rest := file.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                yield Row(place, problem=f"longer than {_LONGEST_LINE} bytes")
+                continue
             try:
-                value = json.loads(line)
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    yield _object(place, json.loads(text))
+            except UnicodeDecodeError as error:
+                if not salvage:
+                    raise _not_utf8(path, error) from error
+                yield Row(place, problem=f"not UTF-8: {error}")
             except (ValueError, RecursionError) as error:
                 yield Row(place, problem=f"not valid JSON: {error}")
-                continue
-            yield _object(place, value)
 
 
 def json_rows(path: Path) -> Iterator[Row]:
@@ -207,7 +224,9 @@ def _decoded(lines: Iterable[str], path: Path) -> Iterator[str]:
     try:
         yield from lines
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 ({error.reason}: {error.object[error.start : error.start + 1]!r}); convert it, "
-            "for example with iconv."
-        ) from error
+        raise _not_utf8(path, error) from error
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> UserError:
+    wrong = error.object[error.start : error.start + 1]
+    return UserError(f"{path} is not UTF-8 ({error.reason}: {wrong!r}); convert it, for example with iconv.")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from ra_hmd.core.dtype import DType
+from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.extraction import make_features

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ra_hmd.core.artifacts import MANIFEST_NAME
+from ra_hmd.core.choices import DType
 from ra_hmd.core.config import load_dataclass
-from ra_hmd.core.dtype import DType
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import HeadRunManifest, read_folder_manifest
 from ra_hmd.features.extraction import FeatureModel

@@ -1,9 +1,9 @@
-"""Verdicts on the pictures that a command line names."""
+"""Verdicts on the images of a command line, as a table or as JSON lines."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -12,74 +12,74 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import Explain, Verdict
-from ra_hmd.inference.writers import answer_of
 
-if TYPE_CHECKING:
-    pass
-
-_SHOWN = 5
+_NEIGHBOURS_SHOWN = 5
 
 
-def check_pictures(images: Sequence[Path], texts: Sequence[str]) -> None:
-    """Raise `UserError` unless there is a caption for each picture, or none, and each picture is a file."""
+def check_images(images: Sequence[Path], texts: Sequence[str]) -> None:
+    """Raise `UserError` unless each image is a file and there are as many captions as images, or none."""
     if texts and len(texts) != len(images):
         raise UserError(
-            f"{len(texts)} --text for {len(images)} pictures: give one for each, in their order, or none; then they "
-            "are read from the pictures."
+            f"{len(texts)} --text for {len(images)} images: give one for each, in their order, or none; then they "
+            "are read from the images."
         )
-    gone = next((path for path in images if not path.exists()), None)
-    if gone is not None:
-        raise UserError(f"{gone} does not exist; check its path.")
+    missing = next((path for path in images if not path.exists()), None)
+    if missing is not None:
+        raise UserError(f"{missing} does not exist; check its path.")
     folder = next((path for path in images if path.is_dir()), None)
     if folder is not None:
-        raise UserError(f"{folder} is a folder; judge what is in it with --input {folder} --output verdicts.jsonl.")
+        raise UserError(f"{folder} is a folder; classify its images with --input {folder} --output verdicts.jsonl.")
 
 
-def judge_pictures(
+def judge_images(
     detector: Detector, images: Sequence[Path], texts: Sequence[str] = (), explain: Explain | None = None
 ) -> list[Verdict]:
-    """Judge pictures, each with its caption, or with what is read from it where there are none; ids are the paths.
-    `explain` as for `Detector`.
+    """Classify image files, whose ids are their paths.
+
+    Args:
+        detector: Detector to run.
+        images: The files.
+        texts: Their captions, in the same order; without captions these are read from the images.
+        explain: See `Detector`.
 
     Raises:
-        UserError: see `check_pictures` and `Detector`.
+        UserError: see `check_images` and `Detector`.
     """
-    check_pictures(images, texts)
-    return detector(
-        [Meme(str(path), path, text) for path, text in zip(images, texts or [None] * len(images), strict=True)],
-        explain,
-    )
+    check_images(images, texts)
+    captions = texts or [None] * len(images)
+    return detector([Meme(str(path), path, text) for path, text in zip(images, captions, strict=True)], explain)
 
 
-def as_lines(found: Sequence[Verdict]) -> str:
-    """For machines: a JSON object per line, as `--output` has them in `.jsonl`."""
-    return "\n".join(json.dumps(answer_of(one), ensure_ascii=False, allow_nan=False) for one in found)
+def as_lines(verdicts: Sequence[Verdict]) -> str:
+    """A JSON object per line, as in a `.jsonl` file of `--output`."""
+    return "\n".join(json.dumps(one.to_row(), ensure_ascii=False, allow_nan=False) for one in verdicts)
 
 
-def as_table(found: Sequence[Verdict]) -> Table:
-    """For people: verdict, scores with probabilities, nearest neighbours, and what was read where no text was given."""
-    explained = any(one.rationale is not None for one in found)
+def as_table(verdicts: Sequence[Verdict]) -> Table:
+    """A table of verdicts, scores with probabilities, nearest neighbours, and captions that were read by OCR."""
+    explained = any(one.rationale is not None for one in verdicts)
     columns = ["meme", "verdict", "scores", "nearest neighbours", *(["rationale (generated)"] if explained else [])]
     table = Table(show_lines=True)
     for column in columns:
-        table.add_column(column, overflow="fold")  # a path that is cut names no picture
-    for one in found:
-        limit = "" if one.threshold is None else f" from {_shown(one.threshold)}"
+        table.add_column(column, overflow="fold")  # a path that is cut names no image
+    for one in verdicts:
+        limit = "" if one.threshold is None else f" from {_number(one.threshold)}"
         verdict = "left to a person" if one.verdict is None else str(one.verdict)
         scores = "\n".join(
-            f"{head} {_shown(score)} (probability {_shown(one.probabilities[head])})"
+            f"{head} {_number(score)} (probability {_number(one.probabilities[head])})"
             for head, score in one.scores.items()
         )
         near = "\n".join(
             f"{item['id']}  label {item['label']}  similarity {item['similarity']:.3f}  share {item['share']:.2f}"
-            for item in (one.neighbours or [])[:_SHOWN]
+            for item in (one.neighbours or [])[:_NEIGHBOURS_SHOWN]
         )
         read = "" if one.text_source == "given" else f"\n{one.text_source}: {one.text}"
-        # As `Text`: names and captions are no markup.
-        cells = [one.id + read, f"{verdict}\n{one.head}{limit}", scores, near, *([one.rationale] if explained else [])]
-        table.add_row(*map(Text, cells))
+        cells = [one.id + read, f"{verdict}\n{one.head}{limit}", scores, near]
+        if explained:
+            cells.append(one.rationale or "")
+        table.add_row(*map(Text, cells))  # as `Text`: names and captions are no markup
     return table
 
 
-def _shown(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else "[" + ", ".join(map(_shown, value)) + "]"
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "[" + ", ".join(map(_number, value)) + "]"

@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from PIL.Image import Image
 
 from ra_hmd.core.artifacts import sha256_file
+from ra_hmd.core.choices import DType
 from ra_hmd.core.config import choose
-from ra_hmd.core.dtype import DType
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
 from ra_hmd.core.problem import UNLABELLED

@@ -1,230 +1,162 @@
-"""What `ra-hmd predict` and `explain` are asked for: pictures, a file of memes, a feature store; and their options."""
+"""A request to `ra-hmd predict` or `ra-hmd explain`: verdicts on images, on a file of memes, or on a feature store."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ra_hmd.core.config import choose
-from ra_hmd.core.dtype import DType
+from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.retrieval.voting import Voting
+from ra_hmd.inference.options import DetectorOptions, InputOptions, RationaleOptions, VotingOptions
 
 if TYPE_CHECKING:
     from ra_hmd.inference.detector import Detector
     from ra_hmd.inference.explainer import Explainer
 
-
-@dataclass(frozen=True)
-class Explaining:
-    """The options of `ra-hmd explain` that `ra-hmd predict` has not.
-
-    Attributes:
-        policy: The policy's text, if there is one.
-        question: The question's text, if it is not `QUESTION`.
-        neighbours: `--neighbours`.
-        memes: `--memes`.
-        engine: `--engine`.
-        adapter: False: `--without-adapter`.
-        max_new_tokens: `--max-new-tokens`.
-        tensor_parallel_size: `--tensor-parallel-size`.
-
-    Raises:
-        UserError: an engine that is not there, texts that cannot be used.
-    """
-
-    policy: str | None
-    question: str | None
-    neighbours: int
-    memes: list[Path]
-    engine: str
-    adapter: bool
-    max_new_tokens: int
-    tensor_parallel_size: int
-
-    def __post_init__(self) -> None:
-        from ra_hmd.inference.explainer import check_question
-        from ra_hmd.models.generation.engines import choose_engine
-
-        choose_engine(self.engine)
-        if self.question is not None:
-            check_question(self.question, self.policy is not None, self.neighbours)
-        if self.memes and not self.neighbours:
-            raise UserError("--memes tells of neighbours; say with --neighbours how many are shown.")
-        for place in self.memes:
-            if not place.exists():
-                raise UserError(f"--memes {place} does not exist; give an imported folder, or a data file.")
-
-    def open(self, detector: "Detector") -> "Explainer":
-        """Who explains the verdicts of `detector`."""
-        from ra_hmd.inference.explainer import QUESTION, Explainer
-        from ra_hmd.inference.meme_lookup import open_meme_lookup
-
-        return Explainer.of(
-            detector,
-            engine=self.engine,
-            adapter=self.adapter,
-            gallery=open_meme_lookup(self.memes, detector.model) if self.memes else None,
-            neighbours=self.neighbours,
-            tensor_parallel_size=self.tensor_parallel_size,
-            policy=self.policy,
-            question=self.question or QUESTION,
-            max_new_tokens=self.max_new_tokens,
-        )
+_VOTE = tuple(VotingOptions.model_fields)
 
 
-@dataclass(frozen=True)
-class Request:
-    """The options of the command, under their names there; None, empty and False are options that were not given.
+class PredictionRequest(Settings):
+    """A request for verdicts.
 
     Attributes:
-        source: `--input`.
-        style: `--format`.
-        as_json: `--json`.
-        explaining: Of `ra-hmd explain`.
-
-    Raises:
-        UserError: options that contradict each other, all listed.
+        checkpoint: Folder with a head.
+        inputs: The memes, and where verdicts are written.
+        detector: How the detector is opened.
+        queries: Feature store, in place of memes.
+        style: Format of the output file.
+        rationale: How verdicts are explained; None: no rationales.
     """
+
+    TITLE: ClassVar[str] = "prediction"
 
     checkpoint: Path
-    images: list[Path]
-    texts: list[str]
-    source: Path | None
-    queries: Path | None
-    output: Path | None
-    head: str | None
-    style: str | None
-    bank: str | None
-    thresholds: str
-    voting: Voting
-    abstain: float | None
-    backbone: str | None
-    base_model: str | None
-    batch_size: int | None
-    dtype: str | None
-    media_dir: Path | None
-    as_json: bool
-    explaining: Explaining | None = None
+    inputs: InputOptions
+    detector: DetectorOptions
+    queries: Path | None = None
+    style: str | None = None
+    rationale: RationaleOptions | None = None
 
-    def __post_init__(self) -> None:
-        kinds = {"IMAGE": self.images, "--input": self.source, "--queries": self.queries}
-        asked = [name for name, value in kinds.items() if value]
-        if len(asked) != 1:
-            found = " and ".join(asked) + " are given" if asked else "none is given"
-            stores = "" if self.explaining else " or --queries STORE"
+    def run(self, command: str) -> Iterator[str]:
+        """Print a table, or write files and print their names. Yields notes for the user.
+
+        Args:
+            command: The command line, for manifests.
+
+        Raises:
+            UserError: options that contradict each other, all listed; see `predict_features`, `predict_files` and
+                `judge_images`.
+        """
+        self._check()
+        if self.queries is not None:
+            yield from self._predict_features(self.queries, command)
+        elif self.inputs.source is not None:
+            yield from self._predict_files(self.inputs.source, command)
+        else:
+            yield from self._print_verdicts()
+
+    def _check(self) -> None:
+        inputs, detector = self.inputs, self.detector
+        kinds = {"IMAGE": inputs.images, "--input": inputs.source, "--queries": self.queries}
+        given = [name for name, value in kinds.items() if value]
+        if len(given) != 1:
+            found = " and ".join(given) + " are given" if given else "none is given"
+            stores = "" if self.rationale else " or --queries STORE"
             raise UserError(f"Give one of IMAGE…, --input FILE{stores}; {found}.")
-        kind = asked[0]
-        options = {
-            "--text": (self.texts, ("IMAGE",)),
-            "--json": (self.as_json, ("IMAGE",)),
-            "--output": (self.output, ("--input", "--queries")),
+        kind = given[0]
+        options: dict[str, tuple[Any, tuple[str, ...]]] = {
+            "--text": (inputs.texts, ("IMAGE",)),
+            "--json": (inputs.as_json, ("IMAGE",)),
+            "--output": (inputs.output, ("--input", "--queries")),
             "--format": (self.style, ("--input", "--queries")),
-            "--media-dir": (self.media_dir, ("--input",)),
-            "--abstain": (self.abstain is not None, ("IMAGE", "--input")),
-            "--backbone": (self.backbone, ("IMAGE", "--input")),
-            "--base-model": (self.base_model, ("IMAGE", "--input")),
-            "--batch-size": (self.batch_size, ("IMAGE", "--input")),
-            "--dtype": (self.dtype, ("IMAGE", "--input")),
+            "--media-dir": (inputs.media_dir, ("--input",)),
+            "--abstain": (detector.abstain is not None, ("IMAGE", "--input")),
+            "--backbone": (detector.backbone, ("IMAGE", "--input")),
+            "--base-model": (detector.base_model, ("IMAGE", "--input")),
+            "--batch-size": (detector.batch_size, ("IMAGE", "--input")),
+            "--dtype": (detector.dtype, ("IMAGE", "--input")),
         }
-        problems = [f"{name} goes with {' or '.join(kinds)}, not with {kind}; leave it out."
-                    for name, (given, kinds) in options.items() if given and kind not in kinds]  # fmt: skip
-        if kind != "IMAGE" and self.output is None:
+        problems = [f"{name} goes with {' or '.join(allowed)}, not with {kind}; leave it out."
+                    for name, (value, allowed) in options.items() if value and kind not in allowed]  # fmt: skip
+        if kind != "IMAGE" and inputs.output is None:
             problems.append(f"{kind} needs --output: the file to write.")
-        if kind != "--queries" and self.bank is None and self.voting != Voting():
+        changed = any(getattr(detector, name) != DetectorOptions.model_fields[name].default for name in _VOTE)
+        if kind != "--queries" and detector.bank is None and changed:
             problems.append("The options of the vote need --bank: the labelled memes that vote.")
-        if self.explaining is not None and self.output is not None and self.output.suffix != ".jsonl":
-            problems.append(f"Rationales are written as JSON Lines: --output {self.output} must end in .jsonl.")
+        if self.rationale is not None and inputs.output is not None and inputs.output.suffix != ".jsonl":
+            problems.append(f"Rationales are written as JSON Lines: --output {inputs.output} must end in .jsonl.")
         raise_all(problems, "Options that do not go together")
-        if self.explaining is not None:
+        if self.rationale is not None:
             from ra_hmd.inference.explainer import check_neighbours
 
-            told = self.explaining
-            check_neighbours(told.neighbours, self.bank, self.voting.topk, known=bool(told.memes))
-        if self.dtype is not None:
-            choose("--dtype", self.dtype, get_args(DType))
+            self.rationale.check()
+            has_lookup = bool(self.rationale.memes)
+            check_neighbours(self.rationale.neighbours, detector.bank, detector.topk, has_lookup=has_lookup)
 
-    def answer(self, command: str) -> Iterator[str]:
-        """Do it: print a table, or write files and print where; yields what else a reader must know."""
-        # Each way imports what it needs: models and their words take seconds.
-        if self.queries is not None:
-            from ra_hmd.inference.batch_features import predict_features
+    def _predict_features(self, queries: Path, command: str) -> Iterator[str]:
+        from ra_hmd.inference.batch_features import predict_features  # needs no model
 
-            done = predict_features(self.checkpoint, self.queries, self.output, head=self.head or "lrc",
-                           style=self.style or "jsonl", bank=self.bank, voting=self.voting,
-                           thresholds=self.thresholds, command=command)  # fmt: skip
-            yield from done["notes"]
-            print(f"{self.output}: {done['rows']} memes")
-        elif self.source is not None:
-            from ra_hmd.inference.batch import predict_files
-            from ra_hmd.inference.writers import choose_format
+        assert self.inputs.output is not None
+        detector = self.detector
+        done = predict_features(self.checkpoint, queries, self.inputs.output, head=detector.head or "lrc",
+                                style=self.style or "jsonl", bank=detector.bank, voting=detector.voting,
+                                thresholds=detector.thresholds, command=command)  # fmt: skip
+        yield from done["notes"]
+        print(f"{self.inputs.output}: {done['rows']} memes")
 
-            choose_format(self.output, self.style)
-            detector = self.detector()
-            explainer = self.explainer(detector)
-            done = predict_files(detector, self.source, self.output, style=self.style, media_dir=self.media_dir,
-                                 options=self.options, explainer=explainer, command=command)  # fmt: skip
-            if done:  # else another rank merges
-                yield from done["notes"]
-                yield from explainer.notes if explainer else ()
-                if not done["judged"]:
-                    raise UserError(
-                        f"None of the {done['rejected']} rows of {self.source} could be judged; "
-                        f"{self.output}.rejected.jsonl says why of each."
-                    )
-                if done["rejected"]:
-                    yield f"{done['rejected']} rows could not be judged: {self.output}.rejected.jsonl"
-                print(f"{self.output}: {done['judged']} memes")
+    def _predict_files(self, source: Path, command: str) -> Iterator[str]:
+        from ra_hmd.inference.batch import predict_files
+        from ra_hmd.inference.writers import choose_format
+
+        output = self.inputs.output
+        assert output is not None
+        style = choose_format(output, self.style)
+        detector, explainer = self._open()
+        done = predict_files(detector, source, output, style=style, media_dir=self.inputs.media_dir,
+                             options=self._recorded(), explainer=explainer, command=command)  # fmt: skip
+        if not done:  # another rank merges
+            return
+        yield from done["notes"]
+        yield from explainer.notes if explainer else ()
+        if not done["judged"]:
+            raise UserError(
+                f"None of the {done['rejected']} rows of {source} could be judged; "
+                f"{output}.rejected.jsonl has the reason for each."
+            )
+        if done["rejected"]:
+            yield f"{done['rejected']} rows could not be judged: {output}.rejected.jsonl"
+        print(f"{output}: {done['judged']} memes")
+
+    def _print_verdicts(self) -> Iterator[str]:
+        from rich.console import Console
+
+        from ra_hmd.inference.console_output import as_lines, as_table, check_images, judge_images
+
+        check_images(self.inputs.images, self.inputs.texts)
+        detector, explainer = self._open()
+        verdicts = judge_images(detector, self.inputs.images, self.inputs.texts, explainer)
+        yield from detector.scorer.notes(detector.head)
+        if explainer is not None:
+            from ra_hmd.inference.explainer import NOTE
+
+            yield from explainer.notes
+            yield NOTE
+        if self.inputs.as_json:
+            print(as_lines(verdicts))
         else:
-            from rich.console import Console
+            Console().print(as_table(verdicts))
 
-            from ra_hmd.inference.console_output import as_lines, as_table, check_pictures, judge_pictures
+    def _open(self) -> "tuple[Detector, Explainer | None]":
+        detector = self.detector.open(self.checkpoint)
+        return detector, None if self.rationale is None else self.rationale.open(detector)
 
-            check_pictures(self.images, self.texts)
-            detector = self.detector()
-            explainer = self.explainer(detector)
-            found = judge_pictures(detector, self.images, self.texts, explainer)
-            yield from detector.scorer.notes(detector.head)
-            if explainer is not None:
-                from ra_hmd.inference.explainer import NOTE
-
-                yield from explainer.notes
-                yield NOTE
-            if self.as_json:
-                print(as_lines(found))
-            else:
-                Console().print(as_table(found))
-
-    @property
-    def options(self) -> dict[str, str | None]:
-        """How the detector is opened, apart from what it states itself."""
+    def _recorded(self) -> dict[str, Any]:
+        """How the detector is opened, for the manifest; it records the rest itself."""
         return {
             "checkpoint": str(self.checkpoint),
-            "bank": self.bank,
-            "thresholds": self.thresholds,
-            "backbone": self.backbone,
-            "base_model": self.base_model,
-            "dtype": self.dtype,
-            **({"memes": list(map(str, self.explaining.memes))} if self.explaining else {}),
+            "bank": self.detector.bank,
+            "thresholds": self.detector.thresholds,
+            "backbone": self.detector.backbone,
+            "base_model": self.detector.base_model,
+            "dtype": self.detector.dtype,
+            **({"memes": list(map(str, self.rationale.memes))} if self.rationale else {}),
         }
-
-    def explainer(self, detector: "Detector") -> "Explainer | None":
-        """Who explains, if that is asked for."""
-        return None if self.explaining is None else self.explaining.open(detector)
-
-    def detector(self) -> "Detector":
-        """Open what shall judge."""
-        from ra_hmd.inference.detector import Detector
-
-        return Detector.from_run(
-            self.checkpoint,
-            self.bank,
-            backbone=self.backbone,
-            base_model=self.base_model,
-            head=self.head,
-            voting=self.voting,
-            thresholds=self.thresholds,
-            abstain=self.abstain or 0.0,
-            batch_size=self.batch_size or 16,
-            dtype=self.dtype,
-        )

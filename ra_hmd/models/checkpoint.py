@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, fingerprint_model, read_json, sha256_file
+from ra_hmd.core.choices import DType
 from ra_hmd.core.config import load_dataclass
-from ra_hmd.core.dtype import DType
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import to_rgb
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, ReadoutConfig, attach_head

@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ra_hmd.core.artifacts import fingerprint_model, sha256_bytes
+from ra_hmd.core.choices import DType
 from ra_hmd.core.config import coerce_fields
-from ra_hmd.core.dtype import DType
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.images import to_rgb
 from ra_hmd.data.text import PlainText

@@ -4,15 +4,14 @@ Shapes: Q queries, N bank rows, K neighbours, C outputs of the problem.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
+from ra_hmd.core.choices import VoteWeights
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.retrieval.knn import Neighbours
-
-VoteWeights = Literal["arithmetic", "mean", "similarity"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ra_hmd.bank.backends.base import is_bank
-from ra_hmd.core.dtype import DType
+from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
 from ra_hmd.retrieval.voting import Voting
@@ -159,7 +159,7 @@ def _explainer(detector: "Detector", serving: ServerSettings, gallery: "MemeLook
     return Explainer.of(
         detector,
         engine="transformers",  # of the model that is loaded; vLLM would load it once more
-        gallery=gallery if serving.memes else None,
+        lookup=gallery if serving.memes else None,
         neighbours=serving.neighbours,
         policy=read_operator_text(serving.policy),
         max_new_tokens=serving.max_new_tokens,

@@ -24,7 +24,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import known_formats
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
-from ra_hmd.inference import batch, batch_reader
+from ra_hmd.inference import batch
 from ra_hmd.inference.batch import judge_chunks, predict_files
 from ra_hmd.inference.batch_reader import BatchRow, read_batch
 from ra_hmd.inference.detector import Detector
@@ -122,7 +122,7 @@ def test_each_format_says_the_same(lab: Path, detector: Detector, test_memes: li
         assert pair == {"id": line["id"], "prob_hate": str(line["probability"]), "pred_label": str(line["verdict"])}
     with pytest.raises(UserError, match="contradict each other"):
         predict_files(detector, source, tmp_path / "x.parquet", style="csv", show=False)
-    with pytest.raises(UserError, match="its suffix says no format"):
+    with pytest.raises(UserError, match=r"x.txt.*--format"):
         predict_files(detector, source, tmp_path / "x.txt", show=False)
     careful = Detector.from_run(lab / "head", head="lrc", abstain=0.1)
     with pytest.raises(UserError, match="left to a person"):
@@ -157,7 +157,7 @@ def test_each_kind_of_input_gives_the_same(detector: Detector, test_memes: list[
 def test_bad_rows_are_set_aside_with_their_reason(
     detector: Detector, test_memes: list[Meme], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_reader, "_LONGEST_LINE", 4000)
+    monkeypatch.setattr("ra_hmd.data.rows._LONGEST_LINE", 4000)
     good = rows_of_memes(test_memes)[:5]
     picture = good[0]["image"]
     (tmp_path / "torn.png").write_bytes(Path(picture).read_bytes()[:60])
@@ -166,9 +166,9 @@ def test_bad_rows_are_set_aside_with_their_reason(
     (tmp_path / "run.png").write_text(program)
     bad = {
         "not valid JSON": b'{"id": "a", ',
-        "not valid JSON in UTF-8": b'{"id": "b\xff", "image": "fine.png", "text": "x"}',
+        "not UTF-8": b'{"id": "b\xff", "image": "fine.png", "text": "x"}',
         "longer than 4000 bytes": json.dumps({"id": "c", "image": picture, "text": "x" * 12_500}).encode(),
-        "a list, not an object": b"[1]",
+        "a list stands where an object is needed": b"[1]",
         "it has no `id`": b'{"image": "fine.png", "text": "x"}',
         "it has no `image` (or `img`)": b'{"id": "d", "text": "x"}',
         "its text is of type list": b'{"id": "e", "image": "fine.png", "text": ["x"]}',
@@ -223,7 +223,7 @@ def test_what_has_no_meme_is_refused_before_work(detector: Detector, tmp_path: P
         with pytest.raises(UserError, match=said):
             predict_files(detector, source, tmp_path / "out.jsonl", show=False)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has no pictures"):
+    with pytest.raises(UserError, match="empty has no images"):
         predict_files(detector, tmp_path / "empty", tmp_path / "out.jsonl", show=False)
     assert not list(tmp_path.glob("out*"))
 
@@ -444,11 +444,11 @@ def test_options_that_contradict_each_other(lab: Path, test_memes: list[Meme], t
         (["--queries", lab / "test", "--batch-size", "2", *output], "--batch-size goes with IMAGE or --input"),
         ([picture, *output], "--output goes with --input or --queries"),
         ([picture, "--topk", "3"], "The options of the vote need --bank"),
-        ([picture, "--text", "a", "--text", "b"], "2 --text for 1 pictures"),
+        ([picture, "--text", "a", "--text", "b"], "2 --text for 1 "),
         (["--input", tmp_path, "--text", "a", *output], "--text goes with IMAGE"),
         ([tmp_path], "is a folder"),
         ([tmp_path / "none.png", "--text", "a"], "none.png does not exist; check its path"),
-        ([picture, "--dtype", "int3"], "--dtype 'int3' is unknown"),
+        ([picture, "--dtype", "int3"], "`dtype`: 'int3' is not one of"),
     ):
         assert said in ra_hmd("predict", "--checkpoint", lab / "head", *words, code=2)
     assert not list(tmp_path.iterdir())

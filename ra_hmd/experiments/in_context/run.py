@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, plain, read_json, sha256_bytes, write_json, write_jsonl
-from ra_hmd.core.dtype import DType
+from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.progress import track
 from ra_hmd.data.images import image_size

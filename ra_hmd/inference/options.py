@@ -1,0 +1,197 @@
+"""Options of the commands that open a detector: the fields of these models are the commands' options.
+
+A field's name is the option's (`base_model`: `--base-model`) unless it carries a `Flag`, its description is the
+option's help, and its default and range are the option's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ra_hmd.core.choices import DType, Head, VoteWeights
+from ra_hmd.core.config import Settings
+from ra_hmd.core.errors import UserError
+
+if TYPE_CHECKING:
+    from ra_hmd.inference.detector import Detector
+    from ra_hmd.inference.explainer import Explainer
+    from ra_hmd.retrieval.voting import Voting
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Name of a field on the command line: an option such as `--input`, or "" for a positional argument."""
+
+    name: str
+
+
+class VotingOptions(Settings):
+    """Options of the vote (see `Voting`)."""
+
+    TITLE: ClassVar[str] = "vote"
+
+    topk: int = Field(20, ge=1, description="K, number of neighbours that vote.")
+    weights: VoteWeights = Field("arithmetic", description="Weights of the vote: arithmetic, mean or similarity.")
+    min_similarity: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="Neighbours below this cosine similarity do not vote; without any, the vote abstains.",
+    )
+    prior_correction: bool = Field(False, description="Give the classes of the bank equal weight.")
+
+    @property
+    def voting(self) -> "Voting":
+        """The settings of the vote."""
+        from ra_hmd.retrieval.voting import Voting
+
+        return Voting(self.topk, self.weights, self.min_similarity, self.prior_correction)
+
+
+class DetectorOptions(VotingOptions):
+    """Options of `predict`, `explain`, `serve` and `console`: the detector, apart from its run."""
+
+    TITLE: ClassVar[str] = "detector"
+
+    head: Head | None = Field(
+        None, description="Head that decides: lrc, rkc (needs --bank) or lmh; default: rkc with a bank, else lrc."
+    )
+    bank: str | None = Field(
+        None, description="Labelled memes that vote: a feature store, or an example bank (folder or URI)."
+    )
+    thresholds: Literal["stored", "official"] = Field(
+        "stored", description="stored (beside the head, if there are any) or official."
+    )
+    abstain: float | None = Field(
+        None,
+        ge=0,
+        lt=0.5,
+        description="Leave memes to a person whose probability is within this of the threshold's; default: 0.",
+    )
+    backbone: str | None = Field(
+        None, description="Stage 1 run or encoder that the head was trained on, if not where the head's run says."
+    )
+    base_model: str | None = Field(None, description="Where the base model is now, if it was moved.")
+    batch_size: int | None = Field(None, ge=1, description="Memes per forward pass; default: 16.")
+    dtype: DType | None = Field(None, description="Precision: auto, float32, bfloat16 or float16.")
+
+    def open(self, run: str | Path) -> "Detector":
+        """Open the detector of a run (see `Detector.from_run`).
+
+        Raises:
+            UserError: folders that are missing, or do not belong together.
+        """
+        from ra_hmd.inference.detector import Detector
+
+        return Detector.from_run(
+            run,
+            self.bank,
+            backbone=self.backbone,
+            base_model=self.base_model,
+            head=self.head,
+            voting=self.voting,
+            thresholds=self.thresholds,
+            abstain=self.abstain or 0.0,
+            batch_size=self.batch_size or 16,
+            dtype=self.dtype,
+        )
+
+
+class ServedDetectorOptions(DetectorOptions):
+    """Options of the detector of a service."""
+
+    abstain: float = Field(
+        0.0, ge=0, lt=0.5, description="Leave memes to a person whose probability is within this of the threshold's."
+    )
+
+
+class RationaleOptions(Settings):
+    """Options of rationales (see `Explainer`)."""
+
+    TITLE: ClassVar[str] = "rationale"
+
+    policy: Path | None = Field(None, description="Text file with your rules, for rationales (docs/explain.md).")
+    question: Path | None = Field(None, description="Text file with another question (docs/explain.md).")
+    neighbours: int = Field(0, ge=0, description="Number of nearest examples that the question for a rationale shows.")
+    memes: list[Path] = Field(
+        default_factory=list, description="Data of the bank's memes, for captions and images; several times."
+    )
+    engine: str = Field("auto", description="auto, transformers or vllm.")
+    without_adapter: bool = Field(
+        False, description="Generate with the base model alone; verdicts stay those of the run."
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Length limit of a rationale, in tokens.")
+    tensor_parallel_size: int = Field(1, ge=1, description="Number of GPUs that share the model (vllm).")
+
+    def check(self) -> None:
+        """Check everything that can be checked before a model is loaded.
+
+        Raises:
+            UserError: an unknown engine, missing files, a question without its slots.
+        """
+        from ra_hmd.inference.explainer import check_question
+        from ra_hmd.models.generation.engines import choose_engine
+
+        choose_engine(self.engine)
+        texts = self.texts()
+        if "question" in texts:
+            check_question(texts["question"], texts["policy"] is not None, self.neighbours)
+        if self.memes and not self.neighbours:
+            raise UserError("--memes has captions of neighbours; give with --neighbours how many are shown.")
+        for place in self.memes:
+            if not place.exists():
+                raise UserError(f"--memes {place} does not exist; give an imported folder, or a data file.")
+
+    def texts(self) -> dict[str, Any]:
+        """Texts of the policy (None without one) and, if there is one, of the question.
+
+        Raises:
+            UserError: a file that is missing, empty or not UTF-8.
+        """
+        from ra_hmd.inference.explainer import read_operator_text
+
+        texts = {"policy": read_operator_text(self.policy), "question": read_operator_text(self.question)}
+        return {name: text for name, text in texts.items() if name == "policy" or text is not None}
+
+    def open(self, detector: "Detector") -> "Explainer":
+        """Open the explainer of a detector's verdicts.
+
+        Raises:
+            UserError: see `Explainer.of`.
+        """
+        from ra_hmd.inference.explainer import Explainer
+        from ra_hmd.inference.meme_lookup import open_meme_lookup
+
+        return Explainer.of(
+            detector,
+            engine=self.engine,  # type: ignore[arg-type] # checked by `choose_engine`
+            adapter=not self.without_adapter,
+            lookup=open_meme_lookup(self.memes, detector.model) if self.memes else None,
+            neighbours=self.neighbours,
+            tensor_parallel_size=self.tensor_parallel_size,
+            max_new_tokens=self.max_new_tokens,
+            **self.texts(),
+        )
+
+
+class InputOptions(Settings):
+    """Options of `predict` and `explain`: the memes, and where verdicts are written."""
+
+    TITLE: ClassVar[str] = "input"
+
+    images: Annotated[list[Path], Flag("")] = Field(
+        default_factory=list, description="Images to classify; their verdicts are printed."
+    )
+    texts: Annotated[list[str], Flag("--text")] = Field(
+        default_factory=list, description="Caption of each IMAGE, in order; default: read from the images."
+    )
+    source: Annotated[Path | None, Flag("--input")] = Field(
+        None, description="Memes: .jsonl, .csv or .parquet file, or folder of images."
+    )
+    output: Path | None = Field(None, description="File to write; needed by --input and --queries.")
+    media_dir: Path | None = Field(None, description="With --input: folder that relative image paths start from.")
+    as_json: Annotated[bool, Flag("--json")] = Field(
+        False, description="With IMAGE: print a JSON object per line instead of a table."
+    )
