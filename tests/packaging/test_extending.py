@@ -1,49 +1,40 @@
-"""CONTRIBUTING.md, "Four things that are one file each": one of each is added, as described there."""
+"""CONTRIBUTING.md, "Four things that are one file each": an LMM family and a bank backend are added as described there.
 
-import json
+A reader is added in tests/data/test_readers.py, a loss in tests/stage2.
+"""
+
 from pathlib import Path
 
 import pytest
-from meme_files import jsonl, picture
-from typer.testing import CliRunner
+from small_banks import bank_of, queries_of
 
-from ra_hmd.cli.app import app
+from ra_hmd.bank.backends import base
+from ra_hmd.bank.backends.base import BackendSpec, backend_of, register_backend
+from ra_hmd.bank.backends.parquet import ParquetBackend
+from ra_hmd.bank.bank import Bank
 from ra_hmd.core.errors import UserError
-from ra_hmd.data.meme import Meme
-from ra_hmd.data.readers import READERS
-from ra_hmd.data.readers.base import LocatedCopy, Reader, split_files
-from ra_hmd.data.readers.tree import Tree
-from ra_hmd.data.rows import Row
 from ra_hmd.models.tokenization import FAMILY_TEMPLATES, check_family
 
 
-class Teapots(Reader):
-    """An invented data set."""
-
-    name = "teapots"
-    title = "Teapots"
-    licence = "invented"
-    owner = "this test"
-    looked_for = "train.jsonl with the fields pot and words"
-
-    def layouts(self, tree: Tree) -> list[LocatedCopy]:
-        return [LocatedCopy("tables", parts) for parts in split_files(tree, {"pot": r".+\.png", "words": ".*"})]
-
-    def meme(self, row: Row, part: object, copy: LocatedCopy) -> Meme:
-        pot = row.values["pot"]
-        return Meme(pot, Path(pot), row.values["words"], int(row.values["hateful"]), "train")
+class Shelf(ParquetBackend):
+    """A backend of places that end in `.shelf`."""
 
 
-def test_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(READERS, Teapots.name, Teapots)
-    picture(tmp_path / "copy" / "one.png")
-    jsonl(tmp_path / "copy" / "train.jsonl", [{"pot": "one.png", "words": "tea is ready", "hateful": 0}])
-    words = ["data", "import", "teapots", str(tmp_path / "copy"), "--output", str(tmp_path / "memes"), "--workers", "1"]
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output
-    (row,) = [json.loads(line) for line in (tmp_path / "memes" / "train.jsonl").read_text().splitlines()]
-    assert (row["id"], row["text"], row["label"]) == ("one.png", "tea is ready", 0)
-    assert "teapots" in CliRunner().invoke(app, ["data", "list"]).output
+def test_a_bank_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_BACKENDS", dict(base._BACKENDS))
+    spec = BackendSpec(
+        "shelf", lambda place: place.endswith(".shelf"), lambda place: Path(place).is_dir(), lambda: Shelf
+    )
+    register_backend(spec)
+    assert (backend_of(tmp_path / "memes.shelf"), backend_of(tmp_path / "memes")) == ("shelf", "faiss")
+    made = bank_of(tmp_path / "memes.shelf")
+    assert isinstance(made._backend, Shelf)
+    with Bank.open(tmp_path / "memes.shelf") as bank:
+        assert bank.version == 1
+        assert len(bank.ids) == 60
+        assert bank.search(queries_of(), 3)
+    with pytest.raises(ValueError, match="shelf"):
+        register_backend(spec)
 
 
 def test_an_lmm_family(monkeypatch: pytest.MonkeyPatch) -> None:
