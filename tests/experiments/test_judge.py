@@ -57,7 +57,7 @@ def by_number(body: dict[str, Any], before: int) -> Reply:
 
 def run(files: Files, output: Path, url: str, **changes: Any) -> dict[str, Any]:
     asked = {name: changes.pop(name) for name in ("retries", "timeout", "max_tokens", "model") if name in changes}
-    settings = JudgeSettings(url, **({"model": "cake-judge", "retries": 2, "timeout": 20} | asked))
+    settings = JudgeSettings(endpoint=url, **({"model": "cake-judge", "retries": 2, "timeout": 20} | asked))
     return judge(files.rationales, files.references, output, settings, show=False, **{"key": KEY} | changes)
 
 
@@ -68,14 +68,14 @@ def results(output: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.renders
 def test_scores_are_counted_and_a_second_run_asks_nothing(files: Files, tmp_path: Path) -> None:
     with serve(by_number) as endpoint:
-        done = run(files, tmp_path / "out", endpoint.url, prices=Prices(2.0, 10.0), concurrency=3)
+        done = run(files, tmp_path / "out", endpoint.url, prices=Prices(tokens_in=2.0, tokens_out=10.0), concurrency=3)
         assert len(endpoint.requests) == 6
         assert {number_of(body) for body in endpoint.requests} == set(range(6))
         for body in endpoint.requests:
             assert (body["model"], body["temperature"], body["max_tokens"]) == ("cake-judge", 0.0, 500)
             assert body["response_format"]["type"] == "json_schema"
         first = (tmp_path / "out" / "results.jsonl").read_bytes()
-        again = run(files, tmp_path / "out", endpoint.url, prices=Prices(2.0, 10.0))
+        again = run(files, tmp_path / "out", endpoint.url, prices=Prices(tokens_in=2.0, tokens_out=10.0))
         assert len(endpoint.requests) == 6
     assert first == (tmp_path / "out" / "results.jsonl").read_bytes()
     offline = run(files, tmp_path / "other", endpoint.url, cache=tmp_path / "out" / "cache")  # the server is gone
@@ -384,11 +384,11 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_settings_that_cannot_be_are_refused(files: Files, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no URL"):
-        JudgeSettings("localhost:8000", "m")
+        JudgeSettings(endpoint="localhost:8000", model="m")
     with pytest.raises(UserError, match="user name or password"):
-        JudgeSettings("http://me:word@localhost:8000/v1", "m")
+        JudgeSettings(endpoint="http://me:word@localhost:8000/v1", model="m")
     with pytest.raises(UserError, match="both --price-input"):
-        Prices(1.0, None)
+        Prices(tokens_in=1.0, tokens_out=None)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "ra_hmd.json").write_text('{"kind": "evaluation"}')
     with pytest.raises(UserError, match="holds a 'evaluation' run"):

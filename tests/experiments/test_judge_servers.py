@@ -127,6 +127,6 @@ def test_keys_rubrics_and_endpoints_that_cannot_be(tmp_path: Path, monkeypatch: 
         run(files, tmp_path / "out", endpoint.url, retries=0)  # nobody is there any more
     for url in ("http://[::1", "http://localhost:port/v1", "http://localhost:99999/v1", "http:///v1"):
         with pytest.raises(UserError, match="is no URL of an API"):
-            JudgeSettings(url, "m")
+            JudgeSettings(endpoint=url, model="m")
     with pytest.raises(UserError, match="holds a query"):
-        JudgeSettings("http://localhost:8000/v1?key=secret", "m")
+        JudgeSettings(endpoint="http://localhost:8000/v1?key=secret", model="m")

@@ -1,4 +1,4 @@
-"""Do two judges put the same rationales in the same order?"""
+"""Agreement of two judges on the same rationales."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from ra_hmd.experiments.judge.rubric import BEST
 
 @dataclass(frozen=True)
 class OtherJudge:
-    """What another judge said: id → line of its results.jsonl."""
+    """Results of another judge: id → line of its results.jsonl."""
 
     place: Path
     rows: Mapping[str, Mapping[str, Any]]
 
 
 def read_other(place: str | Path) -> OtherJudge:
-    """Read a folder of `ra-hmd judge`, or its results.jsonl.
+    """Read the results of another judge from its folder or its results.jsonl.
 
     Raises:
-        UserError: none there, or lines that are no results.
+        UserError: missing file, or lines that are no results.
     """
     path = Path(place)
     path = path / RESULTS_NAME if path.is_dir() else path
@@ -42,7 +42,7 @@ def read_other(place: str | Path) -> OtherJudge:
 
 
 def agreement(rows: Sequence[Mapping[str, Any]], other: OtherJudge, *, samples: int, seed: int) -> dict[str, Any]:
-    """Agreement of two judges' own scores, before any cap (which both share), on what both graded.
+    """Agreement of two judges' raw scores, before the cap, on the rationales that both graded.
 
     Returns:
         `rationales`, `spearman`, `kappa` (Cohen's, quadratic weights), `equal` (share), `difference` (mean of these
@@ -62,7 +62,7 @@ def agreement(rows: Sequence[Mapping[str, Any]], other: OtherJudge, *, samples: 
     mine, theirs = np.array(graded, dtype=np.int64).T
     differ = len(set(mine.tolist())) > 1 and len(set(theirs.tolist())) > 1
     difference = (mine - theirs).astype(np.float64)
-    # Kappa is 0 where one judge gives everything the same; undefined only where both give the same one.
+    # Kappa is 0 if one judge gives a constant score, and undefined only if both give the same constant.
     several = len({*mine.tolist(), *theirs.tolist()}) > 1
     kappa = cohen_kappa_score(mine, theirs, labels=range(BEST + 1), weights="quadratic") if several else None
     return {

@@ -1,17 +1,18 @@
-"""Asking an OpenAI-compatible endpoint, with answers kept on disk."""
+"""Client of an OpenAI-compatible endpoint, with a cache of answers on disk."""
 
 import json
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import openai
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from ra_hmd.core.artifacts import sha256_bytes, write_json
+from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.text import well_formed
 from ra_hmd.experiments.judge.rubric import Grade, first_problem, parse_grade, response_format
@@ -21,53 +22,49 @@ _FORMATS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("json_object", {"response_format": {"type": "json_object"}}),
     ("none", {}),
 )
-"""How the answer's form is asked of the server, best first; each next one is for servers that refuse the one before."""
+"""Ways to request the answer's format, best first; the next one is used if the server rejects the one before."""
 
 _REFUSED = (openai.BadRequestError, openai.UnprocessableEntityError)
 _HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 REFUSED = "refused"
-"""Kind of failure that is about the texts, and says nothing of the endpoint."""
+"""Kind of failure that concerns the texts and not the endpoint."""
 _FILTERED = "content_filter"
-_NO_KEY = "no-key"  # the client wants one, local servers do not
+_NO_KEY = "no-key"  # the client requires one, local servers do not
 
 
-@dataclass(frozen=True)
-class JudgeSettings:
-    """Who is asked, and how.
+class JudgeSettings(Settings):
+    """Judge model and its endpoint."""
 
-    Attributes:
-        endpoint: Base URL of the API, such as http://127.0.0.1:8000/v1.
-        model: Name of the model there.
-        temperature: Of the sampling.
-        max_tokens: Most tokens of an answer.
-        retries: How often a request is repeated that failed (by the client, with waiting), or whose answer was no
-            grade.
-        timeout: Seconds until a request counts as failed.
-    """
+    TITLE: ClassVar[str] = "judge"
 
-    endpoint: str
-    model: str
-    temperature: float = 0.0
-    max_tokens: int = 500
-    retries: int = 3
-    timeout: float = 60.0
+    endpoint: str = Field(description="Base URL of the API, such as http://127.0.0.1:8000/v1.")
+    model: str = Field(description="Name of the model at the endpoint.")
+    temperature: float = Field(default=0.0, ge=0, description="Sampling temperature.")
+    max_tokens: int = Field(default=500, ge=1, description="Most tokens of an answer.")
+    retries: int = Field(
+        default=3, ge=0, description="Repetitions of a request that failed, or whose answer was not a grade."
+    )
+    timeout: float = Field(default=60.0, gt=0, description="Seconds until a request counts as failed.")
 
-    def __post_init__(self) -> None:
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, endpoint: str) -> str:
         try:
-            parts = urlsplit(self.endpoint)
+            parts = urlsplit(endpoint)
             whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # of brackets or ports that are none
+        except ValueError:  # malformed brackets or port
             whole = False
         if not whole:
-            raise UserError(f"--endpoint {self.endpoint!r} is no URL of an API, such as http://127.0.0.1:8000/v1.")
+            raise ValueError(f"{endpoint!r} is no URL of an API, such as http://127.0.0.1:8000/v1")
         if parts.username or parts.password:
-            raise UserError("--endpoint holds a user name or password, which would be recorded; leave it out.")
+            raise ValueError("it holds a user name or password, which would be recorded; leave it out")
         if parts.query or parts.fragment:
-            raise UserError("--endpoint holds a query (?…), which would be recorded; give the base URL alone.")
+            raise ValueError("it holds a query (?…), which would be recorded; give the base URL alone")
+        return endpoint
 
     @property
     def host(self) -> str:
-        """Of the endpoint, with its port."""
+        """Host and port of the endpoint."""
         return urlsplit(self.endpoint).netloc
 
 
@@ -87,7 +84,7 @@ class _Usage(BaseModel):
 
 
 class _Completion(BaseModel):
-    """What is read of a chat completion; the client itself checks nothing of what servers answer."""
+    """The fields of a chat completion that are used. The client does not validate what servers answer."""
 
     choices: list[_Choice] = Field(min_length=1)
     model: str | None = None
@@ -96,19 +93,19 @@ class _Completion(BaseModel):
 
 @dataclass(frozen=True)
 class JudgeAnswer:
-    """What came of one question.
+    """Outcome of one question.
 
     Attributes:
-        score: Of the judge, None where there is none.
-        reason: The judge's.
-        failure: Kind of failure, empty where there is a score.
-        message: What is known of the failure.
-        served: The model that the server says it asked.
-        tokens_in: Of all that was asked for this answer, None where the server does not count.
-        tokens_out: Of all that was answered.
-        asked: Questions put to the server for it.
-        retries: Requests that the client repeated, as far as they led to an answer.
-        cached: It was on disk.
+        score: Score of the judge, or None.
+        reason: Reason of the judge.
+        failure: Kind of failure; empty where there is a score.
+        message: Details of the failure.
+        served: Model name that the server reports.
+        tokens_in: Input tokens of all requests for this answer; None where the server does not count them.
+        tokens_out: Output tokens of all requests for this answer.
+        asked: Number of questions sent to the server.
+        retries: Number of requests that the client repeated and that led to an answer.
+        cached: Whether the answer was on disk.
     """
 
     score: int | None
@@ -124,18 +121,18 @@ class JudgeAnswer:
 
 
 class JudgeClient:
-    """A model behind an endpoint that grades. Several threads may ask at once.
+    """Thread-safe client of a judge model behind an endpoint.
 
     Args:
-        settings: Who is asked, and how.
-        key: Secret of the API; goes nowhere but to the endpoint.
-        cache: Folder of the answers; one file each, written whole or not at all.
+        settings: Judge model and endpoint.
+        key: API key; sent only to the endpoint.
+        cache: Folder of the answers, one file each, written atomically.
     """
 
     def __init__(self, settings: JudgeSettings, key: str | None, cache: Path) -> None:
         self.settings, self.cache = settings, cache
         self._key = key
-        self._form = 0  # place in _FORMATS
+        self._form = 0  # index into _FORMATS
         self._limit = "max_tokens"
         self._lock = threading.Lock()
         self._client = openai.OpenAI(
@@ -150,14 +147,14 @@ class JudgeClient:
 
     @property
     def form(self) -> str:
-        """How the answer's form is asked: `json_schema`, `json_object`, or `none` where the server takes neither."""
+        """Requested format of answers: `json_schema`, `json_object`, or `none` where the server supports neither."""
         return _FORMATS[self._form][0]
 
     def ask(self, messages: Sequence[dict[str, str]]) -> JudgeAnswer:
-        """The grade for these messages, from disk if it is there; a failure is not kept.
+        """Return the grade for these messages, from disk if it is there. Failures are not stored.
 
         Raises:
-            UserError: the endpoint refuses every question: wrong key, no such model.
+            UserError: the endpoint refuses every question: wrong key or unknown model.
         """
         path = self._place(messages)
         known = _stored(path)
@@ -174,20 +171,20 @@ class JudgeClient:
         return answer
 
     def _place(self, messages: Sequence[dict[str, str]]) -> Path:
-        asked = self.settings
-        parts = [asked.endpoint, asked.model, asked.temperature, asked.max_tokens, list(messages)]
+        settings = self.settings
+        parts = [settings.endpoint, settings.model, settings.temperature, settings.max_tokens, list(messages)]
         name = sha256_bytes(json.dumps(parts, ensure_ascii=False).encode())
         return self.cache / name[:2] / f"{name}.json"
 
     def _once(self, messages: Sequence[dict[str, str]], before: JudgeAnswer) -> JudgeAnswer:
-        """Ask once; counts go on from `before`."""
+        """Send one question; counts continue those of `before`."""
         asked = replace(before, score=None, failure="", message="", asked=before.asked + 1)
         try:
             completion, retries = self._complete(messages)
         except _HOPELESS as error:
-            raise UserError(f"{self.settings.host} refuses: {self._told(error)}") from error
+            raise UserError(f"{self.settings.host} refuses: {self._describe(error)}") from error
         except openai.OpenAIError as error:
-            return replace(asked, failure=_kind(error), message=self._told(error))
+            return replace(asked, failure=_kind(error), message=self._describe(error))
         except ValueError as error:
             return replace(asked, failure="malformed", message=f"no chat completion: {first_problem(error)}")
         choice, usage = completion.choices[0], completion.usage or _Usage()
@@ -199,8 +196,8 @@ class JudgeClient:
             tokens_out=_sum(asked.tokens_out, usage.completion_tokens),
         )
         if choice.message.refusal or choice.finish_reason == _FILTERED:
-            told = choice.message.refusal or "held back by the server's content filter"
-            return replace(asked, failure=REFUSED, message=told)
+            reason = choice.message.refusal or "held back by the server's content filter"
+            return replace(asked, failure=REFUSED, message=reason)
         try:
             grade: Grade = parse_grade(choice.message.content or "")
         except ValueError as error:
@@ -211,9 +208,9 @@ class JudgeClient:
         return replace(asked, score=grade.score, reason=grade.reason)
 
     def _complete(self, messages: Sequence[dict[str, str]]) -> tuple[_Completion, int]:
-        """The server's answer, and how often the client had to repeat the request.
+        """Request a completion; return it with the number of repeated requests.
 
-        A server that refuses the wanted form of answers is asked in the next one; if that works, it stays so.
+        If the server rejects the format of answers, the next format is tried and kept if it works.
 
         Raises:
             ValueError: a body that is no chat completion.
@@ -222,16 +219,16 @@ class JudgeClient:
         while True:
             limit = self._limit
             try:
-                raw = self._client.chat.completions.with_raw_response.create(
+                raw = self._client.chat.completions.with_raw_response.create(  # type: ignore[call-overload]  # kwargs
                     model=self.settings.model,
-                    messages=list(messages),  # type: ignore[arg-type]
+                    messages=list(messages),
                     temperature=self.settings.temperature,
                     **{limit: self.settings.max_tokens},
                     **_FORMATS[number][1],
                 )
             except _REFUSED as error:
                 if error.code == "unsupported_parameter" and error.param == limit == "max_tokens":
-                    self._limit = "max_completion_tokens"  # as OpenAI's models that think first have it
+                    self._limit = "max_completion_tokens"  # as OpenAI's reasoning models call it
                     continue
                 number += 1
                 if error.code == _FILTERED or number == len(_FORMATS):
@@ -241,8 +238,8 @@ class JudgeClient:
                 self._form = max(self._form, number)
             return _Completion.model_validate_json(raw.content), raw.retries_taken
 
-    def _told(self, error: Exception) -> str:
-        """What the server says, or why there is no connection, without our secret."""
+    def _describe(self, error: Exception) -> str:
+        """Message of the server or the connection, without the API key."""
         cause = f" {error.__cause__}" if type(error) is openai.APIConnectionError and error.__cause__ else ""
         text = " ".join(well_formed(f"{error}{cause}").split())
         return (text.replace(self._key, "…") if self._key else text)[:400]
@@ -269,7 +266,7 @@ def _sum(before: int | None, more: int | None) -> int | None:
 
 
 def _stored(path: Path) -> JudgeAnswer | None:
-    """The answer in a file; None where there is none, or one that is damaged: it is asked again."""
+    """Answer in a file; None where there is none or it is damaged, so that the question is sent again."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))["answer"]
         Grade(score=kept["score"], reason=kept["reason"])

@@ -1,4 +1,4 @@
-"""Rationales and their references, read and matched by id."""
+"""Rationales and references, matched by id."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pair:
-    """A rationale with what people wrote.
+    """A rationale with its human references.
 
     Attributes:
-        id: Of the meme.
-        rationale: What the model wrote.
-        references: What people wrote, one or more.
-        verdict: What the model said: 1 hateful, 0 not, None where that is not known.
-        label: What the references explain: 1 a hateful meme, 0 one that is not, None where that is not said.
+        id: Id of the meme.
+        rationale: Text of the model.
+        references: One or more texts written by people.
+        verdict: Verdict of the model: 1 hateful, 0 not hateful, None if unknown.
+        label: Class that the references explain: 1 hateful, 0 not hateful, None if unknown.
     """
 
     id: str
@@ -34,7 +34,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Matched:
-    """Pairs in the order of the rationales, and how many ids only one of the two files has."""
+    """Pairs in the order of the rationales, and the numbers of ids that only one of the files has."""
 
     pairs: list[Pair]
     only_rationales: int = 0
@@ -45,22 +45,22 @@ def read_pairs(rationales: str | Path, references: str | Path, *, partial: bool 
     """Match two files (.jsonl, .json, .csv, .tsv, .parquet) by id.
 
     Args:
-        rationales: Rows with `id`, `rationale`, perhaps `verdict` (0, 1, null): as `ra-hmd explain` writes them.
-        references: Rows with `id`, `reference` (a text, or a list of texts), perhaps `label` (0, 1, null).
+        rationales: Rows with `id`, `rationale` and optionally `verdict` (0, 1, null), as `ra-hmd explain` writes them.
+        references: Rows with `id`, `reference` (a text or a list of texts) and optionally `label` (0, 1, null).
         partial: Leave out ids that only one file has.
 
     Raises:
-        UserError: rows that cannot be read, doubled ids, ids that do not match; named.
+        UserError: rows that cannot be read, duplicate ids, or ids that do not match.
     """
-    said = _read(rationales, _rationale)
+    graded = _read(rationales, _rationale)
     known = _read(references, _reference)
-    here = [name for name in said if name not in known]
-    there = [name for name in known if name not in said]
+    here = [name for name in graded if name not in known]
+    there = [name for name in known if name not in graded]
     if not partial:
         problems = [f"id {name!r} has no reference in {references}" for name in here]
         problems += [f"id {name!r} has no rationale in {rationales}" for name in there]
         raise_all(problems, "Rationales and references do not match; mend the ids, or judge what both have (--partial)")
-    pairs = [Pair(name, *said[name][:1], known[name][0], said[name][1], known[name][1]) for name in said
+    pairs = [Pair(name, graded[name][0], known[name][0], graded[name][1], known[name][1]) for name in graded
              if name in known]  # fmt: skip
     if not pairs:
         raise UserError(f"{rationales} and {references} have no id in common.")

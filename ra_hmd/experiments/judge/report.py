@@ -1,4 +1,4 @@
-"""What the grades add up to: figures, Markdown, histogram."""
+"""Report of the judge: summary, Markdown and histogram."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ FIGURE_NAME = "scores.png"
 
 
 def summary(rows: Sequence[Mapping[str, Any]], *, samples: int, seed: int) -> dict[str, Any]:
-    """The figures of graded rows, as `results.jsonl` has them.
+    """Summarise rows of `results.jsonl`.
 
     Returns:
         `items`, `graded`, `capped`, `verdicts_unknown`, `failures` (kind → count), and for `score` and `raw_score` the
-        `mean` (value, low, high), `median` and `counts` (of 0 to 10).
+        `mean` (`value`, `low`, `high`), `median` and `counts` (of the scores 0 to 10).
     """
     graded = [row for row in rows if row["raw_score"] is not None]
     return {
@@ -133,7 +133,7 @@ def _agreement(found: Mapping[str, Any] | None) -> list[str]:
 
 
 def _draw(manifest: Mapping[str, Any], path: Path) -> None:
-    """How often each score was given, before and after the cap, side by side."""
+    """Histogram of the scores before and after the cap."""
     figure, axes = panels(1, width=6.4, height=3.6)
     axis, places = axes[0, 0], np.arange(BEST + 1)
     shown = (("score", "after the cap", BLUE, None, -0.2), ("raw_score", "as the judge gave it", VERMILION, "//", 0.2))

@@ -1,15 +1,17 @@
-"""`ra-hmd judge`: every rationale is graded, then counted."""
+"""LLM-as-a-judge grading of rationales against human references (`ra-hmd judge`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, plain, run_manifest, sha256_bytes, sha256_file, write_json, write_jsonl
+from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.progress import track
-from ra_hmd.experiments.judge.agreement import agreement, read_other
+from ra_hmd.experiments.judge.agreement import OtherJudge, agreement, read_other
 from ra_hmd.experiments.judge.client import REFUSED, JudgeAnswer, JudgeClient, JudgeSettings
 from ra_hmd.experiments.judge.pairs import Matched, Pair, read_pairs
 from ra_hmd.experiments.judge.report import RESULTS_NAME, summary, write_judge_report
@@ -19,19 +21,20 @@ from ra_hmd.features.compatibility import check_output
 _FIRST_TRIES = 3
 
 
-@dataclass(frozen=True)
-class Prices:
-    """Per million tokens, in whatever currency; None: not known, then there is no cost."""
+class Prices(Settings):
+    """Prices per million tokens, in any currency; without them there is no cost."""
 
-    tokens_in: float | None = None
-    tokens_out: float | None = None
+    TITLE: ClassVar[str] = "prices"
 
-    def __post_init__(self) -> None:
+    tokens_in: float | None = Field(default=None, ge=0, description="Price of a million input tokens.")
+    tokens_out: float | None = Field(default=None, ge=0, description="Price of a million output tokens.")
+
+    def _problems(self) -> Iterator[str]:
         if (self.tokens_in is None) != (self.tokens_out is None):
-            raise UserError("Give both --price-input and --price-output, or neither.")
+            yield "give both --price-input and --price-output, or neither."
 
     def cost(self, tokens_in: int | None, tokens_out: int | None) -> float | None:
-        """Of so many tokens; None where prices or counts are not known."""
+        """Cost of so many tokens; None where prices or counts are unknown."""
         if self.tokens_in is None or self.tokens_out is None or tokens_in is None or tokens_out is None:
             return None
         return (tokens_in * self.tokens_in + tokens_out * self.tokens_out) / 1e6
@@ -56,63 +59,78 @@ def judge(
     show: bool = True,
     command: str = "",
 ) -> dict[str, Any]:
-    """Grade rationales by the rubric; write results, report and figure. What was answered once is not asked again.
+    """Grade rationales by the rubric; write results, report and figure. Stored answers are not requested again.
 
     Args:
         rationales: See `read_pairs`.
         references: See `read_pairs`.
-        output: Folder: results.jsonl, report.md, scores.png, and the manifest with all figures.
-        settings: Who is asked, and how.
-        key: Secret of the API.
-        rubric: File of another rubric.
-        cache: Folder of the answers, by default `cache` in `output`. Several runs may share one.
-        concurrency: Questions at once.
-        prices: For the cost.
-        limit: Only the first so many rationales.
+        output: Folder for results.jsonl, report.md, scores.png and the manifest.
+        settings: Judge model and endpoint.
+        key: API key.
+        rubric: File with another rubric.
+        cache: Folder of the answers, which several runs may share; default: `cache` in `output`.
+        concurrency: Number of concurrent questions.
+        prices: Prices for the cost.
+        limit: Judge only the first so many rationales.
         partial: Leave out ids that only one file has.
-        compare: results.jsonl of another judge (or its folder), for their agreement.
+        compare: results.jsonl of another judge (or its folder) for their agreement.
         bootstrap_samples: Resamples of each interval.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
         show: Whether to show a progress bar.
-        command: The command line, for the manifest.
+        command: Command line for the manifest.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: files that do not match, an endpoint that does not answer or refuses, no grade at all.
+        UserError: files that do not match, an endpoint that fails or refuses, no grade at all.
     """
-    output, text, prices = Path(output), read_rubric(rubric), prices or Prices()
-    if concurrency < 1:
-        raise UserError(f"concurrency is {concurrency}, it must be at least 1.")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}, it must be at least 1.")
+    output, text = Path(output), read_rubric(rubric)
+    for name, value in (("concurrency", concurrency), ("limit", limit)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}, it must be at least 1.")
     check_output(output, "judge")
     matched = read_pairs(rationales, references, partial=partial)
     other = read_other(compare) if compare is not None else None
-    pairs = matched.pairs[:limit]
-    folder = Path(cache) if cache is not None else output / "cache"
-    with JudgeClient(settings, key, folder) as grader:
-        answers = _ask_all(grader, text, pairs, concurrency, show)
-        form = grader.form
-    rows = [_row(pair, answer) for pair, answer in zip(pairs, answers, strict=True)]
-    compared = agreement(rows, other, samples=bootstrap_samples, seed=seed) if other else None
-    found = summary(rows, samples=bootstrap_samples, seed=seed)
+    with JudgeClient(settings, key, Path(cache) if cache is not None else output / "cache") as client:
+        answers = _ask_all(client, text, matched.pairs[:limit], concurrency, show)
+        form = client.form
+    arguments = {"rationales": rationales, "references": references, "rubric": rubric, "limit": limit,
+                 "partial": partial, "compare": compare, "bootstrap_samples": bootstrap_samples,
+                 "concurrency": concurrency, "seed": seed}  # fmt: skip
+    return _write(output, settings, form, text, matched, answers, other, prices or Prices(), arguments, command)
+
+
+def _write(
+    output: Path,
+    settings: JudgeSettings,
+    form: str,
+    rubric: str,
+    matched: Matched,
+    answers: Sequence[JudgeAnswer],
+    other: OtherJudge | None,
+    prices: Prices,
+    arguments: Mapping[str, Any],
+    command: str,
+) -> dict[str, Any]:
+    """Write the files of a run, and return its manifest."""
+    resampling = {"samples": arguments["bootstrap_samples"], "seed": arguments["seed"]}
+    rows = [_row(pair, answer) for pair, answer in zip(matched.pairs, answers, strict=False)]  # `limit` cuts pairs
+    compared = agreement(rows, other, **resampling) if other else None
+    found = summary(rows, **resampling)
     manifest = run_manifest(
         "judge",
         command=command,
-        arguments=plain({"rationales": rationales, "references": references, "rubric": rubric, "limit": limit,
-                         "partial": partial, "compare": compare, "bootstrap_samples": bootstrap_samples,
-                         "concurrency": concurrency, "seed": seed}),
-        judge={**asdict(settings), "host": settings.host, "served": sorted({a.served for a in answers} - {""}),
+        arguments=plain(dict(arguments)),
+        judge={**settings.model_dump(), "host": settings.host, "served": sorted({a.served for a in answers} - {""}),
                "response_format": form},
-        rubric_sha256=sha256_bytes(text.encode()),
-        rationales_sha256=sha256_file(rationales),
-        references_sha256=sha256_file(references),
+        rubric_sha256=sha256_bytes(rubric.encode()),
+        rationales_sha256=sha256_file(arguments["rationales"]),
+        references_sha256=sha256_file(arguments["references"]),
         **found,
         usage=_usage(answers, prices),
         agreement=compared,
-        notes=_notes(matched, found, answers, limit),
+        notes=_notes(matched, found, answers, arguments["limit"]),
     )  # fmt: skip
     write_jsonl(output / RESULTS_NAME, rows)
     write_judge_report(manifest, rows, output)
@@ -121,20 +139,21 @@ def judge(
 
 
 def _ask_all(
-    grader: JudgeClient, rubric: str, pairs: Sequence[Pair], concurrency: int, show: bool
+    client: JudgeClient, rubric: str, pairs: Sequence[Pair], concurrency: int, show: bool
 ) -> list[JudgeAnswer]:
-    """An answer per pair, in order. The first ones alone: an endpoint that answers none of them is not asked more.
+    """Grade all pairs, in order.
 
-    Refusals do not count: they are about the texts, and those that stand first in the file may be the worst.
+    The first questions are sent one at a time, and the run stops if none of them gets an answer. Refusals do not count
+    as failures of the endpoint, because they concern the texts.
 
     Raises:
-        UserError: see there.
+        UserError: the endpoint answers none of the first questions.
     """
     found: dict[int, JudgeAnswer] = {}
 
     def ask(number: int) -> JudgeAnswer:
         pair = pairs[number]
-        return grader.ask(question(rubric, pair.rationale, pair.references))
+        return client.ask(question(rubric, pair.rationale, pair.references))
 
     def answers() -> Iterator[tuple[int, tuple[int, JudgeAnswer]]]:
         rest, failed = iter(range(len(pairs))), 0
@@ -145,29 +164,29 @@ def _ask_all(
                 break
             failed += answer.failure != REFUSED
             if failed == _FIRST_TRIES or number + 1 == len(pairs):
-                _give_up(grader, pairs, found)
+                _give_up(client, pairs, found)
         with ThreadPoolExecutor(concurrency) as pool:
             asked = {pool.submit(ask, number): number for number in rest}
             try:
                 for future in as_completed(asked):
                     yield 1, (asked[future], future.result())
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)  # of an error, and of Ctrl-C, the rest is not asked
+                pool.shutdown(wait=False, cancel_futures=True)  # on errors and Ctrl-C the rest is not sent
 
     for number, answer in track(answers(), "Judging", len(pairs), "rationales", show=show):
         found[number] = answer
     return [found[number] for number in range(len(pairs))]
 
 
-def _give_up(grader: JudgeClient, pairs: Sequence[Pair], found: Mapping[int, JudgeAnswer]) -> None:
+def _give_up(client: JudgeClient, pairs: Sequence[Pair], found: Mapping[int, JudgeAnswer]) -> None:
     raise_all(
         [f"{pairs[number].id!r}: {answer.failure}: {answer.message}" for number, answer in sorted(found.items())],
-        f"{grader.settings.host} gave no grade by {grader.settings.model!r}; the first questions failed",
+        f"{client.settings.host} gave no grade by {client.settings.model!r}; the first questions failed",
     )
 
 
 def _row(pair: Pair, answer: JudgeAnswer) -> dict[str, Any]:
-    """One line of results.jsonl."""
+    """Line of results.jsonl."""
     score = None if answer.score is None else capped(answer.score, pair.verdict, pair.label)
     return {
         "id": pair.id,
@@ -184,12 +203,12 @@ def _row(pair: Pair, answer: JudgeAnswer) -> dict[str, Any]:
 
 
 def _usage(answers: Sequence[JudgeAnswer], prices: Prices) -> dict[str, Any]:
-    """Tokens and cost of all answers, and of those that were asked for now."""
+    """Tokens and cost of all answers, and of those requested in this run."""
 
     def counted(some: Sequence[JudgeAnswer]) -> dict[str, Any]:
-        told = [(a.tokens_in, a.tokens_out) for a in some]
-        known = all(None not in pair for pair in told)
-        tokens_in, tokens_out = (sum(pair[side] or 0 for pair in told) if known else None for side in (0, 1))
+        counts = [(a.tokens_in, a.tokens_out) for a in some]
+        known = all(None not in pair for pair in counts)
+        tokens_in, tokens_out = (sum(pair[side] or 0 for pair in counts) if known else None for side in (0, 1))
         return {"input_tokens": tokens_in, "output_tokens": tokens_out, "cost": prices.cost(tokens_in, tokens_out)}
 
     fresh = [answer for answer in answers if not answer.cached]
@@ -201,7 +220,7 @@ def _usage(answers: Sequence[JudgeAnswer], prices: Prices) -> dict[str, Any]:
             **counted(fresh),
         },
         "cache_hits": len(answers) - len(fresh),
-        "prices_per_million": asdict(prices),
+        "prices_per_million": prices.model_dump(),
     }
 
 
@@ -214,7 +233,7 @@ def _notes(matched: Matched, found: Mapping[str, Any], answers: Sequence[JudgeAn
         notes.append(f"Only the first {limit} of {len(matched.pairs)} rationales were judged.")
     failed = found["items"] - found["graded"]
     if failed:
-        notes.append(f"{failed} rationales have no score and are in no mean; the same command asks for them again.")
+        notes.append(f"{failed} rationales have no score and are in no mean; the same command requests them again.")
     if found["verdicts_unknown"]:
         notes.append(f"{found['verdicts_unknown']} rationales come without a verdict: the cap cannot concern them.")
     if any(answer.tokens_in is None or answer.tokens_out is None for answer in answers):
