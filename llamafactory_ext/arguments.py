@@ -1,20 +1,46 @@
-"""The YAML keys of stage `sft-classifier`, on top of LLaMA-Factory's own."""
+"""YAML keys of stage `sft-classifier`, on top of LLaMA-Factory's own."""
 
+import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from llamafactory.hparams import FinetuningArguments
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from llamafactory_ext.host_arguments import refusals
 from llamafactory_ext.launchers import STAGE
-from ra_hmd.core.config import coerce_fields
+from ra_hmd.core.config import Rate, validate_fields, without
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.problem import Problem, ProblemType
 from ra_hmd.data.prompt import OFFICIAL_PROMPT, Answers, PromptTemplate
 from ra_hmd.models.head import HeadConfig
 from ra_hmd.models.losses import ClassWeights, Objective
 from ra_hmd.models.tokenization import expected_answers
+from stage2.losses.official import LossName
+from stage2.losses.settings import RetrievalLossSettings
+from stage2.losses.similarity import LossMetric
+
+
+class JointLossSettings(RetrievalLossSettings):
+    """Settings of the retrieval-guided loss in joint training: the YAML keys with the prefix `rgcl_`."""
+
+    TITLE: ClassVar[str] = "rgcl"
+
+    model_config = ConfigDict(alias_generator=lambda name: f"rgcl_{'metrics' if name == 'metric' else name}")
+
+    pseudo_gold_positives: PositiveInt = Field(
+        default=1, description="Nearest other rows of the same class per anchor."
+    )
+    reindex_every: PositiveInt = Field(
+        default=250, description="Optimizer steps after which the bank is embedded and mined again."
+    )
+    warmup: int = Field(default=0, ge=0, description="Optimizer steps before this loss begins; no bank until then.")
+
+
+_JOINT = JointLossSettings.model_fields
+_JOINT_HELP = {name: {"help": f"sft-classifier, rgcl: {info.description}"} for name, info in _JOINT.items()}
 
 
 @dataclass
@@ -25,23 +51,23 @@ class ClassifierFinetuningArguments(FinetuningArguments):
         default="sft",
         metadata={"help": "Which stage will be performed in training."},
     )
-    loss_ratio: list[float] = field(
+    loss_ratio: list[NonNegativeFloat] = field(
         default_factory=lambda: [1.0, 1.0],
         metadata={"help": "sft-classifier: r0, r1 of the loss r0 * L_LM + r1 * L_LRC; with rgcl also r2, of L_RGCL."},
     )
-    classifier_lr: float = field(
+    classifier_lr: PositiveFloat = field(
         default=1e-4,
         metadata={"help": "sft-classifier: learning rate of the head (the adapter has `learning_rate`)."},
     )
-    num_layers: int = field(
+    num_layers: PositiveInt = field(
         default=2,
         metadata={"help": "sft-classifier: linear layers of the head; all but the last are hidden blocks."},
     )
-    proj_dim: int = field(
+    proj_dim: PositiveInt = field(
         default=1024,
         metadata={"help": "sft-classifier: width of the head's hidden blocks, and of the retrieval embedding."},
     )
-    output_dim: int = field(
+    output_dim: PositiveInt = field(
         default=1,
         metadata={"help": "sft-classifier: logits of the head: 1 is binary, else the number of classes."},
     )
@@ -53,7 +79,7 @@ class ClassifierFinetuningArguments(FinetuningArguments):
         default="cross_entropy",
         metadata={"help": "sft-classifier: loss of the head: cross_entropy (BCE unless single_label) or focal."},
     )
-    focal_gamma: float = field(
+    focal_gamma: NonNegativeFloat = field(
         default=2.0,
         metadata={"help": "sft-classifier: gamma of classification_loss focal; 0 is cross-entropy."},
     )
@@ -63,15 +89,15 @@ class ClassifierFinetuningArguments(FinetuningArguments):
             "help": "sft-classifier: what a class weighs: none, balanced (1/n) or effective_number (in between)."
         },
     )
-    class_balance_beta: float = field(
+    class_balance_beta: Annotated[float, Field(ge=0, lt=1)] = field(
         default=0.999,
         metadata={"help": "sft-classifier: beta of class_weights effective_number: 0 is none, towards 1 balanced."},
     )
-    input_dropout: float = field(
+    input_dropout: Rate = field(
         default=0.0,
         metadata={"help": "sft-classifier: dropout on the head's input."},
     )
-    dropout: list[float] | None = field(
+    dropout: list[Rate] | None = field(
         default=None,
         metadata={"help": "sft-classifier: dropout after each hidden block of the head, e.g. [0.2, 0.4]; unset: none."},
     )
@@ -107,111 +133,82 @@ class ClassifierFinetuningArguments(FinetuningArguments):
         default=False,
         metadata={"help": "sft-classifier: add a retrieval-guided loss on the head's embedding (joint training)."},
     )
-    rgcl_loss: Literal["contrastive", "triplet", "naive"] = field(
-        default="contrastive",
-        metadata={"help": "sft-classifier, rgcl: which loss, as in Stage 2 (docs/stage2.md)."},
-    )
-    rgcl_metrics: Literal["cos", "ip", "l2"] = field(
-        default="ip",
-        metadata={"help": "sft-classifier, rgcl: similarity of loss and mining: cos, ip (inner product / D), l2."},
-    )
-    rgcl_reindex_every: int = field(
-        default=250,
-        metadata={"help": "sft-classifier, rgcl: optimizer steps after which the bank is embedded and mined again."},
-    )
-    rgcl_warmup: int = field(
-        default=0,
-        metadata={"help": "sft-classifier, rgcl: optimizer steps before this loss begins; no bank until then."},
-    )
-    rgcl_hard_negatives: int = field(
-        default=1,
-        metadata={"help": "sft-classifier, rgcl: nearest rows of other classes per anchor; 0: none."},
-    )
+    rgcl_loss: LossName = field(default=_JOINT["loss"].default, metadata=_JOINT_HELP["loss"])
+    rgcl_metrics: LossMetric = field(default=_JOINT["metric"].default, metadata=_JOINT_HELP["metric"])
+    rgcl_reindex_every: int = field(default=_JOINT["reindex_every"].default, metadata=_JOINT_HELP["reindex_every"])
+    rgcl_warmup: int = field(default=_JOINT["warmup"].default, metadata=_JOINT_HELP["warmup"])
+    rgcl_hard_negatives: int = field(default=_JOINT["hard_negatives"].default, metadata=_JOINT_HELP["hard_negatives"])
     rgcl_pseudo_gold_positives: int = field(
-        default=1,
-        metadata={"help": "sft-classifier, rgcl: nearest other rows of the same class per anchor."},
+        default=_JOINT["pseudo_gold_positives"].default, metadata=_JOINT_HELP["pseudo_gold_positives"]
     )
-    rgcl_temperature: float = field(
-        default=1.0,
-        metadata={"help": "sft-classifier, rgcl_loss contrastive: similarities are divided by it."},
-    )
-    rgcl_margin: float = field(
-        default=0.1,
-        metadata={"help": "sft-classifier, rgcl_loss triplet: how much nearer positives must be."},
-    )
+    rgcl_temperature: float = field(default=_JOINT["temperature"].default, metadata=_JOINT_HELP["temperature"])
+    rgcl_margin: float = field(default=_JOINT["margin"].default, metadata=_JOINT_HELP["margin"])
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stage != STAGE:
             return
-        problems = coerce_fields(self, OUR_FIELDS, "YAML")
-        raise_all(problems or self._cross_check(), f"Keys of stage {STAGE} that do not fit")
+        problems, invalid = validate_fields(self, OUR_FIELDS)
+        problems += without([*refusals(self), *self._problems()], invalid)
+        raise_all([f"YAML: {text}" for text in problems], f"Keys of stage {STAGE} that do not fit")
 
-    def _cross_check(self) -> list[str]:
-        problems = refusals(self)
+    def _problems(self) -> Iterator[str]:
+        """Yield one sentence for each contradiction between fields."""
         most = 3 if self.rgcl else 2
         ratio = self.loss_ratio
-        if not 2 <= len(ratio) <= most or min(ratio, default=-1) < 0 or sum(ratio) == 0:
+        if not 2 <= len(ratio) <= most or sum(ratio) == 0:
             third = " (and r2 with `rgcl: true`)" if len(ratio) == 3 else ""
-            problems.append(f"`loss_ratio` is {ratio}; give two weights >= 0, not both 0: [r0, r1]{third}.")
-        if self.classifier_lr <= 0:
-            problems.append(f"`classifier_lr` is {self.classifier_lr}; it must be above 0.")
-        if self.focal_gamma < 0:
-            problems.append(f"`focal_gamma` is {self.focal_gamma}; it must not be negative.")
-        if not 0 <= self.class_balance_beta < 1:
-            problems.append(f"`class_balance_beta` is {self.class_balance_beta}; it must lie in [0, 1).")
-        problems += self._answer_problems() + self._rgcl_problems()
+            yield f"`loss_ratio` is {ratio}; give two weights >= 0, not both 0: [r0, r1]{third}."
+        yield from self._answer_problems()
+        yield from self._rgcl_problems()
         for build in (lambda: self.head_config(1), lambda: self.prompt):
             try:
                 build()
             except UserError as error:
-                problems.append(str(error))
-        return problems
+                yield str(error)
 
-    def _answer_problems(self) -> list[str]:
-        """What keeps `problem_type`, `output_dim` and the answers from fitting together."""
+    def _answer_problems(self) -> Iterator[str]:
+        """Contradictions between `problem_type`, `output_dim` and the answers."""
         if self.problem_type == "binary":
-            problems = [f"`{name}` is {getattr(self, name)!r}; give the first word of the answer alone."
-                        for name in ("negative_answer", "positive_answer")
-                        if not re.fullmatch(r"\w+", getattr(self, name))]  # fmt: skip
+            words = [name for name in ("negative_answer", "positive_answer")
+                     if not re.fullmatch(r"\w+", getattr(self, name))]  # fmt: skip
+            for name in words:
+                yield f"`{name}` is {getattr(self, name)!r}; give the first word of the answer alone."
             if self.output_dim > 1:
-                problems.append(
-                    f"`output_dim` is {self.output_dim}; set `problem_type: single_label` or `multi_label`."
-                )
+                yield f"`output_dim` is {self.output_dim}; set `problem_type: single_label` or `multi_label`."
             if self.answers is not None:
-                problems.append("`answers` are of several classes; of a binary problem set `positive_answer` and "
-                                "`negative_answer`.")  # fmt: skip
-            return problems or self._same_answers()
-        if self.answers is None or len(self.answers) != self.output_dim:
-            return [
+                yield "`answers` are of several classes; for two set `positive_answer` and `negative_answer`."
+            if words or self.output_dim > 1 or self.answers is not None:
+                return
+        elif self.answers is None or len(self.answers) != self.output_dim:
+            yield (
                 f"`output_dim` is {self.output_dim}, and `answers` are {self.answers}; give the answers of all "
                 "classes, in class order (`ra-hmd data to-sharegpt --task` writes the class names)."
-            ]
-        return self._same_answers()
-
-    def _same_answers(self) -> list[str]:
+            )
+            return
         try:
             _ = self.expected_answers
         except UserError as error:
-            return [str(error)]
-        return []
+            yield str(error)
 
-    def _rgcl_problems(self) -> list[str]:
-        names = [name for name in OUR_FIELDS if name.startswith("rgcl_")]
+    def _rgcl_problems(self) -> Iterator[str]:
+        keys = {name: getattr(self, name) for name in OUR_FIELDS if name.startswith("rgcl_")}
         if not self.rgcl:
-            defaults = type(self).__dataclass_fields__
-            return [f"`{name}` is set without `rgcl: true`; set that too, or remove it." for name in names
-                    if getattr(self, name) != defaults[name].default]  # fmt: skip
-        least = {"rgcl_reindex_every": 1, "rgcl_pseudo_gold_positives": 1, "rgcl_warmup": 0, "rgcl_hard_negatives": 0}
-        problems = [f"`{name}` is {getattr(self, name)}; it must be at least {low}." for name, low in least.items()
-                    if getattr(self, name) < low]  # fmt: skip
-        if self.rgcl_temperature <= 0:
-            problems.append(f"`rgcl_temperature` is {self.rgcl_temperature}; it must be above 0.")
-        if self.rgcl_margin < 0:
-            problems.append(f"`rgcl_margin` is {self.rgcl_margin}; it must not be negative.")
+            for item in dataclasses.fields(self):
+                if item.name in keys and keys[item.name] != item.default:
+                    yield f"`{item.name}` is set without `rgcl: true`; set that too, or remove it."
+            return
+        try:
+            _ = self.joint_loss
+        except UserError as error:
+            yield str(error)
         if self.loss_ratio[2:] == [0]:
-            problems.append("`rgcl: true`, but its weight in `loss_ratio` is 0; remove one of them.")
-        return problems
+            yield "`rgcl: true`, but its weight in `loss_ratio` is 0; remove one of them."
+
+    @property
+    def joint_loss(self) -> JointLossSettings:
+        """Settings of the retrieval-guided loss."""
+        return JointLossSettings(**{name: getattr(self, name) for name in OUR_FIELDS if name.startswith("rgcl_")})
 
     @property
     def loss_weights(self) -> tuple[float, float, float]:
@@ -232,13 +229,13 @@ class ClassifierFinetuningArguments(FinetuningArguments):
     def head_config(self, hidden_size: int) -> HeadConfig:
         """Shape of the head on an LMM of the given hidden size."""
         return HeadConfig(
-            hidden_size,
-            self.num_layers,
-            self.proj_dim,
-            self.output_dim,
-            self.input_dropout,
-            tuple(self.dropout or ()),
-            self.problem_type,
+            input_dim=hidden_size,
+            num_layers=self.num_layers,
+            proj_dim=self.proj_dim,
+            output_dim=self.output_dim,
+            input_dropout=self.input_dropout,
+            dropout=tuple(self.dropout or ()),
+            problem_type=self.problem_type,
         )
 
     @property

@@ -350,7 +350,7 @@ def stage2(bench: Bench) -> dict[str, float]:
     train, dev = features(rows, hidden, 0), features(rows // 6, hidden, 1)
     folders = {name: bench.folder / name for name in ("train", "dev", "output_dir")}  # nothing is read or written
     trainer = Trainer(
-        Stage2Arguments(**folders), MemeHead(HeadConfig(hidden, proj_dim=WIDTH)), train, dev, bench.device
+        Stage2Arguments(**folders), MemeHead(HeadConfig(input_dim=hidden, proj_dim=WIDTH)), train, dev, bench.device
     )
 
     def epoch(number: int) -> None:

@@ -140,7 +140,7 @@ def pretrain(options: argparse.Namespace) -> Path:
     lesson = read_lesson(options.data)
     with new_folder(options.output) as folder:
         make_tiny_encoder(options.family, folder, seed=options.seed)
-        encoder = Encoder(EncoderSettings(str(folder))).load(Accelerator().device)
+        encoder = Encoder(EncoderSettings(path=str(folder))).load(Accelerator().device)
         history = train(encoder, lesson, options)
         encoder.model.save_pretrained(folder)
         arguments: dict[str, Any] = plain(vars(options))

@@ -3,9 +3,7 @@
 Shapes: B batch, N train rows, D embedding, C outputs, P positives, M hard negatives.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -14,27 +12,12 @@ from torch import Tensor
 from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, MemeHead
-from ra_hmd.models.losses import anchor_weights, weights_of
+from ra_hmd.models.losses import weights_of
 from ra_hmd.training.trainer import HeadTrainer, Outcome
 from stage2.arguments import Stage2Arguments
-from stage2.losses.contrastive import contrastive_loss
-from stage2.losses.naive import naive_loss
-from stage2.losses.official import official_loss
-from stage2.losses.triplet import triplet_loss
+from stage2.losses.settings import loss_against_bank, retrieval_loss
 from stage2.miner import Miner, check_minable
 from stage2.plots import mining_figure
-
-
-def retrieval_loss(args: Stage2Arguments) -> Callable[..., Tensor]:
-    """The retrieval-guided loss with its settings; called with tensors and `weights`."""
-    common = {"similarity": args.similarity, "in_batch_negatives": args.in_batch_negatives}
-    if args.compat == "official":
-        return partial(official_loss, loss=args.loss, margin=args.margin, **common)
-    if args.loss == "triplet":
-        return partial(triplet_loss, margin=args.margin, **common)
-    if args.loss == "naive":
-        return partial(naive_loss, **common)
-    return partial(contrastive_loss, temperature=args.temperature, **common)
 
 
 class Trainer(HeadTrainer):
@@ -95,15 +78,8 @@ class Trainer(HeadTrainer):
         positives, hard_negatives = self.miner.rows(rows, output.embedding)
         labels = self.labels[rows]
         weights = weights_of(labels, self.class_weights)
-        retrieval = self.loss(
-            output.embedding,
-            labels,
-            self.bank[positives.clamp(min=0)],
-            positives >= 0,
-            self.bank[hard_negatives.clamp(min=0)],
-            hard_negatives >= 0,
-            weights=anchor_weights(weights),
-        )
+        mined = (self.bank, positives, hard_negatives)
+        retrieval = loss_against_bank(self.loss, output.embedding, labels, *mined, weights)
         classification = self.objective(output.logits, labels, weights)
         weight = self.args.ce_weight
         return torch.stack([(1 - weight) * retrieval + weight * classification, retrieval, classification])

@@ -8,7 +8,7 @@ from llamafactory.extras import logging
 from llamafactory_ext.launchers import option
 from llamafactory_ext.sft_classifier.tokenized import differences
 from ra_hmd.core.artifacts import MANIFEST_NAME, plain, read_json
-from ra_hmd.core.config import load_dataclass
+from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.models.checkpoint import check_adapter, check_base_model, check_merged_adapters
 from ra_hmd.models.tokenization import InputSettings
@@ -95,7 +95,7 @@ def take_run_settings(
 
 def _recorded(manifest: Any, place: str, *, adapters: bool) -> dict[str, Any]:
     """Argument name → the run's value, of all that decides its scores."""
-    recorded = plain(load_dataclass(InputSettings, manifest.inputs, place).to_dict())
+    recorded = plain(load_settings(InputSettings, manifest.inputs, place).to_dict())
     recorded |= {name: manifest.head[name] for name in _HEAD if name in manifest.get("head", {})}
     return recorded | (dict(manifest.base_model.loading) if adapters else {})
 

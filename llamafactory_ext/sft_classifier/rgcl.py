@@ -4,8 +4,7 @@ Shapes: B batch, N training memes, D embedding, C classes, P pseudo-gold positiv
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,19 +16,18 @@ from transformers import Trainer, TrainerCallback
 
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.progress import track
-from ra_hmd.models.losses import anchor_weights
+from stage2.losses.settings import loss_against_bank, retrieval_loss
+from stage2.losses.similarity import same_class
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from llamafactory.hparams import TrainingArguments
 
-    from llamafactory_ext.arguments import ClassifierFinetuningArguments
+    from llamafactory_ext.arguments import ClassifierFinetuningArguments, JointLossSettings
 
 
 def check_rgcl(dataset: "Dataset", training_args: "TrainingArguments", args: "ClassifierFinetuningArguments") -> None:
     """Raise `UserError` where no anchor could have a negative."""
-    from stage2.losses.similarity import same_class
-
     problems = []
     if training_args.per_device_train_batch_size == 1 and args.rgcl_hard_negatives == 0:
         problems.append("`rgcl_hard_negatives: 0` leaves the batch's other memes, and `per_device_train_batch_size` is "
@@ -58,8 +56,8 @@ class RetrievalGuidance(TrainerCallback):
 
     def __init__(self, trainer: Trainer, labels: np.ndarray, ids: Sequence[str]) -> None:
         self._trainer, self._labels, self._ids = trainer, labels, list(ids)
-        self._args: ClassifierFinetuningArguments = trainer.finetuning_args
-        self._loss = retrieval_loss(self._args)
+        self._settings: JointLossSettings = trainer.finetuning_args.joint_loss
+        self._loss = retrieval_loss(self._settings)
         self._loader: DataLoader | None = None
         self.bank: Tensor | None = None
         self.positives = self.hard_negatives = torch.empty(0, 0, dtype=torch.long)
@@ -71,16 +69,16 @@ class RetrievalGuidance(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse a warm-up that never ends."""
-        if self._args.rgcl_warmup >= state.max_steps:
+        if self._settings.warmup >= state.max_steps:
             raise UserError(
-                f"`rgcl_warmup` is {self._args.rgcl_warmup}, but training has {state.max_steps} steps: the loss would "
+                f"`rgcl_warmup` is {self._settings.warmup}, but training has {state.max_steps} steps: the loss would "
                 "never count. Lower it, or leave `rgcl` out."
             )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make or renew the bank where it is due. Called once per optimizer step, before its first micro-batch."""
-        since = state.global_step - self._args.rgcl_warmup
-        if since >= 0 and (self.bank is None or since % self._args.rgcl_reindex_every == 0):
+        since = state.global_step - self._settings.warmup
+        if since >= 0 and (self.bank is None or since % self._settings.reindex_every == 0):
             self.refresh()
 
     def loss(self, embedding: Tensor, labels: Tensor, sample_index: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -89,40 +87,32 @@ class RetrievalGuidance(TrainerCallback):
         What was mined is constant; in-batch negatives are those of this process's batch. `weights` are those of the
         head's loss; a meme's weight is the mean over its classes.
         """
-        bank = self.bank
-        positives, hard_negatives = self.positives[sample_index], self.hard_negatives[sample_index]
-        return self._loss(
-            embedding,
-            labels,
-            bank[positives.clamp(min=0)],
-            positives >= 0,
-            bank[hard_negatives.clamp(min=0)],
-            hard_negatives >= 0,
-            weights=anchor_weights(weights),
-        )
+        if self.bank is None:
+            raise RuntimeError("the bank is made at the beginning of an optimizer step")
+        mined = (self.bank, self.positives[sample_index], self.hard_negatives[sample_index])
+        return loss_against_bank(self._loss, embedding, labels, *mined, weights)
 
     def refresh(self) -> None:
         """Embed the training set, mine in it on the first process, and log what was found."""
-        from stage2.losses.similarity import Similarity
         from stage2.mining import mine
 
-        trainer, args, start = self._trainer, self._args, time.monotonic()
+        trainer, settings, start = self._trainer, self._settings, time.monotonic()
         self.bank = bank = self._embed()
-        asked = args.rgcl_pseudo_gold_positives, args.rgcl_hard_negatives
-        rows, found = torch.empty(len(bank), sum(asked), dtype=torch.long), [{}]
+        counts = settings.pseudo_gold_positives, settings.hard_negatives
+        rows, found = torch.empty(len(bank), sum(counts), dtype=torch.long), [{}]
         if trainer.accelerator.is_main_process:
             mined = mine(
                 bank.cpu().numpy(),
                 self._labels,
                 self._ids,
-                positives=asked[0],
-                hard_negatives=asked[1],
-                similarity=Similarity(args.rgcl_metrics),
+                positives=counts[0],
+                hard_negatives=counts[1],
+                similarity=settings.similarity,
             )
             rows = torch.from_numpy(np.concatenate([mined.all_positives(), mined.hard_negatives.rows], axis=1))
             found = [_summary(mined.statistics(), time.monotonic() - start)]
         rows = broadcast(rows.to(bank.device))
-        self.positives, self.hard_negatives = rows.split(asked, dim=1)
+        self.positives, self.hard_negatives = rows.split(counts, dim=1)
         trainer.log(broadcast_object_list(found)[0])
 
     def _embed(self) -> Tensor:
@@ -167,21 +157,6 @@ class RetrievalGuidance(TrainerCallback):
         show = trainer.is_world_process_zero() and not trainer.args.disable_tqdm
         counted = ((1, batch) for batch in self._loader)
         return track(counted, "Embedding the bank", len(self._loader), "batches", show=show)
-
-
-def retrieval_loss(args: "ClassifierFinetuningArguments") -> Callable[..., Tensor]:
-    """Stage 2's loss of that name with the settings of joint training."""
-    from stage2.losses.contrastive import contrastive_loss
-    from stage2.losses.naive import naive_loss
-    from stage2.losses.similarity import Similarity
-    from stage2.losses.triplet import triplet_loss
-
-    similarity = Similarity(args.rgcl_metrics)
-    if args.rgcl_loss == "triplet":
-        return partial(triplet_loss, similarity=similarity, margin=args.rgcl_margin)
-    if args.rgcl_loss == "naive":
-        return partial(naive_loss, similarity=similarity)
-    return partial(contrastive_loss, similarity=similarity, temperature=args.rgcl_temperature)
 
 
 def _summary(statistics: dict[str, Any], seconds: float) -> dict[str, float]:

@@ -9,7 +9,7 @@ from llamafactory.data.parser import get_dataset_list
 from llamafactory.extras import logging
 
 from ra_hmd.core.artifacts import new_folder, plain, read_json, sha256_bytes, sha256_file, write_json
-from ra_hmd.core.config import load_dataclass
+from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.models.tokenization import InputSettings
 
@@ -115,7 +115,7 @@ def check_tokenized(folder: Path, origin: dict[str, Any]) -> None:
                              "to have it made anew.")  # fmt: skip
         saved, now = {"inputs": saved}, {"inputs": origin["inputs"]}
     # Read as settings: what was saved before a setting existed has its default.
-    saved["inputs"] = plain(load_dataclass(InputSettings, saved["inputs"], str(path)).to_dict())
+    saved["inputs"] = plain(load_settings(InputSettings, saved["inputs"], str(path)).to_dict())
     raise_all(
         differences(saved, now),
         f"`tokenized_path` {folder} was made with other settings or data; remove it or set them back",

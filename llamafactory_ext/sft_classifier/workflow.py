@@ -233,7 +233,7 @@ def _manifest(
         seed=training_args.seed,
         world_size=training_args.world_size,
         inputs=plain(settings.to_dict()),
-        head=plain(vars(head_config)),
+        head=plain(head_config.model_dump()),
         data=described,
         arguments={key: plain(value.to_dict()) for key, value in parts.items()},
     )

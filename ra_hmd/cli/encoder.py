@@ -51,7 +51,9 @@ def encode_command(
     from ra_hmd.features.store import STORE_MANIFEST
     from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
 
-    opened = Encoder(EncoderSettings(encoder, revision, features, long_text, dtype))
+    opened = Encoder(
+        EncoderSettings(path=encoder, revision=revision, features=features, long_text=long_text, dtype=dtype)
+    )
     labelling = None if task is None else imported_task(data, task)
     memes = resolve_memes(data, split, PromptTemplate(), Answers(), dataset_dir, media_dir, task=labelling)[:limit]
     folder = encode(
@@ -91,7 +93,7 @@ def zero_shot_command(
     if prompts is not None and (positive or negative):
         raise UserError("--prompts has all sentences; leave out --positive and --negative.")
     read = Prompts.binary(positive or POSITIVE, negative or NEGATIVE) if prompts is None else Prompts.read(prompts)
-    opened = Encoder(EncoderSettings(encoder, revision, "projected", dtype=dtype))
+    opened = Encoder(EncoderSettings(path=encoder, revision=revision, features="projected", dtype=dtype))
     print(zero_shot(opened, read, output, modality=modality, command=shlex.join(["ra-hmd", *sys.argv[1:]])))
 
 

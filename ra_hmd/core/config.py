@@ -5,17 +5,29 @@ import datetime
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ra_hmd.core.errors import UserError, raise_all
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+"""A dropout rate."""
 
 _INCONSISTENT = "inconsistent_settings"
 _EXPECTED = {
@@ -100,22 +112,62 @@ def load_settings(cls: type[S], values: Mapping[str, Any], place: str | Path) ->
         return _raise(cls, values, error, f"{place}: ")
 
 
+def validate_fields(instance: Any, names: Iterable[str]) -> tuple[list[str], set[str]]:
+    """Validate fields of a dataclass in place, as `Settings` validates its own; for parsers that need dataclasses.
+
+    Ranges stand in the annotations (`Annotated[float, Field(gt=0)]`). An invalid field is set to its default, so that
+    conditions on several fields can still be checked.
+
+    Returns:
+        One sentence per problem, and the names of the invalid fields.
+    """
+    hints = typing.get_type_hints(type(instance), include_extras=True)
+    fields = {item.name: item for item in dataclasses.fields(instance)}
+    given: dict[str, Any] = {name: (hints[name], _default(fields[name])) for name in names}
+    model = create_model("Fields", __base__=Settings, **given)
+    values = {name: getattr(instance, name) for name in names}
+    problems, invalid = [], set()
+    try:
+        valid = model.model_validate(values)
+    except ValidationError as error:
+        problems, invalid = _problems_of(model, error)
+        valid = model.model_validate({name: value for name, value in values.items() if name not in invalid})
+    for name in names:
+        setattr(instance, name, getattr(valid, name))
+    return problems, invalid
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    factory = field.default_factory
+    return field.default if factory is dataclasses.MISSING else Field(default_factory=factory)
+
+
+def _problems_of(cls: type[BaseModel], error: ValidationError) -> tuple[list[str], set[str]]:
+    """One sentence per problem that pydantic found, and the names of the fields with one."""
+    details = error.errors(include_url=False)
+    problems = [text for detail in details for text in _sentences(cls, detail)]
+    return problems, {str(detail["loc"][0]) for detail in details if detail["loc"]}
+
+
 def _raise(cls: type[S], values: Mapping[str, Any], error: ValidationError, prefix: str) -> Any:
     """Raise a `UserError` of all problems, those between fields included.
 
     Pydantic checks conditions on several fields only where each field is valid. So that one error names them all, they
     are checked once more with the defaults in place of the invalid values; what they say of such a field is left out.
     """
-    problems = [text for detail in error.errors(include_url=False) for text in _sentences(cls, detail)]
-    invalid = {str(detail["loc"][0]) for detail in error.errors(include_url=False) if detail["loc"]}
+    problems, invalid = _problems_of(cls, error)
     if invalid:
         try:
             cls.model_validate({name: value for name, value in values.items() if name not in invalid})
         except ValidationError as second:
-            details = [detail for detail in second.errors(include_url=False) if detail["type"] == _INCONSISTENT]
-            further = [text for detail in details for text in _sentences(cls, detail)]
-            problems += [text for text in further if not any(f"`{name}`" in text for name in invalid)]
+            if second.errors()[0]["type"] == _INCONSISTENT:
+                problems += without(_problems_of(cls, second)[0], invalid)
     raise_all([prefix + text for text in problems], f"The {cls.TITLE} configuration does not fit")
+
+
+def without(problems: Iterable[str], invalid: Iterable[str]) -> list[str]:
+    """Those of `problems` that name no key of `invalid`, whose own problems are known already."""
+    return [text for text in problems if not any(f"`{name}`" in text for name in invalid)]
 
 
 def _sentences(cls: type[BaseModel], detail: ErrorDetails) -> list[str]:
@@ -154,8 +206,8 @@ def _annotation(cls: type[BaseModel], path: Sequence[int | str]) -> Any:
     found: Any = cls
     for part in path:
         models = [one for one in _members(found) if isinstance(one, type) and issubclass(one, BaseModel)]
-        for field in (one.model_fields.get(str(part)) for one in models):
-            if field is not None:
+        for name, field in ((name, field) for one in models for name, field in one.model_fields.items()):
+            if part in (name, field.alias):
                 found = typing.Annotated[(field.annotation, *field.metadata, field)]
     return found
 

@@ -9,7 +9,7 @@ import torch
 
 from ra_hmd.core.artifacts import MANIFEST_NAME
 from ra_hmd.core.choices import DType
-from ra_hmd.core.config import load_dataclass
+from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import HeadRunManifest, read_folder_manifest
 from ra_hmd.features.extraction import FeatureModel
@@ -68,10 +68,10 @@ def open_feature_model(
 def _encoder(stated: dict[str, Any], run: Path, backbone: str | Path | None, dtype: DType | None) -> Backbone:
     from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
 
-    settings = load_dataclass(EncoderSettings, stated, str(run / MANIFEST_NAME))
+    settings = load_settings(EncoderSettings, stated, run / MANIFEST_NAME)
     if backbone is not None:
-        settings = replace(settings, path=str(backbone), revision=None)
+        settings = settings.replace(path=str(backbone), revision=None)
     if dtype is not None:
-        settings = replace(settings, dtype=dtype)
+        settings = settings.replace(dtype=dtype)
     encoder = Encoder(settings)
     return Backbone(settings.path, encoder.fingerprint(), encoder.load)

@@ -1,14 +1,13 @@
 """Captions that a Stage 1 configuration would shorten."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
 import yaml
 from PIL import Image
 
-from ra_hmd.core.config import load_dataclass
+from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.models.checkpoint import load_encoder
 from ra_hmd.models.tokenization import InputSettings
@@ -37,8 +36,8 @@ def excess_tokens(config: str | Path, model: str | None = None) -> Callable[[str
         raise UserError(f"--config {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not values.get("template") or not values.get("model_name_or_path"):
         raise UserError(f"--config {path} has no `model_name_or_path` and `template`; give a YAML file of Stage 1.")
-    known = {field.name for field in fields(InputSettings)}
-    settings = load_dataclass(InputSettings, {key: values[key] for key in values if key in known}, str(path))
+    known = values.keys() & InputSettings.model_fields.keys()
+    settings = load_settings(InputSettings, {key: values[key] for key in known}, path)
     encoder, _ = load_encoder(model or values["model_name_or_path"], settings)
     count = encoder.tokenizer.encode
     question = len(count(settings.prompt.render(""), add_special_tokens=False))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, fingerprint_model, read_json, sha256_file
 from ra_hmd.core.choices import DType
-from ra_hmd.core.config import load_dataclass
+from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import to_rgb
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, ReadoutConfig, attach_head
@@ -97,7 +97,7 @@ def open_run(folder: str | Path, base_model: str | None = None) -> Run:
             "--backbone-only."
         )
     manifest = read_json(folder / MANIFEST_NAME)
-    settings = load_dataclass(InputSettings, manifest.inputs, str(folder / MANIFEST_NAME))
+    settings = load_settings(InputSettings, manifest.inputs, folder / MANIFEST_NAME)
     if not (folder / ADAPTER_CONFIG).is_file():
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} holds a head, but neither an adapter nor a model; give the Stage 1 run.")
@@ -188,7 +188,7 @@ def open_backbone(model: str, template: str | None = None, base_model: str | Non
         raise UserError(f"{model} is neither a model folder nor a model name that can be loaded: {error}") from error
     if template is None and model_type not in FAMILY_TEMPLATES:
         raise UserError(f"No template is known for a {model_type} model; give one with --template.")
-    return Run(folder, InputSettings(template or FAMILY_TEMPLATES[model_type][0]), base_model=model)
+    return Run(folder, InputSettings(template=template or FAMILY_TEMPLATES[model_type][0]), base_model=model)
 
 
 def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> tuple[MemeEncoder, Any]:

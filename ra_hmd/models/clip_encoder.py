@@ -13,19 +13,19 @@ What transformers 5.6 gives, per `model_type`:
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from PIL.Image import Image
 from PIL.Image import new as new_image
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ra_hmd.core.artifacts import fingerprint_model, sha256_bytes
 from ra_hmd.core.choices import DType
-from ra_hmd.core.config import coerce_fields
+from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.images import to_rgb
 from ra_hmd.data.text import PlainText
@@ -55,36 +55,32 @@ _WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 _HUB_FILES = ["*.json", "*.txt", "*.model", _WEIGHT_FILES[0]]
 
 
-@dataclass(frozen=True)
-class EncoderSettings:
-    """All that decides how a meme is encoded; a store's manifest has it as `encoder`.
+class EncoderSettings(Settings):
+    """Settings that determine how a meme is encoded; a store's manifest has them as `encoder`."""
 
-    Attributes:
-        path: Folder of a model, or its id on the Hugging Face hub.
-        revision: Commit there; None for a folder.
-        features: `pooled`: what each tower gives before the projection into the shared space (Hate-CLIPper, RGCL);
-            `projected`: in the shared space, where pictures and captions are compared (zero-shot).
-        long_text: What becomes of a caption with more tokens than the model takes. `truncate`: its end is cut off.
-            `average`: it is cut into pieces, each with the special tokens; the caption's features are the mean of
-            theirs, weighted by their tokens without the special ones.
-        dtype: Of the computation; `auto` is that of the weights. Features are stored in float32.
-    """
+    TITLE: ClassVar[str] = "encoder"
 
-    path: str
-    revision: str | None = None
-    features: FeatureKind = "pooled"
-    long_text: LongText = "truncate"
-    dtype: DType = "auto"
-
-    def __post_init__(self) -> None:
-        raise_all(
-            coerce_fields(self, ("path", "revision", "features", "long_text", "dtype"), "encoder"),
-            "The encoder's settings do not fit",
-        )
+    path: str = Field(description="Folder of a model, or its id on the Hugging Face hub.")
+    revision: str | None = Field(default=None, description="Commit there; null for a folder.")
+    features: FeatureKind = Field(
+        default="pooled",
+        description="`pooled`: output of each tower before the projection into the shared space (Hate-CLIPper, RGCL); "
+        "`projected`: in the shared space, where images and captions are compared (zero-shot).",
+    )
+    long_text: LongText = Field(
+        default="truncate",
+        description="Treatment of a caption with more tokens than the model takes. `truncate`: its end is cut off. "
+        "`average`: it is cut into pieces, each with the special tokens; the caption's features are the mean of "
+        "theirs, weighted by their tokens without the special ones.",
+    )
+    dtype: DType = Field(
+        default="auto",
+        description="Number format of the computation; `auto` is that of the weights. Features are stored in float32.",
+    )
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
-        return asdict(self)
+        """Return the values for the manifest."""
+        return self.model_dump()
 
 
 class Encoder:
@@ -362,7 +358,7 @@ def _locate(settings: EncoderSettings) -> tuple[EncoderSettings, Path]:
             _download(name, settings.revision, [_WEIGHT_FILES[1]])
     except (OSError, ValueError) as error:
         raise UserError(f"{settings.path} is no folder and cannot be loaded: {error}\n{_known()}") from error
-    return replace(settings, path=name, revision=folder.name), folder
+    return settings.replace(path=name, revision=folder.name), folder
 
 
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:

@@ -6,7 +6,6 @@ to adapt today; and every later step reads head and manifest from the run.
 
 import pickle
 import re
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +25,7 @@ from ra_hmd.core.artifacts import (
     sha256_file,
     write_json,
 )
-from ra_hmd.core.config import coerce, load_dataclass
+from ra_hmd.core.config import coerce, load_settings
 from ra_hmd.core.errors import UserError, first_line, raise_all
 from ra_hmd.models.head import HeadConfig, save_head
 from ra_hmd.models.tokenization import FAMILY_TEMPLATES, InputSettings
@@ -97,7 +96,9 @@ def import_official(
             "give the LMM that it was trained on with --base-model."
         )
     lora, tensors = _read_adapter(folder, stated, config, path)
-    manifest = _manifest(folder, path, head, InputSettings(FAMILY_TEMPLATES[config.model_type][0]), quantization_bit)
+    manifest = _manifest(
+        folder, path, head, InputSettings(template=FAMILY_TEMPLATES[config.model_type][0]), quantization_bit
+    )
     manifest["command"] = command
     with new_folder(output) as run:
         save_head(run, head, state)
@@ -207,7 +208,7 @@ def _head_config(folder: Path, input_dim: int, num_layers: int, proj_dim: int) -
         # The released files give one rate more than there are blocks.
         "dropout": dropout[: num_layers - 1] if isinstance(dropout, list) else dropout,
     }
-    return load_dataclass(HeadConfig, values, str(path))
+    return load_settings(HeadConfig, values, path)
 
 
 def _base_model(stated: dict[str, Any], folder: Path, given: str | None) -> tuple[str, Any]:
@@ -374,7 +375,7 @@ def _manifest(
         },
         finetuning_type="lora",
         inputs=plain(settings.to_dict()),
-        head=plain(asdict(head)),
+        head=plain(head.model_dump()),
         data={},
         arguments={"data": {"media_dir": None}},
         official={

@@ -4,72 +4,69 @@ Shapes: B batch, I image features, T text features, n projected width (`map_dim`
 that takes the fused vector.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ra_hmd.core.config import coerce_fields
-from ra_hmd.core.errors import raise_all
-from ra_hmd.models.layers import Float32Linear
+from ra_hmd.core.config import Rate, Settings
 
 _COPIED = 1 << 24  # values of `cross_nd`'s weight that are copied at a time: 64 MB
 
 FusionKind = Literal["align", "concat", "cross", "cross_nd", "align_concat", "image", "text"]
 
 
-@dataclass(frozen=True)
-class FusionConfig:
-    """How two modalities become one vector.
+class Float32Linear(nn.Linear):
+    """A linear layer that multiplies in float32 also where DeepSpeed holds its weights in another dtype.
 
-    Attributes:
-        image_dim: I.
-        text_dim: T.
-        kind: `align` element-wise product; `concat`; `cross` outer product, row by row; `cross_nd` outer product
-            without its diagonal (which is `align`); `align_concat` product, image, text; `image`, `text` one modality
-            alone.
-        map_dim: n, width of each projection.
-        mapping_layers: Linear layers of each projection; 0: none, the features as they are.
-        map_dropout: Dropout after each of them.
+    Inside an enabled autocast it multiplies in autocast's dtype.
     """
 
-    image_dim: int
-    text_dim: int
-    kind: FusionKind = "align"
-    map_dim: int = 1024
-    mapping_layers: int = 1
-    map_dropout: float = 0.0
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to [..., in]; gives [..., out]."""
+        return nn.functional.linear(x.float(), self.weight.float(), self.bias.float())
 
-    def __post_init__(self) -> None:
-        names = ("image_dim", "text_dim", "kind", "map_dim", "mapping_layers", "map_dropout")
-        problems = coerce_fields(self, names, "fusion")
-        if not problems:
-            problems = [f"`{name}` is {getattr(self, name)}, it must be at least 1." for name in
-                        ("image_dim", "text_dim", "map_dim") if getattr(self, name) < 1]  # fmt: skip
-            if self.mapping_layers < 0:
-                problems.append(f"`mapping_layers` is {self.mapping_layers}, it must not be negative.")
-            if not 0 <= self.map_dropout < 1:
-                problems.append(f"`map_dropout` {self.map_dropout} is not in [0, 1).")
-            products = ("align", "cross_nd", "align_concat")
-            if self.kind in products and not self.mapping_layers and self.image_dim != self.text_dim:
-                problems.append(
-                    f"`kind: {self.kind}` multiplies features of {self.image_dim} and {self.text_dim} dimensions "
-                    "element by element; `mapping_layers: 1` makes them equally long."
-                )
-            if self.kind == "cross_nd" and self.width_of("image") == 1:
-                problems.append("`kind: cross_nd` leaves nothing of 1 × 1 products; use more dimensions.")
-        raise_all(problems, "The fusion's configuration does not fit")
+
+class FusionConfig(Settings):
+    """Settings of a fusion of two modalities into one vector."""
+
+    TITLE: ClassVar[str] = "fusion"
+
+    image_dim: PositiveInt = Field(description="I, image features.")
+    text_dim: PositiveInt = Field(description="T, text features.")
+    kind: FusionKind = Field(
+        default="align",
+        description="`align` element-wise product; `concat`; `cross` outer product, row by row; `cross_nd` outer "
+        "product without its diagonal (which is `align`); `align_concat` product, image, text; `image`, `text` one "
+        "modality alone.",
+    )
+    map_dim: PositiveInt = Field(default=1024, description="n, width of each projection.")
+    mapping_layers: int = Field(
+        default=1, ge=0, description="Linear layers of each projection; 0: none, the features as they are."
+    )
+    map_dropout: Rate = Field(default=0.0, description="Dropout after each layer of the projections.")
+
+    def _problems(self) -> Iterator[str]:
+        products = ("align", "cross_nd", "align_concat")
+        if self.kind in products and not self.mapping_layers and self.image_dim != self.text_dim:
+            yield (
+                f"`kind: {self.kind}` multiplies features of {self.image_dim} and {self.text_dim} dimensions "
+                "element by element; `mapping_layers: 1` makes them equally long."
+            )
+        if self.kind == "cross_nd" and self.width_of("image") == 1:
+            yield "`kind: cross_nd` leaves nothing of 1 × 1 products; use more dimensions."
 
     @property
     def input_dim(self) -> int:
-        """I + T: a meme's features are its image features, then its text features."""
+        """I + T: width of a meme's features, image features first."""
         return self.image_dim + self.text_dim
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities that it looks at."""
+        """Modalities that the fusion reads."""
         return (self.kind,) if self.kind in ("image", "text") else ("image", "text")
 
     @property
@@ -83,7 +80,7 @@ class FusionConfig:
 
     @property
     def output_dim(self) -> int:
-        """W."""
+        """W, width of the fused vector."""
         image, text = self.width_of("image"), self.width_of("text")
         widths = {"align": image, "concat": image + text, "cross": image * text, "cross_nd": image * (image - 1)}
         widths |= {"align_concat": 3 * image, "image": image, "text": text}
@@ -100,13 +97,13 @@ class Fusion(nn.Module):
         self.maps = nn.ModuleDict({name: _projection(config, widths[name]) for name in config.modalities})
 
     def project(self, features: Tensor) -> dict[str, Tensor]:
-        """Modality → [B, n] of length 1, from features [B, I + T]."""
+        """Project features [B, I + T]; returns modality → [B, n], of length 1."""
         parts = dict(zip(("image", "text"), features.split([self.config.image_dim, self.config.text_dim], 1),
                          strict=True))  # fmt: skip
         return {name: F.normalize(layers(parts[name]).float(), dim=1) for name, layers in self.maps.items()}
 
     def fuse(self, projected: dict[str, Tensor]) -> Tensor:
-        """[B, W] from what `project` gives."""
+        """Fuse the projections of `project` into [B, W]."""
         kind = self.config.kind
         if kind in ("image", "text"):
             return projected[kind]

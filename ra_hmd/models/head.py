@@ -3,21 +3,21 @@
 In front of it may stand a fusion of image and text features (CLIP-family encoders).
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field, PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ra_hmd.core.artifacts import atomic_path, read_json, write_json
-from ra_hmd.core.config import coerce_fields, load_dataclass
+from ra_hmd.core.config import Rate, Settings, load_settings
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.problem import Problem, ProblemType
-from ra_hmd.models.fusion import Fusion, FusionConfig
-from ra_hmd.models.layers import Float32Linear
+from ra_hmd.models.fusion import Float32Linear, Fusion, FusionConfig
 
 HEAD_WEIGHTS = "head.safetensors"
 HEAD_CONFIG = "head.json"
@@ -28,68 +28,62 @@ INITIAL_HEAD = "initial_head"
 """Folder in a Stage 2 output that holds the head it started from."""
 
 
-@dataclass(frozen=True)
-class HeadConfig:
-    """Shape of a head.
+class HeadConfig(Settings):
+    """Shape of a head."""
 
-    Attributes:
-        input_dim: H, the LMM's hidden size; with a fusion, of image and text features together.
-        num_layers: Linear layers in all; `num_layers - 1` of them are blocks of Linear, ReLU, Dropout.
-        proj_dim: D, width of the blocks and of the retrieval embedding.
-        output_dim: C logits; 1 is the binary case.
-        input_dropout: Dropout on the input, or on the fused vector.
-        dropout: Dropout after each block; empty means none. One value more than there are blocks is accepted and
-            not used, as the official files have it.
-        problem_type: What the logits mean.
-        embedding: The retrieval embedding is the last block's output after its ReLU and dropout (`relu`, RA-HMD), or
-            that of its linear layer (`linear`, RGCL).
-        fusion: How image and text features become the MLP's input; None where the input is one vector.
-    """
+    TITLE: ClassVar[str] = "head"
 
-    input_dim: int
-    num_layers: int = 2
-    proj_dim: int = 1024
-    output_dim: int = 1
-    input_dropout: float = 0.0
-    dropout: tuple[float, ...] = ()
-    problem_type: ProblemType = "binary"
-    embedding: Literal["relu", "linear"] = "relu"
-    fusion: FusionConfig | None = None
+    input_dim: PositiveInt = Field(
+        description="H, hidden size of the LMM; with a fusion, the width of image and text features together."
+    )
+    num_layers: PositiveInt = Field(
+        default=2, description="Linear layers in all; `num_layers - 1` of them are blocks of Linear, ReLU, Dropout."
+    )
+    proj_dim: PositiveInt = Field(default=1024, description="D, width of the blocks and of the retrieval embedding.")
+    output_dim: PositiveInt = Field(default=1, description="C logits; 1 is the binary case.")
+    input_dropout: Rate = Field(default=0.0, description="Dropout on the input, or on the fused vector.")
+    dropout: tuple[Rate, ...] = Field(
+        default=(),
+        description="Dropout after each block; empty means none. One value more than there are blocks is accepted and "
+        "not used, as the official files have it.",
+    )
+    problem_type: ProblemType = Field(default="binary", description="Meaning of the logits.")
+    embedding: Literal["relu", "linear"] = Field(
+        default="relu",
+        description="The retrieval embedding is the output of the last block after its ReLU and dropout (`relu`, "
+        "RA-HMD), or that of its linear layer (`linear`, RGCL).",
+    )
+    fusion: FusionConfig | None = Field(
+        default=None,
+        description="Fusion of image and text features into the input of the MLP; None where that is one vector.",
+    )
 
-    def __post_init__(self) -> None:
-        names = ("input_dim", "num_layers", "proj_dim", "output_dim", "input_dropout", "dropout", "problem_type")
-        names += ("embedding", "fusion")
-        problems = coerce_fields(self, names, "head")
-        if not problems:
-            problems = [f"`{name}` is {getattr(self, name)}, it must be at least 1." for name in names[:4]
-                        if getattr(self, name) < 1]  # fmt: skip
-            if self.dropout and len(self.dropout) not in (self.blocks, self.num_layers):
-                problems.append(
-                    f"`dropout` has {len(self.dropout)} values; with num_layers {self.num_layers} give "
-                    f"{self.blocks} (one per hidden block), or leave it out."
-                )
-            if self.fusion is not None and self.fusion.input_dim != self.input_dim:
-                problems.append(
-                    f"`input_dim` is {self.input_dim}, its fusion takes {self.fusion.image_dim} image and "
-                    f"{self.fusion.text_dim} text features, {self.fusion.input_dim} in all."
-                )
-            if not problems and self.embedding_dim > _WIDEST_EMBEDDING:
-                problems.append(
-                    f"`num_layers: {self.num_layers}` and `proj_dim: {self.proj_dim}` make retrieval embeddings of "
-                    f"{self.embedding_dim} values; at most {_WIDEST_EMBEDDING} are searched. `num_layers: 2` takes "
-                    "them from a block behind the fusion."
-                )
-            rates = (self.input_dropout, *self.dropout)
-            problems += [f"dropout rate {rate} is not in [0, 1)." for rate in rates if not 0 <= rate < 1]
-            try:
-                Problem(self.problem_type, self.output_dim)
-            except UserError as error:
-                problems.append(str(error))
-        raise_all(problems, "The head's configuration does not fit")
+    def _problems(self) -> Iterator[str]:
+        if self.dropout and len(self.dropout) not in (self.blocks, self.num_layers):
+            yield (
+                f"`dropout` has {len(self.dropout)} values; with num_layers {self.num_layers} give "
+                f"{self.blocks} (one per hidden block), or leave it out."
+            )
+        fits = self.fusion is None or self.fusion.input_dim == self.input_dim
+        if self.fusion is not None and not fits:
+            yield (
+                f"`input_dim` is {self.input_dim}, its fusion takes {self.fusion.image_dim} image and "
+                f"{self.fusion.text_dim} text features, {self.fusion.input_dim} in all."
+            )
+        if fits and self.embedding_dim > _WIDEST_EMBEDDING:
+            yield (
+                f"`num_layers: {self.num_layers}` and `proj_dim: {self.proj_dim}` make retrieval embeddings of "
+                f"{self.embedding_dim} values; at most {_WIDEST_EMBEDDING} are searched. `num_layers: 2` takes "
+                "them from a block behind the fusion."
+            )
+        try:
+            _ = self.problem
+        except UserError as error:
+            yield str(error)
 
     @property
     def problem(self) -> Problem:
-        """What the head decides."""
+        """Classification problem of the head."""
         return Problem(self.problem_type, self.output_dim)
 
     @property
@@ -175,7 +169,7 @@ def save_head(folder: str | Path, config: HeadConfig, state: dict[str, Tensor]) 
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
     with atomic_path(Path(folder) / HEAD_WEIGHTS) as temporary:
         save_file(tensors, temporary)
-    write_json(Path(folder) / HEAD_CONFIG, {"format": 1, **asdict(config)})
+    write_json(Path(folder) / HEAD_CONFIG, {"format": 1, **config.model_dump()})
 
 
 def has_head(folder: str | Path) -> bool:
@@ -191,7 +185,7 @@ def read_head_config(folder: str | Path) -> HeadConfig:
         remedy = " It is an official RA-HMD checkpoint: convert it with `ra-hmd import-official`." if official else ""
         raise UserError(f"{folder} has no trained head: {HEAD_WEIGHTS} and {HEAD_CONFIG} are needed.{remedy}")
     values = {key: value for key, value in read_json(path).items() if key != "format"}
-    return load_dataclass(HeadConfig, values, str(path))
+    return load_settings(HeadConfig, values, path)
 
 
 def load_head(folder: str | Path) -> MemeHead:
@@ -211,7 +205,7 @@ def load_head_weights(head: MemeHead, folder: str | Path) -> None:
     saved = read_head_config(folder)
     shape = ("input_dim", "num_layers", "proj_dim", "output_dim", "problem_type", "embedding", "fusion")
     differing = [
-        f"`{name}` is {getattr(saved, name)} in {folder} and {getattr(head.config, name)} here"
+        f"`{name}` is {getattr(saved, name)!r} in {folder} and {getattr(head.config, name)!r} here"
         for name in shape
         if getattr(saved, name) != getattr(head.config, name)
     ]

@@ -5,11 +5,13 @@ LLaMA-Factory's template and multimodal plugin do the tokenising, so what is tra
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from PIL import Image
+from pydantic import Field
 
+from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem, ProblemType
 from ra_hmd.data.prompt import OFFICIAL_PROMPT, Answers, PromptTemplate, fit_caption
@@ -35,25 +37,27 @@ FAMILY_TEMPLATES = {
 }
 
 
-@dataclass(frozen=True)
-class InputSettings:
-    """Everything that decides which tokens and which hidden state a meme becomes. Saved in the run's manifest.
+class InputSettings(Settings):
+    """Settings that determine the tokens of a meme and the hidden state that is read; saved in the run's manifest."""
 
-    `answers` are those of C classes, in class order; a binary problem has `negative_answer` and `positive_answer`.
-    """
+    TITLE: ClassVar[str] = "input"
 
-    template: str
-    cutoff_len: int = 1024
-    image_max_pixels: int = 768 * 768
-    image_min_pixels: int = 32 * 32
-    default_system: str | None = None
-    prompt_template: str = OFFICIAL_PROMPT
-    positive_answer: str = "Yes"
-    negative_answer: str = "No"
-    embed_mode: Literal["last_token", "pool"] = "last_token"
-    embed_layer: Literal["last", "penultimate"] = "last"
-    problem_type: ProblemType = "binary"
-    answers: tuple[str, ...] = ()
+    template: str = Field(description="Template of LLaMA-Factory.")
+    cutoff_len: int = Field(default=1024, description="Most tokens of a prompt with its answer.")
+    image_max_pixels: int = Field(default=768 * 768, description="Larger images are scaled down to it.")
+    image_min_pixels: int = Field(default=32 * 32, description="Smaller images are scaled up to it.")
+    default_system: str | None = Field(default=None, description="System message; null: the template's own.")
+    prompt_template: str = Field(
+        default=OFFICIAL_PROMPT, description="Question, with <image> once and {text} for the caption."
+    )
+    positive_answer: str = Field(default="Yes", description="First word of the answer of class 1 (binary).")
+    negative_answer: str = Field(default="No", description="First word of the answer of class 0 (binary).")
+    embed_mode: Literal["last_token", "pool"] = Field(
+        default="last_token", description="The head reads the last prompt token, or the mean over the prompt."
+    )
+    embed_layer: Literal["last", "penultimate"] = Field(default="last", description="Layer that the head reads.")
+    problem_type: ProblemType = Field(default="binary", description="Meaning of a label.")
+    answers: tuple[str, ...] = Field(default=(), description="Answers of C classes, in class order.")
 
     @property
     def prompt(self) -> PromptTemplate:
@@ -71,8 +75,8 @@ class InputSettings:
         return expected_answers(self.problem_type, self.answers, self.negative_answer, self.positive_answer)
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest and for fingerprints."""
-        return asdict(self)
+        """Return the values for the manifest and for fingerprints."""
+        return self.model_dump()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Shapes: B batch, N train rows, n projected width, D embedding, C classes of a fi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.problem import UNLABELLED, Problem
 from ra_hmd.features.store import Features
+from ra_hmd.models.fusion import Float32Linear
 from ra_hmd.models.head import HeadConfig, MemeHead
-from ra_hmd.models.layers import Float32Linear
 
 
 def modality_head(config: HeadConfig, modality: str) -> MemeHead:
     """Pre-output layers and output as the head has them, on the projection [B, n] of one modality."""
     if config.fusion is None:
         raise ValueError("a head without fusion projects no modality")
-    return MemeHead(replace(config, input_dim=config.fusion.width_of(modality), fusion=None))
+    return MemeHead(config.replace(input_dim=config.fusion.width_of(modality), fusion=None))
 
 
 @dataclass(frozen=True)

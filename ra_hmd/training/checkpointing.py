@@ -54,7 +54,7 @@ def save_outcome(args: HeadArguments, outcome: Outcome, stores: Stores) -> dict[
         save_figure(figure, folder / name)
     manifest = TrainedHeadManifest.new(
         args.KIND,
-        arguments=plain(vars(args)),
+        arguments=plain(args.model_dump()),
         seed=args.seed,
         best_epoch=outcome.best_epoch,
         head_sha256=sha256_file(folder / HEAD_WEIGHTS),
@@ -70,7 +70,7 @@ def save_outcome(args: HeadArguments, outcome: Outcome, stores: Stores) -> dict[
 def finished_run(args: HeadArguments, stores: Stores) -> dict[str, Any] | None:
     """The summary of the run in `args.output_dir` if it was made with these settings and from this data, else None."""
     manifest = read_folder_manifest(args.output_dir)
-    if not isinstance(manifest, TrainedHeadManifest) or manifest.arguments != plain(vars(args)):
+    if not isinstance(manifest, TrainedHeadManifest) or manifest.arguments != plain(args.model_dump()):
         return None
     now = TrainedHeadManifest(kind=args.KIND, features=_features(args, stores), **_origin(args.init_head))
     if manifest.features != now.features or manifest.init_head != now.init_head:
@@ -110,7 +110,7 @@ def save_seeds(args: HeadArguments, runs: Sequence[dict[str, Any]], console: Con
             "output_dir": runs[scores.index(max(scores))]["output_dir"],
         }
     write_json(args.output_dir / "seeds.json", result)
-    manifest = SeedsManifest.new(f"{args.KIND}_seeds", arguments=plain(vars(args)), seeds=seeds)
+    manifest = SeedsManifest.new(f"{args.KIND}_seeds", arguments=plain(args.model_dump()), seeds=seeds)
     write_manifest(args.output_dir / MANIFEST_NAME, manifest)
     table = Table(title=f"Dev scores over {len(seeds)} seeds, mean ± standard deviation")
     for column in ("score", "initial head", "kept epoch"):
@@ -167,7 +167,7 @@ def save_sweep(
     )
     write_text(args.output_dir / "sweep.md", text + markdown_table(header, rows))
     save_figure(sweep_figure(trials, args.select_by, best), args.output_dir / "sweep.png")
-    manifest = SweepManifest.new(f"{args.KIND}_sweep", arguments=plain(vars(args)), best=best)
+    manifest = SweepManifest.new(f"{args.KIND}_sweep", arguments=plain(args.model_dump()), best=best)
     write_manifest(args.output_dir / MANIFEST_NAME, manifest)
     console.print(
         f"Best of {len(trials)} by {args.select_by}: {trials[best]['output_dir']}", highlight=False, soft_wrap=True

@@ -3,12 +3,12 @@
 Shapes: B batch, N train rows, C outputs.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ra_hmd.core.errors import raise_all
@@ -23,7 +23,6 @@ from ra_hmd.training.trainer import HeadTrainer
 _MODALITIES = ("image", "text")
 
 
-@dataclass
 class TrainHeadArguments(HeadArguments):
     """Settings of `ra-hmd train-head`; the defaults are Hate-CLIPper's (its variant align with three layers).
 
@@ -45,39 +44,32 @@ class TrainHeadArguments(HeadArguments):
             "dropout": (0.1,),
         }
     )
-    NON_NEGATIVE: ClassVar[tuple[str, ...]] = (
-        *HeadArguments.NON_NEGATIVE,
-        "image_loss",
-        "text_loss",
-        "fine_grained_loss",
-    )
 
-    image_loss: float = field(
+    image_loss: float = Field(
         default=0.0,
-        metadata={"help": "Weight of the loss of an output that sees the image's projection alone; 0: none."},
+        ge=0,
+        description="Weight of the loss of an output that reads the image's projection alone; 0: none.",
     )
-    text_loss: float = field(
+    text_loss: float = Field(
         default=0.0,
-        metadata={"help": "Weight of the loss of an output that sees the text's projection alone; 0: none."},
+        ge=0,
+        description="Weight of the loss of an output that reads the text's projection alone; 0: none.",
     )
-    fine_grained_loss: float = field(
-        default=0.0, metadata={"help": "Weight of the mean loss of the `fine_grained` tasks; 0: none."}
+    fine_grained_loss: float = Field(
+        default=0.0, ge=0, description="Weight of the mean loss of the `fine_grained` tasks; 0: none."
     )
-    fine_grained: tuple[str, ...] = field(
+    fine_grained: tuple[str, ...] = Field(
         default=(),
-        metadata={
-            "help": "Fields of the memes' extras with finer labels, a class index or a list of them, as in [kind]; "
-            "memes without one are left out of that task's loss."
-        },
+        description="Fields of the memes' extras with finer labels, a class index or a list of them, as in [kind]; "
+        "memes without one are left out of that task's loss.",
     )
 
-    def _cross_problems(self) -> list[str]:
-        problems = super()._cross_problems()
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         if self.fine_grained_loss and not self.fine_grained:
-            problems.append("`fine_grained_loss` is set: name the tasks with `fine_grained`.")
+            yield "`fine_grained_loss` is set: name the tasks with `fine_grained`."
         if self.fine_grained and not self.fine_grained_loss:
-            problems.append("`fine_grained` is set, but `fine_grained_loss` is 0: give it a weight, or remove it.")
-        return problems
+            yield "`fine_grained` is set, but `fine_grained_loss` is 0: give it a weight, or remove it."
 
     @property
     def modality_losses(self) -> dict[str, float]:

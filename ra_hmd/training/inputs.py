@@ -1,6 +1,6 @@
 """What a training starts from: stores, the rows of a K-shot list, the initial head; and whether they fit together."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ra_hmd.core.errors import UserError, raise_all
@@ -84,7 +84,7 @@ def head_config(args: HeadArguments, train: Features) -> HeadConfig:
         return _with_dropout(args, config)
     names = ("num_layers", "proj_dim", "problem_type", "output_dim", "embedding", "input_dropout")
     shape = _asked(args, names)
-    blocks = shape.get("num_layers", HeadConfig.num_layers) - 1
+    blocks = shape.get("num_layers", HeadConfig.model_fields["num_layers"].default) - 1
     fusion = _fresh_fusion(args, train)
     dropout = _each_block(_asked(args, ("dropout",)).get("dropout", ()), blocks)
     return HeadConfig(input_dim=train.hidden.shape[1], fusion=fusion, dropout=dropout, **shape)
@@ -123,8 +123,8 @@ def _with_dropout(args: HeadArguments, config: HeadConfig) -> HeadConfig:
     if args.map_dropout is not None:
         if config.fusion is None:
             raise UserError(f"`map_dropout` is set, but the head in {args.init_head} has no fusion; remove it.")
-        changes["fusion"] = replace(config.fusion, map_dropout=args.map_dropout)
-    return replace(config, **changes)
+        changes["fusion"] = config.fusion.replace(map_dropout=args.map_dropout)
+    return config.replace(**changes)
 
 
 def _fresh_fusion(args: HeadArguments, train: Features) -> FusionConfig | None:
@@ -142,4 +142,4 @@ def _fresh_fusion(args: HeadArguments, train: Features) -> FusionConfig | None:
             f"{args.train} has {image} image and {text} text features: say with `fusion` how the head joins them, "
             "`align` as RGCL does, or `none` for one vector of both."
         )
-    return None if kind == "none" else FusionConfig(image, text, kind=kind, **_asked(args, names))
+    return None if kind == "none" else FusionConfig(image_dim=image, text_dim=text, kind=kind, **_asked(args, names))

@@ -41,9 +41,9 @@ def linear_head(
         weight: [C, W]; None: zeros.
         bias: [C]; None: zeros.
     """
-    fusion = FusionConfig(*widths, _KINDS[modality], mapping_layers=0)
+    fusion = FusionConfig(image_dim=widths[0], text_dim=widths[1], kind=_KINDS[modality], mapping_layers=0)
     config = HeadConfig(
-        fusion.input_dim, num_layers=1, output_dim=problem.outputs, problem_type=problem.kind, fusion=fusion
+        input_dim=fusion.input_dim, num_layers=1, output_dim=problem.outputs, problem_type=problem.kind, fusion=fusion
     )
     head = MemeHead(config)
     with torch.no_grad():

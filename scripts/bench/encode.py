@@ -101,7 +101,7 @@ def loop(folder: Path, memes: list[Meme]) -> np.ndarray:
 
 def ours(folder: Path, memes: list[Meme], output: Path, workers: int) -> np.ndarray:
     """The same by the library."""
-    encode(Encoder(EncoderSettings(str(folder))), memes, output, batch_size=BATCH, num_workers=workers)
+    encode(Encoder(EncoderSettings(path=str(folder))), memes, output, batch_size=BATCH, num_workers=workers)
     return read_features(output).hidden
 
 
@@ -123,7 +123,7 @@ def one_thread() -> Iterator[None]:
 
 def parts(folder: Path, memes: list[Meme]) -> dict[str, float]:
     """Milliseconds of a core per meme, of what `encode` does."""
-    encoder = Encoder(EncoderSettings(str(folder))).load(torch.device("cpu"))
+    encoder = Encoder(EncoderSettings(path=str(folder))).load(torch.device("cpu"))
     some = memes[:BATCH]
     with one_thread():
         images = [load_image(meme.image) for meme in some]

@@ -76,7 +76,7 @@ def stage2_epoch(rows: int, folder: Path) -> Callable[[], object]:
 
     torch.manual_seed(0)
     keep_freed_memory()
-    head = MemeHead(HeadConfig(HIDDEN, proj_dim=WIDTH))
+    head = MemeHead(HeadConfig(input_dim=HIDDEN, proj_dim=WIDTH))
     trainer = Trainer(settings(folder), head, features(rows), features(1000, "d", 2), torch.device("cpu"))
     return lambda: trainer.close_epoch(1, trainer.train_epoch(1, lambda: None))
 
@@ -140,7 +140,7 @@ def trained_head(folder: Path) -> None:
     from ra_hmd.models.head import HeadConfig, MemeHead, save_head
 
     torch.manual_seed(0)
-    head = MemeHead(HeadConfig(HIDDEN, proj_dim=WIDTH))
+    head = MemeHead(HeadConfig(input_dim=HIDDEN, proj_dim=WIDTH))
     save_head(folder / "head", head.config, head.state_dict())
 
 

@@ -88,7 +88,7 @@ def measure(rows: int, hidden: int, epochs: int, *, alone: bool, index: str) -> 
         folders = {"train": Path(name) / "train", "dev": Path(name) / "dev", "output_dir": Path(name) / "out"}
         args = Stage2Arguments(**folders, index=index)
         torch.manual_seed(0)
-        head = MemeHead(HeadConfig(hidden, proj_dim=WIDTH))
+        head = MemeHead(HeadConfig(input_dim=hidden, proj_dim=WIDTH))
         trainer = Trainer(args, head, train, dev, torch.device("cpu"))
         states, dev_states, labels = trainer.hidden, trainer.dev_hidden, trainer.labels
         spent: dict[str, float] = {}

@@ -1,6 +1,5 @@
 """configs/hateclipper and configs/rgcl: each published hyper-parameter, in the defaults and in every file."""
 
-import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -76,7 +75,7 @@ def published_head(fusion: str, layers: int, **changes: Any) -> HeadConfig:
     """Hate-CLIPper's head with m pre-output layers."""
     fused = FusionConfig(kind=fusion, **PUBLISHED)
     rates = {"input_dropout": 0.4, "dropout": (0.1,) * layers}
-    return HeadConfig(1792, num_layers=layers + 1, proj_dim=1024, fusion=fused, **rates, **changes)
+    return HeadConfig(input_dim=1792, num_layers=layers + 1, proj_dim=1024, fusion=fused, **rates, **changes)
 
 
 def features() -> Features:
@@ -103,7 +102,7 @@ def make_configs() -> ModuleType:
 
 
 def test_the_defaults_of_train_head_are_hateclippers() -> None:
-    args = TrainHeadArguments("t", "o")
+    args = TrainHeadArguments(train="t", output_dir="o")
     for name, value in HATECLIPPER_TRAINING.items():
         assert getattr(args, name) == value, name
     assert head_config(args, features()) == published_head("align", 3)
@@ -112,7 +111,7 @@ def test_the_defaults_of_train_head_are_hateclippers() -> None:
 
 def test_the_defaults_of_stage_2_that_rgcl_shares() -> None:
     """Stage 2's defaults are RA-HMD's; what RGCL has otherwise stands in its files."""
-    args = Stage2Arguments("t", "o")
+    args = Stage2Arguments(train="t", output_dir="o")
     differing = {name for name, value in RGCL_TRAINING.items() if getattr(args, name) != value}
     assert differing == {"seed", "metric", "loss"}
 
@@ -142,9 +141,7 @@ def test_the_small_files_differ_in_size_and_speed_alone(path: Path) -> None:
     small, whole = load(path), load(path.with_name(path.name.replace("confounders", "hateful_memes")))
     paths = {"train", "dev", "output_dir"}
     differing = {
-        field.name: getattr(small, field.name)
-        for field in dataclasses.fields(small)
-        if field.name not in paths and getattr(small, field.name) != getattr(whole, field.name)
+        name: value for name, value in small.model_dump().items() if name not in paths and value != getattr(whole, name)
     }
     size = {"map_dim": 128, "proj_dim": 128, "num_layers": 2}
     if "cross" in path.stem:

@@ -90,7 +90,7 @@ few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChec
 @pytest.fixture(scope="module")
 def encoder(tiny: Callable[[str], Path]) -> MemeEncoder:
     """A tiny Qwen2-VL's encoder, whose tokenizer also knows the added tokens of the later Qwen families."""
-    encoder, _ = load_encoder(str(tiny("qwen2_vl")), InputSettings("qwen2_vl", cutoff_len=192))
+    encoder, _ = load_encoder(str(tiny("qwen2_vl")), InputSettings(template="qwen2_vl", cutoff_len=192))
     words = ("think", "tool_call", "tool_response")
     encoder.tokenizer.add_tokens([f"<{end}{word}>" for word in words for end in ("", "/")])
     encoder.tokenizer.add_tokens(["<|fim_prefix|>", "<|file_sep|>"], special_tokens=True)
@@ -187,7 +187,7 @@ def test_every_control_token_of_a_tokenizer_is_text_in_a_caption_and_in_an_answe
 ) -> None:
     """Those of other families, too: InternVL, LLaVA, Gemma and Mistral have markers of other forms."""
     template = "qwen3_vl_nothink" if family == "qwen3_vl" else "qwen2_vl"
-    loaded, _ = load_encoder(str(tiny(family)), InputSettings(template, cutoff_len=512))
+    loaded, _ = load_encoder(str(tiny(family)), InputSettings(template=template, cutoff_len=512))
     tokenizer = loaded.tokenizer
     others = ["<s>", "</s>", "<IMG_CONTEXT>", "<start_of_turn>", "[INST]", "[/INST]", "<｜end▁of▁sentence｜>"]
     tokenizer.add_tokens(others, special_tokens=True)

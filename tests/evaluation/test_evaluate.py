@@ -180,7 +180,7 @@ def test_batch_size_does_not_matter(lab):
 
 
 def test_run_head_uses_evaluation_mode_and_restores_training():
-    head = MemeHead(HeadConfig(4, proj_dim=8, dropout=(0.5,))).train()
+    head = MemeHead(HeadConfig(input_dim=4, proj_dim=8, dropout=(0.5,))).train()
     hidden = torch.randn(6, 4)
     first, second = (run_head(head, hidden) for _ in range(2))
     assert torch.equal(first[0], second[0])

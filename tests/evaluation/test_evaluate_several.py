@@ -28,7 +28,7 @@ HIDDEN = 12
 
 def class_head(lab, kind, outputs=3):
     """A head whose logits are the first hidden directions, and whose embedding keeps all, both signs."""
-    config = HeadConfig(HIDDEN, proj_dim=2 * HIDDEN, output_dim=outputs, problem_type=kind)
+    config = HeadConfig(input_dim=HIDDEN, proj_dim=2 * HIDDEN, output_dim=outputs, problem_type=kind)
     head, eye = MemeHead(config), torch.eye(HIDDEN)
     with torch.no_grad():
         head.layers[0].weight.copy_(torch.cat([eye, -eye]))

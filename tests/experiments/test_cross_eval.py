@@ -321,7 +321,7 @@ def test_the_command_line(lab, cross):
 @pytest.fixture
 def encoded(lab, cross):
     """System gamma: features of an encoder, and the head that was trained on them."""
-    fusion = FusionConfig(8, 4, "align", map_dim=6)
+    fusion = FusionConfig(image_dim=8, text_dim=4, kind="align", map_dim=6)
     folder = lab.head("gamma/head", proj_dim=16, fusion=fusion, embedding="linear")
     settings = {"path": "openai/clip-vit-large-patch14", "revision": "abc", "features": "pooled"}
     settings |= {"long_text": "average", "dtype": "auto"}

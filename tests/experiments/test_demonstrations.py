@@ -131,15 +131,15 @@ def test_no_shots_and_too_many(queries: Candidates, examples: Candidates) -> Non
 
 
 def test_what_is_said_of_each_class() -> None:
-    settings = InputSettings("qwen2_vl")
+    settings = InputSettings(template="qwen2_vl")
     assert class_answers(settings) == OFFICIAL_ANSWERS
     assert class_answers(settings, ("no", "Yes, it is.")) == ("no", "Yes, it is.")
     for wrong in (("Yes", "No"), ("No",), ("No", "Yes", "No"), ("Cake", "Cat")):
         with pytest.raises(UserError, match="give one for each class"):
             class_answers(settings, wrong)
-    assert class_answers(replace(settings, positive_answer="True", negative_answer="False")) == ("False", "True")
-    several = replace(settings, problem_type="single_label", answers=("cake", "cat", "dog"))
+    assert class_answers(settings.replace(positive_answer="True", negative_answer="False")) == ("False", "True")
+    several = settings.replace(problem_type="single_label", answers=("cake", "cat", "dog"))
     assert class_answers(several) == ("cake", "cat", "dog")
     assert class_answers(several, ("cake.", "cat.", "dog.")) == ("cake.", "cat.", "dog.")
     with pytest.raises(UserError, match="needs one class per meme"):
-        class_answers(replace(several, problem_type="multi_label"))
+        class_answers(several.replace(problem_type="multi_label"))

@@ -209,16 +209,19 @@ def test_kinds_of_systems_are_told_from_their_manifests(runs):
         folder = runs.named("k", **content)
         manifest = json.loads((folder / "ra_hmd.json").read_text()) | {"kind": kind}
         write_json(folder / "ra_hmd.json", manifest)
-        config = HeadConfig(12, layers, 6, fusion=fusion)
+        config = HeadConfig(input_dim=12, num_layers=layers, proj_dim=6, fusion=fusion)
         save_head(folder, config, MemeHead(config).state_dict())
         return describe_head(folder)
 
-    align, text = FusionConfig(8, 4, "align", 6), FusionConfig(8, 4, "text", 6, mapping_layers=0)
+    align, text = (
+        FusionConfig(image_dim=8, text_dim=4, kind="align", map_dim=6),
+        FusionConfig(image_dim=8, text_dim=4, kind="text", map_dim=6, mapping_layers=0),
+    )
     assert described("head", align) == {"name": "Hate-CLIPper align-3, clip-large", "kind": "head",
                                         "trained_on": "hateful_memes"}  # fmt: skip
     assert described("stage2", align)["name"] == "RGCL align-3, clip-large"
     assert described("linear_probe", text, 1)["name"] == "linear probe (text), clip-large"
-    zero = described("zero_shot", FusionConfig(8, 4, "concat", 6, mapping_layers=0), 1)
+    zero = described("zero_shot", FusionConfig(image_dim=8, text_dim=4, kind="concat", map_dim=6, mapping_layers=0), 1)
     assert zero == {"name": "zero-shot (image + text), clip-large", "kind": "zero_shot"}
     lmm = {"encoder": None, "base_model": {"path": "models/Qwen2-VL-7B"}, "init_head": {"path": "x"}}
     assert described("stage2", **lmm)["name"] == "RA-HMD Stage 2, Qwen2-VL-7B"

@@ -49,7 +49,7 @@ def train(memes: Path) -> list[Meme]:
 @pytest.fixture(scope="module")
 def reference(altclip: Path, train: list[Meme], tmp_path_factory: pytest.TempPathFactory) -> Features:
     output = tmp_path_factory.mktemp("reference") / "train"
-    encode(Encoder(EncoderSettings(str(altclip))), train, output, split="train", num_workers=0)
+    encode(Encoder(EncoderSettings(path=str(altclip))), train, output, split="train", num_workers=0)
     return read_features(output)
 
 
@@ -75,7 +75,7 @@ def test_rows_are_the_memes_with_both_features(altclip: Path, train: list[Meme],
     assert reference.image_hashes.tolist() == [perceptual_hash(Image.open(meme.image)) or 0 for meme in train]
     assert reference.modalities == ALTCLIP_WIDTHS
     assert reference.embedding is reference.lmh_score is None
-    encoder = Encoder(EncoderSettings(str(altclip))).load(torch.device("cpu"))
+    encoder = Encoder(EncoderSettings(path=str(altclip))).load(torch.device("cpu"))
     for row in (0, len(train) - 1):
         with Image.open(train[row].image) as image:
             columns = encoder.columns(encoder.collate([encoder.encode(train[row].text, image)]))
@@ -86,7 +86,7 @@ def test_rows_are_the_memes_with_both_features(altclip: Path, train: list[Meme],
 
 def test_the_manifest_tells_how_to_encode_another_meme(altclip: Path, reference: Features) -> None:
     manifest = reference.manifest
-    assert manifest.encoder.to_json() == EncoderSettings(str(altclip)).to_dict()
+    assert manifest.encoder.to_json() == EncoderSettings(path=str(altclip)).to_dict()
     assert manifest.split == "train"
     encoder = Encoder(EncoderSettings(**manifest.encoder.to_json()))
     assert manifest.fingerprint["model"] == encoder.fingerprint()["model"]
@@ -97,14 +97,14 @@ def test_the_manifest_tells_how_to_encode_another_meme(altclip: Path, reference:
 def test_results_do_not_depend_on_how(
     altclip: Path, train: list[Meme], reference: Features, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    encode(Encoder(EncoderSettings(str(altclip))), train, tmp_path / "f", **({"num_workers": 0} | options))
+    encode(Encoder(EncoderSettings(path=str(altclip))), train, tmp_path / "f", **({"num_workers": 0} | options))
     assert_same(read_features(tmp_path / "f"), reference)
 
 
 def test_more_threads_give_the_same_and_are_given_back(
     altclip: Path, train: list[Meme], reference: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = Encoder(EncoderSettings(str(altclip)))
+    encoder = Encoder(EncoderSettings(path=str(altclip)))
     seen = set()
     columns = encoder.columns
     monkeypatch.setattr(
@@ -124,7 +124,7 @@ def test_more_threads_give_the_same_and_are_given_back(
 def test_order_of_the_memes_does_not_matter(
     altclip: Path, train: list[Meme], reference: Features, tmp_path: Path
 ) -> None:
-    encode(Encoder(EncoderSettings(str(altclip))), train[::-1], tmp_path / "f", num_workers=0)
+    encode(Encoder(EncoderSettings(path=str(altclip))), train[::-1], tmp_path / "f", num_workers=0)
     assert_same(read_features(tmp_path / "f").select(np.arange(len(train))[::-1]), reference)
 
 
@@ -175,7 +175,7 @@ def test_killed_and_resumed(altclip: Path, memes: Path, reference: Features, tmp
 
 
 def test_a_complete_store_is_not_made_again(altclip: Path, train: list[Meme], tmp_path: Path) -> None:
-    encoder = Encoder(EncoderSettings(str(altclip)))
+    encoder = Encoder(EncoderSettings(path=str(altclip)))
     encode(encoder, train[:5], tmp_path / "f", num_workers=0)
     encoder.model = None
     encode(encoder, train[:5], tmp_path / "f", num_workers=0)
@@ -183,7 +183,7 @@ def test_a_complete_store_is_not_made_again(altclip: Path, train: list[Meme], tm
 
 
 def test_what_changed_is_made_anew_and_the_rest_is_kept(altclip: Path, train: list[Meme], tmp_path: Path) -> None:
-    encoder = Encoder(EncoderSettings(str(altclip)))
+    encoder = Encoder(EncoderSettings(path=str(altclip)))
     some = []
     for meme in train[:6]:
         path = tmp_path / "images" / f"{meme.id}.bmp"  # BMP files of one width and height have one size
@@ -215,7 +215,7 @@ def test_what_changed_is_made_anew_and_the_rest_is_kept(altclip: Path, train: li
 def test_a_stop_while_shards_are_taken_out_leaves_no_old_one(
     altclip: Path, train: list[Meme], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = Encoder(EncoderSettings(str(altclip)))
+    encoder = Encoder(EncoderSettings(path=str(altclip)))
     encode(encoder, train[:4], tmp_path / "f", num_workers=0, shard_size=2)
     changed = [replace(meme, text="another caption") for meme in train[:4]]
 
@@ -234,7 +234,7 @@ def test_a_stop_while_shards_are_taken_out_leaves_no_old_one(
 
 def test_what_must_not_be_mixed_is_refused(altclip: Path, train: list[Meme], tiny: Any, tmp_path: Path) -> None:
     def make(name: str, path: Path = altclip, **changes: Any) -> Features:
-        encode(Encoder(EncoderSettings(str(path), **changes)), train[:4], tmp_path / name, num_workers=0)
+        encode(Encoder(EncoderSettings(path=str(path), **changes)), train[:4], tmp_path / name, num_workers=0)
         return read_features(tmp_path / name)
 
     make_tiny_encoder("altclip", tmp_path / "other", seed=1)
@@ -258,7 +258,7 @@ def test_what_must_not_be_mixed_is_refused(altclip: Path, train: list[Meme], tin
         with pytest.raises(UserError, match=f"was made from something else(?s:.*)- {key}: the store has"):
             make("pooled", **changes)
     with pytest.raises(UserError, match=r"was made from something else(?s:.*)- data: (?s:.*)- rows: the store has 4"):
-        encode(Encoder(EncoderSettings(str(altclip))), train[:3], tmp_path / "pooled")
+        encode(Encoder(EncoderSettings(path=str(altclip))), train[:3], tmp_path / "pooled")
 
 
 def test_long_captions_are_counted_and_told(memes: Path, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_long_captions_are_counted_and_told(memes: Path, tmp_path: Path) -> None
     assert counts[0] == counts[1]
     assert counts[0].over_limit == 2
     assert counts[0].longest == max(
-        Encoder(EncoderSettings(str(tmp_path / "siglip"))).count_tokens(stores["average"].texts)
+        Encoder(EncoderSettings(path=str(tmp_path / "siglip"))).count_tokens(stores["average"].texts)
     )
     difference = np.abs(stores["truncate"].hidden - stores["average"].hidden).max(axis=1)
     assert (difference[[1, 2, 4]] <= 1e-6).all()
@@ -337,7 +337,7 @@ def test_unreadable_images_are_listed_before_the_weights_are_loaded(altclip: Pat
     data = read_memes(tmp_path / "a" / "dev.jsonl")
     data[0].image.unlink()
     data[1].image.write_text("no picture")
-    encoder = Encoder(EncoderSettings(str(altclip)))
+    encoder = Encoder(EncoderSettings(path=str(altclip)))
     with pytest.raises(UserError, match=rf"Images that cannot be opened.*\(2\)(?s:.*){data[0].id}(?s:.*){data[1].id}"):
         encode(encoder, data, tmp_path / "f")
     assert encoder.model is None

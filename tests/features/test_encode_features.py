@@ -53,7 +53,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Image.Image]:
 
 
 def opened(folder: Path, **changes: Any) -> Encoder:
-    return Encoder(EncoderSettings(str(folder), **changes)).load(CPU)
+    return Encoder(EncoderSettings(path=str(folder), **changes)).load(CPU)
 
 
 def features(encoder: Encoder, texts: list[str], images: list[Image.Image]) -> tuple[Tensor, Tensor]:
@@ -139,8 +139,8 @@ def test_cosines_make_the_logits_of_the_model(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pieces_of_a_caption_hold_all_its_tokens_and_fit(folder_of: Callable[[str], Path], family: str) -> None:
-    encoder = Encoder(EncoderSettings(str(folder_of(family)), long_text="average"))
-    cutting = Encoder(EncoderSettings(str(folder_of(family))))
+    encoder = Encoder(EncoderSettings(path=str(folder_of(family)), long_text="average"))
+    cutting = Encoder(EncoderSettings(path=str(folder_of(family))))
     plain = AutoTokenizer.from_pretrained(folder_of(family))
     special = len(plain("a")["input_ids"]) - len(plain("a", add_special_tokens=False)["input_ids"])
 
@@ -201,7 +201,7 @@ def test_parts_of_a_batch_side_by_side_give_the_same(
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "CMYK", "1"])
 def test_pictures_of_every_kind_are_taken_as_rgb(folder_of: Callable[[str], Path], family: str, mode: str) -> None:
-    encoder = Encoder(EncoderSettings(str(folder_of(family))))
+    encoder = Encoder(EncoderSettings(path=str(folder_of(family))))
     image = Image.effect_noise((40, 32), 90).convert("RGB").convert(mode)
     found, expected = encoder.pixels(image), encoder.pixels(image.convert("RGB"))
     for name, value in expected.items():
@@ -209,14 +209,14 @@ def test_pictures_of_every_kind_are_taken_as_rgb(folder_of: Callable[[str], Path
 
 
 def test_flexible_resolution_keeps_the_shape_of_a_picture(folder_of: Callable[[str], Path]) -> None:
-    encoder = Encoder(EncoderSettings(str(folder_of("siglip2"))))
+    encoder = Encoder(EncoderSettings(path=str(folder_of("siglip2"))))
     shapes = [encoder.pixels(Image.new("RGB", size))["spatial_shapes"][0].tolist() for size in ((200, 100), (100, 200))]
     assert shapes[0] == shapes[1][::-1]
     assert shapes[0][1] > shapes[0][0]
 
 
 def test_lines_are_refused(folder_of: Callable[[str], Path]) -> None:
-    encoder = Encoder(EncoderSettings(str(folder_of("clip"))))
+    encoder = Encoder(EncoderSettings(path=str(folder_of("clip"))))
     assert encoder.encode("a", Image.new("RGB", (400, 2)))["image"]["pixel_values"].shape == (1, 3, 64, 64)
     with pytest.raises(UserError, match="its image has 2 x 401 pixels; one side may be 200 times the other"):
         encoder.encode("a", Image.new("RGB", (2, 401)))
@@ -245,7 +245,7 @@ def test_dtype_auto_is_that_of_the_weights(folder_of: Callable[[str], Path], tmp
 
 def test_fingerprints_tell_apart_what_gives_other_features(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
     def fingerprint(folder: Path, **changes: Any) -> dict[str, Any]:
-        return Encoder(EncoderSettings(str(folder), **changes)).fingerprint()
+        return Encoder(EncoderSettings(path=str(folder), **changes)).fingerprint()
 
     reference = fingerprint(folder_of("clip"))
     make_tiny_encoder("clip", tmp_path / "seed1", seed=1)
@@ -276,13 +276,13 @@ def test_fingerprints_tell_apart_what_gives_other_features(folder_of: Callable[[
 def test_unknown_names_list_the_presets(tmp_path: Path) -> None:
     for name in ("clip-vit-l-15", "nobody/nothing", "../x/y/z", str(tmp_path / "gone")):
         with pytest.raises(UserError, match=r"is no folder and cannot be loaded(?s:.*)clip-vit-l-14-336, .*siglip2"):
-            Encoder(EncoderSettings(name))
+            Encoder(EncoderSettings(path=name))
     with pytest.raises(UserError, match="is not an encoder(?s:.*)clip-vit-l-14-336"):
-        Encoder(EncoderSettings(str(tmp_path)))
+        Encoder(EncoderSettings(path=str(tmp_path)))
     with pytest.raises(UserError, match="--revision is for names on the hub"):
-        Encoder(EncoderSettings(str(tmp_path), revision="main"))
+        Encoder(EncoderSettings(path=str(tmp_path), revision="main"))
     with pytest.raises(UserError, match="`features`: 'pool' is not one of 'pooled', 'projected'"):
-        EncoderSettings("x", features="pool")
+        EncoderSettings(path="x", features="pool")
 
 
 @pytest.fixture
@@ -303,21 +303,21 @@ def test_a_name_on_the_hub_is_its_folder_at_a_commit(
     folder_of: Callable[[str], Path], hub: Callable[[str], None]
 ) -> None:
     hub("someone/tiny")
-    encoder = Encoder(EncoderSettings("someone/tiny"))
-    assert encoder.settings == EncoderSettings("someone/tiny", revision=COMMIT)
-    assert encoder.fingerprint() == Encoder(EncoderSettings(str(folder_of("clip")))).fingerprint()
+    encoder = Encoder(EncoderSettings(path="someone/tiny"))
+    assert encoder.settings == EncoderSettings(path="someone/tiny", revision=COMMIT)
+    assert encoder.fingerprint() == Encoder(EncoderSettings(path=str(folder_of("clip")))).fingerprint()
     again = Encoder(EncoderSettings(**encoder.settings.to_dict())).load(CPU)
     assert again.settings == encoder.settings
     with pytest.raises(UserError, match="someone/tiny is no folder and cannot be loaded"):
-        Encoder(EncoderSettings("someone/tiny", revision="f" * 40))
+        Encoder(EncoderSettings(path="someone/tiny", revision="f" * 40))
 
 
 def test_a_preset_is_a_name_on_the_hub_whose_widths_are_known(hub: Callable[[str], None]) -> None:
     with pytest.raises(UserError, match="clip-vit-l-14 is no folder and cannot be loaded"):
-        Encoder(EncoderSettings("clip-vit-l-14"))
+        Encoder(EncoderSettings(path="clip-vit-l-14"))
     hub("openai/clip-vit-large-patch14")
     for kind, widths in (("pooled", "1024 and 768"), ("projected", "768 and 768")):
-        encoder = Encoder(EncoderSettings("clip-vit-l-14", features=kind))
+        encoder = Encoder(EncoderSettings(path="clip-vit-l-14", features=kind))
         assert encoder.settings.path == "openai/clip-vit-large-patch14"
         with pytest.raises(UserError, match=f"gives .* image and .* text features, {widths} are expected"):
             encoder.load(CPU)
@@ -354,7 +354,7 @@ def test_presets_are_as_wide_as_their_architecture(folder_of: Callable[[str], Pa
         ("pooled", (preset.image_dim, preset.text_dim)),
         ("projected", (preset.projection_dim, preset.projection_dim)),
     ):
-        encoder = Encoder(EncoderSettings(str(folder_of(family)), features=kind))
+        encoder = Encoder(EncoderSettings(path=str(folder_of(family)), features=kind))
         with torch.device("meta"):
             encoder.model = AutoModel.from_config(AutoConfig.for_model(family, **config)).eval()
             image = {"pixel_values": torch.empty(2, 3, side, side)}
@@ -372,10 +372,10 @@ def test_presets_are_as_wide_as_their_architecture(folder_of: Callable[[str], Pa
 
 def test_models_of_other_kinds_are_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a qwen2_vl model; encoders are of the families clip, altclip"):
-        Encoder(EncoderSettings(str(tiny("qwen2_vl"))))
+        Encoder(EncoderSettings(path=str(tiny("qwen2_vl"))))
     AutoConfig.for_model("clip_vision_model").save_pretrained(tmp_path / "tower")
     with pytest.raises(UserError, match="is a clip_vision_model model"):
-        Encoder(EncoderSettings(str(tmp_path / "tower")))
+        Encoder(EncoderSettings(path=str(tmp_path / "tower")))
 
 
 def test_incomplete_folders_are_refused(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
@@ -384,13 +384,13 @@ def test_incomplete_folders_are_refused(folder_of: Callable[[str], Path], tmp_pa
     for path in (tmp_path / "tokenizer").glob("tokenizer*"):
         path.unlink()
     with pytest.raises(UserError, match="has no tokenizer; put one of .*vocab.json.* of this model"):
-        Encoder(EncoderSettings(str(tmp_path / "tokenizer")))
+        Encoder(EncoderSettings(path=str(tmp_path / "tokenizer")))
     (tmp_path / "no_processor" / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match="its tokenizer and image processor cannot be loaded"):
-        Encoder(EncoderSettings(str(tmp_path / "no_processor")))
+        Encoder(EncoderSettings(path=str(tmp_path / "no_processor")))
     (tmp_path / "weights" / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no weights; put model\*.safetensors or .* of this model into the folder"):
-        Encoder(EncoderSettings(str(tmp_path / "weights")))
+        Encoder(EncoderSettings(path=str(tmp_path / "weights")))
     (tmp_path / "weights" / "model.safetensors").write_bytes(b"{}")
     with pytest.raises(UserError, match="its weights cannot be loaded"):
         opened(tmp_path / "weights")
@@ -402,4 +402,4 @@ def test_incomplete_folders_are_refused(folder_of: Callable[[str], Path], tmp_pa
     size = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}
     path.write_text(json.dumps(json.loads(path.read_text()) | size))
     with pytest.raises(UserError, match="the image processor gives rows of 32 values and the model takes 64"):
-        Encoder(EncoderSettings(str(tmp_path / "pixels")))
+        Encoder(EncoderSettings(path=str(tmp_path / "pixels")))

@@ -168,7 +168,7 @@ def test_verdicts_of_several_classes_in_words(detector: Detector, some: list[Mem
     prompt = '<image> Caption: "{text}". Which of these?'
 
     def content(verdict: int | list[int] | None, **changes: object) -> str:
-        explainer = Explainer(engine, replace(settings, prompt_template=prompt, **changes))
+        explainer = Explainer(engine, settings.replace(prompt_template=prompt, **changes))
         return explainer.ask(replace(found, verdict=verdict), picture).chat.messages[0]["content"]
 
     several = {"problem_type": "multi_label", "answers": ("cats", "cakes", "cars")}

@@ -24,7 +24,7 @@ SIZES = ((96, 96), (320, 40), (31, 700), (20, 20), (900, 655), (882, 668))
 
 
 def encoder_of(run: Run, **changes: int) -> MemeEncoder:
-    return load_encoder(run.base_model, replace(run.settings, **changes))[0]
+    return load_encoder(run.base_model, run.settings.replace(**changes))[0]
 
 
 def shown(image: Image.Image) -> Chat:

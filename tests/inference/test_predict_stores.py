@@ -50,7 +50,13 @@ def unlabelled(some: Features) -> Features:
 @pytest.fixture
 def lab(tmp_path: Path) -> Path:
     """A fused head, a bank, a dev split, and memes without labels."""
-    config = HeadConfig(sum(WIDTH), 2, 8, fusion=FusionConfig(*WIDTH, "align", map_dim=6), embedding="linear")
+    config = HeadConfig(
+        input_dim=sum(WIDTH),
+        num_layers=2,
+        proj_dim=8,
+        fusion=FusionConfig(image_dim=WIDTH[0], text_dim=WIDTH[1], kind="align", map_dim=6),
+        embedding="linear",
+    )
     torch.manual_seed(0)
     head = MemeHead(config).eval()
     with torch.no_grad():  # half of the memes on either side
@@ -181,7 +187,7 @@ def test_a_meme_of_the_bank_does_not_vote_for_itself(lab):
 
 @pytest.mark.parametrize("kind", ["single_label", "multi_label"])
 def test_several_classes(tmp_path, kind):
-    config = HeadConfig(sum(WIDTH), 2, 8, output_dim=3, problem_type=kind)
+    config = HeadConfig(input_dim=sum(WIDTH), num_layers=2, proj_dim=8, output_dim=3, problem_type=kind)
     save_head(tmp_path / "head", config, MemeHead(config).state_dict())
     bank = features(40, 0, "bank", classes=3)
     if kind == "single_label":

@@ -16,12 +16,12 @@ from llamafactory.train import tuner
 from safetensors.torch import load_file
 
 from llamafactory_ext.arguments import STAGE, ClassifierFinetuningArguments
-from llamafactory_ext.sft_classifier.rgcl import retrieval_loss
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.features.extract_lmm import extract
 from ra_hmd.features.store import read_features
 from ra_hmd.models.checkpoint import open_run
+from stage2.losses.settings import retrieval_loss
 
 pytestmark = pytest.mark.slow
 
@@ -219,7 +219,7 @@ def test_losses_and_metrics_are_those_of_stage_2() -> None:
             args = ClassifierFinetuningArguments(
                 stage=STAGE, rgcl=True, rgcl_loss=name, rgcl_metrics=metric, rgcl_temperature=0.5, rgcl_margin=0.7
             )
-            assert torch.equal(retrieval_loss(args)(*given), expected)
+            assert torch.equal(retrieval_loss(args.joint_loss)(*given), expected)
 
 
 @pytest.mark.parametrize(

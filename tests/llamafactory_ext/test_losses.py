@@ -62,7 +62,9 @@ def test_hidden_state_does_not_depend_on_padding(
     tiny: Callable[[str], Path], memes: Path, embed_mode: str, embed_layer: str
 ) -> None:
     model = MemeModel(open_backbone(str(tiny("qwen2_vl"))), torch.device("cpu"))
-    attach_head(model.model, MemeHead(HeadConfig(64, proj_dim=8)), ReadoutConfig((5, 6), embed_mode, embed_layer))
+    attach_head(
+        model.model, MemeHead(HeadConfig(input_dim=64, proj_dim=8)), ReadoutConfig((5, 6), embed_mode, embed_layer)
+    )
     found = {}
     for side in ("left", "right"):
         batch, labels = labelled_batch(model, memes, side)
@@ -108,7 +110,7 @@ def test_fused_loss_is_used_in_training_and_not_in_evaluation(
     batch, labels = labelled_batch(model, memes, "right")
     positions, targets = answer_spans(labels)
     plain = model.model(**batch, answer_positions=positions, answer_labels=targets)
-    attach_head(model.model, MemeHead(HeadConfig(64, proj_dim=8)), ReadoutConfig((5, 6), fused=True))
+    attach_head(model.model, MemeHead(HeadConfig(input_dim=64, proj_dim=8)), ReadoutConfig((5, 6), fused=True))
     model.model.train()
     fused = model.model(**batch, answer_positions=positions, answer_labels=targets)
     assert calls == [(targets.numel(), 64)]
@@ -120,13 +122,13 @@ def test_fused_loss_is_used_in_training_and_not_in_evaluation(
 
 
 def test_head_computes_in_float32_under_autocast_and_with_cast_weights() -> None:
-    head = MemeHead(HeadConfig(16, proj_dim=8)).eval()
+    head = MemeHead(HeadConfig(input_dim=16, proj_dim=8)).eval()
     hidden = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(head(hidden).logits, head(hidden).logits.float())
         assert head(hidden).logits.dtype == torch.float32
     expected = head(hidden).logits
-    half = MemeHead(HeadConfig(16, proj_dim=8)).eval()
+    half = MemeHead(HeadConfig(input_dim=16, proj_dim=8)).eval()
     half.load_state_dict(head.state_dict())
     half.bfloat16()
     assert half(hidden).logits.dtype == torch.float32
@@ -135,7 +137,7 @@ def test_head_computes_in_float32_under_autocast_and_with_cast_weights() -> None
 
 def test_attached_head_is_found_and_other_calls_take_the_own_forward(tiny: Callable[[str], Path], memes: Path) -> None:
     model = MemeModel(open_backbone(str(tiny("qwen2_vl"))), torch.device("cpu"))
-    head = MemeHead(HeadConfig(64, proj_dim=8))
+    head = MemeHead(HeadConfig(input_dim=64, proj_dim=8))
     attach_head(model.model, head, ReadoutConfig((5, 6)))
     assert head_of(model.model) is head
     batch, labels = labelled_batch(model, memes, "right")

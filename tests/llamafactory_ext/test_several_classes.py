@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +251,11 @@ def test_cross_entropy_leaves_gamma_aside() -> None:
 def test_room_is_kept_for_the_longest_answer_whatever_the_label(several: Path) -> None:
     run = open_run(several)
     names = tuple(f"{word} and more about the {word}" for word in SEVERAL)
-    encoder, _ = load_encoder(run.base_model, replace(run.settings, answers=names))
+    encoder, _ = load_encoder(run.base_model, run.settings.replace(answers=names))
     longest = encoder.encode_answer(", ".join(names))
-    assert len(longest) > ANSWER_BUDGET == load_encoder(run.base_model, InputSettings("qwen2_vl"))[0].answer_budget
+    assert (
+        len(longest)
+        > ANSWER_BUDGET
+        == load_encoder(run.base_model, InputSettings(template="qwen2_vl"))[0].answer_budget
+    )
     assert encoder.budget == run.settings.cutoff_len - len(longest)

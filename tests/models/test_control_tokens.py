@@ -23,7 +23,7 @@ def encoder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Enco
     def make(family: str) -> Encoder:
         if family not in made:
             folder = make_tiny_encoder(family, root / family)
-            made[family] = Encoder(EncoderSettings(str(folder), features="projected")).load(torch.device("cpu"))
+            made[family] = Encoder(EncoderSettings(path=str(folder), features="projected")).load(torch.device("cpu"))
         return made[family]
 
     return make

@@ -10,12 +10,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from llamafactory_ext.arguments import ClassifierFinetuningArguments
-from llamafactory_ext.sft_classifier.rgcl import retrieval_loss
 from ra_hmd.core.problem import Problem
 from ra_hmd.models.classifier import ReadoutConfig, attach_head
 from ra_hmd.models.head import HeadConfig, MemeHead
 from ra_hmd.models.losses import Objective, weights_of
+from stage2.losses.settings import RetrievalLossSettings, retrieval_loss
 
 CUDA = torch.device("cuda:0")
 
@@ -41,7 +40,7 @@ def test_forward_pass_in_bfloat16(
     monkeypatch.setattr(MemeHead, "to", lambda head, device: head)  # a fake module cannot be moved: it is made there
     with CUDA:
         model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(tiny(family)), dtype=torch.bfloat16)
-        attach_head(model, MemeHead(HeadConfig(64, proj_dim=8)), reader)
+        attach_head(model, MemeHead(HeadConfig(input_dim=64, proj_dim=8)), reader)
         inputs = {
             "input_ids": torch.full((2, 12), 20),
             "attention_mask": torch.ones(2, 12, dtype=torch.long),
@@ -57,7 +56,7 @@ def test_forward_pass_in_bfloat16(
 @pytest.mark.parametrize("name", ["contrastive", "triplet", "naive"])
 @pytest.mark.parametrize("metric", ["cos", "ip", "l2"])
 def test_retrieval_losses(name: str, metric: str, on_cuda: None) -> None:
-    loss = retrieval_loss(ClassifierFinetuningArguments(rgcl_loss=name, rgcl_metrics=metric))
+    loss = retrieval_loss(RetrievalLossSettings(loss=name, metric=metric))
     with CUDA:
         anchors, bank = torch.randn(4, 8), torch.randn(4, 2, 8)
         there = torch.ones(4, 2, dtype=torch.bool)

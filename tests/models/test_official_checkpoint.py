@@ -262,7 +262,7 @@ def change_tensors(change: Callable[[dict[str, Tensor], str], Any]) -> Callable[
 
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "head of another shape": (change_json("classifier_config.json", proj_dim=9), f"by the tensors .* it is {D}"),
-    "rates": (change_json("classifier_config.json", dropout=[2.0, 0.0]), r"dropout rate 2\.0"),
+    "rates": (change_json("classifier_config.json", dropout=[2.0, 0.0]), "`dropout.0` is 2"),
     "not LoRA": (change_json("adapter_config.json", peft_type="IA3"), "only plain LoRA"),
     "other rank": (change_json("adapter_config.json", r=5), "by `r` and .* it needs"),
     "no rank": (change_json("adapter_config.json", r=None), "`r`: None is not a number"),

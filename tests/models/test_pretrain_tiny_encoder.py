@@ -107,7 +107,7 @@ def test_both_towers_of_every_family_are_trained(script: ModuleType, family: str
     assert manifest["kind"] == "tiny_encoder"
     losses = [epoch["loss"] for epoch in manifest["history"]]
     assert losses[2] < losses[0]
-    encoder = Encoder(EncoderSettings(str(tmp_path / "trained"))).load(torch.device("cpu"))
+    encoder = Encoder(EncoderSettings(path=str(tmp_path / "trained"))).load(torch.device("cpu"))
     assert torch.isfinite(encoder.text_features(["my cat", ""])).all()
 
 

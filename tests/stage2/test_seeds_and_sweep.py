@@ -110,7 +110,7 @@ def test_settings_that_do_not_fit_are_told_together(world):
         world.arguments(sweep={"lr": [1e-3]}, dev=None)
     with pytest.raises(UserError, match="`patience` is set, but there is no `dev`"):
         world.arguments(patience=3, dev=None)
-    with pytest.raises(UserError, match="`sweep` is 3, a mapping"):
+    with pytest.raises(UserError, match="`sweep`: 3 is not a mapping"):
         world.arguments(sweep=3)
 
 
@@ -128,7 +128,7 @@ def test_the_bank_is_mined_anew_within_an_epoch(world, every, searches):
 def test_what_is_compared_with_is_the_head_of_the_last_refresh(world, monkeypatch):
     torch.manual_seed(0)
     args = world.arguments(dev=None, reindex_every=1, batch_size=200)
-    head = MemeHead(HeadConfig(16, proj_dim=32))
+    head = MemeHead(HeadConfig(input_dim=16, proj_dim=32))
     trainer = Trainer(args, head, read_features(args.train), None, torch.device("cpu"))
     banks = []
     refresh = trainer.miner.refresh

@@ -88,7 +88,9 @@ def test_balanced_weights_make_each_class_weigh_the_same(world, features):
     rare = features(400, 0, "rare")
     keep = np.flatnonzero((rare.labels == 0) | (np.cumsum(rare.labels) <= 20))
     args = world.arguments(train=world.store("rare", rare.select(keep)), class_weights="balanced")
-    trainer = Trainer(args, MemeHead(HeadConfig(16, proj_dim=32)), read_features(args.train), None, torch.device("cpu"))
+    trainer = Trainer(
+        args, MemeHead(HeadConfig(input_dim=16, proj_dim=32)), read_features(args.train), None, torch.device("cpu")
+    )
     weights = trainer.class_weights[trainer.labels]
     assert weights[trainer.labels == 0].sum().item() == pytest.approx(weights[trainer.labels == 1].sum().item())
     assert weights.mean().item() == pytest.approx(1)
@@ -198,7 +200,7 @@ def test_dev_labels_do_not_reach_the_weights(world, features):
 def make_trainer(world, **changes):
     args = world.arguments(dev=None, **changes)
     torch.manual_seed(0)
-    head = MemeHead(HeadConfig(16, proj_dim=32))
+    head = MemeHead(HeadConfig(input_dim=16, proj_dim=32))
     return Trainer(args, head, read_features(args.train), None, torch.device("cpu"))
 
 
@@ -259,7 +261,7 @@ def test_a_step_never_waits_for_the_device(world, monkeypatch):
 
 @pytest.mark.parametrize("length", [0.5, 1.0, 3.0, float("inf"), float("nan")])
 def test_gradients_are_clipped_as_torch_does(length):
-    heads = [MemeHead(HeadConfig(4, proj_dim=8)) for _ in range(2)]
+    heads = [MemeHead(HeadConfig(input_dim=4, proj_dim=8)) for _ in range(2)]
     for head in heads:
         torch.manual_seed(0)
         grads = [torch.randn_like(parameter) for parameter in head.parameters()]
@@ -281,7 +283,7 @@ def test_an_epoch_covers_every_row_once(world):
 
 
 def test_biases_do_not_decay():
-    head = MemeHead(HeadConfig(4, num_layers=3, proj_dim=8))
+    head = MemeHead(HeadConfig(input_dim=4, num_layers=3, proj_dim=8))
     decayed, free = parameter_groups(head, 0.01)
     assert decayed["weight_decay"] == 0.01
     assert free["weight_decay"] == 0

@@ -97,7 +97,7 @@ def encoded(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 def encoder_of(store: Path) -> Encoder:
-    return Encoder(EncoderSettings(str(store.parents[1] / "encoder"), features="projected"))
+    return Encoder(EncoderSettings(path=str(store.parents[1] / "encoder"), features="projected"))
 
 
 def logits_of(head: Path, store: Path) -> Tensor:
@@ -264,7 +264,7 @@ def test_zero_shot_refuses_before_the_weights_are_loaded(encoded: Callable[..., 
     with pytest.raises(UserError, match="--modality 'sound' is unknown; choose one of image, text, both"):
         zero_shot(encoder, Prompts.binary(), tmp_path / "head", modality="sound")
     with pytest.raises(UserError, match="the encoder gives pooled features"):
-        zero_shot(Encoder(replace(encoder.settings, features="pooled")), Prompts.binary(), tmp_path / "head")
+        zero_shot(Encoder(encoder.settings.replace(features="pooled")), Prompts.binary(), tmp_path / "head")
     with pytest.raises(UserError, match="does not exist"):
         Prompts.read(tmp_path / "none.yaml")
     write_json(tmp_path / "ra_hmd.json", {"kind": "stage2"})

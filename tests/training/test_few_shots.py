@@ -98,7 +98,7 @@ def test_lists_that_do_not_fit(encoded, lists, features):
 
 
 def test_settings_of_lists_that_contradict_each_other(encoded):
-    with pytest.raises(UserError, match="`k_shot` is set: say with `shots`"):
+    with pytest.raises(UserError, match="`k_shot`.*`shots`"):
         encoded.head(k_shot="lists.json")
     with pytest.raises(UserError, match=r"(?s)`shots` is set, but there is no `k_shot`.*`shot_seed` is set"):
         encoded.head(shots=8, shot_seed=1)

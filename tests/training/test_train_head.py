@@ -62,7 +62,7 @@ def test_what_is_left_in_the_folder(encoded):
     assert head_fingerprint(args.output_dir) == read_features(args.train).manifest.fingerprint
     assert manifest.head_sha256 == sha256_file(args.output_dir / HEAD_WEIGHTS)
     config = load_head(args.output_dir).config
-    assert config.fusion == FusionConfig(12, 8, "align", map_dim=32, map_dropout=0.2)
+    assert config.fusion == FusionConfig(image_dim=12, text_dim=8, kind="align", map_dim=32, map_dropout=0.2)
     assert (config.input_dropout, config.dropout) == (0.4, (0.1,))
     history = read_json(args.output_dir / "history.json")
     assert history.select_by == "dev_lrc_auroc"
@@ -225,8 +225,8 @@ def test_the_shape_of_a_fresh_head(encoded, features):
     train = features(4, 0, "x")
     hateclipper = head_config(encoded.head(map_dim=None, num_layers=None, proj_dim=None), train)
     assert hateclipper == HeadConfig(
-        20, num_layers=4, proj_dim=1024, input_dropout=0.4, dropout=(0.1,) * 3, embedding="relu",
-        fusion=FusionConfig(12, 8, "align", map_dim=1024, mapping_layers=1, map_dropout=0.2),
+        input_dim=20, num_layers=4, proj_dim=1024, input_dropout=0.4, dropout=(0.1,) * 3, embedding="relu",
+        fusion=FusionConfig(image_dim=12, text_dim=8, kind="align", map_dim=1024, mapping_layers=1, map_dropout=0.2),
     )  # fmt: skip
     assert head_config(encoded.head(num_layers=3, dropout=(0.2, 0.3)), train).dropout == (0.2, 0.3)
     assert head_config(encoded.head(num_layers=1), train).dropout == ()
