@@ -80,7 +80,7 @@ def test_every_bad_record_is_listed_at_once(run_with: RunWith) -> None:
     assert "its `label` is" in text
     assert "begins with neither 'No' or 'Yes'" in text
     assert "has 4 valid messages" in text
-    assert "set `prompt_template`" in text
+    assert "`prompt_template`" in text
     assert "has 2 images" in text
 
 
