@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ra_hmd.data.k_shot_lists import check_same_data, read_shot_list, shot_rows
+from ra_hmd.data.k_shot import check_same_data, read_shot_list, shot_rows
 from ra_hmd.features.store import Features
 
 

@@ -24,8 +24,7 @@ from typer.testing import CliRunner
 from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import read_json, write_json
 from ra_hmd.core.errors import UserError
-from ra_hmd.data.k_shot import write_k_shot
-from ra_hmd.data.k_shot_lists import read_shot_list
+from ra_hmd.data.k_shot import read_shot_list, write_k_shot
 from ra_hmd.features.compatibility import head_fingerprint
 from ra_hmd.features.store import Features, read_features, write_features
 from ra_hmd.models.clip_encoder import Encoder, EncoderSettings

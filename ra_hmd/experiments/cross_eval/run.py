@@ -20,7 +20,7 @@ from ra_hmd.core.artifacts import MANIFEST_NAME, plain, read_json, run_manifest,
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import THRESHOLDS
 from ra_hmd.core.progress import track
-from ra_hmd.data.k_shot_lists import check_same_data, read_shot_lists, shot_rows
+from ra_hmd.data.k_shot import check_same_data, read_shot_lists, shot_rows
 from ra_hmd.evaluation.metrics.runs import estimate
 from ra_hmd.evaluation.provenance import describe_head, describe_store
 from ra_hmd.experiments.common import HeadView, require_binary
