@@ -2,27 +2,23 @@
 
 import getpass
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ra_hmd.cli.options import Final, MinSimilarity, Prior, TopK, Weights
+from ra_hmd.cli.options import GROUP, Final, command_line, from_settings, print_notes
 from ra_hmd.core.errors import UserError
+from ra_hmd.inference.options import VotingOptions
 
 if TYPE_CHECKING:
     from ra_hmd.bank.bank import Bank
     from ra_hmd.bank.versions import VersionEntry
     from ra_hmd.core.problem import Problem
-    from ra_hmd.retrieval.voting import Voting
 
 bank_app = typer.Typer(
     help="The example bank: labelled memes that vote, with a history.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    **GROUP,
 )
 Place = Annotated[str, typer.Argument(help="Folder, file ….db (Milvus Lite), or http://host:port#name (Milvus).")]
 Checkpoint = Annotated[Path, typer.Option(help="Stage 1 run or Stage 2 folder: whose head embeds.")]
@@ -213,14 +209,12 @@ def log_command(bank: Place, as_json: Json = False, wait: Wait = 60.0, lock: Loc
 
 
 @bank_app.command("search")
+@from_settings
 def search_command(
     bank: Place,
     checkpoint: Checkpoint,
     queries: Queries,
-    topk: TopK = 20,
-    weights: Weights = "arithmetic",
-    min_similarity: MinSimilarity = None,
-    prior_correction: Prior = False,
+    vote: VotingOptions,
     output: Annotated[Path | None, typer.Option(help="Evidence of every query, as JSON.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Queries to print.")] = 20,
     final: Final = False,
@@ -234,13 +228,12 @@ def search_command(
     from ra_hmd.scoring.operating_point import read_operating_point
     from ra_hmd.scoring.reference_set import vote_rule
 
-    voting = _voting(topk, weights, min_similarity, prior_correction)
+    voting = vote.voting
     with _open(bank, wait, lock, token) as opened:
         rule, notes = vote_rule(opened, read_operating_point(checkpoint), voting)
-        command = shlex.join(["ra-hmd", *sys.argv[1:]])
+        command = command_line()
         evidence = search_evidence(opened, checkpoint, queries, voting, rule.thresholds, final=final, command=command)
-    for note in notes:
-        typer.echo(note, err=True)
+    print_notes(notes)
     if output is not None:
         from ra_hmd.core.artifacts import write_json
 
@@ -253,19 +246,17 @@ def search_command(
 
 
 @bank_app.command("effect")
+@from_settings
 def effect_command(
     bank: Place,
     checkpoint: Checkpoint,
     queries: Queries,
+    vote: VotingOptions,
     add: Annotated[Path | None, typer.Option(help="Feature store of memes to add.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="Id to remove; may be given several times.")] = None,
     relabel: Annotated[list[str] | None, typer.Option(help="id=label; may be given several times.")] = None,
     relabel_identical: Identical = False,
     rollback: Annotated[int | None, typer.Option(help="Version to go back to; without other changes.")] = None,
-    topk: TopK = 20,
-    weights: Weights = "arithmetic",
-    min_similarity: MinSimilarity = None,
-    prior_correction: Prior = False,
     final: Final = False,
     as_json: Json = False,
     wait: Wait = 60.0,
@@ -280,14 +271,14 @@ def effect_command(
     from ra_hmd.scoring.operating_point import read_operating_point
     from ra_hmd.scoring.reference_set import vote_rule
 
-    voting = _voting(topk, weights, min_similarity, prior_correction)
+    voting = vote.voting
     asked = embed_store(checkpoint, queries, labelled=False)
     new = embed_store(checkpoint, add) if add else None
     open_labels(
         {queries: asked.features},
         [checkpoint],
         final=final,
-        command=shlex.join(["ra-hmd", *sys.argv[1:]]),
+        command=command_line(),
         examples={add: new.features} if add and new else {},
     )
     with _open(bank, wait, lock, token) as opened:
@@ -299,8 +290,7 @@ def effect_command(
         planned = PlannedChange(added, remove or [], labels, rollback, relabel_identical)
         rule, notes = vote_rule(opened, read_operating_point(checkpoint), voting)
         result = change_impact(opened, asked.embeddings, planned, voting, rule.thresholds)
-    for note in notes:
-        typer.echo(note, err=True)
+    print_notes(notes)
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
     else:
@@ -322,12 +312,6 @@ def _milvus(bank: str, lock: Path | None, token: str | None) -> dict[str, Any]:
     if lock is not None:
         raise UserError(f"--lock {lock}: only a Milvus cluster needs one, {bank} has its own.")
     return {}
-
-
-def _voting(topk: int, weights: str, min_similarity: float | None, prior_correction: bool) -> "Voting":
-    from ra_hmd.retrieval.voting import Voting
-
-    return Voting(topk, weights, min_similarity, prior_correction)
 
 
 def _login() -> str:

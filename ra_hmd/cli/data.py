@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand
 
-from ra_hmd.cli.options import Output
+from ra_hmd.cli.options import GROUP, Output
 from ra_hmd.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ class _Lists(TyperCommand):
 
 data_app = typer.Typer(
     help="Import, check and prepare meme data.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    **GROUP,
 )
 Folder = Annotated[Path, typer.Argument(help="Folder that `ra-hmd data import` wrote.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that open images.")]

@@ -1,4 +1,4 @@
-"""`ra-hmd doctor`: what this machine has, what is wrong with it, and how to mend that.
+"""`ra-hmd doctor`: checks of the installation and the machine, with a remedy for each problem.
 
 Every check is a function that returns rows and changes nothing. What could crash or print (importing a compiled
 package, starting Python with the plugin) happens in a child process of the same interpreter.
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import typer
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -26,6 +27,8 @@ from ra_hmd.core.package_versions import bad_pairs, installed_version
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+doctor_app = typer.Typer()
 
 DISTRIBUTION = "ra-hmd"
 DISABLE_PLUGIN = "RA_HMD_DISABLE_PLUGIN"
@@ -109,12 +112,20 @@ def diagnose() -> list[Check]:
     return [found for check in checks for found in check()]
 
 
+@doctor_app.command("doctor")
+def doctor_command() -> None:
+    """Check this installation: plugin, versions, torchrun, devices, FAISS. Exit code 1 on a problem."""
+    from rich.console import Console
+
+    raise typer.Exit(run_doctor(Console()))
+
+
 def run_doctor(console: "Console") -> int:
     """Print every check and the remedies. Returns the exit code: 1 if there is a problem."""
     from rich.markup import escape
     from rich.table import Table
 
-    with console.status("looking at this machine …"):
+    with console.status("checking this machine …"):
         checks = diagnose()
     table = Table("check", "", "found", title="ra-hmd doctor")
     for check in checks:

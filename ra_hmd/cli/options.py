@@ -6,14 +6,19 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import annotated_types
 import typer
+from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from ra_hmd.core.config import Settings
 from ra_hmd.inference.options import DetectorOptions, Flag, RationaleOptions, VotingOptions
+
+if TYPE_CHECKING:
+    from ra_hmd.data.readers.tasks import Task
+    from ra_hmd.models.tokenization import InputSettings
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -112,14 +117,58 @@ def print_notes(notes: Iterable[str]) -> None:
         typer.echo(note, err=True)
 
 
+class SourceOptions(Settings):
+    """Options of the commands that read memes of a file, a folder or a named data set."""
+
+    TITLE: ClassVar[str] = "data"
+
+    task: str | None = Field(None, description="Imported folder: task that gives the labels.")
+    dataset_dir: Path = Field(Path("data"), description="Folder of dataset_info.json.")
+    media_dir: Path | None = Field(None, description="Folder that relative image paths start from.")
+    limit: int | None = Field(None, ge=1, description="Use the first memes only, as many as this.")
+
+    def labelling(self, data: str) -> "Task | None":
+        """The task that gives the labels, if one was chosen."""
+        from ra_hmd.data.resolve import imported_task
+
+        return None if self.task is None else imported_task(data, self.task)
+
+    def label_classes(self, data: str) -> int | None:
+        """Number of classes where labels are sets of classes."""
+        task = self.labelling(data)
+        return len(task.classes) if task is not None and task.multi_label else None
+
+    def read(
+        self, data: str, split: str, settings: "InputSettings | None" = None, media_dir: Path | None = None
+    ) -> Any:
+        """Memes of a split, and their description for manifests.
+
+        Args:
+            data: File, folder, or name of a data set.
+            split: The split.
+            settings: Prompt and answers of training records; default are the official ones.
+            media_dir: Folder that relative image paths start from, where the option is not given.
+        """
+        from ra_hmd.data.prompt import Answers, PromptTemplate
+        from ra_hmd.data.resolve import describe_source, resolve_memes
+
+        prompt = PromptTemplate() if settings is None else settings.prompt
+        answers = Answers() if settings is None else settings.expected_answers
+        memes = resolve_memes(
+            data, split, prompt, answers, self.dataset_dir, self.media_dir or media_dir, task=self.labelling(data)
+        )
+        return memes, describe_source(data, split, self.task)
+
+
 Output = Annotated[Path, typer.Option("--output", help="Where to write.")]
 Final = Annotated[bool, typer.Option("--final", help="Use test splits; each use is recorded.")]
+BootstrapSamples = Annotated[int, typer.Option(min=100, help="Resamples behind each interval.")]
+Precision = Annotated[str, typer.Option(help="Precision: auto, float32, bfloat16 or float16.")]
 TopK = shared(VotingOptions, "topk")
 Weights = shared(VotingOptions, "weights")
-
+Thresholds = shared(DetectorOptions, "thresholds")
 MinSimilarity = shared(VotingOptions, "min_similarity")
 Prior = shared(VotingOptions, "prior_correction")
-Thresholds = shared(DetectorOptions, "thresholds")
 Backbone = shared(DetectorOptions, "backbone")
 BaseModel = shared(DetectorOptions, "base_model")
 DType = shared(DetectorOptions, "dtype")

@@ -17,6 +17,7 @@ from ra_hmd.core.errors import UserError
 if TYPE_CHECKING:
     from ra_hmd.inference.detector import Detector
     from ra_hmd.inference.explainer import Explainer
+    from ra_hmd.models.checkpoint import Run
     from ra_hmd.retrieval.voting import Voting
 
 
@@ -50,7 +51,13 @@ class VotingOptions(Settings):
         return Voting(self.topk, self.weights, self.min_similarity, self.prior_correction)
 
 
-class DetectorOptions(VotingOptions):
+class ModelOptions(Settings):
+    """Options of every command that opens a base model."""
+
+    base_model: str | None = Field(None, description="Where the base model is now, if it was moved.")
+
+
+class DetectorOptions(VotingOptions, ModelOptions):
     """Options of `predict`, `explain`, `serve` and `console`: the detector, apart from its run."""
 
     TITLE: ClassVar[str] = "detector"
@@ -73,7 +80,6 @@ class DetectorOptions(VotingOptions):
     backbone: str | None = Field(
         None, description="Stage 1 run or encoder that the head was trained on, if not where the head's run says."
     )
-    base_model: str | None = Field(None, description="Where the base model is now, if it was moved.")
     batch_size: int | None = Field(None, ge=1, description="Memes per forward pass; default: 16.")
     dtype: DType | None = Field(None, description="Precision: auto, float32, bfloat16 or float16.")
 
@@ -105,6 +111,29 @@ class ServedDetectorOptions(DetectorOptions):
     abstain: float = Field(
         0.0, ge=0, lt=0.5, description="Leave memes to a person whose probability is within this of the threshold's."
     )
+
+
+class LmmOptions(ModelOptions):
+    """Options of `extract` and `in-context`: the LMM that is run."""
+
+    TITLE: ClassVar[str] = "model"
+
+    checkpoint: str = Field(description="Stage 1 run, checkpoint, merged export, or with --backbone-only a model.")
+    backbone_only: bool = Field(False, description="Run the LMM alone, without a Stage 1 run.")
+    template: str | None = Field(None, description="With --backbone-only: LLaMA-Factory template.")
+    dtype: DType = Field("auto", description="Precision: auto, float32, bfloat16 or float16.")
+
+    def open(self) -> "Run":
+        """Open the run.
+
+        Raises:
+            UserError: a missing folder, or one that is no run.
+        """
+        from ra_hmd.models.checkpoint import open_backbone, open_run
+
+        if self.backbone_only:
+            return open_backbone(self.checkpoint, self.template, self.base_model)
+        return open_run(self.checkpoint, self.base_model)
 
 
 class RationaleOptions(Settings):

@@ -1,0 +1,174 @@
+"""Commands that make models and features: `tiny-lmm`, `tiny-encoder`, `extract`, `encode`, `import-official`, and
+`features`.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ra_hmd.cli.options import (
+    GROUP,
+    Output,
+    Precision,
+    SourceOptions,
+    command_line,
+    from_settings,
+    print_notes,
+)
+from ra_hmd.inference.options import LmmOptions
+
+models_app = typer.Typer()
+features_app = typer.Typer(help="Feature stores.", **GROUP)
+
+Data = Annotated[str, typer.Option(help="File (.jsonl, ShareGPT .json), folder, or data set name.")]
+Split = Annotated[str, typer.Option(help="Name of the split.")]
+ShardSize = Annotated[int, typer.Option(min=1, help="Rows per file.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random weights.")]
+
+
+@models_app.command("tiny-lmm")
+def tiny_lmm_command(
+    output: Output,
+    family: Annotated[str, typer.Option(help="qwen2_vl, qwen2_5_vl or qwen3_vl.")] = "qwen2_vl",
+    seed: Seed = 0,
+) -> None:
+    """Build a CPU-sized Qwen-VL from its config, with tokenizer and processor."""
+    from ra_hmd.models.tiny import make_tiny_lmm
+
+    print(make_tiny_lmm(family, output, seed=seed))
+
+
+@models_app.command("tiny-encoder")
+def tiny_encoder_command(
+    output: Output,
+    family: Annotated[str, typer.Option(help="clip, altclip, align, siglip or siglip2.")] = "clip",
+    seed: Seed = 0,
+) -> None:
+    """Build a CPU-sized image–text encoder from its config, with tokenizer and image processor."""
+    from ra_hmd.models.tiny_clip import make_tiny_encoder
+
+    print(make_tiny_encoder(family, output, seed=seed))
+
+
+@models_app.command("extract")
+@from_settings
+def extract_command(
+    model: LmmOptions,
+    data: Data,
+    output: Output,
+    source: SourceOptions,
+    split: Split = "train",
+    batch_size: Annotated[int, typer.Option(min=1, help="Memes per forward pass.")] = 16,
+    shard_size: ShardSize = 512,
+    workers: Workers = 2,
+    padding_side: Annotated[str, typer.Option(help="left or right.")] = "left",
+) -> None:
+    """Extract features of memes by an LMM. An interrupted command continues when started again; also under torchrun."""
+    from ra_hmd.core.config import choose
+    from ra_hmd.features.extract_lmm import extract
+
+    choose("--padding-side", padding_side, ("left", "right"))
+    run = model.open()
+    memes, described = source.read(data, split, run.settings, run.media_dir)
+    memes = memes[: source.limit]
+    folder = extract(
+        run,
+        memes,
+        output,
+        split=split,
+        source=described,
+        label_classes=source.label_classes(data),
+        batch_size=batch_size,
+        shard_size=shard_size,
+        num_workers=workers,
+        dtype=model.dtype,
+        padding_side=padding_side,
+    )
+    print(f"{folder}: {len(memes)} memes")
+
+
+@models_app.command("encode")
+@from_settings
+def encode_command(
+    encoder: Annotated[str, typer.Option(help="Preset (docs/encoders.md), folder, or name on the Hugging Face hub.")],
+    data: Data,
+    output: Output,
+    source: SourceOptions,
+    split: Split = "train",
+    features: Annotated[str, typer.Option(help="pooled, or projected into the space of both modalities.")] = "pooled",
+    long_text: Annotated[str, typer.Option(help="Captions past the model's limit: truncate, or average.")] = "truncate",
+    revision: Annotated[str | None, typer.Option(help="Revision of the model on the hub.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Memes per call of the model.")] = 32,
+    shard_size: ShardSize = 512,
+    workers: Workers = 2,
+    dtype: Precision = "auto",
+) -> None:
+    """Extract image and text features of memes by a frozen CLIP-like encoder. Continues like extract; also under
+    torchrun.
+    """
+    from ra_hmd.core.manifests import StoreManifest, read_manifest
+    from ra_hmd.features.extract_clip import describe_captions, encode
+    from ra_hmd.features.store import STORE_MANIFEST
+    from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+
+    opened = Encoder(
+        EncoderSettings(path=encoder, revision=revision, features=features, long_text=long_text, dtype=dtype)
+    )
+    memes, described = source.read(data, split)
+    memes = memes[: source.limit]
+    folder = encode(
+        opened,
+        memes,
+        output,
+        split=split,
+        source=described,
+        label_classes=source.label_classes(data),
+        batch_size=batch_size,
+        shard_size=shard_size,
+        num_workers=workers,
+    )
+    print(f"{folder}: {len(memes)} memes")
+    captions = read_manifest(folder / STORE_MANIFEST, StoreManifest).captions
+    note = "" if captions is None else describe_captions(captions, long_text)
+    print_notes([note] if note else [])
+
+
+@models_app.command("import-official")
+def import_official_command(
+    folder: Annotated[Path, typer.Argument(help="Folder with adapter and classifier.bin.")],
+    output: Output,
+    base_model: Annotated[str | None, typer.Option(help="The LMM, if it is not where the adapter says.")] = None,
+    quantization_bit: Annotated[int | None, typer.Option(help="Load the LMM in 4 or 8 bits.")] = None,
+) -> None:
+    """Convert a checkpoint of the official RA-HMD code into a Stage 1 run."""
+    from ra_hmd.models.convert_official import import_official
+
+    done = import_official(folder, output, base_model, quantization_bit, command_line())
+    print_notes(done["official"]["assumed"])
+    print(output)
+
+
+@features_app.command("import")
+def import_command(
+    source: Annotated[Path, typer.Argument(help="Official .pt file (ids, feats, labels).")],
+    output: Output,
+) -> None:
+    """Convert the official code's feature file to a feature store."""
+    from ra_hmd.features.legacy import import_pt
+
+    import_pt(source, output)
+    print(output)
+
+
+@features_app.command("export")
+def export_command(
+    store: Annotated[Path, typer.Argument(help="Feature store.")],
+    output: Output,
+) -> None:
+    """Convert a feature store to the official code's .pt file."""
+    from ra_hmd.features.legacy import export_pt
+
+    export_pt(store, output)
+    print(output)
