@@ -1,19 +1,14 @@
 """`ra-hmd console`: the service with the moderators' page."""
 
 import getpass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ra_hmd.cli import options as shared
 from ra_hmd.cli import serve_options as o
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-    from ra_hmd.console.controller import ConsoleSettings
+from ra_hmd.cli.serve import server_settings
 
 console_app = typer.Typer()
 
@@ -65,60 +60,17 @@ def console_command(
     (docs/console.md). Prints its address.
     """
     given = dict(locals())
-    own = {name: given.pop(name) for name in ("queue", "media_dir", "reviews", "author", "class_names", "open_browser")}
-    serve_console(given, own)
-
-
-def serve_console(serving: dict[str, Any], own: dict[str, Any]) -> None:
-    """Serve API and page until a signal ends it.
-
-    Args:
-        serving: Options of `ra-hmd serve`, by name.
-        own: Those of the page alone.
-
-    Raises:
-        UserError: something is not installed, missing, or does not go together.
-    """
-    from ra_hmd.cli.serve import served
-
-    asked = served(**serving)
-    check_gradio()
+    for name in ("queue", "media_dir", "reviews", "author", "class_names", "open_browser"):
+        del given[name]
+    server = server_settings(**given)
     from ra_hmd.console.controller import ConsoleSettings
-    from ra_hmd.serve.middleware import CONSOLE
-    from ra_hmd.serve.server import serve
+    from ra_hmd.console.server import serve_console
 
-    options = ConsoleSettings(
-        author=own["author"] or getpass.getuser(),
-        queue=own["queue"],
-        media_dir=own["media_dir"],
-        reviews=own["reviews"],
-        class_names=own["class_names"] or [],
+    console = ConsoleSettings(
+        author=author or getpass.getuser(),
+        queue=queue,
+        media_dir=media_dir,
+        reviews=reviews,
+        class_names=class_names or [],
     )
-
-    def announce(address: str) -> None:
-        print(f"{address}{CONSOLE}", flush=True)
-        if own["open_browser"]:
-            typer.launch(f"{address}{CONSOLE}")
-
-    serve(asked, partial(_mounted, options), announce)
-
-
-def _mounted(options: "ConsoleSettings", app: "FastAPI", *parts: Any) -> "FastAPI":
-    from ra_hmd.console.controller import Console
-    from ra_hmd.console.mount import mount
-
-    return mount(app, Console(*parts, options=options))
-
-
-def check_gradio() -> None:
-    """Raise `UserError` unless Gradio is there, in a version that the page was made for."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from ra_hmd.core.errors import UserError
-
-    try:
-        found = version("gradio")
-    except PackageNotFoundError:
-        found = "none"
-    if found.split(".")[0] != "5":
-        raise UserError(f"The console needs Gradio 5, {found} is installed: pip install 'gradio>=5.40,<6'.")
+    serve_console(server, console, open_browser=open_browser)

@@ -51,10 +51,10 @@ def serve_command(
     """
     from ra_hmd.serve.server import serve
 
-    serve(served(**{name: value for name, value in locals().items() if name != "serve"}))
+    serve(server_settings(**{name: value for name, value in locals().items() if name != "serve"}))
 
 
-def served(
+def server_settings(
     *,
     topk: int,
     weights: str,
@@ -72,24 +72,21 @@ def served(
     memes: list[Path] | None,
     **others: Any,
 ) -> Any:
-    """The `ServerSettings` that these options ask for, under their names here."""
-    from typing import get_args
-
-    from ra_hmd.core.choices import DType
-    from ra_hmd.core.config import choose
+    """Build the settings of a server from the options of a command."""
     from ra_hmd.retrieval.voting import Voting
-    from ra_hmd.serve.server import ServerSettings, check_installed
+    from ra_hmd.serve.limits import BatchingSettings, RequestLimits
+    from ra_hmd.serve.server import ServerSettings
 
-    check_installed()
-    from ra_hmd.serve.batching import BatchingSettings
-    from ra_hmd.serve.limits import RequestLimits
-
-    if others["dtype"] is not None:
-        choose("--dtype", others["dtype"], get_args(DType))
     return ServerSettings(
         voting=Voting(topk, weights, min_similarity, prior_correction),  # type: ignore[arg-type]
-        limits=BatchingSettings(max_batch, max_wait_ms, max_queue),
-        settings=RequestLimits(max_bytes, max_images, max_pixels, max_text, time_limit),
+        batching=BatchingSettings(max_batch=max_batch, max_wait_ms=max_wait_ms, max_queue=max_queue),
+        limits=RequestLimits(
+            max_bytes=max_bytes,
+            max_images=max_images,
+            max_pixels=max_pixels,
+            max_text=max_text,
+            time_limit=time_limit,
+        ),
         allowed_hosts=allowed_host or [],
         memes=memes or [],
         **others,

@@ -1,123 +1,119 @@
-"""Everything behind the page, without the page: what each button does, and what is shown then."""
+"""The console without its page: what each button does."""
 
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from pydantic import Field
 
 from ra_hmd.console.labels import ClassNames
-from ra_hmd.console.moderation import Moderation, Subject, content_id
+from ra_hmd.console.moderation import Moderation, content_id
 from ra_hmd.console.review_queue import ReviewQueue
 from ra_hmd.console.reviews import Reviews
 from ra_hmd.console.users import Authenticator
 from ra_hmd.console.views import Views
+from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.meme_lookup import MemeLookup
+from ra_hmd.inference.types import Explain
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import BatchingService, wait_for_all
+from ra_hmd.serve.batching import BatchingService, ServedVerdict, wait_for_all
 from ra_hmd.serve.limits import RequestLimits
-from ra_hmd.serve.uploads import pixels
-
-if TYPE_CHECKING:
-    from ra_hmd.inference.explainer import Explainer
+from ra_hmd.serve.uploads import count_pixels
 
 
-@dataclass(frozen=True)
-class ConsoleSettings:
-    """What a moderator's page is given.
+class ConsoleSettings(Settings):
+    """Settings of the moderators' page."""
 
-    Attributes:
-        author: Who makes changes where there are no keys.
-        queue: Memes to review: file or folder.
-        media_dir: Of the queue: where relative image paths start.
-        reviews: File of decisions; default: beside the bank, or beside the run where the bank is no folder.
-        class_names: What the classes are called.
-    """
+    TITLE = "console"
 
-    author: str = "moderator"
-    queue: Path | None = None
-    media_dir: Path | None = None
-    reviews: Path | None = None
-    class_names: list[str] = field(default_factory=list)
+    author: str = Field(default="moderator", description="Author of changes where there are no keys.")
+    queue: Path | None = Field(default=None, description="File or folder of memes to review.")
+    media_dir: Path | None = Field(default=None, description="Base folder of relative image paths in the queue.")
+    reviews: Path | None = Field(
+        default=None,
+        description="File of decisions; by default beside the bank, or beside the run of a bank that is no folder.",
+    )
+    class_names: list[str] = Field(default_factory=list, description="Names of the classes, in the order of labels.")
 
 
 class Console:
     """A service as moderators use it.
 
     Args:
-        service: Judges.
-        desk: Where the bank is changed; None: nothing can be corrected.
-        explainer: Writes rationales; None: none.
-        keys: Who may come in; None: who reaches the address.
-        settings: Limits of uploads.
-        gallery: Pictures and captions of the bank's memes.
-        options: What else there is.
+        service: Batching service that scores memes.
+        bank_service: Changes the bank; without it nothing can be corrected.
+        explainer: Generates rationales; None: no rationales are offered.
+        keys: API keys of the users; None: everyone who reaches the address is a moderator.
+        limits: Limits of uploads.
+        lookup: Images and captions of the bank's memes.
+        settings: Settings of the page.
 
     Raises:
-        UserError: a file that is missing or of another kind, class names that do not fit.
+        UserError: a file is missing or of another kind; the class names do not fit.
     """
 
     def __init__(
         self,
         service: BatchingService,
         bank_service: BankService | None = None,
-        explainer: "Explainer | None" = None,
+        explainer: Explain | None = None,
         keys: KeyRing | None = None,
-        settings: RequestLimits | None = None,
-        gallery: MemeLookup | None = None,
-        options: ConsoleSettings | None = None,
+        limits: RequestLimits | None = None,
+        lookup: MemeLookup | None = None,
+        settings: ConsoleSettings | None = None,
     ) -> None:
-        options = options or ConsoleSettings()
-        self.service, self.explainer, self.settings = service, explainer, settings or RequestLimits()
-        self.authenticator = Authenticator(options.author, keys)
-        self.names = ClassNames(service.detector.problem, options.class_names)
-        self.views = Views(service, self.names, gallery or MemeLookup())
-        self.reviews = Reviews(options.reviews or _beside(service))
+        settings = settings or ConsoleSettings()
+        self.service, self.explainer, self.limits = service, explainer, limits or RequestLimits()
+        self.authenticator = Authenticator(settings.author, keys)
+        self.names = ClassNames(service.detector.problem, settings.class_names)
+        self.views = Views(service, self.names, lookup or MemeLookup())
+        self.reviews = Reviews(settings.reviews or _default_reviews(service))
         self.moderation = Moderation(bank_service, self.reviews)
-        self.queue = ReviewQueue(service, self.reviews, options.queue, options.media_dir)
+        self.queue = ReviewQueue(service, self.reviews, settings.queue, settings.media_dir)
 
-    def check(self, picture: bytes | None, caption: str) -> Subject:
-        """Judge an upload. An empty caption is read from the picture.
+    def check(self, image: bytes | None, caption: str) -> ServedVerdict:
+        """Score an upload. An empty caption is read from the image.
 
         Raises:
-            UserError: no picture, or none that can be used; too long a caption.
+            UserError: there is no image, or it cannot be used; the caption is too long.
         """
-        if picture is None:
+        if image is None:
             raise UserError("Give a picture first: drop it, paste it, or choose it.")
-        # An id of its own: a row that somebody made of this very meme shall vote on it.
-        query = Meme("check-" + uuid.uuid4().hex, picture, caption.strip() or None)
-        pixels(query, self.settings)
-        answer = wait_for_all(self.service.submit([query]), self.settings.time_limit)[0]
-        return Subject(content_id(picture, answer.detection.text), query, answer)
+        # A random id, so that a row of the bank made of this very meme votes on it.
+        meme = Meme("check-" + uuid.uuid4().hex, image, caption.strip() or None)
+        count_pixels(meme, self.limits)
+        (served,) = wait_for_all(self.service.submit([meme]), self.limits.time_limit)
+        return replace(served, meme=replace(served.meme, id=content_id(image, served.verdict.text)))
 
-    def next(self, who: str) -> Subject | None:
-        """The next meme of the review queue, judged now; None: none is left, or none is judged yet."""
-        while (query := self.queue.next(who)) is not None:
+    def next(self, session: str) -> ServedVerdict | None:
+        """Score and return the next meme of the review queue; None where none is left, or none is scored yet."""
+        while (meme := self.queue.next(session)) is not None:
             try:
-                return Subject(query.id, query, self.queue.judge(query))
+                return self.queue.judge(meme)
             except UserError as error:
-                self.queue.set_aside(query.id, str(error))
+                self.queue.set_aside(meme.id, str(error))
         return None
 
-    def explain(self, subject: Subject) -> str:
-        """A rationale of a meme's verdict, generated now.
+    def explain(self, served: ServedVerdict) -> str:
+        """Generate a rationale of a verdict.
 
         Raises:
             UserError: there is no language model, or the question does not fit it.
-            Busy: the model is used by others.
+            ServiceBusy: the model is in use.
         """
         if self.explainer is None:
             raise UserError("This model has no words of its own: it stands on an encoder, not on a language model.")
-        picture = subject.query.load_image()
-        with self.service.exclusive(self.settings.time_limit):
-            (found,) = self.explainer([subject.answer.detection], [picture])
-        return found.rationale
+        image = served.meme.load_image()
+        with self.service.exclusive(self.limits.time_limit):
+            (explanation,) = self.explainer([served.verdict], [image])
+        return explanation.rationale
 
 
-def _beside(service: BatchingService) -> Path:
-    """Where decisions are kept unless said otherwise."""
+def _default_reviews(service: BatchingService) -> Path:
+    """File of decisions beside the bank, or beside the run of a bank that is no folder."""
     bank = service.detector.scorer.bank
     place = None if bank is None or "://" in str(bank.location) else Path(bank.location)
     place = place or Path(service.detector.scorer.checkpoint)

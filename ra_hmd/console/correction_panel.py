@@ -1,4 +1,4 @@
-"""The panel with which a verdict is corrected: label, reason, effect, and a second act that writes it."""
+"""The panel that corrects a verdict: label, reason, preview of the impact, and the change itself as a second step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,32 +6,33 @@ from typing import Any
 import gradio as gr
 
 from ra_hmd.console.controller import Console
-from ra_hmd.console.gradio_utils import focus, on, sentence
+from ra_hmd.console.gradio_utils import focus, on
 from ra_hmd.console.labels import REASONS
-from ra_hmd.console.moderation import ChangePreview, Subject
+from ra_hmd.console.moderation import ChangePreview
 from ra_hmd.core.errors import UserError
+from ra_hmd.serve.batching import ServedVerdict
 
 
 class CorrectionPanel:
-    """The panel of one tab. Build it inside the tab, then `wire` it.
+    """Correction panel of a tab. Create it inside the tab, then call `register_events`.
 
     Args:
-        console: What it acts on.
-        prefix: Of the elements' ids.
-        subject: State of the tab: the meme that is looked at.
-        holds: Whether a meme may still be decided on by who sent the request.
+        console: Console that makes the changes.
+        prefix: Prefix of the elements' ids.
+        served: State of the tab with the verdict that is shown.
+        check_claim: Raises `UserError` unless the session that sent a request may still decide on the meme.
     """
 
     def __init__(
         self,
         console: Console,
         prefix: str,
-        subject: gr.State,
-        holds: Callable[[Subject, gr.Request], None] = lambda subject, request: None,
+        served: gr.State,
+        check_claim: Callable[[ServedVerdict, gr.Request], None] = lambda served, request: None,
     ) -> None:
-        self.console, self.prefix, self.subject, self._holds = console, prefix, subject, holds
+        self.console, self.prefix, self.served, self._check_claim = console, prefix, served, check_claim
         choice = gr.CheckboxGroup if console.names.problem.kind == "multi_label" else gr.Radio
-        self.plan = gr.State(None)
+        self.preview = gr.State(None)
         with gr.Column(visible=False, elem_id=f"{prefix}-panel", elem_classes="ra-panel") as self.panel:
             gr.HTML("<h3>Correct the verdict</h3>")
             self.label = choice(console.names.choices(), label="The meme is", elem_id=f"{prefix}-label")
@@ -56,88 +57,84 @@ class CorrectionPanel:
         """Updates that close and empty the panel."""
         return {
             self.panel: gr.update(visible=False),
-            self.plan: None,
             self.label: gr.update(value=None),
             self.reason: gr.update(value=None),
             self.words: "",
             self.note: "",
-            self.effect: "",
-            self.write: gr.update(interactive=False),
+            **self._no_preview,
         }
 
-    def wire(self, correct: gr.Button, done: Callable[[str, gr.Request], dict[Any, Any]], outputs: list[Any]) -> None:
-        """Let it act.
+    @property
+    def _no_preview(self) -> dict[Any, Any]:
+        return {self.preview: None, self.effect: "", self.write: gr.update(interactive=False)}
+
+    def register_events(
+        self, correct: gr.Button, done: Callable[[str, gr.Request], dict[Any, Any]], outputs: list[Any]
+    ) -> None:
+        """Register the event handlers.
 
         Args:
-            correct: The button that opens it.
-            done: What the tab shows once a correction is written, given what to say.
-            outputs: What `done` may change.
+            correct: Button that opens the panel.
+            done: Returns the updates of the tab after a correction, given a message about it.
+            outputs: Components that `done` may update.
         """
-        own = list(self.closed)
-        opened = on(correct.click, self._open, [self.subject], own)
+        own, shown = list(self.closed), list(self._no_preview)
+        opened = on(correct.click, self._open, [self.served], own)
         on(opened.success, None, js=focus(f"{self.prefix}-label"))
-        on(self.label.input, lambda: self._unseen, (), [self.plan, self.effect, self.write])
-        seen = on(self.look.click, self._look, [self.subject, self.label], [self.plan, self.effect, self.write])
-        on(seen.success, None, js=focus(f"{self.prefix}-effect"))
+        on(self.label.input, lambda: self._no_preview, (), shown)
+        previewed = on(self.look.click, self._preview, [self.served, self.label], shown)
+        on(previewed.success, None, js=focus(f"{self.prefix}-effect"))
         on(self.cancel.click, lambda: self.closed, (), own)
         self._done = done
         written = on(
             self.write.click,
             self._write,
-            [self.subject, self.plan, self.label, self.reason, self.words, self.note],
+            [self.served, self.preview, self.label, self.reason, self.words, self.note],
             [*own, *outputs],
         )
         on(written.success, None, js=focus(f"{self.prefix}-said"))
 
-    @property
-    def _unseen(self) -> dict[Any, Any]:
-        return {self.plan: None, self.effect: "", self.write: gr.update(interactive=False)}
-
-    def _open(self, subject: Subject | None, request: gr.Request) -> dict[Any, Any]:
-        subject = self._allowed(subject, request)
+    def _open(self, served: ServedVerdict | None, request: gr.Request) -> dict[Any, Any]:
+        served = self._checked(served, request)
         names = self.console.names
-        label = names.other(subject.answer.detection.verdict)
+        label = names.opposite(served.verdict.verdict)
         if isinstance(label, list):
             label = [place for place, member in enumerate(label) if member]
         shown = self.closed | {self.panel: gr.update(visible=True), self.label: gr.update(value=label)}
         if names.problem.kind != "binary" or label is None:
             return shown
-        return shown | self._look(subject, label, request)  # one key: of two classes the other one is meant
+        return shown | self._preview(served, label, request)  # of two classes the correction can only be the other
 
-    def _look(self, subject: Subject | None, chosen: Any, request: gr.Request) -> dict[Any, Any]:
-        subject = self._allowed(subject, request)
-        plan = self.console.moderation.plan(subject, self.console.names.label_of(chosen))
-        effect = self.console.views.effect(plan)
-        return {self.plan: plan, self.effect: effect, self.write: gr.update(interactive=True)}
+    def _preview(self, served: ServedVerdict | None, chosen: Any, request: gr.Request) -> dict[Any, Any]:
+        served = self._checked(served, request)
+        preview = self.console.moderation.preview(served, self.console.names.label_of(chosen))
+        html = self.console.views.impact(preview)
+        return {self.preview: preview, self.effect: html, self.write: gr.update(interactive=True)}
 
     def _write(
         self,
-        subject: Subject | None,
-        plan: ChangePreview | None,
+        served: ServedVerdict | None,
+        preview: ChangePreview | None,
         chosen: Any,
         reason: str | None,
         words: str | None,
         note: str | None,
         request: gr.Request,
     ) -> dict[Any, Any]:
-        subject = self._allowed(subject, request)
-        if plan is not None and plan.label != self.console.names.label_of(chosen):
-            plan = None  # another label than the one whose effect was shown
-        why = ": ".join(part.strip() for part in (reason, words) if part and part.strip())
-        person = self.console.authenticator.person(request)
-        entry = self.console.moderation.correct(subject, plan, person.name, why, note or "")
-        name = self.console.names(plan.label if plan else None)
-        said = f"Written: the bank has this meme as “{name}” from version {entry.version} on."
-        return self.closed | self._done(said, request)
+        served = self._checked(served, request)
+        label = self.console.names.label_of(chosen)
+        if preview is not None and preview.label != label:
+            preview = None  # it is of another label
+        full_reason = ": ".join(part.strip() for part in (reason, words) if part and part.strip())
+        user = self.console.authenticator.user(request)
+        entry = self.console.moderation.correct(served, preview, user.name, full_reason, note or "")
+        name = self.console.names(label)
+        message = f"Written: the bank has this meme as “{name}” from version {entry.version} on."
+        return self.closed | self._done(message, request)
 
-    def _allowed(self, subject: Subject | None, request: gr.Request) -> Subject:
-        self.console.authenticator.person(request).check_may_change()
-        if subject is None:
+    def _checked(self, served: ServedVerdict | None, request: gr.Request) -> ServedVerdict:
+        self.console.authenticator.user(request).check_may_change()
+        if served is None:
             raise UserError("There is no meme to correct yet.")
-        self._holds(subject, request)
-        return subject
-
-
-def status_region(prefix: str) -> gr.HTML:
-    """Where a tab says what was done, aloud too."""
-    return gr.HTML(sentence(""), elem_id=f"{prefix}-said", elem_classes="ra-live")
+        self._check_claim(served, request)
+        return served

@@ -1,4 +1,4 @@
-"""Small pieces that the tabs of the page share."""
+"""Helpers for Gradio that the tabs of the page share."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -11,28 +11,28 @@ import gradio as gr
 from ra_hmd.core.errors import UserError
 from ra_hmd.serve.batching import InferenceFailed, QueueFull, ServiceBusy, ServiceClosed
 
-_SAID = {
+_MESSAGES = {
     QueueFull: "The model has too much to do at the moment; try again in a few seconds.",
     ServiceBusy: "The model is busy with something else; try again in a few seconds.",
     ServiceClosed: "The service is being shut down.",
     InferenceFailed: "The model or the bank failed; the log of the service says where.",
     TimeoutError: "It took too long; try again.",
 }
-EXPECTED_ERRORS = (UserError, *_SAID)
-"""What may come of any act, and is no bug."""
+EXPECTED_ERRORS = (UserError, *_MESSAGES)
+"""Errors that any event handler may raise, and that are no bugs."""
 
 
 def error_message(error: Exception) -> str:
-    """One of `EXPECTED_ERRORS`, for a person."""
-    return next((words for kind, words in _SAID.items() if isinstance(error, kind)), str(error))
+    """Return one of `EXPECTED_ERRORS` as a message for the user."""
+    return next((message for kind, message in _MESSAGES.items() if isinstance(error, kind)), str(error))
 
 
-def upload(**how: Any) -> gr.File:
-    """A file that is read once and then deleted: what people report must not stay on a disk.
+def upload(**options: Any) -> gr.File:
+    """Create a file component whose uploads are read once and then deleted: reported memes must not stay on disk.
 
-    Its value is the content. No class of its own: for such Gradio writes a file beside the source.
+    Its value is the content of the file. It is no subclass, because Gradio writes a file beside the source of each.
     """
-    component = gr.File(**how)
+    component = gr.File(**options)
 
     def read_and_delete(payload: Any) -> bytes | None:
         if payload is None:
@@ -43,35 +43,35 @@ def upload(**how: Any) -> gr.File:
         finally:
             path.unlink(missing_ok=True)
 
-    component.preprocess = read_and_delete
+    component.preprocess = read_and_delete  # type: ignore[method-assign]  # see above
     return component
 
 
-def show_errors(act: Callable[..., Any]) -> Callable[..., Any]:
-    """What a person can mend is said on the page; nothing on it changes."""
+def show_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap an event handler so that expected errors are shown as a message, and nothing else on the page changes."""
 
-    @wraps(act)
+    @wraps(handler)
     def wrapped(*values: Any, **named: Any) -> Any:
         try:
-            return act(*values, **named)
+            return handler(*values, **named)
         except EXPECTED_ERRORS as error:
-            said = error_message(error)
-        raise gr.Error(html.escape(said), duration=12, print_exception=False, title="Not done")
+            message = error_message(error)
+        raise gr.Error(html.escape(message), duration=12, print_exception=False, title="Not done")
 
     return wrapped
 
 
 def on(
     trigger: Callable[..., Any],
-    act: Callable[..., Any] | None,
+    handler: Callable[..., Any] | None,
     inputs: Sequence[Any] = (),
     outputs: Sequence[Any] = (),
     *,
     js: str | None = None,
 ) -> Any:
-    """Wire an event: no public endpoint of the page's own, no veil over what is shown."""
+    """Register an event handler, without a public endpoint and without a progress overlay."""
     return trigger(
-        None if act is None else show_errors(act),
+        None if handler is None else show_errors(handler),
         list(inputs),
         list(outputs),
         js=js,
@@ -82,10 +82,15 @@ def on(
 
 
 def focus(element: str) -> str:
-    """JavaScript that moves the keyboard's focus into an element, once it is there."""
+    """Return JavaScript that moves the keyboard focus into an element as soon as it is there."""
     return f"() => window.raFocus({element!r})"
 
 
 def sentence(text: str, *, kind: str = "done") -> str:
-    """One sentence for a live region."""
+    """Return a sentence as HTML for a live region."""
     return f'<p class="ra-said ra-{kind}">{html.escape(text)}</p>' if text else ""
+
+
+def status_region(prefix: str) -> gr.HTML:
+    """Create the live region in which a tab reports results, to screen readers too."""
+    return gr.HTML(sentence(""), elem_id=f"{prefix}-said", elem_classes="ra-live")

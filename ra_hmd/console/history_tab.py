@@ -1,32 +1,31 @@
-"""The tab with the bank's history, and the way back."""
+"""The tab with the history of the bank, and rollbacks."""
 
 from typing import Any
 
 import gradio as gr
 
 from ra_hmd.console.controller import Console
-from ra_hmd.console.correction_panel import status_region
-from ra_hmd.console.gradio_utils import EXPECTED_ERRORS, focus, on, sentence
+from ra_hmd.console.gradio_utils import EXPECTED_ERRORS, focus, on, sentence, status_region
 from ra_hmd.console.moderation import ChangePreview
 from ra_hmd.core.errors import UserError
 
-_LONGEST = 18  # digits of a version
+_MAX_DIGITS = 18  # of a version
 
 
 class HistoryTab:
-    """Versions as a table; rollback in two acts."""
+    """Shows the versions as a table, and restores one after a preview of the impact."""
 
     def __init__(self, console: Console, tab: gr.Tab) -> None:
         self.console = console
-        self.plan = gr.State(None)
-        self.said = status_region("history")
+        self.preview = gr.State(None)
+        self.status = status_region("history")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=300):
                 self.table = gr.HTML(elem_id="history-table")
                 self.refresh = gr.Button("Read it again (R)", elem_id="history-refresh")
             with gr.Column(scale=2, min_width=300, elem_classes="ra-panel") as self.panel:
-                gr.HTML("<h3>Go back to an earlier version</h3><p class='ra-small'>This makes a new version that "
-                        "holds what the earlier one held. Nothing is lost.</p>")  # fmt: skip
+                gr.HTML("<h3>Go back to an earlier version</h3><p class='ra-small'>This makes a new version with the "
+                        "content of the earlier one. Nothing is lost.</p>")  # fmt: skip
                 self.version = gr.Textbox(
                     "1", label="Version (its number in the table)", max_lines=1, elem_id="history-version"
                 )
@@ -36,60 +35,61 @@ class HistoryTab:
                     self.look = gr.Button("Show the effect (E)", elem_id="history-look")
                     self.write = gr.Button("Go back (Y)", variant="primary", interactive=False, elem_id="history-write")
                     self.cancel = gr.Button("Cancel (X)", elem_id="history-cancel")
-        self._wire(tab)
+        self._register_events(tab)
 
-    def _wire(self, tab: gr.Tab) -> None:
+    def _register_events(self, tab: gr.Tab) -> None:
+        cleared, no_preview = list(self._cleared), list(self._no_preview)
         for trigger in (tab.select, self.refresh.click):
-            on(trigger, self._show, (), [self.table, self.panel, *self._empty])
-        on(self.version.input, lambda: self._unseen, (), list(self._unseen))
-        seen = on(self.look.click, self._look, [self.version], list(self._unseen))
-        on(seen.success, None, js=focus("history-effect"))
-        emptied = list(self._empty)
-        on(self.cancel.click, lambda: self._empty, (), emptied)
-        written = on(self.write.click, self._write, [self.version, self.plan, self.reason],
-                     [self.said, self.table, *emptied])  # fmt: skip
+            on(trigger, self._show, (), [self.table, self.panel, *cleared])
+        on(self.version.input, lambda: self._no_preview, (), no_preview)
+        previewed = on(self.look.click, self._preview, [self.version], no_preview)
+        on(previewed.success, None, js=focus("history-effect"))
+        on(self.cancel.click, lambda: self._cleared, (), cleared)
+        written = on(self.write.click, self._write, [self.version, self.preview, self.reason],
+                     [self.status, self.table, *cleared])  # fmt: skip
         on(written.success, None, js=focus("history-said"))
 
     @property
-    def _unseen(self) -> dict[Any, Any]:
-        return {self.plan: None, self.effect: "", self.write: gr.update(interactive=False)}
+    def _no_preview(self) -> dict[Any, Any]:
+        return {self.preview: None, self.effect: "", self.write: gr.update(interactive=False)}
 
     @property
-    def _empty(self) -> dict[Any, Any]:
-        """Updates that empty the panel; the version before the last is what is most likely meant."""
+    def _cleared(self) -> dict[Any, Any]:
+        """Updates that empty the panel; the version before the last one is the most likely choice."""
         last = self.console.moderation.bank_service.bank.version if self.console.moderation.can_change else 1
-        return self._unseen | {self.version: str(max(last - 1, 1)), self.reason: ""}
+        return self._no_preview | {self.version: str(max(last - 1, 1)), self.reason: ""}
 
     def _table(self) -> str:
         return self.console.views.history(self.console.moderation.bank_service.log())
 
     def _show(self, request: gr.Request) -> dict[Any, Any]:
-        person, can = self.console.authenticator.person(request), self.console.moderation.can_change
-        table = self._table() if can else sentence("No example bank is open (--bank BANK).")
-        return self._empty | {self.table: table, self.panel: gr.update(visible=person.may_change and can)}
+        user, can_change = self.console.authenticator.user(request), self.console.moderation.can_change
+        table = self._table() if can_change else sentence("No example bank is open (--bank BANK).")
+        return self._cleared | {self.table: table, self.panel: gr.update(visible=user.may_change and can_change)}
 
-    def _look(self, version: str | None, request: gr.Request) -> dict[Any, Any]:
-        self.console.authenticator.person(request).check_may_change()
-        plan = self.console.moderation.plan_rollback(_number(version))
-        return {self.plan: plan, self.effect: self.console.views.effect(plan), self.write: gr.update(interactive=True)}
+    def _preview(self, version: str | None, request: gr.Request) -> dict[Any, Any]:
+        self.console.authenticator.user(request).check_may_change()
+        preview = self.console.moderation.preview_rollback(_version_number(version))
+        html = self.console.views.impact(preview)
+        return {self.preview: preview, self.effect: html, self.write: gr.update(interactive=True)}
 
     def _write(
-        self, version: str | None, plan: ChangePreview | None, reason: str | None, request: gr.Request
+        self, version: str | None, preview: ChangePreview | None, reason: str | None, request: gr.Request
     ) -> dict[Any, Any]:
-        person = self.console.authenticator.person(request)
-        person.check_may_change()
-        entry = self.console.moderation.rollback(_number(version), plan, person.name, reason or "")
-        said = sentence(f"Done: version {entry.version} of the bank holds what version {entry.restores} held.")
+        user = self.console.authenticator.user(request)
+        user.check_may_change()
+        entry = self.console.moderation.rollback(_version_number(version), preview, user.name, reason or "")
+        message = f"Done: version {entry.version} of the bank has the content of version {entry.restores}."
         try:
             table: Any = self._table()
-        except EXPECTED_ERRORS:  # it is done all the same
+        except EXPECTED_ERRORS:  # the rollback itself is done
             table = gr.skip()
-        return self._empty | {self.said: said, self.table: table}
+        return self._cleared | {self.status: sentence(message), self.table: table}
 
 
-def _number(version: str | None) -> int:
-    """Raises `UserError` for what is no number."""
+def _version_number(version: str | None) -> int:
+    """Parse the number of a version. Raises `UserError` for text that is no number."""
     number = (version or "").strip()
-    if not number.isdecimal() or len(number) > _LONGEST:
-        raise UserError(f"{number[:_LONGEST]!r} is no version; give its number in the table.")
+    if not number.isdecimal() or len(number) > _MAX_DIGITS:
+        raise UserError(f"{number[:_MAX_DIGITS]!r} is no version; give its number in the table.")
     return int(number)

@@ -1,13 +1,14 @@
-"""What is said on the screen, in words that need no knowledge of models."""
+"""Words of the page for heads, classes and reasons, for readers who know nothing of models."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.heads import Head
 from ra_hmd.core.problem import Problem
 from ra_hmd.scoring.knn_classifier import ABSTAINED
 
-HEADS = {
+HEADS: dict[Head, tuple[str, str]] = {
     "lmh": ("LMH", "what the language model itself answers when it is asked about the meme"),
     "lrc": ("LRC", "a classifier that was trained on how the model sees memes"),
     "rkc": ("RKC", "a vote of the most similar memes of the bank, whose labels people gave"),
@@ -23,14 +24,14 @@ BINARY_NAMES = ("not hateful", "hateful")
 
 
 class ClassNames:
-    """What the classes are called.
+    """Names of the classes.
 
     Args:
-        problem: Of the detector.
-        names: One per class; by default those of the binary problem, or “class 0” and so on.
+        problem: Problem of the detector.
+        names: Name of each class; by default “not hateful” and “hateful”, or “class 0” and so on.
 
     Raises:
-        UserError: not as many names as classes, or one twice.
+        UserError: there are not as many names as classes, or a name occurs twice.
     """
 
     def __init__(self, problem: Problem, names: Sequence[str] = ()) -> None:
@@ -43,7 +44,7 @@ class ClassNames:
             )
 
     def __call__(self, label: Any) -> str:
-        """A label, or verdict, in words."""
+        """Return a label or verdict in words."""
         if label is None or label == ABSTAINED:
             return "left to a person"
         if isinstance(label, list):
@@ -51,20 +52,22 @@ class ClassNames:
         return self.names[label]
 
     def choices(self) -> list[tuple[str, int]]:
-        """For a choice on the screen: name, class."""
+        """Return name and class index of each option of a choice."""
         return [(name, number) for number, name in enumerate(self.names)]
 
-    def other(self, verdict: int | list[int] | None) -> int | list[int] | None:
-        """What a correction most likely says: of two classes the other one; else nothing."""
+    def opposite(self, verdict: int | list[int] | None) -> int | list[int] | None:
+        """Return the most likely correction of a verdict: of two classes the other one, else the verdict itself or
+        nothing.
+        """
         if self.problem.kind == "binary" and isinstance(verdict, int):
             return 1 - verdict
         return list(verdict) if isinstance(verdict, list) else None
 
     def label_of(self, chosen: Any) -> int | list[int]:
-        """The label of what was chosen on the screen: a class, or a list of classes.
+        """Return the label of a choice: a class index, or a list of class indices.
 
         Raises:
-            UserError: nothing was chosen, or no class of ours.
+            UserError: nothing was chosen, or something that is no class.
         """
         count = len(self.names)
         if self.problem.kind == "multi_label" and isinstance(chosen, list) and set(chosen) <= set(range(count)):
@@ -74,6 +77,6 @@ class ClassNames:
         raise UserError("Choose what the meme is.")
 
 
-def number(value: float) -> str:
-    """A score or a probability."""
+def format_number(value: float) -> str:
+    """Format a score or a probability."""
     return f"{value:.3f}"

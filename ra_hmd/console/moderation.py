@@ -1,4 +1,4 @@
-"""What a moderator does to the bank: a plan with its effect, then a second act that carries it out, once."""
+"""Corrections of the bank: a preview of the impact first, then the change itself, made once."""
 
 import hashlib
 import threading
@@ -12,188 +12,165 @@ from ra_hmd.console.review_queue import SOURCE
 from ra_hmd.console.reviews import Decision, Review, Reviews
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.images import file_digest
-from ra_hmd.data.meme import Meme
 from ra_hmd.inference.detector import Detector
-from ra_hmd.serve.bank_service import BankService, Labelled
+from ra_hmd.serve.bank_service import BankService, Label
 from ra_hmd.serve.batching import ServedVerdict
 
-_LONGEST = 2000  # characters of a reason or a note
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The meme that somebody looks at.
-
-    Attributes:
-        id: Under which it is, or would be, a row of the bank.
-        query: As it was judged.
-        answer: What was said of it.
-    """
-
-    id: str
-    query: Meme
-    answer: ServedVerdict
+_MAX_CHARACTERS = 2000  # of a reason or a note
 
 
 @dataclass(frozen=True)
 class ChangePreview:
-    """A change whose effect was shown.
+    """A change whose impact was shown to the moderator.
 
     Attributes:
-        target: Id of the meme; of a rollback the version.
-        label: That the meme shall have; None: a rollback.
-        version: Of the bank when the effect was computed.
-        effect: As `ra_hmd.scoring.change_impact.change_impact` has it.
-        rows: Ids of the rows that get another label, because they are this meme; empty: it becomes a new row.
+        target: Id of the meme; for a rollback the version.
+        label: New label of the meme; None for a rollback.
+        version: Version of the bank for which the impact was computed.
+        impact: Result of `ra_hmd.scoring.change_impact.change_impact`.
+        rows: Ids of the rows that are this meme and get the new label; empty: the meme becomes a new row.
     """
 
     target: str | int
-    label: int | list[int] | None
+    label: Label | None
     version: int
-    effect: dict[str, Any]
+    impact: dict[str, Any]
     rows: tuple[str, ...] = ()
 
-    @property
-    def relabels(self) -> bool:
-        """Whether rows get another label, instead of a new row."""
-        return bool(self.rows)
 
-
-def content_id(picture: bytes, text: str) -> str:
-    """The id of a meme that came without one: the same picture and caption have the same."""
-    return "meme-" + hashlib.sha256(hashlib.sha256(picture).digest() + text.encode()).hexdigest()[:20]
+def content_id(image: bytes, text: str) -> str:
+    """Return an id for a meme without one, derived from its image and its caption."""
+    return "meme-" + hashlib.sha256(hashlib.sha256(image).digest() + text.encode()).hexdigest()[:20]
 
 
 class Moderation:
-    """Plans and carries out. One change at a time.
+    """Previews and makes changes of the bank, one at a time, and records decisions.
 
     Args:
-        desk: Where the bank is changed; None: there is no bank that could be.
-        reviews: Where decisions are kept.
+        bank_service: Changes the bank; None: no example bank is open.
+        reviews: Log of decisions.
     """
 
     def __init__(self, bank_service: BankService | None, reviews: Reviews) -> None:
-        self._desk, self.reviews = bank_service, reviews
-        self._alone = threading.Lock()
+        self._bank_service, self.reviews = bank_service, reviews
+        self._lock = threading.Lock()
 
     @property
     def bank_service(self) -> BankService:
-        """Raises `UserError` where there is no bank that can be changed."""
-        if self._desk is None:
+        """The bank service. Raises `UserError` where no example bank is open."""
+        if self._bank_service is None:
             raise UserError("No example bank is open, so nothing can be corrected; start the console with --bank BANK.")
-        return self._desk
+        return self._bank_service
 
     @property
     def can_change(self) -> bool:
-        """Whether there is a bank that can be changed."""
-        return self._desk is not None
+        """Whether an example bank is open."""
+        return self._bank_service is not None
 
-    def labels_in_bank(self, subject: Subject) -> dict[str, int | list[int]]:
-        """Id → label of the bank's rows that are this meme: by picture and caption, or by its id."""
-        return self.bank_service.labels_of(self._row(subject, 0, "").query)
+    def labels_in_bank(self, served: ServedVerdict) -> dict[str, Label]:
+        """Return the labels, by id, of the bank's rows that are this meme: by image and caption, or by id."""
+        return self.bank_service.labels_of(served.meme)
 
-    def plan(self, subject: Subject, label: int | list[int]) -> ChangePreview:
-        """What a correction would do; nothing is changed.
+    def preview(self, served: ServedVerdict, label: Label) -> ChangePreview:
+        """Compute the impact of a correction, without making it.
 
         Raises:
-            UserError: the bank says so already, or there is nothing to show the effect on.
+            UserError: the bank has the meme with this label already; there is no meme to measure the impact on.
         """
-        known = self.labels_in_bank(subject)
+        known = self.labels_in_bank(served)
         rows = tuple(name for name, other in known.items() if other != label)
         if known and not rows:
             raise UserError("The bank holds this meme with this label already; there is nothing to correct.")
         version = self.bank_service.bank.version
         if rows:
-            effect = self.bank_service.effect(relabel=dict.fromkeys(rows, label), relabel_identical=True)
+            impact = self.bank_service.preview(relabel=dict.fromkeys(rows, label), relabel_identical=True)
         else:
-            effect = self.bank_service.effect(add=[self._row(subject, label, "")])
-        return ChangePreview(subject.id, label, version, effect, rows)
+            impact = self.bank_service.preview([served.meme], [label])
+        return ChangePreview(served.meme.id, label, version, impact, rows)
 
-    def plan_rollback(self, version: int) -> ChangePreview:
-        """What going back to a version would do; nothing is changed. Raises `UserError` where it cannot be done."""
-        return ChangePreview(version, None, self.bank_service.version(), self.bank_service.rollback_effect(version))
+    def preview_rollback(self, version: int) -> ChangePreview:
+        """Compute the impact of restoring a version. Raises `UserError` where that is not possible."""
+        current, impact = self.bank_service.version(), self.bank_service.preview_rollback(version)
+        return ChangePreview(version, None, current, impact)
 
     def correct(
-        self, subject: Subject, plan: ChangePreview | None, author: str, reason: str, note: str = ""
+        self, served: ServedVerdict, preview: ChangePreview | None, author: str, reason: str, note: str = ""
     ) -> VersionEntry:
-        """Carry a plan out; a version of the bank, and a line of the reviews.
+        """Make a correction that was previewed: a version of the bank, and a line in the reviews.
 
         Raises:
-            UserError: no effect was shown, or the bank changed since; no reason; it was done already.
+            UserError: there was no preview, or the bank has changed since; the reason is missing or too long; the
+                correction was made before.
         """
-        reason = self._said(plan, subject.id, reason, note)
-        assert plan is not None
-        assert plan.label is not None
-        with self._alone, self._bank_alone():
-            self._check_current(plan)
-            self.record(subject, "begun", plan.label, author, plan.version, plan.rows)
-            if plan.rows:
+        preview, reason = self._checked(preview, served.meme.id, reason, note)
+        assert preview.label is not None
+        with self._lock, self._exclusive():
+            self._check_current(preview)
+            self.record(served, "begun", preview.label, author, preview.version, preview.rows)
+            if preview.rows:
                 reason = f"{reason}; {note.strip()}" if note.strip() else reason
-                labels = dict.fromkeys(plan.rows, plan.label)
+                labels = dict.fromkeys(preview.rows, preview.label)
                 entry = self.bank_service.relabel(labels, author=author, reason=reason, relabel_identical=True)
             else:
-                row = self._row(subject, plan.label, note.strip())
-                entry = self.bank_service.add([row], author=author, reason=reason, source=SOURCE)
-            self.record(subject, "correct", plan.label, author, entry.version, plan.rows)
+                entry = self.bank_service.add(
+                    [served.meme], [preview.label], author=author, reason=reason, source=SOURCE, notes=[note.strip()]
+                )
+            self.record(served, "correct", preview.label, author, entry.version, preview.rows)
             return entry
 
-    def rollback(self, version: int, plan: ChangePreview | None, author: str, reason: str) -> VersionEntry:
-        """Go back to a version whose effect was shown; a new version. Raises `UserError` as `correct` does."""
-        reason = self._said(plan, version, reason)
-        assert plan is not None
-        with self._alone, self._bank_alone():
-            self._check_current(plan)
+    def rollback(self, version: int, preview: ChangePreview | None, author: str, reason: str) -> VersionEntry:
+        """Restore a version after a preview, as a new version. Raises `UserError` as `correct` does."""
+        preview, reason = self._checked(preview, version, reason)
+        with self._lock, self._exclusive():
+            self._check_current(preview)
             return self.bank_service.rollback(version, author=author, reason=reason)
 
-    def _bank_alone(self) -> AbstractContextManager[Detector]:
-        """So that nobody changes the bank through this service between the look at its version and the change."""
-        return self.bank_service.service.exclusive(self.bank_service.patience)
+    def _exclusive(self) -> AbstractContextManager[Detector]:
+        """Lock the bank, so that its version cannot change between the check and the change."""
+        return self.bank_service.service.exclusive(self.bank_service.timeout)
 
     def record(
         self,
-        subject: Subject,
+        served: ServedVerdict,
         decision: Decision,
-        label: int | list[int] | None,
+        label: Label | None,
         author: str,
         bank_version: int | None = None,
         rows: tuple[str, ...] = (),
     ) -> None:
-        """Write a line of the reviews."""
-        version = subject.answer.version
-        voted = version["bank"].get("version")
+        """Append a decision to the reviews; `bank_version` is by default the version that voted."""
+        meme, version = served.meme, served.version
         self.reviews.append(
             Review(
-                id=subject.id,
+                id=meme.id,
                 decision=decision,
-                verdict=subject.answer.detection.verdict,
+                verdict=served.verdict.verdict,
                 label=label,
                 author=author,
                 time=now(),
                 run=version["run"],
-                bank_version=voted if bank_version is None else bank_version,
-                picture=file_digest(image) if isinstance(image := subject.query.image, Path) else "",
-                row=None if not rows or subject.id in rows else rows[0],
+                bank_version=version["bank"].get("version") if bank_version is None else bank_version,
+                picture=file_digest(meme.image) if isinstance(meme.image, Path) else "",
+                row=None if not rows or meme.id in rows else rows[0],
             )
         )
 
-    def _row(self, subject: Subject, label: int | list[int], note: str) -> Labelled:
-        found = subject.answer.detection  # with the caption that was judged, read from the picture or not
-        return Labelled(Meme(subject.id, subject.query.image, found.text), label, note)
-
-    def _said(self, plan: ChangePreview | None, target: str | int, reason: str, note: str = "") -> str:
-        if plan is None or plan.target != target:
+    def _checked(
+        self, preview: ChangePreview | None, target: str | int, reason: str, note: str = ""
+    ) -> tuple[ChangePreview, str]:
+        if preview is None or preview.target != target:
             raise UserError("Look at the effect first: press “Show the effect”, then write the change to the bank.")
-        long = [f"the {name} has {len(text)} characters, {_LONGEST} are allowed"
-                for name, text in (("reason", reason), ("note", note)) if len(text) > _LONGEST]  # fmt: skip
+        long = [f"the {name} has {len(text)} characters, {_MAX_CHARACTERS} are allowed"
+                for name, text in (("reason", reason), ("note", note)) if len(text) > _MAX_CHARACTERS]  # fmt: skip
         raise_all(long, "Too long")
         if not reason.strip():
             raise UserError("Say why: choose a reason, or write one. The log keeps it.")
-        return reason.strip()
+        return preview, reason.strip()
 
-    def _check_current(self, plan: ChangePreview) -> None:
+    def _check_current(self, preview: ChangePreview) -> None:
         version = self.bank_service.version()
-        if version != plan.version:
+        if version != preview.version:
             raise UserError(
-                f"The bank was changed meanwhile: its version is {version}, the effect was of {plan.version}. "
+                f"The bank was changed meanwhile: its version is {version}, the effect was of {preview.version}. "
                 "Look at the effect again."
             )

@@ -1,4 +1,4 @@
-"""The page in a web application, alone with its own address: nothing is loaded from, or told to, anybody else."""
+"""Mounts the page in the app of the API, and closes it against other sites: nothing is loaded from, or sent to, any."""
 
 import asyncio
 import atexit
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.parse import urlsplit
 
 from anyio.to_thread import run_sync
@@ -24,35 +24,33 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ra_hmd.console.controller import Console
 from ra_hmd.serve.middleware import CONSOLE, path_of
 
-if TYPE_CHECKING:
-    pass
-
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
 _STREAMS = re.compile(r"/gradio_api/(heartbeat/|queue/data)")
-_LOOK_SECONDS = 0.5
-# Gradio's page asks Google and Cloudflare for fonts and a script, and names its makers' site.
-_FOREIGN = re.compile(
+_POLL_SECONDS = 0.5
+# Gradio's page loads fonts and a script from Google and Cloudflare, and links to its makers' site.
+_EXTERNAL = re.compile(
     rb"""<link\b[^>]*\bhref="https?://[^>]*>|<script\b[^>]*\bsrc="https?://[^>]*>\s*</script>|"""
     rb"""<meta\b[^>]*\bcontent="https?://[^>]*>|<link rel="manifest"[^>]*>""",
     re.DOTALL,
 )
-# What of Gradio's is no part of this page: states written to disk, addresses fetched, figures of use, descriptions.
-_CLOSED = re.compile(
+# Gradio's routes that the page does not need: states on disk, fetched URLs, monitoring, API descriptions.
+_UNUSED_ROUTES = re.compile(
     r"/(gradio_api/)?(deep_link|monitoring|proxy=|dev/|openapi\.json|info|call/|api/|run/|component_server|stream)"
 )
 
 
 class ConsoleMiddleware:
-    """Lets in only what the page itself asks, and lets out no foreign address: Gradio would take any other site's word,
-    with the cookie of whoever is logged in, or on loopback without.
+    """Refuses cross-origin requests to the page, and removes external resources from its HTML.
+
+    Gradio by itself accepts requests that another site makes with the user's cookie, or, on loopback, without one.
 
     Args:
-        app: The application.
-        path: Of the page.
+        app: Inner app.
+        path: Path of the page.
     """
 
     def __init__(self, app: ASGIApp, path: str = CONSOLE) -> None:
@@ -63,17 +61,17 @@ class ConsoleMiddleware:
         if scope["type"] != "http" or not (path == self.path or path.startswith(self.path + "/")):
             await self.app(scope, receive, send)
             return
-        if _CLOSED.match(path.removeprefix(self.path)):
+        if _UNUSED_ROUTES.match(path.removeprefix(self.path)):
             await PlainTextResponse("This is no part of the console.", 404)(scope, receive, send)
             return
-        if _is_foreign(scope):
-            said = "Another site asked this; only the console's own page may. A proxy must pass the Host header on."
-            await PlainTextResponse(said, 403)(scope, receive, send)
+        if _is_cross_origin(scope):
+            message = "Another site asked this; only the console's own page may. A proxy must pass the Host header on."
+            await PlainTextResponse(message, 403)(scope, receive, send)
             return
         start: Message | None = None
         page = b""
 
-        async def cleaned(message: Message) -> None:
+        async def send_clean(message: Message) -> None:
             nonlocal start, page
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -85,20 +83,20 @@ class ConsoleMiddleware:
                 page += message.get("body", b"")
                 if message.get("more_body"):
                     return
-                page = _FOREIGN.sub(b"", page)
+                page = _EXTERNAL.sub(b"", page)
                 MutableHeaders(scope=start)["content-length"] = str(len(page))
                 await send(start)
                 message = {"type": "http.response.body", "body": page}
             await send(message)
 
         if _STREAMS.match(path.removeprefix(self.path)):
-            await _until_the_end(self.app, scope, receive, cleaned)
+            await _until_shutdown(self.app, scope, receive, send_clean)
         else:
-            await self.app(scope, receive, cleaned)
+            await self.app(scope, receive, send_clean)
 
 
-def _is_foreign(scope: Scope) -> bool:
-    """Whether a page of another origin asks, be it another port of this machine. A link to the page is none of that."""
+def _is_cross_origin(scope: Scope) -> bool:
+    """Whether a page of another origin, also of another port, sent the request. Following a link to the page is not."""
     headers = Headers(scope=scope)
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site in ("same-origin", "none"):  # no script can set this header
@@ -108,19 +106,19 @@ def _is_foreign(scope: Scope) -> bool:
     return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
 
 
-async def _until_the_end(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """A stream to an open page, which would never end by itself: it is ended when the server is."""
-    started, state = False, scope["app"].state  # of ours; Gradio's own takes its place in the scope
+async def _until_shutdown(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run a stream to an open page, which would never end by itself, until the server shuts down."""
+    started, state = False, scope["app"].state  # read now: Gradio's own app takes its place in the scope
 
-    async def noted(message: Message) -> None:
+    async def send_noted(message: Message) -> None:
         nonlocal started
         started = True
         await send(message)
 
-    streaming = asyncio.ensure_future(app(scope, receive, noted))
+    streaming = asyncio.ensure_future(app(scope, receive, send_noted))
     try:
         while not streaming.done() and not getattr(state, "ending", False):
-            await asyncio.wait([streaming], timeout=_LOOK_SECONDS)
+            await asyncio.wait([streaming], timeout=_POLL_SECONDS)
         if streaming.done():
             streaming.result()
             return
@@ -132,10 +130,10 @@ async def _until_the_end(app: ASGIApp, scope: Scope, receive: Receive, send: Sen
 
 
 def mount(app: FastAPI, console: Console, path: str = CONSOLE) -> FastAPI:
-    """Add the moderators' page to an application of `create_app`, before it is served.
+    """Add the moderators' page to an app of `create_app`, before it is served.
 
-    Uploads lie in a folder of their own that nobody else may read, until they are read, at once; the folder is deleted
-    at the end. The queue is judged until the application is shut down.
+    Uploads are stored in a private folder until they are read, at once; the folder is deleted at shutdown. The review
+    queue is scored until shutdown.
     """
     folder = _private_folder()
     import gradio
@@ -154,7 +152,7 @@ def mount(app: FastAPI, console: Console, path: str = CONSOLE) -> FastAPI:
             auth=console.authenticator.check if console.authenticator.locked else None,
             auth_message=f"{TITLE}: your name, and as password your key (ra-hmd serve-key).",
             show_error=False,
-            max_file_size=console.settings.max_bytes,
+            max_file_size=console.limits.max_bytes,
             ssr_mode=False,
             enable_monitoring=False,
             pwa=False,
@@ -164,7 +162,7 @@ def mount(app: FastAPI, console: Console, path: str = CONSOLE) -> FastAPI:
     inner = app.router.lifespan_context
 
     @contextlib.asynccontextmanager
-    async def lifespan(started: FastAPI) -> AsyncIterator[object]:
+    async def lifespan(started: FastAPI) -> AsyncIterator[Any]:
         console.queue.start()
         try:
             async with inner(started) as state:
@@ -180,7 +178,7 @@ def mount(app: FastAPI, console: Console, path: str = CONSOLE) -> FastAPI:
 
 @cache
 def _private_folder() -> Path:
-    """Where Gradio keeps uploads: for this process and this user alone. Gradio asks the environment at each upload."""
+    """Create the folder of uploads, for this process and this user alone. Gradio reads its path at each upload."""
     folder = tempfile.mkdtemp(prefix="ra-hmd-console-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = folder

@@ -1,4 +1,4 @@
-"""The page: its tabs, how it looks, and its keys."""
+"""The page: tabs, theme and keyboard shortcuts."""
 
 import html
 from importlib import resources
@@ -15,12 +15,12 @@ from ra_hmd.console.stats_tab import render_stats
 TITLE = "Meme review"
 _FONTS = ("system-ui", "sans-serif")
 _MONO = ("ui-monospace", "monospace")
-_SESSIONS = 100  # open pages; each keeps the upload that it shows in memory
-_CLEANING = (600, 3600)  # seconds: how often, and from which age on, what was uploaded and not read is deleted
+_SESSIONS = 100  # open pages kept in memory, each with its upload
+_CLEANUP = (600, 3600)  # seconds: interval, and age from which uploads that were not read are deleted
 
 
 def build_page(console: Console) -> gr.Blocks:
-    """The page of a console, ready to be mounted."""
+    """Build the page of a console, ready to be mounted."""
     static = resources.files("ra_hmd.console") / "static"
     script = (static / "keys.js").read_text(encoding="utf-8")
     with gr.Blocks(
@@ -29,7 +29,7 @@ def build_page(console: Console) -> gr.Blocks:
         title=TITLE,
         css=(static / "style.css").read_text(encoding="utf-8"),
         head=f'<link rel="icon" href="data:,"><script>{script}</script>',
-        delete_cache=_CLEANING,
+        delete_cache=_CLEANUP,
         fill_width=True,
     ) as page:
         greeting = gr.HTML(_greeting("", False), elem_id="ra-top")
@@ -41,19 +41,19 @@ def build_page(console: Console) -> gr.Blocks:
             with gr.Tab("History", id="history") as history:
                 HistoryTab(console, history)
             with gr.Tab("Figures", id="figures") as figures:
-                shown = gr.HTML(elem_id="figures-page")
-                again = gr.Button("Read them again (R)", elem_id="figures-refresh")
+                stats = gr.HTML(elem_id="figures-page")
+                refresh = gr.Button("Read them again (R)", elem_id="figures-refresh")
 
-        def show_figures(request: gr.Request) -> str:
-            console.authenticator.person(request)
+        def show_stats(request: gr.Request) -> str:
+            console.authenticator.user(request)
             return render_stats(console.service, console.names, console.queue)
 
         def greet(request: gr.Request) -> str:
-            person = console.authenticator.person(request)
-            return _greeting(f"{person.name} ({person.role})", console.authenticator.locked)
+            user = console.authenticator.user(request)
+            return _greeting(f"{user.name} ({user.role})", console.authenticator.locked)
 
-        for trigger in (figures.select, again.click):
-            on(trigger, show_figures, (), [shown])
+        for trigger in (figures.select, refresh.click):
+            on(trigger, show_stats, (), [stats])
         on(page.load, greet, (), [greeting])
     page.queue(default_concurrency_limit=8)
     page.state_session_capacity = _SESSIONS  # what `launch` would set
@@ -61,7 +61,7 @@ def build_page(console: Console) -> gr.Blocks:
 
 
 def _theme() -> gr.themes.Base:
-    """Fonts of the reader's own machine, and colours that are told apart from their ground by 4.5 to 1."""
+    """System fonts, and colours with a contrast of at least 4.5 to 1."""
     theme = gr.themes.Default(primary_hue="blue", font=_FONTS, font_mono=_MONO)
     quiet = {"body_text_color_subdued": "*neutral_600", "block_info_text_color": "*neutral_600",
              "block_title_text_color": "*neutral_700", "block_label_text_color": "*neutral_700"}  # fmt: skip

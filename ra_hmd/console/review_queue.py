@@ -1,11 +1,11 @@
-"""Memes that wait for a moderator: judged in the background, the most uncertain first."""
+"""Review queue: the memes of a file or folder, scored in the background, the most uncertain first."""
 
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,104 +20,103 @@ from ra_hmd.inference.types import Verdict
 from ra_hmd.serve.batching import BatchingService, QueueFull, ServedVerdict, ServiceClosed, wait_for_all
 
 _log = logging.getLogger("ra_hmd.serve")
-SOURCE = "review"  # of the bank's rows that a moderator made
-_AT_ONCE = 8
+SOURCE = "review"
+"""Source of the bank rows that moderators make."""
+_BATCH_SIZE = 8
 _CLAIM_SECONDS = 900
-_PATIENCE = 0.2  # seconds, before a full service is asked again
-_ANSWER_SECONDS = 120
+_RETRY_SECONDS = 0.2
+_TIMEOUT = 120
 
 
-def margin(detection: Verdict, service: BatchingService) -> float:
-    """How far a meme is from another verdict, in probability; 0 where the detector has none, 1 where a person gave it.
+def margin(verdict: Verdict, service: BatchingService) -> float:
+    """Return how far a meme is from another verdict, in probability.
 
-    Of one of C classes the distance of the two most likely; else that of the probability from the threshold's, of
-    several classes the smallest.
+    It is the distance between the two most likely classes for a single-label task, else the distance between the
+    probability and that of the threshold (the smallest for a multi-label task). It is 0 where the detector abstained,
+    and 1 where a person labelled the meme.
     """
-    if detection.identical is not None:
+    if verdict.identical is not None:
         return 1.0
-    if detection.verdict is None:
+    if verdict.verdict is None:
         return 0.0
-    problem, head = service.detector.problem, detection.head
-    found = np.atleast_1d(detection.probabilities[head])
+    problem, head = service.detector.problem, verdict.head
+    probabilities = np.atleast_1d(verdict.probabilities[head])
     if problem.kind == "single_label":
-        second, first = np.sort(found)[-2:]
+        second, first = np.sort(probabilities)[-2:]
         return float(first - second)
-    return float(np.abs(found - threshold_probabilities(service, head)).min())
+    return float(np.abs(probabilities - threshold_probabilities(service, head)).min())
 
 
 def threshold_probabilities(service: BatchingService, head: Head) -> np.ndarray:
-    """[C], the probabilities at a head's thresholds."""
+    """Return the calibrated probabilities at the thresholds of a head, [C]."""
     rule = service.detector.scorer.rule(head)
     return rule.calibration.apply(rule.thresholds[None, :], head, service.detector.problem)[0]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Claim:
-    by: str
+    session: str
     since: float
 
 
-@dataclass
 class ReviewQueue:
-    """The memes of a file or folder that nobody has decided on.
+    """The memes of a file or folder that nobody has decided on yet.
 
     Args:
-        service: Judges.
-        reviews: What was decided.
+        service: Batching service that scores memes.
+        reviews: Log of decisions.
         source: File or folder, see `ra_hmd.inference.batch_reader`; None: an empty queue.
-        media_dir: Where relative image paths start.
+        media_dir: Folder that relative image paths start from.
+
+    Attributes:
+        problems: Place and reason of each row that cannot be scored.
+        scoring: Whether memes are still being scored in the background.
 
     Raises:
         UserError: no such file or folder.
-
-    Attributes:
-        problems: Rows and pictures that cannot be used: place, reason.
-        reading: Whether memes are still being judged in the background.
     """
 
-    service: BatchingService
-    reviews: Reviews
-    source: Path | None = None
-    media_dir: Path | None = None
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    reading: bool = False
-
-    def __post_init__(self) -> None:
-        if self.source is not None and not self.source.exists():
-            raise UserError(f"--queue {self.source} does not exist; give a .jsonl or .csv file, or a folder.")
-        self._queries: dict[str, Meme] = {}
+    def __init__(
+        self, service: BatchingService, reviews: Reviews, source: Path | None = None, media_dir: Path | None = None
+    ) -> None:
+        self.service, self.reviews, self.source, self.media_dir = service, reviews, source, media_dir
+        if source is not None and not source.exists():
+            raise UserError(f"--queue {source} does not exist; give a .jsonl or .csv file, or a folder.")
+        self.problems: list[tuple[str, str]] = []
+        self.scoring = False
+        self._memes: dict[str, Meme] = {}
         self._margins: dict[str, float] = {}
-        self._pictures: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
         self._claims: dict[str, _Claim] = {}
-        self._alone = threading.Lock()
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._worker: threading.Thread | None = None
 
     def start(self) -> None:
-        """Judge all that is not decided, in the background."""
+        """Score all memes without a decision in a background thread."""
         if self.source is None:
             return
         self._settle()
-        self.reading = True
-        self._worker = threading.Thread(target=self._judge_all, name="review", daemon=True)
+        self.scoring = True
+        self._worker = threading.Thread(target=self._score_all, name="review", daemon=True)
         self._worker.start()
 
     def close(self) -> None:
-        """Stop judging."""
+        """Stop the background thread."""
         self._stop.set()
         if self._worker is not None:
-            self._worker.join(_ANSWER_SECONDS)
+            self._worker.join(_TIMEOUT)
 
     @property
-    def waiting(self) -> int:
-        """Memes that are judged and not decided."""
+    def pending(self) -> int:
+        """Number of memes that are scored and not decided."""
         return sum(not self._is_decided(name) for name in list(self._margins))
 
-    def next(self, who: str) -> Meme | None:
-        """The most uncertain meme that nobody has decided on or has before them; it is kept for `who` for a while."""
+    def next(self, session: str) -> Meme | None:
+        """Return the most uncertain meme without a decision that no other session has claimed, and claim it."""
         self.reviews.refresh()
-        with self._alone:
-            self._release(who)
+        with self._lock:
+            self._claims = {name: claim for name, claim in self._claims.items() if claim.session != session}
             now = time.monotonic()
             free = [
                 (value, name)
@@ -128,35 +127,32 @@ class ReviewQueue:
             if not free:
                 return None
             name = min(free)[1]
-            self._claims[name] = _Claim(who, now)
-            query = self._queries[name]
-            self._pictures[name] = file_digest(query.image) if isinstance(query.image, Path) else ""
-            return query
+            self._claims[name] = _Claim(session, now)
+            meme = self._memes[name]
+            self._digests[name] = file_digest(meme.image) if isinstance(meme.image, Path) else ""
+            return meme
 
-    def holds(self, name: str, who: str) -> bool:
-        """Whether a meme is before `who`, and still undecided: what is decided is not decided again."""
+    def holds(self, name: str, session: str) -> bool:
+        """Return whether a session has claimed a meme that is still without a decision."""
         self.reviews.refresh()
-        with self._alone:
+        with self._lock:
             claim = self._claims.get(name)
-            return claim is not None and claim.by == who and not self._is_decided(name)
+            return claim is not None and claim.session == session and not self._is_decided(name)
 
-    def judge(self, query: Meme) -> ServedVerdict:
-        """What the model and the bank say of a meme now."""
-        return wait_for_all(self.service.submit([query]), _ANSWER_SECONDS)[0]
+    def judge(self, meme: Meme) -> ServedVerdict:
+        """Score a meme with the present bank."""
+        return wait_for_all(self.service.submit([meme]), _TIMEOUT)[0]
 
     def set_aside(self, name: str, reason: str) -> None:
-        """A meme that cannot be judged is not asked for again."""
-        with self._alone:
+        """Take a meme that cannot be scored out of the queue."""
+        with self._lock:
             self._margins.pop(name, None)
             self.problems.append((name, reason))
 
     def _is_decided(self, name: str) -> bool:
-        """Whether somebody decided on a meme with the picture that it has now; old lines do not tell of the picture."""
+        """Whether there is a decision on a meme with its present image; old reviews do not tell the image."""
         review = self.reviews.done.get(name)
-        return review is not None and review.picture in ("", self._pictures.get(name, ""))
-
-    def _release(self, who: str) -> None:
-        self._claims = {name: claim for name, claim in self._claims.items() if claim.by != who}
+        return review is not None and review.picture in ("", self._digests.get(name, ""))
 
     def _settle(self) -> None:
         bank = self.service.detector.scorer.bank
@@ -165,8 +161,8 @@ class ReviewQueue:
                 labels, version = dict(zip(bank.ids, bank.labels.tolist(), strict=True)), bank.version
             self.reviews.settle(labels, version)
 
-    def _decided_in_bank(self) -> set[str]:
-        """Memes that a review made rows of the bank, whatever became of its line."""
+    def _reviewed_rows(self) -> set[str]:
+        """Ids of the bank rows that reviews made, even where the line of the review is lost."""
         bank = self.service.detector.scorer.bank
         if bank is None:
             return set()
@@ -174,61 +170,61 @@ class ReviewQueue:
             rows = [bank.row(place) for place in range(len(bank))]
         return {row["id"] for row in rows if row["source"] == SOURCE}
 
-    def _judge_all(self) -> None:
+    def _score_all(self) -> None:
         try:
-            in_bank = self._decided_in_bank()
-            part: list[Meme] = []
-            most = min(_AT_ONCE, self.service.limits.max_queue)
-            for query in self._readable():
-                if isinstance(query.image, Path):
-                    self._pictures[query.id] = file_digest(query.image)
-                known = query.id in in_bank and query.id not in self.reviews.done
-                if not known and not self._is_decided(query.id):
-                    part.append(query)
-                if len(part) == most:
-                    self._judge_part(part)
-                    part = []
+            in_bank = self._reviewed_rows()
+            batch: list[Meme] = []
+            size = min(_BATCH_SIZE, self.service.settings.max_queue)
+            for meme in self._valid_memes():
+                if isinstance(meme.image, Path):
+                    self._digests[meme.id] = file_digest(meme.image)
+                reviewed = meme.id in in_bank and meme.id not in self.reviews.done
+                if not reviewed and not self._is_decided(meme.id):
+                    batch.append(meme)
+                if len(batch) == size:
+                    self._score(batch)
+                    batch = []
                 if self._stop.is_set():
                     return
-            self._judge_part(part)
+            self._score(batch)
         except ServiceClosed:
-            pass  # the service ends, and with it the queue
-        except Exception as error:  # whatever it is, the page must say that the queue is not all there
+            pass  # the queue ends with its service
+        except Exception as error:  # whatever it is, the page must say that the queue is incomplete
             _log.exception("the review queue was not read to its end")
             self.problems.append((self.source.name if self.source else "", f"not read to its end: {error}"))
         finally:
-            self.reading = False
+            self.scoring = False
 
-    def _readable(self) -> Iterator[Meme]:
+    def _valid_memes(self) -> Iterator[Meme]:
         assert self.source is not None
         try:
-            for asked in read_batch(self.source, self.media_dir):
-                if asked.meme is None:
-                    self.problems.append((asked.place, asked.problem))
+            for row in read_batch(self.source, self.media_dir):
+                if row.meme is None:
+                    self.problems.append((row.place, row.problem))
                 else:
-                    yield asked.meme
+                    yield row.meme
         except UserError as error:
             self.problems.append((str(self.source), str(error)))
 
-    def _judge_part(self, part: list[Meme]) -> None:
-        for query, answer in zip(part, self._submit(part), strict=False):
+    def _score(self, batch: list[Meme]) -> None:
+        for meme, future in zip(batch, self._submit(batch), strict=False):
             try:
-                detection = answer.result(_ANSWER_SECONDS).detection
+                verdict = future.result(_TIMEOUT).verdict
             except (UserError, TimeoutError, CancelledError) as error:
-                self.problems.append((query.id, str(error) or "it took too long"))
+                self.problems.append((meme.id, str(error) or "it took too long"))
                 continue
-            except Exception:  # the service has logged it; the memes after this one are to be judged all the same
-                self.problems.append((query.id, "the model or the bank failed"))
+            except Exception:  # the service has logged it; the memes after this one are scored all the same
+                self.problems.append((meme.id, "the model or the bank failed"))
                 continue
-            with self._alone:
-                self._queries[query.id] = query
-                self._margins[query.id] = margin(detection, self.service)
+            with self._lock:
+                self._memes[meme.id] = meme
+                self._margins[meme.id] = margin(verdict, self.service)
 
-    def _submit(self, part: list[Meme]) -> "list[Future[ServedVerdict]]":
-        """The answers to come; none where the queue is closed meanwhile."""
+    def _submit(self, batch: list[Meme]) -> "list[Future[ServedVerdict]]":
+        """Submit a batch, with retries while the service is full; empty where the queue was closed meanwhile."""
         while not self._stop.is_set():
             try:
-                return self.service.submit(part)
+                return self.service.submit(batch)
             except QueueFull:
-                self._stop.wait(_PATIENCE)
+                self._stop.wait(_RETRY_SECONDS)
         return []

@@ -1,7 +1,7 @@
-"""What moderators decided, line by line in a file that only grows: nothing is asked twice, nothing is lost.
+"""Decisions of moderators, in an append-only file of JSON lines.
 
-A correction is two things, a change of the bank and a line here. The line `begun` is written before the bank is changed
-and the line of the decision after it; of a `begun` without a decision the bank itself tells whether it was made.
+A correction is a change of the bank and a line in this file. A line `begun` is written before the change, and the line
+of the decision after it; of a `begun` without a decision the bank tells whether the correction was made.
 """
 
 import json
@@ -21,19 +21,19 @@ Decision = Literal["agree", "correct", "skip", "begun"]
 
 @dataclass(frozen=True)
 class Review:
-    """One line. No picture and no caption: the file may be kept for long.
+    """A line of the file. It has no image and no caption, because the file may be kept for long.
 
     Attributes:
-        id: Of the meme.
+        id: Id of the meme.
         decision: `agree`, `correct` (the bank was changed), `skip`, or `begun`: a correction is about to be made.
-        verdict: The detector's; None: it left the meme to a person.
-        label: What the moderator says; None: skipped.
-        author: Who.
-        time: UTC, ISO 8601.
-        run: The model.
-        bank_version: The bank's that voted; of `correct` that of the change; None without an example bank.
-        picture: Digest of the picture's file, where it has one: of another picture nothing is decided.
-        row: Id of the bank's row that is this meme, where that is another one.
+        verdict: Verdict of the detector; None where it abstained.
+        label: Label given by the moderator; None for `skip`.
+        author: Name of the moderator.
+        time: Time in UTC, ISO 8601.
+        run: Folder of the model.
+        bank_version: Version of the bank that voted; of `correct` the version of the change; None without a bank.
+        picture: Digest of the image file, if any: the decision does not hold for another image.
+        row: Id of the bank row that is this meme, where it differs from `id`.
     """
 
     id: str
@@ -49,63 +49,67 @@ class Review:
 
 
 class Reviews:
-    """The file, open for appending. Threads and processes may share it.
+    """Log of decisions, which threads and processes may share.
 
     Args:
-        path: The file; it is made with the first decision.
+        path: File of the log; created with the first decision.
+
+    Attributes:
+        done: Last decision on each meme, by id.
+        begun: Last `begun` line of each meme, by id.
 
     Raises:
-        UserError: a file that is not one of these.
+        UserError: the file is no log of decisions.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._alone = threading.Lock()
-        self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
+        self._thread_lock = threading.Lock()
+        self._file_lock = FileLock(self.path.with_name(self.path.name + ".lock"))
         self.done: dict[str, Review] = {}
         self.begun: dict[str, Review] = {}
         self._read_to = 0
         self.refresh()
 
     def refresh(self) -> None:
-        """Read what was appended since, by whomever."""
-        with self._alone:
+        """Read the lines that were appended since, by any process."""
+        with self._thread_lock:
             for review in self._new_lines():
-                self._take(review)
+                self._add(review)
 
     def append(self, review: Review) -> None:
-        """Write a line that survives a power cut."""
+        """Append a line, synchronized to disk."""
         line = json.dumps(asdict(review), ensure_ascii=False).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._alone, self._lock, self.path.open("a+b") as file:
+        with self._thread_lock, self._file_lock, self.path.open("a+b") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - 1, 0))
             whole = file.read() in (b"", b"\n")
-            file.write(line if whole else b"\n" + line)  # what a kill cut short stays a line of its own
+            file.write(line if whole else b"\n" + line)  # a line that a kill cut short is ended first
             file.flush()
             os.fsync(file.fileno())
-            self._take(review)
+            self._add(review)
 
     def settle(self, labels: Mapping[str, Any], version: int) -> None:
-        """Corrections that were begun and not ended: made, if the bank has the label since, else to be asked again.
+        """Complete corrections that were begun and not ended, where the bank has their label.
 
         Args:
-            labels: Of the bank's rows, by id.
-            version: Of the bank.
+            labels: Labels of the bank's rows, by id.
+            version: Version of the bank.
         """
         for review in [one for name, one in self.begun.items() if name not in self.done]:
             if version > (review.bank_version or 0) and labels.get(review.row or review.id) == review.label:
                 self.append(Review(**asdict(review) | {"decision": "correct", "bank_version": version}))
 
     def count(self, decision: Decision) -> int:
-        """How many memes have that as their last decision."""
+        """Return the number of memes with that last decision."""
         return sum(review.decision == decision for review in list(self.done.values()))
 
-    def _take(self, review: Review) -> None:
+    def _add(self, review: Review) -> None:
         (self.begun if review.decision == "begun" else self.done)[review.id] = review
 
     def _new_lines(self) -> Iterator[Review]:
-        """Lines that are whole; one that a kill cut short is left out, and what is no start of ours refused."""
+        """New complete lines; lines that a kill cut short are skipped. Raises `UserError` for any other line."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Figures of model, bank and queue, for the page that shows them."""
+"""The tab with statistics of the model, the bank and the queue."""
 
 import base64
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.bank.bank import Bank
-from ra_hmd.console.labels import HEADS, ClassNames, number
+from ra_hmd.console.labels import HEADS, ClassNames, format_number
 from ra_hmd.console.review_queue import ReviewQueue
 from ra_hmd.console.views import render
 from ra_hmd.core.artifacts import sha256_bytes
@@ -16,14 +16,14 @@ from ra_hmd.models.checkpoint import MemeModel
 from ra_hmd.serve.batching import BatchingService
 from ra_hmd.serve.errors import public_name
 
-_CHOSEN = "chosen on a development set"
+_FROM_DEV = "chosen on a development set"
 _OFFICIAL = "the published default"
-_PATIENCE = 30.0
+_TIMEOUT = 30.0
 _PROBLEMS_SHOWN = 5
 
 
 def render_stats(service: BatchingService, names: ClassNames, queue: ReviewQueue) -> str:
-    """The page, as HTML."""
+    """Render the statistics as HTML."""
     detector, bank = service.detector, service.detector.scorer.bank
     version = detector.version
     model = [
@@ -36,47 +36,47 @@ def render_stats(service: BatchingService, names: ClassNames, queue: ReviewQueue
             f"closer than {detector.abstain} to the threshold" if detector.abstain else "never by rule",
         ),
     ]
-    missing = set() if isinstance(detector.model, MemeModel) else {"lmh"}
+    missing: set[Head] = set() if isinstance(detector.model, MemeModel) else {"lmh"}
     missing |= {"rkc"} if detector.scorer.reference_set is None else set()
     heads = [head for head in HEADS if head not in missing]
-    parts = {"Model": model, "Thresholds": [(HEADS[head][0], _rule(service, head)) for head in heads]}
+    parts = {"Model": model, "Thresholds": [(HEADS[head][0], _describe_rule(service, head)) for head in heads]}
     if bank is not None:
-        with service.exclusive(_PATIENCE):
-            parts["Bank"] = _bank(bank, names)
+        with service.exclusive(_TIMEOUT):
+            parts["Bank"] = _describe_bank(bank, names)
     reviews = queue.reviews
     parts["Work"] = [
         ("Memes judged since the start", service.statistics.memes),
-        ("Memes that wait for a moderator", f"{queue.waiting}{' (still being judged)' if queue.reading else ''}"),
+        ("Memes that wait for a moderator", f"{queue.pending}{' (still being judged)' if queue.scoring else ''}"),
         ("Decided", f"{reviews.count('agree')} agreed, {reviews.count('correct')} corrected, "
                     f"{reviews.count('skip')} skipped"),
-        ("Rows that cannot be judged", _told(queue.problems)),
+        ("Rows that cannot be judged", _problem_summary(queue.problems)),
     ]  # fmt: skip
     growth = None if bank is None or len(bank.log) < 2 else plot_bank_growth(bank)
-    return render("figures.html", parts=parts, growth=growth)
+    return render("stats.html", parts=parts, growth=growth)
 
 
-def _told(problems: list[tuple[str, str]]) -> str:
-    """How many, and which; why may hold what is no moderator's business."""
+def _problem_summary(problems: list[tuple[str, str]]) -> str:
+    """Number and places of problems, without their reasons, which may name folders of the server."""
     names = [place.rsplit("/", 1)[-1] for place, _ in problems[:_PROBLEMS_SHOWN]]
     more = ["…"] if len(problems) > len(names) else []
     return f"{len(problems)}{': ' if names else ''}{'; '.join(names + more)}"
 
 
-def _rule(service: BatchingService, head: Head) -> str:
+def _describe_rule(service: BatchingService, head: Head) -> str:
     scorer = service.detector.scorer
     rule = scorer.rule(head)
     limits = "the most likely class wins" if scorer.model.config.problem.kind == "single_label" else (
-        "score from " + ", ".join(map(number, rule.thresholds)) + " on")  # fmt: skip
-    where = _CHOSEN if rule.chosen else _OFFICIAL
+        "score from " + ", ".join(map(format_number, rule.thresholds)) + " on")  # fmt: skip
+    where = _FROM_DEV if rule.chosen else _OFFICIAL
     if rule.chosen and scorer.decision is not None:
         dev = scorer.decision.dev
         where += f" ({dev['rows']} memes, split {dev['split']}, best {scorer.decision.criterion})"
     kind = rule.calibration.kind
-    said = f"{limits}; {where}; probabilities: {'as the score says' if kind == 'none' else kind + ' calibration'}"
-    return "; ".join([said, *scorer.notes(head)])
+    probabilities = "as the score says" if kind == "none" else f"{kind} calibration"
+    return "; ".join([f"{limits}; {where}; probabilities: {probabilities}", *scorer.notes(head)])
 
 
-def _bank(bank: Bank, names: ClassNames) -> list[tuple[str, Any]]:
+def _describe_bank(bank: Bank, names: ClassNames) -> list[tuple[str, Any]]:
     info = bank.info()
     last = bank.log[-1]
     return [
@@ -90,12 +90,12 @@ def _bank(bank: Bank, names: ClassNames) -> list[tuple[str, Any]]:
 
 
 def plot_bank_growth(bank: Bank) -> str:
-    """Rows per version, as a `data:` address of a PNG."""
+    """Plot the number of rows at each version, as a `data:` URL of a PNG."""
     from ra_hmd.core.plotting import BLUE, panels
 
     figure, axes = panels(1, width=6.4, height=3.0)
     axis = axes[0, 0]
-    log = bank.log  # once: the next version may come at any time
+    log = bank.log  # read once: another version may be added at any time
     axis.step([one.version for one in log], [one.counts["rows"] for one in log], where="post", color=BLUE, marker="o",
               markersize=4)  # fmt: skip
     axis.set_xlabel("version of the bank")

@@ -1,4 +1,4 @@
-"""Who sits before the page, and what that person may do."""
+"""Users of the page, and what their role allows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +9,18 @@ from ra_hmd.serve.auth import KeyRing, Role
 
 @dataclass(frozen=True)
 class User:
-    """Somebody at the page: `name` is the author of changes."""
+    """A user of the page; `name` is the author of the changes."""
 
     name: str
     role: Role
 
     @property
     def may_change(self) -> bool:
-        """Whether decisions and changes of the bank are theirs to make."""
+        """Whether the user may decide on memes and change the bank."""
         return self.role == "moderator"
 
     def check_may_change(self) -> None:
-        """Raise `UserError` unless they may."""
+        """Raise `UserError` unless the user may make changes."""
         if not self.may_change:
             raise UserError(
                 f"The key of {self.name} is a reader's: it may look, not decide. Ask for a moderator's key "
@@ -29,11 +29,11 @@ class User:
 
 
 class Authenticator:
-    """Who comes in: with keys, each with a name and a key; without, whoever reaches the loopback address.
+    """Authenticates users by name and key. Without keys, whoever reaches the loopback address is a moderator.
 
     Args:
-        author: The name of who comes in without keys.
-        keys: Of the service.
+        author: Name of the user where there are no keys.
+        keys: API keys of the service.
     """
 
     def __init__(self, author: str, keys: KeyRing | None = None) -> None:
@@ -41,20 +41,20 @@ class Authenticator:
         self._roles: dict[str, Role] = {} if keys is None else {key.name: key.role for key in keys.keys}
 
     def check(self, name: str, secret: str) -> bool:
-        """Whether that is the key of that name."""
+        """Return whether a key belongs to a name."""
         key = None if self._keys is None else self._keys.find(secret.strip())
         return key is not None and key.name == name
 
     @property
     def locked(self) -> bool:
-        """Whether a key is needed."""
+        """Whether a key is required."""
         return self._keys is not None
 
-    def person(self, request: Any) -> User:
-        """Who sent a request (`gradio.Request`).
+    def user(self, request: Any) -> User:
+        """Return the user who sent a `gradio.Request`.
 
         Raises:
-            UserError: nobody that is known.
+            UserError: the session is not logged in.
         """
         if not self.locked:
             return User(self._author, "moderator")

@@ -1,180 +1,202 @@
-"""What the page shows, as HTML: everything that comes from outside is escaped by the templates."""
+"""HTML of the page: verdicts, previews of changes, and the history. The templates escape all external text."""
 
+import base64
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
 from ra_hmd.bank.versions import VersionEntry
-from ra_hmd.console.labels import HEADS, ClassNames, number
+from ra_hmd.console.labels import HEADS, ClassNames, format_number
 from ra_hmd.console.moderation import ChangePreview
 from ra_hmd.console.review_queue import threshold_probabilities
-from ra_hmd.console.thumbnails import as_data_url
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.heads import Head
+from ra_hmd.data.images import load_image
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.inference.types import Verdict
 from ra_hmd.serve.batching import BatchingService, ServedVerdict
 from ra_hmd.serve.errors import public_source
+from ra_hmd.serve.limits import FORMATS
 
+_SIDE, _THUMBNAIL_SIDE = 720, 240
 _FLIPS_SHOWN = 20
 
 
 @cache
 def _templates() -> Environment:
-    found = Environment(
+    environment = Environment(
         loader=PackageLoader("ra_hmd.console"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["number"] = number
-    return found
+    environment.filters["number"] = format_number
+    return environment
 
 
 def render(name: str, **values: Any) -> str:
-    """A template of this package, filled; `turn` makes each text a new one, so that a picture is blurred anew."""
+    """Render a template of this package.
+
+    The value `turn` makes each result unique, so that Gradio replaces the element and its images are blurred again.
+    """
     return _templates().get_template(name).render(turn=uuid.uuid4().hex, **values)
 
 
-def picture(query: Meme, text: str | None = None, *, read: bool = False) -> str:
-    """A meme's picture, blurred, and its caption.
+def image_url(source: Path | bytes | Image.Image, *, thumbnail: bool = False) -> str | None:
+    """Return an image as a `data:` URL of a JPEG of at most 720 pixels a side (thumbnail: 240); None if unreadable."""
+    try:
+        # Uploads come from anyone and are limited to safe formats; files were named by the operator.
+        image = load_image(source, FORMATS if isinstance(source, bytes) else None).copy()
+    except UserError:
+        return None
+    side = _THUMBNAIL_SIDE if thumbnail else _SIDE
+    image.thumbnail((side, side))
+    content = BytesIO()
+    image.save(content, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
-    Args:
-        query: The meme.
-        text: The caption that was judged; default: the query's.
-        read: Whether it was read from the picture.
-    """
-    return render(
-        "picture.html", picture=as_data_url(query.image), text=query.text if text is None else text, read=read
-    )
+
+def meme_figure(meme: Meme, *, by_ocr: bool = False) -> str:
+    """Render the blurred image of a meme with its caption; `by_ocr` tells that the caption was read from the image."""
+    return render("meme.html", picture=image_url(meme.image), text=meme.text, read=by_ocr)
 
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """One output of a head: `probability` and `limit` in [0, 1]; `limit` is None where the highest decides."""
+    """One output of a head: score and probability, and their thresholds (None for a single-label task)."""
 
     name: str
     score: float
     probability: float
-    limit: float | None
-    score_limit: float | None
+    probability_threshold: float | None
+    score_threshold: float | None
 
 
 @dataclass
 class Views:
-    """Verdicts, effects and figures in the words of one detector.
+    """Renders verdicts and changes in the words of one detector.
 
     Args:
-        service: Whose answers are shown.
-        names: Of the classes.
-        gallery: Pictures and captions of the bank's memes.
+        service: Batching service whose verdicts are shown.
+        names: Names of the classes.
+        lookup: Images and captions of the bank's memes.
     """
 
     service: BatchingService
     names: ClassNames
-    gallery: MemeLookup
+    lookup: MemeLookup
 
-    def card(self, answer: ServedVerdict, in_bank: Mapping[str, Any] | None = None) -> str:
-        """Verdict, scores and neighbours of a meme.
+    def card(self, served: ServedVerdict, in_bank: Mapping[str, Any] | None = None) -> str:
+        """Render the verdict, the scores and the neighbours of a meme.
 
         Args:
-            answer: Of the service.
-            in_bank: Id → label of the rows that are this very meme.
+            served: Verdict with its meme and versions.
+            in_bank: Labels, by id, of the bank rows that are this very meme.
         """
-        found = answer.detection
+        verdict = served.verdict
         return render(
-            "card.html",
-            said=self.names(found.verdict),
-            why=self._why(found),
-            unsure=found.verdict is None,
-            heads=[self._head(found, head) for head in HEADS if head in found.scores],
-            neighbours=None if found.neighbours is None else [self._neighbour(one) for one in found.neighbours],
+            "verdict.html",
+            verdict=self.names(verdict.verdict),
+            reason=self._reason(verdict),
+            unsure=verdict.verdict is None,
+            heads=[self._head(verdict, head) for head in HEADS if head in verdict.scores],
+            neighbours=None if verdict.neighbours is None else [self._neighbour(one) for one in verdict.neighbours],
             in_bank={name: self.names(label) for name, label in (in_bank or {}).items()},
-            version=answer.version,
+            version=served.version,
         )
 
-    def effect(self, plan: ChangePreview) -> str:
-        """What a change would do."""
-        flips = plan.effect["flips"]
+    def figure(self, served: ServedVerdict) -> str:
+        """Render the image and the caption of a meme that was scored."""
+        return meme_figure(served.meme, by_ocr=served.verdict.text_source != "given")
+
+    def impact(self, preview: ChangePreview) -> str:
+        """Render the impact of a change that is not made yet."""
+        flips = preview.impact["flips"]
         shown = [flip | {"from": self.names(flip["from"]), "to": self.names(flip["to"]),
                          "label": self._label(flip["label"])} for flip in flips[:_FLIPS_SHOWN]]  # fmt: skip
         counts: dict[str, int] = {}
         for flip in flips:
-            turn = f"from {self.names(flip['from'])} to {self.names(flip['to'])}"
-            counts[turn] = counts.get(turn, 0) + 1
-        what = f"Go back to version {plan.target}" if plan.label is None else (
-            f"This meme is in the bank already, as {', '.join(plan.rows)}: give that row the label "
-            f"“{self.names(plan.label)}”" if plan.relabels
-            else f"Add this meme to the bank as “{self.names(plan.label)}”")  # fmt: skip
-        return render("effect.html", what=what, effect=plan.effect, flips=shown, counts=counts)
+            kind = f"from {self.names(flip['from'])} to {self.names(flip['to'])}"
+            counts[kind] = counts.get(kind, 0) + 1
+        return render("impact.html", change=self._change(preview), impact=preview.impact, flips=shown, counts=counts)
+
+    def _change(self, preview: ChangePreview) -> str:
+        if preview.label is None:
+            return f"Go back to version {preview.target}"
+        name = self.names(preview.label)
+        if preview.rows:
+            rows = ", ".join(preview.rows)
+            return f"This meme is in the bank already, as {rows}: give that row the label “{name}”"
+        return f"Add this meme to the bank as “{name}”"
 
     def history(self, log: list[VersionEntry]) -> str:
-        """The bank's versions, newest first."""
+        """Render the log of the bank, newest version first."""
         return render("history.html", log=log[::-1])
 
-    def _why(self, found: Verdict) -> str:
-        head, short = found.head, HEADS[found.head][0]
-        if found.identical is not None:
+    def _reason(self, verdict: Verdict) -> str:
+        """Explain in one sentence how a verdict came about."""
+        head, short, kind = verdict.head, HEADS[verdict.head][0], self.names.problem.kind
+        if verdict.identical is not None:
             return (
-                f"A person labelled this very picture and caption (row {found.identical['id']} of the bank, "
-                f"{found.identical['time'][:10]}); what the heads say is below."
+                f"A person labelled this very picture and caption (row {verdict.identical['id']} of the bank, "
+                f"{verdict.identical['time'][:10]}); what the heads say is below."
             )
-        if found.verdict is None and found.verdicts[head] is None:
+        if verdict.verdict is None and verdict.verdicts[head] is None:
             return "No example in the bank is similar enough to vote on it."
-        if self.names.problem.kind == "single_label":
-            best = int(np.argmax(found.probabilities[head]))
-            return f"Decided by {short}: the most likely class, probability {number(found.probabilities[head][best])}."
-        limits, values = threshold_probabilities(self.service, head), np.atleast_1d(found.probabilities[head])
-        if found.verdict is None:
-            return (
-                f"Probability {number(values[0])} is too near to the threshold of {number(limits[0])} ({short}): "
-                "less than "
-                f"{number(self.service.detector.abstain)} away."
-            )
-        if self.names.problem.kind == "binary":
-            return (
-                f"Decided by {short}: probability {number(values[0])}; from {number(limits[0])} on it is "
-                f"“{self.names.names[1]}”."
-            )
+        values = np.atleast_1d(verdict.probabilities[head])
+        if kind == "single_label":
+            return f"Decided by {short}: the most likely class, probability {format_number(values.max())}."
+        value, threshold = (format_number(one[0]) for one in (values, threshold_probabilities(self.service, head)))
+        if verdict.verdict is None:
+            band = format_number(self.service.detector.abstain)
+            return f"Probability {value} is too near to the threshold of {threshold} ({short}): less than {band} away."
+        if kind == "binary":
+            return f"Decided by {short}: probability {value}; from {threshold} on it is “{self.names.names[1]}”."
         return f"Decided by {short}, for each class by its own threshold."
 
-    def _head(self, found: Verdict, head: Any) -> dict[str, Any]:
-        problem = self.names.problem
-        scores, values = np.atleast_1d(found.scores[head]), np.atleast_1d(found.probabilities[head])
-        limits = None if problem.kind == "single_label" else threshold_probabilities(self.service, head)
-        raw = self.service.detector.scorer.rule(head).thresholds
-        outputs = self.names.names[1:] if problem.kind == "binary" else self.names.names
-        bars = [
-            HeadOutput(name, float(scores[place]), float(values[place]),
-                None if limits is None else float(limits[place]), None if limits is None else float(raw[place]))
-            for place, name in enumerate(outputs)
-        ]  # fmt: skip
-        short, line = HEADS[head]
-        verdict = self.names(found.verdicts[head])
+    def _head(self, verdict: Verdict, head: Head) -> dict[str, Any]:
+        names, kind = self.names.names, self.names.problem.kind
+        scores, probabilities = np.atleast_1d(verdict.scores[head]), np.atleast_1d(verdict.probabilities[head])
+        thresholds: list[tuple[float | None, float | None]] = [(None, None)] * len(scores)
+        if kind != "single_label":
+            raw = self.service.detector.scorer.rule(head).thresholds.tolist()
+            thresholds = list(zip(threshold_probabilities(self.service, head).tolist(), raw, strict=True))
+        outputs = [
+            HeadOutput(name, float(score), float(probability), *limits)
+            for name, score, probability, limits in zip(
+                names[1:] if kind == "binary" else names, scores, probabilities, thresholds, strict=True
+            )
+        ]
+        short, description = HEADS[head]
         return {
             "key": head,
             "name": short,
-            "line": line,
-            "bars": bars,
-            "verdict": verdict,
-            "decides": head == found.head,
+            "description": description,
+            "outputs": outputs,
+            "verdict": self.names(verdict.verdicts[head]),
+            "decides": head == verdict.head,
         }
 
-    def _neighbour(self, one: dict[str, Any]) -> dict[str, Any]:
-        meme: Meme | None = self.gallery.get(one["id"])
-        vote = one["vote"]
-        known = one | {"source": public_source(one.get("source", ""))}
-        return one | {
-            "label": self._label(one["label"]),
+    def _neighbour(self, neighbour: dict[str, Any]) -> dict[str, Any]:
+        meme = self.lookup.get(neighbour["id"])
+        vote = neighbour["vote"]
+        origin = neighbour | {"source": public_source(neighbour.get("source", ""))}
+        return neighbour | {
+            "label": self._label(neighbour["label"]),
             "votes": [vote] if isinstance(vote, float) else vote,
             "text": None if meme is None else meme.text,
-            "picture": None if meme is None else as_data_url(meme.image, small=True),
-            "from": {name: said for name in ("source", "note", "time") if (said := known.get(name, ""))},
+            "picture": None if meme is None else image_url(meme.image, thumbnail=True),
+            "from": {name: value for name in ("source", "note", "time") if (value := origin.get(name, ""))},
         }
 
     def _label(self, label: Any) -> str:

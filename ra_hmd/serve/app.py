@@ -1,8 +1,8 @@
-"""The API: a FastAPI app around a service. See docs/api.md."""
+"""The HTTP API: a FastAPI app around a batching service. See docs/api.md."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, FastAPI
@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.middleware import Middleware
 
 from ra_hmd import __version__
+from ra_hmd.inference.types import Explain
 from ra_hmd.serve import schemas
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_routes import bank_routes
@@ -24,9 +25,6 @@ from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.metrics import Metrics
 from ra_hmd.serve.middleware import OPEN, AuthMiddleware, BodyLimit, HostMiddleware, RequestMetrics, RootPathMiddleware
 from ra_hmd.serve.routes import meme_routes, system_routes
-
-if TYPE_CHECKING:
-    from ra_hmd.inference.explainer import Explainer
 
 _BODIES = (
     schemas.ClassifyRequest,
@@ -43,35 +41,35 @@ _BODIES = (
 def create_app(
     service: BatchingService,
     bank_service: BankService | None = None,
-    explainer: "Explainer | None" = None,
+    explainer: Explain | None = None,
     keys: KeyRing | None = None,
-    settings: RequestLimits | None = None,
+    limits: RequestLimits | None = None,
     hosts: Sequence[str] = ("*",),
     root_path: str = "",
 ) -> FastAPI:
-    """The API as an ASGI app. When it ends, it closes the service.
+    """Create the API as an ASGI app. The app closes the service when it shuts down.
 
     Args:
-        service: Judges.
-        desk: Where its bank is changed; None: no routes to a bank.
-        explainer: Puts verdicts into words.
-        keys: Who may ask; None: everyone may ask, and nobody may change the bank.
-        settings: Limits.
-        hosts: Names by which it may be called, as `normalize_host` gives them; `*` is any.
-        root_path: Path under which a proxy shows it, without a slash at its end.
+        service: Batching service that scores memes.
+        bank_service: Searches and changes the example bank; without it the bank routes answer 404.
+        explainer: Generates rationales; without it `/v1/explain` answers 404.
+        keys: API keys; None: read requests are anonymous, and changes are refused.
+        limits: Limits of requests.
+        hosts: Allowed host names in the form of `normalize_host`; `*` allows any.
+        root_path: Path prefix of a reverse proxy, without a slash at its end.
 
     Returns:
-        The app; `app.state.asking` has its parts, `app.state.root_path` its path.
+        The app; `app.state.context` is its `AppContext`, `app.state.root_path` its root path.
     """
-    settings = settings or RequestLimits()
-    context, metrics = AppContext(service, bank_service, explainer, keys, settings), Metrics(service)
-    if bank_service is not None and bank_service.patience is None:
-        bank_service.patience = settings.time_limit
+    limits = limits or RequestLimits()
+    context, metrics = AppContext(service, bank_service, explainer, keys, limits), Metrics(service)
+    if bank_service is not None and bank_service.timeout is None:
+        bank_service.timeout = limits.time_limit
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await run_sync(context.close, settings.time_limit)
+        await run_sync(context.close, limits.time_limit)
 
     app = FastAPIOffline(
         redoc_url=None,
@@ -84,7 +82,7 @@ def create_app(
             Middleware(RequestMetrics, metrics=metrics),
             Middleware(HostMiddleware, names=hosts),
             Middleware(AuthMiddleware, keys=keys),
-            Middleware(BodyLimit, settings=settings),
+            Middleware(BodyLimit, limits=limits),
         ],
     )
     app.state.context, app.state.root_path = context, root_path
@@ -93,16 +91,16 @@ def create_app(
     install_error_handlers(app, sorted(places))
     routers = [meme_routes(context), bank_routes(context), system_routes(context, metrics)]
     for router in [app.router, *routers]:
-        _answer_head(router)
+        _add_head_routes(router)
     for router in routers:
         app.include_router(router)
     app.openapi = lambda: _openapi(app, locked=keys is not None)  # type: ignore[method-assign]
     return app
 
 
-def _answer_head(router: APIRouter) -> None:
-    """Let HEAD be asked wherever GET may be: FastAPI answers 405, and probes and proxies ask it."""
-    for route in [one for one in router.routes if isinstance(one, APIRoute) and "GET" in one.methods]:
+def _add_head_routes(router: APIRouter) -> None:
+    """Add a HEAD route for each GET route: FastAPI answers 405, and probes and proxies send HEAD requests."""
+    for route in [one for one in router.routes if isinstance(one, APIRoute) and "GET" in (one.methods or ())]:
         router.add_api_route(
             route.path.removeprefix(router.prefix),
             route.endpoint,
@@ -113,21 +111,21 @@ def _answer_head(router: APIRouter) -> None:
 
 
 def _openapi(app: FastAPI, *, locked: bool) -> dict[str, Any]:
-    """The description of the API, with the bodies that routes read themselves, and keys where they are needed."""
+    """The OpenAPI document, with the bodies that routes parse themselves, and with security where keys are required."""
     if app.openapi_schema is None:
-        described = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         _, bodies = models_json_schema(
             [(kind, "validation") for kind in _BODIES], ref_template="#/components/schemas/{model}"
         )
-        components = described.setdefault("components", {})
+        components = document.setdefault("components", {})
         components.setdefault("schemas", {}).update(bodies["$defs"])
         if locked:
             components["securitySchemes"] = {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
             }
-            for path, item in described["paths"].items():
+            for path, item in document["paths"].items():
                 for operation in item.values():
                     operation["security"] = [] if path in OPEN else [{"bearer": []}, {"key": []}]
-        app.openapi_schema = described
+        app.openapi_schema = document
     return app.openapi_schema

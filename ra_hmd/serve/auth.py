@@ -1,4 +1,4 @@
-"""Keys of the API: a file of names, roles and hashes. The keys themselves are kept nowhere."""
+"""API keys: a file of names, roles and hashes. The keys themselves are not stored."""
 
 import hashlib
 import hmac
@@ -6,44 +6,44 @@ import json
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
+
+from pydantic import ConfigDict, Field
 
 from ra_hmd.core.artifacts import alone_in, atomic_path, read_json
-from ra_hmd.core.config import choose, load_dataclass
+from ra_hmd.core.config import Settings, choose, load_settings
 from ra_hmd.core.errors import UserError
 
 Role = Literal["reader", "moderator"]
-"""A reader asks; a moderator also changes the bank."""
+"""A reader may send memes and search the bank; a moderator may also change the bank."""
 
 _NAME = re.compile(r"[\w.@+-][\w.@+ -]{0,63}")
 _MODE = 0o600
 
 
-@dataclass(frozen=True)
-class APIKey:
-    """One line of the file.
+class APIKey(Settings):
+    """An entry of the key file."""
 
-    Attributes:
-        name: Whose it is: the author of the changes that are made with it.
-        role: What it allows.
-        sha256: Of the key. It has 256 random bits, so its hash needs no salt.
-        created: UTC, ISO 8601.
-    """
+    name: str = Field(description="Name of the owner, recorded as the author of changes.")
+    role: Role = Field(description="Role of the owner.")
+    sha256: str = Field(description="Hash of the key; unsalted, because the key has 256 random bits.")
+    created: str = Field(description="Time in UTC, ISO 8601.")
 
-    name: str
-    role: Role
-    sha256: str
-    created: str
+
+class _KeyFile(Settings):
+    TITLE = "keys"
+    model_config = ConfigDict(extra="ignore")
+
+    keys: list[APIKey]
 
 
 class KeyRing:
-    """The keys of a file, as they were when it was read.
+    """The keys of a file, as read when it was opened.
 
     Args:
-        keys: Its lines.
+        keys: Entries of the file.
     """
 
     def __init__(self, keys: Sequence[APIKey]) -> None:
@@ -51,24 +51,26 @@ class KeyRing:
 
     @classmethod
     def open(cls, path: str | Path) -> "KeyRing":
-        """Raises `UserError` where the file is missing, or is none of keys."""
-        values: Any = read_json(path).get("keys")
-        if not isinstance(values, list):
-            raise UserError(f"{path} is no file of keys; make one with `ra-hmd serve-key NAME --keys {path}`.")
-        return cls([load_dataclass(APIKey, value, str(path)) for value in values])
+        """Read a key file. Raises `UserError` where it is missing, or is no key file."""
+        values = read_json(path)
+        try:
+            return cls(load_settings(_KeyFile, values, path).keys)
+        except UserError as error:
+            remedy = f"make one with `ra-hmd serve-key NAME --keys {path}`"
+            raise UserError(f"{path} is no file of keys; {remedy}. {error}") from error
 
     def find(self, secret: str) -> APIKey | None:
-        """Whose key this is. All are compared, each in constant time, so that the time tells nothing."""
+        """Return the entry of a key, or None. All entries are compared, in constant time, against timing attacks."""
         digest = _digest(secret)
-        found = [key for key in self.keys if hmac.compare_digest(key.sha256, digest)]
-        return found[0] if found else None
+        matches = [key for key in self.keys if hmac.compare_digest(key.sha256, digest)]
+        return matches[0] if matches else None
 
 
 def make_key(path: str | Path, name: str, role: str) -> str:
-    """Add a key to a file, which is made if it is missing; returns the key, which cannot be shown again.
+    """Add a new key to a file, which is created if missing, and return it; it cannot be shown again.
 
     Raises:
-        UserError: a name that is taken or cannot be one, an unknown role.
+        UserError: the name is taken or not valid; the role is unknown.
     """
     choose("--role", role, get_args(Role))
     if not _NAME.fullmatch(name):
@@ -81,12 +83,13 @@ def make_key(path: str | Path, name: str, role: str) -> str:
             raise UserError(
                 f"{path} has a key of the name {name!r}; take another name, or remove it with --remove first."
             )
-        _write(path, [*keys, APIKey(name, role, _digest(secret), created)])  # type: ignore[arg-type]
+        entry = {"name": name, "role": role, "sha256": _digest(secret), "created": created}
+        _write(path, [*keys, APIKey.model_validate(entry)])
     return secret
 
 
 def remove_key(path: str | Path, name: str) -> None:
-    """Take a key out of a file. Raises `UserError` where there is none of that name."""
+    """Remove a key from a file. Raises `UserError` where no key has that name."""
     with alone_in(Path(path).parent):
         keys = KeyRing.open(path).keys
         if all(key.name != name for key in keys):
@@ -96,7 +99,9 @@ def remove_key(path: str | Path, name: str) -> None:
 
 def _write(path: str | Path, keys: Sequence[APIKey]) -> None:
     with atomic_path(path, _MODE) as temporary:
-        temporary.write_text(json.dumps({"keys": [asdict(key) for key in keys]}, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps({"keys": [key.model_dump() for key in keys]}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _digest(secret: str) -> str:

@@ -1,11 +1,11 @@
-"""Changes of the bank behind a service: memes become rows, each change is a version, its effect is seen before.
+"""The example bank of a running service: searches, changes, and previews of their impact on verdicts.
 
-A change waits for the batch that is being judged, and the next batch votes with the new version.
+Each change is a version of the bank. It waits for the batch that is being scored; the next batch votes with the new
+version.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,16 @@ from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.scoring.change_impact import change_impact
 from ra_hmd.serve.batching import BatchingService
 
-
-@dataclass(frozen=True)
-class Labelled:
-    """A meme and what a person says that it is: a class index, of several classes a list of 0 and 1."""
-
-    query: Meme
-    label: int | list[int]
-    note: str = ""
+Label = int | list[int]
+"""A class index, or for a task with several classes per meme a list with 0 or 1 for each class."""
 
 
 class AlreadyApplied(UserError):
-    """The bank has what a change asks for: it was made before. Nothing was changed."""
+    """The bank is already as the change would make it, as after a request that is sent twice. Nothing was changed."""
 
 
 class NotInBank(UserError):
-    """The bank never had such an id or version."""
+    """The bank has no such id or version, and never had one."""
 
 
 class BankService:
@@ -50,9 +44,9 @@ class BankService:
     `AlreadyApplied`.
 
     Args:
-        service: Whose bank it is.
-        reference: Memes, labelled or not, on which the effect of a change is shown, beside those judged last.
-        patience: Seconds to wait for the model and the bank; None is as long as it takes. Past it every method raises
+        service: Batching service whose detector votes with the bank.
+        reference: Memes, labelled or not, on which the impact of a change is measured, beside those scored last.
+        timeout: Seconds to wait for the model and the bank; None waits without limit. After it every method raises
             `ServiceBusy`, and nothing was done.
 
     Raises:
@@ -60,9 +54,9 @@ class BankService:
     """
 
     def __init__(
-        self, service: BatchingService, reference: Embeddings | None = None, *, patience: float | None = None
+        self, service: BatchingService, reference: Embeddings | None = None, *, timeout: float | None = None
     ) -> None:
-        self.service, self.reference, self.patience = service, reference, patience
+        self.service, self.reference, self.timeout = service, reference, timeout
         if service.detector.scorer.bank is None:
             raise UserError(
                 "Only an example bank can be changed; make one with `ra-hmd bank create` and give it with --bank."
@@ -70,19 +64,19 @@ class BankService:
 
     @classmethod
     def open(cls, service: BatchingService, reference: str | Path | None = None) -> "BankService":
-        """With a feature store as reference.
+        """Create a bank service with a feature store as reference.
 
         Raises:
-            UserError: it is of another LMM or head, or labelled and a test split or one of unknown kind: looking at its
-                verdicts with every correction would fit the bank to it.
+            UserError: the store is of another LMM or head; or it is labelled, and a test split or one of unknown kind:
+                looking at its verdicts with every correction would fit the bank to it.
         """
-        bank_service = cls(service)
         if reference is None:
-            return bank_service
-        found = embed_store(service.detector.scorer.checkpoint, reference, labelled=False)
-        found.check_for(bank_service.bank)
-        open_labels(chosen_by={reference: found.features})
-        bank_service.reference = found.embeddings
+            return cls(service)
+        bank_service = cls(service)
+        store = embed_store(service.detector.scorer.checkpoint, reference, labelled=False)
+        store.check_for(bank_service.bank)
+        open_labels(chosen_by={reference: store.features})
+        bank_service.reference = store.embeddings
         return bank_service
 
     @property
@@ -95,16 +89,33 @@ class BankService:
         return bank
 
     def add(
-        self, memes: Sequence[Labelled], *, author: str, reason: str, source: str, relabel_identical: bool = False
+        self,
+        memes: Sequence[Meme],
+        labels: Sequence[Label],
+        *,
+        author: str,
+        reason: str,
+        source: str,
+        notes: Sequence[str] | None = None,
+        relabel_identical: bool = False,
     ) -> VersionEntry:
-        """Add memes; a version.
+        """Add labelled memes to the bank, as a new version.
+
+        Args:
+            memes: New memes.
+            labels: Label of each meme.
+            author: Author of the change, for the log.
+            reason: Reason for the change, for the log.
+            source: Source of the rows.
+            notes: Note of each row; empty by default.
+            relabel_identical: Give rows that are the same meme with another label the new label.
 
         Raises:
             UserError: an id that is in the bank (`AlreadyApplied`), the same meme with another label
-                (`LabelConflictError`, unless such rows are to be relabelled), a label that is not the problem's, a
-                picture that cannot be used.
+                (`LabelConflictError`, without `relabel_identical`), a label that the task does not have, an image that
+                cannot be used.
         """
-        rows, prepared = self._rows(memes, source)
+        rows, prepared = self._rows(memes, labels, source, notes)
         with self._exclusive() as detector:
             present = set(rows.ids) & set(self.bank.ids)
             self._raise(AlreadyApplied, present, "has these already; relabel or remove them, or leave them out")
@@ -112,149 +123,162 @@ class BankService:
             return self.bank.add(rows, embedding, author=author, reason=reason, relabel_identical=relabel_identical)
 
     def remove(self, ids: Sequence[str], *, author: str, reason: str) -> VersionEntry:
-        """Remove rows by id; makes a version. Raises `NotInBank` for unknown ids, `AlreadyApplied` for removed ones."""
+        """Remove rows by id, as a new version.
+
+        Raises:
+            UserError: ids that the bank never had (`NotInBank`), or that were removed before (`AlreadyApplied`).
+        """
         with self._exclusive():
-            self._check_known(ids)
+            self._check_ids(ids)
             self._raise(AlreadyApplied, set(ids) - set(self.bank.ids), "had these, and they were removed")
             return self.bank.remove(ids, author=author, reason=reason)
 
     def relabel(
         self, labels: Mapping[str, Any], *, author: str, reason: str, relabel_identical: bool = False
     ) -> VersionEntry:
-        """Give rows other labels; a version.
+        """Change the labels of rows, by id, as a new version.
 
         Raises:
-            UserError: ids that the bank does not have (`NotInBank`), labels that are not the problem's or that the
-                rows have already (`AlreadyApplied`), other rows of the same meme that would keep another label
-                (`LabelConflictError`, unless they are to be relabelled too).
+            UserError: ids that the bank does not have (`NotInBank`); labels that the task does not have, or that the
+                rows have already (`AlreadyApplied`); other rows of the same meme that would keep another label
+                (`LabelConflictError`, without `relabel_identical`).
         """
         with self._exclusive():
-            self._check_known(labels, now=True)
+            self._check_ids(labels, current=True)
             if self.bank.plan_relabel(labels, relabel_identical).empty:
-                raise AlreadyApplied(f"{self._bank_now} has these labels already.")
+                raise AlreadyApplied(f"{self._bank_name} has these labels already.")
             return self.bank.relabel(labels, author=author, reason=reason, relabel_identical=relabel_identical)
 
     def rollback(self, version: int, *, author: str, reason: str) -> VersionEntry:
-        """A new version that holds what an earlier one held. Raises `NotInBank` where there is no such version, and
-        `AlreadyApplied` where the bank holds the same.
+        """Restore the content of an earlier version, as a new version.
+
+        Raises:
+            UserError: there is no such version (`NotInBank`), or the bank has its content already (`AlreadyApplied`).
         """
         with self._exclusive():
             if not 1 <= version <= self.bank.version:
                 raise NotInBank(f"{self.bank.location} has versions 1 to {self.bank.version}, not {version}.")
             if self.bank.plan_rollback(version).empty:
-                raise AlreadyApplied(f"{self._bank_now} holds what version {version} held.")
+                raise AlreadyApplied(f"{self._bank_name} holds what version {version} held.")
             return self.bank.rollback(version, author=author, reason=reason)
 
-    def effect(
+    def preview(
         self,
-        add: Sequence[Labelled] = (),
+        add: Sequence[Meme] = (),
+        labels: Sequence[Label] = (),
         remove: Sequence[str] = (),
         relabel: Mapping[str, Any] | None = None,
         *,
         relabel_identical: bool = False,
     ) -> dict[str, Any]:
-        """What a change would do to the verdicts of the RKC, by the threshold in force; nothing is changed.
+        """Compute the impact of a change on the verdicts of the RKC, by its current threshold, without changing the
+        bank.
 
         Returns:
-            See `ra_hmd.scoring.change_impact.change_impact`; asked about the reference and the memes judged last.
+            See `ra_hmd.scoring.change_impact.change_impact`; measured on the reference and the memes scored last.
 
         Raises:
-            UserError: a change that could not be made, or there is no meme to show its effect on.
+            UserError: the change cannot be made, or there is no meme to measure its impact on.
         """
-        queries, new = self._asked(), self._rows(add, "planned") if add else None
+        queries, new = self._impact_queries(), self._rows(add, labels, "planned") if add else None
         with self._exclusive() as detector:
             rows = None if new is None else (new[0], detector.score(new[1]).queries.embedding)
-            scorer = detector.scorer
             planned = PlannedChange(rows, remove, relabel or {}, relabel_identical=relabel_identical)
-            return change_impact(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
+            return self._impact(detector, queries, planned)
 
-    def rollback_effect(self, version: int) -> dict[str, Any]:
-        """What going back to an earlier version would do to verdicts, as `effect` has it; nothing is changed."""
-        queries = self._asked()
+    def preview_rollback(self, version: int) -> dict[str, Any]:
+        """Compute the impact of restoring an earlier version, as `preview` does."""
+        queries = self._impact_queries()
         with self._exclusive() as detector:
-            scorer = detector.scorer
-            planned = PlannedChange(rollback=version)
-            return change_impact(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
+            return self._impact(detector, queries, PlannedChange(rollback=version))
 
-    def search(self, query: Meme, k: int) -> dict[str, Any]:
-        """The K rows nearest to a meme, by the head's embedding; nothing is kept of the meme.
+    def _impact(self, detector: Detector, queries: Embeddings, planned: PlannedChange) -> dict[str, Any]:
+        scorer = detector.scorer
+        return change_impact(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
+
+    def search(self, meme: Meme, k: int) -> dict[str, Any]:
+        """Return the K rows nearest to a meme, by the embedding of the head; nothing of the meme is stored.
 
         Returns:
-            `version` of the bank, and `neighbours`, nearest first: `similarity` and what `Bank.row` tells.
+            `version` of the bank, and `neighbours`, nearest first: `similarity` and the fields of `Bank.row`.
 
         Raises:
-            UserError: a picture that cannot be used.
+            UserError: the image cannot be used.
         """
-        prepared = self.service.detector.prepare(query)
+        prepared = self.service.detector.prepare(meme)
         with self._exclusive() as detector:
             (neighbours,) = self.bank.search(detector.score([prepared]).queries, k)
             return {"version": self.bank.version, "neighbours": neighbours}
 
     def version(self) -> int:
-        """The newest version."""
+        """Return the newest version."""
         with self._exclusive():
             return self.bank.version
 
-    def labels_of(self, query: Meme) -> dict[str, int | list[int]]:
-        """Id → label of the rows that are a meme: those with its picture and caption, and the one with its id."""
-        content = content_hash(query.load_image(), query.text or "")
+    def labels_of(self, meme: Meme) -> dict[str, Label]:
+        """Return the labels, by id, of the rows that are a meme: with the same image and caption, or the same id."""
+        content = content_hash(meme.load_image(), meme.text or "")
         with self._exclusive():
             bank = self.bank
-            places = bank.identical_positions(content)
-            if query.id in bank.ids and (own := bank.ids.index(query.id)) not in places:
-                places.append(own)
-            return {bank.ids[place]: bank.labels[place].tolist() for place in places}
+            rows = bank.identical_positions(content)
+            if meme.id in bank.ids and (own := bank.ids.index(meme.id)) not in rows:
+                rows.append(own)
+            return {bank.ids[row]: bank.labels[row].tolist() for row in rows}
 
     def info(self) -> dict[str, Any]:
-        """See `Bank.info`; of the newest version."""
+        """Return `Bank.info` of the newest version."""
         with self._exclusive():
             return self.bank.info()
 
     def log(self) -> list[VersionEntry]:
-        """The log, oldest first, up to the newest version."""
+        """Return the log up to the newest version, oldest first."""
         with self._exclusive():
             return list(self.bank.log)
 
     def _exclusive(self) -> AbstractContextManager[Detector]:
-        return self.service.exclusive(self.patience)
+        return self.service.exclusive(self.timeout)
 
     @property
-    def _bank_now(self) -> str:
+    def _bank_name(self) -> str:
         return f"{self.bank.location}, at version {self.bank.version},"
 
-    def _check_known(self, ids: Collection[str], *, now: bool = False) -> None:
-        """Raise `NotInBank` unless the bank has all ids now, or at least had them once."""
-        known = self.bank.ids if now else self.bank.state_at().rows.ids
+    def _check_ids(self, ids: Collection[str], *, current: bool = False) -> None:
+        """Raise `NotInBank` unless the bank has, or with `current` False ever had, all ids."""
+        known = self.bank.ids if current else self.bank.state_at().rows.ids
         self._raise(NotInBank, set(ids) - set(known), "does not have these")
 
-    def _raise(self, kind: type[UserError], ids: set[str], what: str) -> None:
+    def _raise(self, kind: type[UserError], ids: set[str], problem: str) -> None:
         try:
-            raise_all([f"id {name!r}" for name in sorted(ids)], f"{self._bank_now} {what}")
+            raise_all([f"id {name!r}" for name in sorted(ids)], f"{self._bank_name} {problem}")
         except UserError as error:
             raise kind(str(error)) from None
 
-    def _asked(self) -> Embeddings:
+    def _impact_queries(self) -> Embeddings:
+        """The reference, and the memes scored last that are not in it."""
         recent = self.service.recent
-        if self.reference is None and recent is None:
+        if recent is None:
+            if self.reference is not None:
+                return self.reference
             raise UserError("There is no meme yet to show an effect on: judge some first, or give --reference STORE.")
-        if self.reference is None or recent is None:
-            return self.reference if recent is None else recent
+        if self.reference is None:
+            return recent
         known = set(self.reference.ids)
-        return self.reference.plus(
-            recent.select(np.array([i for i, n in enumerate(recent.ids) if n not in known], int))
-        )
+        new = np.array([row for row, name in enumerate(recent.ids) if name not in known], int)
+        return self.reference.plus(recent.select(new))
 
-    def _rows(self, memes: Sequence[Labelled], source: str) -> tuple[BankRows, list[PreparedMeme]]:
-        """Memes as rows of the bank, and as the detector takes them to embed."""
+    def _rows(
+        self, memes: Sequence[Meme], labels: Sequence[Label], source: str, notes: Sequence[str] | None = None
+    ) -> tuple[BankRows, list[PreparedMeme]]:
+        """Rows of the bank for new memes, and the prepared memes that give their embeddings."""
         if not memes:
             raise UserError("No meme is given.")
-        prepared = [self.service.detector.prepare(meme.query) for meme in memes]
-        hashes = [perceptual_hash(meme.query.load_image()) or 0 for meme in memes]
+        prepared = [self.service.detector.prepare(meme) for meme in memes]
+        hashes = [perceptual_hash(meme.load_image()) or 0 for meme in memes]
         rows = BankRows(
-            ids=[meme.query.id for meme in memes],
-            labels=_labels([meme.label for meme in memes]),
+            ids=[meme.id for meme in memes],
+            labels=_label_array(labels),
             sources=[source] * len(memes),
-            notes=[meme.note for meme in memes],
+            notes=list(notes or [""] * len(memes)),
             image_hashes=np.array(hashes, dtype=np.uint64),
             contents=[meme.content for meme in prepared],
             decided=np.ones(len(memes), bool),
@@ -262,7 +286,7 @@ class BankService:
         return rows, prepared
 
 
-def _labels(labels: list[int | list[int]]) -> np.ndarray:
+def _label_array(labels: Sequence[Label]) -> np.ndarray:
     try:
         return np.array(labels, dtype=np.int64)
     except (ValueError, OverflowError) as error:

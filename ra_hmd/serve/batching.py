@@ -1,7 +1,7 @@
-"""One detector that many ask at once: a bounded queue, micro-batches, and a bank that changes between two of them.
+"""Micro-batching around one detector: a bounded queue, batched inference, and a bank that may change between batches.
 
-A meme travels: `submit` → prepared (decoded, resized, tokenised) by one of a few threads → queue → judged by the one
-thread that uses the model, together with whatever else is ready → its future.
+A meme passes through `submit`, the preparation threads (decode, resize, tokenize), the queue, and the worker thread,
+which scores it in one batch with the other memes that are ready and sets the result of its future.
 """
 
 import logging
@@ -12,97 +12,74 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import PreparedMeme, Verdict
 from ra_hmd.retrieval.embeddings import Embeddings
+from ra_hmd.serve.limits import BatchingSettings
 
 _log = logging.getLogger("ra_hmd.serve")
-_REMEMBERED = 1000
+_RECENT_MEMES = 1000
 
 
 class QueueFull(Exception):
-    """As many memes as may wait are waiting already; try again later."""
+    """The queue holds as many memes as it may; retry later."""
 
 
 class ServiceBusy(Exception):
-    """The model is still used by others after the time that was given; nothing was done."""
+    """The model was not free within the timeout; nothing was done."""
 
 
 class InferenceFailed(Exception):
-    """The model or the bank failed; it is no fault of the meme. The log says where."""
+    """The model or the bank failed, through no fault of the meme. The log has the traceback."""
 
 
 class ServiceClosed(Exception):
-    """The service takes no more memes: it is being shut down."""
+    """The service is shutting down and accepts no more memes."""
 
 
 @dataclass(frozen=True)
 class ServedVerdict:
-    """What is said of a meme, and by which model and bank."""
+    """A verdict with its meme, and the versions of the model and the bank that gave it.
 
-    detection: Verdict
+    The caption of `meme` is the one that was scored: as given, or as read from the image.
+    """
+
+    meme: Meme
+    verdict: Verdict
     version: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the detection's fields, and `version`."""
-        return self.detection.to_dict() | {"version": self.version}
+        """JSON form: the fields of the verdict, and `version`."""
+        return self.verdict.to_dict() | {"version": self.version}
 
 
-@dataclass(frozen=True)
-class BatchingSettings:
-    """Of the service.
+class _QueuedMeme:
+    """A prepared meme in the queue. Its tensors are released as soon as its future is done or cancelled."""
 
-    Attributes:
-        max_batch: Most memes in a forward pass.
-        max_wait_ms: How long a batch waits for memes that are being prepared, in milliseconds.
-        max_queue: Most memes that are accepted and not answered.
-        prepare_threads: Threads that decode, resize and tokenise.
-
-    Raises:
-        UserError: limits that make no sense, all listed.
-    """
-
-    max_batch: int = 32
-    max_wait_ms: float = 5.0
-    max_queue: int = 256
-    prepare_threads: int = 2
-
-    def __post_init__(self) -> None:
-        low = [
-            f"{name} is {getattr(self, name)}, it must be at least 1"
-            for name in ("max_batch", "max_queue", "prepare_threads")
-            if getattr(self, name) < 1
-        ]
-        low += [f"max_wait_ms is {self.max_wait_ms}, it must not be negative"] if self.max_wait_ms < 0 else []
-        raise_all(low, "Limits of the service")
-
-
-class _Waiting:
-    """A prepared meme in the queue. One that is cancelled is let go at once: it may lie there for long."""
-
-    def __init__(self, meme: PreparedMeme, future: "Future[ServedVerdict]") -> None:
-        self.meme: PreparedMeme | None = meme
+    def __init__(self, meme: Meme, prepared: PreparedMeme, future: "Future[ServedVerdict]") -> None:
+        self.meme: Meme | None = meme
+        self.prepared: PreparedMeme | None = prepared
         self.future = future
-        future.add_done_callback(self._let_go)
+        future.add_done_callback(self._release)
 
-    def _let_go(self, _: "Future[ServedVerdict]") -> None:
-        self.meme = None
+    def _release(self, _: "Future[ServedVerdict]") -> None:
+        self.meme = self.prepared = None
 
 
 @dataclass
 class BatchStatistics:
-    """What was done so far, for metrics.
+    """Counters of a service, for metrics.
 
     Attributes:
-        refused: Memes for which the queue was full.
-        sizes: Memes of a forward pass → how many passes had so many.
+        refused: Memes refused because the queue was full.
+        sizes: Number of forward passes by batch size.
     """
 
     refused: int = 0
@@ -110,36 +87,36 @@ class BatchStatistics:
 
     @property
     def batches(self) -> int:
-        """Forward passes."""
+        """Number of forward passes."""
         return self.sizes.copy().total()
 
     @property
     def memes(self) -> int:
-        """Memes that were judged."""
+        """Number of memes that were scored."""
         return sum(size * passes for size, passes in self.sizes.copy().items())
 
 
 class BatchingService:
-    """A detector with its queue. Use it as a context manager, or call `close`.
+    """Thread-safe micro-batching service around a detector. Use it as a context manager, or call `close`.
 
     Args:
-        detector: Judges.
-        limits: Of the queue and of batches.
+        detector: Detector to run.
+        settings: Sizes of the queue and of batches.
     """
 
-    def __init__(self, detector: Detector, limits: BatchingSettings | None = None) -> None:
-        self.detector, self.limits, self.statistics = detector, limits or BatchingSettings(), BatchStatistics()
-        detector.batch_size = self.limits.max_batch
-        self._using = threading.Lock()  # the model and the bank, for as long as one of them is used
-        self._next = threading.Lock()  # held by who waits for it, or the judging thread would take it again and again
-        self._alone: int | None = None  # the thread that is in `exclusive`
-        self._counting = threading.Lock()
+    def __init__(self, detector: Detector, settings: BatchingSettings | None = None) -> None:
+        self.detector, self.settings, self.statistics = detector, settings or BatchingSettings(), BatchStatistics()
+        detector.batch_size = self.settings.max_batch
+        self._model_lock = threading.Lock()  # guards the model and the bank
+        self._turnstile = threading.Lock()  # keeps the worker thread from starving waiters of the model lock
+        self._exclusive_thread: int | None = None  # the thread inside `exclusive`
+        self._count_lock = threading.Lock()
         self._accepted = 0
         self._closing = False
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self._recent: deque[tuple[str, tuple[np.ndarray, str]]] = deque(maxlen=_REMEMBERED)
-        self._preparing = ThreadPoolExecutor(self.limits.prepare_threads, thread_name_prefix="prepare")
-        self._worker = threading.Thread(target=self._work, name="judge", daemon=True)
+        self._queue: queue.SimpleQueue[_QueuedMeme | None] = queue.SimpleQueue()
+        self._recent: deque[tuple[str, tuple[np.ndarray, str]]] = deque(maxlen=_RECENT_MEMES)
+        self._preparation = ThreadPoolExecutor(self.settings.prepare_threads, thread_name_prefix="prepare")
+        self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
         self._worker.start()
 
     def __enter__(self) -> "BatchingService":
@@ -149,18 +126,18 @@ class BatchingService:
         self.close()
 
     @property
-    def waiting(self) -> int:
-        """Memes that are accepted and not answered."""
+    def pending(self) -> int:
+        """Number of memes that are accepted and not yet answered."""
         return self._accepted
 
     @property
     def ready(self) -> bool:
-        """Whether memes are accepted and judged."""
+        """Whether memes are accepted and scored."""
         return not self._closing and self._worker.is_alive()
 
     @property
     def recent(self) -> Embeddings | None:
-        """The last memes that were judged, without labels, as the bank is asked about them; None before the first."""
+        """Embeddings of the memes that were scored last, without labels; None before the first."""
         newest = dict(self._recent.copy())
         if not newest:
             return None
@@ -168,145 +145,152 @@ class BatchingService:
         embedding, contents = zip(*newest.values(), strict=True)
         return Embeddings(list(newest), labels, np.stack(embedding), contents)
 
-    def submit(self, queries: Sequence[Meme]) -> "list[Future[ServedVerdict]]":
-        """Accept memes, all or none. A future that is cancelled before its meme is judged costs no forward pass.
+    def submit(self, memes: Sequence[Meme]) -> "list[Future[ServedVerdict]]":
+        """Queue memes, all or none. A future that is cancelled before its meme is scored costs no forward pass.
 
         A future raises `UserError` where its image cannot be used, `InferenceFailed` where the model or the bank
         failed.
 
         Raises:
-            QueueFull: they would be more than may wait.
-            Closed: the service shuts down.
+            QueueFull: the queue has no room for all of them.
+            ServiceClosed: the service is shutting down.
         """
-        with self._counting:
+        with self._count_lock:
             if not self.ready:
                 raise ServiceClosed
-            if self._accepted + len(queries) > self.limits.max_queue:
-                self.statistics.refused += len(queries)
+            if self._accepted + len(memes) > self.settings.max_queue:
+                self.statistics.refused += len(memes)
                 raise QueueFull
-            self._accepted += len(queries)
-            futures: list[Future[ServedVerdict]] = [Future() for _ in queries]
+            self._accepted += len(memes)
+            futures: list[Future[ServedVerdict]] = [Future() for _ in memes]
             for future in futures:
-                future.add_done_callback(self._answered)
-            for query, future in zip(queries, futures, strict=True):
-                self._preparing.submit(self._prepare, query, future)
+                future.add_done_callback(self._count_down)
+            for meme, future in zip(memes, futures, strict=True):
+                self._preparation.submit(self._prepare, meme, future)
         return futures
 
     @contextmanager
     def exclusive(self, timeout: float | None = None) -> Iterator[Detector]:
-        """The detector for the caller alone, for a change of the bank or for generation; memes wait meanwhile.
+        """Lock the model and the bank for the caller, to change the bank or to generate text; memes wait meanwhile.
+
+        The lock is reentrant within a thread.
 
         Args:
-            timeout: Seconds to wait for it; None is as long as it takes.
+            timeout: Seconds to wait for the lock; None waits without limit.
 
         Raises:
-            Busy: it was not free in that time.
-            Unable: the bank cannot be read.
+            ServiceBusy: the timeout passed.
+            InferenceFailed: the bank cannot be read.
         """
-        if self._alone == threading.get_ident():  # it has it already
+        if self._exclusive_thread == threading.get_ident():
             yield self.detector
             return
-        if not self._take(timeout):
+        if not self._acquire(timeout):
             raise ServiceBusy
         try:
-            self._alone = threading.get_ident()
+            self._exclusive_thread = threading.get_ident()
             self._refresh()
             yield self.detector
             self._refresh()
         finally:
-            self._alone = None
-            self._using.release()
+            self._exclusive_thread = None
+            self._model_lock.release()
 
-    def _take(self, timeout: float | None) -> bool:
-        """Whether the model and the bank could be had in that time."""
+    def _acquire(self, timeout: float | None) -> bool:
+        """Acquire the model lock through the turnstile; False where the timeout passed."""
         end = None if timeout is None else time.monotonic() + timeout
-        if not self._next.acquire(timeout=-1 if timeout is None else timeout):
+        if not self._turnstile.acquire(timeout=-1 if timeout is None else timeout):
             return False
         try:
-            return self._using.acquire(timeout=-1 if end is None else max(end - time.monotonic(), 0))
+            return self._model_lock.acquire(timeout=-1 if end is None else max(end - time.monotonic(), 0))
         finally:
-            self._next.release()
+            self._turnstile.release()
 
     def close(self, timeout: float | None = None) -> None:
-        """Take no more memes, answer those that were accepted, and end.
+        """Stop accepting memes, answer those that were accepted, and end the threads.
 
         Args:
-            timeout: Seconds to wait for the answers; None is as long as it takes.
+            timeout: Seconds to wait for the answers; None waits without limit.
         """
-        with self._counting:
+        with self._count_lock:
             self._closing = True
-        self._preparing.shutdown(wait=True)
+        self._preparation.shutdown(wait=True)
         self._queue.put(None)
         self._worker.join(timeout)
 
-    def _answered(self, _: "Future[ServedVerdict]") -> None:
-        with self._counting:
+    def _count_down(self, _: "Future[ServedVerdict]") -> None:
+        with self._count_lock:
             self._accepted -= 1
 
-    def _prepare(self, query: Meme, future: "Future[ServedVerdict]") -> None:
+    def _prepare(self, meme: Meme, future: "Future[ServedVerdict]") -> None:
         if future.cancelled():
             return
         try:
-            self._queue.put(_Waiting(self.detector.prepare(query), future))
-        except Exception as error:  # whatever it is, it is this meme's answer, not the thread's end
+            self._queue.put(_QueuedMeme(meme, self.detector.prepare(meme), future))
+        except Exception as error:  # any error is the result of this meme, not the end of the thread
             _fail(future, error)
 
     def _work(self) -> None:
-        end = False
-        while not end and (first := self._queue.get()) is not None:
-            with self._next:
-                pass  # who waited is first
-            with self._using:  # taken before the batch is put together: who waits for it may still cancel
-                batch, end = self._fill(first)
-                alive = [one for one in batch if one.future.set_running_or_notify_cancel()]
-                if alive:
-                    self._judge(alive)
+        last = False
+        while not last and (first := self._queue.get()) is not None:
+            with self._turnstile:
+                pass  # waiters of the model lock go first
+            with self._model_lock:  # taken before the batch is filled: memes that wait for it may still be cancelled
+                batch, last = self._fill(first)
+                active = [one for one in batch if one.future.set_running_or_notify_cancel()]
+                if active:
+                    self._score_batch(active)
 
-    def _fill(self, first: _Waiting) -> tuple[list[_Waiting], bool]:
-        """What is ready, up to a batch, after a short wait for what is in preparation; and whether it is the end."""
-        batch, deadline = [first], time.monotonic() + self.limits.max_wait_ms / 1000
-        while len(batch) < self.limits.max_batch:
+    def _fill(self, first: _QueuedMeme) -> tuple[list[_QueuedMeme], bool]:
+        """Collect a batch, with a short wait for memes in preparation; the flag is True at the end of the queue."""
+        batch, deadline = [first], time.monotonic() + self.settings.max_wait_ms / 1000
+        while len(batch) < self.settings.max_batch:
             left = deadline - time.monotonic()
-            patient = len(batch) < self._accepted and left > 0
+            wait = len(batch) < self._accepted and left > 0
             try:
-                one = self._queue.get(timeout=left) if patient else self._queue.get_nowait()
+                queued = self._queue.get(timeout=left) if wait else self._queue.get_nowait()
             except queue.Empty:
                 break
-            if one is None:
+            if queued is None:
                 return batch, True
-            batch.append(one)
+            batch.append(queued)
         return batch, False
 
-    def _judge(self, batch: list[_Waiting]) -> None:
+    def _score_batch(self, batch: list[_QueuedMeme]) -> None:
+        """Set the results of a batch. After an error each meme is scored by itself, so that only its cause fails."""
         try:
-            answers = self._answers([one.meme for one in batch if one.meme is not None])
-        except Exception as error:  # one meme must not take its batch along
+            results = self._verdicts([(one.meme, one.prepared) for one in batch if one.meme and one.prepared])
+        except Exception as error:
             if len(batch) == 1:
-                _log.exception("judging failed")
-                # What a meme itself can be blamed for was found when it was prepared.
+                _log.exception("inference failed")
+                # Errors of the meme itself were raised when it was prepared.
                 batch[0].future.set_exception(InferenceFailed() if isinstance(error, UserError) else error)
                 return
             for one in batch:
-                self._judge([one])
+                self._score_batch([one])
             return
-        for one, answer in zip(batch, answers, strict=True):
-            one.future.set_result(answer)
+        for one, result in zip(batch, results, strict=True):
+            one.future.set_result(result)
 
     def _refresh(self) -> None:
         try:
             self.detector.refresh()
-        except Exception as error:  # whatever it is, it is no fault of who asks
+        except Exception as error:
             _log.exception("the bank cannot be read")
             raise InferenceFailed from error
 
-    def _answers(self, memes: list[PreparedMeme]) -> list[ServedVerdict]:
+    def _verdicts(self, memes: list[tuple[Meme, PreparedMeme]]) -> list[ServedVerdict]:
         self._refresh()
-        scored = self.detector.score(memes)
-        found, version = self.detector.verdicts(memes, scored), self.detector.version
+        prepared = [item for _, item in memes]
+        scored = self.detector.score(prepared)
+        verdicts, version = self.detector.verdicts(prepared, scored), self.detector.version
         self.statistics.sizes[len(memes)] += 1
-        asked = scored.queries
-        self._recent.extend(zip(asked.ids, zip(asked.embedding, asked.contents, strict=True), strict=True))
-        return [ServedVerdict(one, version) for one in found]
+        embedded = scored.queries
+        self._recent.extend(zip(embedded.ids, zip(embedded.embedding, embedded.contents, strict=True), strict=True))
+        return [
+            ServedVerdict(replace(meme, text=verdict.text), verdict, version)
+            for (meme, _), verdict in zip(memes, verdicts, strict=True)
+        ]
 
 
 def _fail(future: "Future[Any]", error: Exception) -> None:
@@ -317,11 +301,11 @@ def _fail(future: "Future[Any]", error: Exception) -> None:
 
 
 def wait_for_all(futures: "Sequence[Future[ServedVerdict]]", seconds: float) -> list[ServedVerdict]:
-    """The answers of memes that were submitted together, within a time; those that come too late are cancelled.
+    """Wait for the results of `submit`; cancel the rest after an error or a timeout.
 
     Raises:
-        TimeoutError: not all were there in time.
-        UserError: the first meme that cannot be judged.
+        TimeoutError: not all results were there in time.
+        UserError: the first meme that cannot be scored.
     """
     end = time.monotonic() + seconds
     try:

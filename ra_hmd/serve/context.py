@@ -1,4 +1,8 @@
-"""What the routes of an app share, and how they ask: memes through the queue, all else in a few threads."""
+"""What the routes of an app share: its services, its limits, and the two ways in which a request is worked on.
+
+Memes are scored by the batching service. Everything else (searches, bank changes, rationales) runs in a few threads of
+its own, within a concurrency limit.
+"""
 
 import asyncio
 import contextlib
@@ -8,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from anyio.to_thread import run_sync
 from fastapi import Request
@@ -16,221 +20,223 @@ from fastapi import Request
 from ra_hmd.bank.identical import LabelConflictError
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
+from ra_hmd.inference.types import Explain
 from ra_hmd.serve.auth import APIKey, KeyRing
 from ra_hmd.serve.bank_service import AlreadyApplied, BankService
 from ra_hmd.serve.batching import BatchingService, ServedVerdict, ServiceBusy, ServiceClosed
 from ra_hmd.serve.errors import APIError
 from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.middleware import Budget
-from ra_hmd.serve.uploads import Model, check_meme_count, pixels, read_json
-
-if TYPE_CHECKING:
-    from ra_hmd.inference.explainer import Explainer
+from ra_hmd.serve.uploads import Model, check_meme_count, count_pixels, read_json
 
 T = TypeVar("T")
 _THREADS = 2
 
 
 class ConcurrencyLimit:
-    """A few threads for work that is no meme to judge; only so many requests are at work or waiting.
+    """Runs blocking calls in a small thread pool, with a limit on the calls that run or wait at the same time.
 
     Args:
-        most: How many.
-        name: Of the threads.
+        limit: Most calls that run or wait.
+        name: Prefix of the threads' names.
     """
 
-    def __init__(self, most: int, name: str) -> None:
-        self.most, self.inside = most, 0
+    def __init__(self, limit: int, name: str) -> None:
+        self.limit, self.active = limit, 0
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=name)
 
     async def run(self, call: Callable[[], T], deadline: float, *, finish: bool = False) -> T:
-        """The result of a call in one of the threads.
+        """Run a call in one of the threads and return its result.
 
         Args:
-            call: Made only if there is time left.
-            deadline: Of the event loop's clock.
-            finish: Whether a call that was begun is waited for past the deadline: a change must not be reported as
-                failed when it was made.
+            call: Function to run; skipped where the deadline has passed before its turn.
+            deadline: Time of the event loop's clock.
+            finish: Wait for a call that has started even past the deadline: a change must not be reported as failed
+                when it was made.
 
         Raises:
-            Refusal: 429 where too many wait, 504 past the deadline.
-            Closed: the app ends.
+            APIError: 429 where too many calls wait, 504 past the deadline.
+            ServiceClosed: the app is shutting down.
         """
-        if self.inside >= self.most:
-            raise APIError(429, f"{self.inside} requests of this kind are at work or waiting; ask again later.")
+        if self.active >= self.limit:
+            raise APIError(429, f"{self.active} requests of this kind are at work or waiting; ask again later.")
         loop = asyncio.get_running_loop()
 
-        def in_time() -> T:
-            if time.monotonic() > deadline:  # the loop's own is only set anew when it turns
+        def run_in_time() -> T:
+            if time.monotonic() > deadline:  # the loop's clock is the monotonic one, but only updated at each turn
                 raise ServiceBusy
             return call()
 
         try:
-            future = self._threads.submit(in_time)
-        except RuntimeError as error:  # the threads have ended
+            future = self._threads.submit(run_in_time)
+        except RuntimeError as error:  # the pool was shut down
             raise ServiceClosed from error
-        self.inside += 1
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+        self.active += 1
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count_down))
         left = None if finish else max(deadline - loop.time(), 0)
-        waiting = asyncio.wrap_future(future)
-        done, _ = await asyncio.wait([waiting], timeout=left)
+        result = asyncio.wrap_future(future)
+        done, _ = await asyncio.wait([result], timeout=left)
         if not done:
-            waiting.cancel()
+            result.cancel()
             raise APIError(504, "It took longer than a request may; ask for less, or again later.")
-        return waiting.result()
+        return result.result()
 
-    def _leave(self) -> None:
-        self.inside -= 1
+    def _count_down(self) -> None:
+        self.active -= 1
 
     def close(self) -> None:
-        """Ends the threads, when what they do is done."""
+        """Shut the threads down after their current calls."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass
 class AppContext:
-    """What the routes of an app share.
+    """The parts of an app that its routes share.
 
     Attributes:
-        service: Judges.
-        desk: Where the bank is changed, if there is one.
-        explainer: Puts verdicts into words, if the model can.
-        keys: Who may ask what; None: everyone may ask, and nobody may change anything.
-        settings: Limits.
+        service: Batching service that scores memes.
+        bank_service: Searches and changes the example bank; None without one.
+        explainer: Generates rationales; None where the model cannot.
+        keys: API keys; None: read requests are anonymous, and changes are refused.
+        limits: Limits of requests.
     """
 
     service: BatchingService
     bank_service: BankService | None
-    explainer: "Explainer | None"
+    explainer: Explain | None
     keys: KeyRing | None
-    settings: RequestLimits
-    pictures: Budget = field(init=False)
+    limits: RequestLimits
+    pixel_budget: Budget = field(init=False)
     bank_limit: ConcurrencyLimit = field(init=False)
     explain_limit: ConcurrencyLimit = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pictures = Budget(self.settings.max_pixels * self.settings.memory_factor, "pixels")
-        self.bank_limit = ConcurrencyLimit(self.settings.max_concurrent, "bank")
-        self.explain_limit = ConcurrencyLimit(self.settings.max_concurrent, "words")
+        self.pixel_budget = Budget(self.limits.max_pixels * self.limits.memory_factor, "pixels")
+        self.bank_limit = ConcurrencyLimit(self.limits.max_concurrent, "bank")
+        self.explain_limit = ConcurrencyLimit(self.limits.max_concurrent, "explain")
 
     def close(self, timeout: float | None = None) -> None:
-        """Answers what was accepted, and ends the threads."""
+        """Answer what was accepted, and end all threads."""
         self.bank_limit.close()
         self.explain_limit.close()
         self.service.close(timeout)
 
     # ---------------------------------------------------------------------------------------------- memes
 
-    async def judge(self, request: Request, queries: Sequence[Meme]) -> list[ServedVerdict | UserError]:
-        """For each meme its answer, or why there is none.
+    async def classify(self, request: Request, memes: Sequence[Meme]) -> list[ServedVerdict | UserError]:
+        """Score memes; the result of a meme that cannot be used is its error.
 
         Raises:
-            Refusal: 429 where too much waits, 504 past the request's deadline; then none of them is judged.
-            QueueFull, Closed: see `BatchingService.submit`.
+            APIError: 413 or 429 where they are too much, 504 past the request's deadline; then none of them is scored.
+            QueueFull, ServiceClosed: see `BatchingService.submit`.
         """
-        request.state.memes = len(queries)
-        sizes = await run_sync(lambda: [self._pixels(query) for query in queries])
-        good = [query for query, size in zip(queries, sizes, strict=True) if isinstance(size, int)]
+        request.state.memes = len(memes)
+        sizes = await self._pixels(memes)
+        valid = [meme for meme, size in zip(memes, sizes, strict=True) if isinstance(size, int)]
         total = sum(size for size in sizes if isinstance(size, int))
-        if len(good) > (most := self.service.limits.max_queue):
-            raise APIError(413, f"{len(good)} memes are sent, and at most {most} may wait here at a time; send fewer.")
-        self.pictures.take(total)
+        if len(valid) > (most := self.service.settings.max_queue):
+            raise APIError(413, f"{len(valid)} memes are sent, and at most {most} may wait here at a time; send fewer.")
+        self.pixel_budget.acquire(total)
         try:
-            found = iter(await self._answers(request, good))
+            results = iter(await self._results(request, valid))
         finally:
-            self.pictures.give_back(total)
-        return [next(found) if isinstance(size, int) else size for size in sizes]
+            self.pixel_budget.release(total)
+        return [next(results) if isinstance(size, int) else size for size in sizes]
 
-    def _pixels(self, query: Meme) -> int | UserError:
-        try:
-            return pixels(query, self.settings)
-        except UserError as error:
-            return error
+    async def _pixels(self, memes: Sequence[Meme]) -> list[int | UserError]:
+        """Number of pixels of each image, or why a meme cannot be used; read in a thread."""
 
-    async def _answers(self, request: Request, queries: Sequence[Meme]) -> list[ServedVerdict | UserError]:
-        futures: list[Future[ServedVerdict]] = self.service.submit(queries)
+        def pixels(meme: Meme) -> int | UserError:
+            try:
+                return count_pixels(meme, self.limits)
+            except UserError as error:
+                return error
+
+        return await run_sync(lambda: [pixels(meme) for meme in memes])
+
+    async def _results(self, request: Request, memes: Sequence[Meme]) -> list[ServedVerdict | UserError]:
+        futures: list[Future[ServedVerdict]] = self.service.submit(memes)
         if not futures:
             return []
-        waiting = [asyncio.wrap_future(future) for future in futures]
+        results = [asyncio.wrap_future(future) for future in futures]
         left = max(request.state.deadline - asyncio.get_running_loop().time(), 0)
         try:
-            _, late = await asyncio.wait(waiting, timeout=left)
+            _, late = await asyncio.wait(results, timeout=left)
         except asyncio.CancelledError:
-            _drop(waiting)
+            _cancel(results)
             raise
         if late:
-            _drop(waiting)
-            raise APIError(504, f"{len(late)} of {len(waiting)} memes were not judged in time; send fewer, or later.")
-        errors = [one.exception() for one in waiting]
-        fault = next((error for error in errors if error is not None and not isinstance(error, UserError)), None)
-        if fault is not None:
-            raise fault
+            _cancel(results)
+            raise APIError(504, f"{len(late)} of {len(results)} memes were not judged in time; send fewer, or later.")
+        errors = [one.exception() for one in results]
+        failure = next((error for error in errors if error is not None and not isinstance(error, UserError)), None)
+        if failure is not None:
+            raise failure
         return [
-            error if isinstance(error, UserError) else one.result() for one, error in zip(waiting, errors, strict=True)
+            error if isinstance(error, UserError) else one.result() for one, error in zip(results, errors, strict=True)
         ]
 
     @asynccontextmanager
-    async def weighed(self, request: Request, queries: Sequence[Meme]) -> AsyncIterator[None]:
-        """While memes are worked on by other ways than `judge`: their pictures count as held.
+    async def reserve_pixels(self, request: Request, memes: Sequence[Meme]) -> AsyncIterator[None]:
+        """Count the images of memes that are not scored by `classify` against the memory budget.
 
         Raises:
-            Refusal: 422 for a meme that cannot be used, 413 or 429 for too much.
+            APIError: 422 for a meme that cannot be used, 413 or 429 where they are too much.
         """
-        check_meme_count(queries, self.settings)
-        request.state.memes = len(queries) or None
+        check_meme_count(memes, self.limits)
+        request.state.memes = len(memes) or None
         total = 0
-        for query, size in zip(queries, await run_sync(lambda: [self._pixels(one) for one in queries]), strict=True):
+        for meme, size in zip(memes, await self._pixels(memes), strict=True):
             if isinstance(size, UserError):
-                raise APIError(422, f"meme {query.id!r}: {size}")
+                raise APIError(422, f"meme {meme.id!r}: {size}")
             total += size
-        self.pictures.take(total)
+        self.pixel_budget.acquire(total)
         try:
             yield
         finally:
-            self.pictures.give_back(total)
+            self.pixel_budget.release(total)
 
     # ---------------------------------------------------------------------------------------------- the bank
 
     @property
-    def require_bank_service(self) -> BankService:
-        """The desk. Raises `APIError` where there is none."""
+    def require_bank(self) -> BankService:
+        """The bank service. Raises `APIError` (404) where no example bank is open."""
         if self.bank_service is None:
             raise APIError(404, "There is no example bank here; start the service with `--bank` and one of those.")
         return self.bank_service
 
-    async def look(self, request: Request, call: Callable[[BankService], T], queries: Sequence[Meme] = ()) -> T:
-        """What a call finds in the bank; `queries` are the memes that it is about."""
-        bank_service = self.require_bank_service
-        async with self.weighed(request, queries):
+    async def query_bank(self, request: Request, call: Callable[[BankService], T], memes: Sequence[Meme] = ()) -> T:
+        """Run a read-only call on the bank service; `memes` are those that it works on."""
+        bank_service = self.require_bank
+        async with self.reserve_pixels(request, memes):
             return await self.bank_limit.run(partial(call, bank_service), request.state.deadline)
 
-    async def read(self, request: Request, kind: type[Model]) -> Model:
-        """The body of a change. Who may not make it is told first: 403, or 404 where there is no bank."""
-        moderator(request, self.keys)
-        _ = self.require_bank_service
+    async def read_change(self, request: Request, kind: type[Model]) -> Model:
+        """Parse the body of a change, after the checks of its key (403) and of the bank (404)."""
+        require_moderator(request, self.keys)
+        _ = self.require_bank
         return await read_json(request, kind)
 
-    async def change(self, request: Request, call: Callable[..., T], queries: Sequence[Meme] = ()) -> T:
-        """The result of `call(desk, author=…)`, made in the name of the request's key.
+    async def change_bank(self, request: Request, call: Callable[..., T], memes: Sequence[Meme] = ()) -> T:
+        """Run `call(bank_service, author=…)` with the name of the request's key as the author.
 
         Raises:
-            Refusal: 403 without a moderator's key, 409 with the bank's version where it was made before.
+            APIError: 403 without a moderator's key, 409 with the bank's version where the change was made before.
         """
-        author, bank_service = moderator(request, self.keys).name, self.require_bank_service
+        author, bank_service = require_moderator(request, self.keys).name, self.require_bank
+        change = partial(call, bank_service, author=author)
         try:
-            async with self.weighed(request, queries):
-                return await self.bank_limit.run(
-                    partial(call, bank_service, author=author), request.state.deadline, finish=True
-                )
+            async with self.reserve_pixels(request, memes):
+                return await self.bank_limit.run(change, request.state.deadline, finish=True)
         except (AlreadyApplied, LabelConflictError) as error:
             raise APIError(409, str(error), bank_version=bank_service.bank.version) from None
 
 
-def moderator(request: Request, keys: KeyRing | None) -> APIKey:
-    """The key of the request, if it is one that may change the bank.
+def require_moderator(request: Request, keys: KeyRing | None) -> APIKey:
+    """Return the key of the request if its role is moderator.
 
     Raises:
-        Refusal: 403.
+        APIError: 403.
     """
     if keys is None:
         raise APIError(
@@ -244,8 +250,8 @@ def moderator(request: Request, keys: KeyRing | None) -> APIKey:
     return key
 
 
-def _drop(waiting: Sequence["asyncio.Future[ServedVerdict]"]) -> None:
-    for one in waiting:
+def _cancel(results: Sequence["asyncio.Future[ServedVerdict]"]) -> None:
+    for one in results:
         if not one.cancel() and not one.cancelled():
             with contextlib.suppress(Exception):
-                one.exception()  # looked at, or asyncio would log it
+                one.exception()  # retrieved, so that asyncio does not log it

@@ -1,4 +1,4 @@
-"""Requests that are not answered as they hoped: each with a status, a sentence, and what can be done."""
+"""Error responses of the API: each has a status, a sentence with the remedy, and the single problems of the request."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +17,8 @@ from ra_hmd.serve.bank_service import AlreadyApplied, NotInBank
 from ra_hmd.serve.batching import InferenceFailed, QueueFull, ServiceBusy, ServiceClosed
 
 RETRY_SECONDS = 1
-_LATER = {"Retry-After": str(RETRY_SECONDS)}
-_NAMES = {
+_RETRY_HEADER = {"Retry-After": str(RETRY_SECONDS)}
+_DESCRIPTIONS = {
     400: "The request is not well formed.",
     401: "A key is missing or unknown.",
     403: "The key, or the lack of keys, does not allow it.",
@@ -38,7 +38,7 @@ _NAMES = {
 class RequestProblem(BaseModel):
     """One thing that is wrong with a request."""
 
-    __qualname__ = "Wrong"  # its name in the OpenAPI document, on which clients are generated
+    __qualname__ = "Wrong"  # its public name, see `ra_hmd.serve.schemas`
     model_config = ConfigDict(title="Wrong")
 
     where: str
@@ -48,23 +48,23 @@ class RequestProblem(BaseModel):
 class ErrorResponse(BaseModel):
     """Why a request was not answered."""
 
-    __qualname__ = "Refused"  # see `RequestProblem`
+    __qualname__ = "Refused"
     model_config = ConfigDict(title="Refused")
 
     detail: str
     problems: list[RequestProblem] = Field(default_factory=list)
-    bank_version: int | None = Field(None, description="Of a change that was made already: where the bank is.")
+    bank_version: int | None = Field(default=None, description="Of a change that was made already: where the bank is.")
 
 
 class APIError(HTTPException):
-    """An answer that refuses.
+    """An error response as an exception.
 
     Args:
         status: HTTP status.
-        detail: A sentence: value, place, remedy.
-        problems: Single faults.
-        bank_version: Where the bank is.
-        headers: Of the response.
+        detail: Sentence that names value, place and remedy.
+        problems: Single problems of the request.
+        bank_version: Current version of the bank.
+        headers: Headers of the response; 429 and 503 get `Retry-After` by default.
     """
 
     def __init__(
@@ -75,17 +75,17 @@ class APIError(HTTPException):
         bank_version: int | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(status, detail, headers or (_LATER if status in (429, 503) else None))
+        super().__init__(status, detail, headers or (_RETRY_HEADER if status in (429, 503) else None))
         self.body = ErrorResponse(detail=detail, problems=list(problems), bank_version=bank_version)
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For a route: which refusals it knows."""
-    return {status: {"model": ErrorResponse, "description": _NAMES[status]} for status in statuses}
+    """OpenAPI description of the error statuses of a route."""
+    return {status: {"model": ErrorResponse, "description": _DESCRIPTIONS[status]} for status in statuses}
 
 
 def validation_problems(error: ValidationError | RequestValidationError) -> list[RequestProblem]:
-    """What is wrong, without the values: they may be what nobody should see in a log."""
+    """Problems that pydantic found, without the values that were sent: they may be private."""
     return [
         RequestProblem(where=well_formed(".".join(map(str, one["loc"]))) or "body", what=str(one["msg"]))
         for one in list(error.errors())[:20]
@@ -93,7 +93,7 @@ def validation_problems(error: ValidationError | RequestValidationError) -> list
 
 
 def to_api_error(error: Exception) -> APIError | None:
-    """What an exception of ours means to who asks; None: it is a fault of this service."""
+    """Error response of an exception; None for an exception that is a bug of the service."""
     match error:
         case APIError():
             return error
@@ -115,35 +115,35 @@ def to_api_error(error: Exception) -> APIError | None:
 
 
 def public_name(place: str) -> str:
-    """What clients hear of a folder or an address of this machine: its name, not where it is."""
+    """Name of a folder or URI without its location, which clients must not learn."""
     return place.rpartition("#")[2] if "://" in place else Path(place).name
 
 
 def public_source(source: str) -> str:
-    """What clients hear of where a bank's row is from: `ra-hmd bank` writes the folder of the features there."""
+    """Source of a bank row as clients see it: of a folder of features, which `ra-hmd bank` writes there, the name."""
     return public_name(source) if source.startswith("/") else source
 
 
 def install_error_handlers(app: FastAPI, places: Sequence[str] = ()) -> None:
-    """Let every refusal of an app have the same form.
+    """Give all error responses of an app the form of `ErrorResponse`.
 
     Args:
-        app: The app.
-        places: Folders and addresses of this machine: only their names are told.
+        app: App to install the handlers in.
+        places: Folders and URIs that error messages may contain; clients see only their names.
     """
     hidden = sorted(places, key=len, reverse=True)
 
-    def refuse(_: Request, error: Exception) -> JSONResponse:
+    def respond(_: Request, error: Exception) -> JSONResponse:
         if isinstance(error, RequestValidationError):
-            refusal: AnyHTTPException = APIError(422, "The request does not fit.", validation_problems(error))
+            http_error: AnyHTTPException = APIError(422, "The request does not fit.", validation_problems(error))
         elif isinstance(error, AnyHTTPException):
-            refusal = error
+            http_error = error
         else:
-            refusal = to_api_error(error) or APIError(500, "An error of this service; its log has more.")
-        body = refusal.body if isinstance(refusal, APIError) else ErrorResponse(detail=str(refusal.detail))
+            http_error = to_api_error(error) or APIError(500, "An error of this service; its log has more.")
+        body = http_error.body if isinstance(http_error, APIError) else ErrorResponse(detail=str(http_error.detail))
         for place in hidden:
             body.detail = body.detail.replace(place, public_name(place))
-        return JSONResponse(body.model_dump(), refusal.status_code, refusal.headers)
+        return JSONResponse(body.model_dump(), http_error.status_code, http_error.headers)
 
     for kind in (
         AnyHTTPException,
@@ -154,4 +154,4 @@ def install_error_handlers(app: FastAPI, places: Sequence[str] = ()) -> None:
         InferenceFailed,
         ServiceBusy,
     ):
-        app.add_exception_handler(kind, refuse)
+        app.add_exception_handler(kind, respond)

@@ -1,4 +1,4 @@
-"""Names by which a service is called. Standard library only: asked before it is known what is installed."""
+"""Host names and root paths of a service. Standard library only: they are checked before the `serve` extra is."""
 
 import ipaddress
 import re
@@ -9,19 +9,19 @@ from ra_hmd.core.errors import UserError
 _LABEL = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 _NAME = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*")
 _PORT = re.compile(r":[0-9]*$")
-_OWN = ("/v1", "/console", "/health", "/ready", "/metrics", "/docs")
+_RESERVED_PATHS = ("/v1", "/console", "/health", "/ready", "/metrics", "/docs")
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 
 def normalize_host(value: str) -> str:
-    """The name of a host in the one spelling in which names are compared: in small letters, without scheme, port and
-    the dot at its end, an IP address in its shortest form, other alphabets as browsers send them (IDNA).
+    """Normalize a host name for comparison: lower case, no scheme, port or final dot, IP addresses in their shortest
+    form, other alphabets as browsers send them (IDNA).
 
     Args:
-        value: A Host header, a name, an IP address, or the address of a site; `*` and `*.example.org` are kept.
+        value: Host header, host name, IP address or URL of a site; `*` and `*.example.org` are kept.
 
     Raises:
-        UserError: what has a path or a user, or can be no name.
+        UserError: the value has a path or a user, or is no host name.
     """
     problem = UserError(
         f"{value!r} is no name of a host; write memes.example.org, *.example.org or 192.0.2.7, several names each with "
@@ -51,7 +51,7 @@ def normalize_host(value: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine can reach an address."""
+    """Whether a host is a loopback address, which only programs on this machine can reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -59,14 +59,14 @@ def is_loopback(host: str) -> bool:
 
 
 def normalize_root_path(value: str) -> str:
-    """The path that a service lies under, without a slash at its end; `/` is none.
+    """Normalize a root path: no slash at its end, and "" for `/`.
 
     Raises:
-        UserError: what is no path, or begins one of the service's own.
+        UserError: the value is no path, or a prefix of one of the service's own paths.
     """
     path = value.rstrip("/")
     if not _PATH.fullmatch(path) or any(part in (".", "..") for part in path.split("/")):
         raise UserError(f"--root-path {value!r} is no path; write it as /memes, without the name of a host.")
-    if any(own == path or own.startswith(path + "/") for own in _OWN) and path:
+    if any(own == path or own.startswith(path + "/") for own in _RESERVED_PATHS) and path:
         raise UserError(f"--root-path {value}: the service has pages of its own there; choose another path.")
     return path

@@ -1,39 +1,43 @@
-"""The limits of the API: what a request may ask for."""
+"""Limits of requests to the API, and sizes of the queue behind it."""
 
-from dataclasses import dataclass, fields
+from pydantic import Field
 
-from ra_hmd.core.errors import raise_all
+from ra_hmd.core.config import Settings
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""Pillow's names of the formats that are decoded. All else, SVG and TIFF too, is refused."""
+"""Pillow's names of the image formats that are decoded. All others, SVG and TIFF included, are refused."""
 
 
-@dataclass(frozen=True)
-class RequestLimits:
-    """Limits of the API.
+class RequestLimits(Settings):
+    """Size, time and number limits of requests."""
 
-    Attributes:
-        max_bytes: Of the body of a request.
-        max_images: Memes of a request.
-        max_pixels: Of a picture, by its header: it is not decoded if it has more.
-        max_text: Characters of a caption.
-        time_limit: Seconds for a request, its sending included; past it, its memes are not judged.
-        max_asking: Requests about the bank, and for rationales, that may be at work or waiting, each kind by itself.
-        held: How many bodies, and pictures, of the greatest size may be in memory at a time; past it the answer is 429.
+    TITLE = "request limits"
 
-    Raises:
-        UserError: limits below 1, all listed.
-    """
+    max_bytes: int = Field(default=32 * 1024 * 1024, gt=0, description="Largest body in bytes, after decompression.")
+    max_images: int = Field(default=32, gt=0, description="Most memes in one request.")
+    max_pixels: int = Field(default=4096 * 4096, gt=0, description="Largest image in pixels, checked before decoding.")
+    max_text: int = Field(default=4096, gt=0, description="Longest caption in characters.")
+    time_limit: float = Field(default=30.0, gt=0, description="Seconds for a request, the upload included.")
+    max_concurrent: int = Field(
+        default=8,
+        gt=0,
+        description="Most bank requests, and most rationale requests, that run or wait at once.",
+    )
+    memory_factor: int = Field(
+        default=16,
+        gt=0,
+        description="Memory budget, in bodies and in images of the largest size.",
+    )
 
-    max_bytes: int = 32 * 1024 * 1024
-    max_images: int = 32
-    max_pixels: int = 4096 * 4096
-    max_text: int = 4096
-    time_limit: float = 30.0
-    max_concurrent: int = 8
-    memory_factor: int = 16
 
-    def __post_init__(self) -> None:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        low = [f"{name} is {value}, it must be positive" for name, value in values.items() if value <= 0]
-        raise_all(low, "Limits of the API")
+class BatchingSettings(Settings):
+    """Sizes of the queue and of batches."""
+
+    TITLE = "batching"
+
+    max_batch: int = Field(default=32, ge=1, description="Most memes in a forward pass.")
+    max_wait_ms: float = Field(
+        default=5.0, ge=0, description="Milliseconds that a batch waits for memes that are still being prepared."
+    )
+    max_queue: int = Field(default=256, ge=1, description="Most memes that are accepted and not yet answered.")
+    prepare_threads: int = Field(default=2, ge=1, description="Threads that decode, resize and tokenize.")

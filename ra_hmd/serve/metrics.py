@@ -1,4 +1,4 @@
-"""What a service says about itself: Prometheus metrics, and a JSON line per request that quotes nobody."""
+"""Observability: Prometheus metrics, and logs as JSON lines that hold nothing of what clients send."""
 
 import json
 import logging
@@ -18,10 +18,10 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """The figures of an app, in a registry of its own.
+    """Metrics of an app, in a registry of its own.
 
     Args:
-        service: Whose queue and bank are told about.
+        service: Batching service whose queue and bank are reported.
     """
 
     def __init__(self, service: BatchingService) -> None:
@@ -37,13 +37,13 @@ class Metrics:
         ProcessCollector(registry=self.registry)
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """A request was answered."""
+        """Record a request that was answered."""
         self._requests.labels(method, route, status).inc()
         self._seconds.labels(route).observe(seconds)
 
 
 class _ServiceCollector:
-    """Reads a service's figures when they are asked for."""
+    """Prometheus collector that reads the state of a service at each scrape."""
 
     def __init__(self, service: BatchingService) -> None:
         self.service = service
@@ -51,18 +51,18 @@ class _ServiceCollector:
     def collect(self) -> Iterator[Metric]:
         service, statistics = self.service, self.service.statistics
         yield GaugeMetricFamily("ra_hmd_ready", "1 while memes are accepted.", float(service.ready))
-        yield GaugeMetricFamily("ra_hmd_queue_memes", "Memes accepted and not answered.", service.waiting)
-        yield GaugeMetricFamily("ra_hmd_queue_limit", "Most of them.", service.limits.max_queue)
+        yield GaugeMetricFamily("ra_hmd_queue_memes", "Memes accepted and not answered.", service.pending)
+        yield GaugeMetricFamily("ra_hmd_queue_limit", "Most of them.", service.settings.max_queue)
         yield CounterMetricFamily("ra_hmd_memes", "Memes judged.", statistics.memes)
         yield CounterMetricFamily("ra_hmd_refused_memes", "Memes for which the queue was full.", statistics.refused)
-        yield self._sizes()
+        yield self._batch_sizes()
         bank = service.detector.scorer.bank
         if bank is not None:
             yield GaugeMetricFamily("ra_hmd_bank_version", "Of the bank that votes.", bank.version)
             yield GaugeMetricFamily("ra_hmd_bank_rows", "Memes in it.", len(bank))
 
-    def _sizes(self) -> Metric:
-        sizes, most = self.service.statistics.sizes.copy(), self.service.limits.max_batch
+    def _batch_sizes(self) -> Metric:
+        sizes, most = self.service.statistics.sizes.copy(), self.service.settings.max_batch
         limits = [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
         buckets = [(str(float(limit)), sum(n for size, n in sizes.items() if size <= limit)) for limit in limits]
         metric = HistogramMetricFamily("ra_hmd_batch_memes", "Memes of a forward pass.")
@@ -71,13 +71,13 @@ class _ServiceCollector:
 
 
 class JsonFormatter(logging.Formatter):
-    """A log record as a JSON object on one line. Of an error its kind and its place are told, not its words: they may
-    quote what was sent.
+    """Formats a log record as one line of JSON. Of an exception it keeps the type and the traceback, not the message,
+    which may quote what was sent.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         time_ = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        event = record.getMessage().partition("\n")[0]  # asyncio quotes exceptions, words and all, on further lines
+        event = record.getMessage().partition("\n")[0]  # asyncio appends exception messages on further lines
         line: dict[str, Any] = {"time": time_, "level": record.levelname.lower(), "event": event}
         line |= getattr(record, "fields", {})
         if record.exc_info and record.exc_info[1] is not None:
@@ -91,7 +91,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(stream: Any) -> None:
-    """Write what the service and uvicorn log to a stream, in JSON lines."""
+    """Send the logs of the service and of uvicorn to a stream, as JSON lines."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
     for name in ("ra_hmd.serve", "uvicorn", "asyncio", "concurrent.futures"):
@@ -101,6 +101,6 @@ def configure_logging(stream: Any) -> None:
 
 
 def log_request(started: float, status: int, fields: dict[str, Any]) -> None:
-    """One line about a request that was answered; `started` is of `time.perf_counter`."""
+    """Log a request that was answered; `started` is a time of `time.perf_counter`."""
     milliseconds = round((time.perf_counter() - started) * 1000, 1)
     log.info("request", extra={"fields": {**fields, "status": status, "ms": milliseconds}})

@@ -1,6 +1,4 @@
-"""What every request passes, from outside to inside: watched, let in by its host and its key, and held to its size and
-time.
-"""
+"""ASGI middleware of the API, from the outermost to the innermost: root path, metrics, host, key, and body limit."""
 
 import asyncio
 import re
@@ -24,11 +22,11 @@ from ra_hmd.serve.metrics import Metrics, log, log_request
 
 CONSOLE = "/console"
 PROBES = ("/health", "/ready")
-"""Paths that need neither a key nor a known host: whoever watches a container asks it by its address."""
+"""Paths that need neither a key nor an allowed host: container health checks call them by IP address."""
 OPEN = (*PROBES, "/docs", "/openapi.json")
-"""Paths that need no key. The page of the API and its description are the same everywhere and hold nothing of the
-service; a browser that opens a page sends no key."""
-_PAGE_FILES = "/static-offline-docs/"
+"""Paths that need no key. The documentation page and the OpenAPI document are the same for every service, and a browser
+that opens a page sends no key."""
+_DOCS_FILES = "/static-offline-docs/"
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -37,33 +35,38 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _STRICT = {"Cache-Control": "no-store", "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
-_GONE = 499
-_GZIP = 16 + zlib.MAX_WBITS
+_CLIENT_CLOSED = 499
+_GZIP_BITS = 16 + zlib.MAX_WBITS
 
 
 class Budget:
-    """An amount of something, of which requests take and give back."""
+    """A shared budget, such as memory, that requests draw on.
 
-    def __init__(self, limit: int, what: str) -> None:
-        self.limit, self.what, self.taken = limit, what, 0
+    Args:
+        limit: Amount that all requests may hold together.
+        unit: Plural noun for messages.
+    """
 
-    def take(self, amount: int) -> None:
-        """Raises `APIError` where less is left."""
+    def __init__(self, limit: int, unit: str) -> None:
+        self.limit, self.unit, self.used = limit, unit, 0
+
+    def acquire(self, amount: int) -> None:
+        """Take an amount. Raises `APIError`: 413 for more than the whole budget, 429 for more than is left."""
         if amount > self.limit:
             raise APIError(
-                413, f"The request needs {amount} {self.what} and at most {self.limit} are let in; send less."
+                413, f"The request needs {amount} {self.unit} and at most {self.limit} are let in; send less."
             )
-        if self.taken + amount > self.limit:
-            raise APIError(429, f"Requests that wait hold most of the {self.limit} {self.what}; ask again later.")
-        self.taken += amount
+        if self.used + amount > self.limit:
+            raise APIError(429, f"Requests that wait hold most of the {self.limit} {self.unit}; ask again later.")
+        self.used += amount
 
-    def give_back(self, amount: int) -> None:
-        """What was taken."""
-        self.taken -= amount
+    def release(self, amount: int) -> None:
+        """Return an amount that was acquired."""
+        self.used -= amount
 
 
 def path_of(scope: Scope) -> str:
-    """The path of a request, without the one that the whole app lies under."""
+    """Path of a request, without the root path of the app."""
     path, root = str(scope["path"]), scope.get("root_path", "")
     return path[len(root) :] if path == root or path.startswith(root + "/") else path
 
@@ -73,17 +76,18 @@ def _in_console(scope: Scope) -> bool:
     return path == CONSOLE or path.startswith(CONSOLE + "/")
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send, refusal: APIError) -> None:
-    await JSONResponse(refusal.body.model_dump(), refusal.status_code, refusal.headers)(scope, receive, send)
+async def _respond(scope: Scope, receive: Receive, send: Send, error: APIError) -> None:
+    await JSONResponse(error.body.model_dump(), error.status_code, error.headers)(scope, receive, send)
 
 
 class RootPathMiddleware:
-    """Lets an app lie under a path of a proxy, whether or not the proxy takes the path off: in the scope of the inner
-    app `path` begins with `root_path`, as ASGI has it, so that what is mounted in the app is found.
+    """Serves an app below a path of a reverse proxy, whether or not the proxy strips the path.
+
+    The inner app gets a `path` that begins with `root_path`, as ASGI specifies, so that mounted apps are found.
 
     Args:
-        app: The app.
-        root_path: The path, without a slash at its end.
+        app: Inner app.
+        root_path: Path prefix, without a slash at its end.
     """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
@@ -94,7 +98,8 @@ class RootPathMiddleware:
             root, path = self.root_path, scope["path"]
             inside = path == root or path.startswith(root + "/")
             raw = scope.get("raw_path") or path.encode()
-            scope = scope | {
+            scope = {
+                **scope,
                 "root_path": root,
                 "path": path if inside else root + path,
                 "raw_path": raw if inside else root.encode() + raw,
@@ -103,14 +108,13 @@ class RootPathMiddleware:
 
 
 class HostMiddleware:
-    """Lets in requests whose Host header has a known name; those of `PROBES` under any.
+    """Refuses requests whose Host header has no allowed name, against DNS rebinding. `PROBES` are exempt.
 
-    A page in a browser could otherwise ask under a name of its own that it lets point here (DNS rebinding). An address
-    in the loopback network can be no such name, and is always known.
+    Loopback addresses are always allowed: no attacker's name can be one.
 
     Args:
-        app: The app.
-        names: The names, as `normalize_host` gives them; `*` is any, `*.example.org` every name below that one.
+        app: Inner app.
+        names: Allowed names in the form of `normalize_host`; `*` allows any, `*.example.org` every subdomain.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
@@ -118,16 +122,16 @@ class HostMiddleware:
         self.endings = tuple(name[1:] for name in names if name.startswith("*."))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and path_of(scope) not in PROBES and not self._knows(Headers(scope=scope)):
+        if scope["type"] == "http" and path_of(scope) not in PROBES and not self._is_allowed(Headers(scope=scope)):
             sentence = (
                 "The service is not called by the name in this request's Host header; whoever runs it can let a name "
                 "in with --allowed-host NAME."
             )
-            await _refuse(scope, receive, send, APIError(400, sentence))
+            await _respond(scope, receive, send, APIError(400, sentence))
             return
         await self.app(scope, receive, send)
 
-    def _knows(self, headers: Headers) -> bool:
+    def _is_allowed(self, headers: Headers) -> bool:
         if "*" in self.names:
             return True
         try:
@@ -138,9 +142,9 @@ class HostMiddleware:
 
 
 class RequestMetrics:
-    """Counts, times and logs requests, names them, and sets the headers that browsers heed.
+    """Counts, times and logs requests, gives each an id, and sets the security headers of its response.
 
-    An exception that nobody foresaw ends here: its kind and place are logged, and the answer is 500.
+    Unexpected exceptions end here: their type and place are logged, and the response is 500.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -151,39 +155,38 @@ class RequestMetrics:
             await self.app(scope, receive, send)
             return
         started, status = time.perf_counter(), 0
-        asked = Headers(scope=scope).get("x-request-id", "")
-        name = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        sent_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
         state: dict[str, Any] = scope.setdefault("state", {})
 
-        async def watched(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 strict = path_of(scope).startswith("/v1/") or path_of(scope) == "/metrics"
-                for header, value in (_HEADERS | (_STRICT if strict else {}) | {"X-Request-ID": name}).items():
+                for header, value in (_HEADERS | (_STRICT if strict else {}) | {"X-Request-ID": request_id}).items():
                     headers[header] = value
             await send(message)
 
         try:
-            await self.app(scope, receive, watched)
+            await self.app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            status = _GONE
+            status = _CLIENT_CLOSED
         except Exception:
-            log.exception("a request failed", extra={"fields": {"request_id": name}})
+            log.exception("a request failed", extra={"fields": {"request_id": request_id}})
             if not status:
-                await _refuse(
-                    scope, receive, watched, APIError(500, f"An error of this service; see {name} in its log.")
-                )
+                error = APIError(500, f"An error of this service; see {request_id} in its log.")
+                await _respond(scope, receive, send_with_headers, error)
         finally:
             route = _route(scope)
             self.metrics.count(_method(scope), route, status, time.perf_counter() - started)
-            fields = {"request_id": name, "method": _method(scope), "route": route}
+            fields = {"request_id": request_id, "method": _method(scope), "route": route}
             log_request(started, status, fields | {"memes": state.get("memes"), "key": state.get("key_name")})
 
 
 def _route(scope: Scope) -> str:
-    """The template of the path: a path itself may hold anything."""
+    """Route template of a request; its path may hold anything and is not logged."""
     if _in_console(scope):
         return CONSOLE
     return getattr(scope.get("route"), "path", "") or "unknown"
@@ -196,12 +199,13 @@ def _method(scope: Scope) -> str:
 
 def _is_open(scope: Scope) -> bool:
     path = path_of(scope)
-    return path in OPEN or path.startswith(_PAGE_FILES) or _in_console(scope)
+    return path in OPEN or path.startswith(_DOCS_FILES) or _in_console(scope)
 
 
 class AuthMiddleware:
-    """Lets in who has a key. Without keys everyone is let in, to ask. What is `OPEN` is so to all, and the console asks
-    for the key itself.
+    """API-key authentication middleware. Without keys, read requests are anonymous.
+
+    `OPEN` paths need no key, and the console has a login of its own.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyRing | None) -> None:
@@ -212,7 +216,7 @@ class AuthMiddleware:
             key = self.keys.find(_secret(Headers(scope=scope)))
             if key is None:
                 sentence = "A key is needed: send it as `Authorization: Bearer KEY` or as `X-API-Key: KEY`."
-                await _refuse(scope, receive, send, APIError(401, sentence, headers={"WWW-Authenticate": "Bearer"}))
+                await _respond(scope, receive, send, APIError(401, sentence, headers={"WWW-Authenticate": "Bearer"}))
                 return
             scope.setdefault("state", {}).update(key=key, key_name=key.name)
         await self.app(scope, receive, send)
@@ -224,89 +228,89 @@ def _secret(headers: Headers) -> str:
 
 
 class BodyLimit:
-    """Weighs a body while it comes in, whether or not its length was told, and gives a request its time. A body that is
-    compressed with gzip is unpacked, and weighs what it holds.
+    """Limits the size of a body while it arrives, with or without a Content-Length, and sets the request's deadline.
 
-    `deadline` in the request's state is of the event loop's clock.
+    Bodies in gzip are decompressed, and their decompressed size counts. `deadline` in the request's state is a time of
+    the event loop's clock.
     """
 
-    def __init__(self, app: ASGIApp, settings: RequestLimits) -> None:
-        self.app, self.settings = app, settings
-        self.bodies = Budget(settings.max_bytes * settings.memory_factor, "bytes of bodies")
+    def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
+        self.app, self.limits = app, limits
+        self.budget = Budget(limits.max_bytes * limits.memory_factor, "bytes of bodies")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        limit, length = self.settings.max_bytes, headers.get("content-length", "0")
+        limit, length = self.limits.max_bytes, headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > limit:
-            await _refuse(scope, receive, send, self._too_large())
+            await _respond(scope, receive, send, self._too_large())
             return
         coding = headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("identity", "gzip", "x-gzip"):
             sentence = "The body may be compressed with gzip, or not at all."
-            await _refuse(scope, receive, send, APIError(415, sentence, headers={"Accept-Encoding": "gzip"}))
+            await _respond(scope, receive, send, APIError(415, sentence, headers={"Accept-Encoding": "gzip"}))
             return
-        unpack = None if coding == "identity" else _GzipDecoder()
-        deadline = asyncio.get_running_loop().time() + self.settings.time_limit
+        decode = None if coding == "identity" else _GzipDecoder()
+        deadline = asyncio.get_running_loop().time() + self.limits.time_limit
         scope.setdefault("state", {})["deadline"] = deadline
-        weight, complete = 0, False
+        received, complete = 0, False
 
-        async def weighed() -> Message:
-            nonlocal weight, complete
+        async def limited() -> Message:
+            nonlocal received, complete
             if complete:
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise APIError(408, f"The body did not arrive in {self.settings.time_limit} seconds.") from None
+                raise APIError(408, f"The body did not arrive in {self.limits.time_limit} seconds.") from None
             complete = not message.get("more_body", False)
-            if unpack is not None and message["type"] == "http.request":
-                message = {**message, "body": unpack(message.get("body", b""), limit - weight + 1, complete)}
+            if decode is not None and message["type"] == "http.request":
+                message = {**message, "body": decode(message.get("body", b""), limit - received + 1, complete)}
             size = len(message.get("body", b""))
-            if weight + size > limit:
+            if received + size > limit:
                 raise self._too_large()
-            self.bodies.take(size)
-            weight += size
+            self.budget.acquire(size)
+            received += size
             return message
 
         try:
-            await self.app(scope, weighed, send)
+            await self.app(scope, limited, send)
         finally:
-            self.bodies.give_back(weight)
+            self.budget.release(received)
 
     def _too_large(self) -> APIError:
-        return APIError(413, f"The body has more than {self.settings.max_bytes} bytes; send fewer or smaller pictures.")
+        return APIError(413, f"The body has more than {self.limits.max_bytes} bytes; send fewer or smaller pictures.")
 
 
 class _GzipDecoder:
-    """A body in gzip that comes in pieces; of one or several members (RFC 1952)."""
+    """Incremental decoder of gzip (RFC 1952), of one or several members."""
 
     def __init__(self) -> None:
-        self._member = zlib.decompressobj(_GZIP)
+        self._member = zlib.decompressobj(_GZIP_BITS)
 
     def __call__(self, piece: bytes, most: int, complete: bool) -> bytes:
-        """What a piece holds, at most so many bytes of it: a small piece may hold a thousand times its size.
+        """Decode a piece up to a number of bytes, because a small piece may expand a thousandfold.
 
         Args:
-            piece: The next part of the body.
-            most: Bytes that are wanted of it.
-            complete: Whether it is the last.
+            piece: Next piece of the body.
+            most: Largest number of bytes to decode.
+            complete: Whether it is the last piece.
 
         Raises:
-            Refusal: 422 for what is not gzip, or not whole.
+            APIError: 422 for a body that is not gzip, or truncated.
         """
-        found = bytearray()
+        decoded = bytearray()
         try:
-            while piece and len(found) < most:
+            while piece and len(decoded) < most:
                 if self._member.eof:
-                    self._member = zlib.decompressobj(_GZIP)
-                found += self._member.decompress(piece, most - len(found))
+                    self._member = zlib.decompressobj(_GZIP_BITS)
+                decoded += self._member.decompress(piece, most - len(decoded))
                 piece = self._member.unused_data or self._member.unconsumed_tail
         except zlib.error:
             raise APIError(422, "The body is not in gzip, as its Content-Encoding says.") from None
-        if complete and len(found) < most and not self._member.eof:
+        if complete and len(decoded) < most and not self._member.eof:
             raise APIError(422, "The body in gzip is not whole.")
-        return bytes(found)
+        return bytes(decoded)

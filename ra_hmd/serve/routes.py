@@ -1,6 +1,7 @@
-"""The routes about memes, and about the service itself."""
+"""Routes for memes, and for the health and the metrics of the service."""
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
-from ra_hmd.inference.types import PreparedMeme
+from ra_hmd.inference.types import Explain, Explanation
 from ra_hmd.serve.batching import ServedVerdict
 from ra_hmd.serve.context import AppContext
 from ra_hmd.serve.errors import APIError, error_responses
@@ -21,10 +22,11 @@ from ra_hmd.serve.schemas import (
     ExplainAnswer,
     ExplainRequest,
     Health,
-    Judged,
+    JudgedMeme,
     NotJudged,
     Rationale,
     Ready,
+    to_meme,
 )
 from ra_hmd.serve.uploads import read_json, read_memes
 
@@ -43,11 +45,11 @@ _FORM = {
     "required": ["images"],
     "additionalProperties": False,
 }
-ASKING = (400, 401, 408, 413, 415, 422, 429, 503, 504)
+BODY_ERRORS = (400, 401, 408, 413, 415, 422, 429, 503, 504)
 
 
 def body(kind: type[Any], **others: Any) -> dict[str, Any]:
-    """For a route: what it takes, as JSON of a model and as other content types with their schemas."""
+    """OpenAPI description of a request body: JSON of a model, and other content types with their schemas."""
     reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
     content = {"application/json": reference, **others}
     return {"requestBody": {"required": True, "content": {name: {"schema": value} for name, value in content.items()}}}
@@ -60,7 +62,7 @@ def meme_routes(context: AppContext) -> APIRouter:
     @router.post(
         "/classify",
         response_model=ClassifyAnswer,
-        responses=error_responses(*ASKING),
+        responses=error_responses(*BODY_ERRORS),
         openapi_extra=body(ClassifyRequest, **{"multipart/form-data": _FORM}),
     )
     async def classify(request: Request) -> Any:
@@ -68,30 +70,29 @@ def meme_routes(context: AppContext) -> APIRouter:
         one that is the answer's status, 422. Of an animated picture the first frame is judged, upright, with
         transparent parts white.
         """
-        memes = await read_memes(request, context.settings)
-        queries = [meme.query() for meme in memes]
-        found = await context.judge(request, queries)
-        if len(found) == 1 and isinstance(found[0], UserError):
-            raise APIError(422, _sentence(queries[0], found[0]))
-        results = [_result(query, one) for query, one in zip(queries, found, strict=True)]
-        return JSONResponse({"results": [one.model_dump(exclude_unset=True) for one in results]})
+        memes = [to_meme(meme) for meme in await read_memes(request, context.limits)]
+        results = await context.classify(request, memes)
+        if len(results) == 1 and isinstance(results[0], UserError):
+            raise APIError(422, _named_error(memes[0], results[0]))
+        answers = [_answer(meme, result) for meme, result in zip(memes, results, strict=True)]
+        return JSONResponse({"results": [one.model_dump(exclude_unset=True) for one in answers]})
 
     @router.post(
         "/explain",
         response_model=ExplainAnswer,
-        responses=error_responses(*ASKING, 404),
+        responses=error_responses(*BODY_ERRORS, 404),
         openapi_extra=body(ExplainRequest),
     )
     async def explain(request: Request) -> ExplainAnswer:
         """Judge one meme, and let the language model put the verdict into words, under the operator's policy."""
-        query = (await read_json(request, ExplainRequest)).meme.query()
+        meme = to_meme((await read_json(request, ExplainRequest)).meme)
         if context.explainer is None:
             raise APIError(404, "There are no rationales here: the head stands on an encoder, which has no words.")
-        async with context.weighed(request, [query]):
-            answer, words = await context.explain_limit.run(
-                partial(_explain, context, query, request.state.deadline), request.state.deadline
-            )
-        return ExplainAnswer(result=Judged(**answer.to_dict()), explanation=Rationale(**words.to_dict()))
+        deadline = request.state.deadline
+        call = partial(_explain, context, context.explainer, meme, deadline)
+        async with context.reserve_pixels(request, [meme]):
+            served, explanation = await context.explain_limit.run(call, deadline)
+        return ExplainAnswer(result=JudgedMeme(**served.to_dict()), explanation=Rationale(**explanation.to_dict()))
 
     return router
 
@@ -110,7 +111,7 @@ def system_routes(context: AppContext, metrics: Metrics) -> APIRouter:
         """Memes are accepted and judged."""
         if not context.service.ready:
             raise APIError(503, "Memes are not judged: the service is closing, or its worker has ended.")
-        return Ready(waiting=context.service.waiting)
+        return Ready(waiting=context.service.pending)
 
     @router.get(
         "/metrics",
@@ -124,22 +125,22 @@ def system_routes(context: AppContext, metrics: Metrics) -> APIRouter:
     return router
 
 
-def _result(query: Meme, found: ServedVerdict | UserError) -> Judged | NotJudged:
-    if isinstance(found, UserError):
-        return NotJudged(id=query.id, error=_sentence(query, found))
-    return Judged(**found.to_dict())
+def _answer(meme: Meme, result: ServedVerdict | UserError) -> JudgedMeme | NotJudged:
+    if isinstance(result, UserError):
+        return NotJudged(id=meme.id, error=_named_error(meme, result))
+    return JudgedMeme(**result.to_dict())
 
 
-def _sentence(query: Meme, error: UserError) -> str:
-    """What is wrong with a meme; those that the detector says name it already."""
-    words, name = str(error), f"meme {query.id!r}: "
-    return words if words.startswith(name) else name + words
+def _named_error(meme: Meme, error: UserError) -> str:
+    """Message of an error with the id of its meme; errors of the detector have it already."""
+    message, prefix = str(error), f"meme {meme.id!r}: "
+    return message if message.startswith(prefix) else prefix + message
 
 
-def _explain(context: AppContext, query: Meme, deadline: float) -> tuple[ServedVerdict, Any]:
-    """`deadline` is of the monotonic clock, as the event loop's is; past it nobody waits for the words."""
-    prepared: PreparedMeme = context.service.detector.prepare(query)
+def _explain(context: AppContext, explainer: Explain, meme: Meme, deadline: float) -> tuple[ServedVerdict, Explanation]:
+    """Score a meme and explain its verdict; `deadline` is a time of the monotonic clock, as the event loop's is."""
+    prepared = context.service.detector.prepare(meme)
     with context.service.exclusive(max(deadline - time.monotonic(), 0)) as detector:
-        (found,) = detector.judge([prepared])
-        (words,) = context.explainer([found], [prepared.image])  # type: ignore[misc]
-        return ServedVerdict(found, detector.version), words
+        (verdict,) = detector.judge([prepared])
+        (explanation,) = explainer([verdict], [prepared.image])
+        return ServedVerdict(replace(meme, text=verdict.text), verdict, detector.version), explanation

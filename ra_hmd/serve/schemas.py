@@ -1,4 +1,8 @@
-"""What goes in and out of the API."""
+"""Request and response models of the API.
+
+Docstrings, descriptions and names of the models are part of the OpenAPI document, from which clients are generated:
+they stay as they are. A model whose class has another name here keeps its public name by `__qualname__` and `title`.
+"""
 
 import base64
 import binascii
@@ -39,13 +43,13 @@ def _decoded(value: Any) -> bytes:
 
 
 def _caption(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """Text as it was sent: halves of surrogate pairs, which pydantic refuses with the whole request, are looked for
-    where each meme is checked.
+    """Accept any text: pydantic would refuse the whole request for a lone surrogate in one caption. Each meme is
+    checked for them by itself.
     """
     return value if isinstance(value, str) else handler(value)
 
 
-def _said(value: str) -> str:
+def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be blank")
     return value
@@ -71,7 +75,7 @@ Score = float | list[float]
 Class = Annotated[int, Field(ge=0, le=1_000_000)]
 Label = Class | list[Class]
 Reason = Annotated[
-    str, Field(min_length=1, max_length=1000, description="Why; the log keeps it."), AfterValidator(_said)
+    str, Field(min_length=1, max_length=1000, description="Why; the log keeps it."), AfterValidator(_not_blank)
 ]
 
 
@@ -97,10 +101,6 @@ class MemeIn(Strict):
     image: Picture
     text: Caption = Field(None, description="Its caption; without it, it is read from the picture (extra `ocr`).")
     id: MemeId | None = Field(None, description="Its name, by default a new one. The bank's row of it has no vote.")
-
-    def query(self) -> Meme:
-        """As the detector takes it."""
-        return Meme(self.id or uuid.uuid4().hex, self.image, self.text)
 
 
 class ClassifyRequest(Strict):
@@ -131,9 +131,10 @@ class LabelledMeme(Strict):
     label: Label = Field(description="A class, of several classes a list of 0 and 1.")
     note: str = Field("", max_length=1000, description="Kept with the row.")
 
-    def query(self) -> Meme:
-        """As the detector takes it."""
-        return Meme(self.id, self.image, self.text)
+
+def to_meme(body: MemeIn | LabelledMeme) -> Meme:
+    """Convert a meme of a request, without its label; a meme without an id gets a random one."""
+    return Meme(body.id or uuid.uuid4().hex, body.image, body.text)
 
 
 class AddRequest(Strict):
@@ -216,8 +217,11 @@ class Identical(BaseModel):
     time: str
 
 
-class Judged(BaseModel):
+class JudgedMeme(BaseModel):
     """What is said of a meme: see `Verdict` in the Python API."""
+
+    __qualname__ = "Judged"
+    model_config = ConfigDict(title="Judged")
 
     id: str
     text: str
@@ -243,7 +247,7 @@ class NotJudged(BaseModel):
 class ClassifyAnswer(BaseModel):
     """A result for each meme, in their order."""
 
-    results: list[Judged | NotJudged]
+    results: list[JudgedMeme | NotJudged]
 
 
 class Rationale(BaseModel):
@@ -261,12 +265,15 @@ class Rationale(BaseModel):
 class ExplainAnswer(BaseModel):
     """A verdict, and words about it."""
 
-    result: Judged
+    result: JudgedMeme
     explanation: Rationale
 
 
-class Row(BaseModel):
+class BankRow(BaseModel):
     """A row of the bank, and how similar it is."""
+
+    __qualname__ = "Row"
+    model_config = ConfigDict(title="Row")
 
     id: str
     similarity: float
@@ -281,7 +288,7 @@ class SearchAnswer(BaseModel):
     """The nearest rows, nearest first."""
 
     version: int
-    neighbours: list[Row]
+    neighbours: list[BankRow]
 
 
 class LogEntry(BaseModel):

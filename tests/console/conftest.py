@@ -43,11 +43,11 @@ def console(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> 
     ) -> Iterator[httpx.Client]:
         service = BatchingService(Detector.from_run(run, bank, **how))
         bank_service = BankService.open(service, run.parent / "features" / "dev")
-        options = ConsoleSettings("ana", queue, reviews=tmp_path / "reviews.jsonl")
-        gallery = MemeLookup.open([memes / "a"])
+        settings = ConsoleSettings(author="ana", queue=queue, reviews=tmp_path / "reviews.jsonl")
+        lookup = MemeLookup.open([memes / "a"])
         app = create_app(service, bank_service, keys=keys, root_path=root_path)
         with in_thread(
-            mount(app, Console(service, bank_service, None, keys, gallery=gallery, options=options))
+            mount(app, Console(service, bank_service, None, keys, lookup=lookup, settings=settings))
         ) as client:
             yield client
 

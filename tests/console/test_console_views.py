@@ -9,7 +9,7 @@ import pytest
 
 from ra_hmd.console.labels import ClassNames
 from ra_hmd.console.moderation import ChangePreview
-from ra_hmd.console.views import Views, picture
+from ra_hmd.console.views import Views, meme_figure
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.data.meme import Meme
@@ -39,7 +39,7 @@ def answer(score: Any, verdict: Any) -> ServedVerdict:
                  "note": HOSTILE, "time": "2026-01-02T00:00:00+00:00"}  # fmt: skip
     found = Verdict("m", HOSTILE, "given", {"lrc": score}, {"lrc": score}, {"lrc": verdict}, "lrc", verdict, None,
                       [neighbour] * 7)  # fmt: skip
-    return ServedVerdict(found, {"run": "run", "bank": {"version": 4}})
+    return ServedVerdict(Meme("m", b"", HOSTILE), found, {"run": "run", "bank": {"version": 4}})
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
@@ -64,7 +64,7 @@ def test_a_card_of_each_kind(kind: str) -> None:
 def test_what_is_left_to_a_person_says_why() -> None:
     shown = views(BINARY)
     near = answer(0.52, None)
-    unsure = shown.card(replace(near, detection=replace(near.detection, verdicts={"lrc": 1})))
+    unsure = shown.card(replace(near, verdict=replace(near.verdict, verdicts={"lrc": 1})))
     assert "Verdict: left to a person" in unsure
     assert "too near to the threshold of 0.500" in unsure
     assert "less than 0.100 away" in " ".join(unsure.split())
@@ -73,8 +73,8 @@ def test_what_is_left_to_a_person_says_why() -> None:
 
 def test_an_effect_in_words() -> None:
     flip = {"id": HOSTILE, "label": -1, "from": 0, "to": "abstained"}
-    effect = {"version": 3, "queries": 9, "flips": [flip] * 30, "paired": None}
-    shown = views(BINARY).effect(ChangePreview("m", 1, 3, effect))
+    impact = {"version": 3, "queries": 9, "flips": [flip] * 30, "paired": None}
+    shown = views(BINARY).impact(ChangePreview("m", 1, 3, impact))
     assert "Add this meme to the bank as “hateful”" in shown
     assert "30 from not hateful to left to a person" in shown
     assert "and 10 more" in shown
@@ -90,6 +90,6 @@ def test_names_and_choices() -> None:
     for names, chosen in ((several, [7]), (several, 1), (ClassNames(BINARY), None), (ClassNames(BINARY), 2)):
         with pytest.raises(UserError, match="Choose"):
             names.label_of(chosen)
-    assert ClassNames(BINARY).other(1) == 0
-    assert "cannot be shown" in picture(Meme("x", b"no picture", HOSTILE))
-    assert "<img src=x" not in picture(Meme("x", b"no picture", HOSTILE))
+    assert ClassNames(BINARY).opposite(1) == 0
+    assert "cannot be shown" in meme_figure(Meme("x", b"no picture", HOSTILE))
+    assert "<img src=x" not in meme_figure(Meme("x", b"no picture", HOSTILE))

@@ -18,7 +18,7 @@ from gradio_calls import ConsoleServer, GradioPage
 from servers import drawn, queries
 
 from ra_hmd.bank.bank import Bank
-from ra_hmd.console.moderation import ChangePreview, Moderation, Subject, content_id
+from ra_hmd.console.moderation import ChangePreview, Moderation, content_id
 from ra_hmd.console.mount import _private_folder
 from ra_hmd.console.review_queue import ReviewQueue, margin
 from ra_hmd.console.reviews import Review, Reviews
@@ -70,7 +70,7 @@ def test_the_most_uncertain_first_and_each_to_one_person(
     reviews = Reviews(tmp_path / "reviews.jsonl")
     with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
         margins = {
-            one.detection.id: margin(one.detection, service) for one in wait_for_all(service.submit(queries(memes)), 60)
+            one.verdict.id: margin(one.verdict, service) for one in wait_for_all(service.submit(queries(memes)), 60)
         }
         queue = ReviewQueue(service, reviews, tmp_path / "queue.jsonl")
         queue.start()
@@ -85,7 +85,7 @@ def test_the_most_uncertain_first_and_each_to_one_person(
         reviews.append(replace(LINE, id=first.id))
         assert not queue.holds(first.id, "ana"), "decided once"
         assert queue.next("ana").id == expected[2]
-        assert queue.waiting == len(expected) - 1
+        assert queue.pending == len(expected) - 1
         with pytest.raises(UserError, match="--queue"):
             ReviewQueue(service, reviews, tmp_path / "nowhere")
 
@@ -110,9 +110,8 @@ def test_a_decision_is_of_the_picture_that_was_seen(
     with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
         moderation = Moderation(BankService(service), reviews)
         for query in (one, two):
-            subject = Subject(query.id, replace(query, image=tmp_path / f"{query.id}.png"),
-                              wait_for_all(service.submit([query]), 60)[0])  # fmt: skip
-            moderation.record(subject, "agree", 1, "ana")
+            (served,) = wait_for_all(service.submit([replace(query, image=tmp_path / f"{query.id}.png")]), 60)
+            moderation.record(served, "agree", 1, "ana")
         assert left(service) == set()
         shutil.copy(two.image, tmp_path / f"{one.id}.png")
         assert left(service) == {one.id}
@@ -124,25 +123,25 @@ def test_a_correction_is_planned_and_made_once(served_clip: Path, clip_bank: Pat
     with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
         moderation = Moderation(BankService(service), Reviews(tmp_path / "reviews.jsonl"))
         query = queries(memes)[0]
-        subject = Subject(query.id, query, wait_for_all(service.submit([query]), 60)[0])
+        (served,) = wait_for_all(service.submit([query]), 60)
         with pytest.raises(UserError, match="effect first"):
-            moderation.correct(subject, None, "ana", "wrong")
-        plan = moderation.plan(subject, 1)
+            moderation.correct(served, None, "ana", "wrong")
+        preview = moderation.preview(served, 1)
         with pytest.raises(UserError, match="Say why"):
-            moderation.correct(subject, plan, "ana", "  ")
+            moderation.correct(served, preview, "ana", "  ")
         assert moderation.reviews.begun == {}
-        moderation.correct(subject, plan, "ana", "wrong", "a note")
+        moderation.correct(served, preview, "ana", "wrong", "a note")
         with pytest.raises(UserError, match="changed meanwhile"):
-            moderation.correct(subject, plan, "ana", "wrong")
+            moderation.correct(served, preview, "ana", "wrong")
         with pytest.raises(UserError, match="already"):
-            moderation.plan(subject, 1)
-        again = moderation.plan(subject, 0)
-        assert again.relabels
-        moderation.correct(subject, again, "bo", "a mistake", "after all")
-        back = moderation.plan_rollback(1)
-        assert back.effect["queries"] == 1
+            moderation.preview(served, 1)
+        again = moderation.preview(served, 0)
+        assert again.rows == (query.id,)
+        moderation.correct(served, again, "bo", "a mistake", "after all")
+        back = moderation.preview_rollback(1)
+        assert back.impact["queries"] == 1
         moderation.rollback(1, back, "bo", "only tried")
-        forth = moderation.plan_rollback(3)
+        forth = moderation.preview_rollback(3)
         assert moderation.rollback(3, forth, "bo", "no, really").counts["restored"] == 1
     bank = Bank.open(clip_bank)
     assert [(one.action, one.author, one.reason) for one in bank.log[1:]] == [
@@ -156,10 +155,11 @@ def test_a_correction_is_planned_and_made_once(served_clip: Path, clip_bank: Pat
 
 KILLED = """
 import os, signal, sys
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from servers import queries
-from ra_hmd.console.moderation import Moderation, Subject
+from ra_hmd.console.moderation import Moderation
 from ra_hmd.console.reviews import Reviews
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.bank_service import BankService
@@ -169,8 +169,9 @@ bank_service = BankService(service)
 moderation = Moderation(bank_service, Reviews({reviews!r}))
 query = queries(Path({memes!r}))[0]
 name = bank_service.bank.ids[0] if {relabel} else query.id
-subject = Subject(name, query, wait_for_all(service.submit([query]), 60)[0])
-plan = moderation.plan(subject, 1 - int(bank_service.bank.labels[0]) if {relabel} else 1)
+(served,) = wait_for_all(service.submit([query]), 60)
+served = replace(served, meme=replace(served.meme, id=name))
+preview = moderation.preview(served, 1 - int(bank_service.bank.labels[0]) if {relabel} else 1)
 kind = "relabel" if {relabel} else "add"
 change = getattr(bank_service, kind)
 def killed(*values, **named):
@@ -178,7 +179,7 @@ def killed(*values, **named):
         change(*values, **named)
     os.kill(os.getpid(), signal.SIGKILL)
 setattr(bank_service, kind, killed)
-moderation.correct(subject, plan, "ana", "wrong")
+moderation.correct(served, preview, "ana", "wrong")
 """
 
 
@@ -317,18 +318,18 @@ def test_the_bank_is_not_changed_between_a_look_at_its_version_and_a_correction(
         bank_service = BankService(service)
         moderation = Moderation(bank_service, Reviews(tmp_path / "reviews.jsonl"))
         query = queries(memes)[0]
-        subject = Subject(query.id, query, wait_for_all(service.submit([query]), 60)[0])
-        plan, name = moderation.plan(subject, 1), bank_service.bank.ids[0]
+        (served,) = wait_for_all(service.submit([query]), 60)
+        preview, name = moderation.preview(served, 1), bank_service.bank.ids[0]
         check = moderation._check_current
         other = threading.Thread(target=lambda: bank_service.remove([name], author="bo", reason="meanwhile"))
 
-        def checked(plan: ChangePreview) -> None:
-            check(plan)
+        def checked(preview: ChangePreview) -> None:
+            check(preview)
             other.start()
             other.join(0.5)
 
         monkeypatch.setattr(moderation, "_check_current", checked)
-        moderation.correct(subject, plan, "ana", "wrong")
+        moderation.correct(served, preview, "ana", "wrong")
         other.join(60)
     assert [one.author for one in Bank.open(clip_bank).log] == ["tests", "ana", "bo"]
 
@@ -349,7 +350,7 @@ def test_a_meme_on_which_the_model_fails_does_not_end_the_queue(
         queue.start()
         assert queue._worker is not None
         queue._worker.join(60)
-        assert queue.waiting == len(queries(memes)) - 1
+        assert queue.pending == len(queries(memes)) - 1
         assert [place for place, _ in queue.problems] == [bad]
 
 

@@ -18,25 +18,27 @@ from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import BatchingService, BatchingSettings
-from ra_hmd.serve.limits import RequestLimits
+from ra_hmd.serve.batching import BatchingService
+from ra_hmd.serve.limits import BatchingSettings, RequestLimits
 
 
 @pytest.fixture(scope="module")
 def open_api(served_clip: Path) -> Iterator[tuple[httpx.Client, BatchingService]]:
-    """Without keys and without a desk."""
+    """An app without keys and without an example bank."""
     service = BatchingService(Detector.from_run(served_clip / "head", served_clip / "bank"))
     with in_thread(create_app(service, hosts=["127.0.0.1", "localhost"])) as client:
         yield client, service
     assert not service.ready, "the app closes its service"
 
 
-def locked(served_clip: Path, bank: Path, folder: Path, **settings: Any) -> tuple[Any, dict[str, str], BatchingService]:
-    """An app with a desk and keys, headers of a reader's and of a moderator's key, and its service."""
+def locked(
+    served_clip: Path, bank: Path, folder: Path, batching: BatchingSettings | None = None, **limits: Any
+) -> tuple[Any, dict[str, str], BatchingService]:
+    """An app with an example bank and keys, the keys of a reader and of a moderator, and its service."""
     keys = {role: make_key(folder / "keys.json", f"the {role}", role) for role in ("reader", "moderator")}
-    service = BatchingService(Detector.from_run(served_clip / "head", bank), settings.pop("limits", None))
+    service = BatchingService(Detector.from_run(served_clip / "head", bank), batching)
     bank_service = BankService.open(service, served_clip / "features" / "dev")
-    app = create_app(service, bank_service, keys=KeyRing.open(folder / "keys.json"), settings=RequestLimits(**settings))
+    app = create_app(service, bank_service, keys=KeyRing.open(folder / "keys.json"), limits=RequestLimits(**limits))
     return app, keys, service
 
 
@@ -270,7 +272,7 @@ def test_a_correction_over_the_api(served_clip: Path, clip_bank: Path, memes: Pa
 
 def test_a_full_queue_a_late_answer_and_the_end(served_clip: Path, clip_bank: Path, tmp_path: Path) -> None:
     app, keys, service = locked(
-        served_clip, clip_bank, tmp_path, limits=BatchingSettings(max_queue=2), time_limit=1.5, max_concurrent=1
+        served_clip, clip_bank, tmp_path, batching=BatchingSettings(max_queue=2), time_limit=1.5, max_concurrent=1
     )
     headers = bearer(keys["moderator"])
     meme = {"image": encoded(drawn()), "text": "a cake"}
@@ -280,7 +282,7 @@ def test_a_full_queue_a_late_answer_and_the_end(served_clip: Path, clip_bank: Pa
         with service.exclusive():  # nothing is judged now
             late = pool.submit(client.post, "/v1/classify", json={"memes": [meme, meme]})
             change = pool.submit(client.post, "/v1/bank/remove", json={"ids": ["a00000"], "reason": "x"})
-            _until(lambda: service.waiting == 2 and app.state.context.bank_limit.inside == 1)
+            _until(lambda: service.pending == 2 and app.state.context.bank_limit.active == 1)
             full = client.post("/v1/classify", json={"memes": [meme]})
             assert (full.status_code, full.headers["retry-after"]) == (429, "1")
             busy = client.get("/v1/bank")
@@ -290,7 +292,7 @@ def test_a_full_queue_a_late_answer_and_the_end(served_clip: Path, clip_bank: Pa
             assert late.result().status_code == 504
             assert change.result().status_code == 504
             assert "nothing was done" in change.result().json()["detail"]
-        _until(lambda: service.waiting == 0)
+        _until(lambda: service.pending == 0)
         assert service.statistics.memes == judged, "memes that came too late cost no forward pass"
         assert client.get("/v1/bank").json()["version"] == 1
         figures = client.get("/metrics").text
@@ -312,7 +314,7 @@ def test_pictures_and_bodies_are_weighed_together(served_clip: Path, clip_bank: 
         meme = {"image": encoded(drawn((90, 90))), "text": "a cake"}
         with service.exclusive():
             first = pool.submit(client.post, "/v1/classify", json={"memes": [meme]})
-            _until(lambda: service.waiting == 1)
+            _until(lambda: service.pending == 1)
             second = client.post("/v1/classify", json={"memes": [meme]})
             assert (second.status_code, "pixels" in second.json()["detail"]) == (429, True)
         assert first.result().status_code == 200
@@ -326,11 +328,11 @@ def test_pictures_and_bodies_are_weighed_together(served_clip: Path, clip_bank: 
         chunks = (body[start : start + 1000] for start in range(0, len(body), 1000))
         assert client.post("/v1/classify", content=chunks, headers=kind).status_code == 413, "of unknown length"
         assert client.post("/v1/classify", json={"memes": [meme]}).status_code == 200
-        assert app.state.context.pictures.taken == 0
+        assert app.state.context.pixel_budget.used == 0
 
 
 def test_a_change_gets_its_turn_under_load(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
-    app, keys, service = locked(served_clip, clip_bank, tmp_path, limits=BatchingSettings(max_batch=1))
+    app, keys, service = locked(served_clip, clip_bank, tmp_path, batching=BatchingSettings(max_batch=1))
     body = {"memes": [as_json(query) for query in queries(memes)[:8]]}
     done = threading.Event()
     with in_thread(app, **bearer(keys["moderator"])) as client, ThreadPoolExecutor(4) as pool:
@@ -343,7 +345,7 @@ def test_a_change_gets_its_turn_under_load(served_clip: Path, clip_bank: Path, m
 
         busy = [pool.submit(load) for _ in range(3)]
         try:
-            _until(lambda: service.waiting > 8)
+            _until(lambda: service.pending > 8)
             start = time.monotonic()
             for name in Bank.open(clip_bank).ids[:4]:
                 answer = client.post("/v1/bank/remove", json={"ids": [name], "reason": "x"})

@@ -21,8 +21,9 @@ from ra_hmd.inference.types import PreparedMeme
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import BatchingService, BatchingSettings
+from ra_hmd.serve.batching import BatchingService
 from ra_hmd.serve.errors import public_name
+from ra_hmd.serve.limits import BatchingSettings
 from ra_hmd.serve.metrics import JsonFormatter
 
 
@@ -105,7 +106,7 @@ def test_cancelled_memes_are_let_go_while_the_model_is_busy(served_clip: Path, m
                 time.sleep(0.05)
                 assert held() <= before + 1
         (answer,) = service.submit(asked[:1])
-        assert answer.result(30).detection.id == asked[0].id
+        assert answer.result(30).verdict.id == asked[0].id
 
 
 def test_a_batch_that_can_never_wait_here_is_too_large(served_clip: Path) -> None:
@@ -131,7 +132,7 @@ def test_memes_in_preparation_are_answered_at_the_end(served_clip: Path, memes: 
     futures = service.submit(queries(memes)[:5])
     begun.wait(10)
     service.close()
-    assert [future.result(0).detection.id for future in futures] == [query.id for query in queries(memes)[:5]]
+    assert [future.result(0).verdict.id for future in futures] == [query.id for query in queries(memes)[:5]]
 
 
 def test_a_log_line_has_no_words_of_an_exception() -> None:

@@ -1,6 +1,7 @@
 """A corrected meme that comes again is answered by its label: over the API, by the console, in files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from servers import as_json, in_thread, queries
 from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.console.labels import ClassNames
-from ra_hmd.console.moderation import Moderation, Subject
+from ra_hmd.console.moderation import Moderation
 from ra_hmd.console.review_queue import margin
 from ra_hmd.console.reviews import Reviews
 from ra_hmd.console.views import Views
@@ -27,7 +28,7 @@ from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import BatchingService, wait_for_all
+from ra_hmd.serve.batching import BatchingService, ServedVerdict, wait_for_all
 
 
 def test_over_the_api(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
@@ -84,25 +85,25 @@ def test_by_the_console(served_clip: Path, clip_bank: Path, memes: Path, tmp_pat
         known = next(meme for meme in read_memes(memes / "a" / "train.jsonl") if meme.id == name)
         picture = known.image.read_bytes()
 
-        def looked_at(name: str) -> Subject:
-            query = Meme(name, picture, known.text)
-            return Subject(f"meme-{name}", query, wait_for_all(service.submit([query]), 60)[0])
+        def judge(name: str) -> ServedVerdict:
+            (served,) = wait_for_all(service.submit([Meme(name, picture, known.text)]), 60)
+            return replace(served, meme=replace(served.meme, id=f"meme-{name}"))
 
-        subject = looked_at("one")
-        assert subject.answer.detection.identical is None, "the bank was made of examples"
+        served = judge("one")
+        assert served.verdict.identical is None, "the bank was made of examples"
         label = int(Bank.open(clip_bank).labels[3])
-        assert moderation.labels_in_bank(subject) == {known.id: label}
+        assert moderation.labels_in_bank(served) == {known.id: label}
         with pytest.raises(UserError, match="already"):
-            moderation.plan(subject, label)
-        plan = moderation.plan(subject, 1 - label)
-        assert plan.rows == (known.id,)
-        assert known.id in views.effect(plan)
-        assert moderation.correct(subject, plan, "ana", "wrong").counts["relabelled"] == 1
-        again = looked_at("two").answer
-        assert again.detection.verdict == 1 - label
-        assert again.detection.identical["id"] == known.id
+            moderation.preview(served, label)
+        preview = moderation.preview(served, 1 - label)
+        assert preview.rows == (known.id,)
+        assert known.id in views.impact(preview)
+        assert moderation.correct(served, preview, "ana", "wrong").counts["relabelled"] == 1
+        again = judge("two")
+        assert again.verdict.verdict == 1 - label
+        assert again.verdict.identical["id"] == known.id
         assert f"row {known.id} of the bank" in views.card(again)
-        assert margin(again.detection, service) == 1
+        assert margin(again.verdict, service) == 1
         begun = Reviews(tmp_path / "reviews.jsonl").begun["meme-one"]
         assert (begun.row, begun.label) == (known.id, 1 - label)
     lines = (tmp_path / "reviews.jsonl").read_text().splitlines()

@@ -52,7 +52,7 @@ def served(
         keys = KeyRing.open(folder / "keys.json")
     service = BatchingService(Detector.from_run(served_clip / "head", bank))
     bank_service = BankService.open(service, served_clip / "features" / "dev")
-    app = create_app(service, bank_service, keys=keys, settings=RequestLimits(max_images=4))
+    app = create_app(service, bank_service, keys=keys, limits=RequestLimits(max_images=4))
     with in_thread(app) as client:
         yield client, headers, bank_service.bank.ids
 

@@ -61,7 +61,9 @@ def test_what_cannot_be_served_is_told_before_a_model_is_loaded(served_clip: Pat
     assert "no file of keys" in run("serve", head, "--keys", tmp_path / "other.json")[2]
     assert "max_batch" in run("serve", head, "--max-batch", "0")[2]
     assert "time_limit" in run("serve", head, "--time-limit", "0")[2]
-    assert "--dtype" in run("serve", head, "--dtype", "int4")[2]
+    _, _, error = run("serve", head, "--dtype", "int4")
+    assert "dtype" in error
+    assert "'int4'" in error
     assert "--reference" in run("serve", head, "--reference", served_clip / "features" / "dev", "--port", "0")[2]
     (tmp_path / "policy.txt").write_text("Cats are fine.")
     _, _, error = run("serve", head, "--policy", tmp_path / "policy.txt", "--port", "0")
@@ -69,7 +71,7 @@ def test_what_cannot_be_served_is_told_before_a_model_is_loaded(served_clip: Pat
     assert "203.0.113.9" in run("serve", head, "--host", "203.0.113.9", "--keys", _keys(tmp_path))[2]
     asked: list[tuple[str, list[str]]] = [("127.0.0.1", []), ("0.0.0.0", []), ("0.0.0.0", ["memes.example.org"])]
     keys = tmp_path / "keys.json"
-    names = [ServerSettings(head, host=host, allowed_hosts=allowed, keys=keys).hosts for host, allowed in asked]
+    names = [ServerSettings(run=head, host=host, allowed_hosts=allowed, keys=keys).hosts for host, allowed in asked]
     assert "*" not in names[0]
     assert names[1] == ["*"]
     assert "*" not in names[2]

@@ -13,8 +13,9 @@ from ra_hmd.bank.bank import Bank
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.detector import Detector
-from ra_hmd.serve.bank_service import BankService, Labelled
-from ra_hmd.serve.batching import BatchingService, BatchingSettings, QueueFull, ServiceClosed, wait_for_all
+from ra_hmd.serve.bank_service import BankService
+from ra_hmd.serve.batching import BatchingService, QueueFull, ServiceClosed, wait_for_all
+from ra_hmd.serve.limits import BatchingSettings
 
 
 def test_each_of_many_gets_its_own_answer(served_clip: Path, clip_bank: Path, memes: Path) -> None:
@@ -25,8 +26,8 @@ def test_each_of_many_gets_its_own_answer(served_clip: Path, clip_bank: Path, me
         assert service.statistics.memes == len(asked) * 3
         assert service.statistics.batches < len(asked) * 3
     for query, answer in zip(asked * 3, answers, strict=True):
-        assert answer.detection.id == query.id
-        assert answer.detection.scores == pytest.approx(expected[query.id], abs=1e-4)
+        assert (answer.meme, answer.verdict.id) == (query, query.id)
+        assert answer.verdict.scores == pytest.approx(expected[query.id], abs=1e-4)
         assert answer.version["bank"]["version"] == 1
 
 
@@ -39,11 +40,11 @@ def test_a_full_queue_refuses_and_a_cancelled_meme_costs_nothing(served_clip: Pa
                 service.submit(asked[:1])
             with pytest.raises(TimeoutError):
                 wait_for_all(waiting[2:], 0.05)
-        assert [answer.detection.id for answer in wait_for_all(waiting[:2], 60)] == [query.id for query in asked[:2]]
+        assert [answer.verdict.id for answer in wait_for_all(waiting[:2], 60)] == [query.id for query in asked[:2]]
         for future in waiting[2:]:
             with pytest.raises(CancelledError):
                 future.result(60)
-        assert service.waiting == 0
+        assert service.pending == 0
         assert service.statistics.refused == 1
 
 
@@ -53,7 +54,7 @@ def test_what_was_accepted_is_answered_before_the_end(served_clip: Path, memes: 
     closing = threading.Thread(target=service.close)
     closing.start()
     closing.join(120)
-    assert all(future.done() and future.result().detection.id for future in futures)
+    assert all(future.done() and future.result().verdict.id for future in futures)
     with pytest.raises(ServiceClosed):
         service.submit(queries(memes)[:1])
     assert not service.ready
@@ -71,7 +72,7 @@ def test_who_wants_the_model_alone_gets_it_soon(served_clip: Path, memes: Path) 
                 wait_for_all(service.submit(asked), 60)
 
         loading = pool.submit(load)
-        while service.waiting < 2:
+        while service.pending < 2:
             pass
         waited = []
         for _ in range(40):
@@ -89,7 +90,7 @@ def test_a_bad_picture_fails_alone(served_clip: Path, memes: Path, tmp_path: Pat
     good, bad = queries(memes)[0], Meme("bad", tmp_path / "not.png", "a cat")
     with BatchingService(Detector.from_run(served_clip / "head")) as service:
         first, second, third = service.submit([good, bad, good])
-        assert first.result(60).detection.scores == third.result(60).detection.scores
+        assert first.result(60).verdict.scores == third.result(60).verdict.scores
         with pytest.raises(UserError, match=r"not\.png"):
             second.result(60)
 
@@ -101,24 +102,26 @@ def test_a_correction_votes_in_the_next_answer(served_clip: Path, clip_bank: Pat
         before = wait_for_all(service.submit(asked), 60)
         meme = asked[0]
         twin = Meme("twin", meme.image, meme.text)  # so near that it comes first
-        planned = [Labelled(twin, 1 - before[0].detection.verdicts["rkc"], "seen by a person")]
-        shown = bank_service.effect(add=planned)
+        label = 1 - before[0].verdict.verdicts["rkc"]
+        impact = bank_service.preview([twin], [label])
         assert bank_service.bank.version == 1, "looking changes nothing"
-        entry = bank_service.add(planned, author="ana", reason="wrong", source="review")
+        entry = bank_service.add(
+            [twin], [label], author="ana", reason="wrong", source="review", notes=["seen by a person"]
+        )
         assert (entry.version, entry.author) == (2, "ana")
         after = wait_for_all(service.submit(asked), 60)
         assert all(answer.version["bank"]["version"] == 2 for answer in after)
-        near = after[0].detection.neighbours[0]
+        near = after[0].verdict.neighbours[0]
         assert (near["id"], near["source"], near["note"]) == ("twin", "review", "seen by a person")
         flipped = {
-            one.detection.id
+            one.verdict.id
             for one, other in zip(before, after, strict=True)
-            if one.detection.verdicts["rkc"] != other.detection.verdicts["rkc"]
+            if one.verdict.verdicts["rkc"] != other.verdict.verdicts["rkc"]
         }
-        assert {flip["id"] for flip in shown["flips"]} == flipped
+        assert {flip["id"] for flip in impact["flips"]} == flipped
         bank_service.rollback(1, author="ana", reason="a trial")
         again = wait_for_all(service.submit(asked), 60)
-    assert [one.detection.scores for one in again] == [pytest.approx(one.detection.scores, abs=1e-6) for one in before]
+    assert [one.verdict.scores for one in again] == [pytest.approx(one.verdict.scores, abs=1e-6) for one in before]
     assert [line.action for line in Bank.open(clip_bank).log] == ["create", "add", "rollback"]
 
 
@@ -127,10 +130,10 @@ def test_another_process_changes_the_bank(served_clip: Path, clip_bank: Path, me
     with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
         (first,) = wait_for_all(service.submit([query]), 60)
         other = Bank.open(clip_bank)
-        other.remove([first.detection.neighbours[0]["id"]], author="bo", reason="a double")
+        other.remove([first.verdict.neighbours[0]["id"]], author="bo", reason="a double")
         (second,) = wait_for_all(service.submit([query]), 60)
     assert second.version["bank"]["version"] == 2
-    assert second.detection.neighbours[0]["id"] == first.detection.neighbours[1]["id"]
+    assert second.verdict.neighbours[0]["id"] == first.verdict.neighbours[1]["id"]
 
 
 def test_a_feature_store_cannot_be_changed_and_a_test_split_is_no_reference(
@@ -146,8 +149,8 @@ def test_a_feature_store_cannot_be_changed_and_a_test_split_is_no_reference(
             BankService.open(service, served_clip / "features" / "test")
         bank_service = BankService(service)
         with pytest.raises(UserError, match="no meme yet"):
-            bank_service.effect(remove=[bank_service.bank.ids[0]])
+            bank_service.preview(remove=[bank_service.bank.ids[0]])
         meme = Meme("x", Image.new("RGB", (64, 64), "red"), "a cake")
         with pytest.raises(UserError, match="labels"):
-            bank_service.add([Labelled(meme, 7)], author="ana", reason="wrong", source="review")
+            bank_service.add([meme], [7], author="ana", reason="wrong", source="review")
         assert bank_service.bank.version == 1
