@@ -1,7 +1,6 @@
-"""`ra-hmd ablate`: what each stage contributes, under one recipe, on drawn memes and a tiny Qwen2-VL.
+"""Ablation of the stages (`ra-hmd ablate`), under one recipe, on synthetic memes with a tiny Qwen2-VL.
 
-Every training and extraction is a command that a user could type; the results are computed from the stores and heads
-that these leave.
+Training and extraction are ordinary commands; the results are computed from their feature stores and heads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,10 +33,10 @@ from ra_hmd.retrieval.voting import Voting
 
 FIRST_SEED = 42
 ADDED = 128
-"""Memes of domain B that join the bank."""
+"""Number of memes of domain B that are added to the bank."""
 
 _JOBS = 2
-"""Extractions at the same time: much of each is start-up, on one core."""
+"""Concurrent extractions; most of each is start-up on one core."""
 
 _JOINT = {"rgcl": "true", "rgcl_metrics": "cos", "rgcl_warmup": 50, "rgcl_reindex_every": 100}
 _JOINT_QUICK = {**_JOINT, "rgcl_warmup": 4, "rgcl_reindex_every": 8}
@@ -59,11 +58,11 @@ class Variant:
     """One row of the ablation.
 
     Attributes:
-        title: For people.
-        features: Folder of its feature stores, below a seed's folder, or below the output's where no seed changes them.
-        head: Folder of its head, below the seed's.
+        title: Title in reports.
+        features: Folder of its feature stores, relative to the seed's folder, or to the output if not `seeded`.
+        head: Folder of its head, relative to the seed's folder.
+        what: Description in one sentence.
         seeded: Whether the features depend on the seed.
-        what: One sentence.
     """
 
     title: str
@@ -73,7 +72,7 @@ class Variant:
     seeded: bool = True
 
     def stores(self, output: Path, folder: Path) -> Path:
-        """Folder of the feature stores, where `folder` is a seed's."""
+        """Folder of the feature stores, given the folder of a seed."""
         return (folder if self.seeded else output) / self.features
 
 
@@ -109,24 +108,23 @@ def run_ablation(
     bootstrap_samples: int = 1000,
     console: Console | None = None,
 ) -> Path:
-    """Run every variant and compare them; steps that an earlier run finished are not done again.
+    """Run and compare all variants; steps that an earlier run finished are skipped.
 
-    The test splits are opened, and each opening is recorded beside the heads: nothing is chosen here, all settings are
-    fixed beforehand.
+    The test splits are scored, which is recorded beside the heads. Nothing is chosen on them: all settings are fixed.
 
     Args:
-        output: Folder for everything that it makes.
-        seeds: Trainings of each variant, with seeds 42, 43, …; the pre-trained model is the same for all.
-        quick: Few memes and little training: shows that it works, not how well.
+        output: Output folder.
+        seeds: Number of trainings of each variant, with seeds 42, 43, …, from the same pre-trained model.
+        quick: Use few memes and little training, to show that it works and not how well.
         topk: K of the vote.
         bootstrap_samples: Resamples of each interval.
-        console: Where to print.
+        console: Console to print to.
 
     Returns:
         Path of ablation.md.
 
     Raises:
-        UserError: numbers below 1; a step failed, the message ends with the end of its log.
+        UserError: numbers below 1, or a failed step; the message ends with the end of its log.
     """
     problems = [f"--seeds {seeds} must be 1 or more."] if seeds < 1 else []
     problems += [f"--bootstrap-samples {bootstrap_samples} must be 1 or more."] if bootstrap_samples < 1 else []
@@ -138,12 +136,10 @@ def run_ablation(
     command = " ".join(ra_hmd("ablate", output=output, seeds=seeds, topk=topk, bootstrap_samples=bootstrap_samples))
     command += " --quick" if quick else ""
     results, changes, opened = _results(output, numbers, voting, bootstrap_samples, command)
+    settings = {"command": command, "quick": quick, "seeds": numbers, "topk": topk}
     manifest = run_manifest(
         "ablation",
-        command=command,
-        quick=quick,
-        seeds=numbers,
-        topk=topk,
+        **settings,
         bootstrap_samples=bootstrap_samples,
         test=plain(opened),
         heads={
@@ -153,10 +149,7 @@ def run_ablation(
         },
         commands={step.line: seconds[step.line] for step in steps},
     )
-    write_json(output / "ablation.json", {"seeds": numbers, "variants": results, "against_full": changes})
-    save_figure(_figure(results), output / "ablation.png")
-    write_text(output / "ablation.md", _markdown(results, changes, manifest))
-    write_json(output / MANIFEST_NAME, manifest)
+    _write(output, results, changes, manifest)
     _print(results, console)
     minutes = sum(seconds[step.line] for step in steps) / 60
     console.print(
@@ -165,8 +158,18 @@ def run_ablation(
     return output / "ablation.md"
 
 
+def _write(
+    output: Path, results: dict[str, dict[str, Cell]], changes: dict[str, dict[str, Any]], manifest: dict[str, Any]
+) -> None:
+    """Write ablation.json, .png, .md and the manifest."""
+    write_json(output / "ablation.json", {"seeds": manifest["seeds"], "variants": results, "against_full": changes})
+    save_figure(_figure(results), output / "ablation.png")
+    write_text(output / "ablation.md", _markdown(results, changes, manifest))
+    write_json(output / MANIFEST_NAME, manifest)
+
+
 def ablation_steps(output: Path, seeds: Sequence[int], *, quick: bool = False) -> list[Step]:
-    """The commands, in order."""
+    """Commands in order."""
     data, model = output / "data", pretrained_model(output)
     backbone = output / VARIANTS["no_stage1"].features
     steps = pretraining_steps(output, quick=quick)
@@ -177,11 +180,11 @@ def ablation_steps(output: Path, seeds: Sequence[int], *, quick: bool = False) -
 
 
 def _seed_steps(output: Path, seed: int, *, quick: bool) -> list[Step]:
-    """The trainings with one seed, their features, and Stage 2 on them."""
+    """Trainings with one seed, their features, and Stage 2 on them."""
     data, model, folder = output / "data", pretrained_model(output), output / f"seed-{seed}"
     stage1, joint, sft, merged = folder / "stage1", folder / "joint", folder / "sft", folder / "sft_merged"
     demo, ablate = configs_folder("demo"), configs_folder("ablate")
-    # So few steps would be over before the first log.
+    # Quick trainings have fewer steps than the default logging interval.
     common = {"dataset_dir": data, "seed": seed} | ({"num_train_epochs": 1, "logging_steps": 4} if quick else {})
     both = common | (_JOINT_QUICK if quick else _JOINT)
     export = {"model_name_or_path": model, "adapter_name_or_path": sft, "template": "qwen2_vl", "export_dir": merged}
@@ -223,12 +226,12 @@ def _seed_steps(output: Path, seed: int, *, quick: bool) -> list[Step]:
 def _results(
     output: Path, seeds: Sequence[int], voting: Voting, samples: int, command: str
 ) -> tuple[dict[str, dict[str, Cell]], dict[str, dict[str, Any]], dict[str, Any]]:
-    """Variant → column → cell; the same of the AUROC minus that of `full`, paired; what the lock-out says."""
+    """Variant → column → cell; variant → column → paired AUROC difference from `full`; head → opened test splits."""
     scores: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in VARIANTS}
     opened: dict[str, Any] = {}
     labels: dict[str, np.ndarray] = {}
     runs = [(name, output / f"seed-{seed}") for name in VARIANTS for seed in seeds]
-    for name, folder in track(((1, run) for run in runs), "Judging", len(runs), "runs"):
+    for name, folder in track(((1, run) for run in runs), "Evaluating", len(runs), "runs"):
         head, stores = folder / VARIANTS[name].head, VARIANTS[name].stores(output, folder)
         tests = {store: read_features(stores / store) for store in ("a_test", "b_test")}
         opened[str(head)] = open_labels(
@@ -238,19 +241,18 @@ def _results(
         scores[name].append(_columns(head, stores, tests, voting))
     results: dict[str, dict[str, Cell]] = {name: {} for name in VARIANTS}
     changes: dict[str, dict[str, Any]] = {name: {} for name in VARIANTS if name != "full"}
-    for column, (head, store, _) in SETTINGS.items():
+    for column, (which, store, _) in SETTINGS.items():
         base = [run[column] for run in scores["full"]]
-        for name, judged in scores.items():
-            runs_of = [run[column] for run in judged]
-            fixed = {"samples": samples, "seed": 0}
-            results[name][column] = estimate(runs_of, labels[store], THRESHOLDS[head], **fixed)
+        for name, scored in scores.items():
+            runs_of, threshold = [run[column] for run in scored], THRESHOLDS[which]
+            results[name][column] = estimate(runs_of, labels[store], threshold, samples=samples, seed=0)
             if name != "full":
-                changes[name][column] = paired_change(runs_of, base, labels[store], THRESHOLDS[head], **fixed)
+                changes[name][column] = paired_change(runs_of, base, labels[store], threshold, samples=samples, seed=0)
     return results, changes, opened
 
 
 def _columns(head_folder: Path, stores: Path, tests: Mapping[str, Features], voting: Voting) -> dict[str, np.ndarray]:
-    """Scores [Q] of every column of one run."""
+    """Scores [Q] of one run in every column."""
     head = load_head(head_folder)
     known = {name: read_features(stores / name) for name in ("a_train", "b_train")}
     seen = {}
@@ -271,13 +273,13 @@ def _columns(head_folder: Path, stores: Path, tests: Mapping[str, Features], vot
 def _markdown(results: dict[str, dict[str, Cell]], changes: dict[str, dict[str, Any]], manifest: dict[str, Any]) -> str:
     seeds = manifest["seeds"]
     text = (
-        "# Ablation\n\nA tiny Qwen2-VL on drawn memes: domain A, on which it was trained, and domain B, whose labels "
-        f"it never saw. Mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+        "# Ablation\n\nA tiny Qwen2-VL on synthetic memes: domain A is its training domain; labels of domain B are "
+        f"never trained on. Mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
         f"{' ± standard deviation' if len(seeds) > 1 else ''} [95 % interval over the test memes]. "
         f"K = {manifest['topk']}, {manifest['bootstrap_samples']} resamples.\n"
     )
     if manifest["quick"]:
-        text += "\n**`--quick`: few memes and little training. It shows that the commands work, nothing else.**\n"
+        text += "\n**`--quick`: few memes and little training, to show that the commands work and nothing else.**\n"
     for metric in STUDY_METRICS:
         header = [METRIC_TITLES[metric], *SETTINGS]
         rows = [
@@ -300,7 +302,7 @@ def _markdown(results: dict[str, dict[str, Cell]], changes: dict[str, dict[str, 
 
 
 def _figure(results: dict[str, dict[str, Cell]]) -> Figure:
-    """AUROC with intervals: a panel per domain, a group of marks per variant, a mark per head and bank."""
+    """AUROC with intervals: one panel per domain, one group of marks per variant, one mark per head and bank."""
     figure, axes = panels(2, width=6.4, height=4.4)
     marks = ((ORANGE, "o"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "D"))
     for axis, domain in zip(axes[0], "AB", strict=True):

@@ -1,6 +1,6 @@
-"""What the studies share: stores as a head sees them, and scores of several runs as one estimate.
+"""Common parts of the studies `cross-eval`, `ablate` and `staleness`.
 
-Studies (`cross-eval`, `ablate`, `staleness`) are of binary problems: only there do data sets share their classes.
+The studies are limited to binary problems, because only there do data sets share their classes.
 
 Shapes: Q queries, N bank rows, R runs.
 """
@@ -23,11 +23,11 @@ from ra_hmd.scoring.knn_classifier import knn_classify
 
 @dataclass(frozen=True)
 class HeadView:
-    """A store as a head sees it.
+    """A feature store as embedded and scored by a head.
 
     Attributes:
-        rows: Ids, labels, embeddings.
-        scores: Scores [Q] that need no bank: `lrc`, and `lmh` where the store has them.
+        rows: Ids, labels and embeddings.
+        scores: Scores [Q] without a bank: `lrc`, and `lmh` where the store has them.
     """
 
     rows: Embeddings
@@ -35,7 +35,7 @@ class HeadView:
 
     @classmethod
     def of(cls, features: Features, place: str | Path, head: MemeHead) -> "HeadView":
-        """Raises `UserError` where LMH scores are not finite."""
+        """Embed and score a store; raise `UserError` if LMH scores are not finite."""
         embedding, logits = run_head(head, hidden_tensor(features))
         scores: dict[Head, np.ndarray] = {}
         if features.lmh_score is not None:
@@ -46,12 +46,12 @@ class HeadView:
         return cls(Embeddings(features.ids, features.labels, embedding.cpu().numpy()), scores)
 
     def vote(self, bank: Embeddings, voting: Voting) -> np.ndarray:
-        """RKC scores [Q] against `bank`; a row with the query's own id has no vote."""
+        """RKC scores [Q] with `bank`; a row with the query's own id does not vote."""
         return knn_classify(self.rows, bank, voting).scores[:, 0]
 
 
 def require_binary(config: HeadConfig, place: str | Path) -> None:
-    """Raise `UserError` unless the head in `place` decides between two classes."""
+    """Raise `UserError` unless the head in `place` is binary."""
     if config.problem != BINARY:
         raise UserError(
             f"The head in {place} has `problem_type: {config.problem_type}`; this study compares data sets by "

@@ -1,4 +1,4 @@
-"""`ra-hmd demo`: the whole pipeline on drawn memes and a tiny Qwen2-VL, as the commands that a user would type."""
+"""Demo of the whole pipeline on synthetic memes with a tiny Qwen2-VL (`ra-hmd demo`), as a sequence of commands."""
 
 import json
 from pathlib import Path
@@ -6,21 +6,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ra_hmd.core.heads import THRESHOLDS
 from ra_hmd.data.synthetic.confounders import unimodal_oracle
 from ra_hmd.experiments.pipeline import Step, configs_folder, overrides, ra_hmd, run_steps
 
-_HEADS = ("lmh", "lrc", "rkc")
 PARTS = (("a", "train"), ("a", "dev"), ("a", "test"), ("b", "train"), ("b", "test"))
-UPDATE_LIMIT = 256  # memes of domain B's training split that an update of the bank may draw from
+UPDATE_LIMIT = 256  # memes of domain B's training split that the bank update samples from
 
 
 def run_demo(output: str | Path, *, quick: bool = False, console: Console | None = None) -> Path:
-    """Run the demo; steps that an earlier run finished are not done again.
+    """Run the demo; steps that an earlier run finished are skipped.
 
     Args:
-        output: Folder for everything that it makes.
-        quick: Few memes and little training: shows that it works, not how well.
-        console: Where to print.
+        output: Output folder.
+        quick: Use few memes and little training, to show that it works and not how well.
+        console: Console to print to.
 
     Returns:
         Path of the report.
@@ -37,10 +37,10 @@ def run_demo(output: str | Path, *, quick: bool = False, console: Console | None
 
 
 def demo_steps(output: Path, *, quick: bool = False) -> list[Step]:
-    """The commands, in order."""
+    """Commands in order."""
     configs, features = configs_folder("demo"), output / "features"
     stage1, stage2 = output / "stage1_qwen2_vl", output / "stage2"
-    train = {"dataset_dir": output / "data"} | ({"num_train_epochs": 1} if quick else {})
+    train: dict[str, object] = {"dataset_dir": output / "data"} | ({"num_train_epochs": 1} if quick else {})
     refine = {"train": features / "a_train", "dev": features / "a_dev", "init_head": stage1, "output_dir": stage2}
     classify = ra_hmd("evaluate", checkpoint=stage2, bank=features / "a_train", queries=features / "a_test")
     classify += ra_hmd(queries=features / "b_test", update=features / "b_train", output=output / "report")[1:]
@@ -61,31 +61,31 @@ def demo_steps(output: Path, *, quick: bool = False) -> list[Step]:
 
 
 def pretraining_steps(output: Path, *, quick: bool = False) -> list[Step]:
-    """What comes before Stage 1: a tiny model, memes, and a model that has seen pictures and captions."""
+    """Steps before Stage 1: a tiny model, synthetic memes, and pre-training on images and captions."""
     tiny, data = output / "tiny_qwen2_vl", output / "data"
     size = ["--size", "256"] if quick else []
-    train = {"dataset_dir": data} | ({"num_train_epochs": 1} if quick else {})
+    train: dict[str, object] = {"dataset_dir": data} | ({"num_train_epochs": 1} if quick else {})
     words = train_words(configs_folder("demo") / "pretrain_qwen2_vl.yaml", tiny, pretrained_model(output), train)
     return [
         Step("Build a tiny Qwen2-VL", ra_hmd("tiny-lmm", family="qwen2_vl", output=tiny)),
-        Step("Draw memes", [*ra_hmd("data", "make-confounders", output=data), *size]),
+        Step("Generate synthetic memes", [*ra_hmd("data", "make-confounders", output=data), *size]),
         Step("Pre-train it to write captions (stock stage: sft)", words),
     ]
 
 
 def pretrained_model(output: Path) -> Path:
-    """Folder of the model that `pretraining_steps` leaves."""
+    """Folder of the model that `pretraining_steps` creates."""
     return output / "tiny_qwen2_vl_pretrained"
 
 
 def train_words(config: Path, model: Path, folder: Path, values: dict[str, object]) -> list[str]:
-    """`llamafactory-cli train` of `model` by `config` into `folder`, with further keys."""
+    """Command `llamafactory-cli train` of `model` with `config` and further keys, with output in `folder`."""
     paths = {"model_name_or_path": model, "dataset_dir": values["dataset_dir"], "output_dir": folder}
     return ["llamafactory-cli", "train", str(config), *overrides(paths | values)]
 
 
 def extract_steps(title: str, data: Path, features: Path, *words: str, checkpoint: Path) -> list[Step]:
-    """Features of both domains' splits, into `features`/<domain>_<split>; `words` are further options."""
+    """Steps that extract both domains' splits to `features`/<domain>_<split>; `words` are further options."""
     steps = []
     for domain, split in PARTS:
         place = features / f"{domain}_{split}"
@@ -101,7 +101,7 @@ def _print_results(output: Path, console: Console) -> None:
     for column in ("test set", "head", "accuracy", "AUROC", "macro-F1"):
         table.add_column(column)
     for name in ("a_test", "b_test"):
-        for head in _HEADS:
+        for head in THRESHOLDS:
             values = metrics[name].get(head, {})
             if values:
                 cells = [_cell(values[metric]) for metric in ("accuracy", "auroc", "macro_f1")]
@@ -109,7 +109,7 @@ def _print_results(output: Path, console: Console) -> None:
     console.print(table)
     console.print("LMH: the language model's Yes/No · LRC: the logistic head · RKC: KNN vote over the bank (A's train)")
 
-    updates = Table(title="RKC on domain B when labelled memes of B join the bank (nothing is retrained)")
+    updates = Table(title="RKC on domain B after adding labelled memes of B to the bank, without retraining")
     for column in ("memes of B added", "accuracy", "gain over none, paired"):
         updates.add_column(column)
     for point in metrics["bank_update"]["b_test"]:

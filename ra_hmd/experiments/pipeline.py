@@ -1,4 +1,4 @@
-"""Commands one after another, as a user would type them; what an earlier run finished is not done again."""
+"""Runner for a sequence of commands that skips the steps that an earlier run finished."""
 
 import os
 import shlex
@@ -22,7 +22,7 @@ from ra_hmd.core.artifacts import read_json, run_manifest, sha256_bytes, write_j
 from ra_hmd.core.errors import UserError
 
 _CONTENT = {".safetensors", ".parquet", ".jsonl", ".yaml", ".png"}
-"""Kinds of files that decide a step's result, and that no later step changes."""
+"""Suffixes of the files that determine a step's result and that no later step changes."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Step:
     """One command.
 
     Attributes:
-        title: For people.
-        command: Its words.
-        group: Neighbours in the list with the same group do not need each other: they may run at the same time.
+        title: Title on the console.
+        command: Words of the command.
+        group: Consecutive steps of the same group are independent and may run concurrently.
     """
 
     title: str
@@ -41,26 +41,28 @@ class Step:
 
     @property
     def line(self) -> str:
-        """The command as a line for a shell."""
+        """The command as a shell line."""
         return shlex.join(self.command)
 
 
 def run_steps(
     kind: str, steps: Sequence[Step], output: Path, *, console: Console, jobs: int = 1, **content: Any
 ) -> Mapping[str, float]:
-    """Run the steps in order; `<output>/<kind>.json` remembers the finished ones by their command line and by the
-    files of data, features and weights that it names: a step is done again when one of those was replaced.
+    """Run steps in order, and record the finished ones in `<output>/<kind>.json`.
+
+    A finished step is identified by its command line and by the files of data, features and weights that the line
+    names; it runs again if one of these was replaced.
 
     Args:
-        kind: Of the run: names the manifest.
-        steps: The commands.
+        kind: Kind of the run, which names the manifest.
+        steps: Steps in order.
         output: Folder for `<kind>.json` and `logs`.
-        console: Where to print.
-        jobs: How many steps of a group run at the same time.
+        console: Console to print to.
+        jobs: Number of concurrent steps of a group.
         content: Further fields of the manifest.
 
     Returns:
-        Command line → seconds that it took, of every finished step, also of earlier runs.
+        Command line → duration in seconds, of all finished steps, including those of earlier runs.
 
     Raises:
         UserError: a step failed; the message ends with the end of its log.
@@ -74,10 +76,10 @@ def run_steps(
         task = progress.add_task("", total=len(steps))
 
         def do(number: int, step: Step) -> None:
-            # A record of an earlier version knows no files.
+            # Records of earlier versions have no files.
             done_before = step.line in seconds and files.get(step.line) in (None, named_files(step.command))
             text = f"[bold]{number}. {escape(step.title)}[/bold]\n   $ {escape(step.line)}"
-            # One print: steps of a group print at the same time.
+            # A single call, because steps of a group print concurrently.
             console.print(text + ("\n   already done" if done_before else ""), highlight=False, soft_wrap=True)
             if not done_before:
                 progress.update(task, description=step.title)
@@ -94,11 +96,11 @@ def run_steps(
 
 
 def named_files(command: Sequence[str]) -> str:
-    """Fingerprint of the files of data, features and weights that a command's words name, by name, size and time.
+    """Fingerprint of the data, feature and weight files that a command names, by name, size and modification time.
 
-    What later steps write into an earlier one's folder (records, logs, decisions) is none of these.
+    Files that later steps write into the folder of an earlier one (records, logs, decisions) do not count.
     """
-    from ra_hmd.features.test_lock import FINAL_RECORD  # which needs more than a list of commands does
+    from ra_hmd.features.test_lock import FINAL_RECORD  # imported here, as printing the commands does not need it
 
     places = dict.fromkeys(Path(value) for word in command[1:] for value in (word, word.partition("=")[2]) if value)
     found = []
@@ -110,7 +112,7 @@ def named_files(command: Sequence[str]) -> str:
 
 
 def _run_group(do: Callable[[int, Step], None], group: Sequence[tuple[int, Step]], jobs: int) -> None:
-    """Do the numbered steps, `jobs` at a time; after the first failure, or Ctrl-C, none is begun."""
+    """Run numbered steps, `jobs` at a time; after a failure or Ctrl-C no further step starts."""
     stop = Event()
 
     def unless_stopped(number: int, step: Step) -> None:
@@ -136,13 +138,13 @@ def overrides(values: Mapping[str, object]) -> list[str]:
 
 
 def ra_hmd(*words: str, **options: object) -> list[str]:
-    """The words of a `ra-hmd` command; options in Python's spelling."""
+    """Words of a `ra-hmd` command; underscores in option names become hyphens."""
     given = ((f"--{key.replace('_', '-')}", str(value)) for key, value in options.items())
     return ["ra-hmd", *words, *(word for pair in given for word in pair)]
 
 
 def configs_folder(name: str) -> Path:
-    """Folder `name` of the YAML files: the checkout's, or the one that the wheel installed."""
+    """Folder `name` of the YAML files, in the checkout or where the wheel installed it."""
     places = [Path(__file__).parents[2] / "configs", Path(sysconfig.get_path("data")) / "share" / "ra-hmd" / "configs"]
     for place in places:
         if (place / name).is_dir():
@@ -152,13 +154,13 @@ def configs_folder(name: str) -> Path:
 
 
 def _run(step: Step, log: Path) -> float:
-    """Run a command of this environment; its output goes to `log`. Returns seconds."""
+    """Run a command of this environment with its output in `log`, and return its duration in seconds."""
     log.parent.mkdir(parents=True, exist_ok=True)
     binaries = Path(sys.executable).parent
     env = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
-    env.setdefault("OMP_NUM_THREADS", "1")  # with tensors as small as these, more threads only wait for each other
+    env.setdefault("OMP_NUM_THREADS", "1")  # more threads slow down operations on such small tensors
     start = time.monotonic()
-    env.setdefault("CUDA_VISIBLE_DEVICES", "0")  # on several GPUs the same files would train fewer steps
+    env.setdefault("CUDA_VISIBLE_DEVICES", "0")  # on several GPUs the same configuration would train for fewer steps
     with log.open("w", encoding="utf-8") as file:
         command = [str(binaries / step.command[0]), *step.command[1:]]
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, check=False)

@@ -1,1 +1,1 @@
-"""In-context learning with retrieved memes (`ra-hmd in-context`)."""
+"""In-context learning with retrieved demonstrations (`ra-hmd in-context`)."""

@@ -1,9 +1,9 @@
-"""What judging in context found, in the files of an evaluation."""
+"""Output files of in-context classification, in the format of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,130 +15,149 @@ from ra_hmd.evaluation.metrics.significance import PREDICTIONS_NAME
 from ra_hmd.evaluation.provenance import describe_head
 from ra_hmd.evaluation.report.outputs import METRICS_NAME
 from ra_hmd.evaluation.report.sections import METRIC_NAMES, format_estimate
-from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures
+from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures, MemeSplit
 from ra_hmd.experiments.in_context.demonstrations import Demonstrations, DemonstrationSettings
 from ra_hmd.experiments.in_context.thresholds import KEY, Threshold, official
 from ra_hmd.features.extraction import label_array
 from ra_hmd.models.checkpoint import Run
 from ra_hmd.scoring.evidence import plain_score
 
-if TYPE_CHECKING:
-    from ra_hmd.experiments.in_context.candidates import MemeSplit
-
 HEAD = "lmh"
-"""Under this name the scores are written: it is the LM head's answer, and compares with that of other evaluations."""
+"""Head under which scores are written: they are answers of the LM head, comparable with those of other evaluations."""
+
+
+@dataclass(frozen=True)
+class InContextPlan:
+    """What is scored with which demonstrations.
+
+    Attributes:
+        run: The LMM.
+        queries: Labelled memes to classify.
+        examples: Labelled memes that may be shown; None for 0 shots.
+        selection: Number and kind of the demonstrations.
+        stores: Features by which demonstrations are retrieved, if any.
+        chosen: The demonstrations of each query.
+        shown: Memes of `examples`.
+        answers: Answer of each class in the demonstrations.
+        stated: Settings that the scores depend on; runs that agree in them may continue each other.
+    """
+
+    run: Run
+    queries: MemeSplit
+    examples: MemeSplit | None
+    selection: DemonstrationSettings
+    stores: DemonstrationFeatures | None
+    chosen: Demonstrations
+    shown: Sequence[Meme]
+    answers: Sequence[str]
+    stated: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class InContextResult:
-    """Scores of a split in context, and all that they depend on; see `in_context`.
+    """Scores of a split in context.
 
     Attributes:
-        shown_from: The examples.
-        said: What demonstrations say of each class.
+        plan: What was scored with which demonstrations.
         scores: float64 [Q, C].
-        longest: Tokens of the longest prompt.
-        stated: What a score depends on.
+        longest: Length of the longest prompt in tokens.
+        threshold: Threshold chosen on dev, or None.
+        opened: Result of `open_labels`.
+        samples: Resamples of each interval.
+        command: Command line.
     """
 
-    run: Run
-    queries: "MemeSplit"
-    examples: "MemeSplit | None"
-    choice: DemonstrationSettings
-    stores: DemonstrationFeatures | None
-    chosen: Demonstrations
-    shown_from: Sequence[Meme]
-    said: Sequence[str]
+    plan: InContextPlan
     scores: np.ndarray
     longest: int
     threshold: Threshold | None
     opened: Mapping[str, Any]
-    stated: Mapping[str, Any]
     samples: int
     command: str
 
     @property
     def name(self) -> str:
-        """Of the set."""
-        return str(self.queries.described["split"])
+        """Name of the query split."""
+        return str(self.plan.queries.described["split"])
 
     @property
     def labels(self) -> np.ndarray:
         """int64 [Q]."""
-        return label_array(self.queries.memes)
+        return label_array(self.plan.queries.memes)
 
     def system(self) -> dict[str, Any]:
-        """What was evaluated, as the results page names it."""
-        run = self.run
+        """Description of the system for the results page."""
+        run = self.plan.run
         described = describe_head(run.head) if run.head is not None else {"name": Path(run.base_model).name}
-        kind = f"{self.choice.kind}{' per class' if self.choice.per_class else ''}"
-        how = f"{self.choice.shots} shots, {kind}" if self.choice.shots else "no shots"
-        source = None if self.examples is None else self.examples.described["dataset"]
-        of = "" if source in (None, self.queries.described["dataset"]) else f" from {source}"
+        kind = f"{self.plan.selection.kind}{' per class' if self.plan.selection.per_class else ''}"
+        how = f"{self.plan.selection.shots} shots, {kind}" if self.plan.selection.shots else "no shots"
+        source = None if self.plan.examples is None else self.plan.examples.described["dataset"]
+        of = "" if source in (None, self.plan.queries.described["dataset"]) else f" from {source}"
         return {**described, "name": f"{described['name']}, in context ({how}{of})"}
 
 
-def write_in_context_result(outcome: InContextResult, output: Path) -> dict[str, Any]:
+def write_in_context_result(result: InContextResult, output: Path) -> dict[str, Any]:
     """Write predictions.jsonl, metrics.json, report.md and the manifest, which is returned."""
-    problem, labels = outcome.run.settings.problem, outcome.labels
-    rule = outcome.threshold or official(problem)
-    found = estimates(
-        outcome.scores, labels, rule.values, problem, samples=outcome.samples, seed=outcome.choice.seed
-    )  # fmt: skip
+    plan, labels = result.plan, result.labels
+    problem = plan.run.settings.problem
+    rule = result.threshold or official(problem)
+    found = estimates(result.scores, labels, rule.values, problem, samples=result.samples, seed=plan.selection.seed)
     metrics = {name: estimate.as_dict() for name, estimate in found.items()}
-    shown = _shown(outcome, labels)
+    shown = _shown(result, labels)
     manifest = run_manifest(
         "evaluation",
-        arguments={**outcome.choice.model_dump(), "answers": list(outcome.said), "bootstrap_samples": outcome.samples,
-                   "checkpoint": str(outcome.run.folder), "adapter": outcome.run.adapter is not None,
-                   "dev": rule.dev, "features": None if outcome.stores is None else plain(asdict(outcome.stores))},
-        seed=outcome.choice.seed,
-        **outcome.opened,
-        system=outcome.system(),
-        sets={outcome.name: {**outcome.queries.described, "stated": True, "rows": len(labels),
+        arguments={**plan.selection.model_dump(), "answers": list(plan.answers), "bootstrap_samples": result.samples,
+                   "checkpoint": str(plan.run.folder), "adapter": plan.run.adapter is not None,
+                   "dev": rule.dev, "features": None if plan.stores is None else plain(asdict(plan.stores))},
+        seed=plan.selection.seed,
+        **result.opened,
+        system=result.system(),
+        sets={result.name: {**plan.queries.described, "stated": True, "rows": len(labels),
                              "outputs": problem.outputs}},
-        examples=None if outcome.examples is None else
-                 {**outcome.examples.described, "rows": len(outcome.shown_from)},
+        examples=None if plan.examples is None else
+                 {**plan.examples.described, "rows": len(plan.shown)},
         demonstrations=shown,
-        longest_prompt=outcome.longest,
-        decisions={outcome.name: {HEAD: {"thresholds": rule.values.tolist(), "chosen": rule.dev is not None}}},
-        commands=[outcome.command],
-        **{KEY: dict(outcome.stated)},
+        longest_prompt=result.longest,
+        decisions={result.name: {HEAD: {"thresholds": rule.values.tolist(), "chosen": rule.dev is not None}}},
+        commands=[result.command],
+        **{KEY: dict(plan.stated)},
     )  # fmt: skip
-    write_jsonl(output / PREDICTIONS_NAME, _predictions(outcome, labels))
-    write_json(output / METRICS_NAME, {outcome.name: {HEAD: metrics}})
+    write_jsonl(output / PREDICTIONS_NAME, _predictions(result, labels))
+    write_json(output / METRICS_NAME, {result.name: {HEAD: metrics}})
     _report(manifest, metrics, rule, output)
     write_json(output / MANIFEST_NAME, manifest)
     return manifest
 
 
-def _predictions(outcome: InContextResult, labels: np.ndarray) -> list[dict[str, Any]]:
-    ids = [meme.id for meme in outcome.shown_from]
+def _predictions(result: InContextResult, labels: np.ndarray) -> list[dict[str, Any]]:
+    plan = result.plan
+    ids = [meme.id for meme in plan.shown]
     return [
         {
-            "set": outcome.name,
+            "set": result.name,
             "id": meme.id,
             "label": labels[row].tolist(),
-            f"{HEAD}_score": plain_score(outcome.scores[row], outcome.run.settings.problem),
-            "demonstrations": [ids[example] for example in outcome.chosen.rows[row]],
+            f"{HEAD}_score": plain_score(result.scores[row], plan.run.settings.problem),
+            "demonstrations": [ids[example] for example in plan.chosen.rows[row]],
         }
-        for row, meme in enumerate(outcome.queries.memes)
+        for row, meme in enumerate(plan.queries.memes)
     ]
 
 
-def _shown(outcome: InContextResult, labels: np.ndarray) -> dict[str, Any]:
-    """About the demonstrations: how many different ones, how alike, how often of the query's class."""
-    rows = outcome.chosen.rows
+def _shown(result: InContextResult, labels: np.ndarray) -> dict[str, Any]:
+    """Statistics of the demonstrations: number of different ones, similarity, share of the query's class."""
+    plan = result.plan
+    rows = plan.chosen.rows
     if not rows.size:
         return {"different": 0, "same_class": None, "last_same_class": None, "similarity": None, "left_out": 0}
-    same = label_array(outcome.shown_from)[rows] == labels[:, None]
-    similarity = outcome.chosen.similarity
+    same = label_array(plan.shown)[rows] == labels[:, None]
+    similarity = plan.chosen.similarity
     return {
         "different": len(np.unique(rows)),
         "same_class": float(same.mean()),
         "last_same_class": float(same[:, -1].mean()),
         "similarity": None if similarity is None else float(similarity.mean()),
-        "left_out": outcome.chosen.left_out,
+        "left_out": plan.chosen.left_out,
     }
 
 
@@ -160,7 +179,7 @@ def _report(
         ["shown memes of the query's class", _share(shown["same_class"])],
         ["the last one of the query's class", _share(shown["last_same_class"])],
         ["mean similarity", "" if shown["similarity"] is None else f"{shown['similarity']:.3f}"],
-        ["not considered: own id or picture", f"{shown['left_out']} pairs of query and example"],
+        ["excluded: own id or image", f"{shown['left_out']} pairs of query and example"],
     ]  # fmt: skip
     lines = [
         f"# {escape(manifest['system']['name'])}\n",

@@ -76,18 +76,13 @@ def staleness(
     check_output(output, "staleness")
     head = load_head(checkpoint).to(Accelerator().device)
     require_binary(head.config, checkpoint)
-    twice = [str(place) for place, count in Counter(bank_places).items() if count > 1]
-    raise_all(twice, "Bank stores that are given twice would vote twice; give each once")
     stores = {place: read_features(place) for place in dict.fromkeys([*bank_places, *query_places])}
     _check(stores, head, checkpoint)
     names, bank_periods, query_periods = _periods(stores, bank_places, query_places, settings)
     opened = open_labels(
-        {place: stores[place] for place in query_places},
-        [checkpoint],
-        final=final,
-        command=command,
+        {place: stores[place] for place in query_places}, [checkpoint], final=final, command=command,
         examples={place: stores[place] for place in bank_places},
-    )
+    )  # fmt: skip
     bank, query_rows = (_embedded([stores[place] for place in places], head) for places in (bank_places, query_places))
     result = _Study(names, bank, bank_periods, query_rows, query_periods, settings).run()
     places = {"checkpoint": checkpoint, "banks": list(banks), "queries": list(queries) or list(banks)}
@@ -119,6 +114,8 @@ def _periods(
     stores: Mapping[Path, Features], banks: Sequence[Path], judged: Sequence[Path], settings: StalenessSettings
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names of the periods in order, and the period of each bank row and of each query."""
+    twice = [str(place) for place, count in Counter(banks).items() if count > 1]
+    raise_all(twice, "Bank stores that are given twice would vote twice; give each once")
     if settings.key is None:
         if len(banks) != len(judged):
             raise UserError(
