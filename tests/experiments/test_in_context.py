@@ -39,7 +39,7 @@ def ra_hmd(*words: str | Path | int, code: int = 0) -> str:
 
 
 def copy_rows(source: Path, target: Path, count: int) -> None:
-    """The first rows of a file of drawn memes, with whole paths."""
+    """The first rows of a file of synthetic memes, with absolute paths."""
     rows = [json.loads(line) for line in source.read_text().splitlines()[:count]]
     for row in rows:
         row["img"] = str(source.parent / row["img"])
@@ -51,9 +51,9 @@ def lab(stage1_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of its own, with stores of train and dev."""
     folder = tmp_path_factory.mktemp("in_context")
     shutil.copytree(stage1_run, folder / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
-    make_confounders(folder / "drawn", size=480, seed=1)
+    make_confounders(folder / "synthetic", size=480, seed=1)
     for split, count in (("train", 120), ("dev", LIMIT)):
-        copy_rows(folder / "drawn" / "a" / f"{split}.jsonl", folder / f"{split}.jsonl", count)
+        copy_rows(folder / "synthetic" / "a" / f"{split}.jsonl", folder / f"{split}.jsonl", count)
         ra_hmd("extract", "--checkpoint", folder / "run", "--data", folder, "--split", split, "--workers", 0,
                "--output", folder / "features" / split)  # fmt: skip
     return folder
@@ -264,7 +264,7 @@ def test_a_threshold_is_chosen_on_dev_alone(lab: Path, two_shots: Path, tmp_path
 
 
 def test_test_data_are_opened_on_purpose_and_once(lab: Path, tmp_path: Path) -> None:
-    copy_rows(lab / "drawn" / "a" / "test.jsonl", tmp_path / "test.jsonl", 5)
+    copy_rows(lab / "synthetic" / "a" / "test.jsonl", tmp_path / "test.jsonl", 5)
     record = lab / "run" / "final_evaluations.jsonl"
     common = {"data": tmp_path / "test.jsonl", "split": "dev", "examples": lab, "shots": 1, "demonstrations": "random",
               "bank-features": None, "query-features": None}  # fmt: skip
@@ -280,7 +280,7 @@ def test_test_data_are_opened_on_purpose_and_once(lab: Path, tmp_path: Path) -> 
     record.unlink()
 
 
-def test_what_cannot_be_asked_is_told_before_anything_is_scored(lab: Path, tmp_path: Path) -> None:
+def test_bad_requests_are_refused_before_anything_is_scored(lab: Path, tmp_path: Path) -> None:
     far = {"demonstrations": "random", "bank-features": None, "query-features": None, "limit": 70}
     told = ra_hmd(*words(lab, tmp_path / "long", shots=100, **far), code=2)
     assert "with its 100 demonstrations has" in told
@@ -296,6 +296,6 @@ def test_what_cannot_be_asked_is_told_before_anything_is_scored(lab: Path, tmp_p
                                                                              "dev"}), code=2)  # fmt: skip
     assert "say with --examples" in ra_hmd(*words(lab, tmp_path / "e", data=lab / "dev.jsonl"), code=2)
     assert "give one for each class" in ra_hmd(*words(lab, tmp_path / "c", answer="Maybe"), code=2)
-    assert "120 are asked for" in ra_hmd(
+    assert "120 are needed" in ra_hmd(
         *words(lab, tmp_path / "d", shots=120, split="train", **{"query-features": lab / "features" / "train"}), code=2
     )
