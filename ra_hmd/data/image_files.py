@@ -51,7 +51,7 @@ def locate_image(image: Any, folders: Sequence[Path], default: Path, unpack_to: 
     if isinstance(image, str | Path):
         return find_image_file(image, folders, default)
     if not isinstance(image, Mapping) or not (image.get("bytes") or image.get("path")):
-        raise ValueError(f"its picture is {str(image)[:60]!r}; a path is needed, or an embedded file (`bytes`)")
+        raise ValueError(f"its image is {str(image)[:60]!r}; a path is needed, or an embedded file (`bytes`)")
     if not image.get("bytes"):
         return find_image_file(image["path"], folders, default)
     suffix = Path(str(image.get("path") or "")).suffix

@@ -43,7 +43,7 @@ _NOT_DECODED = {
     b"\xc5\xd0\xd3\xc6": "PostScript",
     b"<svg": "SVG",
 }
-UNKNOWN_FORMAT = "no format of pictures that is decoded"
+UNKNOWN_FORMAT = "no image format that is decoded"
 ImageSource = str | Path | bytes | Mapping[str, Any] | Image.Image
 _WHOLE, _SAMPLES, _SAMPLE = 1 << 16, 16, 1 << 12  # bytes of a file that `file_digest` reads
 
@@ -114,7 +114,7 @@ def _unknown(source: str | Path | bytes) -> str:
     if isinstance(source, bytes):
         start = source[:256]
     else:
-        with open(source, "rb") as file:  # noqa: PTH123 - of odd names too
+        with open(source, "rb") as file:  # noqa: PTH123 - survives odd names
             start = file.read(256)
     if not start:
         return "the file is empty"
@@ -262,7 +262,7 @@ def file_digest(path: str | Path) -> str:
     try:
         if not os.path.isfile(path):  # noqa: PTH113 - opening a pipe would block
             return ""
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - of odd names too
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - survives odd names
             size = os.fstat(file.fileno()).st_size
             digest.update(size.to_bytes(8, "little"))
             if size <= _WHOLE:

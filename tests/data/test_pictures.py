@@ -240,7 +240,7 @@ def test_pictures_that_differ_stay_different() -> None:
         (b"\x00\x00\x00\x0cJXL \r\n\x87\n" + bytes(20), "JPEG XL is not decoded"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript is not decoded"),
         (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG is not decoded"),
-        (b"words", "no format of pictures that is decoded"),
+        (b"words", "no image format that is decoded"),
         (b"", "the file is empty"),
         (saved(Image.fromarray(COLOURS), "HEIF")[:-200], "cannot be decoded"),
         (saved(Image.fromarray(COLOURS), "AVIF")[:-200], "cannot be decoded"),

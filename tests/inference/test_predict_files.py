@@ -317,7 +317,7 @@ def test_every_file_of_a_folder_is_judged_or_listed(
     assert output.stat().st_mtime_ns == before
     (tmp_path / "words").mkdir()
     (tmp_path / "words/a.txt").write_text("no picture")
-    with pytest.raises(UserError, match="a.txt: no format of pictures"):
+    with pytest.raises(UserError, match="a.txt: no image format"):
         predict_files(detector, tmp_path / "words", tmp_path / "w.jsonl", show=False)
 
 

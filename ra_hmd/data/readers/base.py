@@ -177,7 +177,7 @@ class Reader(ABC):
         record = TrainingRecord.of_row(row.values, PromptTemplate())
         label = record.class_label(Answers())
         if not isinstance(record.image, str):
-            raise ValueError("its picture is embedded in the row, and an import names files; save it as one (training, "
+            raise ValueError("its image is embedded in the row, and an import names files; save it as one (training, "
                              "extraction and prediction read such rows as they are)")  # fmt: skip
         own = record.id if "id" in row.values else Path(record.image).stem
         return Meme(self.meme_id(own, part.split), Path(record.image), record.caption, label, part.split)

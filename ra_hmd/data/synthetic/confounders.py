@@ -274,24 +274,24 @@ def _draw_split(
     plans: list[dict[str, Any]] = []
     for group in range(groups):
         subjects = domain.pairs[group % len(domain.pairs)]
-        pictures = [_new_scene(domain, subject, rng, taken) for subject in subjects]
+        scenes = [_new_scene(domain, subject, rng, taken) for subject in subjects]
         texts = [{"topic": topic, "noun": rng.choice(domain.nouns[topic])} for topic in subjects]
         for text in texts:
             text["wording"] = rng.choice(domain.wordings)
-        for picture in pictures:
-            canvas = background(*domain.backgrounds[picture.background], picture.pattern).copy()
-            draw_pictogram(canvas, picture.subject, domain.bodies[picture.body], (picture.x, picture.y), picture.scale)
-            plans += [{"group": group, "picture": picture, "canvas": canvas, "text": text} for text in texts]
+        for scene in scenes:
+            canvas = background(*domain.backgrounds[scene.background], scene.pattern).copy()
+            draw_pictogram(canvas, scene.subject, domain.bodies[scene.body], (scene.x, scene.y), scene.scale)
+            plans += [{"group": group, "scene": scene, "canvas": canvas, "text": text} for text in texts]
     rng.shuffle(plans)
     rows = []
     for number, plan in enumerate(plans, first):
-        name, picture, text = f"{domain.name}{number:05d}", plan["picture"], plan["text"]
+        name, scene, text = f"{domain.name}{number:05d}", plan["scene"], plan["text"]
         caption = text["wording"].format(noun=text["noun"])
-        write_caption(plan["canvas"], caption, picture.caption_place).save(folder / f"img/{name}.png")
-        label = int(picture.subject == text["topic"])
+        write_caption(plan["canvas"], caption, scene.caption_place).save(folder / f"img/{name}.png")
+        label = int(scene.subject == text["topic"])
         record = {"id": name, "img": f"img/{name}.png", "label": label, "text": caption}
         attributes = {"id": name, "split": split, "group": f"{domain.name}-{split}-{plan['group']}"}
-        rows.append({"record": record, "attributes": attributes | {"image": asdict(picture), "text": text}})
+        rows.append({"record": record, "attributes": attributes | {"image": asdict(scene), "text": text}})
     return rows
 
 
@@ -301,7 +301,7 @@ def _new_scene(domain: Domain, subject: str, rng: random.Random, taken: set[Scen
         scale = rng.randint(56, 80)
         place = rng.choice(("top", "bottom"))
         y = rng.randint(2, SIDE - STRIP - scale - 2) + (STRIP if place == "top" else 0)
-        picture = Scene(
+        scene = Scene(
             subject=subject,
             body=rng.choice(list(domain.bodies)),
             background=rng.choice(list(domain.backgrounds)),
@@ -311,9 +311,9 @@ def _new_scene(domain: Domain, subject: str, rng: random.Random, taken: set[Scen
             y=y,
             caption_place=place,
         )
-        if picture not in taken:
-            taken.add(picture)
-            return picture
+        if scene not in taken:
+            taken.add(scene)
+            return scene
 
 
 def _meme(domain: Domain, record: dict[str, Any]) -> Meme:
