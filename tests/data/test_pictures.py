@@ -19,7 +19,7 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.ocr import read_text
 from ra_hmd.experiments.in_context import prompting
 from ra_hmd.features.extraction import _EncodedMemes
-from ra_hmd.inference.explainer import _picture
+from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.models.checkpoint import MemeModel, open_backbone
 from ra_hmd.models.clip_encoder import Encoder
 from ra_hmd.models.generation.engines import _png
@@ -163,7 +163,7 @@ def test_every_entry_point_sees_these_pixels(case: str, files: Callable[[str], P
     with open_image(path) as opened:
         encoder.pixels(opened)  # a picture that someone else opened
     seen += [Meme("a", source).load_image() for source in (path, path.read_bytes(), open_image(path))]  # service, API
-    seen += [prompting._load("a", path), _picture(path)]
+    seen += [prompting._load("a", path), MemeLookup([Meme("a", path, "tea")]).image("a")]
     seen.append(load_image({"bytes": path.read_bytes(), "path": None}))  # embedded in Parquet
     read_text(lambda pixels: seen.append(Image.fromarray(pixels[..., ::-1])) or SimpleNamespace(txts=None, scores=None),
               open_image(path))  # type: ignore[arg-type]  # fmt: skip
