@@ -19,7 +19,7 @@ class Meme:
     Attributes:
         id: Unique within a data set; a string even where the file has a number. A bank row with the same id does not
             vote on the meme.
-        image: Path of the image file, the content of that file, or a decoded image.
+        image: Path of the image file, the content of that file, or a decoded image. A string is taken as a path.
         text: The caption; None: it is read from the image by OCR (extra `ocr`).
         label: Class index; of a multi-label task the tuple of class indices; None for an unlabelled meme.
         split: Name of the split, for the record.
@@ -34,6 +34,10 @@ class Meme:
     split: str = ""
     extras: dict[str, Any] = field(default_factory=dict)
     raw_text: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image, str):
+            object.__setattr__(self, "image", Path(self.image))
 
     @property
     def path(self) -> Path:
