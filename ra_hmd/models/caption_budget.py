@@ -1,4 +1,4 @@
-"""Captions that a Stage 1 configuration would shorten."""
+"""Length of captions against the token budget of a Stage 1 configuration."""
 
 from collections.abc import Callable
 from functools import cache
@@ -12,13 +12,16 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.models.checkpoint import load_encoder
 from ra_hmd.models.tokenization import InputSettings
 
+_SMALL = (56, 56)
+
 
 def excess_tokens(config: str | Path, model: str | None = None) -> Callable[[str, int, int], int]:
-    """A function of caption, image width and height: by how many tokens the meme is over the budget of a Stage 1 YAML
-    file (zero or less: it fits).
+    """Return a function that counts the tokens by which a meme exceeds the budget of a Stage 1 YAML file.
 
-    Only the model's tokenizer and processor are loaded. The tokens of an image are counted once per size; those of the
-    words are the difference that the caption makes to the question.
+    It takes the caption, the image's width and its height; zero or less means that the meme fits.
+
+    Only the model's tokenizer and processor are loaded. The tokens of an image are predicted from its size; those of
+    the words are the difference that the caption makes to the question.
 
     Args:
         config: The YAML file that will be trained with.
@@ -42,12 +45,11 @@ def excess_tokens(config: str | Path, model: str | None = None) -> Callable[[str
     count = encoder.tokenizer.encode
     question = len(count(settings.prompt.render(""), add_special_tokens=False))
 
-    @cache
-    def without_caption(width: int, height: int) -> int:
-        return encoder.count("", Image.new("L", (width, height)))
+    image_tokens = cache(encoder.image_tokens)
+    without_image = encoder.count("", Image.new("L", _SMALL)) - image_tokens(*_SMALL)
 
     def excess(caption: str, width: int, height: int) -> int:
         words = len(count(settings.prompt.render(encoder.plain(caption)), add_special_tokens=False)) - question
-        return without_caption(width, height) + words - encoder.budget
+        return without_image + image_tokens(width, height) + words - encoder.budget
 
     return excess

@@ -159,6 +159,25 @@ class MemeEncoder:
         """Most tokens that a prompt may have."""
         return self.cutoff_len - self.answer_budget
 
+    def image_tokens(self, width: int, height: int) -> int:
+        """Predict how many tokens an image of this size takes in a prompt, without processing its pixels.
+
+        The host applies the pixel limits of the settings; then the processor rounds each side to whole patches.
+
+        Raises:
+            ValueError: the image is more than 200 times as long as wide, as the processor says.
+        """
+        from qwen_vl_utils.vision_process import smart_resize  # imports torchvision
+
+        processor = self.processor.image_processor
+        limits = {name: getattr(self.processor, name) for name in ("image_max_pixels", "image_min_pixels")}
+        limited = self.template.mm_plugin._preprocess_image(Image.new("1", (width, height)), **limits)
+        factor = processor.patch_size * processor.merge_size
+        least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
+        sides = smart_resize(limited.height, limited.width, factor, min_pixels=least, max_pixels=most)
+        rows, columns = (max(side // factor, 1) for side in sides)  # the processor leaves no side without a patch
+        return rows * columns
+
     def count(self, caption: str, image: Image.Image) -> int:
         """Tokens of the whole question about a meme; more than `budget` means that its caption will be shortened."""
         return len(self._prompt_ids(self.plain(caption), [image]))

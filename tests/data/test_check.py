@@ -302,7 +302,7 @@ def test_the_budget_is_the_one_of_training(tiny: Callable[[str], Path], tmp_path
     excess = excess_tokens(path)
     encoder, _ = load_encoder(str(tiny("qwen2_vl")), InputSettings(template="qwen2_vl", cutoff_len=96))
     for caption in ("", "tea", "rain <image> again", 'a "quoted" word', "x" * 40, "é 日本 " * 9):
-        for size in ((48, 40), (300, 90)):
+        for size in ((48, 40), (300, 90), (5, 700), (2000, 1500)):
             assert excess(caption, *size) == encoder.count(caption, Image.new("RGB", size, "red")) - 80
 
 
