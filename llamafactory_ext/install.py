@@ -100,14 +100,15 @@ def _exported(args: dict[str, Any] | list[str]) -> list[str]:
 
 def _check_exported(args: dict[str, Any] | list[str]) -> None:
     """Refuse to merge a run of ours into another model than it was trained on."""
-    from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
+    from ra_hmd.core.artifacts import MANIFEST_NAME
+    from ra_hmd.core.manifests import Stage1Manifest, read_manifest
     from ra_hmd.models.checkpoint import check_adapter, check_base_model
 
     for adapter in _exported(args):
         manifest = Path(adapter) / MANIFEST_NAME
         if manifest.is_file():
             check_adapter(adapter)
-            check_base_model(read_json(manifest), str(option(args, "model_name_or_path")))
+            check_base_model(read_manifest(manifest, Stage1Manifest), str(option(args, "model_name_or_path")))
 
 
 def _copy_head(args: dict[str, Any] | list[str]) -> None:

@@ -27,8 +27,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, new_folder, plain, run_manifest, sha256_file, write_json
+from ra_hmd.core.artifacts import MANIFEST_NAME, new_folder, plain, sha256_file
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import TinyEncoderManifest, write_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.data.images import load_image
 from ra_hmd.data.rows import jsonl_rows
@@ -145,8 +146,8 @@ def pretrain(options: argparse.Namespace) -> Path:
         encoder.model.save_pretrained(folder)
         arguments: dict[str, Any] = plain(vars(options))
         data = {"pictures": len(lesson.images), "attributes": lesson.fingerprint}
-        manifest = run_manifest("tiny_encoder", arguments=arguments, data=data, history=history)
-        write_json(folder / MANIFEST_NAME, manifest)
+        manifest = TinyEncoderManifest.new(arguments=arguments, data=data, history=history)
+        write_manifest(folder / MANIFEST_NAME, manifest)
     return options.output
 
 

@@ -7,9 +7,10 @@ from llamafactory.extras import logging
 
 from llamafactory_ext.launchers import option
 from llamafactory_ext.sft_classifier.tokenized import differences
-from ra_hmd.core.artifacts import MANIFEST_NAME, plain, read_json
+from ra_hmd.core.artifacts import MANIFEST_NAME, plain
 from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.manifests import Stage1Manifest, read_folder_manifest, read_manifest
 from ra_hmd.models.checkpoint import check_adapter, check_base_model, check_merged_adapters
 from ra_hmd.models.tokenization import InputSettings
 
@@ -36,7 +37,7 @@ disable_shuffling
 """
 _RESUMED = {"training": _TRAINING.split(), "finetuning": _FINETUNING.split()}
 _BEST = ("metric_for_best_model", "greater_is_better")
-_BATCHES = ("world_size", "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last")
+_BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last")
 
 
 def take_run_settings(
@@ -62,10 +63,8 @@ def take_run_settings(
     for adapter in adapters:
         check_adapter(adapter)
     run = Path(adapters[-1] if adapters else model_args.model_name_or_path)
-    if not (run / MANIFEST_NAME).is_file():
-        return
-    manifest = read_json(run / MANIFEST_NAME)
-    if manifest.get("kind") != "stage1":
+    manifest = read_folder_manifest(run)
+    if not isinstance(manifest, Stage1Manifest):
         return
     if adapters:
         check_base_model(manifest, model_args.model_name_or_path)
@@ -93,17 +92,17 @@ def take_run_settings(
         logger.warning_rank0(f"Taken from {run}: {', '.join(taken)}.")
 
 
-def _recorded(manifest: Any, place: str, *, adapters: bool) -> dict[str, Any]:
+def _recorded(manifest: Stage1Manifest, place: str, *, adapters: bool) -> dict[str, Any]:
     """Argument name → the run's value, of all that decides its scores."""
-    recorded = plain(load_settings(InputSettings, manifest.inputs, place).to_dict())
-    recorded |= {name: manifest.head[name] for name in _HEAD if name in manifest.get("head", {})}
-    return recorded | (dict(manifest.base_model.loading) if adapters else {})
+    recorded = plain(load_settings(InputSettings, manifest.inputs or {}, place).to_dict())
+    recorded |= {name: manifest.head[name] for name in _HEAD if name in manifest.head}
+    return recorded | (manifest.base_model.loading if adapters else {})
 
 
-def _check_merged(manifest: Any, adapters: list[str], run: Path) -> None:
+def _check_merged(manifest: Stage1Manifest, adapters: list[str], run: Path) -> None:
     """The adapters that were merged into the base model before the run was trained must be merged again."""
     check_merged_adapters(manifest)
-    merged = list(manifest.base_model.get("adapters") or [])
+    merged = manifest.base_model.adapters
     if merged != adapters[:-1]:
         raise UserError(
             f"{run} was trained with adapters {merged} merged into its base model, here they are {adapters[:-1]}; set "
@@ -111,7 +110,7 @@ def _check_merged(manifest: Any, adapters: list[str], run: Path) -> None:
         )
 
 
-def check_resumed(checkpoint: Path, manifest: dict[str, Any]) -> None:
+def check_resumed(checkpoint: Path, manifest: Stage1Manifest) -> None:
     """Compare a checkpoint's manifest with that of the run that resumes from it.
 
     Another number of processes, or another batch size, is told: the host finds its place in the data by batches.
@@ -122,9 +121,9 @@ def check_resumed(checkpoint: Path, manifest: dict[str, Any]) -> None:
     if not (checkpoint / MANIFEST_NAME).is_file():
         logger.warning_rank0(f"{checkpoint} has no {MANIFEST_NAME}: what it was trained with is not compared.")
         return
-    saved, now = read_json(checkpoint / MANIFEST_NAME), plain(manifest)
-    check_base_model(saved, now["base_model"]["path"])
-    there, here = (_resumable(each) for each in (saved, now))
+    saved = read_manifest(checkpoint / MANIFEST_NAME, Stage1Manifest)
+    check_base_model(saved, manifest.base_model.path)
+    there, here = (_resumable(each) for each in (saved, manifest))
     if there["training"].get("metric_for_best_model") is None:  # no best one was chosen yet
         there["training"] = {name: there["training"][name] for name in there["training"] if name not in _BEST}
     for part, values in there.items():  # what was saved before a setting existed is not compared
@@ -134,26 +133,26 @@ def check_resumed(checkpoint: Path, manifest: dict[str, Any]) -> None:
         f"`resume_from_checkpoint` {checkpoint} was made with other settings or data; set them back, or train anew "
         "(`adapter_name_or_path` trains an adapter on)",
     )
-    batches = [
-        {name: {**each["arguments"]["training"], "world_size": each.get("world_size")}.get(name) for name in _BATCHES}
-        for each in (saved, now)
-    ]
-    for text in differences(*batches):
+    batches, batches_now = (
+        {name: each.argument("training", name) for name in _BATCHES} | {"world_size": each.world_size}
+        for each in (saved, manifest)
+    )
+    for text in differences(batches, batches_now):
         logger.warning_rank0(f"Resuming with other batches, so some memes may be seen twice or not at all: {text}.")
 
 
-def _resumable(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _resumable(manifest: Stage1Manifest) -> dict[str, dict[str, Any]]:
     parts: dict[str, dict[str, Any]] = {
-        "inputs": dict(manifest["inputs"]),
-        "head": dict(manifest["head"]),
-        "loading": dict(manifest["base_model"]["loading"]),
-        "base_model": {"adapters": list(manifest["base_model"].get("adapters") or [])},
-        "run": {"finetuning_type": manifest["finetuning_type"]},
+        "inputs": manifest.inputs or {},
+        "head": manifest.head,
+        "loading": manifest.base_model.loading,
+        "base_model": {"adapters": manifest.base_model.adapters},
+        "run": {"finetuning_type": manifest.finetuning_type},
     }
     for group, names in _RESUMED.items():
-        arguments = manifest["arguments"][group]
+        arguments = manifest.arguments.get(group, {})
         parts[group] = {name: arguments[name] for name in names if name in arguments}
-    chosen = manifest["arguments"]["training"].get("metric_for_best_model")
-    parts["data"] = {name: dict(described) for name, described in manifest["data"].items()
+    chosen = manifest.argument("training", "metric_for_best_model")
+    parts["data"] = {name: described.to_json() for name, described in manifest.data.items()
                      if name == "train" or chosen}  # fmt: skip
     return parts

@@ -16,8 +16,9 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, SaveStrategy, rotate_checkpoints
 
 from llamafactory_ext.sft_classifier.rgcl import RetrievalGuidance
-from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, plain, read_json, write_json, write_jsonl
+from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, plain, write_jsonl
 from ra_hmd.core.errors import raise_all
+from ra_hmd.core.manifests import BestCheckpoint, Stage1Manifest, read_manifest, write_manifest
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, base_model, head_of, is_head_parameter
 from ra_hmd.models.head import has_head, load_head_weights, save_head
 from ra_hmd.models.losses import class_weights, weights_of
@@ -31,7 +32,7 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         **kwargs: As for the host's trainer.
     """
 
-    def __init__(self, manifest: dict[str, Any], **kwargs: Any) -> None:
+    def __init__(self, manifest: Stage1Manifest, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # As the host does for multimodal models: a mean per micro-batch, averaged over accumulation steps.
         self.model_accepts_loss_kwargs = False
@@ -124,10 +125,11 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             save_head(folder, head.config, state)
-            write_json(folder / MANIFEST_NAME, {**self.manifest, "step": self.state.global_step, "best": self._best()})
+            now = {"step": self.state.global_step, "best": self._best()}
+            write_manifest(folder / MANIFEST_NAME, self.manifest.model_copy(update=now))
 
-    def _best(self) -> dict[str, Any]:
-        return plain({"checkpoint": self.state.best_model_checkpoint, "value": self.state.best_metric})
+    def _best(self) -> BestCheckpoint:
+        return BestCheckpoint(checkpoint=self.state.best_model_checkpoint, value=plain(self.state.best_metric))
 
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
         """The host's; `dataloader_drop_last` is for training alone, as evaluation and prediction need every row."""
@@ -177,7 +179,8 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
                     self.state.stateful_callbacks[name] = callback.state()
             with atomic_path(folder / "trainer_state.json") as temporary_state:
                 self.state.save_to_json(str(temporary_state))
-            write_json(folder / MANIFEST_NAME, {**read_json(folder / MANIFEST_NAME), "best": self._best()})
+            manifest = read_manifest(folder / MANIFEST_NAME, Stage1Manifest)
+            write_manifest(folder / MANIFEST_NAME, manifest.model_copy(update={"best": self._best()}))
             limit = self.args.save_total_limit
             rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=True)
 

@@ -25,8 +25,9 @@ from llamafactory_ext.sft_classifier.records import describe, load_records
 from llamafactory_ext.sft_classifier.reuse import check_resumed
 from llamafactory_ext.sft_classifier.rgcl import check_rgcl
 from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer, load_weights
-from ra_hmd.core.artifacts import fingerprint_model, plain, run_manifest, write_json
+from ra_hmd.core.artifacts import fingerprint_model, plain
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.manifests import Stage1Manifest, write_manifest
 from ra_hmd.core.package_versions import bad_pairs
 from ra_hmd.models.checkpoint import adapter_digest
 from ra_hmd.models.classifier import ReadoutConfig, attach_head
@@ -106,7 +107,7 @@ def run_sft_classifier(
     if training_args.do_train:
         _train(trainer, records, checkpoint)
     elif trainer.is_world_process_zero():
-        write_json(Path(training_args.output_dir) / "evaluation_manifest.json", trainer.manifest)
+        write_manifest(Path(training_args.output_dir) / "evaluation_manifest.json", trainer.manifest)
     if training_args.do_eval:
         metrics = trainer.evaluate(metric_key_prefix="eval")
         trainer.log_metrics("eval", metrics)
@@ -213,15 +214,14 @@ def _manifest(
     settings: InputSettings,
     head_config: HeadConfig,
     records: dict[str, Any],
-) -> dict[str, Any]:
+) -> Stage1Manifest:
     parts = {"model": model_args, "data": data_args, "training": training_args, "finetuning": finetuning_args}
     merged = _merged_adapters(model_args, finetuning_args)
     described = {}
     for name, dataset in records.items():
         parts_of = dataset if isinstance(dataset, dict) else {name.removesuffix("_dataset"): dataset}
         described |= {key: describe(value) for key, value in parts_of.items()}
-    return run_manifest(
-        "stage1",
+    return Stage1Manifest.new(
         base_model={
             "path": model_args.model_name_or_path,
             "fingerprint": fingerprint_model(model_args.model_name_or_path),

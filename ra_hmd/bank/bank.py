@@ -27,12 +27,11 @@ from ra_hmd.bank.versions import (
     no_labels,
     now,
 )
-from ra_hmd.core.artifacts import plain, run_manifest
+from ra_hmd.core.artifacts import plain
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.manifests import BankManifest
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.retrieval.index import IndexKind, resolve_kind
-
-FORMAT = 1
 
 
 class Bank(BankReader):
@@ -55,11 +54,7 @@ class Bank(BankReader):
         Raises:
             UserError: no bank there, or one of another format.
         """
-        backend = backend_class(backend_of(location))(location, wait=wait, **options)
-        if backend.settings.get("format") != FORMAT:
-            backend.close()
-            raise UserError(f"{location} has format {backend.settings.get('format')!r}; this version reads {FORMAT}.")
-        return cls(backend)
+        return cls(backend_class(backend_of(location))(location, wait=wait, **options))
 
     @classmethod
     def create(
@@ -105,9 +100,7 @@ class Bank(BankReader):
         if rows.decided.any():
             check_one_label(rows)
         backend = backend_of(location)
-        settings = run_manifest(
-            "bank",
-            format=FORMAT,
+        settings = BankManifest.new(
             backend=backend,
             dimension=embedding.shape[1],
             problem={"kind": problem.kind, "outputs": problem.outputs},

@@ -37,9 +37,9 @@ class BankReader:
         self._backend = backend
         self.location = backend.location
         settings = backend.settings
-        self.problem = Problem(**settings["problem"])
-        self.dimension: int = settings["dimension"]
-        self.fingerprint: dict[str, Any] = plain(settings["fingerprint"])
+        self.problem = Problem(settings.problem.kind, settings.problem.outputs)
+        self.dimension = settings.dimension
+        self.fingerprint: dict[str, Any] = plain(settings.fingerprint)
         self.log: list[VersionEntry] = []
         self._state = BankState.start(no_labels(self.problem))
         self._changes: list[Change] = []
@@ -122,14 +122,14 @@ class BankReader:
                 counts = [len(self) - counts[0], counts[0]]
             return {
                 "bank": str(self.location),
-                "backend": self._backend.settings["backend"],
+                "backend": self._backend.settings.backend,
                 "version": self.version,
                 "rows": len(self),
                 "rows_per_class": counts,
                 "decided_rows": int(self._state.rows.decided[self._state.members].sum()),
                 "dimension": self.dimension,
                 "problem": {"kind": self.problem.kind, "outputs": self.problem.outputs},
-                "created": self._backend.settings["created"],
+                "created": self._backend.settings.created,
                 "changed": self.log[-1].time,
                 "fingerprint": self.fingerprint,
                 **self._backend.describe(),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ra_hmd.cards.render import Markdown, code, short, table
-from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.manifests import CheckManifest, read_manifest
 from ra_hmd.data.checks.check import CHECK
 from ra_hmd.data.checks.report import REPORT
 from ra_hmd.data.meme import Meme
@@ -38,17 +38,17 @@ def data_facts(folder: Path, stated: "CardMetadata") -> dict[str, Any]:
         "reader": data.reader,
         "splits": _splits(data, facts),
         "classes": [(task.name, _classes(task, counts[task.name], data.splits)) for task in tasks],
-        "rejected": sum((manifest.get("rejected") or {}).values()),
+        "rejected": sum(manifest.rejected.values()),
         "files": table(
             ["annotation file", "sha256"],
-            [[Path(path).name, code(digest)] for path, digest in manifest["files"].items()],
+            [[Path(path).name, code(digest)] for path, digest in manifest.files.items()],
         ),
-        "options": table(["option", "value"], [[key, short(value)] for key, value in manifest["options"].items()]),
-        "notes": [short(note) for note in manifest.get("notes", [])],
-        "versions": table(["package", "version"], list(manifest["versions"].items())),
-        "fixed": len(manifest.get("fixed", [])),
-        "ocr": ", ".join(f"{split} by {source}" for split, source in (manifest.get("ocr") or {}).items()),
-        "check": _check(read_json(report), facts["rows"]) if report.is_file() else None,
+        "options": table(["option", "value"], [[key, short(value)] for key, value in manifest.options.items()]),
+        "notes": [short(note) for note in manifest.notes],
+        "versions": table(["package", "version"], list(manifest.versions.items())),
+        "fixed": len(manifest.fixed),
+        "ocr": ", ".join(f"{split} by {source}" for split, source in manifest.ocr.items()),
+        "check": _check(read_manifest(report, CheckManifest), facts["rows"]) if report.is_file() else None,
     }
 
 
@@ -72,7 +72,7 @@ def _count(data: MemeData, tasks: list[Task]) -> tuple[dict[str, dict[str, Count
 
 
 def _splits(data: MemeData, facts: dict[str, Any]) -> Markdown:
-    rejected = data.manifest.get("rejected") or {}
+    rejected = data.manifest.rejected
     header = ["split", "memes", "with a caption", "rows that cannot be read", "left out by the import"]
     rows = [
         [split, *(facts[key][split] for key in ("rows", "captions", "bad")), rejected.get(split, 0)]
@@ -91,13 +91,13 @@ def _classes(task: Task, counts: dict[str, Counter[Any]], splits: tuple[str, ...
     return table(["class", *splits], rows)
 
 
-def _check(report: dict[str, Any], rows: Counter[str]) -> dict[str, Any]:
-    findings = [[one["severity"], one["kind"], one["count"], one["meaning"]] for one in report["findings"]]
+def _check(report: CheckManifest, rows: Counter[str]) -> dict[str, Any]:
+    findings = [[one["severity"], one["kind"], one["count"], one["meaning"]] for one in report.findings]
     return {
-        "created": report["created"],
+        "created": report.created,
         "table": table(["severity", "finding", "count", "meaning"], findings) if findings else None,
         # Records may have been changed since.
-        "stale": dict(report["rows"]) != dict(rows),
+        "stale": report.rows != dict(rows),
     }
 
 

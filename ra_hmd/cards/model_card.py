@@ -200,7 +200,7 @@ def _decision(decision: OperatingPoint) -> dict[str, Any]:
     header = ["head", "threshold", "calibration", f"{criterion} on dev, official", f"{criterion} on dev, chosen"]
     return {
         "table": table(header, rows),
-        "dev": f"{short(decision.dev['place'])} (split {decision.dev['split']}, {decision.dev['rows']} memes)",
+        "dev": f"{short(decision.dev.place)} (split {decision.dev.split}, {decision.dev.rows} memes)",
         "criterion": criterion,
         "vote": vote_text(Voting(**decision.voting)),
     }
@@ -210,7 +210,7 @@ def _banks(decision: OperatingPoint | None, reports: Sequence[Mapping[str, Any]]
     """States of the banks that voted; None where no file names one."""
     used: list[tuple[str, BankReference]] = []
     if decision is not None:
-        used = [("choosing thresholds", BankReference.model_validate(decision.bank))]
+        used = [("choosing thresholds", decision.bank)]
     used += [(f"evaluation on {entry['title']}", entry["bank_state"]) for entry in reports]
     rows = [[what, short(bank.place), bank.version or "–", bank.sha256] for what, bank in used]
     return table(["voted in", "bank", "version", "sha256"], rows) if rows else None

@@ -235,12 +235,12 @@ def search_command(
         evidence = search_evidence(opened, checkpoint, queries, voting, rule.thresholds, final=final, command=command)
     print_notes(notes)
     if output is not None:
-        from ra_hmd.core.artifacts import write_json
+        from ra_hmd.core.manifests import write_manifest
 
-        write_json(output, evidence)
+        write_manifest(output, evidence)
         print(output)
     if as_json:
-        print(json.dumps(evidence, ensure_ascii=False, indent=2))
+        print(json.dumps(evidence.to_json(), ensure_ascii=False, indent=2))
     elif output is None:
         print_evidence(evidence, show)
 

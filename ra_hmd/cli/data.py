@@ -114,16 +114,16 @@ def check_command(
 
         excess = excess_tokens(config, model)
     report = check_data(folder, excess=excess, config=config, fix=fix, workers=workers, show=True)
-    for text in report["fixed"]:
+    for text in report.fixed:
         print(f"mended   {text}")
-    for finding in report["findings"]:
+    for finding in report.findings:
         print(f"{finding['severity']:8} {finding['kind']}: {finding['count']} · {finding['meaning']}")
         for example in finding["examples"][:3]:
             print(f"           {example}")
-    if not report["findings"]:
+    if not report.findings:
         print("Nothing was found.")
     print(folder / CHECK / "report.md")
-    raise typer.Exit(int(report["worst"] == "error" or (strict and report["worst"] == "warning")))
+    raise typer.Exit(int(report.worst == "error" or (strict and report.worst == "warning")))
 
 
 @data_app.command("to-sharegpt", cls=_Lists)
@@ -221,14 +221,14 @@ def _indices(given: list[str] | None) -> dict[str, int]:
 def _describe(data: "MemeData") -> None:
     """What was found, what it became, and what to look at."""
     manifest = data.manifest
-    print(f"{data.reader.title}: {manifest['layout']}, in {manifest['root']}")
-    for split, rows in manifest["splits"].items():
+    print(f"{data.reader.title}: {manifest.layout}, in {manifest.root}")
+    for split, rows in manifest.splits.items():
         whole = data.expected.get(split)
         expected = f", {whole.rows} in a whole copy" if whole and whole.rows != rows else ""
-        left = manifest["rejected"].get(split, 0)
+        left = manifest.rejected.get(split, 0)
         print(f"  {split}: {rows} memes{expected}" + (f", {left} rows left out" if left else ""))
-    for note in manifest["notes"]:
+    for note in manifest.notes:
         print(f"  note: {note}")
-    for reason, count in manifest["reasons"].items():
+    for reason, count in manifest.reasons.items():
         print(f"  left out: {reason} ({count})")
     print(f"{data.folder}  (next: ra-hmd data check {data.folder})")

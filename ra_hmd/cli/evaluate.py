@@ -92,7 +92,7 @@ def results_command(
     from ra_hmd.experiments.leaderboard.run import write_results
 
     done = write_results(folders, output, command=command_line())
-    print_notes(done["notes"])
+    print_notes(done.notes)
     print(output)
 
 

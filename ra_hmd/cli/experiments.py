@@ -223,7 +223,7 @@ def judge_command(
         seed=seed,
         command=command_line(),
     )
-    print_notes(done["notes"])
+    print_notes(done.notes)
     print(output / "report.md")
 
 

@@ -146,7 +146,7 @@ def import_official_command(
     from ra_hmd.models.convert_official import import_official
 
     done = import_official(folder, output, base_model, quantization_bit, command_line())
-    print_notes(done["official"]["assumed"])
+    print_notes(done.assumptions)
     print(output)
 
 

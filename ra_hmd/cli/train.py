@@ -66,7 +66,7 @@ def linear_probe_command(
         shot_list=shot_list,
         command=command_line(),
     )
-    print_notes(done["notes"])
+    print_notes(done.notes)
     print(output)
 
 

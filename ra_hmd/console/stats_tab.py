@@ -70,7 +70,7 @@ def _describe_rule(service: BatchingService, head: Head) -> str:
     where = _FROM_DEV if rule.chosen else _OFFICIAL
     if rule.chosen and scorer.decision is not None:
         dev = scorer.decision.dev
-        where += f" ({dev['rows']} memes, split {dev['split']}, best {scorer.decision.criterion})"
+        where += f" ({dev.rows} memes, split {dev.split}, best {scorer.decision.criterion})"
     kind = rule.calibration.kind
     probabilities = "as the score says" if kind == "none" else f"{kind} calibration"
     return "; ".join([f"{limits}; {where}; probabilities: {probabilities}", *scorer.notes(head)])

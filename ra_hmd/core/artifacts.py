@@ -1,9 +1,8 @@
-"""Atomic files, fingerprints and the manifest that every run leaves behind."""
+"""Atomic files, JSON, fingerprints and package versions."""
 
 import errno
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -12,13 +11,13 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from easydict import EasyDict
 
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.package_versions import installed_version
 
 MANIFEST_NAME = "ra_hmd.json"
 _PACKAGES = (
@@ -34,19 +33,19 @@ _NO_ROOM = 1 << 12  # bytes
 def atomic_path(path: str | Path, mode: int = 0o666) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it is removed.
 
-    `mode` is what others may at most do with it; as of any new file, the process's umask decides.
+    `mode` are the permissions before the process's umask is applied, as for any new file.
 
     Raises:
         UserError: `path` is a folder, or there is no room for it.
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder, and a file would be written there; give the name of a file.")
+        raise UserError(f"{path} is a folder, and a file is to be written there; give the name of a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path, path.parent)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
     try:
-        with _told_if_full(path):
+        with _full_disk_reported(path):
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -59,8 +58,8 @@ def atomic_path(path: str | Path, mode: int = 0o666) -> Iterator[Path]:
 def new_folder(output: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `output`; on success it becomes `output` in one step, else it is removed.
 
-    Where `output` is a link, what it points to is made. An empty folder that is there may be a mount or the present
-    one, which nothing can replace: what was made is moved into it.
+    Where `output` is a link, its target is made. An existing empty folder may be a mount or the working directory,
+    which cannot be replaced: the content is moved into it.
 
     Raises:
         UserError: `output` exists and is not an empty folder, or there is no room for it.
@@ -71,7 +70,7 @@ def new_folder(output: str | Path) -> Iterator[Path]:
     temporary = _temporary(output, output if there else output.parent)
     temporary.mkdir()
     try:
-        with _told_if_full(given):
+        with _full_disk_reported(given):
             yield temporary
         if there:
             _is_empty_folder(output, given, but=temporary)
@@ -85,19 +84,19 @@ def new_folder(output: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
-    """Wait until no other process is within this for the same folder, which is made if it is missing."""
+    """Hold an exclusive lock on a folder, which is made if it is missing."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # let go when the process ends, however that be
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the process ends, however it ends
         yield
     finally:
         os.close(handle)
 
 
 @contextmanager
-def _told_if_full(path: Path) -> Iterator[None]:
-    """Say so where writing `path` fails because the disk or the quota is full, or a limit of the process is met."""
+def _full_disk_reported(path: Path) -> Iterator[None]:
+    """Raise `UserError` where writing `path` fails because of a full disk, a quota or a limit of the process."""
     try:
         yield
     except UserError:
@@ -113,14 +112,14 @@ def _told_if_full(path: Path) -> Iterator[None]:
 
 
 def _is_empty_folder(output: Path, given: Path, but: Path | None = None) -> bool:
-    """Whether `output`, named as `given`, is there. Raises `UserError` where something else than `but` is in it."""
+    """Whether `output` exists. Raises `UserError`, with the name `given`, where it holds anything but `but`."""
     if output.exists() and not (output.is_dir() and all(path == but for path in output.iterdir())):
         raise UserError(f"{given} exists and is not an empty folder; remove it or give another --output.")
     return output.exists()
 
 
 def _temporary(path: Path, folder: Path) -> Path:
-    """A name in `folder` that no file has, for what becomes `path`."""
+    """An unused path in `folder` for a file or folder that becomes `path`."""
     return folder / f".{path.name}.{secrets.token_hex(8)}.tmp"
 
 
@@ -131,7 +130,11 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. NaN is refused: it is not JSON."""
+    """Write `value` as indented JSON, atomically.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON does not have.
+    """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -191,21 +194,8 @@ def fingerprint_model(folder: str | Path) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-
-    def version(name: str) -> str | None:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
-    found = {name: version(name) for name in _PACKAGES}
+    found = {name: installed_version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **{name: value for name, value in found.items() if value}}
-
-
-def run_manifest(kind: str, **content: Any) -> dict[str, Any]:
-    """A manifest: what kind of run, when, with which versions, and `content` (arguments, seeds, fingerprints)."""
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"kind": kind, "created": created, "versions": versions(), **content}
 
 
 def plain(value: Any) -> Any:

@@ -1,8 +1,10 @@
-"""The one exception that means "the user can mend this"."""
+"""The exception for bad input."""
 
 
 class UserError(ValueError):
-    """Bad input. The message names the value, the place and the remedy; the CLI prints it without a traceback."""
+    """Bad input that the user can correct. The message names the value, the place and the remedy; the CLI prints it
+    without a traceback.
+    """
 
 
 def raise_all(problems: list[str], heading: str, limit: int = 10) -> None:
@@ -15,5 +17,5 @@ def raise_all(problems: list[str], heading: str, limit: int = 10) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in a line; its class where it says nothing, as at the end of an empty file."""
+    """First line of an error's message; the name of its class where the message is empty, as at the end of a file."""
     return next(iter(str(error).splitlines()), type(error).__name__)

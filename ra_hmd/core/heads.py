@@ -13,7 +13,7 @@ THRESHOLDS: dict[Head, float] = {"lmh": 0.5, "lrc": 0.5, "rkc": 0.0}
 
 
 def official_thresholds(head: Head, problem: Problem) -> np.ndarray:
-    """float64 [C]: the thresholds of the released code. One of C classes has none, the highest score decides."""
+    """Thresholds of the released code, float64 [C]; unused for `single_label`, where the highest score decides."""
     return np.full(problem.outputs, THRESHOLDS[head])
 
 
@@ -22,8 +22,8 @@ def decide(scores: np.ndarray, thresholds: np.ndarray, problem: Problem) -> np.n
 
     Args:
         scores: [Q, C].
-        thresholds: [C]; a score at or above it means yes. `single_label` takes the highest score instead.
-        problem: What the scores mean.
+        thresholds: [C]; a score at or above it assigns the class. `single_label` takes the highest score instead.
+        problem: Labels of the head.
     """
     if problem.kind == "single_label":
         return scores.argmax(axis=1)
@@ -32,7 +32,7 @@ def decide(scores: np.ndarray, thresholds: np.ndarray, problem: Problem) -> np.n
 
 
 def exact_match(verdicts: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """bool [Q]: where the verdict is wholly right, of `multi_label` in every class."""
+    """Whether each verdict is right, for `multi_label` in every class; bool [Q]."""
     return (verdicts == labels).reshape(len(labels), -1).all(axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Memory that is freed and asked for again at every step stays with the process."""
+"""Allocator settings for loops that free and allocate the same memory at every step."""
 
 import ctypes
 import sys
@@ -8,11 +8,11 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20  # glibc takes no more
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc not to give freed memory back to the system before the process ends; elsewhere do nothing.
+    """Let glibc keep freed memory until the process ends; does nothing on other systems.
 
-    A step's weight gradient has some 15 MB. Handed back after each step, its pages are mapped and zeroed again at the
-    next one, which costs a quarter of an epoch of Stage 2 on a CPU (scripts/bench/stage2_epoch.py), and a tenth of what
-    an encoder takes (scripts/bench/encode.py).
+    A step's weight gradient has some 15 MB. If it is returned to the system after each step, its pages are mapped and
+    zeroed again at the next one, which costs a quarter of an epoch of Stage 2 on a CPU (scripts/bench/stage2_epoch.py),
+    and a tenth of an encoder's time (scripts/bench/encode.py).
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,4 +1,4 @@
-"""Versions of packages that install together and do not work together."""
+"""Combinations of package versions that can be installed but do not work."""
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
@@ -9,15 +9,15 @@ from packaging.specifiers import SpecifierSet
 
 @dataclass(frozen=True)
 class BadPair:
-    """One combination that fails.
+    """A combination of packages that fails.
 
     Attributes:
         package: Distribution whose versions fail.
-        versions: Which of them, as a specifier.
-        beside: Distribution that must be installed too for the failure, or None.
-        options: Model arguments of LLaMA-Factory with which it fails; empty: with any.
-        effect: What fails, as a clause.
-        remedy: What to do, as a sentence.
+        versions: Specifier of the versions that fail.
+        beside: Distribution that must be installed as well for the failure; None: no other one.
+        options: Model arguments of LLaMA-Factory for which it fails; empty: all.
+        effect: The failure, as a clause.
+        remedy: The remedy, as a sentence.
     """
 
     package: str
@@ -28,7 +28,7 @@ class BadPair:
     options: Mapping[str, str] = field(default_factory=dict)
 
     def sentence(self, version: str) -> str:
-        """What is installed, what fails and what to do."""
+        """Installed version, failure and remedy."""
         pair = f"{self.package} {version}" + (f" with {self.beside}" if self.beside else "")
         return f"{pair}: {self.effect}. {self.remedy}"
 
@@ -52,7 +52,7 @@ KNOWN_BAD = (
 
 
 def installed_version(name: str) -> str | None:
-    """The version of an installed distribution, or None."""
+    """Version of an installed distribution, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -62,12 +62,12 @@ def installed_version(name: str) -> str | None:
 def bad_pairs(
     options: Mapping[str, object] | None = None, version_of: Callable[[str], str | None] = installed_version
 ) -> list[str]:
-    """One sentence for each known bad combination that is installed.
+    """Sentences on the known bad combinations that are installed.
 
     Args:
-        options: Model arguments of a run; a combination that fails with other values only is left out. None: of any
-            run.
-        version_of: The installed version of a distribution, or None.
+        options: Model arguments of a run; combinations that fail only for other values are left out. None: all
+            combinations.
+        version_of: Returns the installed version of a distribution, or None.
     """
     found = []
     for pair in KNOWN_BAD:

@@ -1,6 +1,7 @@
-"""Drawing without a display and without pyplot's global state.
+"""Figures without a display and without pyplot's global state.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers; line styles and markers repeat the distinction.
+Colours are those of Okabe and Ito, which colour-blind readers can distinguish; line styles and markers repeat the
+distinction.
 """
 
 from pathlib import Path
@@ -21,16 +22,16 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def panels(count: int, width: float = 4.6, height: float = 4.0, rows: int = 1) -> tuple[Figure, np.ndarray]:
-    """A figure with `rows` x `count` axes, and the axes; sizes are inches per panel."""
+    """A figure and its axes [rows, count]; width and height are inches per panel."""
     figure = Figure(figsize=(width * count, height * rows), layout="constrained")
     return figure, figure.subplots(rows, count, squeeze=False)
 
 
 def plain_text(text: str) -> str:
-    """`text` so that Matplotlib shows it as it is."""
+    """`text` with everything escaped that has a meaning for Matplotlib."""
     return text.replace("$", r"\$")  # Matplotlib reads $…$ as mathematics.
 
 
 def legend_below(axis: Axes) -> None:
-    """A legend under the axis, out of the way of the curves."""
+    """Add a legend below the axis, where it covers no curve."""
     axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)

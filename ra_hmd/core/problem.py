@@ -1,4 +1,4 @@
-"""What a label means: one of two classes, one of C classes, or any number of C classes.
+"""Classification problems: two classes, one of C classes, or any number of C classes.
 
 Shapes: N rows, C outputs.
 """
@@ -48,15 +48,15 @@ class Problem:
 
     @property
     def classes(self) -> int:
-        """How many classes there are: C, but two for `binary`."""
+        """Number of classes: C, but two for `binary`."""
         return 2 if self.kind == "binary" else self.outputs
 
     def unlabelled(self, rows: int) -> np.ndarray:
-        """The labels of N rows about which nothing is known."""
+        """Labels of N unlabelled rows."""
         return np.full((rows, self.outputs) if self.kind == "multi_label" else rows, UNLABELLED, dtype=np.int64)
 
     def check(self, labels: np.ndarray, place: str | Path) -> None:
-        """Raise `UserError` unless every row of `labels`, read from `place`, is labelled, and with classes of ours."""
+        """Raise `UserError` unless all `labels`, read from `place`, are classes of this problem."""
         labels = np.asarray(labels)
         if self.kind == "multi_label":
             if labels.ndim != 2 or labels.shape[1] != self.outputs:
@@ -81,26 +81,26 @@ class Problem:
             raise UserError(f"{place} has labels {unknown[:5]}; classes {known} are expected.")
 
     def membership(self, labels: np.ndarray) -> np.ndarray:
-        """bool [N, C]: which classes each row is in; of `binary` the one column of class 1."""
+        """Class membership, bool [N, C]; for `binary` the one column of class 1."""
         labels = np.asarray(labels)
         if self.kind == "single_label":
             return labels[:, None] == np.arange(self.outputs)
         return _columns(labels) == 1
 
     def constant_classes(self, labels: np.ndarray) -> list[int]:
-        """Outputs (of `binary` class 1) that all rows or none of them have: nothing tells such a class from others."""
+        """Outputs (for `binary` class 1) that all rows or none of them have, so that they cannot be learnt."""
         member = self.membership(labels)
         return np.flatnonzero(member.all(axis=0) | ~member.any(axis=0)).tolist()
 
     def refuse_one_class(self, labels: np.ndarray, place: str | Path, why: str = "training needs several") -> None:
-        """Raise `UserError` where all rows of `labels`, read from `place`, have one and the same label."""
+        """Raise `UserError` where all `labels`, read from `place`, are the same."""
         labels = np.asarray(labels)
         if len(self.constant_classes(labels)) == self.outputs:
             have = labels[0].tolist() if len(labels) else "no"
             raise UserError(f"{place} has memes of class {have} only; {why}.")
 
     def signs(self, labels: np.ndarray) -> np.ndarray:
-        """float64 [N, C]: what a row says of each output: +1 for and −1 against; `single_label` has 0 for against."""
+        """Votes for (+1) and against (−1) each output, float64 [N, C]; `single_label` has 0 instead of −1."""
         member = self.membership(labels).astype(np.float64)
         return member if self.kind == "single_label" else 2 * member - 1
 
@@ -110,9 +110,9 @@ class Problem:
 
 
 def _columns(labels: np.ndarray) -> np.ndarray:
-    """Labels [N] as [N, 1], label sets [N, C] as they are; N may be 0."""
+    """Labels [N] as [N, 1]; label sets [N, C] unchanged. N may be 0."""
     return labels[:, None] if labels.ndim == 1 else labels
 
 
 BINARY = Problem()
-"""Class 0 or 1."""
+"""Two classes, 0 and 1."""

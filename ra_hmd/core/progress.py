@@ -1,4 +1,4 @@
-"""The progress bar of long commands."""
+"""Progress bar of long commands."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -12,9 +12,14 @@ T = TypeVar("T")
 def track(
     batches: Iterable[tuple[int, T]], description: str, total: int | None, unit: str, *, show: bool = True
 ) -> Iterator[T]:
-    """Pass on the second of each pair, and show on stderr the sum of the first: how many are done, at what rate.
+    """Yield the items, and show on stderr how many are done and at what rate.
 
-    A batch counts as done when the next one is asked for.
+    Args:
+        batches: (size, item) pairs. An item counts as done when the next one is requested.
+        description: Text before the bar.
+        total: Sum of the sizes, None if unknown.
+        unit: Unit of the sizes.
+        show: Whether to show the bar.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     console = Console(stderr=True)

@@ -21,12 +21,12 @@ from ra_hmd.core.artifacts import (
     atomic_path,
     plain,
     read_json,
-    run_manifest,
     sha256_bytes,
     sha256_file,
     write_json,
 )
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import DatasetManifest, read_manifest, write_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.data.images import UNKNOWN_FORMAT, describe_fault, open_image
 from ra_hmd.data.meme import Meme
@@ -119,8 +119,7 @@ def _import(
     merged = work / "merged"
     counts = _merge(merged, chunks)
     _check_counts(counts, options, reader, root)
-    manifest = run_manifest(
-        "dataset",
+    manifest = DatasetManifest.new(
         **content,
         root=str(absolute(Path(root))),
         image_folders=folders,
@@ -134,7 +133,7 @@ def _import(
     write_json(work / _MOVED, {"names": [path.name for path in files]})
     for path in files:
         path.replace(output / path.name)
-    write_json(output / DATASET_MANIFEST, manifest)
+    write_manifest(output / DATASET_MANIFEST, manifest)
     shutil.rmtree(work)
 
 
@@ -146,11 +145,10 @@ def _incomplete(output: Path, fingerprint: str) -> bool:
     Raises:
         UserError: `output` holds another import.
     """
-    manifest = read_json(output / DATASET_MANIFEST)
-    if manifest.get("fingerprint") != fingerprint:
+    manifest = read_manifest(output / DATASET_MANIFEST, DatasetManifest)
+    if manifest.fingerprint != fingerprint:
         raise UserError(f"{output} holds another import; remove it or give another --output.")
-    lacking = any(map(_lacks_image, manifest.get("reasons", {})))
-    return lacking and not manifest.get("fixed") and not manifest.get("ocr")
+    return any(map(_lacks_image, manifest.reasons)) and not manifest.fixed and not manifest.ocr
 
 
 def _lacks_image(reason: str) -> bool:

@@ -4,10 +4,10 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ra_hmd.core.artifacts import read_json, run_manifest, sha256_bytes, write_json
+from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.manifests import KShotManifest, ShotList, read_manifest, write_manifest
 from ra_hmd.data.meme_dataset import MemeData, open_data
 from ra_hmd.data.readers import READERS
 from ra_hmd.data.readers.tasks import Task
@@ -56,17 +56,15 @@ def write_k_shot(
     few = [f"{name}: {len(pools[name])} memes, {max(shots)} wanted" for name in wanted if len(pools[name]) < max(shots)]
     raise_all(few, f"{folder}, {split}, task {chosen.name!r}: too few memes")
     lists = [
-        {"shots": count, "seed": seed, "ids": [name for pool in wanted for name in _order(pools[pool], seed)[:count]]}
+        ShotList(shots=count, seed=seed, ids=[name for pool in wanted for name in _order(pools[pool], seed)[:count]])
         for count in sorted(set(shots))
         for seed in range(seeds)
     ]
     path = Path(output or data.folder / "k_shot" / f"{split}{'' if task is None else f'_{task}'}.json")
-    manifest = _manifest(data.manifest["dataset"], split, chosen.name, wanted, pools, per_class=per_class)
-    before = _lists_before(path, manifest)
-    manifest["lists"] = sorted(
-        lists + [one for one in before if one not in lists], key=lambda one: (one["shots"], one["seed"])
-    )
-    write_json(path, manifest)
+    manifest = _manifest(data.manifest.dataset, split, chosen.name, wanted, pools, per_class=per_class)
+    lists += [one for one in _lists_before(path, manifest) if one not in lists]
+    lists.sort(key=lambda one: (one.shots, one.seed))
+    write_manifest(path, manifest.model_copy(update={"lists": lists}))
     return path
 
 
@@ -85,7 +83,7 @@ def _pools(data: MemeData, task: Task, split: str, *, per_class: bool) -> dict[s
     return pools
 
 
-def _lists_before(path: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+def _lists_before(path: Path, manifest: KShotManifest) -> list[ShotList]:
     """Return the lists that a file already holds.
 
     Raises:
@@ -93,11 +91,11 @@ def _lists_before(path: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    old = read_json(path)
+    old = read_manifest(path, KShotManifest)
     for key in ("dataset", "split", "task", "per_class", "fingerprint"):
-        if old.get(key) != manifest[key]:
+        if getattr(old, key) != getattr(manifest, key):
             raise UserError(f"{path} was drawn from other memes or otherwise ({key}); remove it, or give --output.")
-    return list(old.lists)
+    return old.lists
 
 
 def _order(names: list[str], seed: int) -> list[str]:
@@ -105,17 +103,16 @@ def _order(names: list[str], seed: int) -> list[str]:
 
 
 def _manifest(
-    dataset: str,
+    dataset: str | None,
     split: str,
     task: str,
     classes: tuple[str, ...],
     pools: dict[str, list[str]],
     *,
     per_class: bool,
-) -> dict[str, Any]:
+) -> KShotManifest:
     pool = sha256_bytes(*(f"{name}\0{member}".encode() for name in classes for member in sorted(pools[name])))
-    return run_manifest(
-        "k_shot",
+    return KShotManifest.new(
         dataset=dataset,
         split=split,
         task=task,
@@ -139,17 +136,15 @@ def read_shot_lists(
     Raises:
         UserError: The file holds no K-shot lists, or lists of another split, or lacks a wanted K.
     """
-    manifest = read_json(path)
-    if manifest.get("kind") != "k_shot":
-        raise UserError(f"{path} holds no K-shot lists; write them with `ra-hmd data k-shot`.")
-    if split is not None and manifest.get("split") != split:
+    manifest = read_manifest(path, KShotManifest)
+    if split is not None and manifest.split != split:
         raise UserError(
-            f"The lists in {path} were drawn from split {manifest.get('split')!r}, examples come from {split!r}; draw "
+            f"The lists in {path} were drawn from split {manifest.split!r}, examples come from {split!r}; draw "
             f"them again with `--split {split}`."
         )
     lists: dict[int, dict[int, list[str]]] = {}
     for one in manifest.lists:
-        lists.setdefault(one["shots"], {})[one["seed"]] = list(one["ids"])
+        lists.setdefault(one.shots, {})[one.seed] = one.ids
     absent = sorted(set(wanted or ()) - set(lists))
     if absent:
         raise UserError(
@@ -204,7 +199,7 @@ def check_same_data(path: str | Path, place: str | Path, stored: str | None) -> 
         place: Folder of the store.
         stored: Name of the data set in the store's manifest; None if it names none.
     """
-    drawn = read_json(path).get("dataset")
+    drawn = read_manifest(path, KShotManifest).dataset
     if {drawn, stored} <= set(READERS) and drawn != stored:  # names of other data are the user's own
         raise UserError(
             f"The lists in {path} were drawn from {drawn}, and {place} holds {stored}; give lists of {stored} "

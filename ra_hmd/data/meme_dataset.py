@@ -11,8 +11,9 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ra_hmd.core.artifacts import atomic_path, read_json
+from ra_hmd.core.artifacts import atomic_path
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.manifests import DatasetManifest, read_manifest
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import iter_memes
 from ra_hmd.data.readers import READERS
@@ -42,23 +43,23 @@ class MemeData:
 
     Attributes:
         folder: Folder of the data set.
-        manifest: Its `dataset.json`; for a folder without one, only the name `generic`.
+        manifest: Its `dataset.json`; for a folder without one a manifest that names the generic reader.
         splits: Names of its splits.
     """
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: DatasetManifest
     splits: tuple[str, ...]
 
     @property
     def reader(self) -> type[Reader]:
         """Reader that imported it."""
-        return READERS[self.manifest["dataset"]]
+        return READERS[self.manifest.dataset or "generic"]
 
     @property
     def expected(self) -> dict[str, Expected]:
         """Split → counts of a whole copy; {} if they are unknown."""
-        return dict(self.reader.expected.get(self.manifest.get("variant", ""), {}))
+        return dict(self.reader.expected.get(self.manifest.variant, {}))
 
     def task(self, name: str | None) -> Task:
         """Return a task by its name; None stands for the first.
@@ -107,11 +108,9 @@ def open_data(folder: str | Path) -> MemeData:
     folder = Path(folder)
     path = folder / DATASET_MANIFEST
     if path.is_file():
-        manifest = read_json(path)
-        if manifest.get("dataset") not in READERS:
-            raise UserError(
-                f"{path} is of data set {manifest.get('dataset')!r}; this version knows {', '.join(READERS)}."
-            )
+        manifest = read_manifest(path, DatasetManifest)
+        if manifest.dataset not in READERS:
+            raise UserError(f"{path} is of data set {manifest.dataset!r}; this version knows {', '.join(READERS)}.")
         gone = [
             str(folder / f"{split}.jsonl") for split in manifest.splits if not (folder / f"{split}.jsonl").is_file()
         ]
@@ -120,7 +119,7 @@ def open_data(folder: str | Path) -> MemeData:
     splits = tuple(sorted(file.stem for file in folder.glob("*.jsonl") if file.name != REJECTED))
     if not splits:
         raise UserError(f"{folder} holds no {DATASET_MANIFEST} and no .jsonl files; import a data set first.")
-    return MemeData(folder, {"dataset": "generic"}, splits)
+    return MemeData(folder, DatasetManifest(kind="dataset", dataset="generic"), splits)
 
 
 class SplitWriter:

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import ImageOps
 from PIL.Image import Image
 
-from ra_hmd.core.artifacts import read_json, write_json
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.manifests import DatasetManifest, read_manifest, write_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.data.images import file_digest, to_rgb
 from ra_hmd.data.meme import Meme
@@ -70,8 +70,8 @@ def fill_captions(folder: str | Path, *, min_score: float = 0.5, show: bool = Fa
         filled[split] = sum(bool(values["text"]) for values in read.values())
     if engine is None:
         return {}
-    manifest = read_json(path)
-    write_json(path, {**manifest, "ocr": {**manifest.get("ocr", {}), **dict.fromkeys(filled, source)}})
+    manifest = read_manifest(path, DatasetManifest)
+    write_manifest(path, manifest.model_copy(update={"ocr": manifest.ocr | dict.fromkeys(filled, source)}))
     raise_all(problems, f"{folder}: images that cannot be read, all others were")
     return filled
 

@@ -1,13 +1,14 @@
 """Export of an imported data set to training files of LLaMA-Factory: `ra-hmd data to-sharegpt`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.core.artifacts import alone_in, atomic_path, read_json, run_manifest, write_json
+from ra_hmd.core.artifacts import alone_in, atomic_path, read_json, write_json
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.manifests import ShareGptManifest, parse_manifest
 from ra_hmd.data.meme_dataset import MemeData, json_line, open_data
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.readers.generic import FILE_NAME
@@ -100,7 +101,7 @@ def _write_files(
         unlabelled: Split → number of its memes if none of them is labelled, else None.
     """
     entries: dict[str, Any] = read_json(output / REGISTRY) if (output / REGISTRY).is_file() else {}
-    origins: dict[str, Any] = read_json(output / ORIGINS) if (output / ORIGINS).is_file() else {}
+    origins = _read_origins(output / ORIGINS)
     names = {split: _names(data, split, chosen, name) for split in unlabelled}
     source = str(absolute(data.folder))
     _check_targets(output, list(names.values()), entries, origins, source)
@@ -110,21 +111,20 @@ def _write_files(
         if without is not None:
             files.append(ShareGptFile(registered, output / file_name, 0, without))
             continue
-        origin = run_manifest(
-            "sharegpt",
+        origin = ShareGptManifest.new(
             source=source,
-            fingerprint=data.manifest.get("fingerprint"),
+            fingerprint=data.manifest.fingerprint,
             split=split,
             task=chosen.name,
             prompt=template.template,
             media_dir=None if media_dir is None else str(media_dir),
         )
-        write_json(output / ORIGINS, origins | {file_name: origin})
+        _write_origins(output / ORIGINS, origins | {file_name: origin})
         try:
             rows, without = _write_file(output / file_name, data, split, chosen, template, media_dir)
         except UserError:
             if origins:
-                write_json(output / ORIGINS, origins)
+                _write_origins(output / ORIGINS, origins)
             else:
                 (output / ORIGINS).unlink()
             raise
@@ -145,14 +145,28 @@ def _rows_if_unlabelled(data: MemeData, split: str, task: Task) -> int | None:
     return count
 
 
+def _read_origins(path: Path) -> dict[str, ShareGptManifest]:
+    """File to its origin."""
+    stated = read_json(path) if path.is_file() else {}
+    return {file: parse_manifest(origin, ShareGptManifest, f"{path}, {file}") for file, origin in stated.items()}
+
+
+def _write_origins(path: Path, origins: Mapping[str, ShareGptManifest]) -> None:
+    write_json(path, {file: origin.to_json() for file, origin in origins.items()})
+
+
 def _check_targets(
-    output: Path, names: list[tuple[str, str]], entries: dict[str, Any], origins: dict[str, Any], source: str
+    output: Path,
+    names: list[tuple[str, str]],
+    entries: dict[str, Any],
+    origins: Mapping[str, ShareGptManifest],
+    source: str,
 ) -> None:
     """Raise `UserError` if files, or names in the registry, belong to other data."""
     problems = [
-        f"{output / file} {'was written from ' + origins[file]['source'] if file in origins else 'is not from here'}"
+        f"{output / file} {'was written from ' + origins[file].source if file in origins else 'is not from here'}"
         for _, file in names
-        if (output / file).is_file() and origins.get(file, {}).get("source") != source
+        if (output / file).is_file() and (file not in origins or origins[file].source != source)
     ]
     problems += [
         f"{name!r} in {output / REGISTRY} is {entries[name].get('file_name')}"

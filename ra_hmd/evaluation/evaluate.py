@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ra_hmd.core.artifacts import plain, run_manifest, sha256_file
+from ra_hmd.core.artifacts import plain, sha256_file
 from ra_hmd.core.heads import Head
+from ra_hmd.core.manifests import EvaluationManifest
 from ra_hmd.core.problem import Problem
 from ra_hmd.core.progress import track
 from ra_hmd.evaluation.bank_update import check_update, update_curve
@@ -263,11 +264,11 @@ def _notes(result: Evaluation, added: Embeddings | None) -> list[str]:
     """Sentences that a reader of the results must know."""
     notes = []
     point = result.operating_point
-    left_out = [] if point is None else point.dev.get("left_out", [])
+    left_out = [] if point is None else point.dev.left_out
     if point is not None and left_out:
         notes.append(
             f"dev: {len(left_out)} memes are among the queries, for example {left_out[:3]}; thresholds and calibration "
-            f"were chosen on the {point.dev['rows']} others."
+            f"were chosen on the {point.dev.rows} others."
         )
     for scored in result.sets:
         notes += [f"{scored.name}: {note}" for note in scored.notes]
@@ -295,7 +296,7 @@ def _notes(result: Evaluation, added: Embeddings | None) -> list[str]:
     return notes
 
 
-def _manifest(result: Evaluation, examples: ReferenceSet, stores: Mapping[Path, Features]) -> dict[str, Any]:
+def _manifest(result: Evaluation, examples: ReferenceSet, stores: Mapping[Path, Features]) -> EvaluationManifest:
     request = result.request
     arguments = {
         "checkpoint": result.checkpoint,
@@ -316,8 +317,7 @@ def _manifest(result: Evaluation, examples: ReferenceSet, stores: Mapping[Path, 
         }
         for scored in result.sets
     }
-    return run_manifest(
-        "evaluation",
+    return EvaluationManifest.new(
         arguments=plain(arguments),
         seed=request.seed,
         **result.opened,

@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from ra_hmd.core.heads import Head
+from ra_hmd.core.manifests import EvaluationManifest
 from ra_hmd.core.problem import Problem
 from ra_hmd.evaluation.request import EvaluationRequest
 from ra_hmd.retrieval.embeddings import Embeddings
@@ -72,7 +73,7 @@ class Evaluation:
     updates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     evidence: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    manifest: dict[str, Any] = field(default_factory=dict)
+    manifest: EvaluationManifest = field(default_factory=lambda: EvaluationManifest(kind="evaluation"))
 
     @property
     def commands(self) -> list[str]:

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, plain, run_manifest, sha256_file, write_json, write_text
+from ra_hmd.core.artifacts import MANIFEST_NAME, plain, sha256_file, write_json, write_text
 from ra_hmd.core.errors import raise_all
 from ra_hmd.core.heads import THRESHOLDS, Head
+from ra_hmd.core.manifests import AblationManifest, write_manifest
 from ra_hmd.core.markdown import markdown_table
 from ra_hmd.core.plotting import BLUE, GREEN, ORANGE, PURPLE, panels, save_figure
 from ra_hmd.core.progress import track
@@ -136,10 +137,11 @@ def run_ablation(
     command = " ".join(ra_hmd("ablate", output=output, seeds=seeds, topk=topk, bootstrap_samples=bootstrap_samples))
     command += " --quick" if quick else ""
     results, changes, opened = _results(output, numbers, voting, bootstrap_samples, command)
-    settings = {"command": command, "quick": quick, "seeds": numbers, "topk": topk}
-    manifest = run_manifest(
-        "ablation",
-        **settings,
+    manifest = AblationManifest.new(
+        command=command,
+        quick=quick,
+        seeds=numbers,
+        topk=topk,
         bootstrap_samples=bootstrap_samples,
         test=plain(opened),
         heads={
@@ -159,13 +161,13 @@ def run_ablation(
 
 
 def _write(
-    output: Path, results: dict[str, dict[str, Cell]], changes: dict[str, dict[str, Any]], manifest: dict[str, Any]
+    output: Path, results: dict[str, dict[str, Cell]], changes: dict[str, dict[str, Any]], manifest: AblationManifest
 ) -> None:
     """Write ablation.json, .png, .md and the manifest."""
-    write_json(output / "ablation.json", {"seeds": manifest["seeds"], "variants": results, "against_full": changes})
+    write_json(output / "ablation.json", {"seeds": manifest.seeds, "variants": results, "against_full": changes})
     save_figure(_figure(results), output / "ablation.png")
     write_text(output / "ablation.md", _markdown(results, changes, manifest))
-    write_json(output / MANIFEST_NAME, manifest)
+    write_manifest(output / MANIFEST_NAME, manifest)
 
 
 def ablation_steps(output: Path, seeds: Sequence[int], *, quick: bool = False) -> list[Step]:
@@ -270,15 +272,17 @@ def _columns(head_folder: Path, stores: Path, tests: Mapping[str, Features], vot
     return columns
 
 
-def _markdown(results: dict[str, dict[str, Cell]], changes: dict[str, dict[str, Any]], manifest: dict[str, Any]) -> str:
-    seeds = manifest["seeds"]
+def _markdown(
+    results: dict[str, dict[str, Cell]], changes: dict[str, dict[str, Any]], manifest: AblationManifest
+) -> str:
+    seeds = manifest.seeds
     text = (
         "# Ablation\n\nA tiny Qwen2-VL on synthetic memes: domain A is its training domain; labels of domain B are "
         f"never trained on. Mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
         f"{' ± standard deviation' if len(seeds) > 1 else ''} [95 % interval over the test memes]. "
-        f"K = {manifest['topk']}, {manifest['bootstrap_samples']} resamples.\n"
+        f"K = {manifest.topk}, {manifest.bootstrap_samples} resamples.\n"
     )
-    if manifest["quick"]:
+    if manifest.quick:
         text += "\n**`--quick`: few memes and little training, to show that the commands work and nothing else.**\n"
     for metric in STUDY_METRICS:
         header = [METRIC_TITLES[metric], *SETTINGS]
@@ -298,7 +302,7 @@ def _markdown(results: dict[str, dict[str, Cell]], changes: dict[str, dict[str, 
         "\nEqual in all: the pre-trained model, data, LoRA, learning rates, epochs and batches of Stage 1, and those "
         "of Stage 2. The seed decides initial weights and order of the memes.\n\n## Commands\n\n```sh\n"
     )
-    return text + "".join(f"{line}\n" for line in manifest["commands"]) + "```\n"
+    return text + "".join(f"{line}\n" for line in manifest.commands) + "```\n"
 
 
 def _figure(results: dict[str, dict[str, Cell]]) -> Figure:

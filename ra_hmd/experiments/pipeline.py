@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ra_hmd.core.artifacts import read_json, run_manifest, sha256_bytes, write_json
+from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import PipelineManifest, read_manifest, write_manifest
 
 _CONTENT = {".safetensors", ".parquet", ".jsonl", ".yaml", ".png"}
 """Suffixes of the files that determine a step's result and that no later step changes."""
@@ -68,8 +69,8 @@ def run_steps(
         UserError: a step failed; the message ends with the end of its log.
     """
     record = output / f"{kind}.json"
-    known = read_json(record) if record.is_file() else {}
-    seconds, files = dict(known.get("seconds", {})), dict(known.get("files", {}))
+    known = read_manifest(record, PipelineManifest) if record.is_file() else PipelineManifest(kind=kind)
+    seconds, files = dict(known.seconds), dict(known.files)
     lock = Lock()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
@@ -87,7 +88,7 @@ def run_steps(
                 console.print(f"   {f'{number}. took ' if jobs > 1 and step.group else ''}{took:.0f} s")
                 with lock:
                     seconds[step.line], files[step.line] = took, named_files(step.command)
-                    write_json(record, run_manifest(kind, **content, seconds=seconds, files=files))
+                    write_manifest(record, PipelineManifest.new(kind, **content, seconds=seconds, files=files))
             progress.advance(task)
 
         for _, group in groupby(enumerate(steps, 1), lambda one: one[1].group or one[0]):

@@ -1,4 +1,4 @@
-"""What must hold between stores, heads and output folders before anything is computed."""
+"""Checks that feature stores, heads and output folders fit together."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,19 +14,20 @@ from ra_hmd.features.store import STORE_MANIFEST, Features
 from ra_hmd.models.head import HeadConfig
 
 DATA_KEYS = ("data", "head", "dtype")
-"""Parts of a store's fingerprint that may differ between comparable stores: other memes, another head on top of the
-same LMM, another rounding. All other parts decide what a hidden state means."""
+"""Parts of a fingerprint that may differ between comparable stores: the memes, the head on the same LMM, the precision.
+All other parts decide what a hidden state means.
+"""
 
 
 def store_fingerprint(features: Features) -> dict[str, Any]:
-    """The fingerprint in a store's manifest; empty for features that were not read from a store."""
+    """Fingerprint of a store; empty for features that were not read from a store."""
     return features.manifest.fingerprint
 
 
 def head_fingerprint(folder: str | Path) -> dict[str, Any]:
-    """What is known of the features that the head in `folder` was trained on; empty where nothing is.
+    """Fingerprint of the features that the head in `folder` was trained on; empty where it is not known.
 
-    What was trained on features states their store's fingerprint; beside a Stage 1 head lies the adapter or the tuned
+    A head that was trained on features states their fingerprint; beside a Stage 1 head lies the adapter or the tuned
     LMM.
     """
     folder = Path(folder)
@@ -41,9 +42,9 @@ def head_fingerprint(folder: str | Path) -> dict[str, Any]:
 
 
 def check_same_origin(fingerprints: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise `UserError` unless all fingerprints tell of comparable hidden states: same LMM, adapter, prompt, pixels.
+    """Raise `UserError` unless all fingerprints are of comparable hidden states: same LMM, adapter, prompt, image size.
 
-    A part that one of two does not state (an imported `.pt` states none) is not compared.
+    Parts that one of two does not state (an imported `.pt` states none) are not compared.
 
     Args:
         fingerprints: Place (folder, for the message) to fingerprint; the first is compared with each of the others.
@@ -80,10 +81,7 @@ def check_head_fits(config: HeadConfig, head_place: str | Path, features: Featur
 
 
 def check_store(features: Features, place: str | Path, problem: Problem = BINARY, *, labelled: bool = True) -> None:
-    """Raise `UserError` unless the store has rows, with finite hidden states, all labelled as `problem` has it.
-
-    With `labelled: False` nothing is asked of the labels.
-    """
+    """Raise `UserError` unless the store has rows, finite hidden states and, with `labelled`, labels of `problem`."""
     if not len(features):
         raise UserError(f"{place} has no rows.")
     if labelled:
@@ -98,7 +96,7 @@ def check_store(features: Features, place: str | Path, problem: Problem = BINARY
 
 
 def check_output(folder: str | Path, kind: str) -> None:
-    """Raise `UserError` if `folder` is the output of another kind of run, which writing there would spoil."""
+    """Raise `UserError` if `folder` holds the output of another kind of run."""
     path = Path(folder)
     if (path / MANIFEST_NAME).is_file():
         found = read_folder_manifest(path)

@@ -1,4 +1,4 @@
-"""Write an encoder's features of memes: sharded, resumable, over as many processes as torchrun starts."""
+"""Extraction of a CLIP-family encoder's features: sharded, resumable, on as many processes as torchrun starts."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ def encode(
     shard_size: int = 512,
     num_workers: int = 2,
 ) -> Path:
-    """Write a feature store of `memes` with image and text features. Run again after a stop, it does what is missing.
+    """Write a feature store of image and text features; called again after a stop, it makes only what is missing.
 
     What a row holds does not depend on batch size, shards or number of ranks, up to rounding. The manifest has the
     settings as `encoder`, and as `captions` how many tokens a caption may have, how many the longest has, and how many
@@ -39,7 +39,7 @@ def encode(
         memes: The data, in the order of the store.
         output: Folder of the store.
         split: Recorded in the manifest.
-        source: What the memes are (`describe_source`); recorded in the manifest.
+        source: Origin of the memes (`describe_source`); recorded in the manifest.
         label_classes: C, where a meme may have several labels.
         batch_size: Memes per call of each tower; memes with captions of similar length share one.
         shard_size: Rows per file; a stop loses at most one unfinished shard per rank.

@@ -1,4 +1,4 @@
-"""Dump an LMM's features of memes: sharded, resumable, over as many processes as torchrun starts."""
+"""Extraction of an LMM's features: sharded, resumable, on as many processes as torchrun starts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,23 +25,23 @@ def extract(
     dtype: DType = "auto",
     padding_side: Literal["left", "right"] = "left",
 ) -> Path:
-    """Write a feature store of `memes`. Run again after a stop, it does only what is missing.
+    """Write a feature store of `memes`; called again after a stop, it makes only what is missing.
 
-    Under torchrun each rank takes every WORLD_SIZE-th shard. What a row holds does not depend on batch size, number of
-    ranks or padding side, up to rounding.
+    Under torchrun each rank takes every WORLD_SIZE-th shard. Up to rounding, rows do not depend on batch size, number
+    of ranks or padding side.
 
     Args:
         run: The model.
         memes: The data, in the order of the store.
         output: Folder of the store.
         split: Recorded in the manifest.
-        source: What the memes are (`describe_source`); recorded in the manifest.
+        source: Origin of the memes (`describe_source`); recorded in the manifest.
         label_classes: C, where a meme may have several labels; default is that of a multi-label run.
         batch_size: Memes per forward pass; memes of similar length share one.
         shard_size: Rows per file; a stop loses at most one unfinished shard per rank.
         num_workers: Processes that decode images beside each rank.
-        dtype: Of the computation; `auto` is that of the model's weights.
-        padding_side: Of the batches.
+        dtype: Precision of the computation; `auto` is that of the model's weights.
+        padding_side: Padding side of the batches.
 
     Raises:
         UserError: unreadable images (all listed before the model is loaded), labels of another kind, or `output` holds

@@ -1,4 +1,4 @@
-"""From memes to a feature store: sharded, resumable, over as many processes as torchrun starts, whatever the model."""
+"""Extraction of features with any model: sharded, resumable, on as many processes as torchrun starts."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,19 +22,23 @@ from ra_hmd.features.store import MODALITIES, Features, FeatureWriter, digest_of
 
 
 class FeatureModel(Protocol):
-    """What gives memes their features. `encode` and `collate` run in the loader's worker processes."""
+    """A model that makes features of memes. `encode` and `collate` run in the loader's worker processes."""
 
     def encode(self, text: str, image: Image) -> Any:
-        """A meme as an item of a batch. Raises `ValueError` (a sentence without a subject) when it cannot be one."""
+        """Encode a meme as an item of a batch.
+
+        Raises:
+            ValueError: The meme cannot be encoded; the message is a predicate without its subject.
+        """
 
     def length(self, row: Any) -> int:
-        """About how much work an item is, in tokens."""
+        """Approximate cost of an item, in tokens."""
 
     def collate(self, rows: list[Any]) -> Any:
-        """A batch from B of `encode`'s items."""
+        """Collate B items of `encode` to a batch."""
 
     def columns(self, batch: Any) -> dict[str, Tensor]:
-        """Matrices of a store for a batch, each [B, …]: fields of `Features`, or the two of `MODALITIES`."""
+        """Columns of a store for a batch, each [B, …]: fields of `Features`, or the two of `MODALITIES`."""
 
 
 def make_features(
@@ -51,23 +55,23 @@ def make_features(
     description: str = "Extracting",
     **content: Any,
 ) -> Path:
-    """Write a feature store of `memes`. Run again after a stop, it does only what is missing; of a finished store it
-    makes those shards anew whose pictures or records were changed since.
+    """Write a feature store of `memes`; called again after a stop, it makes only what is missing. In a finished store,
+    shards whose images or records have changed since are made again.
 
     Under torchrun each rank takes every WORLD_SIZE-th shard.
 
     Args:
         memes: The data, in the order of the store.
         output: Folder of the store.
-        open_model: The model on a device; called only when there is something to do.
-        fingerprint: What a feature depends on, apart from the memes; a digest of these is added as `data`.
-        length: How long a meme's input is, from the meme and its image's width and height; memes of similar length
-            share a batch.
+        open_model: Opens the model on a device; called only when there is something to do.
+        fingerprint: What a feature depends on, apart from the memes; their digest is added as `data`.
+        length: Length of the input, from the meme and its image's width and height; memes of similar length share a
+            batch.
         label_classes: C, where a meme may have several labels; None where it has one.
         batch_size: Memes per call of the model.
         shard_size: Rows per file; a stop loses at most one unfinished shard per rank.
         num_workers: Processes that decode images beside each rank.
-        description: Of the progress bar.
+        description: Text of the progress bar.
         content: Further fields of the manifest.
 
     Returns:
@@ -85,7 +89,7 @@ def make_features(
     raise_all(bad, "Images that cannot be opened; mend their paths or remove the records")
     lengths = [length(meme, size) for meme, size in zip(memes, sizes, strict=True)]
     rows = [_digest(meme) for meme in memes]
-    with state.main_process_first():  # it takes out what is no longer true, before another rank looks
+    with state.main_process_first():  # it removes outdated shards before another rank looks
         writer = FeatureWriter(
             output, fingerprint, len(memes), shard_size, ids=[meme.id for meme in memes], digests=rows, **content
         )
@@ -120,7 +124,7 @@ def check_labels(memes: list[Meme], classes: int | None) -> None:
 
 
 def fingerprint_memes(memes: list[Meme]) -> str:
-    """Digest of the records and of what is in the images' files."""
+    """Digest of the records and of the images' files."""
     return digest_of(map(_digest, memes))
 
 
@@ -139,7 +143,7 @@ def _batches(bounds: tuple[int, int], lengths: list[float], batch_size: int) -> 
 class _EncodedMemes(Dataset):
     """Decodes, encodes and collates in the loader's worker processes.
 
-    What is wrong with a meme travels as a value: an exception would reach the user as the worker's traceback.
+    Problems of a meme are returned, not raised: an exception would reach the user as the worker's traceback.
     """
 
     def __init__(self, model: FeatureModel, memes: list[Meme]) -> None:
@@ -157,7 +161,7 @@ class _EncodedMemes(Dataset):
                 perceptual_hash(image) or 0,
                 content_hash(image, meme.caption),
             )
-        except ValueError as error:  # a UserError, or what the model's own code says of the image
+        except ValueError as error:  # a UserError, or an error of the model's own code
             return UserError(f"meme {meme.id!r}: {error}")
 
     def collate(self, rows: list[Any]) -> tuple[Any, dict[str, np.ndarray]] | UserError:

@@ -1,4 +1,4 @@
-"""What a head stands on: the LMM of a Stage 1 run, or a CLIP-family encoder."""
+"""The model that makes a head's features: the LMM of a Stage 1 run, or a CLIP-family encoder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,12 +17,12 @@ from ra_hmd.features.extraction import FeatureModel
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model that gives memes their features, not loaded yet.
+    """A model that makes features of memes, before it is loaded.
 
     Attributes:
-        place: Where it is, for messages.
+        place: Its place, for messages.
         fingerprint: What its features depend on.
-        load: Loads it onto a device.
+        load: Function that loads it onto a device.
     """
 
     place: str
@@ -37,13 +37,13 @@ def open_feature_model(
     base_model: str | None = None,
     dtype: DType | None = None,
 ) -> Backbone:
-    """The model whose features the head in `run` takes.
+    """Open the model whose features the head in `run` takes.
 
     Args:
         run: Stage 1 run, Stage 2 output, or a head on an encoder's features.
-        backbone: Stage 1 run or encoder, if it is not where the run says.
-        base_model: Where the base model of an LMM lies now.
-        dtype: Of the computation; None is as the encoder's features were made, `auto` for an LMM.
+        backbone: Stage 1 run or encoder, if it is no longer at the place that the run states.
+        base_model: Present place of an LMM's base model.
+        dtype: Precision of the computation; None: that of the encoder's features, `auto` for an LMM.
 
     Raises:
         UserError: it cannot be found or opened.
@@ -60,7 +60,7 @@ def open_feature_model(
         if not origin:
             raise UserError(f"{run} does not state the Stage 1 run that its features came from; give it as `backbone`.")
         place = Path(origin)
-    # Its own head is not asked: that of `run` is.
+    # Without its own head: that of `run` is used.
     opened = replace(open_run(place, base_model), head=None)
     return Backbone(str(place), opened.fingerprint(), lambda device: MemeModel(opened, device, dtype or "auto"))
 

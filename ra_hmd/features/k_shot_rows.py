@@ -1,4 +1,4 @@
-"""Rows of a feature store that a K-shot list names."""
+"""Selection of the rows of a feature store that a K-shot list names."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from ra_hmd.features.store import Features
 
 
 def take_shots(features: Features, place: str | Path, path: str | Path, shots: int, seed: int) -> Features:
-    """The rows of one list, in the order of the store at `place`.
+    """Select the rows of a K-shot list, in the order of the store at `place`.
 
     Raises:
-        UserError: see `read_shot_list`; a list of another data set or split, as far as the store says what it is of;
-            memes that the store lacks.
+        UserError: see `read_shot_list`; a list of another data set or split, as far as the store states its own; memes
+            that the store lacks.
     """
     known = features.manifest
     ids = read_shot_list(path, shots, seed, known.dataset_split)

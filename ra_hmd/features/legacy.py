@@ -1,7 +1,6 @@
-"""Official feature files: `.pt` dictionaries with ids, feats and labels, to and from feature stores."""
+"""Conversion between official feature files (`.pt` dictionaries of ids, feats and labels) and feature stores."""
 
 import pickle
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ra_hmd.core.artifacts import atomic_path, sha256_file
-from ra_hmd.core.errors import UserError, first_line, raise_all
+from ra_hmd.core.errors import UserError, first_line
 from ra_hmd.core.problem import UNLABELLED
-from ra_hmd.features.store import Features, read_features, write_features
+from ra_hmd.features.store import Features, check_unique, read_features, write_features
 
 _KEYS = ("ids", "feats", "labels")
 
@@ -23,10 +22,10 @@ def import_pt(path: str | Path, output: str | Path) -> Features:
     Args:
         path: A dictionary with `ids` (N numbers or strings), `feats` (N × H, the hidden states before the head) and
             `labels` (N class indices, -1 for none). Each may be a tensor, a list, or a list of batches.
-        output: The store.
+        output: Folder of the feature store.
 
     Returns:
-        What was written.
+        The features that were written.
 
     Raises:
         UserError: no such file, not such a dictionary, lengths that differ, doubled ids, values that are not finite.
@@ -42,8 +41,7 @@ def import_pt(path: str | Path, output: str | Path) -> Features:
         )
     if not ids:
         raise UserError(f"{path} has no rows.")
-    doubled = [f"id {name!r} occurs {count} times" for name, count in Counter(ids).items() if count > 1]
-    raise_all(doubled, f"{path}: ids must be unique")
+    check_unique(ids, path)
     bad = np.flatnonzero(~np.isfinite(hidden).all(axis=1))
     if len(bad):
         raise UserError(f"{path}: {len(bad)} rows of feats are not finite, the first is {ids[bad[0]]!r}.")

@@ -1,4 +1,4 @@
-"""Feature stores: sharded Parquet with a manifest, written atomically, resumable."""
+"""Feature stores: sharded Parquet files with a manifest, written atomically and resumable."""
 
 import json
 from collections import Counter
@@ -20,7 +20,7 @@ from ra_hmd.core.problem import UNLABELLED
 STORE_MANIFEST = "manifest.json"
 _MATRICES = ("hidden", "embedding", "lrc_logit", "lmh_score")
 MODALITIES = ("image_features", "text_features")
-"""An encoder's columns in a store; together `Features.hidden`."""
+"""Columns of an encoder's features in a store; side by side they are `Features.hidden`."""
 _COLUMNS = ("ids", "labels", *_MATRICES, "texts", "image_hashes", "contents", "extras")
 NO_STORE = StoreManifest(kind="features")
 """The manifest of features that were not read from a store: it states nothing."""
@@ -31,22 +31,21 @@ class Features:
     """Features of N memes, in the order of the data.
 
     Attributes:
-        ids: N ids.
+        ids: Ids, N.
         labels: int64 [N], class index, or [N, C] of 0 and 1 where a meme may have several classes; `UNLABELLED` where
             unknown.
-        hidden: float32 [N, H], the LMM's hidden state at the last prompt token; of an encoder the image features, then
-            the text features.
+        hidden: float32 [N, H], the LMM's hidden state at the last prompt token; for an encoder the image features,
+            then the text features.
         embedding: float32 [N, D], the head's retrieval embedding, or None without a head.
         lrc_logit: float32 [N, C], the head's logits, or None without a head.
-        lmh_score: float32 [N, C], p(answer) by the LM, of the positive one or of each of C; None where unknown.
+        lmh_score: float32 [N, C], the LM's probability of the positive answer, or of each of C answers; None without.
         texts: N captions, or None where the store has none.
-        image_hashes: uint64 [N], perceptual hashes of the images (0: of one colour, alike to none), or None where
-            the store has none.
-        contents: N hashes of picture and caption (`content_hash`; empty: unknown), or None where the store has
-            none.
+        image_hashes: uint64 [N], perceptual hashes of the images (0: an image of one colour, similar to none), or None
+            where the store has none.
+        contents: N hashes of image and caption (`content_hash`; empty: unknown), or None where the store has none.
         extras: N dictionaries of further fields (fine labels, time), or None where the store has none.
         manifest: The store's manifest; one that states nothing for features that were not read from a store.
-        modalities: Of an encoder: how many of the H columns are image features, and how many text features.
+        modalities: Number of image features and of text features among the H columns, for an encoder; else None.
     """
 
     ids: list[str]
@@ -75,7 +74,7 @@ class Features:
 
     @cached_property
     def content(self) -> str:
-        """SHA-256 of all columns: features that were replaced under an unchanged manifest have another one."""
+        """SHA-256 of all columns, which differs where features were replaced under an unchanged manifest."""
         parts: list[bytes | memoryview] = [json.dumps(self.modalities).encode()]
         for name in _COLUMNS:
             column = getattr(self, name)
@@ -86,7 +85,7 @@ class Features:
         return sha256_bytes(*parts)
 
     def select(self, rows: np.ndarray) -> "Features":
-        """The given rows (indices [M]), in the given order."""
+        """Features of the given rows (indices [M]), in the given order."""
         chosen: dict[str, Any] = {}
         for name in _COLUMNS:
             column = getattr(self, name)
@@ -97,7 +96,7 @@ class Features:
 
 
 def _origin(stated: FeatureOrigin) -> dict[str, Any]:
-    """Split, data set and task that a store's manifest states. Where the data lie may change."""
+    """Split, data set and task; not the place, which may change."""
     source = stated.source or DataSource()
     names = {"source.dataset": source.dataset, "source.split": source.split, "source.task": source.task}
     return {"split": stated.split, **names}
@@ -112,8 +111,8 @@ class FeatureWriter:
         rows: N, the number of memes.
         shard_size: Rows per shard.
         ids: N ids of the rows; with `digests`.
-        digests: N digests of what the rows are made from, for `data` in the fingerprint. In a store of the same ids the
-            shards of rows with other ones are made anew.
+        digests: N digests of what the rows are made from, for `data` in the fingerprint. In a store of the same ids,
+            shards with other digests are written again.
         content: Further manifest fields.
 
     Raises:
@@ -166,11 +165,9 @@ class FeatureWriter:
         raise_all(differing, f"{self.folder} was made from something else; choose another output folder or remove it")
 
     def begin(self) -> None:
-        """Write the manifest, marked incomplete, unless one of this fingerprint is there; remove shards of rows that
-        were made from something else.
-        """
+        """Write the manifest, marked incomplete, unless there is one with this fingerprint; remove outdated shards."""
         if self._outdated:
-            # First the mark, then the files: a stop between them leaves no shard that is taken for a new one.
+            # First the manifest, then the files: a stop in between leaves no outdated shard that counts as new.
             parts = [None if shard in self._outdated else part
                      for shard, part in enumerate(self._made_from["shard_data"])]  # fmt: skip
             self._write_manifest(complete=False, shard_data=parts)
@@ -242,12 +239,12 @@ class FeatureWriter:
 
 
 def digest_of(digests: Iterable[str]) -> str:
-    """One digest of many, in their order."""
+    """Digest of digests, in their order."""
     return sha256_bytes(*map(str.encode, digests))
 
 
 def write_features(folder: str | Path, features: Features, fingerprint: dict[str, Any], **content: Any) -> None:
-    """Write features that are already in memory as a complete one-shard store."""
+    """Write features in memory as a complete store of one shard."""
     writer = FeatureWriter(folder, fingerprint, len(features), max(len(features), 1), **content)
     writer.begin()
     writer.write(0, features)
@@ -278,8 +275,7 @@ def read_features(folder: str | Path) -> Features:
     if table.num_rows != manifest.rows:
         raise UserError(f"{folder} has {table.num_rows} rows, its manifest says {manifest.rows}; extract it again.")
     ids = table["id"].to_pylist()
-    doubled = [f"id {name!r} occurs {count} times" for name, count in Counter(ids).items() if count > 1]
-    raise_all(doubled, f"{folder}: ids must be unique")
+    check_unique(ids, folder)
     columns: dict[str, Any] = {name: _matrix(table[name]) for name in _MATRICES if name in table.column_names}
     if MODALITIES[0] in table.column_names:
         parts = [_matrix(table[name]) for name in MODALITIES]
@@ -293,6 +289,12 @@ def read_features(folder: str | Path) -> Features:
     if "extras" in table.column_names:
         columns["extras"] = [json.loads(line) for line in table["extras"].to_pylist()]
     return Features(ids, _labels(table["label"]), **columns, manifest=manifest)
+
+
+def check_unique(ids: Sequence[str], place: str | Path) -> None:
+    """Raise `UserError` where ids of the features at `place` occur more than once."""
+    doubled = [f"id {name!r} occurs {count} times" for name, count in Counter(ids).items() if count > 1]
+    raise_all(doubled, f"{place}: ids must be unique")
 
 
 def _label_column(labels: np.ndarray) -> pa.Array:

@@ -1,8 +1,8 @@
-"""The test split is opened on purpose, and it is written down beside the head.
+"""The lock on test splits.
 
-Whoever looks at test scores and then changes something has no test set left. So a store of the test split is scored
-only with `final`, and each time is one line in `final_evaluations.jsonl` in the head's folder: a reviewer counts them.
-All commands that read labels ask `open_labels`; `ra-hmd predict` looks at none.
+Test scores that later decisions are based on are no test scores any more. A test split is therefore scored only with
+`final`, and each time is recorded by one line in `final_evaluations.jsonl` in the head's folder, where a reviewer can
+count them. All commands that read labels call `open_labels`; `ra-hmd predict` reads none.
 """
 
 import json
@@ -19,29 +19,29 @@ from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.features.compatibility import store_fingerprint
 from ra_hmd.features.store import Features
 
+Stores = Mapping[str, Features] | Mapping[Path, Features] | Mapping[str | Path, Features]
+"""Place (folder) to features."""
 FINAL_RECORD = "final_evaluations.jsonl"
-"""In a head's folder: one line per evaluation that opened a test split."""
+"""File in a head's folder with one line per evaluation that opened a test split."""
 
 _TEST = {"test", "testing"}
 _OTHER = {"train", "training", "dev", "val", "valid", "validation", "eval"}
 
 
 def split_name(features: Features, place: str | Path) -> str:
-    """The split that a store's manifest states; where it states none, the name of its folder."""
+    """Split that a store's manifest states; else the name of the store's folder."""
     return features.manifest.split_name or Path(place).absolute().name
 
 
 def is_test_split(name: str) -> bool:
-    """Whether data of this split must be taken for test data: `test` is a word of its name (`test_seen`, `b-test`), or
-    neither train nor dev is.
-
-    A lock that opens when nothing is known would not be one.
+    """Whether data of a split count as test data: `test` is a word of its name (`test_seen`, `b-test`), or neither
+    train nor dev is. A split of unknown kind is locked.
     """
     return says_test(name) or not _words(name) & _OTHER
 
 
 def says_test(name: str) -> bool:
-    """Whether `test` is a word of a name: for names that need not say of which split the data is."""
+    """Whether `test` is a word of a name, for names that need not name a split."""
     return bool(_words(name) & _TEST)
 
 
@@ -50,38 +50,39 @@ def _words(name: str) -> set[str]:
 
 
 def store_digest(features: Features) -> str:
-    """SHA-256 of what a store is: its fingerprint, ids and labels."""
+    """SHA-256 of a store's fingerprint, ids and labels."""
     stated = json.dumps(plain(store_fingerprint(features)), sort_keys=True)
     ids = json.dumps(list(features.ids), ensure_ascii=False)
     return sha256_bytes(stated.encode(), ids.encode(), features.labels.astype("<i8").tobytes())
 
 
 def open_labels(
-    scored: Mapping[str | Path, Features] | None = None,
+    scored: Stores | None = None,
     heads: Sequence[str | Path] = (),
     *,
     final: bool = False,
     command: str = "",
-    examples: Mapping[str | Path, Features] | None = None,
-    chosen_by: Mapping[str | Path, Features | str] | None = None,
+    examples: Stores | None = None,
+    chosen_by: Stores | Mapping[str, Features | str] | Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Let labels be read, or refuse: those of a test split need `final`, and nothing is chosen by them.
+    """Check that labels may be read, and record that a test split is opened.
 
-    Every command that shows, counts or uses labels of memes calls it before it does. A store without any label passes.
+    Labels of a test split need `final`, and nothing may be chosen by them. Every command that shows, counts or uses
+    labels calls this first. A store without any label passes.
 
     Args:
-        scored: Place (folder) to features of all the query sets.
-        heads: Folders of the heads that will score them; each gets a line per call in which a test split is opened.
-        final: Whether the user said `--final`.
+        scored: Place (folder) to features of all query sets.
+        heads: Folders of the heads that will score them; a line is added to each where a test split is opened.
+        final: Whether the user gave `--final`.
         command: The command line, for the record.
-        examples: Place to features of labelled examples: they count where their split's name says test. A name that
-            says nothing is no hindrance here, examples are training data.
+        examples: Place to features of labelled examples. They are training data, and are locked only where the name of
+            their split contains `test`.
         chosen_by: Place to features, or name of the split, of what thresholds, epochs, settings or corrections are
             chosen by; refused with `final` too.
 
     Returns:
-        For the run's manifest: `final`, `test_sets` (place → split name) and `opened_before` (head → how many earlier
-        evaluations of it opened a test split).
+        Fields of the run's manifest: `final`, `test_sets` (place → split name) and `opened_before` (head → number
+        of its earlier evaluations that opened a test split).
 
     Raises:
         UserError: a test split, or one of unknown kind, that something is chosen by, or without `final`.
@@ -118,7 +119,7 @@ def open_labels(
     return {"final": final, "test_sets": tests, "opened_before": before}
 
 
-def _labelled(stores: Mapping[str | Path, Features]) -> dict[str, Features]:
+def _labelled(stores: Stores) -> dict[str, Features]:
     return {str(place): features for place, features in stores.items() if _has_labels(features)}
 
 
@@ -127,13 +128,13 @@ def _has_labels(features: Features) -> bool:
 
 
 def _raise(names: Mapping[str, str], why: str) -> None:
-    """Raise `UserError` if there are any, with their splits and how a split is known."""
+    """Raise `UserError` for the given places and splits, if there are any."""
     known = "a store is known by the `--split` of `ra-hmd extract` or `encode`, else by its folder's name"
     raise_all([f"{place} (split {name!r})" for place, name in names.items()], f"{why}; {known}")
 
 
 def final_records(head: str | Path) -> list[dict[str, Any]]:
-    """The evaluations of this head that opened a test split, oldest first.
+    """Evaluations of this head that opened a test split, oldest first.
 
     Raises:
         UserError: a line that is not JSON.
@@ -142,7 +143,7 @@ def final_records(head: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records = []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")  # what follows is a line that someone is writing now
+    whole, _, _ = path.read_bytes().rpartition(b"\n")  # the rest is a line that another process is writing
     for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
         try:
             records.append(json.loads(line))
@@ -158,7 +159,7 @@ def _now() -> str:
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:
-    """Append a line in one write, so that two evaluations at once do not mix theirs."""
+    """Append a line in one write, so that lines of simultaneous evaluations do not mix."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:

@@ -21,8 +21,9 @@ from typing import Any
 from accelerate import PartialState
 from PIL import Image
 
-from ra_hmd.core.artifacts import atomic_path, plain, read_json, run_manifest, sha256_file, write_json
+from ra_hmd.core.artifacts import atomic_path, plain, sha256_file
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import PredictionsManifest, read_manifest, write_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.data.meme_dataset import json_line
 from ra_hmd.data.text import well_formed
@@ -244,9 +245,9 @@ def _finished_manifest(output: Path, folder: ChunkFolder, style: FileFormat) -> 
     """The manifest of `output`, if that is already what this run would write."""
     if not (output.is_file() and manifest_path(output).is_file()):
         return None
-    manifest = read_json(manifest_path(output))
-    same = manifest.get("fingerprint") == folder.fingerprint and manifest.get("format") == style
-    return dict(manifest) if same and manifest.get("output_sha256") == sha256_file(output) else None
+    manifest = read_manifest(manifest_path(output), PredictionsManifest)
+    same = manifest.fingerprint == folder.fingerprint and manifest.style == style
+    return manifest.to_json() if same and manifest.output_sha256 == sha256_file(output) else None
 
 
 def _finish(
@@ -259,11 +260,10 @@ def _finish(
         counts = _merge(detector, output, style, folder)
         judged, rejected = counts.texts.total(), counts.reasons.total()
         notes = detector.scorer.notes(detector.head)
-        manifest = run_manifest(
-            "predictions",
+        manifest = PredictionsManifest.new(
             command=command,
             arguments={"input": str(source), **folder.settings["options"]},
-            format=style,
+            style=style,
             rows=judged + rejected,
             judged=judged,
             rejected=rejected,
@@ -277,8 +277,8 @@ def _finish(
             fingerprint=folder.fingerprint,
             notes=[*notes, NOTE] if "explainer" in folder.settings else notes,
         )
-        write_json(manifest_path(output), manifest)
-    return manifest
+        write_manifest(manifest_path(output), manifest)
+    return manifest.to_json()
 
 
 @dataclass

@@ -8,10 +8,11 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from ra_hmd.core.artifacts import atomic_path, plain, run_manifest, sha256_file, write_json
+from ra_hmd.core.artifacts import atomic_path, plain, sha256_file
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
+from ra_hmd.core.manifests import PredictionsManifest, write_manifest
 from ra_hmd.core.problem import Problem
 from ra_hmd.core.progress import track
 from ra_hmd.features.compatibility import store_fingerprint
@@ -75,8 +76,7 @@ def predict_features(
     counts = _write(output, style, rows, problem)
     rule = scored.rules[head]
     arguments = {"checkpoint": checkpoint, "queries": queries, "bank": bank, "head": head, "format": style}
-    manifest = run_manifest(
-        "predictions",
+    manifest = PredictionsManifest.new(
         command=command,
         arguments=plain({**arguments, "thresholds": thresholds, **asdict(scorer.voting)}),
         rows=len(scored),
@@ -88,8 +88,8 @@ def predict_features(
         features=plain(store_fingerprint(features)),
         notes=_notes(scorer, scored, head),
     )
-    write_json(manifest_path(output), manifest)
-    return manifest
+    write_manifest(manifest_path(output), manifest)
+    return manifest.to_json()
 
 
 def _check_arguments(output: Path, head: Head, style: PredictionFormat, bank: str | Path | None) -> None:

@@ -17,6 +17,7 @@ from ra_hmd.core.artifacts import MANIFEST_NAME, fingerprint_model, read_json, s
 from ra_hmd.core.choices import DType
 from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import Stage1Manifest, read_manifest
 from ra_hmd.data.images import to_rgb
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, ReadoutConfig, attach_head
 from ra_hmd.models.head import HEAD_WEIGHTS, has_head, load_head, read_head_config
@@ -96,23 +97,24 @@ def open_run(folder: str | Path, base_model: str | None = None) -> Run:
             f"{folder} is not a Stage 1 run: {MANIFEST_NAME} and a head are needed. For a model without a head use "
             "--backbone-only."
         )
-    manifest = read_json(folder / MANIFEST_NAME)
-    settings = load_settings(InputSettings, manifest.inputs, folder / MANIFEST_NAME)
+    manifest = read_manifest(folder / MANIFEST_NAME, Stage1Manifest)
+    settings = load_settings(InputSettings, manifest.inputs or {}, folder / MANIFEST_NAME)
+    media_dir = manifest.argument("data", "media_dir")
     if not (folder / ADAPTER_CONFIG).is_file():
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} holds a head, but neither an adapter nor a model; give the Stage 1 run.")
-        return Run(folder, settings, base_model=str(folder), head=folder, media_dir=manifest.arguments.data.media_dir)
+        return Run(folder, settings, base_model=str(folder), head=folder, media_dir=media_dir)
     check_adapter(folder)
     check_merged_adapters(manifest)
     return Run(
         folder,
         settings,
         base_model=_base_model(manifest, base_model),
-        base_adapters=tuple(manifest.base_model.get("adapters") or ()),
+        base_adapters=tuple(manifest.base_model.adapters),
         adapter=folder,
         head=folder,
         loading=dict(manifest.base_model.loading),
-        media_dir=manifest.arguments.data.media_dir,
+        media_dir=media_dir,
     )
 
 
@@ -122,7 +124,7 @@ def adapter_digest(path: str) -> str:
     return sha256_file(weights) if weights.is_file() else f"hub:{path}"
 
 
-def _base_model(manifest: Any, given: str | None) -> str:
+def _base_model(manifest: Stage1Manifest, given: str | None) -> str:
     recorded = manifest.base_model
     path = given or recorded.path
     if not Path(path).is_dir():
@@ -133,7 +135,7 @@ def _base_model(manifest: Any, given: str | None) -> str:
     return path
 
 
-def check_base_model(manifest: Any, path: str) -> None:
+def check_base_model(manifest: Stage1Manifest, path: str) -> None:
     """Raise `UserError` where the model at `path` is not the base model that a run's manifest states.
 
     A hub name and a folder cannot be compared.
@@ -145,10 +147,10 @@ def check_base_model(manifest: Any, path: str) -> None:
         )
 
 
-def check_merged_adapters(manifest: Any) -> None:
+def check_merged_adapters(manifest: Stage1Manifest) -> None:
     """Raise `UserError` where adapters that were merged into a run's base model are no longer what they were."""
-    adapters = list(manifest.base_model.get("adapters") or ())
-    digests = manifest.base_model.get("adapter_digests") or map(adapter_digest, adapters)  # older runs have none
+    adapters = manifest.base_model.adapters
+    digests = manifest.base_model.adapter_digests or map(adapter_digest, adapters)  # older runs have none
     for adapter, digest in zip(adapters, digests, strict=True):
         check_adapter(adapter)
         if adapter_digest(adapter) != digest:

@@ -21,12 +21,12 @@ from ra_hmd.core.artifacts import (
     new_folder,
     plain,
     read_json,
-    run_manifest,
     sha256_file,
     write_json,
 )
 from ra_hmd.core.config import coerce, load_settings
 from ra_hmd.core.errors import UserError, first_line, raise_all
+from ra_hmd.core.manifests import Stage1Manifest, write_manifest
 from ra_hmd.models.head import HeadConfig, save_head
 from ra_hmd.models.tokenization import FAMILY_TEMPLATES, InputSettings
 
@@ -61,7 +61,7 @@ def import_official(
     base_model: str | None = None,
     quantization_bit: Literal[4, 8] | None = None,
     command: str = "",
-) -> dict[str, Any]:
+) -> Stage1Manifest:
     """Write an official checkpoint as a Stage 1 run.
 
     Nothing in `folder` is run: `classifier.bin` is read as tensors alone. Memes are asked about as in the official
@@ -97,14 +97,13 @@ def import_official(
         )
     lora, tensors = _read_adapter(folder, stated, config, path)
     manifest = _manifest(
-        folder, path, head, InputSettings(template=FAMILY_TEMPLATES[config.model_type][0]), quantization_bit
+        folder, path, head, InputSettings(template=FAMILY_TEMPLATES[config.model_type][0]), quantization_bit, command
     )
-    manifest["command"] = command
     with new_folder(output) as run:
         save_head(run, head, state)
         save_file(tensors, run / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         write_json(run / ADAPTER_CONFIG, lora | {"base_model_name_or_path": path})
-        write_json(run / MANIFEST_NAME, manifest)
+        write_manifest(run / MANIFEST_NAME, manifest)
     return manifest
 
 
@@ -349,8 +348,8 @@ def _lora_pairs(path: Path, linears: dict[str, tuple[int, int]]) -> dict[str, di
 
 
 def _manifest(
-    folder: Path, base_model: str, head: HeadConfig, settings: InputSettings, quantization_bit: int | None
-) -> dict[str, Any]:
+    folder: Path, base_model: str, head: HeadConfig, settings: InputSettings, quantization_bit: int | None, command: str
+) -> Stage1Manifest:
     loading: dict[str, Any] = {}
     if quantization_bit is not None:
         loading = {"quantization_bit": quantization_bit, "quantization_method": "bnb", "quantization_type": "nf4"}
@@ -365,8 +364,8 @@ def _manifest(
         )
     if not (folder / CLASSIFIER_CONFIG).is_file():
         assumed.append(f"Without {CLASSIFIER_CONFIG} dropout is 0, which matters only where training goes on.")
-    return run_manifest(
-        "stage1",
+    return Stage1Manifest.new(
+        command=command,
         base_model={
             "path": base_model,
             "fingerprint": fingerprint_model(base_model),

@@ -3,7 +3,7 @@
 Shapes: Q queries, K neighbours, C outputs of the problem.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from rich.table import Table
 
 from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import embed_store
-from ra_hmd.core.artifacts import plain, run_manifest
+from ra_hmd.core.artifacts import plain
+from ra_hmd.core.manifests import BankSearchManifest
 from ra_hmd.core.problem import UNLABELLED, Problem
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.retrieval.voting import Voting
@@ -61,7 +62,7 @@ def search_evidence(
     *,
     final: bool = False,
     command: str = "",
-) -> dict[str, Any]:
+) -> BankSearchManifest:
     """Classify the memes of a feature store by the bank; `thresholds` [C] of the scores.
 
     Returns:
@@ -102,8 +103,7 @@ def search_evidence(
             }
         )
     arguments = {"bank": bank.location, "checkpoint": checkpoint, "queries": store, "voting": vars(voting)}
-    return run_manifest(
-        "bank_search",
+    return BankSearchManifest.new(
         **opened,
         arguments=plain(arguments),
         bank_version=bank.version,
@@ -113,10 +113,10 @@ def search_evidence(
     )
 
 
-def print_evidence(evidence: Mapping[str, Any], count: int) -> None:
+def print_evidence(evidence: BankSearchManifest, count: int) -> None:
     """Print the first `count` queries of `search_evidence`, each with its nearest neighbours."""
     table = Table("query", "label", "verdict", "score", "nearest neighbours (label, similarity)")
-    for query in evidence["queries"][:count]:
+    for query in evidence.queries[:count]:
         near = "\n".join(
             f"{row['id']} ({row['label']}, {row['similarity']:.3f})" for row in query["neighbours"][:_NEIGHBOURS_SHOWN]
         )
@@ -125,7 +125,7 @@ def print_evidence(evidence: Mapping[str, Any], count: int) -> None:
         table.add_row(*(escape(str(cell)) for cell in cells))
     console = Console()
     console.print(table)
-    left = len(evidence["queries"]) - count
+    left = len(evidence.queries) - count
     if left > 0:
         console.print(f"… and {left} more; --output writes all.", markup=False)
 

@@ -4,15 +4,24 @@ Shapes: C outputs of the problem.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
-from ra_hmd.core.artifacts import plain, read_json, run_manifest, sha256_file, write_json
+from ra_hmd.core.artifacts import plain, sha256_file
+from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head, decide
+from ra_hmd.core.manifests import (
+    BankReference,
+    DecisionManifest,
+    DevReference,
+    HeadDecision,
+    read_manifest,
+    write_manifest,
+)
 from ra_hmd.core.problem import Problem
 from ra_hmd.features.store import Features
 from ra_hmd.features.test_lock import open_labels, split_name, store_digest
@@ -35,11 +44,9 @@ class OperatingPoint:
         criterion: What the thresholds are best at on dev.
         problem: Of the head.
         head_sha256: Of the head's weights.
-        bank: State of the bank that voted: `place`, `sha256`, of an example bank `version`, and `content`, by which the
-            bank is known (`bank_content`; earlier versions of this package did not write it).
+        bank: The bank that voted.
         voting: The vote's settings.
-        dev: `place`, `split`, `rows`, `sha256` and `ids` of the rows it was chosen on, and `left_out`, the ids of its
-            store that were among the memes to be judged.
+        dev: The rows that it was chosen on.
         rules: Per head.
         values: Per head the criterion on dev (`official`, `chosen`); a mean over classes of several.
         uncalibrated: Per head why it has no calibration, of those that could have none.
@@ -48,9 +55,9 @@ class OperatingPoint:
     criterion: Criterion
     problem: Problem
     head_sha256: str
-    bank: Mapping[str, Any]
+    bank: BankReference
     voting: Mapping[str, Any]
-    dev: Mapping[str, Any]
+    dev: DevReference
     rules: Mapping[Head, DecisionRule]
     values: Mapping[Head, Mapping[str, float]]
     uncalibrated: Mapping[Head, str] = field(default_factory=dict)
@@ -66,12 +73,16 @@ class OperatingPoint:
             }
             for name, rule in self.rules.items()
         }
-        content = {name: plain(dict(getattr(self, name))) for name in ("bank", "voting", "dev")}
-        write_json(
-            Path(head) / DECISION_NAME,
-            run_manifest("decision", format=1, criterion=self.criterion, problem=asdict(self.problem),
-                         head_sha256=self.head_sha256, heads=heads, **content),
-        )  # fmt: skip
+        manifest = DecisionManifest.new(
+            criterion=self.criterion,
+            problem=asdict(self.problem),
+            head_sha256=self.head_sha256,
+            heads=heads,
+            bank=self.bank.to_json(),
+            voting=plain(dict(self.voting)),
+            dev=self.dev.to_json(),
+        )
+        write_manifest(Path(head) / DECISION_NAME, manifest)
 
 
 def read_operating_point(head: str | Path) -> OperatingPoint | None:
@@ -83,30 +94,21 @@ def read_operating_point(head: str | Path) -> OperatingPoint | None:
     path = Path(head) / DECISION_NAME
     if not path.is_file():
         return None
-    stored = read_json(path)
+    stored = read_manifest(path, DecisionManifest)
     try:
-        rules, uncalibrated = {}, {}
-        for name, item in stored.heads.items():
-            rules[name] = _read_rule(item)
-            if item.get("uncalibrated"):
-                uncalibrated[name] = item["uncalibrated"]
-            elif min(rules[name].calibration.parameters.get("slope", [0.0])) < 0:  # written before these were refused
-                rules[name] = replace(rules[name], calibration=UNCALIBRATED)
-                uncalibrated[name] = "its stored map falls: on dev a higher score went with fewer memes of class 1"
-        values = {name: dict(item.dev) for name, item in stored.heads.items()}
         decision = OperatingPoint(
-            stored.criterion,
-            Problem(**stored.problem),
+            _criterion(stored.criterion, path),
+            Problem(stored.problem.kind, stored.problem.outputs),
             stored.head_sha256,
             stored.bank,
             stored.voting,
             stored.dev,
-            rules,
-            values,
-            uncalibrated,
+            {name: _read_rule(item) for name, item in stored.heads.items()},
+            {name: item.dev for name, item in stored.heads.items()},
+            {name: item.uncalibrated for name, item in stored.heads.items() if item.uncalibrated},
         )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a decision file ({error!r}); remove it and run with `--dev` again.") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a decision file ({error!r}); {DecisionManifest.REMEDY}.") from error
     if decision.head_sha256 != sha256_file(Path(head) / HEAD_WEIGHTS):
         raise UserError(
             f"{path} was chosen for other weights than those in {HEAD_WEIGHTS} beside it: the head was trained again. "
@@ -115,10 +117,15 @@ def read_operating_point(head: str | Path) -> OperatingPoint | None:
     return decision
 
 
-def _read_rule(item: Mapping[str, Any]) -> DecisionRule:
-    parameters = dict(item["calibration"])
+def _criterion(name: str, path: Path) -> Criterion:
+    choose(f"{path}: criterion", name, get_args(Criterion))
+    return cast(Criterion, name)
+
+
+def _read_rule(item: HeadDecision) -> DecisionRule:
+    parameters = dict(item.calibration)
     kind = parameters.pop("kind")
-    return DecisionRule(np.array(item["thresholds"], dtype=np.float64), Calibration(kind, parameters), chosen=True)
+    return DecisionRule(np.array(item.thresholds, dtype=np.float64), Calibration(kind, parameters), chosen=True)
 
 
 def check_dev(place: str | Path, features: Features, problem: Problem) -> None:
@@ -179,16 +186,26 @@ def choose_operating_point(
             key: criterion_of(criterion, decide(scores[used], tried, problem), labels, problem)
             for key, tried in (("official", official.thresholds), ("chosen", thresholds))
         }
-    dev = {
-        "place": str(place),
-        "split": split_name(features, place),
-        "rows": len(features),
-        "sha256": store_digest(features),
-        "ids": list(features.ids),
-        "left_out": list(left_out),
-    }
+    dev = DevReference(
+        place=str(place),
+        split=split_name(features, place),
+        rows=len(features),
+        sha256=store_digest(features),
+        ids=features.ids,
+        left_out=list(left_out),
+    )
     weights = sha256_file(Path(head) / HEAD_WEIGHTS)
-    return OperatingPoint(criterion, problem, weights, dict(bank), asdict(voting), dev, rules, values, uncalibrated)
+    return OperatingPoint(
+        criterion,
+        problem,
+        weights,
+        BankReference.model_validate(dict(bank)),
+        asdict(voting),
+        dev,
+        rules,
+        values,
+        uncalibrated,
+    )
 
 
 def apply_operating_point(decision: OperatingPoint, scored: ScoredSet, bank_match: BankMatch, voting: Voting) -> None:
@@ -197,7 +214,7 @@ def apply_operating_point(decision: OperatingPoint, scored: ScoredSet, bank_matc
     They do not hold for memes that they were chosen on; those of the RKC only with the bank and vote that they were
     chosen with, see `BankMatch`.
     """
-    shared = len(set(decision.dev["ids"]) & set(scored.queries.ids))
+    shared = len(set(decision.dev.ids) & set(scored.queries.ids))
     if shared:
         scored.notes.append(
             f"official thresholds, no calibration: {shared} memes are among those that the stored ones were chosen on."
@@ -210,12 +227,12 @@ def check_judged(decision: OperatingPoint, place: str | Path, ids: Sequence[str]
     """Raise `UserError` where a query set shares some memes with the rows that the rules were chosen on, and is not a
     part of them: one such meme would take the thresholds from all others, or make their metrics too good.
     """
-    chosen_on = set(decision.dev["ids"])
+    chosen_on = set(decision.dev.ids)
     shared = sorted(chosen_on & set(ids))
-    if shared and not set(ids) <= chosen_on | set(decision.dev.get("left_out", [])):
+    if shared and not set(ids) <= chosen_on | set(decision.dev.left_out):
         raise UserError(
             f"{len(shared)} of {len(ids)} memes of {place} are among those that the stored thresholds were chosen on "
-            f"({decision.dev['place']}), for example {shared[:3]}. Give `--dev` again, which leaves them out of the "
+            f"({decision.dev.place}), for example {shared[:3]}. Give `--dev` again, which leaves them out of the "
             "choice, or `--thresholds official`."
         )
 

@@ -10,6 +10,7 @@ from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import check_embedded_by
 from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import BankReference
 from ra_hmd.features.compatibility import check_same_origin, store_fingerprint
 from ra_hmd.features.store import Features
 from ra_hmd.features.test_lock import store_digest
@@ -85,17 +86,17 @@ def vote_rule(bank: Bank, decision: OperatingPoint | None, voting: Voting) -> tu
     return rule, rule_notes(decision, "rkc", bank_match, voting)
 
 
-def match_reference_set(reference_set: ReferenceSet | None, chosen: Mapping[str, Any] | None) -> BankMatch:
+def match_reference_set(reference_set: ReferenceSet | None, chosen: BankReference | None) -> BankMatch:
     """Compare examples with the bank `chosen` that an operating point records (None: there is none)."""
     if reference_set is None or chosen is None:
         return NO_MATCH
     if reference_set.bank is not None:
         return match_bank(reference_set.bank, chosen)
-    content = chosen.get("content")
+    content = chosen.content
     if content is None:  # written by an earlier release
-        return BankMatch(chosen["sha256"] == reference_set.state["sha256"])
+        return BankMatch(chosen.sha256 == reference_set.state["sha256"])
     rows = reference_set.rows
     if not isinstance(rows, Embeddings):
         raise TypeError(f"examples without a bank must be in memory, not {type(rows).__name__}")
-    same = len(rows) == content["rows"] and rows_digest(list(rows.ids), rows.labels) == content["sha256"]
-    return BankMatch(same and same_sketch(rows_sketch(list(rows.ids), rows.embedding), content["sketch"]))
+    same = len(rows) == content.rows and rows_digest(list(rows.ids), rows.labels) == content.sha256
+    return BankMatch(same and same_sketch(rows_sketch(list(rows.ids), rows.embedding), content.sketch))

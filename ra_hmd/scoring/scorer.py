@@ -154,7 +154,7 @@ class Scorer:
         limits = ", ".join(f"{value:.4g}" for value in rule.thresholds)
         where = "the official threshold"
         if rule.chosen and self.decision is not None:
-            where = f"chosen on {self.decision.dev['place']} ({self.decision.dev['rows']} memes)"
+            where = f"chosen on {self.decision.dev.place} ({self.decision.dev.rows} memes)"
         said = f"{head.upper()}: class 1 from {limits} on, {where}; calibration: {rule.calibration.kind}."
         if self.model.config.problem.kind != "binary":
             said = f"{head.upper()}: thresholds {limits}, {where}; calibration: {rule.calibration.kind}."

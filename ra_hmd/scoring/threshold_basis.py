@@ -8,7 +8,7 @@ Shapes: N bank rows, D embedding, C classes.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from ra_hmd.bank.bank import Bank
 from ra_hmd.core.artifacts import sha256_bytes
+from ra_hmd.core.manifests import BankReference
 from ra_hmd.retrieval.embeddings import Embeddings
 
 _SUMS = 8  # one per bit of a byte
@@ -81,7 +82,7 @@ NO_MATCH = BankMatch(holds=False)
 """No bank, or another one."""
 
 
-def match_bank(bank: Bank, chosen: Mapping[str, Any]) -> BankMatch:
+def match_bank(bank: Bank, chosen: BankReference) -> BankMatch:
     """Compare an example bank with the bank that an operating point records."""
     for version in _likely_versions(bank, chosen):
         if _is_recorded(bank, version, chosen):
@@ -89,25 +90,25 @@ def match_bank(bank: Bank, chosen: Mapping[str, Any]) -> BankMatch:
     return NO_MATCH
 
 
-def _likely_versions(bank: Bank, chosen: Mapping[str, Any]) -> Iterator[int]:
+def _likely_versions(bank: Bank, chosen: BankReference) -> Iterator[int]:
     """Versions that may be the recorded bank, the likely ones first."""
-    content, recorded = chosen.get("content"), chosen.get("version")
+    content, recorded = chosen.content, chosen.version
     likely = [bank.version, *([recorded] if recorded is not None else [])]
     if content is not None:
-        same_size = [entry.version for entry in bank.log if entry.counts["rows"] == content["rows"]]
+        same_size = [entry.version for entry in bank.log if entry.counts["rows"] == content.rows]
         likely = [*(version for version in (*likely, 1) if version in same_size), *reversed(same_size)]
     yield from (version for version in dict.fromkeys(likely) if 1 <= version <= bank.version)
 
 
-def _is_recorded(bank: Bank, version: int, chosen: Mapping[str, Any]) -> bool:
+def _is_recorded(bank: Bank, version: int, chosen: BankReference) -> bool:
     """Whether a version is the recorded bank."""
-    content = chosen.get("content")
+    content = chosen.content
     if content is None:
-        return bank_record(bank, version)["sha256"] == chosen["sha256"]
+        return bank_record(bank, version)["sha256"] == chosen.sha256
     state = bank.state_at(version)
-    if rows_digest(state.ids, state.labels) != content["sha256"]:
+    if rows_digest(state.ids, state.labels) != content.sha256:
         return False
-    return same_sketch(rows_sketch(state.ids, bank.to_embeddings(version).embedding), content["sketch"])
+    return same_sketch(rows_sketch(state.ids, bank.to_embeddings(version).embedding), content.sketch)
 
 
 def bank_record(bank: Bank, version: int | None = None) -> dict[str, Any]:

@@ -228,6 +228,6 @@ def _origin(init_head: Path | None) -> dict[str, Any]:
         "init_head": {"path": str(init_head), "sha256": sha256_file(init_head / HEAD_WEIGHTS), "kind": kind}
     }
     if isinstance(manifest, HeadRunManifest):
-        carried = {"base_model": manifest.base_model and manifest.base_model.to_json(), "inputs": manifest.inputs}
-        origin |= {name: value for name, value in carried.items() if value is not None}
+        stated = manifest.to_json()
+        origin |= {name: stated[name] for name in ("base_model", "inputs") if name in stated}
     return origin

@@ -4,17 +4,19 @@ Shapes: C outputs, I image features, T text features, W features of the modaliti
 """
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, run_manifest, sha256_file, write_json
+from ra_hmd.core.artifacts import MANIFEST_NAME, sha256_file
 from ra_hmd.core.config import choose
+from ra_hmd.core.manifests import LinearProbeManifest, ZeroShotManifest, write_manifest
 from ra_hmd.core.problem import Problem
 from ra_hmd.models.fusion import FusionConfig, FusionKind
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, MemeHead, save_head
 
+M = TypeVar("M", LinearProbeManifest, ZeroShotManifest)
 Modality = Literal["image", "text", "both"]
 
 _KINDS: dict[Modality, FusionKind] = {"image": "image", "text": "text", "both": "concat"}
@@ -52,9 +54,9 @@ def linear_head(
     return head.eval()
 
 
-def save_linear_head(output: Path, kind: str, head: MemeHead, **content: Any) -> dict[str, Any]:
-    """Write the head and, last, a manifest of this kind with `content`; returns the manifest."""
+def save_linear_head(output: Path, model: type[M], head: MemeHead, **content: Any) -> M:
+    """Write the head and, last, a manifest of type `model` with `content`; returns the manifest."""
     save_head(output, head.config, head.state_dict())
-    manifest = run_manifest(kind, head_sha256=sha256_file(output / HEAD_WEIGHTS), **content)
-    write_json(output / MANIFEST_NAME, manifest)
+    manifest = model.new(head_sha256=sha256_file(output / HEAD_WEIGHTS), **content)
+    write_manifest(output / MANIFEST_NAME, manifest)
     return manifest

@@ -6,7 +6,6 @@ Shapes: N rows, C outputs, W features of the modalities that are used.
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ra_hmd.core.artifacts import plain
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import LinearProbeManifest
 from ra_hmd.core.problem import UNLABELLED, Problem
 from ra_hmd.core.progress import track
 from ra_hmd.evaluation.metrics.classification import auroc
@@ -52,7 +52,7 @@ def linear_probe(
     standardise: bool = False,
     shot_list: ShotList | None = None,
     command: str = "",
-) -> dict[str, Any]:
+) -> LinearProbeManifest:
     """Fit a logistic regression by L-BFGS, with an L2 penalty of 1 / C, and write it as a head.
 
     Each modality's features are normalised to length 1, as the head does with every meme. Labels say which problem it
@@ -101,7 +101,7 @@ def linear_probe(
     features["train"] |= describe_shots(rows) if shot_list is not None else {}
     return save_linear_head(
         output,
-        "linear_probe",
+        LinearProbeManifest,
         head,
         command=command,
         arguments=plain(places | {"modality": modality, "standardise": standardise, **chosen_rows}),

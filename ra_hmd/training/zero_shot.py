@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ra_hmd.core.artifacts import plain
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.manifests import ZeroShotManifest
 from ra_hmd.features.compatibility import check_output
 from ra_hmd.models.clip_encoder import Encoder
 from ra_hmd.models.head import MemeHead
@@ -72,7 +73,7 @@ def zero_shot(
     fingerprint.pop("encoder.long_text")  # no sentence here is long: a store may be made with either rule
     save_linear_head(
         output,
-        "zero_shot",
+        ZeroShotManifest,
         head,
         command=command,
         arguments={"modality": modality},

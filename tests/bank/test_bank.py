@@ -360,7 +360,7 @@ def test_errors_of_places(tmp_path):
     (tmp_path / "run" / "versions").mkdir(parents=True)
     (tmp_path / "run" / "ra_hmd.json").write_text('{"kind": "stage2"}')
     assert not is_bank(tmp_path / "run")
-    with pytest.raises(UserError, match="'stage2' run"):
+    with pytest.raises(UserError, match="'stage2'.*bank create"):
         Bank.open(tmp_path / "run")
     bank_of(tmp_path / "bank")
     manifest = json.loads((tmp_path / "bank" / "ra_hmd.json").read_text())

@@ -81,15 +81,15 @@ class Copy:
     def found(self, config: Path | None = None, model: str | None = None, **options: Any) -> dict[str, dict[str, Any]]:
         excess = None if config is None else excess_tokens(config, model)
         report = check_data(self.folder, excess=excess, config=config, **options)
-        return {finding["kind"]: finding for finding in report["findings"]}
+        return {finding["kind"]: finding for finding in report.findings}
 
 
 @pytest.mark.renders
 def test_a_whole_copy_gives_no_finding(whole: Path) -> None:
     report = check_data(whole / "memes")
-    assert report["findings"] == []
-    assert report["rows"] == {"test": 149, "train": 445, "val": 149}
-    assert report["classes"]["hate"]["train"] == {"not offensive": 258, "offensive": 187}
+    assert report.findings == []
+    assert report.rows == {"test": 149, "train": 445, "val": 149}
+    assert report.classes["hate"]["train"] == {"not offensive": 258, "offensive": 187}
     page = (whole / "memes" / "check" / "report.md").read_text()
     assert "Nothing was found." in page
     assert "| train | 445 | 445 |" in page
@@ -202,8 +202,8 @@ def test_fix_takes_out_what_nothing_can_use_and_lists_it(copy: Copy) -> None:
     damage(copy)
     images = {path: path.read_bytes() for path in copy.image("").iterdir()}
     report = check_data(copy.folder, fix=True)
-    assert len(report["fixed"]) == 6
-    left = {finding["kind"] for finding in report["findings"]}
+    assert len(report.fixed) == 6
+    left = {finding["kind"] for finding in report.findings}
     assert left.isdisjoint({"missing_image", "corrupt_image", "unreadable_row", "duplicate_row", "parquet_differs"})
     assert {"duplicate_id", "contradicting_label", "image_across_splits", "huge_image"} <= left
     rejected = [json.loads(line) for line in (copy.folder / "rejected.jsonl").read_text().splitlines()]
@@ -214,18 +214,18 @@ def test_fix_takes_out_what_nothing_can_use_and_lists_it(copy: Copy) -> None:
     assert json.loads((copy.folder / "dataset.json").read_text())["splits"]["train"] == 443
     assert pq.read_table(copy.folder / "train.parquet")["id"].to_pylist() == [row["id"] for row in copy.rows("train")]
     assert {path: path.read_bytes() for path in copy.image("").iterdir()} == images
-    assert check_data(copy.folder, fix=True)["fixed"] == []
+    assert check_data(copy.folder, fix=True).fixed == []
 
 
 def test_fix_of_a_sound_copy_changes_nothing(copy: Copy) -> None:
     before = {path: path.read_bytes() for path in copy.folder.iterdir() if path.is_file()}
-    assert check_data(copy.folder, fix=True)["fixed"] == []
+    assert check_data(copy.folder, fix=True).fixed == []
     assert {path: path.read_bytes() for path in copy.folder.iterdir() if path.is_file()} == before
 
 
 def test_fix_needs_an_import(memes: Path, tmp_path: Path) -> None:
     shutil.copytree(memes / "a", tmp_path / "a")
-    assert check_data(tmp_path / "a")["rows"]["train"] > 0
+    assert check_data(tmp_path / "a").rows["train"] > 0
     with pytest.raises(UserError, match="was not made by `ra-hmd data import`"):
         check_data(tmp_path / "a", fix=True)
 
@@ -235,16 +235,16 @@ def test_a_parquet_file_that_differs_is_found_and_written_anew(copy: Copy) -> No
     copy.edit("val", lambda rows: rows[5].update(text="changed by hand"), parquet=False)
     assert copy.found()["parquet_differs"]["examples"] == ["val.parquet"]
     report = check_data(copy.folder, fix=True)
-    assert report["findings"] == []
+    assert report.findings == []
     assert pq.read_table(copy.folder / "val.parquet")["text"].to_pylist()[5] == "changed by hand"
 
 
 def test_workers_and_cache_change_nothing(copy: Copy) -> None:
     damage(copy)
-    alone = check_data(copy.folder)["findings"]
-    assert check_data(copy.folder)["findings"] == alone
+    alone = check_data(copy.folder).findings
+    assert check_data(copy.folder).findings == alone
     shutil.rmtree(copy.folder / "check")
-    assert check_data(copy.folder, workers=2)["findings"] == alone
+    assert check_data(copy.folder, workers=2).findings == alone
 
 
 def test_a_stopped_check_continues(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_a_stopped_check_continues(copy: Copy, monkeypatch: pytest.MonkeyPatch) 
         check_data(copy.folder)
     opened.clear()
     monkeypatch.setattr(scan, "image_facts", stop_after(10**6))
-    assert check_data(copy.folder)["findings"] == []
+    assert check_data(copy.folder).findings == []
     assert len(opened) == 743 - 149 - 100
 
 
@@ -316,7 +316,7 @@ def test_memes_shared_by_design_are_no_leak_and_hide_none(tmp_path: Path) -> Non
     train[0]["text"] = leaked["text"]
     (root / "train.jsonl").write_text("\n".join(map(json.dumps, train)))
     imported("hateful_memes", root, tmp_path / "memes")
-    found = {finding["kind"]: finding for finding in check_data(tmp_path / "memes")["findings"]}
+    found = {finding["kind"]: finding for finding in check_data(tmp_path / "memes").findings}
     assert found["shared_by_design"]["count"] == 2
     assert "id_across_splits" not in found
     assert found["image_across_splits"]["examples"] == ["dev_seen: 00101 and train: 00001"]
@@ -394,7 +394,7 @@ def test_pictures_of_one_colour_are_not_compared(tmp_path: Path) -> None:
     for path in tmp_path.glob("*.png"):
         path.rename(tmp_path / "mine" / path.name)
     imported("generic", tmp_path / "mine", tmp_path / "out")
-    assert check_data(tmp_path / "out")["findings"] == []
+    assert check_data(tmp_path / "out").findings == []
 
 
 def test_labels_beyond_the_classes_and_a_lost_parquet_file_are_errors(copy: Copy) -> None:
@@ -453,7 +453,7 @@ def test_a_fix_that_was_stopped_is_finished_and_listed(copy: Copy, monkeypatch: 
         check_data(copy.folder, fix=True)
     monkeypatch.setattr(fix, "_rewrite", rewrite)
     report = check_data(copy.folder, fix=True)
-    assert [text.split(" moved")[0] for text in report["fixed"]] == [
+    assert [text.split(" moved")[0] for text in report.fixed] == [
         "train.jsonl, row 1 (n1.png)",
         "val.jsonl, row 1 (n446.png)",
     ]

@@ -78,7 +78,7 @@ def test_rows_that_cannot_be_records_are_rejected_with_place_and_reason(tmp_path
         ("train.jsonl, line 10", None, "not valid JSON"),
         ("train.jsonl, line 11", None, "a list stands where an object is needed"),
     ]
-    assert data.manifest["rejected"] == {"train": 8}
+    assert data.manifest.rejected == {"train": 8}
 
 
 def test_no_usable_row_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_stopped_import_looks_again_for_images_that_were_missing(
             import_data(get_reader("generic"), root, tmp_path / "out")
     (root / name).write_bytes(content)
     data = import_data(get_reader("generic"), root, tmp_path / "out")
-    assert (data.manifest["splits"], data.manifest["rejected"]) == ({"train": 30}, {})
+    assert (data.manifest.splits, data.manifest.rejected) == ({"train": 30}, {})
 
 
 def test_chunks_of_another_import_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,7 +269,7 @@ def test_what_is_not_there_is_refused(drawn: Path) -> None:
     with pytest.raises(UserError, match=r"from split 'train', examples come from 'dev'.*--split dev"):
         read_shot_list(drawn, 2, 0, "dev")
     write_json(drawn.with_name("other.json"), {"kind": "features"})
-    with pytest.raises(UserError, match=r"other\.json holds no K-shot lists"):
+    with pytest.raises(UserError, match=r"other\.json is of kind .features.*ra-hmd data k-shot"):
         read_shot_lists(drawn.with_name("other.json"))
     with pytest.raises(UserError, match="does not exist"):
         read_shot_lists(drawn.with_name("none.json"))

@@ -276,7 +276,7 @@ def test_a_repeated_picture_within_a_split_is_information(tmp_path: Path) -> Non
     root = hateful_memes(tmp_path / "fb")
     shutil.copy(root / "img" / "00001.png", root / "img" / "00004.png")
     imported("hateful_memes", root, tmp_path / "out")
-    found = {finding["kind"]: finding for finding in check_data(tmp_path / "out")["findings"]}
+    found = {finding["kind"]: finding for finding in check_data(tmp_path / "out").findings}
     assert found["repeated_image"]["examples"] == ["train: 00001 and train: 00004"]
     assert found["repeated_image"]["severity"] == "info"
 

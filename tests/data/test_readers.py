@@ -201,7 +201,7 @@ def test_an_unknown_task_is_refused_with_those_that_there_are(whole: Imported) -
 
 def test_a_check_finds_no_fault(name: str, root: Path, tmp_path: Path) -> None:
     run(name, root, tmp_path / "out")
-    found = {finding["kind"]: finding["severity"] for finding in check_data(tmp_path / "out")["findings"]}
+    found = {finding["kind"]: finding["severity"] for finding in check_data(tmp_path / "out").findings}
     assert "error" not in found.values()
     assert {kind for kind, severity in found.items() if severity == "warning"} <= {"rows", "classes"}
     assert ("rows" in found) == (name != "generic")
@@ -214,7 +214,7 @@ def test_the_same_import_is_left_alone(name: str, root: Path, tmp_path: Path) ->
         run(name, root, tmp_path / "out", ImportOptions("raw"))
 
 
-@pytest.mark.parametrize("moment", ["_merge", "write_json"])
+@pytest.mark.parametrize("moment", ["_merge", "write_manifest"])
 def test_a_stopped_import_continues(
     name: str, moment: str, whole: Imported, copies: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -582,7 +582,7 @@ def test_a_data_set_is_added_by_one_file(tmp_path: Path, monkeypatch: pytest.Mon
         done = CliRunner().invoke(app, [*command, "--workers", "1"])
         assert done.exit_code == 0, done.output
         assert Imported(tmp_path / "out").column("train", "label") == [0, 1]
-        assert [one["severity"] for one in check_data(tmp_path / "out")["findings"]] in ([], ["info"])
+        assert [one["severity"] for one in check_data(tmp_path / "out").findings] in ([], ["info"])
         assert "street_signs" in CliRunner(env={"COLUMNS": "300"}).invoke(app, ["data", "list"]).stdout
     finally:
         READERS.pop("street_signs", None)

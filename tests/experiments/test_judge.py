@@ -85,15 +85,15 @@ def test_scores_are_counted_and_a_second_run_asks_nothing(files: Files, tmp_path
         assert found["score"]["mean"]["low"] < 2.5 < found["score"]["mean"]["high"]
         assert found["usage"]["input_tokens"] == 600
         assert found["usage"]["output_tokens"] == 120
-    assert done["usage"]["cost"] == pytest.approx((600 * 2 + 120 * 10) / 1e6)
+    assert done.usage["cost"] == pytest.approx((600 * 2 + 120 * 10) / 1e6)
     assert offline["usage"]["cost"] is None
-    assert done["usage"]["this_run"]["asked"] == 6
+    assert done.usage["this_run"]["asked"] == 6
     assert again["usage"]["this_run"] == {
         "asked": 0, "repeated_by_client": 0, "input_tokens": 0, "output_tokens": 0, "cost": 0.0
     }  # fmt: skip
     assert again["usage"]["cache_hits"] == 6
-    assert done["judge"]["host"] in endpoint.url
-    assert done["judge"]["served"] == ["judge-served"]
+    assert done.judge["host"] in endpoint.url
+    assert done.judge["served"] == ["judge-served"]
     assert (tmp_path / "out" / "scores.png").read_bytes().startswith(b"\x89PNG")
     assert "2.50 [" in (tmp_path / "out" / "report.md").read_text()
 
@@ -128,10 +128,10 @@ def test_a_denied_verdict_caps_the_score_whatever_the_judge_says(files: Files, t
     assert [rows[f"m{n}"]["score"] for n in range(6)] == [2, 9, 9, 9, 2, 1]
     assert [rows[f"m{n}"]["raw_score"] for n in range(6)] == [9] * 5 + [1]
     assert [rows[f"m{n}"]["capped"] for n in range(6)] == [True, False, False, False, True, False]
-    assert done["capped"] == 2
-    assert done["score"]["mean"]["value"] == pytest.approx(32 / 6)
-    assert done["raw_score"]["mean"]["value"] == pytest.approx(46 / 6)
-    assert any("1 rationales come without a verdict" in note for note in done["notes"])
+    assert done.capped == 2
+    assert done.score.mean["value"] == pytest.approx(32 / 6)
+    assert done.raw_score.mean["value"] == pytest.approx(46 / 6)
+    assert any("1 rationales come without a verdict" in note for note in done.notes)
 
 
 NO_GRADES = {
@@ -158,10 +158,10 @@ def test_what_is_no_grade_is_asked_again_and_then_counted(files: Files, tmp_path
         done = run(files, tmp_path / "out", endpoint.url)
         asked = [number_of(body) for body in endpoint.requests]
         assert (asked.count(3), asked.count(4)) == (3, 2)
-        assert done["failures"] == {"unparseable": 1}
-        assert done["graded"] == 5
-        assert done["score"]["mean"]["value"] == pytest.approx(12 / 5)
-        assert done["usage"]["input_tokens"] == 900  # what failed was paid for, too
+        assert done.failures == {"unparseable": 1}
+        assert done.graded == 5
+        assert done.score.mean["value"] == pytest.approx(12 / 5)
+        assert done.usage["input_tokens"] == 900  # what failed was paid for, too
         row = results(tmp_path / "out")["m3"]
         assert (row["score"], row["raw_score"], row["failure"]) == (None, None, "unparseable")
         endpoint.reply = by_number
@@ -190,9 +190,9 @@ def test_a_busy_server_is_asked_again_by_the_client(files: Files, tmp_path: Path
     with serve(reply) as endpoint:
         done = run(files, tmp_path / "out", endpoint.url)
         assert len(endpoint.requests) == 12
-    assert (done["graded"], done["failures"]) == (6, {})
-    assert done["usage"]["this_run"]["repeated_by_client"] == 6
-    assert done["usage"]["this_run"]["asked"] == 6
+    assert (done.graded, done.failures) == (6, {})
+    assert done.usage["this_run"]["repeated_by_client"] == 6
+    assert done.usage["this_run"]["asked"] == 6
 
 
 def test_failures_are_told_apart_and_stop_nothing(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_failures_are_told_apart_and_stop_nothing(tmp_path: Path) -> None:
     with serve(reply) as endpoint:
         done = run(files, tmp_path / "out", endpoint.url, retries=1, timeout=0.5, concurrency=2)
         asked = [number_of(body) for body in endpoint.requests]
-    assert done["failures"] == {
+    assert done.failures == {
         "HTTP 500": 1, "timeout": 1, "malformed": 2, "cut off": 1, "refused": 1, "HTTP 400": 1
     }  # fmt: skip
     assert [asked.count(number) for number in range(9)] == [1, 2, 2, 2, 2, 2, 1, 3, 1]
@@ -227,7 +227,7 @@ def test_failures_are_told_apart_and_stop_nothing(tmp_path: Path) -> None:
     assert [rows[f"m{n}"]["score"] for n in (0, 8)] == [0, 8]
     assert "--max-tokens" in rows["m5"]["message"]
     assert "too long" in (tmp_path / "out" / "report.md").read_text().replace("\\", "")
-    assert done["judge"]["response_format"] == "json_schema"  # one long prompt is no reason to ask in another form
+    assert done.judge["response_format"] == "json_schema"  # one long prompt is no reason to ask in another form
     for path in (tmp_path / "out").rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
 
@@ -245,8 +245,8 @@ def test_a_server_without_response_format_is_asked_without(
     with serve(reply) as endpoint:
         done = run(files, tmp_path / "out", endpoint.url)
         assert len(endpoint.requests) == 6 + len(refused)  # found out once
-    assert done["graded"] == 6
-    assert done["judge"]["response_format"] == taken
+    assert done.graded == 6
+    assert done.judge["response_format"] == taken
 
 
 @pytest.mark.parametrize(("status", "message"), [(401, f"wrong key {KEY}"), (404, "no such model")])
@@ -308,8 +308,8 @@ def test_ids_that_do_not_match_are_named(files: Files, tmp_path: Path) -> None:
         for name in ("'cat'", "'m0'", "'17'", "'m5'"):
             assert name in str(caught.value)
         done = run(files, tmp_path / "out", endpoint.url, partial=True)
-    assert done["items"] == 4
-    assert any("2 rationales without a reference, 2 references without" in note for note in done["notes"])
+    assert done.items == 4
+    assert any("2 rationales without a reference, 2 references without" in note for note in done.notes)
 
 
 BAD_ROWS = {
@@ -339,7 +339,7 @@ def test_two_judges_are_compared_on_their_own_scores(tmp_path: Path) -> None:
         run(files, tmp_path / "one", endpoint.url)
         endpoint.reply = lambda body, before: completion(grade(int(other[number_of(body)])))
         done = run(files, tmp_path / "two", endpoint.url, model="other", compare=tmp_path / "one")
-        found, mine = done["agreement"], np.arange(11)
+        found, mine = done.agreement, np.arange(11)
         assert found["rationales"] == 11
         assert found["spearman"] == pytest.approx(spearmanr(mine, other).statistic)
         assert found["kappa"] == pytest.approx(cohen_kappa_score(mine, other, weights="quadratic"))

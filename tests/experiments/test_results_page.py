@@ -13,7 +13,7 @@ from lab import FINGERPRINT
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import run_manifest, write_json
+from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import THRESHOLDS
 from ra_hmd.data.readers import READERS
@@ -65,7 +65,7 @@ def runs(lab):
             "source": read_features(place).manifest.source.to_json(),
         }
         values = {"features": {"train": train}, "encoder": {"path": "org/clip-large"}} | content
-        write_json(folder / "ra_hmd.json", run_manifest("head", **values))
+        write_json(folder / "ra_hmd.json", {"kind": "head", **values})
         return folder
 
     def evaluate(checkpoint, dataset: str, split: str, output: str, **changes: Any) -> Path:
@@ -97,9 +97,9 @@ def test_every_number_is_that_of_the_evaluation(runs):
         *lines, origin = cell.split("<br>")
         assert lines == [f"{TITLES[metric]} {format_estimate(values[metric])}" for metric in SHOWN]
         assert origin == "measured, 1 seed, 50 memes, C1"
-        (line,) = [one for one in done["results"] if one["origin"] == "measured" and one["head"] == name.upper()]
+        (line,) = [one for one in done.results if one["origin"] == "measured" and one["head"] == name.upper()]
         assert line["metrics"] == values
-    assert json.loads((runs.folder / "page.json").read_text()) == done
+    assert json.loads((runs.folder / "page.json").read_text()) == done.to_json()
     with (runs.folder / "page.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert tuple(lines[0]) == CSV_COLUMNS
@@ -126,8 +126,8 @@ def test_seeds_have_mean_spread_and_their_number_and_are_not_rows_of_their_own(r
     assert cell.split("<br>")[0] == f"AUROC {format_estimate(metrics['auroc'])}"
     assert " ± " in cell
     assert cell.endswith("measured, 2 seeds, 50 memes, C1")
-    assert len([one for one in done["results"] if one["origin"] == "measured"]) == 2
-    assert done["results"][0]["metrics"]["auroc"]["runs"] == metrics["auroc"]["runs"]
+    assert len([one for one in done.results if one["origin"] == "measured"]) == 2
+    assert done.results[0]["metrics"]["auroc"]["runs"] == metrics["auroc"]["runs"]
 
 
 def test_published_and_measured_cannot_be_confused(runs):
@@ -142,14 +142,14 @@ def test_published_and_measured_cannot_be_confused(runs):
                 assert ("published" in cell) == (origin != "measured")
                 numbers = cell.split("<br>")[:-1]
                 assert all(line.startswith("*") and line.endswith("*") for line in numbers) == (origin != "measured")
-    measured = {one["system"] for one in done["results"] if one["origin"] == "measured"}
-    published = {one["system"] for one in done["results"] if one["origin"] == "published"}
+    measured = {one["system"] for one in done.results if one["origin"] == "measured"}
+    published = {one["system"] for one in done.results if one["origin"] == "published"}
     assert measured.isdisjoint(published)
     ours = table["*published*", "RA-HMD, Qwen2-VL-7B", "–"]["hateful_memes · test_seen"]
     assert ours.startswith("*AUROC 0.911*<br>*accuracy 0.821*<br>*published*, P")
     assert "*second-hand*" in table["*published*", "RGCL", "–"]["hateful_memes · test_seen"]
     assert table["*published*", "Hate-CLIPper align-3", "–"]["hateful_memes · test_seen"].startswith("*AUROC 0.8580*")
-    for one in done["results"]:
+    for one in done.results:
         assert (one["evidence"] == "") == (one["origin"] == "measured")
     assert "2025\\.emnlp" in page.split("## Sources of the published numbers")[1]
 
@@ -169,7 +169,7 @@ def test_splits_are_never_mixed_and_dev_says_so(runs):
     done, page = page_of(runs)
     titles = list(next(iter(cells(page).values())))
     assert titles == ["hateful_memes · test", "hateful_memes · test_seen", "hateful_memes · dev_seen (dev)"]
-    roles = {one["column"]["split"]: one["column"]["role"] for one in done["results"] if one["origin"] == "measured"}
+    roles = {one["column"]["split"]: one["column"]["role"] for one in done.results if one["origin"] == "measured"}
     assert roles == {"dev_seen": "dev", "test_seen": "test", "test": "test"}
     table = cells(page)
     row = table["*published*", "Hate-CLIPper align-3", "–"]
@@ -238,8 +238,8 @@ def test_a_store_that_does_not_say_what_it_is_is_called_by_its_folder(runs):
     runs.evaluate(checkpoint=runs.head("bare"), bank=runs.folder / "hateful_memes/train",
                   queries=[runs.folder / "plain/test"], output=runs.folder / "out/plain")  # fmt: skip
     done, page = page_of(runs)
-    assert [one["dataset"] for one in done["columns"]] == [str(runs.folder / "plain")]
-    assert not any(one["origin"] == "published" for one in done["results"])
+    assert [one["dataset"] for one in done.columns] == [str(runs.folder / "plain")]
+    assert not any(one["origin"] == "published" for one in done.results)
     assert "trained on data that is not stated" in page
     assert "## Sources" not in page
 
@@ -266,7 +266,7 @@ def test_cross_evaluations_join_the_table(runs):
     )
     result = cross_eval(args, command="ra-hmd cross-eval cross.yaml")
     done, page = page_of(runs)
-    assert len([one for one in done["results"] if one["origin"] == "measured"]) == len(result["cells"]) == 8
+    assert len([one for one in done.results if one["origin"] == "measured"]) == len(result["cells"]) == 8
     table = cells(page)
     away = "MLP head, clip-large, trained on hateful_memes"
     for cell in result["cells"]:
@@ -282,7 +282,7 @@ def test_cross_evaluations_join_the_table(runs):
 def test_names_given_by_the_user_and_folders_that_overlap(runs):
     folder = runs.judge(runs.named("a"), "hateful_memes", "test_seen", "one")
     done, _ = page_of(runs, str(runs.folder / "out"), f"mine={folder}", str(folder))
-    assert [one["system"] for one in done["results"] if one["origin"] == "measured"] == ["mine", "mine"]
+    assert [one["system"] for one in done.results if one["origin"] == "measured"] == ["mine", "mine"]
 
 
 def test_the_nearest_name_counts_and_two_names_of_one_folder_are_refused(runs):
@@ -291,7 +291,7 @@ def test_the_nearest_name_counts_and_two_names_of_one_folder_are_refused(runs):
     around, near = f"all={runs.folder / 'out'}", f"mine={folder}"
     for given in ((around, near), (near, around)):
         done, _ = page_of(runs, *given)
-        names = {one["column"]["split"]: one["system"] for one in done["results"] if one["origin"] == "measured"}
+        names = {one["column"]["split"]: one["system"] for one in done.results if one["origin"] == "measured"}
         assert names == {"test_seen": "mine", "dev_seen": "all"}
     with pytest.raises(UserError, match=r"one is called 'mine' and 'yours'; give it one name"):
         page_of(runs, near, f"yours={folder}")
@@ -309,7 +309,7 @@ def test_a_cell_says_how_the_bank_voted_and_where_its_threshold_is_from(runs):
     for output, checkpoint in (("one", heads[0]), ("two", heads)):
         runs.judge(checkpoint, "hateful_memes", "test_seen", output, topk=5, operating_point=dev, min_similarity=0.1)
     done, page = page_of(runs)
-    measured = [one for one in done["results"] if one["origin"] == "measured"]
+    measured = [one for one in done.results if one["origin"] == "measured"]
     assert {one["head"] for one in measured} == {
         "LRC",
         "RKC, K = 5, arithmetic weights, cosine, abstains below similarity 0.1",

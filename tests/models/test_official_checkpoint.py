@@ -163,7 +163,7 @@ def test_without_its_configuration_the_shape_comes_from_the_tensors(
     manifest = import_official(official, tmp_path / "run")
     config = read_head_config(tmp_path / "run")
     assert (config.num_layers, config.input_dim, config.proj_dim, config.dropout) == (2, H, D, ())
-    assert any("classifier_config.json" in note for note in manifest["official"]["assumed"])
+    assert any("classifier_config.json" in note for note in manifest.assumptions)
     check_detector(tmp_path / "run", reference(model, base, state, some), some)
 
 

@@ -126,7 +126,7 @@ def test_a_meme_of_dev_that_is_judged_takes_part_in_no_choice(tilted):
     rules = read_operating_point(lab.folder / "head").rules
     result = lab.evaluate(operating_point=OperatingPointSettings(dev=lab.folder / "dev"), **asked)
     stored = read_operating_point(lab.folder / "head")
-    assert (stored.dev["left_out"], stored.dev["rows"]) == (["dev3"], 149)
+    assert (stored.dev.left_out, stored.dev.rows) == (["dev3"], 149)
     assert {head: rule.thresholds[0] for head, rule in stored.rules.items()} == {
         head: rule.thresholds[0] for head, rule in rules.items()
     }
@@ -170,7 +170,7 @@ def test_a_head_that_was_trained_again_refuses_the_old_choice(tilted):
     lab.evaluate(operating_point=OperatingPointSettings(thresholds="official"), **CHOOSE)
     lab.evaluate(operating_point=OperatingPointSettings(dev=lab.folder / "dev"), **CHOOSE)
     (lab.folder / "head" / DECISION_NAME).write_text('{"criterion": "f1"}')
-    with pytest.raises(UserError, match="is not a decision file"):
+    with pytest.raises(UserError, match=r"decision\.json"):
         lab.evaluate(**CHOOSE)
 
 

@@ -11,6 +11,7 @@ import pytest
 from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.bank.planned_change import PlannedChange
+from ra_hmd.core.manifests import BankReference
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.evaluation.request import OperatingPointSettings
 from ra_hmd.features.store import read_features
@@ -83,7 +84,7 @@ def test_content_does_not_depend_on_the_order_and_does_on_ids_labels_and_embeddi
     rng = np.random.default_rng(0)
     rows = Embeddings([f"m{i}" for i in range(2000)], rng.integers(0, 2, 2000), rng.normal(size=(2000, 8)))
     said = bank_content(rows)
-    decision = {"sha256": "", "content": said}
+    decision = BankReference(place="x", content=said)
 
     def holds(other: Embeddings) -> bool:
         return match_reference_set(ReferenceSet(other, {"place": "x", "sha256": ""}), decision).holds

@@ -343,11 +343,11 @@ def test_dev_chooses_c_by_auroc(kind: str, tmp_path: Path) -> None:
         areas.append(roc_auc_score(judged.labels, scores if kind == "multi_label" else scores[:, 0]))
     assert len(set(areas)) > 3, "C matters here"
     # The head scores in float32: rows that are all but equal may change places.
-    found = [one["auroc"] for one in manifest["dev"]]
+    found = [one["auroc"] for one in manifest.dev]
     assert found == pytest.approx(areas, abs=1e-3)
-    assert [one["c"] for one in manifest["dev"]] == list(GRID)
-    assert manifest["c"] == GRID[int(np.argmax(found))]
-    chosen = by_hand(features, manifest["c"], "both", False)(judged)
+    assert [one["c"] for one in manifest.dev] == list(GRID)
+    assert manifest.c == GRID[int(np.argmax(found))]
+    chosen = by_hand(features, manifest.c, "both", False)(judged)
     assert logits_of(tmp_path / "head", dev).numpy() == pytest.approx(chosen, rel=1e-3, abs=1e-3)
 
 
@@ -393,7 +393,7 @@ def test_classes_of_label_sets_that_do_not_vary_get_the_odds_of_their_rate(tmp_p
     labels[:, 1], labels[:, 2] = 0, 1
     write_features(tmp_path / "rare", replace(features, labels=labels), {"model": "m"}, split="train")
     manifest = linear_probe(tmp_path / "rare", tmp_path / "head")
-    assert "Classes [1, 2] do not vary" in manifest["notes"][0]
+    assert "Classes [1, 2] do not vary" in manifest.notes[0]
     logits = logits_of(tmp_path / "head", dev)
     assert logits[:, 1].tolist() == pytest.approx([np.log(0.5 / 120.5)] * 60, abs=1e-5)
     assert logits[:, 2].tolist() == pytest.approx([np.log(120.5 / 0.5)] * 60, abs=1e-5)
@@ -434,8 +434,8 @@ def test_a_probe_refuses_what_does_not_fit(tmp_path: Path) -> None:
 
 def test_notes_tell_of_a_weak_choice(tmp_path: Path) -> None:
     train, _ = stored(tmp_path)
-    assert linear_probe(train, tmp_path / "one")["notes"] == ["No dev store was given: C is 1."]
+    assert linear_probe(train, tmp_path / "one").notes == ["No dev store was given: C is 1."]
     features = read_features(train)
     write_features(tmp_path / "same", features, {"model": "m"}, split="dev")
-    notes = " ".join(linear_probe(train, tmp_path / "two", dev=tmp_path / "same")["notes"])
+    notes = " ".join(linear_probe(train, tmp_path / "two", dev=tmp_path / "same").notes)
     assert "120 ids of the dev store are also in the train store" in notes

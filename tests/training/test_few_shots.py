@@ -93,7 +93,7 @@ def test_lists_that_do_not_fit(encoded, lists, features):
     store = features(400, 0, "train")
     named = encoded.store("named", store, split="x", source={"dataset": "pridemm", "split": "train"})
     refused("were drawn from mami, and .*named holds pridemm", train=named)
-    refused("holds no K-shot lists", k_shot=change(lists, kind="features"))
+    refused("is of kind .features., not .k_shot.", k_shot=change(lists, kind="features"))
     assert not (encoded.folder / "out").exists()
 
 

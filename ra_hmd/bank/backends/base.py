@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ra_hmd.bank.versions import BankState, Change, VersionEntry
-from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
+from ra_hmd.core.manifests import BankManifest, read_folder_manifest
 from ra_hmd.retrieval.nearest import CandidateIndex
 
 
@@ -27,7 +27,7 @@ class BankBackend(Protocol):
     """
 
     location: Any
-    settings: dict[str, Any]
+    settings: BankManifest
 
     def __init__(self, location: str | Path, wait: float = 60.0, **options: Any) -> None:
         """Open the bank at `location`, waiting up to `wait` seconds for other processes."""
@@ -36,7 +36,7 @@ class BankBackend(Protocol):
     def create(
         cls,
         location: str | Path,
-        settings: dict[str, Any],
+        settings: BankManifest,
         entry: VersionEntry,
         change: Change,
         embedding: np.ndarray,
@@ -126,8 +126,7 @@ def _spec_of(location: str | Path) -> BackendSpec:
 
 
 def _is_bank_folder(location: str) -> bool:
-    manifest = Path(location) / MANIFEST_NAME
-    return manifest.is_file() and read_json(manifest).get("kind") == "bank"
+    return isinstance(read_folder_manifest(location), BankManifest)
 
 
 def _load_parquet() -> type[BankBackend]:

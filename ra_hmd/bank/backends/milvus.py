@@ -30,6 +30,7 @@ from ra_hmd.bank.backends.parquet import locked
 from ra_hmd.bank.versions import BankState, Change, VersionEntry
 from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import BankManifest, parse_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.retrieval.distinct_vectors import ABSENT, VectorRows
 from ra_hmd.retrieval.index import EXACT_ROWS
@@ -82,11 +83,11 @@ class MilvusBackend:
             settings = self._texts("log", 0, 1).get(0) if self._has("log") else None
             if settings is None or self.newest(0) == 0:
                 raise UserError(f"{location} is not an example bank, or its creation was broken off; create it again.")
+            self.settings = parse_manifest(json.loads(settings), BankManifest, location)
         except BaseException:
             self.close()
             raise
-        self.settings: dict[str, Any] = json.loads(settings)
-        self._multi_label = self.settings["problem"]["kind"] == "multi_label"
+        self._multi_label = self.settings.problem.kind == "multi_label"
 
     def _connect(self, address: str, lock: str | Path | None, token: str | None) -> None:
         try:
@@ -123,7 +124,7 @@ class MilvusBackend:
     def create(
         cls,
         location: str | Path,
-        settings: dict[str, Any],
+        settings: BankManifest,
         entry: VersionEntry,
         change: Change,
         embedding: np.ndarray,
@@ -140,15 +141,15 @@ class MilvusBackend:
         address, backend._name, backend.lite = parse_location(location)
         if backend.lite:
             Path(address).parent.mkdir(parents=True, exist_ok=True)
-            if settings["index"] not in ("auto", "flat"):
-                raise UserError(f"Milvus Lite searches exhaustively; index {settings['index']!r} needs a cluster.")
+            if settings.index not in ("auto", "flat"):
+                raise UserError(f"Milvus Lite searches exhaustively; index {settings.index!r} needs a cluster.")
         backend._connect(address, options.get("lock"), options.get("token"))
         try:
             with backend.writing(clean=False):
                 if backend._has("log") and backend.newest(0):
                     raise UserError(f"{location} holds a bank already; open it, or choose another place.")
                 backend._create_collections(len(change.added))
-                backend._insert_text("log", 0, json.dumps(settings, ensure_ascii=False))
+                backend._insert_text("log", 0, json.dumps(settings.to_json(), ensure_ascii=False))
                 backend.write(entry, change, embedding, 0)
         finally:
             backend.close()
@@ -165,7 +166,7 @@ class MilvusBackend:
             if part == "rows":
                 schema.add_field("version", DataType.INT64)
                 schema.add_field("id", DataType.VARCHAR, max_length=65_535)
-                schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self.settings["dimension"])
+                schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self.settings.dimension)
                 index.add_index("vector", metric_type="COSINE", **self._index_of(rows))
             else:
                 schema.add_field("text", DataType.VARCHAR, max_length=65_535)
@@ -176,7 +177,7 @@ class MilvusBackend:
             )
 
     def _index_of(self, rows: int) -> dict[str, Any]:
-        kind = self.settings["index"]
+        kind = self.settings.index
         if kind == "hnsw":
             return {"index_type": "HNSW", "params": {"M": 32, "efConstruction": 200}}
         if kind == "ivf" or (kind == "auto" and rows > EXACT_ROWS and not self.lite):
@@ -274,7 +275,7 @@ class MilvusBackend:
 
     def embeddings(self, state: BankState, rows: np.ndarray) -> np.ndarray:
         """float32 [M, D], embeddings of row numbers [M], as the head computed them."""
-        matrix = np.zeros((len(rows), self.settings["dimension"]), np.float32)
+        matrix = np.zeros((len(rows), self.settings.dimension), np.float32)
         for first in range(0, len(rows), _GET):
             wanted = rows[first : first + _GET].tolist()
             found = self._client.query(

@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 from ra_hmd.bank.backends.parquet_index import ParquetIndex
 from ra_hmd.bank.log_checkpoint import EVERY, read_checkpoint, write_checkpoint
 from ra_hmd.bank.versions import BankState, Change, VersionEntry
-from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, new_folder, read_json, write_json
+from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, new_folder
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import BankManifest, read_manifest, write_manifest
 from ra_hmd.retrieval.nearest import CandidateIndex
 
 VERSIONS, CACHE, LOCK = "versions", "cache", ".lock"
@@ -74,18 +75,15 @@ class ParquetBackend:
         self._wait = wait
         if not (self.location / MANIFEST_NAME).is_file() or not (self.location / VERSIONS).is_dir():
             raise UserError(f"{location} is not an example bank; make one with `ra-hmd bank create`.")
-        manifest = read_json(self.location / MANIFEST_NAME)
-        if manifest.get("kind") != "bank":
-            raise UserError(f"{location} holds a {manifest.get('kind')!r} run, not an example bank.")
-        self.settings: dict[str, Any] = dict(manifest)
-        self._multi_label = manifest.problem.kind == "multi_label"
+        self.settings = read_manifest(self.location / MANIFEST_NAME, BankManifest)
+        self._multi_label = self.settings.problem.kind == "multi_label"
         self._index = ParquetIndex(self.location / CACHE, self.settings, self.embeddings)
 
     @classmethod
     def create(
         cls,
         location: str | Path,
-        settings: dict[str, Any],
+        settings: BankManifest,
         entry: VersionEntry,
         change: Change,
         embedding: np.ndarray,
@@ -98,7 +96,7 @@ class ParquetBackend:
         """
         with new_folder(location) as temporary:
             (temporary / VERSIONS).mkdir()
-            write_json(temporary / MANIFEST_NAME, settings)
+            write_manifest(temporary / MANIFEST_NAME, settings)
             _write_version(temporary, entry, change, embedding)
             sync_folder(temporary)
         sync_folder(Path(location).parent)
@@ -156,7 +154,7 @@ class ParquetBackend:
 
     def embeddings(self, state: BankState, rows: np.ndarray) -> np.ndarray:
         """float32 [M, D], embeddings of row numbers [M] in rising order, as the head computed them."""
-        parts = [np.zeros((0, self.settings["dimension"]), np.float32)]
+        parts = [np.zeros((0, self.settings.dimension), np.float32)]
         for version in range(1, state.version + 1):
             first, last = state.origins[version - 1 : version + 1]
             wanted = rows[np.searchsorted(rows, first) : np.searchsorted(rows, last)] - first

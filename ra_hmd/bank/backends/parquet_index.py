@@ -4,7 +4,7 @@ Shapes: N rows ever added, Q queries, D embedding, M rows of the index, P distin
 """
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from ra_hmd.bank.versions import BankState
 from ra_hmd.core.artifacts import atomic_path, read_json, write_json
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import BankManifest
 from ra_hmd.retrieval.distinct_vectors import ABSENT, DistinctVectors, VectorRows
 from ra_hmd.retrieval.index import RECALL_SAMPLE, ResolvedKind, SearchIndex, build_index, resolve_kind, sample_rows
 from ra_hmd.retrieval.knn import unit_rows
@@ -38,12 +39,12 @@ class ParquetIndex:
     """
 
     def __init__(
-        self, cache: Path, settings: Mapping[str, Any], embeddings: Callable[[BankState, np.ndarray], np.ndarray]
+        self, cache: Path, settings: BankManifest, embeddings: Callable[[BankState, np.ndarray], np.ndarray]
     ) -> None:
         """
         Args:
             cache: Folder for an index that takes long to build; created when one is written.
-            settings: Settings of the bank: `index`, `dimension`, `seed`, `recall_target`.
+            settings: The manifest of the bank.
             embeddings: Reads float32 [M, D], the embeddings of the given row numbers of a state.
         """
         self._cache, self._settings, self._embeddings = cache, settings, embeddings
@@ -60,7 +61,7 @@ class ParquetIndex:
         if self._prepared is not None and self._prepared[0] is state:
             return self._prepared[1]
         self._prepared = None  # until all below has worked
-        kind = resolve_kind(self._settings["index"], int(state.alive.sum()))
+        kind = resolve_kind(self._settings.index, int(state.alive.sum()))
         if kind != "flat" and not state.alive.any():
             kind = "flat"
         if self._index is None and kind != "flat":
@@ -123,20 +124,20 @@ class ParquetIndex:
         self._vectors, self._rows, self._point = DistinctVectors(), self._rows[:0], self._point[:0]
         settings = self._settings
         if kind == "flat":
-            return build_index(np.zeros((0, settings["dimension"]), np.float32), kind="flat")
+            return build_index(np.zeros((0, settings.dimension), np.float32), kind="flat")
         self._rows = self._tuned = state.members
         self._built = len(self._rows)
         vectors = unit_rows(self._embeddings(state, self._rows))
         self._point, new = self._vectors.number(vectors)
-        index = build_index(vectors[new], kind=kind, seed=settings["seed"], recall_target=settings["recall_target"])
+        index = build_index(vectors[new], kind=kind, seed=settings.seed, recall_target=settings.recall_target)
         self._save(index)
         return index
 
     def _tune(self, index: SearchIndex, state: BankState, allowed: np.ndarray) -> None:
         """Measure recall on vectors of the index, those without a row among them."""
         settings = self._settings
-        sample = sample_rows(np.random.default_rng(settings["seed"]), len(self._vectors), RECALL_SAMPLE)
-        index.tune(settings["recall_target"], index.vectors(sample), own=allowed[sample], allowed=allowed)
+        sample = sample_rows(np.random.default_rng(settings.seed), len(self._vectors), RECALL_SAMPLE)
+        index.tune(settings.recall_target, index.vectors(sample), own=allowed[sample], allowed=allowed)
         self._tuned = state.members
 
     def describe(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from ra_hmd.core.manifests.heads import BaseModelReference as BaseModelReference
 from ra_hmd.core.manifests.heads import BestCheckpoint as BestCheckpoint
 from ra_hmd.core.manifests.heads import DataDescription as DataDescription
 from ra_hmd.core.manifests.heads import DecisionManifest as DecisionManifest
+from ra_hmd.core.manifests.heads import DevReference as DevReference
 from ra_hmd.core.manifests.heads import HeadDecision as HeadDecision
 from ra_hmd.core.manifests.heads import HeadReference as HeadReference
 from ra_hmd.core.manifests.heads import HeadRunManifest as HeadRunManifest
@@ -26,7 +27,6 @@ from ra_hmd.core.manifests.reading import read_manifest as read_manifest
 from ra_hmd.core.manifests.reading import upgrade as upgrade
 from ra_hmd.core.manifests.reading import write_manifest as write_manifest
 from ra_hmd.core.manifests.reports import AblationManifest as AblationManifest
-from ra_hmd.core.manifests.reports import BankReference as BankReference
 from ra_hmd.core.manifests.reports import BankSearchManifest as BankSearchManifest
 from ra_hmd.core.manifests.reports import CrossEvalManifest as CrossEvalManifest
 from ra_hmd.core.manifests.reports import EvaluationManifest as EvaluationManifest
@@ -36,11 +36,12 @@ from ra_hmd.core.manifests.reports import PipelineManifest as PipelineManifest
 from ra_hmd.core.manifests.reports import PredictionsManifest as PredictionsManifest
 from ra_hmd.core.manifests.reports import RuleDescription as RuleDescription
 from ra_hmd.core.manifests.reports import ScoreSummary as ScoreSummary
-from ra_hmd.core.manifests.reports import SetDescription as SetDescription
 from ra_hmd.core.manifests.reports import StalenessManifest as StalenessManifest
 from ra_hmd.core.manifests.reports import SystemDescription as SystemDescription
 from ra_hmd.core.manifests.reports import TestRecord as TestRecord
 from ra_hmd.core.manifests.reports import TinyEncoderManifest as TinyEncoderManifest
+from ra_hmd.core.manifests.stores import BankContent as BankContent
+from ra_hmd.core.manifests.stores import BankReference as BankReference
 from ra_hmd.core.manifests.stores import CaptionLengths as CaptionLengths
 from ra_hmd.core.manifests.stores import CheckManifest as CheckManifest
 from ra_hmd.core.manifests.stores import DatasetManifest as DatasetManifest
@@ -48,6 +49,7 @@ from ra_hmd.core.manifests.stores import DataSource as DataSource
 from ra_hmd.core.manifests.stores import EncoderReference as EncoderReference
 from ra_hmd.core.manifests.stores import FeatureOrigin as FeatureOrigin
 from ra_hmd.core.manifests.stores import KShotManifest as KShotManifest
+from ra_hmd.core.manifests.stores import SetDescription as SetDescription
 from ra_hmd.core.manifests.stores import ShareGptManifest as ShareGptManifest
 from ra_hmd.core.manifests.stores import ShotList as ShotList
 from ra_hmd.core.manifests.stores import StoreManifest as StoreManifest

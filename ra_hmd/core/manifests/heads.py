@@ -1,12 +1,14 @@
 """Manifests of trained models: Stage 1 runs, heads on features, their decisions, and example banks."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ra_hmd.core.heads import Head
 from ra_hmd.core.manifests.base import Manifest, Section
-from ra_hmd.core.manifests.stores import EncoderReference, StoreReference
+from ra_hmd.core.manifests.stores import BankReference, EncoderReference, StoreReference
+from ra_hmd.core.problem import ProblemType
 
 
 class BaseModelReference(Section):
@@ -142,6 +144,7 @@ class Stage1Manifest(HeadRunManifest):
     """Manifest of a Stage 1 run, of its checkpoints and of its merged export.
 
     Attributes:
+        command: Command line of a conversion.
         finetuning_type: `lora`, `freeze` or `full`.
         world_size: Number of processes.
         head: Settings of the head (`HeadConfig`).
@@ -154,6 +157,8 @@ class Stage1Manifest(HeadRunManifest):
     KINDS: ClassVar[tuple[str, ...]] = ("stage1",)
     REMEDY: ClassVar[str] = "give the output_dir of a Stage 1 run"
 
+    base_model: BaseModelReference = Field(default_factory=BaseModelReference)
+    command: str = ""
     finetuning_type: str | None = None
     world_size: int | None = None
     head: dict[str, Any] = Field(default_factory=dict)
@@ -161,6 +166,11 @@ class Stage1Manifest(HeadRunManifest):
     step: int | None = None
     best: BestCheckpoint | None = None
     official: OfficialOrigin | None = None
+
+    @property
+    def assumptions(self) -> list[str]:
+        """Settings that an official checkpoint does not state, in sentences; empty for other runs."""
+        return [] if self.official is None else self.official.assumed
 
     def argument(self, group: str, name: str) -> Any:
         """An argument of the host, None where the run did not record it.
@@ -246,7 +256,7 @@ class ProblemDescription(Section):
         outputs: Number of outputs.
     """
 
-    kind: str
+    kind: ProblemType
     outputs: int = 1
 
 
@@ -266,6 +276,26 @@ class HeadDecision(Section):
     uncalibrated: str | None = None
 
 
+class DevReference(Section):
+    """The dev set that thresholds were chosen on.
+
+    Attributes:
+        place: Folder of the store.
+        split: Split.
+        rows: Number of memes that were used.
+        sha256: Digest of the store.
+        ids: The memes that were used.
+        left_out: Memes of the store that were not used, because they are judged.
+    """
+
+    place: str
+    split: str = ""
+    rows: int
+    sha256: str = ""
+    ids: list[str]
+    left_out: list[str] = Field(default_factory=list)
+
+
 class DecisionManifest(Manifest):
     """Thresholds and calibrations that were chosen on dev (`decision.json`).
 
@@ -274,7 +304,7 @@ class DecisionManifest(Manifest):
         problem: Labels of the head.
         head_sha256: Digest of the head's weights.
         heads: Head to its decision.
-        bank: State of the bank that voted.
+        bank: The bank that voted.
         voting: Settings of the vote.
         dev: The dev set.
     """
@@ -285,10 +315,10 @@ class DecisionManifest(Manifest):
     criterion: str
     problem: ProblemDescription
     head_sha256: str
-    heads: dict[str, HeadDecision]
-    bank: dict[str, Any]
+    heads: dict[Head, HeadDecision]
+    bank: BankReference
     voting: dict[str, Any]
-    dev: dict[str, Any]
+    dev: DevReference
 
 
 class BankManifest(Manifest):
@@ -311,6 +341,6 @@ class BankManifest(Manifest):
     dimension: int
     problem: ProblemDescription
     fingerprint: dict[str, Any] = Field(default_factory=dict)
-    index: str = "auto"
+    index: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
     recall_target: float = 0.99
     seed: int = 0

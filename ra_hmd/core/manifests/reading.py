@@ -120,8 +120,9 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
         current["format"] = current.pop("manifest_format", 1)
     current.setdefault("format", 1)
     fields = MODELS.get(kind, Manifest).model_fields
+    # Null where a table or a list is meant states nothing.
     for name in [name for name, value in current.items() if value is None and name in fields]:
-        if fields[name].default is not None:  # null where a table or a list is meant states nothing
+        if fields[name].get_default(call_default_factory=True) is not None:
             del current[name]
     if kind == "features":
         return _upgrade_origin(current)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from ra_hmd.core.manifests.base import Manifest, Section
+from ra_hmd.core.manifests.stores import BankReference, SetDescription
 
 
 class SystemDescription(Section):
@@ -27,46 +28,6 @@ class SystemDescription(Section):
     def trained(self) -> bool:
         """Whether the head was trained at all: a zero-shot head was not."""
         return "trained_on" in self.model_fields_set
-
-
-class SetDescription(Section):
-    """A set of memes: a query set, or the rows of a bank.
-
-    Attributes:
-        dataset: Name of the data set, else the folder of the store.
-        task: Task whose labels count.
-        split: Split.
-        place: Folder or file.
-        stated: Whether the store states its data set.
-        rows: Number of memes.
-        outputs: Outputs of the head.
-    """
-
-    dataset: str
-    task: str | None = None
-    split: str
-    place: str = ""
-    stated: bool = True
-    rows: int | None = None
-    outputs: int = 1
-
-
-class BankReference(Section):
-    """The labelled examples that voted.
-
-    Attributes:
-        place: Feature store or example bank.
-        sha256: Digest of its state.
-        version: Version of an example bank.
-        content: Summary of its rows, by which the bank is recognised.
-        data: The memes in it.
-    """
-
-    place: str
-    sha256: str = ""
-    version: int | None = None
-    content: dict[str, Any] | None = None
-    data: SetDescription | None = None
 
 
 class RuleDescription(Section):
@@ -207,7 +168,7 @@ class AblationManifest(Manifest):
         seeds: Seeds of the runs.
         topk: K.
         bootstrap_samples: Resamples of each interval.
-        test: Test splits that were opened.
+        test: Folder of a head to the test splits that it opened.
         heads: Folder of a head to the digest of its weights.
         commands: Command line to its seconds.
     """
@@ -219,7 +180,7 @@ class AblationManifest(Manifest):
     seeds: list[int] = Field(default_factory=list)
     topk: int | None = None
     bootstrap_samples: int | None = None
-    test: Any = None
+    test: dict[str, TestRecord] = Field(default_factory=dict)
     heads: dict[str, str] = Field(default_factory=dict)
     commands: dict[str, float] = Field(default_factory=dict)
 

@@ -140,6 +140,60 @@ class StoreReference(FeatureOrigin):
     k_shot: str | None = None
 
 
+class SetDescription(Section):
+    """A set of memes: a query set, or the rows of a bank.
+
+    Attributes:
+        dataset: Name of the data set, else the folder of the store.
+        task: Task whose labels count.
+        split: Split.
+        place: Folder or file.
+        stated: Whether the store states its data set.
+        rows: Number of memes.
+        outputs: Outputs of the head.
+    """
+
+    dataset: str
+    task: str | None = None
+    split: str
+    place: str = ""
+    stated: bool = True
+    rows: int | None = None
+    outputs: int = 1
+
+
+class BankContent(Section):
+    """Summary of a bank's rows, by which the bank is recognised wherever it lies.
+
+    Attributes:
+        rows: N.
+        sha256: Digest of ids and labels.
+        sketch: Sums over the embeddings, then their scale.
+    """
+
+    rows: int
+    sha256: str
+    sketch: list[float]
+
+
+class BankReference(Section):
+    """The labelled examples that voted.
+
+    Attributes:
+        place: Feature store or example bank.
+        sha256: Digest of its state.
+        version: Version of an example bank.
+        content: Summary of its rows; None in decisions of earlier versions.
+        data: The memes in it.
+    """
+
+    place: str
+    sha256: str = ""
+    version: int | None = None
+    content: BankContent | None = None
+    data: SetDescription | None = None
+
+
 class DatasetManifest(Manifest):
     """Manifest of an imported data set (`dataset.json`).
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from ra_hmd.core.manifests import CheckManifest
 from ra_hmd.data.checks.findings import Finding, Findings
 from ra_hmd.data.checks.fix import fix_data
 from ra_hmd.data.checks.report import write_check_report
@@ -21,7 +21,7 @@ def check_data(
     fix: bool = False,
     workers: int = 1,
     show: bool = False,
-) -> dict[str, Any]:
+) -> CheckManifest:
     """Check an imported folder and write `check/report.json`, `check/report.md` and figures into it.
 
     Args:
@@ -54,7 +54,7 @@ def _inspect(
 ) -> tuple[Findings, list[Finding]]:
     tasks = tuple(task for task in data.reader.tasks if task.member_of is None)
     seen = Findings(data, tasks)
-    total = sum(data.manifest.get("splits", {}).values()) or None
+    total = sum(data.manifest.splits.values()) or None
     for split, rows in scan(data, tasks, data.folder / CHECK / "images", workers=workers, total=total, show=show):
         seen.add(split, rows)
     return seen, seen.finish(excess)

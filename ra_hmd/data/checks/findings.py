@@ -260,7 +260,7 @@ class Findings:
 
     def _counts(self) -> None:
         expected = self.data.expected
-        if self.data.manifest.get("options", {}).get("val_fraction"):
+        if self.data.manifest.options.get("val_fraction"):
             expected.pop("train", None)  # a part of it is val now
         for split, whole in expected.items():
             if split not in self.rows:

@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ra_hmd.core.artifacts import atomic_path, read_json, write_json
+from ra_hmd.core.artifacts import atomic_path
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import DatasetManifest, read_manifest, write_manifest
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import DATASET_MANIFEST, REJECTED, MemeData, SplitWriter, json_line
 
@@ -28,8 +29,8 @@ def fix_data(data: MemeData, bad: Mapping[tuple[str, int], str], kinds: list[str
     if not path.is_file():
         raise UserError(f"--fix: {data.folder} was not made by `ra-hmd data import`; import it first.")
     torn = "parquet_differs" in kinds
-    manifest = read_json(path)
-    fix = manifest.get("fixes", 0) + 1
+    manifest = read_manifest(path, DatasetManifest)
+    fix = manifest.fixes + 1
     if bad:
         _append_rejected(data, bad, fix)
     for split in data.splits:
@@ -40,8 +41,8 @@ def fix_data(data: MemeData, bad: Mapping[tuple[str, int], str], kinds: list[str
     done += ["Parquet files written anew from the .jsonl files"] if torn else []
     if done:
         counts = {split: sum(1 for _ in _lines(data.folder / f"{split}.jsonl")) for split in data.splits}
-        fixed = [*manifest.get("fixed", []), *done]
-        write_json(path, {**manifest, "splits": counts, "fixes": fix, "fixed": fixed})
+        fixed = [*manifest.fixed, *done]
+        write_manifest(path, manifest.model_copy(update={"splits": counts, "fixes": fix, "fixed": fixed}))
     return done
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ra_hmd.core.artifacts import plain, run_manifest, write_json, write_text
+from ra_hmd.core.artifacts import plain, write_text
+from ra_hmd.core.manifests import CheckManifest, write_manifest
 from ra_hmd.core.markdown import escape, markdown_table
 from ra_hmd.core.plotting import (
     BLUE,
@@ -29,13 +29,12 @@ _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE)
 
 def write_check_report(
     seen: Findings, findings: list[Finding], fixed: list[str], output: Path, *, config: str | Path | None
-) -> dict[str, Any]:
-    """Write the report into `output`, and return the content of report.json."""
-    report = run_manifest(
-        "data check",
+) -> CheckManifest:
+    """Write the report into `output` and return what report.json holds."""
+    report = CheckManifest.new(
         folder=str(seen.data.folder),
-        dataset=seen.data.manifest["dataset"],
-        variant=seen.data.manifest.get("variant", ""),
+        dataset=seen.data.manifest.dataset,
+        variant=seen.data.manifest.variant,
         config=None if config is None else str(config),
         rows=dict(seen.rows),
         classes=_classes(seen),
@@ -43,9 +42,9 @@ def write_check_report(
         findings=[plain(vars(finding)) for finding in findings],
         fixed=fixed,
     )
-    save_figure(_class_figure(report["classes"]), output / "classes.png")
+    save_figure(_class_figure(report.classes), output / "classes.png")
     save_figure(_size_figure(seen), output / "sizes.png")
-    write_json(output / REPORT, report)
+    write_manifest(output / REPORT, report)
     write_text(output / "report.md", _page(seen, report))
     return report
 
@@ -105,16 +104,16 @@ def _size_figure(seen: Findings) -> Figure:
     return figure
 
 
-def _page(seen: Findings, report: Mapping[str, Any]) -> str:
+def _page(seen: Findings, report: CheckManifest) -> str:
     data = seen.data
     lines = [f"# Check of {escape(data.reader.title)}", ""]
-    lines += [f"Folder `{data.folder}`; found as: {escape(data.manifest.get('layout', 'JSON Lines files'))}.", ""]
-    lines += [f"- {escape(note)}" for note in data.manifest.get("notes", [])]
-    rows = [[split, str(count), _expected(seen, split)] for split, count in report["rows"].items()]
+    lines += [f"Folder `{data.folder}`; found as: {escape(data.manifest.layout)}.", ""]
+    lines += [f"- {escape(note)}" for note in data.manifest.notes]
+    rows = [[split, str(count), _expected(seen, split)] for split, count in report.rows.items()]
     lines += ["", "## Splits", "", markdown_table(["split", "rows", "in a whole copy"], rows), "## Findings", ""]
-    if not report["findings"]:
+    if not report.findings:
         lines += ["Nothing was found.", ""]
-    for finding in report["findings"]:
+    for finding in report.findings:
         lines += [
             f"### {finding['severity']}: {finding['kind']} ({finding['count']})",
             "",
@@ -124,10 +123,10 @@ def _page(seen: Findings, report: Mapping[str, Any]) -> str:
         lines += [f"- {escape(example)}" for example in finding["examples"]]
         more = finding["count"] - len(finding["examples"])
         lines += [*([f"- … and {more} more"] if more else []), ""]
-    if report["fixed"]:
-        lines += ["## Mended", "", *(f"- {escape(text)}" for text in report["fixed"]), ""]
+    if report.fixed:
+        lines += ["## Mended", "", *(f"- {escape(text)}" for text in report.fixed), ""]
     lines += ["## Classes", ""]
-    for task, splits in report["classes"].items():
+    for task, splits in report.classes.items():
         labels = list(dict.fromkeys(label for counts in splits.values() for label in counts))
         cells = [[split, *(str(counts.get(label, 0)) for label in labels)] for split, counts in splits.items()]
         lines += [f"Task {escape(task)}:", "", markdown_table(["split", *map(escape, labels)], cells)]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head, decide, exact_match, official_thresholds
+from ra_hmd.core.manifests import EvaluationManifest, RuleDescription, read_folder_manifest
 from ra_hmd.core.problem import Problem
 from ra_hmd.data.rows import jsonl_rows
 from ra_hmd.evaluation.metrics.classification import metric_names
@@ -149,11 +149,11 @@ def read_run(place: str | Path) -> OtherRun:
             raise UserError(
                 f"{path.parent / row.place} is not a prediction of `ra-hmd evaluate`: {row.problem or repr(error)}."
             ) from error
-    manifest = path.parent / MANIFEST_NAME
-    rules = read_json(manifest).get("decisions", {}) if manifest.is_file() else {}
+    manifest = read_folder_manifest(path.parent)
+    decisions = manifest.decisions if isinstance(manifest, EvaluationManifest) else {}
     thresholds = {
-        name: {head: rule["thresholds"] for head, rule in heads.items() if "thresholds" in rule}
-        for name, heads in rules.items()
+        name: {head: rule.thresholds for head, rule in heads.items() if isinstance(rule, RuleDescription)}
+        for name, heads in decisions.items()
     }
     return OtherRun(path, rows, thresholds)
 

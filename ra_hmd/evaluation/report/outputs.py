@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, run_manifest, write_json, write_jsonl
+from ra_hmd.core.artifacts import MANIFEST_NAME, write_json, write_jsonl
+from ra_hmd.core.manifests import EvaluationManifest, write_manifest
 from ra_hmd.evaluation.metrics.seeds import over_seeds
 from ra_hmd.evaluation.metrics.significance import PREDICTIONS_NAME
 from ra_hmd.evaluation.report.report import write_report, write_seeds_report
@@ -21,7 +22,7 @@ def write_evaluation(result: Evaluation, output: Path) -> EvaluationSummary:
     write_json(output / ANALYSIS_NAME, result.analysis)
     write_json(output / "evidence.json", result.evidence)
     write_jsonl(output / PREDICTIONS_NAME, [row for scored in result.sets for row in predictions(scored)])
-    write_json(output / MANIFEST_NAME, result.manifest)
+    write_manifest(output / MANIFEST_NAME, result.manifest)
     report = write_report(result, output)
     return {
         "metrics": result.metrics,
@@ -48,19 +49,19 @@ def write_seeds(results: Mapping[str, Evaluation], output: Path) -> EvaluationSu
         for number, scored in enumerate(first.sets)
     }
     notes = list(dict.fromkeys(note for result in results.values() for note in result.notes))
-    manifest = run_manifest(
-        "evaluation",
-        runs={name: result.manifest["arguments"] for name, result in results.items()},
+    stated = {name: result.manifest.to_json() for name, result in results.items()}
+    manifest = EvaluationManifest.new(
+        runs={name: one["arguments"] for name, one in stated.items()},
         seed=first.request.seed,
         **first.opened,
-        systems={name: result.manifest["system"] for name, result in results.items()},
-        sets=first.manifest["sets"],
-        bank=first.manifest["bank"],
-        decisions={name: result.manifest["decisions"] for name, result in results.items()},
+        systems={name: one["system"] for name, one in stated.items()},
+        sets=first.manifest.sets,
+        bank=first.manifest.bank,
+        decisions={name: one["decisions"] for name, one in stated.items()},
         commands=first.commands,
     )
     write_json(output / METRICS_NAME, metrics)
-    write_json(output / MANIFEST_NAME, manifest)
+    write_manifest(output / MANIFEST_NAME, manifest)
     report = write_seeds_report(results, metrics, notes, manifest, output)
     return {
         "metrics": metrics,

@@ -7,6 +7,7 @@ from typing import Any
 
 from ra_hmd.core.artifacts import write_text
 from ra_hmd.core.heads import HEAD_NAMES
+from ra_hmd.core.manifests import EvaluationManifest
 from ra_hmd.core.markdown import escape, fenced, markdown_table
 from ra_hmd.core.plotting import save_figure
 from ra_hmd.evaluation.metrics.classification import metric_names
@@ -59,7 +60,7 @@ def write_seeds_report(
     results: Mapping[str, Evaluation],
     metrics: Mapping[str, Any],
     notes: Sequence[str],
-    manifest: Mapping[str, Any],
+    manifest: EvaluationManifest,
     output: Path,
 ) -> Path:
     """Write report.md over several heads: means, spread over seeds, intervals over memes; return its path.
@@ -156,7 +157,7 @@ def _thresholds(result: Evaluation) -> str:
     point = result.operating_point
     if point is None:
         return "official: 0.5 (LMH, LRC), 0 (RKC)" if result.problem.kind != "single_label" else "highest score decides"
-    where = f"chosen on {point.dev['place']} ({point.dev['rows']} memes)"
+    where = f"chosen on {point.dev.place} ({point.dev.rows} memes)"
     if result.problem.kind == "single_label":
         return f"highest score decides; calibration {where}"
     shown = [f"{head.upper()} {', '.join(f'{value:.3f}' for value in rule.thresholds)}"
@@ -242,9 +243,9 @@ def _short(value: Any) -> str:
     return str(value) if isinstance(value, int) else f"{value:+.3f}"
 
 
-def _origin(commands: Sequence[str], manifest: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+def _origin(commands: Sequence[str], manifest: EvaluationManifest) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     return (
         f"## How this was made\n\n{fenced(commands)}\n"
-        f"Seed {manifest['seed']}. {escape(versions)}. Made {manifest['created']}.\n"
+        f"Seed {manifest.seed}. {escape(versions)}. Made {manifest.created}.\n"
     )

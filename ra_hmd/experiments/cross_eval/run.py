@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, plain, read_json, run_manifest, sha256_bytes, sha256_file, write_json
+from ra_hmd.core.artifacts import MANIFEST_NAME, plain, read_json, sha256_bytes, sha256_file, write_json
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import THRESHOLDS
+from ra_hmd.core.manifests import CrossEvalManifest, write_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.data.k_shot import check_same_data, read_shot_lists, shot_rows
 from ra_hmd.evaluation.metrics.runs import estimate
@@ -101,8 +102,7 @@ def cross_eval(args: CrossEvalArguments, *, final: bool = False, command: str = 
         raise_all(list(dict.fromkeys(reasons)), "Nothing can be evaluated yet")
     result = {"cells": cells, "missing": missing}
     arguments = plain(args.model_dump())
-    manifest = run_manifest(
-        "cross_eval",
+    manifest = CrossEvalManifest.new(
         command=command,
         arguments=arguments,
         seed=args.seed,
@@ -112,7 +112,7 @@ def cross_eval(args: CrossEvalArguments, *, final: bool = False, command: str = 
     )
     write_json(args.output_dir / "cross_eval.json", result)
     write_cross_report(args, result, command, args.output_dir)
-    write_json(args.output_dir / MANIFEST_NAME, manifest)
+    write_manifest(args.output_dir / MANIFEST_NAME, manifest)
     return result
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, plain, run_manifest, write_json, write_jsonl, write_text
+from ra_hmd.core.artifacts import MANIFEST_NAME, plain, write_json, write_jsonl, write_text
+from ra_hmd.core.manifests import EvaluationManifest, write_manifest
 from ra_hmd.core.markdown import escape, fenced, markdown_table
 from ra_hmd.data.meme import Meme
 from ra_hmd.evaluation.metrics.estimates import estimates
@@ -17,7 +18,7 @@ from ra_hmd.evaluation.report.outputs import METRICS_NAME
 from ra_hmd.evaluation.report.sections import METRIC_NAMES, format_estimate
 from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures, MemeSplit
 from ra_hmd.experiments.in_context.demonstrations import Demonstrations, DemonstrationSettings
-from ra_hmd.experiments.in_context.thresholds import KEY, Threshold, official
+from ra_hmd.experiments.in_context.thresholds import Threshold, official
 from ra_hmd.features.extraction import label_array
 from ra_hmd.models.checkpoint import Run
 from ra_hmd.scoring.evidence import plain_score
@@ -104,8 +105,7 @@ def write_in_context_result(result: InContextResult, output: Path) -> dict[str, 
     found = estimates(result.scores, labels, rule.values, problem, samples=result.samples, seed=plan.selection.seed)
     metrics = {name: estimate.as_dict() for name, estimate in found.items()}
     shown = _shown(result, labels)
-    manifest = run_manifest(
-        "evaluation",
+    manifest = EvaluationManifest.new(
         arguments={**plan.selection.model_dump(), "answers": list(plan.answers), "bootstrap_samples": result.samples,
                    "checkpoint": str(plan.run.folder), "adapter": plan.run.adapter is not None,
                    "dev": rule.dev, "features": None if plan.stores is None else plain(asdict(plan.stores))},
@@ -120,13 +120,13 @@ def write_in_context_result(result: InContextResult, output: Path) -> dict[str, 
         longest_prompt=result.longest,
         decisions={result.name: {HEAD: {"thresholds": rule.values.tolist(), "chosen": rule.dev is not None}}},
         commands=[result.command],
-        **{KEY: dict(plan.stated)},
+        in_context=dict(plan.stated),
     )  # fmt: skip
     write_jsonl(output / PREDICTIONS_NAME, _predictions(result, labels))
     write_json(output / METRICS_NAME, {result.name: {HEAD: metrics}})
     _report(manifest, metrics, rule, output)
-    write_json(output / MANIFEST_NAME, manifest)
-    return manifest
+    write_manifest(output / MANIFEST_NAME, manifest)
+    return manifest.to_json()
 
 
 def _predictions(result: InContextResult, labels: np.ndarray) -> list[dict[str, Any]]:
@@ -162,9 +162,10 @@ def _shown(result: InContextResult, labels: np.ndarray) -> dict[str, Any]:
 
 
 def _report(
-    manifest: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]], rule: Threshold, output: Path
+    manifest: EvaluationManifest, metrics: Mapping[str, Mapping[str, Any]], rule: Threshold, output: Path
 ) -> None:
-    judged, arguments, shown = next(iter(manifest["sets"].values())), manifest["arguments"], manifest["demonstrations"]
+    judged, arguments = next(iter(manifest.sets.values())), manifest.arguments
+    examples, shown = manifest.examples, manifest.demonstrations or {}
     threshold = "official" if rule.dev is None else f"best {rule.dev['criterion']} on {rule.dev['place']}"
     per_class = " per class" if arguments["per_class"] else ""
     rows = [
@@ -172,23 +173,22 @@ def _report(
         ["order", "nearest last, next to the question" if arguments["kind"] == "retrieved" else "random"],
         ["answers shown", " / ".join(arguments["answers"])],
         ["threshold", f"{', '.join(f'{value:.4g}' for value in rule.values)} ({threshold})"],
-        ["longest prompt", f"{manifest['longest_prompt']} tokens"],
-        ["examples", "" if manifest["examples"] is None else
-         f"{shown['different']} different ones of {manifest['examples']['rows']} in {manifest['examples']['place']}, "
-         f"{manifest['examples']['split']}"],
+        ["longest prompt", f"{manifest.longest_prompt} tokens"],
+        ["examples", "" if examples is None else
+         f"{shown['different']} different ones of {examples.rows} in {examples.place}, {examples.split}"],
         ["shown memes of the query's class", _share(shown["same_class"])],
         ["the last one of the query's class", _share(shown["last_same_class"])],
         ["mean similarity", "" if shown["similarity"] is None else f"{shown['similarity']:.3f}"],
         ["excluded: own id or image", f"{shown['left_out']} pairs of query and example"],
     ]  # fmt: skip
     lines = [
-        f"# {escape(manifest['system']['name'])}\n",
-        f"{judged['rows']} memes of {escape(judged['dataset'])}, {escape(judged['split'])}. The score is the language "
+        f"# {escape('' if manifest.system is None else manifest.system.name)}\n",
+        f"{judged.rows} memes of {escape(judged.dataset)}, {escape(judged.split)}. The score is the language "
         "model's probability of the answer, from one forward pass.\n",
         markdown_table(["metric", "value [95 % interval]"],
                        [[METRIC_NAMES[name], format_estimate(value)] for name, value in metrics.items()]),
         markdown_table(["", ""], [[escape(name), escape(value)] for name, value in rows if value]),
-        *([fenced(manifest["commands"])] if any(manifest["commands"]) else []),
+        *([fenced(manifest.commands)] if any(manifest.commands) else []),
     ]  # fmt: skip
     write_text(output / "report.md", "\n".join(lines))
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, plain, read_json, sha256_bytes, write_json, write_jsonl
+from ra_hmd.core.artifacts import plain, read_json, sha256_bytes, write_json, write_jsonl
 from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.manifests import EvaluationManifest, read_folder_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.data.images import image_size
 from ra_hmd.data.meme import Meme
@@ -20,7 +21,7 @@ from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures, Meme
 from ra_hmd.experiments.in_context.demonstrations import DemonstrationSettings, choose_demonstrations
 from ra_hmd.experiments.in_context.prompting import InContextScorer, class_answers
 from ra_hmd.experiments.in_context.report import InContextPlan, InContextResult, write_in_context_result
-from ra_hmd.experiments.in_context.thresholds import KEY, dev_threshold
+from ra_hmd.experiments.in_context.thresholds import dev_threshold
 from ra_hmd.features.compatibility import check_output
 from ra_hmd.features.extraction import check_labels, features_of, fingerprint_memes, label_array
 from ra_hmd.features.store import NO_STORE, Features
@@ -133,8 +134,8 @@ def _plan(
 def _check_output(output: Path) -> Path:
     """Return the folder; raise `UserError` if it holds the output of another command."""
     check_output(output, "evaluation")
-    path = output / MANIFEST_NAME
-    if path.is_file() and KEY not in read_json(path):
+    manifest = read_folder_manifest(output)
+    if isinstance(manifest, EvaluationManifest) and manifest.in_context is None:
         raise UserError(f"{output} holds an evaluation of another command; choose another output folder.")
     return output
 

@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 import numpy as np
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import official_thresholds
+from ra_hmd.core.manifests import EvaluationManifest, read_folder_manifest
 from ra_hmd.core.problem import Problem
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.rows import jsonl_rows
@@ -18,8 +18,6 @@ from ra_hmd.evaluation.metrics.significance import PREDICTIONS_NAME
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.scoring.thresholds import Criterion, best_thresholds
 
-KEY = "in_context"
-"""Key of the manifest under which the settings that scores depend on are stored."""
 _OF_THE_DATA = ("data", "shown")
 
 
@@ -53,18 +51,19 @@ def dev_threshold(
     """
     choose("--criterion", criterion, get_args(Criterion))
     folder = Path(dev)
-    manifest = read_json(folder / MANIFEST_NAME)
-    if KEY not in manifest:
+    manifest = read_folder_manifest(folder)
+    if not isinstance(manifest, EvaluationManifest) or manifest.in_context is None:
         raise UserError(f"--dev {folder} is no output of `ra-hmd in-context`; run it on the dev split first.")
-    other = [name for name in stated if name not in _OF_THE_DATA and manifest[KEY].get(name) != stated[name]]
+    dev_stated = manifest.in_context
+    other = [name for name in stated if name not in _OF_THE_DATA and dev_stated.get(name) != stated[name]]
     if other:
         raise UserError(
             f"--dev {folder} was scored otherwise than here; what differs: {', '.join(other)}. Score dev with the same "
             "settings."
         )
-    (name, described), *_ = manifest["sets"].items()
+    (name, described), *_ = manifest.sets.items()
     # Data that was opened as test data stays so: the name of its file may have said test, and not its split.
-    open_labels(chosen_by={folder: described["split"]} | manifest["test_sets"])
+    open_labels(chosen_by={str(folder): described.split} | manifest.test_sets)
     lines = [row.values for row in jsonl_rows(folder / PREDICTIONS_NAME)]
     both = {line["id"] for line in lines} & {meme.id for meme in queries}
     raise_all([f"meme {name!r}" for name in sorted(both)], f"These memes are queries, and are in --dev {folder} too")

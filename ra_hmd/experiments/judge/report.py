@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.core.artifacts import write_text
+from ra_hmd.core.manifests import JudgeManifest
 from ra_hmd.core.markdown import escape, fenced, markdown_table
 from ra_hmd.core.plotting import BLUE, VERMILION, legend_below, panels, save_figure
 from ra_hmd.evaluation.metrics.intervals import mean_estimate
@@ -46,28 +47,28 @@ def _figures(scores: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
     }
 
 
-def write_judge_report(manifest: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output: Path) -> None:
+def write_judge_report(manifest: JudgeManifest, rows: Sequence[Mapping[str, Any]], output: Path) -> None:
     """Write report.md and the histogram."""
     _draw(manifest, output / FIGURE_NAME)
-    judge, usage = manifest["judge"], manifest["usage"]
+    judge, usage = manifest.judge, manifest.usage
     lines = [
         "# Rationales, judged\n",
-        f"{manifest['graded']} of {manifest['items']} rationales were graded from 0 to {BEST} by "
-        f"{escape(judge['model'])} at {escape(judge['host'])}; {manifest['capped']} scores were capped.\n",
+        f"{manifest.graded} of {manifest.items} rationales were graded from 0 to {BEST} by "
+        f"{escape(judge['model'])} at {escape(judge['host'])}; {manifest.capped} scores were capped.\n",
         markdown_table(
             ["score", "mean", "median"],
             [
-                ["**after the cap**", _estimate(manifest["score"]["mean"]), f"{manifest['score']['median']:g}"],
-                ["as the judge gave it", _estimate(manifest["raw_score"]["mean"]),
-                 f"{manifest['raw_score']['median']:g}"],
+                ["**after the cap**", _estimate(manifest.score.mean), f"{manifest.score.median:g}"],
+                ["as the judge gave it", _estimate(manifest.raw_score.mean),
+                 f"{manifest.raw_score.median:g}"],
             ],
         ),
         "In brackets: what the mean of other rationales of the same kind would be 95 times of 100. Another "
         "judge may give other scores altogether: a mean is comparable only under one judge and one rubric.\n",
         f"![How often each score was given]({FIGURE_NAME})\n",
-        *_agreement(manifest["agreement"]),
+        *_agreement(manifest.agreement),
         "## Failures\n",
-        _failures(manifest["failures"], rows),
+        _failures(manifest.failures, rows),
         "## What it took\n",
         markdown_table(
             ["", "questions", "input tokens", "output tokens", "cost"],
@@ -79,21 +80,21 @@ def write_judge_report(manifest: Mapping[str, Any], rows: Sequence[Mapping[str, 
         f"{usage['cache_hits']} answers were on disk already.\n",
         "## How\n",
         markdown_table(["", ""], _how(manifest)),
-        *(f"- {escape(note)}" for note in manifest["notes"]),
-        *(["", fenced([manifest["command"]])] if manifest["command"] else []),
+        *(f"- {escape(note)}" for note in manifest.notes),
+        *(["", fenced([manifest.command])] if manifest.command else []),
     ]  # fmt: skip
     write_text(output / "report.md", "\n".join(lines) + "\n")
 
 
-def _how(manifest: Mapping[str, Any]) -> list[list[str]]:
-    judge = manifest["judge"]
+def _how(manifest: JudgeManifest) -> list[list[str]]:
+    judge = manifest.judge
     return [
         ["endpoint", escape(judge["host"])],
         ["model", escape(judge["model"])],
         ["model as the server calls it", escape(", ".join(judge["served"]) or "not said")],
         ["temperature, most tokens", f"{judge['temperature']:g}, {judge['max_tokens']}"],
         ["form of answers", escape(judge["response_format"])],
-        ["rubric, SHA-256", f"`{manifest['rubric_sha256']}`"],
+        ["rubric, SHA-256", f"`{manifest.rubric_sha256}`"],
     ]
 
 
@@ -132,15 +133,17 @@ def _agreement(found: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _draw(manifest: Mapping[str, Any], path: Path) -> None:
+def _draw(manifest: JudgeManifest, path: Path) -> None:
     """Histogram of the scores before and after the cap."""
     figure, axes = panels(1, width=6.4, height=3.6)
     axis, places = axes[0, 0], np.arange(BEST + 1)
-    shown = (("score", "after the cap", BLUE, None, -0.2), ("raw_score", "as the judge gave it", VERMILION, "//", 0.2))
-    for name, label, colour, hatch, shift in shown:
-        counts = manifest[name]["counts"]
-        mean = manifest[name]["mean"]["value"]
-        axis.bar(places + shift, counts, 0.4, label=f"{label}: mean {mean:.2f}", color=colour, hatch=hatch,
+    shown = (
+        (manifest.score, "after the cap", BLUE, None, -0.2),
+        (manifest.raw_score, "as the judge gave it", VERMILION, "//", 0.2),
+    )
+    for scores, label, colour, hatch, shift in shown:
+        mean = scores.mean["value"]
+        axis.bar(places + shift, scores.counts, 0.4, label=f"{label}: mean {mean:.2f}", color=colour, hatch=hatch,
                  edgecolor="white")  # fmt: skip
     axis.set_xticks(places)
     axis.yaxis.get_major_locator().set_params(integer=True)

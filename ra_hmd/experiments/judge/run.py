@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, plain, run_manifest, sha256_bytes, sha256_file, write_json, write_jsonl
+from ra_hmd.core.artifacts import MANIFEST_NAME, plain, sha256_bytes, sha256_file, write_jsonl
 from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.manifests import JudgeManifest, write_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.experiments.judge.agreement import OtherJudge, agreement, read_other
 from ra_hmd.experiments.judge.client import REFUSED, JudgeAnswer, JudgeClient, JudgeSettings
@@ -58,7 +59,7 @@ def judge(
     seed: int = 0,
     show: bool = True,
     command: str = "",
-) -> dict[str, Any]:
+) -> JudgeManifest:
     """Grade rationales by the rubric; write results, report and figure. Stored answers are not requested again.
 
     Args:
@@ -112,14 +113,13 @@ def _write(
     prices: Prices,
     arguments: Mapping[str, Any],
     command: str,
-) -> dict[str, Any]:
+) -> JudgeManifest:
     """Write the files of a run, and return its manifest."""
     resampling = {"samples": arguments["bootstrap_samples"], "seed": arguments["seed"]}
     rows = [_row(pair, answer) for pair, answer in zip(matched.pairs, answers, strict=False)]  # `limit` cuts pairs
     compared = agreement(rows, other, **resampling) if other else None
     found = summary(rows, **resampling)
-    manifest = run_manifest(
-        "judge",
+    manifest = JudgeManifest.new(
         command=command,
         arguments=plain(dict(arguments)),
         judge={**settings.model_dump(), "host": settings.host, "served": sorted({a.served for a in answers} - {""}),
@@ -134,7 +134,7 @@ def _write(
     )  # fmt: skip
     write_jsonl(output / RESULTS_NAME, rows)
     write_judge_report(manifest, rows, output)
-    write_json(output / MANIFEST_NAME, manifest)
+    write_manifest(output / MANIFEST_NAME, manifest)
     return manifest
 
 

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ra_hmd.core.artifacts import atomic_path, plain, run_manifest, write_json, write_text
+from ra_hmd.core.artifacts import atomic_path, plain, write_text
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import LeaderboardManifest, write_manifest
 from ra_hmd.core.plotting import save_figure
 from ra_hmd.experiments.leaderboard.page import Page, figure, markdown
 from ra_hmd.experiments.leaderboard.sources import SystemResult, find_results, published_results, without_clashes
@@ -19,7 +20,7 @@ CSV_COLUMNS = ("origin", "system", "head", "dataset", "task", "split", "role", "
                "printed", "runs", "memes", "rule", "evidence", "source", "place")  # fmt: skip
 
 
-def write_results(folders: Sequence[str], output: str | Path, *, command: str = "") -> dict[str, Any]:
+def write_results(folders: Sequence[str], output: str | Path, *, command: str = "") -> LeaderboardManifest:
     """Write the results page: `output` and, of the same name, `.json`, `.csv` and `.png`.
 
     Args:
@@ -43,8 +44,7 @@ def write_results(folders: Sequence[str], output: str | Path, *, command: str = 
     published = [one for one in published_results() if (one.column.dataset, one.column.task) in data]
     page = Page(measured, published, notes, command, output.with_suffix(".png").name)
     lines = [_described(one) for one in (*measured, *published)]
-    result = run_manifest(
-        "results",
+    result = LeaderboardManifest.new(
         command=command,
         arguments={"folders": list(folders), "output": str(output)},
         columns=[{**asdict(column), "role": column.role} for column in page.columns],
@@ -53,7 +53,7 @@ def write_results(folders: Sequence[str], output: str | Path, *, command: str = 
     )
     _write_csv(output.with_suffix(".csv"), lines)
     save_figure(figure(page), output.with_suffix(".png"))
-    write_json(output.with_suffix(".json"), result)
+    write_manifest(output.with_suffix(".json"), result)
     write_text(output, markdown(page))
     return result
 

@@ -10,9 +10,16 @@ from typing import Any, Literal
 
 import yaml
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
+from ra_hmd.core.artifacts import MANIFEST_NAME
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import THRESHOLDS, Head
+from ra_hmd.core.manifests import (
+    CrossEvalManifest,
+    EvaluationManifest,
+    SetDescription,
+    SystemDescription,
+    read_folder_manifest,
+)
 from ra_hmd.data.readers import READERS
 from ra_hmd.evaluation.report.outputs import METRICS_NAME
 from ra_hmd.evaluation.report.sections import vote_text
@@ -116,13 +123,13 @@ def find_results(folders: Sequence[str]) -> tuple[list[SystemResult], list[str]]
     raise_all(empty, "There is nothing to show")
     results: list[SystemResult] = []
     for name, folder in sorted(runs.values(), key=lambda run: str(run[1])):
-        manifest = read_json(folder / MANIFEST_NAME)
-        if not _says_what(manifest):
-            notes.append(f"{folder} does not say what was evaluated on what; evaluate again to have it here.")
-        elif manifest["kind"] == "evaluation":
+        manifest = read_folder_manifest(folder)
+        if isinstance(manifest, EvaluationManifest) and manifest.all_systems and manifest.decisions:
             results += _evaluation(folder, manifest, name)
+        elif isinstance(manifest, CrossEvalManifest) and manifest.systems is not None:
+            results += _cross_evaluation(folder, manifest, manifest.systems, name)
         else:
-            results += _cross_evaluation(folder, manifest, name)
+            notes.append(f"{folder} does not say what was evaluated on what; evaluate again to have it here.")
     if not results:
         raise_all(notes, "There is nothing to show")
     return results, notes
@@ -177,44 +184,36 @@ def _evaluations(folder: Path) -> Iterator[Path]:
         below.sort()
         if MANIFEST_NAME not in files:
             continue
-        needed = {"evaluation": METRICS_NAME, "cross_eval": CROSS_NAME}.get(
-            read_json(Path(place) / MANIFEST_NAME).get("kind")
+        manifest = read_folder_manifest(place)
+        finished = (isinstance(manifest, EvaluationManifest) and METRICS_NAME in files) or (
+            isinstance(manifest, CrossEvalManifest) and CROSS_NAME in files
         )
-        if needed is not None and needed in files:
+        if finished:
             below.clear()
             yield Path(place)
 
 
-def _says_what(manifest: Mapping[str, Any]) -> bool:
-    """Whether a manifest tells all that the page shows; those of earlier versions do not."""
-    if manifest["kind"] == "cross_eval":
-        return "systems" in manifest
-    return ("systems" in manifest or "system" in manifest) and "decisions" in manifest
-
-
-def _evaluation(folder: Path, manifest: Mapping[str, Any], name: str | None) -> Iterator[SystemResult]:
-    systems = list(manifest.get("systems", {"": manifest.get("system")}).values())
-    commands = "\n".join(manifest["commands"])
+def _evaluation(folder: Path, manifest: EvaluationManifest, name: str | None) -> Iterator[SystemResult]:
+    systems = manifest.all_systems
+    commands = "\n".join(manifest.commands)
     count = len(systems)
-    noun = "list" if all(system.get("shots") for system in systems) else "seed"
+    noun = "list" if all(system.shots for system in systems) else "seed"
     for label, heads in _read(folder / METRICS_NAME).items():
         if label == UPDATE_KEY:
             continue
-        judged = manifest["sets"][label]
-        column = _column(judged, judged["outputs"])
+        judged = manifest.sets[label]
+        column = _column(judged)
         for head, metrics in heads.items():
             yield SystemResult(
                 "measured", name or _joined(systems, column.dataset), _head(head, manifest, systems, column), column,
-                metrics, commands, f"{folder} ({label})", memes=judged["rows"], runs=_counted(count, noun),
+                metrics, commands, f"{folder} ({label})", memes=judged.rows, runs=_counted(count, noun),
                 rule=_rule(head, label, manifest),
             )  # fmt: skip
 
 
-def _rule(head: Head, label: str, manifest: Mapping[str, Any]) -> str:
+def _rule(head: Head, label: str, manifest: EvaluationManifest) -> str:
     """Empty for official thresholds, and where none is used."""
-    decisions = manifest["decisions"]
-    runs = [decisions[name] for name in manifest["runs"]] if "runs" in manifest else [decisions]
-    chosen = [any(value != THRESHOLDS[head] for value in run[label][head]["thresholds"]) for run in runs]
+    chosen = [any(value != THRESHOLDS[head] for value in rule.thresholds) for rule in manifest.rules(label, head)]
     return "" if not any(chosen) else "threshold from dev" if all(chosen) else "threshold from dev in some runs"
 
 
@@ -224,45 +223,46 @@ def _vote(arguments: Mapping[str, Any]) -> str:
     return "" if voting == Voting() else f", {vote_text(voting)}"
 
 
-def _head(head: Head, manifest: Mapping[str, Any], systems: Sequence[Mapping[str, Any]], column: Column) -> str:
+def _head(head: Head, manifest: EvaluationManifest, systems: Sequence[SystemDescription], column: Column) -> str:
     """A head's name; of a vote also the bank, where it is not of the data that the system was trained on."""
-    if head != "rkc":
+    bank = None if manifest.bank is None else manifest.bank.data
+    if head != "rkc" or bank is None:
         return head.upper()
-    bank = manifest["bank"]["data"]
-    of_train = "train" in bank["split"].lower()
-    if of_train and all(bank["dataset"] == system.get("trained_on") for system in systems):
+    of_train = "train" in bank.split.lower()
+    if of_train and all(bank.dataset == system.trained_on for system in systems):
         name = _own_bank(systems)
-    elif of_train and bank["dataset"] == column.dataset:
+    elif of_train and bank.dataset == column.dataset:
         name = HeadAndBank("rkc", "target").title
     else:
-        name = f"RKC, bank of {bank['dataset']} ({bank['split']})"
-    arguments = next(iter(manifest["runs"].values())) if "runs" in manifest else manifest["arguments"]
-    return name + _vote(arguments)
+        name = f"RKC, bank of {bank.dataset} ({bank.split})"
+    return name + _vote(manifest.all_arguments)
 
 
-def _own_bank(systems: Iterable[Mapping[str, Any]]) -> str:
+def _own_bank(systems: Iterable[SystemDescription]) -> str:
     """The vote of the training split: of a few-shot system that is more than it was trained on."""
-    return "RKC, whole training split" if any(system.get("shots") for system in systems) else "RKC"
+    return "RKC, whole training split" if any(system.shots for system in systems) else "RKC"
 
 
-def _cross_evaluation(folder: Path, manifest: Mapping[str, Any], name: str | None) -> Iterator[SystemResult]:
+def _cross_evaluation(
+    folder: Path, manifest: CrossEvalManifest, systems: Mapping[str, SystemDescription], name: str | None
+) -> Iterator[SystemResult]:
     for cell in _read(folder / CROSS_NAME)["cells"]:
-        described = dict(manifest["systems"][cell["system"]])
-        column = _column(cell["judged"], 1)
-        trained = "trained_on" in described  # a zero-shot head was not
-        if trained and not {described["trained_on"], column.dataset} <= set(READERS):
+        described = systems[cell["system"]]
+        column = _column(SetDescription.model_validate(cell["judged"]))
+        if described.trained and not {described.trained_on, column.dataset} <= set(READERS):
             # Other stores are called by their folders; which of them is the training data the settings say.
             home = cell["trained_on"] == cell["target"]
-            described["trained_on"] = column.dataset if home else described["trained_on"] or cell["trained_on"]
+            trained_on = column.dataset if home else described.trained_on or cell["trained_on"]
+            described = described.model_copy(update={"trained_on": trained_on})
         head = HeadAndBank(cell["head"], cell["bank"], cell["shots"]).title
         if cell["bank"] == "train":  # the same vote with the same bank has one name, whichever command it came from
-            head = _own_bank([described]) if trained else f"RKC, bank of {cell['trained_on']}"
+            head = _own_bank([described]) if described.trained else f"RKC, bank of {cell['trained_on']}"
         if cell["bank"] is not None:
-            head += _vote(manifest["arguments"])
+            head += _vote(manifest.arguments)
         shown = f"{name}: {cell['system']}" if name else _joined([described], column.dataset)
         lists = len(cell["accuracy"]["runs"])
         yield SystemResult(
-            "measured", shown, head, column, {metric: cell[metric] for metric in CROSS_METRICS}, manifest["command"],
+            "measured", shown, head, column, {metric: cell[metric] for metric in CROSS_METRICS}, manifest.command,
             f"{folder} ({cell['system']} on {cell['target']})", memes=cell["rows"],
             runs=_counted(lists, "list") if cell["bank"] == "k_shot" else _counted(1, "seed"),
         )  # fmt: skip
@@ -272,20 +272,19 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _column(judged: Mapping[str, Any], outputs: int) -> Column:
-    task = judged["task"] or (f"{outputs} classes" if outputs > 1 else "")
-    return Column(judged["dataset"], task, judged["split"])
+def _column(judged: SetDescription) -> Column:
+    task = judged.task or (f"{judged.outputs} classes" if judged.outputs > 1 else "")
+    return Column(judged.dataset, task, judged.split)
 
 
-def _joined(systems: Iterable[Mapping[str, Any]], dataset: str) -> str:
+def _joined(systems: Iterable[SystemDescription], dataset: str) -> str:
     """The name of a system, with what it was trained on where that is not the data set that it is judged on."""
     names = []
     for described in systems:
-        trained = described.get("trained_on", dataset)
-        if trained == dataset:
-            names.append(described["name"])
+        if not described.trained or described.trained_on == dataset:
+            names.append(described.name)
         else:
-            names.append(f"{described['name']}, trained on {trained or 'data that is not stated'}")
+            names.append(f"{described.name}, trained on {described.trained_on or 'data that is not stated'}")
     return " / ".join(dict.fromkeys(names))
 
 

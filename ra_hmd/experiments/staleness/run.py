@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, plain, run_manifest, sha256_file, write_json
+from ra_hmd.core.artifacts import MANIFEST_NAME, plain, sha256_file, write_json
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import THRESHOLDS
+from ra_hmd.core.manifests import StalenessManifest, write_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.evaluation.bank_update import nested_order
 from ra_hmd.evaluation.metrics.intervals import paired_gain
@@ -86,8 +87,7 @@ def staleness(
     bank, query_rows = (_embedded([stores[place] for place in places], head) for places in (bank_places, query_places))
     result = _Study(names, bank, bank_periods, query_rows, query_periods, settings).run()
     places = {"checkpoint": checkpoint, "banks": list(banks), "queries": list(queries) or list(banks)}
-    manifest = run_manifest(
-        "staleness",
+    manifest = StalenessManifest.new(
         command=command,
         arguments=plain(settings.model_dump() | places),
         seed=settings.seed,
@@ -97,7 +97,7 @@ def staleness(
     )
     write_json(output / "staleness.json", result)
     write_staleness_report(result, settings, command, output)
-    write_json(output / MANIFEST_NAME, manifest)
+    write_manifest(output / MANIFEST_NAME, manifest)
     return result
 
 
