@@ -80,18 +80,18 @@ def test_scores_are_counted_and_a_second_run_asks_nothing(files: Files, tmp_path
     assert first == (tmp_path / "out" / "results.jsonl").read_bytes()
     offline = run(files, tmp_path / "other", endpoint.url, cache=tmp_path / "out" / "cache")  # the server is gone
     for found in (done, again, offline):
-        assert found["score"]["mean"]["value"] == pytest.approx(2.5)
-        assert found["score"]["counts"] == [1] * 6 + [0] * 5
-        assert found["score"]["mean"]["low"] < 2.5 < found["score"]["mean"]["high"]
-        assert found["usage"]["input_tokens"] == 600
-        assert found["usage"]["output_tokens"] == 120
+        assert found.score.mean["value"] == pytest.approx(2.5)
+        assert found.score.counts == [1] * 6 + [0] * 5
+        assert found.score.mean["low"] < 2.5 < found.score.mean["high"]
+        assert found.usage["input_tokens"] == 600
+        assert found.usage["output_tokens"] == 120
     assert done.usage["cost"] == pytest.approx((600 * 2 + 120 * 10) / 1e6)
-    assert offline["usage"]["cost"] is None
+    assert offline.usage["cost"] is None
     assert done.usage["this_run"]["asked"] == 6
-    assert again["usage"]["this_run"] == {
+    assert again.usage["this_run"] == {
         "asked": 0, "repeated_by_client": 0, "input_tokens": 0, "output_tokens": 0, "cost": 0.0
     }  # fmt: skip
-    assert again["usage"]["cache_hits"] == 6
+    assert again.usage["cache_hits"] == 6
     assert done.judge["host"] in endpoint.url
     assert done.judge["served"] == ["judge-served"]
     assert (tmp_path / "out" / "scores.png").read_bytes().startswith(b"\x89PNG")
@@ -167,8 +167,8 @@ def test_what_is_no_grade_is_asked_again_and_then_counted(files: Files, tmp_path
         endpoint.reply = by_number
         again = run(files, tmp_path / "out", endpoint.url)
         assert len(endpoint.requests) == len(asked) + 1  # a failure is no answer: it is asked again, nothing else
-    assert again["graded"] == 6
-    assert not again["failures"]
+    assert again.graded == 6
+    assert not again.failures
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_what_is_no_grade_is_asked_again_and_then_counted(files: Files, tmp_path
 )
 def test_a_grade_may_come_in_a_code_block_or_after_thoughts(files: Files, tmp_path: Path, wrap: str) -> None:
     with serve(lambda body, before: completion(wrap.format(grade(7)))) as endpoint:
-        assert run(files, tmp_path / "out", endpoint.url)["score"]["counts"][7] == 6
+        assert run(files, tmp_path / "out", endpoint.url).score.counts[7] == 6
 
 
 def failing(status: int, message: str) -> Callable[[dict[str, Any], int], Reply]:
@@ -346,7 +346,7 @@ def test_two_judges_are_compared_on_their_own_scores(tmp_path: Path) -> None:
         assert found["equal"] == pytest.approx(5 / 11)
         assert "Agreement" in (tmp_path / "two" / "report.md").read_text()
         endpoint.reply = lambda body, before: completion(grade(5))
-        flat = run(files, tmp_path / "three", endpoint.url, model="third", compare=tmp_path / "one")["agreement"]
+        flat = run(files, tmp_path / "three", endpoint.url, model="third", compare=tmp_path / "one").agreement
         assert flat["spearman"] is None
         assert flat["difference"]["value"] == 0
         files.said[3]["rationale"] += " And cats."
