@@ -21,7 +21,6 @@ from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import Verdict
 from ra_hmd.scoring.scorer import Scorer
 
-pytestmark = pytest.mark.slow
 
 HEADS = {"lmm": ("lmh", "lrc", "rkc"), "stage2": ("lmh", "lrc", "rkc"), "encoder": ("lrc", "rkc")}
 
@@ -36,26 +35,21 @@ def queries(memes: list[Meme]) -> list[Meme]:
 
 
 @pytest.fixture(scope="module")
-def lab(stage1_run: Path, memes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lab(served_lmm: Path, served_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stage 1 run, a Stage 2 output, a fused head on a tiny CLIP; stores of each in features/."""
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copytree(stage1_run, folder / "lmm", ignore=shutil.ignore_patterns("checkpoint-*"))
-    ra_hmd("tiny-encoder", "--family", "clip", "--output", folder / "clip")
-    for split in ("train", "dev", "test"):
-        common = ["--data", memes / "a", "--split", split, "--workers", "0", "--output"]
-        ra_hmd("extract", "--checkpoint", folder / "lmm", *common, folder / "features" / "lmm" / split)
-        ra_hmd("encode", "--encoder", folder / "clip", *common, folder / "features" / "encoder" / split)
+    for source, target in (
+        (served_lmm / "run", "lmm"),
+        (served_lmm / "features", "features/lmm"),
+        (served_clip / "clip", "clip"),
+        (served_clip / "features", "features/encoder"),
+        (served_clip / "head", "encoder"),
+    ):
+        shutil.copytree(source, folder / target)
     (folder / "features" / "stage2").symlink_to(folder / "features" / "lmm")
     (folder / "stage2.yaml").write_text(f"init_head: {folder}/lmm\nepochs: 2\nlr: 1.0e-3\n")
-    (folder / "head.yaml").write_text(
-        "fusion: align\nmap_dim: 16\nproj_dim: 16\nnum_layers: 2\nepochs: 2\nlr: 1.0e-2\n"
-    )
-    for command, config, source, output in (
-        ("stage2", "stage2.yaml", "lmm", "stage2"),
-        ("train-head", "head.yaml", "encoder", "encoder"),
-    ):
-        stores = [f"{split}={folder}/features/{source}/{split}" for split in ("train", "dev")]
-        ra_hmd(command, folder / config, *stores, f"output_dir={folder / output}")
+    stores = [f"{split}={folder}/features/lmm/{split}" for split in ("train", "dev")]
+    ra_hmd("stage2", folder / "stage2.yaml", *stores, f"output_dir={folder / 'stage2'}")
     return folder
 
 

@@ -51,16 +51,11 @@ def rows_of_memes(memes: list[Meme]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def lab(memes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lab(served_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fused head on a tiny CLIP, `head`, and stores `train`, `dev` and `test` of its features."""
     folder = tmp_path_factory.mktemp("lab")
-    ra_hmd("tiny-encoder", "--family", "clip", "--output", folder / "clip")
-    for split in ("train", "dev", "test"):
-        ra_hmd("encode", "--encoder", folder / "clip", "--data", memes / "a", "--split", split, "--workers", "0",
-               "--output", folder / split)  # fmt: skip
-    (folder / "head.yaml").write_text("fusion: align\nmap_dim: 16\nproj_dim: 16\nnum_layers: 2\nepochs: 2\nlr: 1e-2\n")
-    ra_hmd("train-head", folder / "head.yaml", f"train={folder}/train", f"dev={folder}/dev",
-           f"output_dir={folder}/head")  # fmt: skip
+    for name in ("head", "features/train", "features/dev", "features/test"):
+        shutil.copytree(served_clip / name, folder / Path(name).name)
     return folder
 
 

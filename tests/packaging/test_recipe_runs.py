@@ -1,6 +1,7 @@
 """What the containers run, run here: the command of compose.yaml and the health check of the Dockerfile."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,20 +30,11 @@ def ra_hmd(*words: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def mounts(memes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mounts(served_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the containers are given: a head on a tiny CLIP in model/, its bank, the keys."""
     folder = tmp_path_factory.mktemp("mounts")
-    ra_hmd("tiny-encoder", "--family", "clip", "--output", folder / "clip")
-    for split in ("train", "dev"):
-        ra_hmd("encode", "--encoder", folder / "clip", "--data", memes / "a", "--split", split, "--workers", "0",
-               "--output", folder / "features" / split)  # fmt: skip
-    (folder / "head.yaml").write_text(
-        f"fusion: align\nmap_dim: 16\nproj_dim: 16\nnum_layers: 2\nepochs: 1\ntrain: {folder}/features/train\n"
-        f"dev: {folder}/features/dev\noutput_dir: {folder}/model\n"
-    )
-    ra_hmd("train-head", folder / "head.yaml")
-    ra_hmd("bank", "create", folder / "bank", "--checkpoint", folder / "model", "--features",
-           folder / "features" / "train", "--reason", "start")  # fmt: skip
+    shutil.copytree(served_clip / "head", folder / "model")
+    shutil.copytree(served_clip / "bank", folder / "bank")
     ra_hmd("serve-key", "jo", "--keys", folder / "api_keys")
     return folder
 
