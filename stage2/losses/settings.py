@@ -54,16 +54,21 @@ class RetrievalLossSettings(Settings):
         return Similarity(self.metric, self.l2_normalise, self.l2_squared)
 
 
+LOSSES: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    "contrastive": (contrastive_loss, ("temperature",)),
+    "triplet": (triplet_loss, ("margin",)),
+    "naive": (naive_loss, ()),
+}
+"""Name of a loss → the function, and the settings that it takes beside the similarity and the in-batch negatives."""
+
+
 def retrieval_loss(settings: RetrievalLossSettings) -> Callable[..., Tensor]:
     """The loss that `settings` describe, as a function of tensors and `weights`; inputs as of `contrastive_loss`."""
     common = {"similarity": settings.similarity, "in_batch_negatives": settings.in_batch_negatives}
     if settings.compat == "official":
         return partial(official_loss, loss=settings.loss, margin=settings.margin, **common)
-    if settings.loss == "triplet":
-        return partial(triplet_loss, margin=settings.margin, **common)
-    if settings.loss == "naive":
-        return partial(naive_loss, **common)
-    return partial(contrastive_loss, temperature=settings.temperature, **common)
+    loss, own = LOSSES[settings.loss]
+    return partial(loss, **common, **{name: getattr(settings, name) for name in own})
 
 
 def loss_against_bank(

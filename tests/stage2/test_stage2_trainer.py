@@ -22,6 +22,7 @@ from ra_hmd.retrieval.knn import Neighbours
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.training.trainer import clip_gradients, parameter_groups
 from stage2.__main__ import main
+from stage2.losses.settings import LOSSES
 from stage2.mining import Mined
 from stage2.run import run_stage2
 from stage2.trainer import Trainer
@@ -386,3 +387,19 @@ def test_command_line(world, capsys):
     assert "Traceback" not in failed.stderr
     assert main([]) == 2
     assert "usage" in capsys.readouterr().err
+
+
+def test_a_loss_is_a_function_and_a_row_of_the_table(world, monkeypatch):
+    """As CONTRIBUTING.md says; the name is one that settings accept."""
+    shapes = set()
+
+    def pull(anchors, labels, positives, positive_mask, negatives, negative_mask, *, margin, **settings):
+        shapes.add((anchors.ndim, positives.ndim, negatives.shape[2], *sorted(settings)))
+        distance = 1 - (anchors[:, None] * positives).sum(dim=2)
+        return (distance * positive_mask).sum() + margin
+
+    monkeypatch.setitem(LOSSES, "naive", (pull, ("margin",)))
+    run_stage2(world.arguments(loss="naive", margin=3.0, epochs=1))
+    assert shapes == {(2, 3, 32, "in_batch_negatives", "similarity", "weights")}
+    history = read_json(world.folder / "out" / "history.json")
+    assert str(history).count("retrieval") >= 1
