@@ -309,9 +309,9 @@ def test_requests_of_the_api_page(walk: Walk) -> None:
     assert Bank.open(walk.folder / "banks" / "memes").version == json.loads(relabelled)["version"]
 
 
-def test_python_of_the_bank_page_and_of_the_explain_page(walk: Walk) -> None:
+def test_python_of_the_readme_the_bank_page_and_the_explain_page(walk: Walk) -> None:
     with contextlib.chdir(walk.folder):
-        for page in ("docs/bank.md", "docs/explain.md"):
+        for page in ("README.md", "docs/bank.md", "docs/explain.md"):
             (block,) = blocks("python", (page,))
             exec(block.text, {})
 

@@ -138,7 +138,8 @@ def test_wheel_built_from_the_context_is_whole(context: set[str], tmp_path: Path
     packaged = {path for path in context if path.startswith(("ra_hmd/", "stage2/", "llamafactory_ext/"))}
     start = {"llamafactory_ext/llamafactory_ext.pth", "llamafactory_ext/llamafactory_ext.start"}
     assert packaged - start <= names
-    assert {"llamafactory_ext.pth", "llamafactory_ext.start", "ra_hmd/cards/templates/model_card.md.j2"} <= names
+    others = {"llamafactory_ext.pth", "llamafactory_ext.start", "ra_hmd/cards/templates/model_card.md.j2"}
+    assert others | {"ra_hmd/py.typed"} <= names
     shared = {name.partition("share/ra-hmd/")[2] for name in names if "share/ra-hmd/" in name}
     assert {path for path in context if path.startswith("configs/")} == shared
     assert "[console_scripts]\nra-hmd = ra_hmd.cli.app:app" in zipfile.ZipFile(wheel).read(
