@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from easydict import EasyDict
-
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.package_versions import installed_version
 
@@ -143,8 +141,12 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
-def read_json(path: str | Path) -> EasyDict:
-    """Read a JSON object; its keys are attributes too (`manifest.prompt.template`)."""
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: no such file, no JSON, or no object.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist.")
@@ -154,7 +156,7 @@ def read_json(path: str | Path) -> EasyDict:
         raise UserError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, a JSON object is needed.")
-    return EasyDict(value)
+    return value
 
 
 def sha256_bytes(*chunks: bytes | memoryview) -> str:

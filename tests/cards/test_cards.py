@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
+from json_files import read_json
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
@@ -17,7 +18,6 @@ from ra_hmd.cards.build import make_card
 from ra_hmd.cards.evaluation_results import limits
 from ra_hmd.cards.render import OPEN, CardMetadata, Markdown, _shown, short
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
 from ra_hmd.data.meme_files import read_memes

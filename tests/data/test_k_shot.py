@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from data_copies import COPIES
 from engines import BIN, run
+from json_files import read_json
 from meme_files import imported, jsonl, picture
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.k_shot import read_shot_list, read_shot_lists, shot_rows, write_k_shot
 

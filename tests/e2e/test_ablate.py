@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import yaml
 from engines import BIN, ROOT, run
+from json_files import read_json
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.experiments import pipeline
 from ra_hmd.experiments.ablation import SETTINGS, VARIANTS, ablation_steps, run_ablation

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from json_files import read_json
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.artifacts import write_json
 from ra_hmd.features.store import STORE_MANIFEST, read_features
 from ra_hmd.features.test_lock import FINAL_RECORD, final_records
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from json_files import read_json
 from served import ra_hmd
 from servers import as_json, in_process, in_thread, queries
 from typer.testing import CliRunner
 
 from ra_hmd.bank.bank import Bank
 from ra_hmd.cli.app import app as commands
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.features.store import read_features, write_features
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app

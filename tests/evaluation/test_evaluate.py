@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from json_files import read_json
 from scipy.special import expit
 
-from ra_hmd.core.artifacts import read_json, sha256_file, write_json
+from ra_hmd.core.artifacts import sha256_file, write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.markdown import escape
 from ra_hmd.evaluation.bank_update import nested_order

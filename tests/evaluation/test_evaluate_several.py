@@ -6,13 +6,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from json_files import read_json
 from sklearn.metrics import f1_score, roc_auc_score
 from typer.testing import CliRunner
 
 from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import HEAD_KEY, embed_store
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import read_json, sha256_file, write_json
+from ra_hmd.core.artifacts import sha256_file, write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
 from ra_hmd.evaluation.metrics.classification import classification_metrics

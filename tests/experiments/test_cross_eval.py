@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from json_files import read_json
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.config import load_yaml
 from ra_hmd.core.errors import UserError
 from ra_hmd.experiments.cross_eval import run as module

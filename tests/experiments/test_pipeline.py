@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
+from json_files import read_json
 from rich.console import Console
 
-from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.artifacts import write_json
 from ra_hmd.experiments.pipeline import Step, run_steps
 
 _COPY = "import sys, pathlib as p; a, b = map(p.Path, sys.argv[1:]); b.mkdir(exist_ok=True); " \

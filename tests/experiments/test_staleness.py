@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from json_files import read_json
 from sklearn.metrics import accuracy_score, roc_auc_score
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.experiments.staleness.config import StalenessSettings
 from ra_hmd.experiments.staleness.periods import periods_of

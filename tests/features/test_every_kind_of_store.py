@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from json_files import read_json
 from served import ra_hmd
 
-from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.manifests import StoreManifest, parse_manifest
 from ra_hmd.evaluation.provenance import describe_head, describe_store
 from ra_hmd.features.k_shot_rows import take_shots

@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from json_files import read_json
 
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import BINARY, UNLABELLED
 from ra_hmd.features.store import (

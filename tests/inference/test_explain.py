@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from engines import BIN, child_env
+from json_files import read_json
 from typer.testing import CliRunner, Result
 
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import load_image
 from ra_hmd.data.meme import Meme

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from engines import BIN, child_env, run
+from json_files import read_json
 from PIL import Image
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import read_json, sha256_file
+from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import known_formats
 from ra_hmd.data.meme import Meme

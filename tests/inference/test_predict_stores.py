@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from json_files import read_json
 from scipy.special import expit, softmax
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import read_json, sha256_file
+from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.evaluation.evaluate import evaluate

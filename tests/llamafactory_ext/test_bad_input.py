@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from json_files import read_json
 from llamafactory.train import tuner
 from PIL import Image
 
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 
 pytestmark = pytest.mark.slow

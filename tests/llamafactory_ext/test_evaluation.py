@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from json_files import read_json
 from llamafactory.train import tuner
 from safetensors.torch import load_file
 
 from llamafactory_ext.sft_classifier import workflow
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 
 pytestmark = pytest.mark.slow

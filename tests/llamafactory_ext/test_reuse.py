@@ -10,11 +10,12 @@ from typing import Any, get_args, get_type_hints
 import peft
 import pytest
 import torch
+from json_files import read_json
 from llamafactory.train import tuner
 from PIL import Image
 
 from llamafactory_ext.sft_classifier import reuse
-from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.models.checkpoint import ADDITIVE, check_adapter, open_run
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from class_tasks import SEVERAL, SINGLE, read_jsonl
 from engines import train
+from json_files import read_json
 from llamafactory.train import tuner
 
 from llamafactory_ext.arguments import STAGE, ClassifierFinetuningArguments
-from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
 from ra_hmd.data.meme_files import read_memes

@@ -14,12 +14,12 @@ import pytest
 import torch
 import yaml
 from engines import BIN, ROOT, child_env, train
+from json_files import read_json
 from llamafactory.train import tuner
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.features.store import read_features
 from ra_hmd.models.head import load_head, read_head_config
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from json_files import read_json
 from llamafactory.train import tuner
 from safetensors.torch import load_file
 
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.features.extract_lmm import extract
 from ra_hmd.features.store import read_features

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from json_files import read_json
 from torch import Tensor
 
-from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.features.compatibility import check_head_fits
 from ra_hmd.features.store import Features

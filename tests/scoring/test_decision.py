@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from json_files import read_json
 
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import THRESHOLDS
 from ra_hmd.evaluation.metrics.classification import classification_metrics

@@ -5,8 +5,8 @@ from math import exp, log
 import numpy as np
 import pytest
 import torch
+from json_files import read_json
 
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 from stage2.losses.contrastive import contrastive_loss
 from stage2.losses.naive import naive_loss

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from json_files import read_json
 
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import read_features
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, MemeHead

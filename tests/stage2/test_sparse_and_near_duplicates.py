@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from json_files import read_json
 
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import Features
 from stage2.mining import mine, near_duplicates

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from json_files import read_json
 from sklearn.metrics import f1_score, roc_auc_score
 
-from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
 from ra_hmd.features.store import Features, read_features

@@ -7,12 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from json_files import read_json
 from safetensors.torch import load_file
 from torch import nn
 
 import ra_hmd.training.trainer
 import stage2.mining
-from ra_hmd.core.artifacts import read_json, sha256_file, write_json
+from ra_hmd.core.artifacts import sha256_file, write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.evaluation.metrics.classification import auroc
 from ra_hmd.features.store import Features, read_features

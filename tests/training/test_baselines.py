@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from json_files import read_json
 from meme_files import imported, jsonl, picture
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -22,7 +23,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.k_shot import read_shot_list, write_k_shot
 from ra_hmd.features.compatibility import head_fingerprint

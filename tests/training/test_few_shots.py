@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from json_files import read_json
 
-from ra_hmd.core.artifacts import read_json, write_json
+from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.evaluation.metrics.classification import auroc
 from ra_hmd.features.store import read_features

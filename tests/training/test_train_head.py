@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from json_files import read_json
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import read_json, sha256_file
+from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.evaluation.metrics.classification import auroc
 from ra_hmd.features.compatibility import head_fingerprint

@@ -173,14 +173,15 @@ class ParquetIndex:
         cache = self._cache
         try:
             about = read_json(cache / _POINTER)
-            with np.load(cache / f"{about.name}.npz", allow_pickle=False) as file:
+            with np.load(cache / f"{about['name']}.npz", allow_pickle=False) as file:
                 rows, point, vectors = file["rows"], file["point"], DistinctVectors(file["hashes"])
-            index = SearchIndex.load(cache / f"{about.name}.faiss", about.kind, "ip", about.recall)
+            index = SearchIndex.load(cache / f"{about['name']}.faiss", about["kind"], "ip", about["recall"])
+            built = about["built"]
         except (UserError, OSError, ValueError, RuntimeError, KeyError, BadZipFile):
             return  # missing, replaced meanwhile, or of an earlier release: it is built again
         if len(index) == len(vectors) and len(rows) == len(point):
             self._index, self._vectors, self._rows, self._point = index, vectors, rows, point
-            self._tuned, self._built = rows, about.built
+            self._tuned, self._built = rows, built
 
 
 def _candidates(index: SearchIndex, allowed: np.ndarray, queries: np.ndarray, depth: int) -> np.ndarray:
