@@ -36,7 +36,7 @@ _SHOWN_NEIGHBOURS = 3
 
 
 def write_report(result: Evaluation, output: Path) -> Path:
-    """Write report.md and its PNGs into `output`; return the report's path."""
+    """Write report.md and its figures into `output`, and return the path of the report."""
     figures = _write_figures(result, output)
     sections = [
         _setting(result),
@@ -63,22 +63,21 @@ def write_seeds_report(
     manifest: EvaluationManifest,
     output: Path,
 ) -> Path:
-    """Write report.md over several heads: means, spread over seeds, intervals over memes; return its path.
+    """Write report.md over several heads: means, deviations over seeds, intervals over memes; return its path.
 
     Args:
-        results: Name (of its folder in `output`) to evaluation of each head.
-        metrics: Set → head → metric → `value`, `low`, `high`, `std`, `runs`.
-        notes: What a reader must know.
-        manifest: Of the run.
-        output: Its folder.
+        results: Name of each head, and of its folder in `output` → its evaluation.
+        metrics: Query set → head → metric → `value`, `low`, `high`, `std`, `runs`.
+        notes: Sentences that a reader of the results must know.
+        manifest: Manifest of the run.
+        output: Output folder.
     """
     first = next(iter(results.values()))
     text = (
         "# Evaluation of several seeds\n\n"
-        f"{len(results)} heads: mean ± standard deviation over them, which tells how much another seed would change, "
-        f"and in brackets the {CONFIDENCE:.0%} interval of the mean over the memes (the same memes for all "
-        "heads), which tells what other memes of this kind would give. Neither holds the "
-        "other.\n\n"
+        f"{len(results)} heads: mean ± standard deviation over heads, which measures the variation between seeds, and "
+        f"in brackets the {CONFIDENCE:.0%} interval of the mean over memes (the same for all heads), which measures "
+        "the variation between samples of memes. Neither includes the other.\n\n"
     )
     text += markdown_table(
         ["seed", "head", "its own report"],
@@ -113,7 +112,7 @@ def _write_figures(result: Evaluation, output: Path) -> dict[str, str]:
     if result.problem.kind == "single_label":
         drawn["confusion.png"] = ("Confusion matrices", confusion_figure(sets))
     drawn["reliability.png"] = (
-        "Reliability: what was stated, what came true",
+        "Reliability: estimated and observed shares",
         reliability_figure(sets, result.analysis),
     )
     drawn["abstention.png"] = ("Leaving the uncertain memes to people", abstention_figure(sets, result.analysis))
@@ -191,12 +190,12 @@ def _results(result: Evaluation) -> str:
 def _update(result: Evaluation) -> str:
     if not result.updates:
         return ""
-    how = "Samples" if result.problem.kind == "multi_label" else "Class-balanced samples"
+    how = "samples" if result.problem.kind == "multi_label" else "class-balanced samples"
     text = (
         "## Updating the bank without retraining\n\n"
-        f"{how} of {escape(result.request.update)} (seed {result.request.seed}) join the bank, each holding the "
-        "smaller ones; head and thresholds stay as they are. The gain is paired: the same memes before and after. The "
-        "intervals tell what other query memes would give, not what other samples would.\n"
+        f"Nested {how} of {escape(result.request.update)} (seed {result.request.seed}) are added to the bank; head and "
+        "thresholds stay the same. The gain is paired over the query memes. The intervals cover the variation between "
+        "query memes, not between samples of the update.\n"
     )
     for name, curve in result.updates.items():
         rows = [
@@ -220,7 +219,7 @@ def _figures(figures: Mapping[str, str]) -> str:
 def _evidence(result: Evaluation) -> str:
     text = (
         "## Evidence\n\nThe first memes of each set with their nearest examples: id (class, cosine similarity, vote). "
-        "The votes of all K examples add up to the score; evidence.json has them all.\n"
+        "The votes of all K examples, which evidence.json lists, sum to the score.\n"
     )
     for name, memes in result.evidence.items():
         rows = []
@@ -232,7 +231,7 @@ def _evidence(result: Evaluation) -> str:
             verdict = "abstains" if meme["rkc_class"] is None else _short(meme["rkc_class"])
             cells = [_short(meme["label"]), verdict, _short(meme["scores"]["rkc"])]
             rows.append([escape(meme["id"]), *cells, "<br>".join(near)])
-        header = ["meme", "class", "RKC says", "score", "nearest examples"]
+        header = ["meme", "class", "RKC verdict", "score", "nearest examples"]
         text += f"\n### {escape(name)}\n\n{markdown_table(header, rows)}"
     return text
 

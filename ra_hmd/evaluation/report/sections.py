@@ -1,4 +1,4 @@
-"""The report's sections on classes, comparisons, calibration, abstention and groups."""
+"""Sections of the report: classes, comparisons, calibration, selective classification and groups."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,8 +31,9 @@ _SHOWN_COVERAGES = (0.5, 0.7, 0.8, 0.9, 1.0)
 
 
 def format_estimate(estimate: Mapping[str, Any], signed: bool = False) -> str:
-    """`0.913 [0.890, 0.934]`, `0.913 (too few)` where there are too few memes for an interval,
-    `–` where there is no value; of several seeds `0.913 ± 0.004 [0.890, 0.934]`.
+    """Format an estimate: `0.913 [0.890, 0.934]`, of several seeds `0.913 ± 0.004 [0.890, 0.934]`.
+
+    Without an interval for too few memes: `0.913 (too few)`; without a value: `–`.
     """
     if estimate["value"] is None:
         return "–"
@@ -46,12 +47,12 @@ def format_estimate(estimate: Mapping[str, Any], signed: bool = False) -> str:
 
 
 def vote_text(voting: Voting) -> str:
-    """How a bank votes."""
+    """Describe the settings of a vote."""
     parts = [f"K = {voting.topk}", f"{voting.weights} weights", "cosine"]
     if voting.min_similarity is not None:
         parts.append(f"abstains below similarity {voting.min_similarity:g}")
     if voting.prior_correction:
-        parts.append("classes of the bank weigh the same")
+        parts.append("classes of the bank weigh equally")
     return ", ".join(parts)
 
 
@@ -60,7 +61,7 @@ def _per_set(result: Evaluation, heading: str, table: Mapping[str, str]) -> str:
 
 
 def classes_section(result: Evaluation) -> str:
-    """Per class of several: this class against the rest."""
+    """Metrics of each class against the rest; empty for binary problems."""
     if result.problem.kind == "binary":
         return ""
     header = ["class", "head", "memes", "AUROC", "precision", "recall", "F1"]
@@ -77,7 +78,7 @@ def classes_section(result: Evaluation) -> str:
 
 
 def comparison_section(result: Evaluation) -> str:
-    """Paired differences between heads, and with other runs."""
+    """Paired differences between heads and from other runs."""
     tables = {}
     for name, found in result.analysis.items():
         text = _comparisons(found["comparisons"]) if found["comparisons"] else ""
@@ -86,9 +87,9 @@ def comparison_section(result: Evaluation) -> str:
         tables[name] = text
     return _per_set(
         result,
-        "## Comparisons\n\nOn the same memes: the second minus the first, with its paired interval (one "
-        "that holds 0 shows no difference). McNemar's exact test asks whether the memes that only one of the "
-        "two got right are split evenly; its p is corrected for the number of pairs in the table (Holm).\n",
+        "## Comparisons\n\nDifferences on the same memes, the second minus the first, with paired intervals. An "
+        "interval that contains 0 shows no difference. McNemar's exact test compares the numbers of memes that only "
+        "one of the two classified correctly; p is corrected for the number of pairs in the table (Holm).\n",
         tables,
     )
 
@@ -115,7 +116,7 @@ def _p_value(value: float) -> str:
 
 
 def calibration_section(result: Evaluation) -> str:
-    """How far stated probabilities came true, before and after calibration."""
+    """Calibration errors before and after calibration."""
     header = ["head", "map", "ECE", "Brier score", "negative log-likelihood"]
     names = {"none": "as scored", "temperature": "temperature", "platt": "Platt", "isotonic": "isotonic"}
     tables = {}
@@ -129,19 +130,19 @@ def calibration_section(result: Evaluation) -> str:
         tables[name] = markdown_table(header, rows)
     return _per_set(
         result,
-        "## Calibration\n\nOf the memes that a head calls hateful with probability 0.8, 80 % should be. ECE is the "
-        f"mean distance from that over {BINS} bins; all three are better when smaller. RKC's score is no probability: "
-        "as scored, its sigmoid is taken for one, as the released code does. Maps are fitted on dev only.\n",
+        "## Calibration\n\nOf the memes with an estimated probability of 0.8, 80 % should be hateful. ECE is the mean "
+        f"distance from that over {BINS} bins; all three measures are better when smaller. The RKC score is no "
+        "probability: without calibration its sigmoid is used, as in the released code. Maps are fitted on dev only.\n",
         tables,
     )
 
 
 def abstention_section(result: Evaluation) -> str:
-    """Accuracy of the most certain verdicts, and what the vote left open."""
+    """Accuracy of the most certain verdicts, and abstentions of the vote."""
     header = ["head", "AURC", *(f"accuracy at {share:.0%}" for share in _SHOWN_COVERAGES)]
     tables = {}
     for name, found in result.analysis.items():
-        rows, open_ = [], ""
+        rows, abstains = [], ""
         for head, values in found["abstention"].items():
             at = [
                 next(point for point in values["curve"] if point["coverage"] >= share - 1e-9)
@@ -150,22 +151,22 @@ def abstention_section(result: Evaluation) -> str:
             rows.append([head.upper(), f"{values['aurc']:.4f}", *(f"{point['accuracy']:.3f}" for point in at)])
             if "abstained" in values:
                 shown = {key: format_estimate(value) for key, value in values["answered"].items()}
-                told = ", ".join(f"{METRIC_NAMES[key]} {value}" for key, value in shown.items()) or "nothing answered"
-                open_ = (
-                    f"\nThe vote found no example similar enough for {values['abstained']} memes; it answers "
-                    f"{format_estimate(values['coverage'])} of them all. Of those it answers: {told}.\n"
+                answered = ", ".join(f"{METRIC_NAMES[key]} {value}" for key, value in shown.items()) or "none"
+                abstains = (
+                    f"\nThe vote found no example similar enough for {values['abstained']} memes. Its coverage is "
+                    f"{format_estimate(values['coverage'])}; metrics of the memes that it covers: {answered}.\n"
                 )
-        tables[name] = markdown_table(header, rows) + open_
+        tables[name] = markdown_table(header, rows) + abstains
     return _per_set(
         result,
-        "## Leaving uncertain memes to people\n\nThe accuracy of each head on the share of memes that it is most "
-        "certain of. AURC is the mean error rate over all shares (smaller is better): low when errors come last.\n",
+        "## Leaving uncertain memes to people\n\nAccuracy of each head on the share of memes that it is most certain "
+        "of. AURC is the mean error rate over all shares; smaller is better.\n",
         tables,
     )
 
 
 def groups_section(result: Evaluation) -> str:
-    """Results per group of memes."""
+    """Results per group of memes; empty without groups."""
     tables = {}
     for name, found in result.analysis.items():
         texts = []
@@ -182,9 +183,9 @@ def groups_section(result: Evaluation) -> str:
         return ""
     return _per_set(
         result,
-        "## Groups\n\nA meme with several values of a field is in several groups. False-positive rate: harmless memes "
-        "that are flagged; false-negative rate: hateful ones that pass. Rates have exact intervals. A star marks "
-        f"groups with fewer than {SMALL} memes of a class that they have: their numbers say little.\n",
+        "## Groups\n\nA meme with several values of a field is in several groups. False-positive rate: share of "
+        "harmless memes that are flagged; false-negative rate: share of hateful memes that are not. Rates have exact "
+        f"intervals. A star marks groups with fewer than {SMALL} memes of one of their classes.\n",
         tables,
     )
 

@@ -1,4 +1,4 @@
-"""The results page for people: Markdown and a picture."""
+"""Markdown page and figure of the leaderboard."""
 
 import textwrap
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ra_hmd.core.heads import THRESHOLDS
 from ra_hmd.core.markdown import escape, fenced, markdown_table
 from ra_hmd.core.plotting import BLUE, GREY, plain_text
 from ra_hmd.evaluation.metrics.intervals import CONFIDENCE
@@ -21,40 +22,38 @@ TITLES = METRIC_NAMES | {
     "micro_f1_doubtful": "“micro-F1”, of which kind is doubtful (see source)",
 }
 SHOWN = ("auroc", "accuracy", "macro_f1", "micro_f1", "pair_accuracy", "f1_unstated", "micro_f1_doubtful")
-"""Metrics of the page; the JSON and CSV files have all."""
+"""Metrics of the page; the JSON and CSV files contain all metrics."""
 
-_HEADS = ("LMH", "LRC", "RKC")
 _LINE = 0.15
-"""Inches of a line of text in the picture."""
+"""Height of a line of text in the figure, in inches."""
 
 _INTRODUCTION = f"""# Results
 
-Each column is one split of one data set; no cell mixes two. **Measured** cells come from the runs in the folders that
-were searched: value, in brackets the {CONFIDENCE:.0%} interval over the judged memes, with several runs ±
-their standard deviation. *Published* cells were not measured here: they are what the named source prints, by its own
-protocol and without intervals. Splits that are not test splits are marked: what was chosen on such a split looks better
-there than it is.
+Each column is one split of one data set. **Measured** cells come from the runs in the searched folders: the value, in
+brackets the {CONFIDENCE:.0%} interval over the query memes, and for several runs ± their standard deviation.
+*Published* cells quote the named source, which has its own protocol and prints no intervals. Splits other than test
+splits are marked: results are too optimistic on a split that anything was chosen on.
 """
 _LEGEND = """
-Systems are called by what their runs state; where a row does not say what a system was trained on, it was trained on
-the column's data set. `RKC` votes by a bank of the system's own training data, with K = 20 and arithmetic weights,
-unless it says otherwise; where a vote abstains, the meme counts with the verdict of score 0. Verdicts are those of the
-official thresholds (0.5; RKC 0) unless the cell says that the threshold is from dev; the AUROC needs none. C: the
-command that made a cell; P: its source. Published numbers without a mark are from the system's own paper, or a third
-party compared them with the PDF. *Second-hand* ones were quoted from others: look them up before quoting them.
+System names are taken from the manifests of their runs. A system was trained on the column's data set unless its row
+names another. `RKC` votes with a bank of the system's own training data, K = 20 and arithmetic weights, unless stated
+otherwise; a meme on which it abstains counts with the verdict of score 0. Verdicts use the official thresholds (0.5;
+RKC 0) unless the cell states a threshold from dev; AUROC needs no threshold. C: command of a cell; P: source of a cell.
+Published numbers without a mark are from the system's own paper, or a third party compared them with the PDF.
+*Second-hand* numbers are quoted by others: check them before quoting them.
 """
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows.
+    """Content of the page.
 
     Attributes:
-        measured: In order of place.
-        published: Of the same data sets.
-        notes: What a reader must know.
-        command: That made the page.
-        picture: Name of the picture beside it.
+        measured: Measured results, in order of place.
+        published: Published results on the same data sets.
+        notes: Sentences that a reader must know.
+        command: Command line of the page.
+        picture: File name of the figure.
     """
 
     measured: Sequence[SystemResult]
@@ -65,37 +64,38 @@ class Page:
 
     @cached_property
     def columns(self) -> list[Column]:
-        """Of the measured results; data sets by name, test splits first."""
+        """Columns of the measured results, by data set, test splits first."""
         order = ("test", "dev", "train")
         return sorted({one.column for one in self.measured},
                       key=lambda one: (one.dataset, one.task, order.index(one.role), one.split))  # fmt: skip
 
     @cached_property
     def beside(self) -> list[SystemResult]:
-        """Published numbers of the very splits that were measured."""
+        """Published results on the measured splits."""
         return [one for one in self.published if one.column in self.columns]
 
     @cached_property
     def elsewhere(self) -> list[SystemResult]:
-        """Published numbers of other splits of these data sets."""
+        """Published results on other splits of these data sets."""
         return [one for one in self.published if one.column not in self.columns]
 
     @cached_property
     def commands(self) -> list[str]:
-        """Each once, in order of appearance."""
+        """Commands of the measured results, in order of appearance."""
         return list(dict.fromkeys(one.source for one in self.measured))
 
     @cached_property
     def sources(self) -> list[str]:
-        """Publications, each once."""
+        """Sources of the published results, in order of appearance."""
         return list(dict.fromkeys(one.source for one in (*self.beside, *self.elsewhere)))
 
 
 def table_rows(results: Sequence[SystemResult]) -> dict[tuple[str, str], dict[Column, SystemResult]]:
-    """(system, head) → its results; systems by name, their heads in the usual order."""
+    """Group results by (system, head), sorted by system name and by the usual order of heads."""
 
     def order(key: tuple[str, str]) -> tuple[str, int, str]:
-        place = next((number for number, name in enumerate(_HEADS) if key[1].startswith(name)), len(_HEADS))
+        place = next((number for number, name in enumerate(THRESHOLDS) if key[1].startswith(name.upper())),
+                     len(THRESHOLDS))  # fmt: skip
         return key[0].lower(), place, key[1]
 
     rows: dict[tuple[str, str], dict[Column, SystemResult]] = {}
@@ -105,7 +105,7 @@ def table_rows(results: Sequence[SystemResult]) -> dict[tuple[str, str], dict[Co
 
 
 def markdown(page: Page) -> str:
-    """The page."""
+    """Render the page as Markdown."""
     header = ["origin", "system", "head", *(escape(column.title) for column in page.columns)]
     lines = [
         [origin, escape(system), escape(head) or "–", *(_cell(page, cells.get(column)) for column in page.columns)]
@@ -131,7 +131,7 @@ def markdown(page: Page) -> str:
 
 
 def _cell(page: Page, one: SystemResult | None) -> str:
-    """Every shown metric on a line of its own, then where it is from."""
+    """Cell text: each metric on its own line, then its origin."""
     if one is None:
         return "–"
     shown = [name for name in SHOWN if name in one.metrics]
@@ -146,7 +146,7 @@ def _cell(page: Page, one: SystemResult | None) -> str:
 
 
 def figure(page: Page) -> Figure:
-    """A panel per column: measured values with intervals (filled), published ones (open), systems down the side."""
+    """One panel per column, one row per system: measured values with intervals (filled), published values (open)."""
     shown = [_panel(page, column) for column in page.columns]
     heights = [1.0 + _LINE * sum(map(_lines, results)) for _, results in shown]  # inches
     drawn = Figure(figsize=(9.0, sum(heights) + 0.4), layout="constrained")
@@ -160,7 +160,7 @@ def figure(page: Page) -> Figure:
 
 
 def _panel(page: Page, column: Column) -> tuple[str, list[SystemResult]]:
-    """The first metric of the page that was measured in this column, and the results that have it."""
+    """First metric of the page that was measured in this column, and the results that have it."""
     here = [one for results in (page.measured, page.beside) for cells in table_rows(results).values()
             if (one := cells.get(column)) is not None]  # fmt: skip
     known = [name for name in SHOWN if any(_value(one, name) is not None for one in here if one.origin == "measured")]
@@ -169,7 +169,7 @@ def _panel(page: Page, column: Column) -> tuple[str, list[SystemResult]]:
 
 
 def _value(one: SystemResult, metric: str) -> float | None:
-    """For the picture, which has no published ranges."""
+    """Value of a metric; None for published ranges, which the figure leaves out."""
     return one.metrics.get(metric, {}).get("value")
 
 
@@ -179,7 +179,7 @@ def _label(one: SystemResult) -> str:
 
 
 def _lines(one: SystemResult) -> float:
-    """How much room a row of the picture needs, in lines of text: those of its name, and some between two rows."""
+    """Height of a row of the figure in lines of text: those of its label, and a gap."""
     return 1 + _label(one).count("\n") + 0.7
 
 

@@ -1,6 +1,6 @@
-"""`ra-hmd results`: one table of all systems over all data sets that a user has, with published numbers beside it.
+"""Leaderboard of all evaluated systems and data sets, with published numbers (`ra-hmd results`).
 
-Measured and published values never share a row, and each cell says which of the two it is.
+Measured and published values never share a row, and each cell is marked as one of the two.
 """
 
 import csv
@@ -21,19 +21,18 @@ CSV_COLUMNS = ("origin", "system", "head", "dataset", "task", "split", "role", "
 
 
 def write_results(folders: Sequence[str], output: str | Path, *, command: str = "") -> LeaderboardManifest:
-    """Write the results page: `output` and, of the same name, `.json`, `.csv` and `.png`.
+    """Write the results page `output`, and files of the same name with `.json`, `.csv` and `.png`.
 
     Args:
-        folders: What to search for finished evaluations and cross-evaluations; `NAME=PATH` names the systems there.
-        output: The page, a Markdown file.
-        command: The command line, for the page.
+        folders: Folders to search for evaluations and cross-evaluations; `NAME=PATH` names the systems in a folder.
+        output: Markdown file of the page.
+        command: Command line for the page.
 
     Returns:
-        What the JSON file holds: a manifest with `columns`, `results` (each with `origin`: measured or published), and
-        `notes`.
+        Content of the JSON file: a manifest with `columns`, `results` (`origin`: measured or published) and `notes`.
 
     Raises:
-        UserError: nothing to show in a folder; an `output` that is no Markdown file.
+        UserError: a folder without results, or an `output` that is no Markdown file.
     """
     output = Path(output)
     if output.suffix != ".md" or output.is_dir():
@@ -63,7 +62,7 @@ def _described(one: SystemResult) -> dict[str, Any]:
 
 
 def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """One line per result and metric."""
+    """Write one line per result and metric."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
         table.writeheader()

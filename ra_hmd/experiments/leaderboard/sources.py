@@ -1,4 +1,4 @@
-"""Where the cells of the results page come from: finished evaluations, cross-evaluations, and published numbers."""
+"""Sources of the leaderboard: evaluations, cross-evaluations, and published numbers."""
 
 import json
 import os
@@ -35,7 +35,7 @@ CROSS_NAME = "cross_eval.json"
 
 @dataclass(frozen=True, order=True)
 class Column:
-    """What systems are compared on: one split of one task of a data set. Two splits are two columns."""
+    """Column of the leaderboard: one split of one task of a data set."""
 
     dataset: str
     task: str
@@ -43,17 +43,17 @@ class Column:
 
     @property
     def title(self) -> str:
-        """For people; a split that is no test split says so."""
+        """Title on the page; splits other than test splits are marked."""
         reader = READERS.get(self.dataset)
         task = self.task
-        if reader is not None:  # of a public data set the first task goes without saying
+        if reader is not None:  # the first task of a public data set is omitted
             task = "" if task == reader.tasks[0].name else task or "task not stated"
         parts = [self.dataset, *([task] if task else []), self.split]
         return " · ".join(parts) + ("" if self.role == "test" else f" ({self.role})")
 
     @property
     def role(self) -> Literal["test", "dev", "train"]:
-        """What the split is for; one whose name says nothing counts as test data, as in `evaluate`."""
+        """Role of the split; a split of unknown kind counts as test data, as in `evaluate`."""
         if is_test_split(self.split):
             return "test"
         return "train" if "train" in self.split.lower() else "dev"
@@ -61,20 +61,20 @@ class Column:
 
 @dataclass(frozen=True)
 class SystemResult:
-    """One system, by one of its heads, on one column.
+    """Result of one head of a system in one column.
 
     Attributes:
-        origin: Who says so.
-        system: Its name.
-        head: Who decides, and which bank; empty where the source does not say.
-        column: What it was judged on.
-        metrics: Metric → `value`, `low`, `high`, `std`; of published numbers also `printed`, the text in its source.
-        source: The command, or the publication.
-        place: Folder and set that it was read from; two results never share one.
-        evidence: Of published numbers, how far to trust them.
-        memes: How many were judged, where known.
-        runs: How many runs the value is a mean of, and of what: `1 seed`, `5 lists`.
-        rule: Where the verdicts' threshold is from, if it is not the official one.
+        origin: Whether the result was measured or published.
+        system: Name of the system.
+        head: Name of the head, with its bank; empty where the source does not state it.
+        column: Split of the query memes.
+        metrics: Metric → `value`, `low`, `high`, `std`; for published numbers also `printed`, the text in the source.
+        source: Command or publication.
+        place: Folder and query set that it was read from, unique for each result.
+        evidence: Reliability of published numbers.
+        memes: Number of query memes, where known.
+        runs: Number of averaged runs and their kind: `1 seed`, `5 lists`.
+        rule: Source of the threshold, if it is not the official one.
     """
 
     origin: Literal["measured", "published"]
@@ -91,16 +91,16 @@ class SystemResult:
 
 
 def find_results(folders: Sequence[str]) -> tuple[list[SystemResult], list[str]]:
-    """The results of all finished evaluations in and below the folders, each once.
+    """Find the results of all finished evaluations in and below the folders.
 
     Args:
-        folders: Paths, or `NAME=PATH` to call the systems there by another name; of two names the nearer one counts.
+        folders: Paths, or `NAME=PATH` to name the systems in a folder; of nested names the innermost one counts.
 
     Returns:
         The results in order of place, and notes on what was left out.
 
     Raises:
-        UserError: a folder that is not there, that has no finished evaluation, or that is given two names.
+        UserError: a folder that does not exist, that has no finished evaluation, or that is given two names.
     """
     if not folders:
         raise UserError("No folder is given; name one that holds evaluations (`ra-hmd evaluate --output`).")
@@ -113,7 +113,7 @@ def find_results(folders: Sequence[str]) -> tuple[list[SystemResult], list[str]]
     raise_all(problems, "These cannot be searched")
     runs: dict[Path, tuple[str | None, Path]] = {}
     empty, notes = [], []
-    # Names first, the deepest folders before those around them: the nearest name is the one that was meant.
+    # Named folders first, the innermost before those that contain them, so that the innermost name wins.
     for name, path in sorted(given, key=lambda one: (one[0] is None, -len(one[1].resolve().parts))):
         found = list(_evaluations(path))
         if not found:
@@ -136,12 +136,12 @@ def find_results(folders: Sequence[str]) -> tuple[list[SystemResult], list[str]]
 
 
 def published_results(path: Path = PUBLISHED) -> list[SystemResult]:
-    """The published numbers in the data file, each a result of its own column.
+    """Read the published numbers in the data file, one result per column.
 
     Raises:
         UserError: a row without system, source or known evidence; a data set without a reader.
     """
-    # BaseLoader leaves every number the text that it is: 85.80 keeps its last digit.
+    # BaseLoader keeps numbers as text, so that 85.80 keeps its last digit.
     rows = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506
     results = []
     for row in rows:
@@ -160,11 +160,11 @@ def published_results(path: Path = PUBLISHED) -> list[SystemResult]:
 
 
 def _published_number(number: str | list[str]) -> dict[str, Any]:
-    """Per cent, as printed, as a fraction; of a range only its ends."""
+    """Convert a printed percentage to a fraction; a range has no value."""
     ends = number if isinstance(number, list) else [number]
     shown = [str(Decimal(end).scaleb(-2)) for end in ends]  # keeps the last digit
     value, *rest = map(float, shown)
-    # `low` and `high` are a measured value's interval; the ends of a printed range are none.
+    # `low` and `high` hold the interval of a measured value, which the ends of a printed range are not.
     return {"value": None if rest else value, "low": None, "high": None, "std": None,
             "printed": " to ".join(ends), "shown": " to ".join(shown)}  # fmt: skip
 
@@ -179,7 +179,7 @@ def _named(text: str) -> tuple[str | None, Path]:
 
 
 def _evaluations(folder: Path) -> Iterator[Path]:
-    """Folders of finished evaluations; what lies below one (its seeds) belongs to it."""
+    """Yield folders of finished evaluations; their subfolders (seeds) belong to them."""
     for place, below, files in os.walk(folder):
         below.sort()
         if MANIFEST_NAME not in files:
@@ -212,19 +212,19 @@ def _evaluation(folder: Path, manifest: EvaluationManifest, name: str | None) ->
 
 
 def _rule(head: Head, label: str, manifest: EvaluationManifest) -> str:
-    """Empty for official thresholds, and where none is used."""
+    """Source of the threshold; empty for official thresholds."""
     chosen = [any(value != THRESHOLDS[head] for value in rule.thresholds) for rule in manifest.rules(label, head)]
     return "" if not any(chosen) else "threshold from dev" if all(chosen) else "threshold from dev in some runs"
 
 
 def _vote(arguments: Mapping[str, Any]) -> str:
-    """How the bank votes, where it is not the default."""
+    """Settings of the vote where they differ from the default."""
     voting = Voting(**{item.name: arguments[item.name] for item in fields(Voting) if item.name in arguments})
     return "" if voting == Voting() else f", {vote_text(voting)}"
 
 
 def _head(head: Head, manifest: EvaluationManifest, systems: Sequence[SystemDescription], column: Column) -> str:
-    """A head's name; of a vote also the bank, where it is not of the data that the system was trained on."""
+    """Name of a head; for the vote with its bank, unless that is the system's training data."""
     bank = None if manifest.bank is None else manifest.bank.data
     if head != "rkc" or bank is None:
         return head.upper()
@@ -239,7 +239,7 @@ def _head(head: Head, manifest: EvaluationManifest, systems: Sequence[SystemDesc
 
 
 def _own_bank(systems: Iterable[SystemDescription]) -> str:
-    """The vote of the training split: of a few-shot system that is more than it was trained on."""
+    """Name of the vote of the training split, which for a few-shot system exceeds its training data."""
     return "RKC, whole training split" if any(system.shots for system in systems) else "RKC"
 
 
@@ -250,12 +250,12 @@ def _cross_evaluation(
         described = systems[cell["system"]]
         column = _column(SetDescription.model_validate(cell["judged"]))
         if described.trained and not {described.trained_on, column.dataset} <= set(READERS):
-            # Other stores are called by their folders; which of them is the training data the settings say.
+            # Unnamed data sets are identified by folders; the settings state which one is the training data.
             home = cell["trained_on"] == cell["target"]
             trained_on = column.dataset if home else described.trained_on or cell["trained_on"]
             described = described.model_copy(update={"trained_on": trained_on})
         head = HeadAndBank(cell["head"], cell["bank"], cell["shots"]).title
-        if cell["bank"] == "train":  # the same vote with the same bank has one name, whichever command it came from
+        if cell["bank"] == "train":  # as `evaluate` names the same vote
             head = _own_bank([described]) if described.trained else f"RKC, bank of {cell['trained_on']}"
         if cell["bank"] is not None:
             head += _vote(manifest.arguments)
@@ -278,7 +278,7 @@ def _column(judged: SetDescription) -> Column:
 
 
 def _joined(systems: Iterable[SystemDescription], dataset: str) -> str:
-    """The name of a system, with what it was trained on where that is not the data set that it is judged on."""
+    """Name of a system, with its training data if that differs from the data set of the column."""
     names = []
     for described in systems:
         if not described.trained or described.trained_on == dataset:
@@ -293,7 +293,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def without_clashes(results: Sequence[SystemResult]) -> list[SystemResult]:
-    """The results, with their place behind the system's name where two of one name and head share a column."""
+    """Append the place to system names where two results of one name and head share a column."""
     seen: dict[tuple[str, str, str], list[Column]] = {}
     for one in results:
         seen.setdefault((one.origin, one.system, one.head), []).append(one.column)
