@@ -23,7 +23,7 @@ _LIST_OPTIONS = {"--shots": r"\d+", "--columns": r".+=.+", "--labels": r".+=.+",
 
 
 class _Lists(TyperCommand):
-    """Lets options take several values at once: `--shots 4 8`, `--columns id=a text=b`."""
+    """Command whose options take several values at once: `--shots 4 8`, `--columns id=a text=b`."""
 
     def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
         spread: list[str] = []
@@ -45,9 +45,9 @@ data_app = typer.Typer(
     help="Import, check and prepare meme data.",
     **GROUP,
 )
-Folder = Annotated[Path, typer.Argument(help="Folder that `ra-hmd data import` wrote.")]
+Folder = Annotated[Path, typer.Argument(help="Folder written by `ra-hmd data import`.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that open images.")]
-Task = Annotated[str | None, typer.Option(help="Labelling, see `ra-hmd data list`; default: the first.")]
+Task = Annotated[str | None, typer.Option(help="Task, see `ra-hmd data list`; default: the first.")]
 _WORKERS = os.cpu_count() or 1
 
 
@@ -68,14 +68,14 @@ def import_command(
     output: Output,
     images: Annotated[Path | None, typer.Option(help="Folder with the images, if not below ROOT.")] = None,
     add_on: Annotated[Path | None, typer.Option(help="Folder with further annotations, if not below ROOT.")] = None,
-    text: Annotated[str, typer.Option(help="What is done to captions: single_line, strip or raw.")] = "single_line",
+    text: Annotated[str, typer.Option(help="Normalisation of captions: single_line, strip or raw.")] = "single_line",
     val_fraction: Annotated[float, typer.Option(min=0, max=0.9, help="Share of train that becomes val.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of that cut.")] = 0,
-    columns: Annotated[list[str] | None, typer.Option(help="generic: our field=its column …")] = None,
-    labels: Annotated[list[str] | None, typer.Option(help="generic: its label=class index …")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the val split.")] = 0,
+    columns: Annotated[list[str] | None, typer.Option(help="generic: field=column of the file …")] = None,
+    labels: Annotated[list[str] | None, typer.Option(help="generic: label in the file=class index …")] = None,
     workers: Workers = _WORKERS,
 ) -> None:
-    """Read a data set as it lies on disk and write validated records. Stopped and started again, it continues."""
+    """Read a data set as it lies on disk and write validated records. An interrupted import continues."""
     from ra_hmd.core.config import choose
     from ra_hmd.data.import_dataset import ImportOptions, import_data
     from ra_hmd.data.readers import get_reader
@@ -101,7 +101,7 @@ def check_command(
     folder: Folder,
     config: Annotated[Path | None, typer.Option(help="Stage 1 YAML file whose token budget must hold.")] = None,
     model: Annotated[str | None, typer.Option(help="Model of that file, if it lies elsewhere.")] = None,
-    fix: Annotated[bool, typer.Option("--fix", help="First mend what can be mended safely.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="First repair what can be repaired without loss.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 on warnings too.")] = False,
     workers: Workers = _WORKERS,
 ) -> None:
@@ -162,10 +162,12 @@ def to_sharegpt_command(
 @data_app.command("k-shot", cls=_Lists)
 def k_shot_command(
     folder: Folder,
-    shots: Annotated[list[int], typer.Option(help="Numbers of memes: --shots 4 8 16.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Lists of each size.")] = 5,
-    per_class: Annotated[bool, typer.Option("--per-class/--no-per-class", help="So many of each class.")] = True,
-    split: Annotated[str, typer.Option(help="Where to draw from.")] = "train",
+    shots: Annotated[list[int], typer.Option(help="Numbers of memes K: --shots 4 8 16.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Number of lists of each size.")] = 5,
+    per_class: Annotated[
+        bool, typer.Option("--per-class/--no-per-class", help="Draw K memes of each class, or K in total.")
+    ] = True,
+    split: Annotated[str, typer.Option(help="Split to draw from.")] = "train",
     task: Task = None,
     output: Annotated[Path | None, typer.Option(help="The file; default: k_shot/ in the folder.")] = None,
 ) -> None:
@@ -178,9 +180,9 @@ def k_shot_command(
 @data_app.command("ocr")
 def ocr_command(
     folder: Folder,
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Least confidence of a line.")] = 0.5,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Lowest confidence of a line that is used.")] = 0.5,
 ) -> None:
-    """Read captions from the images of memes that have none (extra `ocr`). Stopped and started again, it continues."""
+    """Read captions from the images of memes that have none (extra `ocr`). An interrupted run continues."""
     from ra_hmd.data.ocr import fill_captions
 
     filled = fill_captions(folder, min_score=min_score, show=True)
@@ -193,10 +195,10 @@ def ocr_command(
 @data_app.command("make-confounders")
 def make_confounders_command(
     output: Output,
-    size: Annotated[int | None, typer.Option(help="Training memes of domain A; the other parts follow.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
+    size: Annotated[int | None, typer.Option(help="Number of training memes of each domain.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of images and captions.")] = 0,
 ) -> None:
-    """Draw harmless memes whose label needs both picture and caption, in the layout of Hateful Memes."""
+    """Write harmless synthetic memes whose label depends on image and caption together, in the layout of Hateful Memes."""
     from ra_hmd.data.synthetic.confounders import make_confounders
 
     options = {} if size is None else {"size": size}
@@ -219,7 +221,7 @@ def _indices(given: list[str] | None) -> dict[str, int]:
 
 
 def _describe(data: "MemeData") -> None:
-    """What was found, what it became, and what to look at."""
+    """Print the layout, the counts and the notes of an import."""
     manifest = data.manifest
     print(f"{data.reader.title}: {manifest.layout}, in {manifest.root}")
     for split, rows in manifest.splits.items():

@@ -1,4 +1,4 @@
-"""Anyone's own data: files with columns, column and label maps, and the ShareGPT files of the RA-HMD release."""
+"""Reader of user-supplied data: columns, label maps and ShareGPT files, beyond the contract of `test_readers.py`."""
 
 import json
 import unicodedata

@@ -1,4 +1,4 @@
-"""Harm-C and Harm-P from every layout that people have them in, on invented copies."""
+"""Readers of Harm-C and Harm-P: layouts, versions and labels, beyond the contract of `test_readers.py`."""
 
 from pathlib import Path
 from typing import Any

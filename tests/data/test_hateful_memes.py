@@ -1,4 +1,4 @@
-"""Hateful Memes from every layout that people have it in, on invented copies."""
+"""Reader of Hateful Memes: layouts, ids and the fine-grained add-on, beyond the contract of `test_readers.py`."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The MAMI reader on small invented copies of every layout that MAMI is passed round in."""
+"""Reader of MAMI: layouts, test labels and shared image numbers, beyond the contract of `test_readers.py`."""
 
 import shutil
 from pathlib import Path

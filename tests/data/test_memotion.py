@@ -1,4 +1,4 @@
-"""Memotion 7k: two tables with columns of their own, truth in a third, and no dev split."""
+"""Reader of Memotion 7k: tables, truth file and labels, beyond the contract of `test_readers.py`."""
 
 import io
 import pickle

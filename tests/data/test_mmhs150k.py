@@ -1,4 +1,4 @@
-"""MMHS150K: votes, split lists, large ids, and tweets without their links and mentions."""
+"""Reader of MMHS150K: votes, split lists, large ids and tweets, beyond the contract of `test_readers.py`."""
 
 import json
 from pathlib import Path

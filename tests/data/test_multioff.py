@@ -1,4 +1,4 @@
-"""The MultiOFF reader on small invented copies of every layout that MultiOFF is passed round in."""
+"""Reader of MultiOFF: file names and spellings of labels, beyond the contract of `test_readers.py`."""
 
 import json
 from pathlib import Path

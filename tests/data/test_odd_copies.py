@@ -1,4 +1,4 @@
-"""Copies as accidents leave them: what a reader must survive, refuse, or never guess."""
+"""Damaged, merged and incomplete copies of data sets: what an import accepts, rejects and refuses."""
 
 import json
 import os

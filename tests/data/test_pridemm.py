@@ -1,4 +1,4 @@
-"""The PrideMM reader on small invented copies of every layout that PrideMM is passed round in."""
+"""Reader of PrideMM: layouts and cells, beyond the contract of `test_readers.py`."""
 
 from pathlib import Path
 

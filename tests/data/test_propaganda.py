@@ -1,4 +1,4 @@
-"""Propaganda memes: 22 techniques, any number per meme, and pictures that are not what their names say."""
+"""Reader of propaganda memes: 22 techniques, any number per meme, beyond the contract of `test_readers.py`."""
 
 from pathlib import Path
 from typing import Any
