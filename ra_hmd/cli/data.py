@@ -198,7 +198,7 @@ def make_confounders_command(
     size: Annotated[int | None, typer.Option(help="Number of training memes of each domain.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed of images and captions.")] = 0,
 ) -> None:
-    """Write harmless synthetic memes whose label depends on image and caption together, in the layout of Hateful Memes."""
+    """Write harmless synthetic memes, in the layout of Hateful Memes, whose label depends on image and caption."""
     from ra_hmd.data.synthetic.confounders import make_confounders
 
     options = {} if size is None else {"size": size}
