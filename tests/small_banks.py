@@ -42,7 +42,7 @@ def labels_of(problem: Problem, count: int, seed: int = 0) -> np.ndarray:
     return rng.integers(0, problem.classes, count)
 
 
-def bank_of(place: Path, count: int = 60, problem: Problem = BINARY, **options: Any) -> Bank:
+def bank_of(place: Path | str, count: int = 60, problem: Problem = BINARY, **options: Any) -> Bank:
     """A new bank of memes m0, m1, …"""
     rows = make_rows([f"m{number}" for number in range(count)], labels_of(problem, count))
     settings = {"fingerprint": {"model": "m"}, **SAID, "problem": problem}

@@ -22,7 +22,7 @@ from ra_hmd.inference.verdicts import verdicts_of
 from ra_hmd.inference.writers import check_format, manifest_path, open_writer, verdict_names
 from ra_hmd.models.head import HEAD_WEIGHTS
 from ra_hmd.retrieval.voting import Voting
-from ra_hmd.scoring.operating_point import UNDECIDED
+from ra_hmd.scoring.operating_point import OFFICIAL_NOTE
 from ra_hmd.scoring.scorer import Scorer
 from ra_hmd.scoring.scores import ScoredSet
 
@@ -134,5 +134,5 @@ def _notes(scorer: Scorer, scored: ScoredSet, head: Head) -> list[str]:
     if scored.in_bank:
         notes.append(f"{scored.in_bank} memes are in the bank too; none votes for itself.")
     if scorer.decision is None:
-        notes.append(UNDECIDED)
+        notes.append(OFFICIAL_NOTE)
     return notes

@@ -41,7 +41,7 @@ def verdicts_of(
     uncertain = _uncertain(scored, head, probabilities[head], abstain)
     single = problem.kind == "single_label"
     threshold = None if single else plain_score(scored.rules[head].thresholds, problem)
-    rows = zip(scored.queries.ids, captions, _neighbours(scored, scorer, provenance), scorer.identical(scored),
+    rows = zip(scored.queries.ids, captions, _neighbours(scored, scorer, provenance), scorer.decided_rows(scored),
                strict=False)  # fmt: skip
     for row, (name, (text, source), neighbours, identical) in enumerate(rows):
         decided: dict[Head, Any] = {one: values[row].tolist() for one, values in verdicts.items()}

@@ -1,4 +1,4 @@
-"""Scores as probabilities: what a head's scores promise, how far that is true, and maps that mend it.
+"""Calibration of scores: probabilities, calibration maps fitted on dev, and measures of calibration error.
 
 Shapes: Q memes, C outputs of the problem (1 if binary), B bins.
 """
@@ -16,7 +16,7 @@ from ra_hmd.core.problem import Problem
 CalibrationKind = Literal["temperature", "isotonic"]
 BINS = 15
 _SMALLEST = 1e-12  # probabilities 0 and 1 have no logit
-_LOSS_FLOOR = 1e-7  # what a promise of 0 costs when it fails: 16.1 nats, not infinity
+_LOSS_FLOOR = 1e-7  # a probability of 0 for a true case costs 16.1 nats, not infinity
 _TEMPERATURES = (0.01, 100.0)
 
 
@@ -42,9 +42,9 @@ class Calibration:
     """A map from a head's scores to probabilities.
 
     Attributes:
-        kind: `none` (as `score_logits` has them), `temperature` (logits divided by one T), `platt` (per output
-            sigmoid(slope · score + intercept)) or `isotonic` (per output a rising step line through dev).
-        parameters: What JSON holds: `temperature`; `slope` and `intercept`, C each; `x` and `y`, C lists each.
+        kind: `none` (the probabilities of `score_logits`), `temperature` (logits divided by one T), `platt` (per output
+            sigmoid(slope · score + intercept)) or `isotonic` (per output a monotone function fitted on dev).
+        parameters: JSON values: `temperature`; `slope` and `intercept`, C each; `x` and `y`, C lists each.
     """
 
     kind: Literal["none", "temperature", "platt", "isotonic"]
@@ -73,9 +73,9 @@ UNCALIBRATED = Calibration("none", {})
 
 @dataclass(frozen=True)
 class Uncalibrated:
-    """Why no map was fitted."""
+    """The result of a fit without a usable map, and the reason."""
 
-    why: str
+    reason: str
 
 
 def fit_calibration(
@@ -86,15 +86,15 @@ def fit_calibration(
     `temperature` divides the logits of LMH and LRC by one T between 0.01 and 100. The RKC's score has no fixed zero
     and scale, so it gets a slope and an intercept instead (Platt), unless it is one of C classes.
 
-    A map never falls: where a higher score goes with fewer cases on dev, probabilities would contradict verdicts, and
-    there is none. A class that all or no dev memes have tells nothing of a direction; its map is flat.
+    A map never decreases: where a higher score goes with fewer cases on dev, probabilities would contradict verdicts,
+    and no map is returned. A class that all or no dev memes have determines no direction; its map is constant.
 
     Args:
-        kind: Which map.
-        scores: [Q, C], of dev.
-        labels: As the problem has them.
-        head: Whose scores.
-        problem: What they mean.
+        kind: Kind of map.
+        scores: [Q, C], scores of dev.
+        labels: Labels of dev.
+        head: The head that made the scores.
+        problem: What scores and labels mean.
 
     Source: temperature: Guo et al., ICML 2017; Platt 1999 with his smoothed targets, which keep the fit finite where
     dev is separable; isotonic: Zadrozny and Elkan, KDD 2002.
@@ -123,8 +123,8 @@ def fit_calibration(
 
 
 def _direction(kind: CalibrationKind, scores: np.ndarray, member: np.ndarray) -> float | None:
-    """Above 0 where the map of one output rises: the slope, of an isotonic map the AUROC above chance; None where all
-    or no dev memes have the output.
+    """Direction of the map of one output, positive where it increases: the slope, for an isotonic map AUROC minus 0.5.
+    None where all or no dev memes have the output.
     """
     if member.all() or not member.any():
         return None
@@ -136,14 +136,14 @@ def _direction(kind: CalibrationKind, scores: np.ndarray, member: np.ndarray) ->
 
 
 def _rise(logits: np.ndarray, member: np.ndarray, problem: Problem) -> float:
-    """How fast the mean log-likelihood rises with 1/T at 1/T = 0; it is concave, so 1/T > 0 is best where this is."""
+    """Derivative of the mean log-likelihood by 1/T at 1/T = 0; it is concave, so some T is best if this is positive."""
     if problem.kind == "single_label":
         return float((logits[member] - logits.mean(axis=1)).mean())
     return float(((2 * member - 1) * logits).mean())
 
 
 def _temperature(logits: np.ndarray, member: np.ndarray, problem: Problem) -> float:
-    """T of the least loss. In 1/T the loss is convex, so the one minimum is found."""
+    """T of the lowest loss. The loss is convex in 1/T, so its minimum is unique."""
     signed = (2 * member - 1) * logits
 
     def loss(log_temperature: float) -> float:
@@ -174,12 +174,12 @@ def _platt(scores: np.ndarray, member: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Reliability:
-    """A reliability diagram: per bin of stated probability how many cases, what was stated and what came true.
+    """A reliability diagram: cases, mean predicted probability and observed frequency per bin.
 
     Attributes:
-        count: int64 [B].
-        stated: [B], mean probability; 0 where the bin is empty.
-        seen: [B], share that came true; 0 where the bin is empty.
+        count: int64 [B], number of cases.
+        stated: [B], mean predicted probability; 0 where the bin is empty.
+        seen: [B], observed frequency; 0 where the bin is empty.
     """
 
     count: np.ndarray
@@ -188,16 +188,16 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """ECE: mean distance of stated and seen, bins weighted by their cases."""
+        """Expected calibration error: mean distance of `stated` and `seen`, bins weighted by their cases."""
         return float((self.count * np.abs(self.stated - self.seen)).sum() / self.count.sum())
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The diagram as JSON values."""
         return {"count": self.count.tolist(), "stated": self.stated.tolist(), "seen": self.seen.tolist()}
 
 
 def reliability(stated: np.ndarray, true: np.ndarray, bins: int = BINS) -> Reliability:
-    """Sort cases [Q] into `bins` bins of equal width; a probability on a border belongs to the bin above it."""
+    """Bin cases [Q] into `bins` bins of equal width; a probability on a border belongs to the bin above it."""
     number = np.clip(np.searchsorted(np.arange(bins + 1) / bins, stated, side="right") - 1, 0, bins - 1)
     count = np.bincount(number, minlength=bins)
     sums = [np.bincount(number, weights=values, minlength=bins) for values in (stated, true)]
@@ -206,7 +206,7 @@ def reliability(stated: np.ndarray, true: np.ndarray, bins: int = BINS) -> Relia
 
 
 def stated_cases(probabilities: np.ndarray, labels: np.ndarray, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """What is promised and whether it came true, both [cases].
+    """Predicted probabilities and whether the cases are true, both [cases].
 
     Binary: the probability of class 1 of each meme. `multi_label`: of every class of every meme. `single_label`: of the
     likeliest class.

@@ -1,4 +1,4 @@
-"""What dev decided about a head: thresholds and calibration, stored beside it in `decision.json`.
+"""Operating points: thresholds and calibrations chosen on dev, stored beside a head in `decision.json`.
 
 Shapes: C outputs of the problem.
 """
@@ -33,23 +33,23 @@ from ra_hmd.scoring.threshold_basis import BankMatch
 from ra_hmd.scoring.thresholds import Criterion, best_thresholds, criterion_of
 
 DECISION_NAME = "decision.json"
-UNDECIDED = "The threshold is the official one, and scores are taken for probabilities as they are."
+OFFICIAL_NOTE = "The threshold is the official one, and scores are taken for probabilities as they are."
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Thresholds and calibration of each head, and what they hold for.
+    """Thresholds and calibration of each head, and the conditions under which they hold.
 
     Attributes:
-        criterion: What the thresholds are best at on dev.
-        problem: Of the head.
-        head_sha256: Of the head's weights.
+        criterion: The metric that the thresholds maximise on dev.
+        problem: What the head decides.
+        head_sha256: SHA-256 of the head's weights.
         bank: The bank that voted.
-        voting: The vote's settings.
-        dev: The rows that it was chosen on.
-        rules: Per head.
-        values: Per head the criterion on dev (`official`, `chosen`); a mean over classes of several.
-        uncalibrated: Per head why it has no calibration, of those that could have none.
+        voting: Settings of the vote.
+        dev: The dev rows.
+        rules: Decision rule of each head.
+        values: Value of the criterion on dev for each head (`official`, `chosen`); a mean over several classes.
+        uncalibrated: Reason why a head has no calibration, for heads without one.
     """
 
     criterion: Criterion
@@ -86,10 +86,10 @@ class OperatingPoint:
 
 
 def read_operating_point(head: str | Path) -> OperatingPoint | None:
-    """The decision stored beside a head, or None where there is none.
+    """Read the operating point stored beside a head; None where there is none.
 
     Raises:
-        UserError: it was made for other weights, or is not one of ours.
+        UserError: it was chosen for other weights, or the file has another format.
     """
     path = Path(head) / DECISION_NAME
     if not path.is_file():
@@ -129,10 +129,10 @@ def _read_rule(item: HeadDecision) -> DecisionRule:
 
 
 def check_dev(place: str | Path, features: Features, problem: Problem) -> None:
-    """Refuse to choose on test data, or where there is nothing to choose between.
+    """Validate a dev store for choosing thresholds.
 
     Raises:
-        UserError: the split is a test split, or of unknown kind; a binary dev set of one class.
+        UserError: a test split, or one of unknown kind; a binary dev set of one class.
     """
     open_labels(chosen_by={place: features})
     if problem.kind == "binary" and len(np.unique(features.labels)) < 2:
@@ -151,18 +151,18 @@ def choose_operating_point(
     criterion: Criterion,
     calibration: CalibrationKind,
 ) -> OperatingPoint:
-    """Choose thresholds and fit calibrations on a scored dev set; what the RKC abstains on takes no part in its own.
+    """Choose thresholds and fit calibrations on a scored dev set; those of the RKC without memes on which it abstains.
 
     Args:
         scored: The dev set.
-        place: Of its store.
+        place: Its feature store.
         features: Its rows.
-        left_out: Ids of its store that were left out.
+        left_out: Ids of the store that were left out.
         head: Folder of the head.
-        bank: State and content of the bank, see `OperatingPoint`.
-        voting: The vote.
-        criterion: What the thresholds must be best at.
-        calibration: Which map to fit.
+        bank: Identity of the bank, see `OperatingPoint`.
+        voting: Settings of the vote.
+        criterion: The metric to maximise.
+        calibration: The kind of map to fit.
 
     Raises:
         UserError: the vote abstained on so many memes that one class is left.
@@ -179,7 +179,7 @@ def choose_operating_point(
         thresholds = best_thresholds(scores[used], labels, criterion, official.thresholds, problem)
         fitted = fit_calibration(calibration, scores[used], labels, name, problem)
         if isinstance(fitted, Uncalibrated):
-            uncalibrated[name] = fitted.why
+            uncalibrated[name] = fitted.reason
             fitted = UNCALIBRATED
         rules[name] = DecisionRule(thresholds, fitted, chosen=True)
         values[name] = {
@@ -209,9 +209,9 @@ def choose_operating_point(
 
 
 def apply_operating_point(decision: OperatingPoint, scored: ScoredSet, bank_match: BankMatch, voting: Voting) -> None:
-    """Give a query set the chosen rules, where they hold, and a note where not.
+    """Set the rules of a query set to the chosen ones where they hold, and add a note where they do not.
 
-    They do not hold for memes that they were chosen on; those of the RKC only with the bank and vote that they were
+    They do not hold for memes that they were chosen on, and those of the RKC only with the bank and vote that they were
     chosen with, see `BankMatch`.
     """
     shared = len(set(decision.dev.ids) & set(scored.queries.ids))
@@ -224,8 +224,9 @@ def apply_operating_point(decision: OperatingPoint, scored: ScoredSet, bank_matc
 
 
 def check_judged(decision: OperatingPoint, place: str | Path, ids: Sequence[str]) -> None:
-    """Raise `UserError` where a query set shares some memes with the rows that the rules were chosen on, and is not a
-    part of them: one such meme would take the thresholds from all others, or make their metrics too good.
+    """Raise `UserError` where a query set overlaps with the dev rows but is not a part of them.
+
+    One shared meme would disable the thresholds for all others, or make their metrics too good.
     """
     chosen_on = set(decision.dev.ids)
     shared = sorted(chosen_on & set(ids))
@@ -240,12 +241,12 @@ def check_judged(decision: OperatingPoint, place: str | Path, ids: Sequence[str]
 def dev_rows(
     place: str | Path, dev: Features, queries: Mapping[str | Path, Sequence[str]]
 ) -> tuple[Features, list[str]]:
-    """The rows of a dev store that rules may be chosen on: those that no query set has, and the ids of the others.
+    """Split a dev store into the rows that are in no query set, for choosing rules, and the ids of the others.
 
-    A query set that is the dev set itself takes nothing away: it is judged by the official rules.
+    A query set that is the dev set itself removes no row: its verdicts are made by the official rules.
 
     Raises:
-        UserError: no row would be left.
+        UserError: no row is left.
     """
     judged = set().union(*(ids for ids in queries.values() if set(ids) != set(dev.ids)))
     keep = np.array([name not in judged for name in dev.ids])
@@ -259,7 +260,7 @@ def dev_rows(
 
 
 def use_rules(decision: OperatingPoint, scored: ScoredSet, bank_match: BankMatch, voting: Voting) -> None:
-    """Give a set the chosen rules, those of the RKC only with the bank and vote that they were chosen with.
+    """Set the rules of a query set to the chosen ones; those of the RKC only with the bank and vote of their choice.
 
     Unlike `apply_operating_point`, this does not check whether the memes are those of dev, so a meme's verdict does not
     depend on the other memes of the call. Metrics of such verdicts on dev would be too good.
@@ -272,16 +273,16 @@ def use_rules(decision: OperatingPoint, scored: ScoredSet, bank_match: BankMatch
 def rule_of(
     decision: OperatingPoint | None, head: Head, problem: Problem, bank_match: BankMatch, voting: Voting
 ) -> DecisionRule:
-    """How a head decides with this bank and vote: as chosen where that holds, else officially."""
+    """The rule of a head with this bank and vote: the chosen one where it holds, else the official one."""
     if decision is None or _refusal(decision, head, bank_match, voting) is not None:
         return DecisionRule.official(head, problem)
     return decision.rules[head]
 
 
 def rule_notes(decision: OperatingPoint | None, head: Head, bank_match: BankMatch, voting: Voting) -> list[str]:
-    """What a reader of a head's verdicts must know of its threshold and calibration; each begins with the head."""
+    """Notes on the threshold and calibration of a head, for readers of its verdicts."""
     if decision is None:
-        return [UNDECIDED]
+        return [OFFICIAL_NOTE]
     refusal = _refusal(decision, head, bank_match, voting)
     if refusal is not None:
         return [refusal]
@@ -291,7 +292,7 @@ def rule_notes(decision: OperatingPoint | None, head: Head, bank_match: BankMatc
 
 
 def _refusal(decision: OperatingPoint, head: Head, bank_match: BankMatch, voting: Voting) -> str | None:
-    """Why a head's chosen rule does not hold with this bank and vote; None where it does."""
+    """The reason why the chosen rule of a head does not hold with this bank and vote; None where it holds."""
     if head not in decision.rules:
         return f"{head.upper()} has its official threshold, none was chosen for it."
     if head != "rkc":

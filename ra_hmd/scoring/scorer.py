@@ -1,6 +1,6 @@
-"""A head that is opened for answering, with its bank and its rules: features in, scores and verdicts out.
+"""Scoring features with a head, its bank and its decision rules.
 
-What the features are of (a store, memes that were just sent), and what is done with the answers, is no part of it.
+Where the features come from (a store, memes of a request), and how verdicts are presented, is left to the caller.
 """
 
 from collections.abc import Mapping
@@ -35,16 +35,16 @@ _NO_BANK = {"place": None, "sha256": None}
 
 @dataclass(frozen=True)
 class Scorer:
-    """A trained head, ready to answer.
+    """A trained head with the bank and the rules by which it decides.
 
     Attributes:
         checkpoint: Folder of the head.
         model: The head, on its device.
-        examples: The bank that votes, or None: then there is no RKC.
-        origins: Folder of the head, place of the bank → what is known of the features that they are for.
-        decision: Thresholds and calibration from dev, or None: official thresholds, scores taken for probabilities.
-        voting: The vote.
-        standing: How the bank stands to the one that the RKC's rule was chosen with.
+        reference_set: The bank that votes, or None: then there is no RKC.
+        origins: Fingerprints of the features that head and bank are for, by folder or location.
+        decision: Thresholds and calibration from dev, or None: official thresholds, scores used as probabilities.
+        voting: Settings of the vote.
+        bank_match: How the bank compares with the one that the RKC's rule was chosen with.
     """
 
     checkpoint: Path
@@ -70,9 +70,9 @@ class Scorer:
         Args:
             checkpoint: Folder with a head.
             bank: Feature store of labelled examples, or an example bank; without it there is no RKC.
-            voting: The vote; by default the official one.
-            thresholds: `stored` takes what lies beside the head, if it is there, or the official ones.
-            device: Where the head runs; by default what accelerate finds.
+            voting: Settings of the vote; default: the official ones.
+            thresholds: `stored` uses the operating point beside the head, if there is one; else `official`.
+            device: Device of the head; default: the one that accelerate finds.
 
         Raises:
             UserError: no head; a bank of another head or LMM, or one that is not labelled as the head decides.
@@ -105,23 +105,23 @@ class Scorer:
         if self.reference_set is None or self.bank is None or self.bank.refresh() == before:
             return self
         reference_set = replace(self.reference_set, state=bank_record(self.bank))
-        if self.bank_match.holds:  # a bank only grows: what held before it did holds after
+        if self.bank_match.holds:  # the versions of a bank only grow: a match stays one
             bank_match = BankMatch(True, self.bank_match.grown_from or before, self.bank.version)
         else:
             bank_match = match_reference_set(reference_set, None if self.decision is None else self.decision.bank)
         return replace(self, reference_set=reference_set, bank_match=bank_match)
 
     def __call__(self, place: str | Path, features: Features) -> ScoredSet:
-        """Scores of Q memes by every head that has some; a meme's scores and verdicts depend on no other meme.
+        """Score Q memes with every head; the scores and verdicts of a meme do not depend on other memes.
 
-        Labels play no part. A meme whose id is in the bank does not vote for itself.
+        Labels are not used. A meme whose id is in the bank does not vote for itself.
 
         Args:
-            place: Where the features are from, for messages.
-            features: Of the memes.
+            place: Source of the features, for messages.
+            features: Features of the memes.
 
         Raises:
-            UserError: features that this head, or this bank, cannot be asked about.
+            UserError: features that were not made for this head and bank.
         """
         check_store(features, place, labelled=False)
         check_head_fits(self.model.config, self.checkpoint, features, place)
@@ -132,10 +132,10 @@ class Scorer:
             use_rules(self.decision, scored, self.bank_match, self.voting)
         return scored
 
-    def identical(self, scored: ScoredSet) -> list[dict[str, Any] | None]:
-        """Of each meme the row of the example bank that answers it: a person gave its label to this very picture and
-        caption. None where there is no such row, and then the head that decides does. Evaluation does not ask this: its
-        numbers are those of the heads.
+    def decided_rows(self, scored: ScoredSet) -> list[dict[str, Any] | None]:
+        """For each meme the decided row of the example bank that is the same meme (`ra_hmd.bank.identical`), or None.
+
+        Its label replaces the verdict of the heads in predictions, but not in evaluation, which measures the heads.
         """
         contents = scored.queries.contents
         if self.bank is None or not contents:
@@ -145,31 +145,31 @@ class Scorer:
         return [None if row is None else {name: row[name] for name in shown} for row in rows]
 
     def notes(self, head: Head) -> list[str]:
-        """What a reader of a head's verdicts must know of its threshold."""
+        """Notes on the rule of a head, for readers of its verdicts."""
         return rule_notes(self.decision, head, self.bank_match, self.voting)
 
-    def told(self, head: Head) -> str:
-        """How a head decides here, in words, with `notes`."""
+    def describe_rule(self, head: Head) -> str:
+        """The rule of a head as a sentence, with `notes`."""
         rule = self.rule(head)
         limits = ", ".join(f"{value:.4g}" for value in rule.thresholds)
         where = "the official threshold"
         if rule.chosen and self.decision is not None:
             where = f"chosen on {self.decision.dev.place} ({self.decision.dev.rows} memes)"
-        said = f"{head.upper()}: class 1 from {limits} on, {where}; calibration: {rule.calibration.kind}."
+        sentence = f"{head.upper()}: class 1 from {limits} on, {where}; calibration: {rule.calibration.kind}."
         if self.model.config.problem.kind != "binary":
-            said = f"{head.upper()}: thresholds {limits}, {where}; calibration: {rule.calibration.kind}."
-        return " ".join([said, *self.notes(head)])
+            sentence = f"{head.upper()}: thresholds {limits}, {where}; calibration: {rule.calibration.kind}."
+        return " ".join([sentence, *self.notes(head)])
 
     def rule(self, head: Head) -> DecisionRule:
-        """How a head decides here: as chosen on dev where that holds, else officially."""
+        """The rule of a head: the one chosen on dev where it holds, else the official one."""
         return rule_of(self.decision, head, self.model.config.problem, self.bank_match, self.voting)
 
     def check_origin(self, place: str | Path, fingerprint: Mapping[str, Any]) -> None:
-        """Raise `UserError` unless features of this fingerprint are those that head and bank are for."""
-        for origin, known in self.origins.items():
-            check_same_origin({origin: known, str(place): fingerprint})
+        """Raise `UserError` unless head and bank are for features of this fingerprint."""
+        for origin, expected in self.origins.items():
+            check_same_origin({origin: expected, str(place): fingerprint})
 
     @property
     def state(self) -> dict[str, Any]:
-        """Of the bank: `place`, `sha256`, of an example bank also `version`."""
+        """Identity of the bank: `place`, `sha256`, of an example bank also `version`."""
         return dict(_NO_BANK if self.reference_set is None else self.reference_set.state)

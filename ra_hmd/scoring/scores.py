@@ -1,4 +1,4 @@
-"""The three heads' scores of a query set against a bank.
+"""Scores of a query set by the three heads.
 
 Shapes: N bank rows, Q queries, H hidden size, D embedding, K neighbours, C outputs of the problem (1 if binary).
 """
@@ -23,12 +23,12 @@ from ra_hmd.scoring.knn_classifier import LabelledIndex, knn_classify
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """How a head's scores become verdicts and probabilities.
+    """The rule that turns a head's scores into verdicts and probabilities.
 
     Attributes:
         thresholds: float64 [C]; unused for one of C classes, where the highest score decides.
-        calibration: From scores to probabilities.
-        chosen: Chosen on dev; else the official thresholds, and scores taken for probabilities as they are.
+        calibration: Map from scores to probabilities.
+        chosen: Whether the rule was chosen on dev; else the official thresholds, and scores used as probabilities.
     """
 
     thresholds: np.ndarray
@@ -37,7 +37,7 @@ class DecisionRule:
 
     @classmethod
     def official(cls, head: Head, problem: Problem) -> "DecisionRule":
-        """That of the released code."""
+        """The rule of the released code."""
         return cls(official_thresholds(head, problem))
 
 
@@ -46,17 +46,17 @@ class ScoredSet:
     """A query set with the scores of its heads.
 
     Attributes:
-        name: Of the set.
+        name: Name of the query set.
         problem: What labels and scores mean.
         queries: Ids, labels and embeddings of the queries.
-        neighbours: Of the RKC; none (K = 0) without a bank.
+        neighbours: Neighbours of the RKC; none (K = 0) without a bank.
         votes: [Q, K, C], what each neighbour adds to the RKC scores.
-        abstained: bool [Q], where no neighbour was similar enough to vote.
-        in_bank: How many query ids also occur in the bank.
-        scores: Head to scores [Q, C]; without `lmh` where the store has none, without `rkc` where there is no bank.
-        rules: Head to how it decides.
+        abstained: bool [Q], queries on which the RKC abstains.
+        in_bank: Number of query ids that also occur in the bank.
+        scores: Scores [Q, C] by head; without `lmh` where the store has none, without `rkc` where there is no bank.
+        rules: Decision rules by head.
         extras: Further fields of each meme, or None where the store has none.
-        notes: What a reader must know of the set.
+        notes: Notes for readers of the results.
     """
 
     name: str
@@ -80,15 +80,15 @@ class ScoredSet:
         return self.queries.labels
 
     def verdicts(self, head: Head) -> np.ndarray:
-        """Of a head, in the shape of labels."""
+        """Verdicts of a head, in the shape of labels."""
         return decide(self.scores[head], self.rules[head].thresholds, self.problem)
 
     def right(self, head: Head) -> np.ndarray:
-        """bool [Q], where a head's verdict is wholly right."""
+        """bool [Q], queries whose verdict by a head equals the label."""
         return exact_match(self.verdicts(head), self.labels)
 
     def probabilities(self, head: Head, *, calibrated: bool = True) -> np.ndarray:
-        """[Q, C], by the head's calibration, or as the scores are."""
+        """Probabilities [Q, C] of a head, calibrated by its rule or not at all."""
         calibration = self.rules[head].calibration if calibrated else UNCALIBRATED
         return calibration.apply(self.scores[head], head, self.problem)
 
@@ -96,9 +96,9 @@ class ScoredSet:
 def score_set(
     name: str, place: str | Path, features: Features, head: MemeHead, bank: LabelledIndex | None, voting: Voting
 ) -> ScoredSet:
-    """Score a query set with every head that it has scores for, the RKC where there is a bank; by official rules.
+    """Score a query set with every head: the LMH where the store has its scores, the RKC where there is a bank.
 
-    Labels are passed on and play no part.
+    The rules are the official ones. Labels are passed on unused.
 
     Raises:
         UserError: LMH scores that are not finite.
@@ -120,13 +120,13 @@ def score_set(
             raise UserError(f"{place} has LMH scores that are not finite; extract it again.")
     scores["lrc"] = problem.probabilities(logits.double()).cpu().numpy()
     if bank is None:
-        nobody = np.empty((len(features), 0))
-        neighbours = Neighbours(nobody.astype(np.int64), nobody.astype(np.float32))
+        none = np.empty((len(features), 0))
+        neighbours = Neighbours(none.astype(np.int64), none.astype(np.float32))
         votes, in_bank = Votes(np.zeros((len(features), 0, problem.outputs)), np.zeros(len(features), dtype=bool)), 0
     else:
         found = knn_classify(queries, bank, voting, problem)
         neighbours, votes, scores["rkc"] = found.neighbours, found.votes, found.scores
-        in_bank = len(set(features.ids).intersection(bank.ids))  # no set of the whole bank for each batch
+        in_bank = len(set(features.ids).intersection(bank.ids))  # a set of the whole bank would be slow for each batch
     rules = {which: DecisionRule.official(which, problem) for which in scores}
     return ScoredSet(name, problem, queries, neighbours, votes.contributions, votes.abstained, in_bank, scores, rules,
                      features.extras, notes)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The threshold of dev on which a criterion is best.
+"""Thresholds that maximise a criterion on dev.
 
 Shapes: Q dev memes, C outputs of the problem.
 """
@@ -30,32 +30,32 @@ def criterion_values(
 
 
 def best_threshold(scores: np.ndarray, positive: np.ndarray, criterion: Criterion, official: float) -> float:
-    """The threshold with the best criterion; among equals the one nearest to the official one.
+    """The threshold with the best criterion; among equal ones the one nearest to the official threshold.
 
-    Tried are the official threshold, one half way between every two neighbouring scores, and one above all scores: all
-    that can tell the memes [Q] apart.
+    The candidates are the official threshold, the midpoints of neighbouring scores, and one above all scores: all that
+    separate the memes [Q] differently.
 
     Args:
         scores: [Q].
         positive: bool [Q].
-        criterion: What is to be highest.
-        official: The threshold to stay near.
+        criterion: The metric to maximise.
+        official: The official threshold.
     """
     order = np.argsort(scores, kind="stable")
     ordered, truth = scores[order], positive[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     distinct = ordered[starts]
     middle = (distinct[1:] + distinct[:-1]) / 2
-    # Half way between two neighbouring floats may be the lower one: then the upper one itself divides them.
+    # The midpoint of two adjacent floats may be the lower one: then the upper one separates them.
     middle = np.where(middle > distinct[:-1], middle, distinct[1:])
-    tried = np.r_[distinct[0], middle, np.nextafter(distinct[-1], np.inf), official]
-    below = np.searchsorted(ordered, tried, side="left")  # memes below each threshold
+    candidates = np.r_[distinct[0], middle, np.nextafter(distinct[-1], np.inf), official]
+    below = np.searchsorted(ordered, candidates, side="left")  # memes below each threshold
     hits = np.r_[0, truth.cumsum()]
     fn = hits[below]
     tp, tn = hits[-1] - fn, below - fn
     fp = len(ordered) - hits[-1] - tn
     values = criterion_values(criterion, tp, fp, fn, tn)
-    best = tried[values >= values.max() - 1e-12]
+    best = candidates[values >= values.max() - 1e-12]
     return float(best[np.lexsort((best, np.abs(best - official)))[0]])
 
 
@@ -77,9 +77,10 @@ def best_thresholds(
 
 
 def criterion_of(criterion: Criterion, verdicts: np.ndarray, labels: np.ndarray, problem: Problem) -> float:
-    """The criterion of verdicts, both in the shape of labels; of several classes the mean of each against the rest."""
-    said, member = problem.membership(verdicts), problem.membership(labels)
-    tp, fp, fn = (said & member).sum(axis=0), (said & ~member).sum(axis=0), (~said & member).sum(axis=0)
+    """The criterion of verdicts, in the shape of labels; for several classes the mean of each against the rest."""
+    predicted, member = problem.membership(verdicts), problem.membership(labels)
+    tp, fp = (predicted & member).sum(axis=0), (predicted & ~member).sum(axis=0)
+    fn = (~predicted & member).sum(axis=0)
     return float(criterion_values(criterion, tp, fp, fn, len(member) - tp - fp - fn).mean())
 
 

@@ -186,7 +186,7 @@ def serve(settings: ServerSettings, mount: Mount | None = None, announce: Callab
         configure_logging(sys.stderr)
         scorer = app.state.context.service.detector.scorer
         for head in ("lrc", *(["rkc"] if scorer.reference_set is not None else [])):
-            _log.info(scorer.told(head))
+            _log.info(scorer.describe_rule(head))
         config = uvicorn.Config(
             app,
             log_config=None,

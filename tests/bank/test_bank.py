@@ -1,4 +1,4 @@
-"""The life of a bank in both backends, against a naive model of it."""
+"""Banks against a naive model of them; the tests with `new_bank` are the contract of every backend."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small_banks import SAID, bank_of, labels_of, make_rows, points, queries_of
 
 from ra_hmd.bank.backends import parquet
-from ra_hmd.bank.backends.base import is_bank
+from ra_hmd.bank.backends.base import BackendSpec, backend_of, is_bank, register_backend
 from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.versions import Change
 from ra_hmd.core.errors import UserError
@@ -86,6 +86,9 @@ def test_neighbours_equal_a_naive_loop(new_bank, k):
         assert (np.diff(near.rows[line, :count])[equal] > 0).all()  # ties by place
         assert asked.ids[line] not in [bank.ids[place] for place in near.rows[line, :count]]
     assert (near.rows[~near.present] == ABSENT).all()
+    for line, rows in enumerate(bank.search(asked, k)):
+        assert [row["id"] for row in rows] == [bank.ids[place] for place in near.rows[line, near.present[line]]]
+        assert [row["similarity"] for row in rows] == near.similarity[line, near.present[line]].tolist()
 
 
 def test_a_life(new_bank):
@@ -349,7 +352,7 @@ def test_errors_say_what_to_do(new_bank):
     assert bank.version == 1
     bank.close()
     with pytest.raises(UserError, match="exists and is not an empty|holds a bank already"):
-        bank_of(Path(place))
+        bank_of(place)
 
 
 def test_errors_of_places(tmp_path):
@@ -422,3 +425,15 @@ def test_a_long_history_is_opened_from_its_checkpoint(tmp_path, monkeypatch):
     assert same() == 71
     checkpoint.write_bytes(good)
     assert same() == 7
+
+
+def test_a_backend_is_registered_once():
+    with pytest.raises(ValueError, match="memory"):
+        register_backend(BackendSpec("memory", str.isascii, str.isascii, lambda: None))
+    assert backend_of("memory://any") == "memory"
+    assert not is_bank("memory://nobody")
+    assert [backend_of(place) for place in ("bank", "bank.db", "http://localhost:19530#memes")] == [
+        "faiss",
+        "milvus",
+        "milvus",
+    ]

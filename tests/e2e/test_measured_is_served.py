@@ -135,6 +135,6 @@ def test_another_bank_takes_the_threshold_away_and_serve_says_so(run: Path, serv
     for other in ("half", "same-ids"):
         detector = Detector.from_run(run / "stage2", run / other)
         assert not detector.scorer.rule("rkc").chosen
-        assert "chosen with another bank" in detector.scorer.told("rkc")
+        assert "chosen with another bank" in detector.scorer.describe_rule("rkc")
     detector = Detector.from_run(run / "stage2", stores / "train")
     assert detector.scorer.rule("rkc").chosen

@@ -29,7 +29,7 @@ from ra_hmd.inference import batch
 from ra_hmd.inference.batch import judge_chunks, predict_files
 from ra_hmd.inference.batch_reader import BatchRow, read_batch
 from ra_hmd.inference.detector import Detector
-from ra_hmd.scoring.operating_point import UNDECIDED
+from ra_hmd.scoring.operating_point import OFFICIAL_NOTE
 
 
 def ra_hmd(*words: str | Path, code: int = 0) -> str:
@@ -425,7 +425,7 @@ def test_pictures_on_the_command_line(lab: Path, test_memes: list[Meme]) -> None
     assert found[0]["scores"] == pytest.approx(expected.scores, abs=1e-4)
     shown = ra_hmd(*words)
     assert "nearest neighbours" in shown
-    assert UNDECIDED in shown
+    assert OFFICIAL_NOTE in shown
     cells = ["".join(cell[1].split()) for line in shown.splitlines() if len(cell := line.split("│")) > 4]
     assert all(str(meme.image) in "".join(cells) for meme in (one, two))  # folded, not cut
     assert f"{found[0]['scores']['rkc']:.3f}" in shown

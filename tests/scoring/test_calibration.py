@@ -145,7 +145,7 @@ FALLING = np.array([-0.3, -0.1, 0.1, 0.3])[:, None]
 def test_a_map_that_would_fall_is_refused(kind, head, scores, words):
     found = fit_calibration(kind, scores, np.array([1, 0, 1, 0]), head, BINARY)
     assert isinstance(found, Uncalibrated)
-    assert words in found.why
+    assert words in found.reason
 
 
 def test_one_falling_class_of_several_refuses_and_a_constant_one_is_flat(rng):
@@ -156,8 +156,8 @@ def test_one_falling_class_of_several_refuses_and_a_constant_one_is_flat(rng):
     assert expit(fit.parameters["intercept"][1]) == pytest.approx(401 / 402)
     labels[:, 2] = 1 - labels[:, 2]
     refused = fit_calibration("temperature", 2 * scores - 1, labels, "rkc", MULTI)
-    assert "(class 2)" in refused.why
-    assert "class 0" not in refused.why
+    assert "(class 2)" in refused.reason
+    assert "class 0" not in refused.reason
     single, classes = overconfident(rng, SINGLE)
     assert isinstance(fit_calibration("temperature", single, (classes + 1) % 3, "lrc", SINGLE), Uncalibrated)
 
