@@ -437,3 +437,12 @@ def test_a_backend_is_registered_once():
         "milvus",
         "milvus",
     ]
+
+
+def test_the_documented_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    bank_of(Path("banks/memes")).close()
+    page = Path(__file__).parents[2].joinpath("docs/bank.md").read_text(encoding="utf-8")
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert len(capsys.readouterr().out.splitlines()) == 20
+    assert [entry.action for entry in Bank.open("banks/memes").log] == ["create", "add", "relabel", "rollback"]
