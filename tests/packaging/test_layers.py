@@ -1,6 +1,7 @@
 """`lint-imports` with the contracts of pyproject.toml: what holds here, and that it refuses what they forbid."""
 
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,15 @@ def plant(module: Path, line: str) -> None:
 
 def test_both_contracts_hold(copy: Path) -> None:
     assert verdicts(copy) == {UPWARD: "KEPT", CIRCLE: "KEPT"}
+
+
+def test_every_package_has_a_layer() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (layers,) = [contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers"]
+    named = {name for layer in layers for name in layer.split(" | ")}
+    inside = {f"ra_hmd.{path.stem}" for path in (ROOT / "ra_hmd").iterdir() if (path / "__init__.py").is_file()}
+    inside |= {f"ra_hmd.{path.stem}" for path in (ROOT / "ra_hmd").glob("*.py") if not path.stem.startswith("__")}
+    assert inside | {"stage2", "llamafactory_ext"} == named
 
 
 @pytest.mark.parametrize(
