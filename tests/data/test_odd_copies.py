@@ -223,6 +223,13 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         imported("pridemm", tmp_path / "mine", tmp_path / "out")
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "PrideMM.csv").write_bytes(b"name,hate\xff\n")
+    with pytest.raises(UserError, match=r"No files of PrideMM .*\n  - .*PrideMM\.csv is not UTF-8"):
+        imported("pridemm", tmp_path / "mine", tmp_path / "out")
+
+
 def test_what_the_system_says_of_a_file_is_a_sentence(tmp_path: Path) -> None:
     hateful_memes(tmp_path / "fb")
     (tmp_path / "file").write_text("")
