@@ -1,56 +1,123 @@
 """Manifests: one pydantic model per kind of run, read in every format that was ever written."""
 
-from ra_hmd.core.manifests.base import Manifest as Manifest
-from ra_hmd.core.manifests.base import Section as Section
-from ra_hmd.core.manifests.heads import BankManifest as BankManifest
-from ra_hmd.core.manifests.heads import BaseModelReference as BaseModelReference
-from ra_hmd.core.manifests.heads import BestCheckpoint as BestCheckpoint
-from ra_hmd.core.manifests.heads import DataDescription as DataDescription
-from ra_hmd.core.manifests.heads import DecisionManifest as DecisionManifest
-from ra_hmd.core.manifests.heads import DevReference as DevReference
-from ra_hmd.core.manifests.heads import HeadDecision as HeadDecision
-from ra_hmd.core.manifests.heads import HeadReference as HeadReference
-from ra_hmd.core.manifests.heads import HeadRunManifest as HeadRunManifest
-from ra_hmd.core.manifests.heads import LinearProbeManifest as LinearProbeManifest
-from ra_hmd.core.manifests.heads import OfficialOrigin as OfficialOrigin
-from ra_hmd.core.manifests.heads import ProblemDescription as ProblemDescription
-from ra_hmd.core.manifests.heads import SeedsManifest as SeedsManifest
-from ra_hmd.core.manifests.heads import Stage1Manifest as Stage1Manifest
-from ra_hmd.core.manifests.heads import SweepManifest as SweepManifest
-from ra_hmd.core.manifests.heads import TrainedHeadManifest as TrainedHeadManifest
-from ra_hmd.core.manifests.heads import ZeroShotManifest as ZeroShotManifest
-from ra_hmd.core.manifests.reading import MODELS as MODELS
-from ra_hmd.core.manifests.reading import kinds_of as kinds_of
-from ra_hmd.core.manifests.reading import parse_manifest as parse_manifest
-from ra_hmd.core.manifests.reading import read_folder_manifest as read_folder_manifest
-from ra_hmd.core.manifests.reading import read_manifest as read_manifest
-from ra_hmd.core.manifests.reading import upgrade as upgrade
-from ra_hmd.core.manifests.reading import write_manifest as write_manifest
-from ra_hmd.core.manifests.reports import AblationManifest as AblationManifest
-from ra_hmd.core.manifests.reports import BankSearchManifest as BankSearchManifest
-from ra_hmd.core.manifests.reports import CrossEvalManifest as CrossEvalManifest
-from ra_hmd.core.manifests.reports import EvaluationManifest as EvaluationManifest
-from ra_hmd.core.manifests.reports import JudgeManifest as JudgeManifest
-from ra_hmd.core.manifests.reports import LeaderboardManifest as LeaderboardManifest
-from ra_hmd.core.manifests.reports import PipelineManifest as PipelineManifest
-from ra_hmd.core.manifests.reports import PredictionsManifest as PredictionsManifest
-from ra_hmd.core.manifests.reports import RuleDescription as RuleDescription
-from ra_hmd.core.manifests.reports import ScoreSummary as ScoreSummary
-from ra_hmd.core.manifests.reports import StalenessManifest as StalenessManifest
-from ra_hmd.core.manifests.reports import SystemDescription as SystemDescription
-from ra_hmd.core.manifests.reports import TestRecord as TestRecord
-from ra_hmd.core.manifests.reports import TinyEncoderManifest as TinyEncoderManifest
-from ra_hmd.core.manifests.stores import BankContent as BankContent
-from ra_hmd.core.manifests.stores import BankReference as BankReference
-from ra_hmd.core.manifests.stores import CaptionLengths as CaptionLengths
-from ra_hmd.core.manifests.stores import CheckManifest as CheckManifest
-from ra_hmd.core.manifests.stores import DatasetManifest as DatasetManifest
-from ra_hmd.core.manifests.stores import DataSource as DataSource
-from ra_hmd.core.manifests.stores import EncoderReference as EncoderReference
-from ra_hmd.core.manifests.stores import FeatureOrigin as FeatureOrigin
-from ra_hmd.core.manifests.stores import KShotManifest as KShotManifest
-from ra_hmd.core.manifests.stores import SetDescription as SetDescription
-from ra_hmd.core.manifests.stores import ShareGptManifest as ShareGptManifest
-from ra_hmd.core.manifests.stores import ShotList as ShotList
-from ra_hmd.core.manifests.stores import StoreManifest as StoreManifest
-from ra_hmd.core.manifests.stores import StoreReference as StoreReference
+from ra_hmd.core.manifests.base import (
+    Manifest,
+    Section,
+)
+from ra_hmd.core.manifests.heads import (
+    BankManifest,
+    BaseModelReference,
+    BestCheckpoint,
+    DataDescription,
+    DecisionManifest,
+    DevReference,
+    HeadDecision,
+    HeadReference,
+    HeadRunManifest,
+    LinearProbeManifest,
+    OfficialOrigin,
+    ProblemDescription,
+    SeedsManifest,
+    Stage1Manifest,
+    SweepManifest,
+    TrainedHeadManifest,
+    ZeroShotManifest,
+)
+from ra_hmd.core.manifests.reading import (
+    MODELS,
+    kinds_of,
+    parse_manifest,
+    read_folder_manifest,
+    read_manifest,
+    upgrade,
+    write_manifest,
+)
+from ra_hmd.core.manifests.reports import (
+    AblationManifest,
+    BankSearchManifest,
+    CrossEvalManifest,
+    EvaluationManifest,
+    JudgeManifest,
+    LeaderboardManifest,
+    PipelineManifest,
+    PredictionsManifest,
+    RuleDescription,
+    ScoreSummary,
+    StalenessManifest,
+    SystemDescription,
+    TestRecord,
+    TinyEncoderManifest,
+)
+from ra_hmd.core.manifests.stores import (
+    BankContent,
+    BankReference,
+    CaptionLengths,
+    CheckManifest,
+    DatasetManifest,
+    DataSource,
+    EncoderReference,
+    FeatureOrigin,
+    KShotManifest,
+    SetDescription,
+    ShareGptManifest,
+    ShotList,
+    StoreManifest,
+    StoreReference,
+)
+
+__all__ = [
+    "MODELS",
+    "AblationManifest",
+    "BankContent",
+    "BankManifest",
+    "BankReference",
+    "BankSearchManifest",
+    "BaseModelReference",
+    "BestCheckpoint",
+    "CaptionLengths",
+    "CheckManifest",
+    "CrossEvalManifest",
+    "DataDescription",
+    "DataSource",
+    "DatasetManifest",
+    "DecisionManifest",
+    "DevReference",
+    "EncoderReference",
+    "EvaluationManifest",
+    "FeatureOrigin",
+    "HeadDecision",
+    "HeadReference",
+    "HeadRunManifest",
+    "JudgeManifest",
+    "KShotManifest",
+    "LeaderboardManifest",
+    "LinearProbeManifest",
+    "Manifest",
+    "OfficialOrigin",
+    "PipelineManifest",
+    "PredictionsManifest",
+    "ProblemDescription",
+    "RuleDescription",
+    "ScoreSummary",
+    "Section",
+    "SeedsManifest",
+    "SetDescription",
+    "ShareGptManifest",
+    "ShotList",
+    "Stage1Manifest",
+    "StalenessManifest",
+    "StoreManifest",
+    "StoreReference",
+    "SweepManifest",
+    "SystemDescription",
+    "TestRecord",
+    "TinyEncoderManifest",
+    "TrainedHeadManifest",
+    "ZeroShotManifest",
+    "kinds_of",
+    "parse_manifest",
+    "read_folder_manifest",
+    "read_manifest",
+    "upgrade",
+    "write_manifest",
+]
