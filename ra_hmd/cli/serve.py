@@ -1,96 +1,53 @@
 """`ra-hmd serve` and `ra-hmd serve-key`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ra_hmd.cli import options as shared
-from ra_hmd.cli import serve_options as o
+from ra_hmd.cli.options import Without, from_settings, shared
+from ra_hmd.inference.options import RationaleOptions, ServedDetectorOptions
+from ra_hmd.serve.limits import BatchingSettings, RequestLimits
+from ra_hmd.serve.options import AddressOptions, ServerSettings
 
 serve_app = typer.Typer()
 
+Run = Annotated[Path, typer.Argument(help="Folder with the head whose verdicts are served.")]
+Reference = shared(ServerSettings, "reference")
+Detector = Annotated[ServedDetectorOptions, Without("batch_size")]
+Batching = Annotated[BatchingSettings, Without("prepare_threads")]
+Limits = Annotated[RequestLimits, Without("max_concurrent", "memory_factor")]
+Rationale = Annotated[RationaleOptions, Without("question", "engine", "without_adapter", "tensor_parallel_size")]
+
 
 @serve_app.command("serve")
+@from_settings
 def serve_command(
-    run: o.Run,
-    bank: shared.Bank = None,
-    host: o.Host = "127.0.0.1",
-    port: o.Port = 8000,
-    keys: o.Keys = None,
-    allowed_host: o.AllowedHost = None,
-    root_path: o.RootPath = "",
-    head: o.Head = None,
-    thresholds: shared.Thresholds = "stored",
-    topk: shared.TopK = 20,
-    weights: shared.Weights = "arithmetic",
-    min_similarity: shared.MinSimilarity = None,
-    prior_correction: shared.Prior = False,
-    abstain: o.Abstain = 0.0,
-    backbone: shared.Backbone = None,
-    base_model: shared.BaseModel = None,
-    dtype: shared.DType = None,
-    max_batch: o.MaxBatch = 32,
-    max_wait_ms: o.MaxWait = 5.0,
-    max_queue: o.MaxQueue = 256,
-    time_limit: o.TimeLimit = 30.0,
-    max_bytes: o.MaxBytes = 32 * 1024 * 1024,
-    max_pixels: o.MaxPixels = 4096 * 4096,
-    max_images: o.MaxImages = 32,
-    max_text: o.MaxText = 4096,
-    policy: shared.Policy = None,
-    neighbours: shared.Neighbours = 0,
-    memes: shared.Memes = None,
-    max_new_tokens: shared.MaxNewTokens = 256,
-    reference: o.Reference = None,
+    run: Run,
+    address: AddressOptions,
+    detector: Detector,
+    batching: Batching,
+    limits: Limits,
+    rationale: Rationale,
+    reference: Reference = None,
 ) -> None:
-    """Answer over HTTP: verdicts, rationales, and changes of the example bank (docs/api.md).
+    """Serve verdicts, rationales and changes of the example bank over HTTP (docs/api.md).
 
-    Logs go to stderr, a JSON line per request without pictures or captions. SIGTERM ends it when all that was accepted
-    is answered.
+    Logs go to stderr, one JSON line per request, without images and captions. On SIGTERM, accepted requests are
+    answered first.
     """
     from ra_hmd.serve.server import serve
 
-    serve(server_settings(**{name: value for name, value in locals().items() if name != "serve"}))
-
-
-def server_settings(
-    *,
-    topk: int,
-    weights: str,
-    min_similarity: float | None,
-    prior_correction: bool,
-    max_batch: int,
-    max_wait_ms: float,
-    max_queue: int,
-    time_limit: float,
-    max_bytes: int,
-    max_pixels: int,
-    max_images: int,
-    max_text: int,
-    allowed_host: list[str] | None,
-    memes: list[Path] | None,
-    **others: Any,
-) -> Any:
-    """Build the settings of a server from the options of a command."""
-    from ra_hmd.retrieval.voting import Voting
-    from ra_hmd.serve.limits import BatchingSettings, RequestLimits
-    from ra_hmd.serve.server import ServerSettings
-
-    return ServerSettings(
-        voting=Voting(topk, weights, min_similarity, prior_correction),  # type: ignore[arg-type]
-        batching=BatchingSettings(max_batch=max_batch, max_wait_ms=max_wait_ms, max_queue=max_queue),
-        limits=RequestLimits(
-            max_bytes=max_bytes,
-            max_images=max_images,
-            max_pixels=max_pixels,
-            max_text=max_text,
-            time_limit=time_limit,
-        ),
-        allowed_hosts=allowed_host or [],
-        memes=memes or [],
-        **others,
+    settings = ServerSettings(
+        run=run,
+        detector=detector,
+        address=address,
+        batching=batching,
+        limits=limits,
+        rationale=rationale,
+        reference=reference,
     )
+    serve(settings)
 
 
 @serve_app.command("serve-key")

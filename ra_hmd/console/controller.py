@@ -1,18 +1,17 @@
 """The console without its page: what each button does."""
 
+import getpass
 import uuid
 from dataclasses import replace
 from pathlib import Path
-
-from pydantic import Field
 
 from ra_hmd.console.labels import ClassNames
 from ra_hmd.console.moderation import Moderation, content_id
 from ra_hmd.console.review_queue import ReviewQueue
 from ra_hmd.console.reviews import Reviews
+from ra_hmd.console.settings import ConsoleSettings
 from ra_hmd.console.users import Authenticator
 from ra_hmd.console.views import Views
-from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.meme_lookup import MemeLookup
@@ -22,21 +21,6 @@ from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService, ServedVerdict, wait_for_all
 from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.uploads import count_pixels
-
-
-class ConsoleSettings(Settings):
-    """Settings of the moderators' page."""
-
-    TITLE = "console"
-
-    author: str = Field(default="moderator", description="Author of changes where there are no keys.")
-    queue: Path | None = Field(default=None, description="File or folder of memes to review.")
-    media_dir: Path | None = Field(default=None, description="Base folder of relative image paths in the queue.")
-    reviews: Path | None = Field(
-        default=None,
-        description="File of decisions; by default beside the bank, or beside the run of a bank that is no folder.",
-    )
-    class_names: list[str] = Field(default_factory=list, description="Names of the classes, in the order of labels.")
 
 
 class Console:
@@ -67,7 +51,7 @@ class Console:
     ) -> None:
         settings = settings or ConsoleSettings()
         self.service, self.explainer, self.limits = service, explainer, limits or RequestLimits()
-        self.authenticator = Authenticator(settings.author, keys)
+        self.authenticator = Authenticator(settings.author or getpass.getuser(), keys)
         self.names = ClassNames(service.detector.problem, settings.class_names)
         self.views = Views(service, self.names, lookup or MemeLookup())
         self.reviews = Reviews(settings.reviews or _default_reviews(service))
@@ -105,7 +89,7 @@ class Console:
             ServiceBusy: the model is in use.
         """
         if self.explainer is None:
-            raise UserError("This model has no words of its own: it stands on an encoder, not on a language model.")
+            raise UserError("No rationales are available: the head is on an encoder, which generates no text.")
         image = served.meme.load_image()
         with self.service.exclusive(self.limits.time_limit):
             (explanation,) = self.explainer([served.verdict], [image])

@@ -5,24 +5,24 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from ra_hmd.console.settings import ConsoleSettings
 from ra_hmd.core.errors import UserError
-from ra_hmd.serve.server import ServerSettings, check_installed, serve
+from ra_hmd.serve.options import ServerSettings
+from ra_hmd.serve.server import check_installed, serve
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from ra_hmd.console.controller import ConsoleSettings
     from ra_hmd.inference.meme_lookup import MemeLookup
     from ra_hmd.serve.context import AppContext
 
 
-def serve_console(server: ServerSettings, console: "ConsoleSettings", *, open_browser: bool = False) -> None:
+def serve_console(server: ServerSettings, console: ConsoleSettings) -> None:
     """Serve the API and the page until a signal ends it, and print the address of the page.
 
     Args:
         server: Settings of the server.
         console: Settings of the page.
-        open_browser: Open the page in a browser.
 
     Raises:
         UserError: something is not installed, missing, or does not fit.
@@ -33,13 +33,13 @@ def serve_console(server: ServerSettings, console: "ConsoleSettings", *, open_br
 
     def announce(address: str) -> None:
         print(f"{address}{CONSOLE}", flush=True)
-        if open_browser:
+        if console.open_browser:
             webbrowser.open(f"{address}{CONSOLE}")
 
     serve(server, partial(_mount, console), announce)
 
 
-def _mount(settings: "ConsoleSettings", app: "FastAPI", lookup: "MemeLookup") -> "FastAPI":
+def _mount(settings: ConsoleSettings, app: "FastAPI", lookup: "MemeLookup") -> "FastAPI":
     from ra_hmd.console.controller import Console
     from ra_hmd.console.mount import mount
 

@@ -35,9 +35,9 @@ class BatchingSettings(Settings):
 
     TITLE = "batching"
 
-    max_batch: int = Field(default=32, ge=1, description="Most memes in a forward pass.")
+    max_batch: int = Field(default=32, gt=0, description="Most memes in a forward pass.")
     max_wait_ms: float = Field(
         default=5.0, ge=0, description="Milliseconds that a batch waits for memes that are still being prepared."
     )
-    max_queue: int = Field(default=256, ge=1, description="Most memes that are accepted and not yet answered.")
-    prepare_threads: int = Field(default=2, ge=1, description="Threads that decode, resize and tokenize.")
+    max_queue: int = Field(default=256, gt=0, description="Most memes that are accepted and not yet answered.")
+    prepare_threads: int = Field(default=2, gt=0, description="Threads that decode, resize and tokenize.")

@@ -87,7 +87,7 @@ def meme_routes(context: AppContext) -> APIRouter:
         """Judge one meme, and let the language model put the verdict into words, under the operator's policy."""
         meme = to_meme((await read_json(request, ExplainRequest)).meme)
         if context.explainer is None:
-            raise APIError(404, "There are no rationales here: the head stands on an encoder, which has no words.")
+            raise APIError(404, "No rationales are available: the head is on an encoder, which generates no text.")
         deadline = request.state.deadline
         call = partial(_explain, context, context.explainer, meme, deadline)
         async with context.reserve_pixels(request, [meme]):

@@ -12,8 +12,9 @@ import pytest
 from gradio_calls import ConsoleServer
 from servers import in_thread
 
-from ra_hmd.console.controller import Console, ConsoleSettings
+from ra_hmd.console.controller import Console
 from ra_hmd.console.mount import mount
+from ra_hmd.console.settings import ConsoleSettings
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.serve.app import create_app

@@ -179,7 +179,7 @@ def test_without_a_bank_or_words_it_says_so(open_api: tuple[httpx.Client, Batchi
     client, _ = open_api
     assert client.get("/v1/bank").status_code == 404
     answer = client.post("/v1/explain", json={"meme": {"image": encoded(drawn()), "text": "a cake"}})
-    assert (answer.status_code, "no words" in answer.text) == (404, True)
+    assert (answer.status_code, "generates no text" in answer.text) == (404, True)
     answer = client.post("/v1/bank/remove", json={"ids": ["a"], "reason": "x"})
     assert answer.status_code == 403
     assert "serve-key" in answer.json()["detail"]

@@ -15,7 +15,8 @@ from servers import as_json, drawn, encoded, in_process, queries
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.serve.hosts import normalize_host, normalize_root_path
-from ra_hmd.serve.server import KEEP_ALIVE_SECONDS, ServerSettings
+from ra_hmd.serve.options import AddressOptions
+from ra_hmd.serve.server import KEEP_ALIVE_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -200,7 +201,7 @@ def test_a_host_is_known_by_every_spelling(client: httpx.Client) -> None:
 )
 def test_names_in_one_spelling(given: str, name: str, tmp_path: Path) -> None:
     assert normalize_host(given) == name
-    assert name in ServerSettings(run=tmp_path, allowed_hosts=[given]).hosts
+    assert name in AddressOptions(allowed_hosts=[given]).host_names
 
 
 @pytest.mark.parametrize(
@@ -210,13 +211,13 @@ def test_names_in_one_spelling(given: str, name: str, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_is_no_host_is_refused_at_the_start(given: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(repr(given))):
-        ServerSettings(run=tmp_path, allowed_hosts=[given])
+        AddressOptions(allowed_hosts=[given])
 
 
 def test_every_address_that_is_printed_may_be_asked(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     for host in ("127.0.0.2", "::1", "0.0.0.0", "192.0.2.7"):
-        assert host in ServerSettings(run=tmp_path, host=host, keys=keys, allowed_hosts=["memes.example.org"]).hosts
+        assert host in AddressOptions(host=host, keys=keys, allowed_hosts=["memes.example.org"]).host_names
 
 
 def test_head_is_answered_wherever_get_is(client: httpx.Client) -> None:
@@ -252,7 +253,7 @@ def test_under_the_path_of_a_proxy_that_takes_it_off_or_not(client: httpx.Client
 @pytest.mark.parametrize("given", ["memes", "https://a.org/memes", "/a/../b", "/a b", "//a", "/v1", "/console/"])
 def test_what_is_no_path_is_refused_at_the_start(given: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--root-path"):
-        ServerSettings(run=tmp_path, root_path=given)
+        AddressOptions(root_path=given)
 
 
 def test_paths_without_a_slash_at_their_end() -> None:

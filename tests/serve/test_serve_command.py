@@ -16,7 +16,7 @@ from ra_hmd.cli.app import app
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.hosts import is_loopback
-from ra_hmd.serve.server import ServerSettings
+from ra_hmd.serve.options import AddressOptions
 
 pytestmark = pytest.mark.slow
 
@@ -67,11 +67,11 @@ def test_what_cannot_be_served_is_told_before_a_model_is_loaded(served_clip: Pat
     assert "--reference" in run("serve", head, "--reference", served_clip / "features" / "dev", "--port", "0")[2]
     (tmp_path / "policy.txt").write_text("Cats are fine.")
     _, _, error = run("serve", head, "--policy", tmp_path / "policy.txt", "--port", "0")
-    assert "no words" in error
+    assert "encoder" in error
     assert "203.0.113.9" in run("serve", head, "--host", "203.0.113.9", "--keys", _keys(tmp_path))[2]
     asked: list[tuple[str, list[str]]] = [("127.0.0.1", []), ("0.0.0.0", []), ("0.0.0.0", ["memes.example.org"])]
     keys = tmp_path / "keys.json"
-    names = [ServerSettings(run=head, host=host, allowed_hosts=allowed, keys=keys).hosts for host, allowed in asked]
+    names = [AddressOptions(host=host, allowed_hosts=allowed, keys=keys).host_names for host, allowed in asked]
     assert "*" not in names[0]
     assert names[1] == ["*"]
     assert "*" not in names[2]
