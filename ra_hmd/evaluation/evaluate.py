@@ -287,7 +287,7 @@ def _notes(result: Evaluation, added: Embeddings | None) -> list[str]:
     if added is not None:
         shared = len(set(added.ids) & set(result.bank.ids))
         if shared:
-            notes.append(f"{shared} rows of the update are already in the bank; they vote twice when drawn.")
+            notes.append(f"{shared} rows of the update are already in the bank; they vote twice when they are sampled.")
     if point is None:
         notes.append(
             "The thresholds are the official ones, and scores are taken for probabilities as they are: `--dev` chooses "

@@ -37,7 +37,7 @@ NO_COMPLETIONS = {
 def test_what_is_no_completion_fails_alone(tmp_path: Path, body: Any) -> None:
     with serve(lambda asked, before: (200, body) if number_of(asked) == 2 else by_number(asked, before)) as endpoint:
         done = run(Files(tmp_path), tmp_path / "out", endpoint.url, retries=1)
-    assert (done["graded"], done["failures"]) == (5, {"malformed": 1})
+    assert (done.graded, done.failures) == (5, {"malformed": 1})
     assert results(tmp_path / "out")["m2"]["message"].startswith("no chat completion: ")
 
 
@@ -48,8 +48,8 @@ def test_counts_that_are_missing_are_no_failure(tmp_path: Path) -> None:
 
     with serve(reply) as endpoint:
         done = run(Files(tmp_path), tmp_path / "out", endpoint.url)
-    assert done["graded"] == 6
-    assert done["usage"]["input_tokens"] is None
+    assert done.graded == 6
+    assert done.usage["input_tokens"] is None
 
 
 FILTERS = {
@@ -65,8 +65,8 @@ def test_refused_texts_at_the_start_do_not_end_the_run(tmp_path: Path, answer: R
     with serve(lambda body, before: answer if number_of(body) < 5 else by_number(body, before)) as endpoint:
         done = run(files, tmp_path / "out", endpoint.url)
         assert len(endpoint.requests) == 8
-        assert (done["graded"], done["failures"]) == (3, {"refused": 5})
-        assert done["judge"]["response_format"] == "json_schema"
+        assert (done.graded, done.failures) == (3, {"refused": 5})
+        assert done.judge["response_format"] == "json_schema"
         endpoint.reply = lambda body, before: answer
         with pytest.raises(UserError, match="gave no grade"):
             run(files, tmp_path / "none", endpoint.url)
@@ -84,14 +84,14 @@ def test_a_server_that_wants_its_limit_under_another_name(tmp_path: Path) -> Non
     with serve(reply) as endpoint:
         done = run(Files(tmp_path), tmp_path / "out", endpoint.url)
         assert len(endpoint.requests) == 7
-    assert done["graded"] == 6
-    assert done["judge"]["response_format"] == "json_schema"
+    assert done.graded == 6
+    assert done.judge["response_format"] == "json_schema"
 
 
 @pytest.mark.parametrize("answer", ["Is it {{7}}? No.\n</think>\n{}", "<think>`</think>\n```json\n{}\n```"])
 def test_thoughts_whose_beginning_is_in_the_prompt(tmp_path: Path, answer: str) -> None:
     with serve(lambda body, before: completion(answer.format(grade(6, "Not </think> yet.")))) as endpoint:
-        assert run(Files(tmp_path), tmp_path / "out", endpoint.url)["score"]["counts"][6] == 6
+        assert run(Files(tmp_path), tmp_path / "out", endpoint.url).score.counts[6] == 6
 
 
 def test_two_judges_of_whom_one_gives_all_the_same(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_two_judges_of_whom_one_gives_all_the_same(tmp_path: Path) -> None:
     with serve(by_number) as endpoint:
         run(files, tmp_path / "one", endpoint.url)
         endpoint.reply = lambda body, before: completion(grade(4))
-        flat = run(files, tmp_path / "flat", endpoint.url, model="flat", compare=tmp_path / "one")["agreement"]
-        same = run(files, tmp_path / "same", endpoint.url, model="same", compare=tmp_path / "flat")["agreement"]
+        flat = run(files, tmp_path / "flat", endpoint.url, model="flat", compare=tmp_path / "one").agreement
+        same = run(files, tmp_path / "same", endpoint.url, model="same", compare=tmp_path / "flat").agreement
     assert (flat["spearman"], flat["kappa"]) == (None, 0.0)
     assert (same["kappa"], same["equal"]) == (None, 1.0)
 
@@ -114,7 +114,7 @@ def test_keys_rubrics_and_endpoints_that_cannot_be(tmp_path: Path, monkeypatch: 
             monkeypatch.setenv("OPENAI_API_KEY", key)
             done = CliRunner().invoke(app, list(map(str, words)))
             assert done.exit_code == 2
-            assert "What is in OPENAI_API_KEY is no key" in done.output
+            assert "The value of OPENAI_API_KEY is no key" in done.output
         assert not endpoint.requests
     with pytest.raises(UserError, match=r"--rubric .*none\.md does not exist"):
         run(files, tmp_path / "out", endpoint.url, rubric=tmp_path / "none.md")

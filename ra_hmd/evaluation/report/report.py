@@ -104,28 +104,28 @@ def _link(name: str) -> str:
 
 def _write_figures(result: Evaluation, output: Path) -> dict[str, str]:
     sets, binary = result.sets, result.problem.kind == "binary"
-    drawn = {"roc.png": ("ROC curves", roc_figure(sets, result.metrics) if binary else class_roc_figure(sets))}
+    figures = {"roc.png": ("ROC curves", roc_figure(sets, result.metrics) if binary else class_roc_figure(sets))}
     if binary:
-        drawn["scores.png"] = ("Scores by class", histogram_figure(sets))
+        figures["scores.png"] = ("Scores by class", histogram_figure(sets))
     else:
-        drawn["classes.png"] = ("Each class against the rest", classes_figure(sets, result.analysis))
+        figures["classes.png"] = ("Each class against the rest", classes_figure(sets, result.analysis))
     if result.problem.kind == "single_label":
-        drawn["confusion.png"] = ("Confusion matrices", confusion_figure(sets))
-    drawn["reliability.png"] = (
+        figures["confusion.png"] = ("Confusion matrices", confusion_figure(sets))
+    figures["reliability.png"] = (
         "Reliability: estimated and observed shares",
         reliability_figure(sets, result.analysis),
     )
-    drawn["abstention.png"] = ("Leaving the uncertain memes to people", abstention_figure(sets, result.analysis))
+    figures["abstention.png"] = ("Leaving the uncertain memes to people", abstention_figure(sets, result.analysis))
     if result.embedding is not None:
         stages = {"bank before Stage 2": result.before} if result.before is not None else {}
         stages["bank after Stage 2" if stages else "bank"] = result.embedding
         figure = projection_figure(stages, result.bank.labels, result.request.seed)
-        drawn["bank.png"] = ("The bank in two dimensions (PCA)", figure)
+        figures["bank.png"] = ("The bank in two dimensions (PCA)", figure)
     if result.updates:
-        drawn["bank_update.png"] = ("Updating the bank without retraining", update_figure(result.updates))
-    for name, (_, figure) in drawn.items():
+        figures["bank_update.png"] = ("Updating the bank without retraining", update_figure(result.updates))
+    for name, (_, figure) in figures.items():
         save_figure(figure, output / name)
-    return {name: title for name, (title, _) in drawn.items()}
+    return {name: title for name, (title, _) in figures.items()}
 
 
 def _setting(result: Evaluation) -> str:

@@ -256,13 +256,13 @@ class _Pair:
         }
         digest = sha256_bytes(json.dumps(key, sort_keys=True).encode())
         path = args.output_dir / "cells" / f"{digest}.json"
-        judged = {
+        described = {
             "store": str(queries.place),
             "split": split_name(queries.features, queries.place),
             "judged": describe_store(queries.place, queries.features.manifest),
         }
         if path.is_file():
-            return {**judged, **read_json(path)}
+            return {**described, **read_json(path)}
         self._once("opened", self._open)
         seen: HeadView = self._once("seen", self._see)
         if kind.head == "rkc":
@@ -281,7 +281,7 @@ class _Pair:
             names=CROSS_METRICS,
         )
         write_json(path, cell)
-        return {**judged, **cell}
+        return {**described, **cell}
 
     def _banks(self, kind: HeadAndBank) -> list[tuple[str, Callable[[], Embeddings]]]:
         """Digest and loader of the bank of each run: one, or one per seed of a K-shot bank."""
@@ -311,8 +311,8 @@ class _Pair:
         present = np.unique(labels)
         if len(present) < 2:
             raise UserError(
-                f"{place} holds memes of class {present[0]} alone, by the labels in {store.place}: it was drawn by "
-                "another task's classes, or without --per-class; draw it again."
+                f"{place} holds memes of class {present[0]} alone, by the labels in {store.place}: it was sampled by "
+                "another task's classes, or without --per-class; sample it again."
             )
 
     def _refuse_leak(self, ids: Sequence[str], place: str) -> None:

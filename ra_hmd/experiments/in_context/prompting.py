@@ -122,11 +122,11 @@ def class_answers(settings: InputSettings, given: Sequence[str] = ()) -> tuple[s
     expected = settings.expected_answers
     if expected.several:
         raise UserError("In-context learning needs one class per meme: of label sets no first token tells the answer.")
-    for answers, asked in ((tuple(given), True), (OFFICIAL_ANSWERS, False)):
+    for answers, required in ((tuple(given), True), (OFFICIAL_ANSWERS, False)):
         found = [_class_of(answer, expected) for answer in answers]
         if answers and found == list(range(len(expected.words))):
             return answers
-        if answers and asked:
+        if answers and required:
             raise UserError(
                 f"--answer {', '.join(map(repr, answers))}: give one for each class, in class order, that begin with "
                 f"{', '.join(map(repr, expected.words))}."

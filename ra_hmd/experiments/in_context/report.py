@@ -164,7 +164,7 @@ def _shown(result: InContextResult, labels: np.ndarray) -> dict[str, Any]:
 def _report(
     manifest: EvaluationManifest, metrics: Mapping[str, Mapping[str, Any]], rule: Threshold, output: Path
 ) -> None:
-    judged, arguments = next(iter(manifest.sets.values())), manifest.arguments
+    queries, arguments = next(iter(manifest.sets.values())), manifest.arguments
     examples, shown = manifest.examples, manifest.demonstrations or {}
     threshold = "official" if rule.dev is None else f"best {rule.dev['criterion']} on {rule.dev['place']}"
     per_class = " per class" if arguments["per_class"] else ""
@@ -183,7 +183,7 @@ def _report(
     ]  # fmt: skip
     lines = [
         f"# {escape('' if manifest.system is None else manifest.system.name)}\n",
-        f"{judged.rows} memes of {escape(judged.dataset)}, {escape(judged.split)}. The score is the language "
+        f"{queries.rows} memes of {escape(queries.dataset)}, {escape(queries.split)}. The score is the language "
         "model's probability of the answer, from one forward pass.\n",
         markdown_table(["metric", "value [95 % interval]"],
                        [[METRIC_NAMES[name], format_estimate(value)] for name, value in metrics.items()]),

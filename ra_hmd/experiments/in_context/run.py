@@ -107,7 +107,7 @@ def _plan(
     dtype: DType,
 ) -> InContextPlan:
     """Check the memes and select the demonstrations of each query."""
-    said = class_answers(run.settings, answers)
+    class_texts = class_answers(run.settings, answers)
     if selection.shots and examples is None:
         raise UserError(f"--shots {selection.shots} needs --examples: the labelled memes that are shown.")
     examples, stores = (examples, stores) if selection.shots else (None, None)
@@ -124,11 +124,11 @@ def _plan(
         "examples": fingerprint_memes(shown),
         "choice": selection.model_dump(),
         "compared_by": compared_by,
-        "answers": list(said),
+        "answers": list(class_texts),
         "shown": sha256_bytes(chosen.rows.astype("<i8").tobytes()),
         "dtype": dtype,
     })  # fmt: skip
-    return InContextPlan(run, queries, examples, selection, stores, chosen, shown, said, stated)
+    return InContextPlan(run, queries, examples, selection, stores, chosen, shown, class_texts, stated)
 
 
 def _check_output(output: Path) -> Path:

@@ -178,34 +178,34 @@ class JudgeClient:
 
     def _once(self, messages: Sequence[dict[str, str]], before: JudgeAnswer) -> JudgeAnswer:
         """Send one question; counts continue those of `before`."""
-        asked = replace(before, score=None, failure="", message="", asked=before.asked + 1)
+        answer = replace(before, score=None, failure="", message="", asked=before.asked + 1)
         try:
             completion, retries = self._complete(messages)
         except _HOPELESS as error:
             raise UserError(f"{self.settings.host} refuses: {self._describe(error)}") from error
         except openai.OpenAIError as error:
-            return replace(asked, failure=_kind(error), message=self._describe(error))
+            return replace(answer, failure=_kind(error), message=self._describe(error))
         except ValueError as error:
-            return replace(asked, failure="malformed", message=f"no chat completion: {first_problem(error)}")
+            return replace(answer, failure="malformed", message=f"no chat completion: {first_problem(error)}")
         choice, usage = completion.choices[0], completion.usage or _Usage()
-        asked = replace(
-            asked,
-            retries=asked.retries + retries,
+        answer = replace(
+            answer,
+            retries=answer.retries + retries,
             served=completion.model or "",
-            tokens_in=_sum(asked.tokens_in, usage.prompt_tokens),
-            tokens_out=_sum(asked.tokens_out, usage.completion_tokens),
+            tokens_in=_sum(answer.tokens_in, usage.prompt_tokens),
+            tokens_out=_sum(answer.tokens_out, usage.completion_tokens),
         )
         if choice.message.refusal or choice.finish_reason == _FILTERED:
             reason = choice.message.refusal or "held back by the server's content filter"
-            return replace(asked, failure=REFUSED, message=reason)
+            return replace(answer, failure=REFUSED, message=reason)
         try:
             grade: Grade = parse_grade(choice.message.content or "")
         except ValueError as error:
             if choice.finish_reason == "length":
                 limit = self.settings.max_tokens
-                return replace(asked, failure="cut off", message=f"no grade within {limit} tokens; raise --max-tokens")
-            return replace(asked, failure="unparseable", message=str(error))
-        return replace(asked, score=grade.score, reason=grade.reason)
+                return replace(answer, failure="cut off", message=f"no grade within {limit} tokens; raise --max-tokens")
+            return replace(answer, failure="unparseable", message=str(error))
+        return replace(answer, score=grade.score, reason=grade.reason)
 
     def _complete(self, messages: Sequence[dict[str, str]]) -> tuple[_Completion, int]:
         """Request a completion; return it with the number of repeated requests.

@@ -80,7 +80,7 @@ def _read(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> dict[str, T
             found.append((_id(row.values), parse(row.values)))
         except ValueError as error:
             problems.append(f"{row.place}: {error}")
-    raise_all(problems, f"{path}: rows that cannot be judged")
+    raise_all(problems, f"{path}: rows that cannot be graded")
     twice = [f"id {name!r} occurs {count} times" for name, count in Counter(name for name, _ in found).items()
              if count > 1]  # fmt: skip
     raise_all(twice, f"{path}: ids must be unique; several references of a meme are a list in one row")

@@ -52,7 +52,7 @@ def write_judge_report(manifest: JudgeManifest, rows: Sequence[Mapping[str, Any]
     _draw(manifest, output / FIGURE_NAME)
     judge, usage = manifest.judge, manifest.usage
     lines = [
-        "# Rationales, judged\n",
+        "# Grades of rationales\n",
         f"{manifest.graded} of {manifest.items} rationales were graded from 0 to {BEST} by "
         f"{escape(judge['model'])} at {escape(judge['host'])}; {manifest.capped} scores were capped.\n",
         markdown_table(
@@ -74,7 +74,7 @@ def write_judge_report(manifest: JudgeManifest, rows: Sequence[Mapping[str, Any]
             ["", "questions", "input tokens", "output tokens", "cost"],
             [
                 ["all answers", "", *_spent(usage)],
-                ["asked in this run", str(usage["this_run"]["asked"]), *_spent(usage["this_run"])],
+                ["requested in this run", str(usage["this_run"]["asked"]), *_spent(usage["this_run"])],
             ],
         ),
         f"{usage['cache_hits']} answers were on disk already.\n",
@@ -91,7 +91,7 @@ def _how(manifest: JudgeManifest) -> list[list[str]]:
     return [
         ["endpoint", escape(judge["host"])],
         ["model", escape(judge["model"])],
-        ["model as the server calls it", escape(", ".join(judge["served"]) or "not said")],
+        ["model name of the server", escape(", ".join(judge["served"]) or "not reported")],
         ["temperature, most tokens", f"{judge['temperature']:g}, {judge['max_tokens']}"],
         ["form of answers", escape(judge["response_format"])],
         ["rubric, SHA-256", f"`{manifest.rubric_sha256}`"],
@@ -122,8 +122,8 @@ def _failures(failures: Mapping[str, int], rows: Sequence[Mapping[str, Any]]) ->
 def _agreement(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return []
-    told = {name: "undefined" if found[name] is None else f"{found[name]:.3f}" for name in ("spearman", "kappa")}
-    row = [str(found["rationales"]), told["spearman"], told["kappa"], f"{100 * found['equal']:.1f} %",
+    shown = {name: "undefined" if found[name] is None else f"{found[name]:.3f}" for name in ("spearman", "kappa")}
+    row = [str(found["rationales"]), shown["spearman"], shown["kappa"], f"{100 * found['equal']:.1f} %",
            _estimate(found["difference"])]  # fmt: skip
     header = ["rationales", "Spearman", "quadratic-weighted kappa", "same score", "mean difference, this − other"]
     return [

@@ -166,10 +166,10 @@ def _ask_all(
             if failed == _FIRST_TRIES or number + 1 == len(pairs):
                 _give_up(client, pairs, found)
         with ThreadPoolExecutor(concurrency) as pool:
-            asked = {pool.submit(ask, number): number for number in rest}
+            pending = {pool.submit(ask, number): number for number in rest}
             try:
-                for future in as_completed(asked):
-                    yield 1, (asked[future], future.result())
+                for future in as_completed(pending):
+                    yield 1, (pending[future], future.result())
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)  # on errors and Ctrl-C the rest is not sent
 
@@ -230,7 +230,7 @@ def _notes(matched: Matched, found: Mapping[str, Any], answers: Sequence[JudgeAn
         notes.append(f"Left out: {matched.only_rationales} rationales without a reference, {matched.only_references} "
                      "references without a rationale.")  # fmt: skip
     if limit is not None and limit < len(matched.pairs):
-        notes.append(f"Only the first {limit} of {len(matched.pairs)} rationales were judged.")
+        notes.append(f"Only the first {limit} of {len(matched.pairs)} rationales were graded.")
     failed = found["items"] - found["graded"]
     if failed:
         notes.append(f"{failed} rationales have no score and are in no mean; the same command requests them again.")

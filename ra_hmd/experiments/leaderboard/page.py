@@ -149,14 +149,14 @@ def figure(page: Page) -> Figure:
     """One panel per column, one row per system: measured values with intervals (filled), published values (open)."""
     shown = [_panel(page, column) for column in page.columns]
     heights = [1.0 + _LINE * sum(map(_lines, results)) for _, results in shown]  # inches
-    drawn = Figure(figsize=(9.0, sum(heights) + 0.4), layout="constrained")
-    axes = drawn.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+    canvas = Figure(figsize=(9.0, sum(heights) + 0.4), layout="constrained")
+    axes = canvas.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, column, (metric, results) in zip(axes, page.columns, shown, strict=True):
         _draw(axis, metric, results)
         axis.set_title(plain_text(column.title), fontsize=10)
     named = {name: item for axis in axes for item, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    drawn.legend(named.values(), named.keys(), loc="outside upper right", ncols=2, fontsize=8, frameon=False)
-    return drawn
+    canvas.legend(named.values(), named.keys(), loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+    return canvas
 
 
 def _panel(page: Page, column: Column) -> tuple[str, list[SystemResult]]:

@@ -201,12 +201,12 @@ def _evaluation(folder: Path, manifest: EvaluationManifest, name: str | None) ->
     for label, heads in _read(folder / METRICS_NAME).items():
         if label == UPDATE_KEY:
             continue
-        judged = manifest.sets[label]
-        column = _column(judged)
+        described = manifest.sets[label]
+        column = _column(described)
         for head, metrics in heads.items():
             yield SystemResult(
                 "measured", name or _joined(systems, column.dataset), _head(head, manifest, systems, column), column,
-                metrics, commands, f"{folder} ({label})", memes=judged.rows, runs=_counted(count, noun),
+                metrics, commands, f"{folder} ({label})", memes=described.rows, runs=_counted(count, noun),
                 rule=_rule(head, label, manifest),
             )  # fmt: skip
 
@@ -272,9 +272,9 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _column(judged: SetDescription) -> Column:
-    task = judged.task or (f"{judged.outputs} classes" if judged.outputs > 1 else "")
-    return Column(judged.dataset, task, judged.split)
+def _column(described: SetDescription) -> Column:
+    task = described.task or (f"{described.outputs} classes" if described.outputs > 1 else "")
+    return Column(described.dataset, task, described.split)
 
 
 def _joined(systems: Iterable[SystemDescription], dataset: str) -> str:

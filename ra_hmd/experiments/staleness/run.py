@@ -84,7 +84,7 @@ def staleness(
         {place: stores[place] for place in query_places}, [checkpoint], final=final, command=command,
         examples={place: stores[place] for place in bank_places},
     )  # fmt: skip
-    bank, query_rows = (_embedded([stores[place] for place in places], head) for places in (bank_places, query_places))
+    bank, query_rows = (_embed([stores[place] for place in places], head) for places in (bank_places, query_places))
     result = _Study(names, bank, bank_periods, query_rows, query_periods, settings).run()
     places = {"checkpoint": checkpoint, "banks": list(banks), "queries": list(queries) or list(banks)}
     manifest = StalenessManifest.new(
@@ -111,27 +111,29 @@ def _check(stores: Mapping[Path, Features], head: MemeHead, checkpoint: Path) ->
 
 
 def _periods(
-    stores: Mapping[Path, Features], banks: Sequence[Path], judged: Sequence[Path], settings: StalenessSettings
+    stores: Mapping[Path, Features], banks: Sequence[Path], queries: Sequence[Path], settings: StalenessSettings
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names of the periods in order, and the period of each bank row and of each query."""
     twice = [str(place) for place, count in Counter(banks).items() if count > 1]
     raise_all(twice, "Bank stores that are given twice would vote twice; give each once")
     if settings.key is None:
-        if len(banks) != len(judged):
+        if len(banks) != len(queries):
             raise UserError(
-                f"{len(banks)} bank stores and {len(judged)} query stores: without a period key each pair is a period; "
-                "give as many of both, in order."
+                f"{len(banks)} bank stores and {len(queries)} query stores: without a period key each pair is a "
+                "period; give as many of both, in order."
             )
         names = list(settings.order) or [place.absolute().name for place in banks]
         if len(names) != len(banks):
             raise UserError(f"--order names {len(names)} periods, there are {len(banks)} bank stores; name each once.")
         doubled = [f"{name} ({count} times)" for name, count in Counter(names).items() if count > 1]
         raise_all(doubled, "Two periods would have one name; name them with --order")
-        numbers = [np.repeat(np.arange(len(names)), [len(stores[place]) for place in side]) for side in (banks, judged)]
+        numbers = [
+            np.repeat(np.arange(len(names)), [len(stores[place]) for place in side]) for side in (banks, queries)
+        ]
     else:
         values = [
             (place, meme, features.extras[row].get(settings.key) if features.extras is not None else None)
-            for place in dict.fromkeys([*banks, *judged])
+            for place in dict.fromkeys([*banks, *queries])
             for features in (stores[place],)
             for row, meme in enumerate(features.ids)
         ]
@@ -139,14 +141,15 @@ def _periods(
         starts = dict(zip(stores, np.cumsum([0, *(len(features) for features in stores.values())]), strict=False))
         numbers = [
             np.concatenate([found[starts[place] : starts[place] + len(stores[place])] for place in side])
-            for side in (banks, judged)
+            for side in (banks, queries)
         ]
     if len(names) < 2:
         raise UserError(f"There is one period ({names[0]}); a bank can only age over two or more.")
     return names, numbers[0], numbers[1]
 
 
-def _embedded(stores: Sequence[Features], head: MemeHead) -> Embeddings:
+def _embed(stores: Sequence[Features], head: MemeHead) -> Embeddings:
+    """Embed stores one after the other."""
     first, *others = (Embeddings.of(features, head) for features in stores)
     for other in others:
         first = first.plus(other)
