@@ -40,7 +40,7 @@ def run_head(head: MemeHead, hidden: Tensor, batch_size: int = 4096) -> tuple[Te
 class Embeddings:
     """Memes embedded by a head: N ids, labels [N] or [N, C], embeddings [N, D]. A bank in memory, or queries to one.
 
-    `contents` are N hashes of picture and caption (`content_hash`; empty where unknown), or nothing at all.
+    `contents` are N hashes of image and caption (`content_hash`; empty where unknown), or none at all.
     """
 
     ids: Sequence[str]

@@ -31,7 +31,7 @@ def vote_evidence(scored: ScoredSet, bank: LabelledIndex, memes: int | None = No
     A neighbour's `vote` is what it adds to the score (the votes add up to it), of several classes a list; its `share`
     is its part of all votes regardless of sign.
     """
-    ids, labels = bank.ids, bank.labels  # an example bank computes `labels` anew on each access
+    ids, labels = bank.ids, bank.labels  # an example bank computes `labels` on each access
     for line in range(len(scored))[:memes]:
         strength = np.abs(scored.votes[line]).sum(axis=1)
         total = float(strength.sum())

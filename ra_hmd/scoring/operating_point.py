@@ -167,25 +167,13 @@ def choose_operating_point(
     Raises:
         UserError: the vote abstained on so many memes that one class is left.
     """
-    problem, rules, values, uncalibrated = scored.problem, {}, {}, {}
-    for name, scores in scored.scores.items():
-        used = ~scored.abstained if name == "rkc" else np.ones(len(scored), dtype=bool)
-        labels, official = scored.labels[used], DecisionRule.official(name, problem)
-        if not used.any() or (problem.kind == "binary" and len(np.unique(labels)) < 2):
-            raise UserError(
-                f"{place}: the vote abstains on {int((~used).sum())} of {len(used)} memes, and those left are of one "
-                "class; lower --min-similarity."
-            )
-        thresholds = best_thresholds(scores[used], labels, criterion, official.thresholds, problem)
-        fitted = fit_calibration(calibration, scores[used], labels, name, problem)
-        if isinstance(fitted, Uncalibrated):
-            uncalibrated[name] = fitted.reason
-            fitted = UNCALIBRATED
-        rules[name] = DecisionRule(thresholds, fitted, chosen=True)
-        values[name] = {
-            key: criterion_of(criterion, decide(scores[used], tried, problem), labels, problem)
-            for key, tried in (("official", official.thresholds), ("chosen", thresholds))
-        }
+    rules: dict[Head, DecisionRule] = {}
+    values: dict[Head, dict[str, float]] = {}
+    uncalibrated: dict[Head, str] = {}
+    for name in scored.scores:
+        rules[name], values[name], reason = _choose_rule(scored, name, place, criterion, calibration)
+        if reason is not None:
+            uncalibrated[name] = reason
     dev = DevReference(
         place=str(place),
         split=split_name(features, place),
@@ -197,7 +185,7 @@ def choose_operating_point(
     weights = sha256_file(Path(head) / HEAD_WEIGHTS)
     return OperatingPoint(
         criterion,
-        problem,
+        scored.problem,
         weights,
         BankReference.model_validate(dict(bank)),
         asdict(voting),
@@ -206,6 +194,29 @@ def choose_operating_point(
         values,
         uncalibrated,
     )
+
+
+def _choose_rule(
+    scored: ScoredSet, head: Head, place: str | Path, criterion: Criterion, calibration: CalibrationKind
+) -> tuple[DecisionRule, dict[str, float], str | None]:
+    """The rule of one head, the values of its criterion, and the reason if it has no calibration."""
+    problem, scores = scored.problem, scored.scores[head]
+    used = ~scored.abstained if head == "rkc" else np.ones(len(scored), dtype=bool)
+    labels, official = scored.labels[used], DecisionRule.official(head, problem)
+    if not used.any() or (problem.kind == "binary" and len(np.unique(labels)) < 2):
+        raise UserError(
+            f"{place}: the vote abstains on {int((~used).sum())} of {len(used)} memes, and those left are of one "
+            "class; lower --min-similarity."
+        )
+    thresholds = best_thresholds(scores[used], labels, criterion, official.thresholds, problem)
+    fitted = fit_calibration(calibration, scores[used], labels, head, problem)
+    values = {
+        key: criterion_of(criterion, decide(scores[used], limits, problem), labels, problem)
+        for key, limits in (("official", official.thresholds), ("chosen", thresholds))
+    }
+    if isinstance(fitted, Uncalibrated):
+        return DecisionRule(thresholds, UNCALIBRATED, chosen=True), values, fitted.reason
+    return DecisionRule(thresholds, fitted, chosen=True), values, None
 
 
 def apply_operating_point(decision: OperatingPoint, scored: ScoredSet, bank_match: BankMatch, voting: Voting) -> None:
