@@ -1,4 +1,4 @@
-"""`ra-hmd bank …`: each command is one call into the library. Heavy modules are imported inside the commands."""
+"""`ra-hmd bank …`."""
 
 import getpass
 import json
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ra_hmd.cli.options import GROUP, Final, command_line, from_settings, print_notes
+from ra_hmd.cli.options import GROUP, Final, checked, command_line, from_settings, print_notes
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import VotingOptions
 
@@ -21,28 +21,28 @@ bank_app = typer.Typer(
     **GROUP,
 )
 Place = Annotated[str, typer.Argument(help="Folder, file ….db (Milvus Lite), or http://host:port#name (Milvus).")]
-Checkpoint = Annotated[Path, typer.Option(help="Stage 1 run or Stage 2 folder: whose head embeds.")]
+Checkpoint = Annotated[Path, typer.Option(help="Stage 1 run or Stage 2 folder with the head that embeds.")]
 Store = Annotated[Path, typer.Option("--features", help="Feature store of the memes.")]
-Queries = Annotated[Path, typer.Option(help="Feature store of the memes to judge.")]
-Author = Annotated[str | None, typer.Option(help="Who changes it; default: the login name.")]
-Reason = Annotated[str, typer.Option(help="Why; the log keeps it.")]
-Source = Annotated[str | None, typer.Option(help="Where the memes come from; default: the store's path.")]
-Note = Annotated[str, typer.Option(help="Kept with every row.")]
+Queries = Annotated[Path, typer.Option(help="Feature store of the memes to classify.")]
+Author = Annotated[str | None, typer.Option(help="Author of the change; default: the login name.")]
+Reason = Annotated[str, typer.Option(help="Reason of the change, for the log.")]
+Source = Annotated[str | None, typer.Option(help="Origin of the memes; default: the store's path.")]
+Note = Annotated[str, typer.Option(help="Note that is kept with every row.")]
 Decided = Annotated[
     bool,
     typer.Option(
         "--decided/--examples",
-        help="Whether people labelled these very memes: identical ones get their labels. Examples only vote.",
+        help="Whether people labelled these memes: identical memes then get their labels. Examples only vote.",
     ),
 ]
 Identical = Annotated[
     bool,
-    typer.Option("--relabel-identical", help="Rows that are the same picture and caption get the new label too."),
+    typer.Option("--relabel-identical", help="Rows with the same image and caption get the new label too."),
 ]
 Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for other processes.")]
 Lock = Annotated[Path | None, typer.Option(help="Milvus cluster: the writers' lock file; or RA_HMD_MILVUS_LOCK.")]
 Token = Annotated[str | None, typer.Option(help="Milvus cluster: user:password or key; better in RA_HMD_MILVUS_TOKEN.")]
-Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @bank_app.command("create")
@@ -54,8 +54,8 @@ def create_command(
     author: Author = None,
     backend: Annotated[str | None, typer.Option(help="faiss or milvus; default: as BANK looks.")] = None,
     index: Annotated[str, typer.Option(help="auto, flat, ivf or hnsw.")] = "auto",
-    recall: Annotated[float, typer.Option(help="Least recall@20 of an approximate index in a folder.")] = 0.99,
-    seed: Annotated[int, typer.Option(help="Of such an index.")] = 0,
+    recall: Annotated[float, typer.Option(help="Lowest recall@20 of an approximate index in a folder.")] = 0.99,
+    seed: Annotated[int, typer.Option(help="Seed of such an index.")] = 0,
     source: Source = None,
     note: Note = "",
     decided: Decided = False,
@@ -63,10 +63,11 @@ def create_command(
     lock: Lock = None,
     token: Token = None,
 ) -> None:
-    """Make a bank from a feature store, embedded by a head."""
+    """Create a bank from a feature store, embedded by a head."""
     from ra_hmd.bank.backends.base import backend_of
     from ra_hmd.bank.bank import Bank
     from ra_hmd.bank.embed_features import embed_store
+    from ra_hmd.retrieval.index import IndexKind
 
     if backend not in (None, backend_of(bank)):
         raise UserError(
@@ -82,13 +83,13 @@ def create_command(
         author=author or _login(),
         reason=reason,
         problem=found.problem,
-        index=index,
+        index=checked("--index", index, IndexKind),
         recall_target=recall,
         seed=seed,
         wait=wait,
         **_milvus(bank, lock, token),
     ) as opened:
-        _say(opened.log[-1], bank)
+        _print_entry(opened.log[-1], bank)
 
 
 @bank_app.command("add")
@@ -113,8 +114,8 @@ def add_command(
     with _open(bank, wait, lock, token) as opened:
         found.check_for(opened)
         rows = found.rows(source, note, decided=decided)
-        said = {"author": author or _login(), "reason": reason}
-        _say(opened.add(rows, found.embeddings.embedding, **said, relabel_identical=relabel_identical), bank)
+        change = {"author": author or _login(), "reason": reason}
+        _print_entry(opened.add(rows, found.embeddings.embedding, **change, relabel_identical=relabel_identical), bank)
 
 
 @bank_app.command("remove")
@@ -131,7 +132,7 @@ def remove_command(
     """Remove memes. Earlier versions keep them."""
     given = [*(ids or []), *(_ids(ids_file) if ids_file else [])]
     with _open(bank, wait, lock, token) as opened:
-        _say(opened.remove(given, author=author or _login(), reason=reason), bank)
+        _print_entry(opened.remove(given, author=author or _login(), reason=reason), bank)
 
 
 @bank_app.command("relabel")
@@ -148,8 +149,8 @@ def relabel_command(
     """Give memes other labels."""
     with _open(bank, wait, lock, token) as opened:
         new = _labels(labels, opened.problem)
-        said = {"author": author or _login(), "reason": reason}
-        _say(opened.relabel(new, **said, relabel_identical=relabel_identical), bank)
+        change = {"author": author or _login(), "reason": reason}
+        _print_entry(opened.relabel(new, **change, relabel_identical=relabel_identical), bank)
 
 
 @bank_app.command("rollback")
@@ -164,12 +165,12 @@ def rollback_command(
 ) -> None:
     """Restore a version, as a new version: nothing of the history is lost."""
     with _open(bank, wait, lock, token) as opened:
-        _say(opened.rollback(to, author=author or _login(), reason=reason), bank)
+        _print_entry(opened.rollback(to, author=author or _login(), reason=reason), bank)
 
 
 @bank_app.command("info")
 def info_command(bank: Place, as_json: Json = False, wait: Wait = 60.0, lock: Lock = None, token: Token = None) -> None:
-    """Size, classes, version, index, and what made the embeddings."""
+    """Show size, classes, version, index, and the fingerprint of the embeddings."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -189,7 +190,7 @@ def info_command(bank: Place, as_json: Json = False, wait: Wait = 60.0, lock: Lo
 
 @bank_app.command("log")
 def log_command(bank: Place, as_json: Json = False, wait: Wait = 60.0, lock: Lock = None, token: Token = None) -> None:
-    """Every version: what was done, by whom, when and why."""
+    """Show every version: action, author, time and reason."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -223,7 +224,7 @@ def search_command(
     lock: Lock = None,
     token: Token = None,
 ) -> None:
-    """Judge memes by their nearest neighbours, and show these."""
+    """Classify memes by their nearest neighbours, and show these."""
     from ra_hmd.scoring.evidence import print_evidence, search_evidence
     from ra_hmd.scoring.operating_point import read_operating_point
     from ra_hmd.scoring.reference_set import vote_rule
@@ -263,7 +264,7 @@ def effect_command(
     lock: Lock = None,
     token: Token = None,
 ) -> None:
-    """Show which verdicts a change would flip, by the head's stored threshold where it holds. Nothing is changed."""
+    """Show the verdicts that a change would flip, by the head's stored threshold where it applies. Changes nothing."""
     from ra_hmd.bank.embed_features import embed_store
     from ra_hmd.bank.planned_change import PlannedChange
     from ra_hmd.features.test_lock import open_labels
@@ -272,24 +273,24 @@ def effect_command(
     from ra_hmd.scoring.reference_set import vote_rule
 
     voting = vote.voting
-    asked = embed_store(checkpoint, queries, labelled=False)
+    embedded = embed_store(checkpoint, queries, labelled=False)
     new = embed_store(checkpoint, add) if add else None
     open_labels(
-        {queries: asked.features},
+        {queries: embedded.features},
         [checkpoint],
         final=final,
         command=command_line(),
         examples={add: new.features} if add and new else {},
     )
     with _open(bank, wait, lock, token) as opened:
-        for found in (asked, new):
+        for found in (embedded, new):
             if found is not None:
                 found.check_for(opened)
         added = (new.rows(), new.embeddings.embedding) if new else None
         labels = _labels(relabel or [], opened.problem)
         planned = PlannedChange(added, remove or [], labels, rollback, relabel_identical)
         rule, notes = vote_rule(opened, read_operating_point(checkpoint), voting)
-        result = change_impact(opened, asked.embeddings, planned, voting, rule.thresholds)
+        result = change_impact(opened, embedded.embeddings, planned, voting, rule.thresholds)
     print_notes(notes)
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
@@ -304,7 +305,7 @@ def _open(bank: str, wait: float, lock: Path | None, token: str | None) -> "Bank
 
 
 def _milvus(bank: str, lock: Path | None, token: str | None) -> dict[str, Any]:
-    """The options of that backend; they mean nothing to the other."""
+    """The options of the Milvus backend; another backend has none."""
     from ra_hmd.bank.backends.base import backend_of
 
     if backend_of(bank) == "milvus":
@@ -321,7 +322,7 @@ def _login() -> str:
         raise UserError("This account has no login name; give --author.") from error
 
 
-def _say(entry: "VersionEntry", bank: str) -> None:
+def _print_entry(entry: "VersionEntry", bank: str) -> None:
     change = ", ".join(f"{count} {what}" for what, count in entry.counts.items() if count and what != "rows")
     print(f"{bank}: version {entry.version}, {change or 'no rows'}; {entry.counts['rows']} rows")
 

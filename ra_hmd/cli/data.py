@@ -1,20 +1,18 @@
-"""`ra-hmd data …`: each command is one call into the library. Heavy modules are imported inside the commands."""
+"""`ra-hmd data …`."""
 
 import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from ra_hmd.cli.options import GROUP, Output
+from ra_hmd.cli.options import GROUP, Output, checked
 from ra_hmd.core.errors import UserError
 
 if TYPE_CHECKING:
-    from click import Context
-
     from ra_hmd.data.meme_dataset import MemeData
 
 
@@ -25,7 +23,7 @@ _LIST_OPTIONS = {"--shots": r"\d+", "--columns": r".+=.+", "--labels": r".+=.+",
 class _Lists(TyperCommand):
     """Command whose options take several values at once: `--shots 4 8`, `--columns id=a text=b`."""
 
-    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         spread: list[str] = []
         option = ""
         for argument in args:
@@ -76,12 +74,10 @@ def import_command(
     workers: Workers = _WORKERS,
 ) -> None:
     """Read a data set as it lies on disk and write validated records. An interrupted import continues."""
-    from ra_hmd.core.config import choose
     from ra_hmd.data.import_dataset import ImportOptions, import_data
     from ra_hmd.data.readers import get_reader
-    from ra_hmd.data.text import TEXT_POLICIES
+    from ra_hmd.data.text import TextPolicy
 
-    choose("--text", text, TEXT_POLICIES)
     reader = get_reader(dataset, columns=_pairs("--columns", columns), labels=_indices(labels))
     data = import_data(
         reader,
@@ -89,7 +85,7 @@ def import_command(
         output,
         images=images,
         add_on=add_on,
-        options=ImportOptions(text, val_fraction, seed),
+        options=ImportOptions(checked("--text", text, TextPolicy), val_fraction, seed),
         workers=workers,
         show=True,
     )

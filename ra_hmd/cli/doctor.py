@@ -76,13 +76,13 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Check:
-    """One finding.
+    """The result of one check.
 
     Attributes:
-        name: What was looked at.
-        status: `ok`; `note`, worth knowing, nothing is broken; `problem`, something will fail.
-        found: What is there.
-        remedy: What to do about a note or problem.
+        name: Name of the check.
+        status: `ok`; `note`: nothing is broken, but worth knowing; `problem`: something will fail.
+        found: The finding.
+        remedy: Remedy of a note or problem.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Check:
 
 
 def diagnose() -> list[Check]:
-    """Every check, in the order in which a person would fix things. Takes some seconds, most of them imports."""
+    """Run every check, in the order in which problems are best fixed. Takes some seconds, most of them for imports."""
     checks: tuple[Callable[[], list[Check]], ...] = (
         check_python,
         check_packages,
@@ -121,7 +121,7 @@ def doctor_command() -> None:
 
 
 def run_doctor(console: "Console") -> int:
-    """Print every check and the remedies. Returns the exit code: 1 if there is a problem."""
+    """Print all checks and remedies. Returns the exit code: 1 if there is a problem."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -142,7 +142,7 @@ def run_doctor(console: "Console") -> int:
 
 
 def check_python() -> list[Check]:
-    """The interpreter and its environment."""
+    """Check the interpreter and its environment."""
     found = f"{platform.python_version()} in {sys.prefix}"
     if sys.prefix == sys.base_prefix:
         return [Check("Python", "note", found, "This is no virtual environment: other packages may be affected.")]
@@ -150,7 +150,7 @@ def check_python() -> list[Check]:
 
 
 def check_packages() -> list[Check]:
-    """Every package that this one needs, against the ranges of its own metadata."""
+    """Check the versions of all required packages against the ranges in the package metadata."""
     try:
         needed = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
@@ -177,7 +177,7 @@ def _package(requirement: Requirement) -> Check:
 
 
 def check_bad_pairs() -> list[Check]:
-    """Versions that install together and do not work together."""
+    """Check for versions that can be installed together but do not work together."""
     found = bad_pairs()
     if found:
         return [Check("versions together", "problem", "they do not fit", " ".join(found))]
@@ -185,7 +185,7 @@ def check_bad_pairs() -> list[Check]:
 
 
 def check_plugin() -> list[Check]:
-    """Whether a bare Python of this environment is ready for stage `sft-classifier`, and on this host version."""
+    """Check that Python starts with the plugin for stage `sft-classifier`, and that it supports the host's version."""
     done = _child(["-P", "-c", _PLUGIN_PROBE])
     if done.returncode != 0:
         remedy = f"Python does not start cleanly here; repair the environment, then `{INSTALL}`."
@@ -226,7 +226,7 @@ def _plugin_host(probe: dict[str, Any]) -> list[Check]:
 
 
 def _plugin_environment(probe: dict[str, Any]) -> list[Check]:
-    """Variables with which LLaMA-Factory takes another launcher or engine, where our stage does not exist."""
+    """Check for variables that make LLaMA-Factory use another launcher or engine, which lacks our stage."""
     if not probe["diverted"]:
         return []
     remedy = "Start training from a shell in which it is not set."
@@ -234,7 +234,7 @@ def _plugin_environment(probe: dict[str, Any]) -> list[Check]:
 
 
 def check_commands() -> list[Check]:
-    """Which `torchrun` and `llamafactory-cli` a shell would start, and whether they are this environment's."""
+    """Check that `torchrun` and `llamafactory-cli` on PATH belong to this environment."""
     rows = []
     for name in ("torchrun", "llamafactory-cli"):
         own = Path(sysconfig.get_path("scripts")) / name
@@ -251,7 +251,7 @@ def check_commands() -> list[Check]:
 
 
 def foreign(script: Path) -> str | None:
-    """Why a console script does not run this environment's Python, or None if it does."""
+    """Return why a console script does not run this environment's Python, or None if it does."""
     interpreter = _interpreter(script)
     if interpreter is None:  # a binary launcher (Windows): its place has to do
         here = Path(sysconfig.get_path("scripts"))
@@ -265,7 +265,7 @@ def foreign(script: Path) -> str | None:
 
 
 def _interpreter(script: Path) -> Path | None:
-    """The program that a script's first lines name, also in the `exec` form that pip uses for long paths."""
+    """Interpreter in a script's first lines, also in the `exec` form that pip uses for long paths."""
     lines = script.read_bytes()[:1024].decode("utf-8", errors="replace").splitlines()
     if not lines or not lines[0].startswith("#!"):
         return None
@@ -279,7 +279,7 @@ def _interpreter(script: Path) -> Path | None:
 
 
 def check_devices() -> list[Check]:
-    """Accelerators as torch sees them."""
+    """Check the accelerators that torch can use."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -312,7 +312,7 @@ def _cuda_devices(torch: Any) -> list[Check]:
 
 
 def check_faiss() -> list[Check]:
-    """FAISS, and whether it has GPUs."""
+    """Check FAISS and its GPU support."""
     both = [name for name in ("faiss-gpu", "faiss-cpu") if installed_version(name)]
     if len(both) > 1:
         remedy = "They overwrite each other's files: uninstall both, then install the one that ra-hmd asks for."
@@ -326,7 +326,7 @@ def check_faiss() -> list[Check]:
 
 
 def check_imports() -> list[Check]:
-    """Whether the compiled packages that are installed can be imported."""
+    """Check that the installed compiled packages can be imported."""
     present = {module: use for module, use in _IMPORTS.items() if installed_version(module.partition(".")[0])}
     with ThreadPoolExecutor(max_workers=4) as pool:
         results = list(pool.map(lambda module: _child(["-c", f"import {module}"]), present))
@@ -342,7 +342,7 @@ def check_imports() -> list[Check]:
 
 
 def check_flash_attention() -> list[Check]:
-    """`flash_attn: fa2` of the Stage 1 files: without the package LLaMA-Factory warns and goes on without it."""
+    """Check for flash-attn (`flash_attn: fa2` in Stage 1 files), without which LLaMA-Factory warns and continues."""
     version = installed_version("flash-attn")
     if version is not None and Version(version) < _MIN_FLASH_ATTENTION:
         remedy = f"transformers leaves it aside: install flash-attn {_MIN_FLASH_ATTENTION} or newer."
@@ -354,7 +354,7 @@ def check_flash_attention() -> list[Check]:
 
 
 def check_disk() -> list[Check]:
-    """Room where runs are written and where models are downloaded."""
+    """Check the free disk space for runs and for downloaded models."""
     cache = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     rows = []
     for name, folder in {"disk, here": Path.cwd(), "disk, models": Path(cache).expanduser()}.items():
@@ -373,7 +373,7 @@ def check_disk() -> list[Check]:
 
 
 def _child(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter; a hang counts as a failure."""
+    """Run this interpreter with arguments; a timeout counts as a failure."""
     command = [sys.executable, *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_TIMEOUT, check=False)

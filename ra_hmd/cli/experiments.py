@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ra_hmd.cli import options as o
-from ra_hmd.cli.options import SourceOptions, command_line, from_settings, print_notes
+from ra_hmd.cli.options import SourceOptions, checked, command_line, from_settings, print_notes
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import LmmOptions
 
@@ -119,6 +119,7 @@ def in_context_command(
     from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures, MemeSplit
     from ra_hmd.experiments.in_context.demonstrations import DemonstrationSettings
     from ra_hmd.experiments.in_context.run import in_context
+    from ra_hmd.scoring.thresholds import Criterion
 
     if shots and examples is None and Path(data).is_file():
         raise UserError(f"--data {data} is one file; give with --examples the labelled memes to show.")
@@ -137,7 +138,7 @@ def in_context_command(
         answers=answer or (),
         final=final,
         dev=dev,
-        criterion=criterion,
+        criterion=checked("--criterion", criterion, Criterion),
         bootstrap_samples=bootstrap_samples,
         batch_size=batch_size,
         dtype=model.dtype,

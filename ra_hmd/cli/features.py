@@ -3,7 +3,7 @@
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,10 +12,12 @@ from ra_hmd.cli.options import (
     Output,
     Precision,
     SourceOptions,
+    checked,
     command_line,
     from_settings,
     print_notes,
 )
+from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import LmmOptions
 
 models_app = typer.Typer()
@@ -35,9 +37,9 @@ def tiny_lmm_command(
     seed: Seed = 0,
 ) -> None:
     """Build a CPU-sized Qwen-VL from its config, with tokenizer and processor."""
-    from ra_hmd.models.tiny import make_tiny_lmm
+    from ra_hmd.models.tiny import Family, make_tiny_lmm
 
-    print(make_tiny_lmm(family, output, seed=seed))
+    print(make_tiny_lmm(checked("--family", family, Family), output, seed=seed))
 
 
 @models_app.command("tiny-encoder")
@@ -47,9 +49,9 @@ def tiny_encoder_command(
     seed: Seed = 0,
 ) -> None:
     """Build a CPU-sized image–text encoder from its config, with tokenizer and image processor."""
-    from ra_hmd.models.tiny_clip import make_tiny_encoder
+    from ra_hmd.models.tiny_clip import EncoderFamily, make_tiny_encoder
 
-    print(make_tiny_encoder(family, output, seed=seed))
+    print(make_tiny_encoder(checked("--family", family, EncoderFamily), output, seed=seed))
 
 
 @models_app.command("extract")
@@ -66,10 +68,8 @@ def extract_command(
     padding_side: Annotated[str, typer.Option(help="left or right.")] = "left",
 ) -> None:
     """Extract features of memes by an LMM. An interrupted command continues when started again; also under torchrun."""
-    from ra_hmd.core.config import choose
     from ra_hmd.features.extract_lmm import extract
 
-    choose("--padding-side", padding_side, ("left", "right"))
     run = model.open()
     memes, described = source.read(data, split, run.settings, run.media_dir)
     memes = memes[: source.limit]
@@ -84,7 +84,7 @@ def extract_command(
         shard_size=shard_size,
         num_workers=workers,
         dtype=model.dtype,
-        padding_side=padding_side,
+        padding_side=checked("--padding-side", padding_side, Literal["left", "right"]),
     )
     print(f"{folder}: {len(memes)} memes")
 
@@ -113,9 +113,8 @@ def encode_command(
     from ra_hmd.features.store import STORE_MANIFEST
     from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
 
-    opened = Encoder(
-        EncoderSettings(path=encoder, revision=revision, features=features, long_text=long_text, dtype=dtype)
-    )
+    chosen = {"path": encoder, "revision": revision, "features": features, "long_text": long_text, "dtype": dtype}
+    opened = Encoder(EncoderSettings.model_validate(chosen))
     memes, described = source.read(data, split)
     memes = memes[: source.limit]
     folder = encode(
@@ -145,9 +144,15 @@ def import_official_command(
     """Convert a checkpoint of the official RA-HMD code into a Stage 1 run."""
     from ra_hmd.models.convert_official import import_official
 
-    done = import_official(folder, output, base_model, quantization_bit, command_line())
+    done = import_official(folder, output, base_model, _bits(quantization_bit), command_line())
     print_notes(done.assumptions)
     print(output)
+
+
+def _bits(number: int | None) -> Literal[4, 8] | None:
+    if number not in (None, 4, 8):
+        raise UserError(f"--quantization-bit {number}: give 4 or 8, or leave it out.")
+    return number  # type: ignore[return-value] # mypy does not narrow by `in`
 
 
 @features_app.command("import")

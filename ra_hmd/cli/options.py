@@ -13,7 +13,7 @@ import typer
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from ra_hmd.core.config import Settings
+from ra_hmd.core.config import Settings, choose
 from ra_hmd.inference.options import DetectorOptions, Flag, RationaleOptions, VotingOptions
 
 if TYPE_CHECKING:
@@ -106,6 +106,16 @@ def shared(model: type[Settings], name: str) -> Any:
     return _option(name, model.model_fields[name]).annotation
 
 
+def checked(option: str, value: Any, kinds: Any) -> Any:
+    """Return the value of an option after checking that it is one of a `Literal` type.
+
+    Raises:
+        UserError: it is not.
+    """
+    choose(option, value, get_args(kinds))
+    return value
+
+
 def command_line() -> str:
     """The command line of this process, for manifests."""
     return shlex.join(["ra-hmd", *sys.argv[1:]])
@@ -139,7 +149,7 @@ class SourceOptions(Settings):
         return len(task.classes) if task is not None and task.multi_label else None
 
     def read(
-        self, data: str, split: str, settings: "InputSettings | None" = None, media_dir: Path | None = None
+        self, data: str, split: str, settings: "InputSettings | None" = None, media_dir: str | Path | None = None
     ) -> Any:
         """Memes of a split, and their description for manifests.
 

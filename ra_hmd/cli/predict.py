@@ -17,11 +17,6 @@ def predict_command(
     checkpoint: Annotated[Path, typer.Option(help="Folder with a head.")],
     inputs: InputOptions,
     detector: DetectorOptions,
-    queries: Annotated[Path | None, typer.Option(help="Feature store, in place of memes; labels are ignored.")] = None,
-    style: Annotated[
-        str | None,
-        typer.Option("--format", help="jsonl, csv, parquet or hateclipper-csv (id, prob_hate, pred_label)."),
-    ] = None,
 ) -> None:
     """Classify images, a file or folder of memes, or a feature store (docs/evaluation.md).
 
@@ -29,7 +24,7 @@ def predict_command(
     """
     from ra_hmd.inference.request import PredictionRequest
 
-    request = PredictionRequest(checkpoint=checkpoint, inputs=inputs, detector=detector, queries=queries, style=style)
+    request = PredictionRequest(checkpoint=checkpoint, inputs=inputs, detector=detector)
     print_notes(request.run(command_line()))
 
 
@@ -37,7 +32,7 @@ def predict_command(
 @from_settings
 def explain_command(
     checkpoint: Annotated[Path, typer.Option(help="Run with a language model, whose verdicts are explained.")],
-    inputs: InputOptions,
+    inputs: Annotated[InputOptions, Without("queries", "style")],
     rationale: RationaleOptions,
     detector: Annotated[DetectorOptions, Without("weights", "min_similarity", "prior_correction")],
 ) -> None:

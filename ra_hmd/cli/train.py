@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ra_hmd.cli.options import Output, Precision, command_line, print_notes
+from ra_hmd.cli.options import Output, Precision, checked, command_line, print_notes
+from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError
 
 training_app = typer.Typer()
@@ -51,7 +52,7 @@ def linear_probe_command(
     shot_seed: Annotated[int, typer.Option(help="With --k-shot: number of the list of that size.")] = 0,
 ) -> None:
     """Fit a logistic regression on an encoder's features and save it as a head."""
-    from ra_hmd.training.linear_probe import ShotList, linear_probe
+    from ra_hmd.training.linear_probe import Modality, ShotList, linear_probe
 
     if (k_shot is None) != (shots is None):
         raise UserError("--k-shot FILE and --shots K belong together; give both or neither.")
@@ -60,7 +61,7 @@ def linear_probe_command(
         train,
         output,
         dev=dev,
-        modality=modality,
+        modality=checked("--modality", modality, Modality),
         c=c,
         standardise=standardise,
         shot_list=shot_list,
@@ -83,11 +84,13 @@ def zero_shot_command(
 ) -> None:
     """Make an untrained head that compares memes with sentences, for stores of `encode --features projected`."""
     from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
-    from ra_hmd.training.zero_shot import zero_shot
+    from ra_hmd.training.zero_shot import Modality, zero_shot
     from ra_hmd.training.zero_shot_prompts import NEGATIVE, POSITIVE, Prompts
 
     if prompts is not None and (positive or negative):
         raise UserError("--prompts has all sentences; leave out --positive and --negative.")
     read = Prompts.binary(positive or POSITIVE, negative or NEGATIVE) if prompts is None else Prompts.read(prompts)
-    opened = Encoder(EncoderSettings(path=encoder, revision=revision, features="projected", dtype=dtype))
-    print(zero_shot(opened, read, output, modality=modality, command=command_line()))
+    opened = Encoder(
+        EncoderSettings(path=encoder, revision=revision, features="projected", dtype=checked("--dtype", dtype, DType))
+    )
+    print(zero_shot(opened, read, output, modality=checked("--modality", modality, Modality), command=command_line()))

@@ -8,5 +8,8 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Head = Literal["lmh", "lrc", "rkc"]
 """The heads: language-model head, logistic-regression classifier, retrieval-based KNN classifier."""
 
+EngineKind = Literal["auto", "transformers", "vllm"]
+"""Engine that generates text."""
+
 VoteWeights = Literal["arithmetic", "mean", "similarity"]
 """Weights of the neighbours in a vote (see `Voting`)."""

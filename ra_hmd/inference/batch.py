@@ -184,11 +184,11 @@ def _decoded(
     for number, row in rows:
         waiting.append((number, row, pool.submit(_load, row)))
         if len(waiting) > ahead:
-            *first, future = waiting.popleft()
-            yield *first, future.result()
+            first, ready, future = waiting.popleft()
+            yield first, ready, future.result()
     while waiting:
-        *first, future = waiting.popleft()
-        yield *first, future.result()
+        first, ready, future = waiting.popleft()
+        yield first, ready, future.result()
 
 
 def _load(row: BatchRow) -> Image.Image | str:
@@ -310,14 +310,15 @@ def _merge(detector: Detector, output: Path, style: FileFormat, folder: ChunkFol
         for line in folder.lines():
             counts.seconds += line.get("seconds", 0.0)
             answer, reject = line.get("answer"), line.get("reject")
-            if answer and answer["verdict"] is None and style == "hateclipper-csv":
+            if answer is not None and answer["verdict"] is None and style == "hateclipper-csv":
                 reason = "the vote abstains, which hateclipper-csv cannot express"
-                answer, reject = None, {"place": None, "id": answer["id"], "reason": reason}
-            if answer:
+                reject = {"place": None, "id": answer["id"], "reason": reason}
+                answer = None
+            if answer is not None:
                 write(answer)
                 counts.verdicts.update(verdict_names(answer["verdict"]))
                 counts.texts[answer["text_source"]] += 1
-            elif reject:
+            elif reject is not None:
                 rejects.write(json_line(reject))
                 counts.reasons[reject["reason"].split(":")[0][:60]] += 1
     return counts

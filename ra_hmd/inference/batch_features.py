@@ -17,6 +17,7 @@ from ra_hmd.core.problem import Problem
 from ra_hmd.core.progress import track
 from ra_hmd.features.compatibility import store_fingerprint
 from ra_hmd.features.store import read_features
+from ra_hmd.inference.options import FileFormat
 from ra_hmd.inference.types import Verdict
 from ra_hmd.inference.verdicts import verdicts_of
 from ra_hmd.inference.writers import check_format, manifest_path, open_writer, verdict_names
@@ -26,7 +27,7 @@ from ra_hmd.scoring.operating_point import OFFICIAL_NOTE
 from ra_hmd.scoring.scorer import Scorer
 from ra_hmd.scoring.scores import ScoredSet
 
-PredictionFormat = Literal["hateclipper-csv", "jsonl"]
+_FORMATS: tuple[FileFormat, ...] = ("jsonl", "hateclipper-csv")
 
 
 def predict_features(
@@ -35,7 +36,7 @@ def predict_features(
     output: str | Path,
     *,
     head: Head = "lrc",
-    style: PredictionFormat = "jsonl",
+    style: FileFormat = "jsonl",
     bank: str | Path | None = None,
     voting: Voting | None = None,
     thresholds: Literal["stored", "official"] = "stored",
@@ -92,9 +93,9 @@ def predict_features(
     return manifest.to_json()
 
 
-def _check_arguments(output: Path, head: Head, style: PredictionFormat, bank: str | Path | None) -> None:
+def _check_arguments(output: Path, head: Head, style: FileFormat, bank: str | Path | None) -> None:
     choose("head", head, get_args(Head))
-    choose("format", style, get_args(PredictionFormat))
+    choose("format", style, _FORMATS)
     if output.is_dir():
         raise UserError(f"{output} is a folder; give a file to write, for example {output / 'predictions.csv'}.")
     if (head == "rkc") != (bank is not None):
@@ -105,7 +106,7 @@ def _check_arguments(output: Path, head: Head, style: PredictionFormat, bank: st
         )
 
 
-def _check_scores(scored: ScoredSet, head: Head, style: PredictionFormat, place: str | Path) -> None:
+def _check_scores(scored: ScoredSet, head: Head, style: FileFormat, place: str | Path) -> None:
     if head not in scored.scores:
         reason = next((note for note in scored.notes if note.startswith(head.upper())), "")
         raise UserError(f"{place}: `--head {head}` has no scores. {reason} Choose another head.")
@@ -117,7 +118,7 @@ def _check_scores(scored: ScoredSet, head: Head, style: PredictionFormat, place:
         )
 
 
-def _write(output: Path, style: PredictionFormat, verdicts: Iterable[Verdict], problem: Problem) -> dict[str, int]:
+def _write(output: Path, style: FileFormat, verdicts: Iterable[Verdict], problem: Problem) -> dict[str, int]:
     """Write the file atomically, meme by meme; return the count of each verdict."""
     counts: Counter[str] = Counter()
     with atomic_path(output) as temporary, open_writer(temporary, style, problem) as write:

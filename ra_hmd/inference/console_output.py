@@ -46,7 +46,7 @@ def judge_images(
         UserError: see `check_images` and `Detector`.
     """
     check_images(images, texts)
-    captions = texts or [None] * len(images)
+    captions: Sequence[str | None] = texts or [None] * len(images)
     return detector([Meme(str(path), path, text) for path, text in zip(images, captions, strict=True)], explain)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ra_hmd.core.choices import DType, Head, VoteWeights
+from ra_hmd.core.choices import DType, EngineKind, Head, VoteWeights
 from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ra_hmd.inference.explainer import Explainer
     from ra_hmd.models.checkpoint import Run
     from ra_hmd.retrieval.voting import Voting
+
+
+FileFormat = Literal["jsonl", "csv", "parquet", "hateclipper-csv"]
+"""Format of a prediction file."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ class RationaleOptions(Settings):
     memes: list[Path] = Field(
         default_factory=list, description="Data of the bank's memes, for captions and images; several times."
     )
-    engine: str = Field("auto", description="auto, transformers or vllm.")
+    engine: EngineKind = Field("auto", description="auto, transformers or vllm.")
     without_adapter: bool = Field(
         False, description="Generate with the base model alone; verdicts stay those of the run."
     )
@@ -195,7 +199,7 @@ class RationaleOptions(Settings):
 
         return Explainer.of(
             detector,
-            engine=self.engine,  # type: ignore[arg-type] # checked by `choose_engine`
+            engine=self.engine,
             adapter=not self.without_adapter,
             lookup=open_meme_lookup(self.memes, detector.model) if self.memes else None,
             neighbours=self.neighbours,
@@ -219,7 +223,11 @@ class InputOptions(Settings):
     source: Annotated[Path | None, Flag("--input")] = Field(
         None, description="Memes: .jsonl, .csv or .parquet file, or folder of images."
     )
+    queries: Path | None = Field(None, description="Feature store, in place of memes; labels are ignored.")
     output: Path | None = Field(None, description="File to write; needed by --input and --queries.")
+    style: Annotated[FileFormat | None, Flag("--format")] = Field(
+        None, description="jsonl, csv, parquet or hateclipper-csv (id, prob_hate, pred_label)."
+    )
     media_dir: Path | None = Field(None, description="With --input: folder that relative image paths start from.")
     as_json: Annotated[bool, Flag("--json")] = Field(
         False, description="With IMAGE: print a JSON object per line instead of a table."

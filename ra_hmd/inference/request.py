@@ -20,10 +20,8 @@ class PredictionRequest(Settings):
 
     Attributes:
         checkpoint: Folder with a head.
-        inputs: The memes, and where verdicts are written.
+        inputs: The memes or features, and where verdicts are written.
         detector: How the detector is opened.
-        queries: Feature store, in place of memes.
-        style: Format of the output file.
         rationale: How verdicts are explained; None: no rationales.
     """
 
@@ -32,8 +30,6 @@ class PredictionRequest(Settings):
     checkpoint: Path
     inputs: InputOptions
     detector: DetectorOptions
-    queries: Path | None = None
-    style: str | None = None
     rationale: RationaleOptions | None = None
 
     def run(self, command: str) -> Iterator[str]:
@@ -47,8 +43,8 @@ class PredictionRequest(Settings):
                 `judge_images`.
         """
         self._check()
-        if self.queries is not None:
-            yield from self._predict_features(self.queries, command)
+        if self.inputs.queries is not None:
+            yield from self._predict_features(self.inputs.queries, command)
         elif self.inputs.source is not None:
             yield from self._predict_files(self.inputs.source, command)
         else:
@@ -56,7 +52,7 @@ class PredictionRequest(Settings):
 
     def _check(self) -> None:
         inputs, detector = self.inputs, self.detector
-        kinds = {"IMAGE": inputs.images, "--input": inputs.source, "--queries": self.queries}
+        kinds = {"IMAGE": inputs.images, "--input": inputs.source, "--queries": self.inputs.queries}
         given = [name for name, value in kinds.items() if value]
         if len(given) != 1:
             found = " and ".join(given) + " are given" if given else "none is given"
@@ -67,7 +63,7 @@ class PredictionRequest(Settings):
             "--text": (inputs.texts, ("IMAGE",)),
             "--json": (inputs.as_json, ("IMAGE",)),
             "--output": (inputs.output, ("--input", "--queries")),
-            "--format": (self.style, ("--input", "--queries")),
+            "--format": (self.inputs.style, ("--input", "--queries")),
             "--media-dir": (inputs.media_dir, ("--input",)),
             "--abstain": (detector.abstain is not None, ("IMAGE", "--input")),
             "--backbone": (detector.backbone, ("IMAGE", "--input")),
@@ -98,7 +94,7 @@ class PredictionRequest(Settings):
         assert self.inputs.output is not None
         detector = self.detector
         done = predict_features(self.checkpoint, queries, self.inputs.output, head=detector.head or "lrc",
-                                style=self.style or "jsonl", bank=detector.bank, voting=detector.voting,
+                                style=self.inputs.style or "jsonl", bank=detector.bank, voting=detector.voting,
                                 thresholds=detector.thresholds, command=command)  # fmt: skip
         yield from done["notes"]
         print(f"{self.inputs.output}: {done['rows']} memes")
@@ -109,7 +105,7 @@ class PredictionRequest(Settings):
 
         output = self.inputs.output
         assert output is not None
-        style = choose_format(output, self.style)
+        style = choose_format(output, self.inputs.style)
         detector, explainer = self._open()
         done = predict_files(detector, source, output, style=style, media_dir=self.inputs.media_dir,
                              options=self._recorded(), explainer=explainer, command=command)  # fmt: skip

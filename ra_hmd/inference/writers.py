@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,9 +14,9 @@ from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
 from ra_hmd.core.problem import Problem
+from ra_hmd.inference.options import FileFormat
 
 HATECLIPPER_COLUMNS = ("id", "prob_hate", "pred_label")
-FileFormat = Literal["jsonl", "csv", "parquet", "hateclipper-csv"]
 _BY_SUFFIX: dict[str, FileFormat] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _ROW_GROUP = 4096
 _HEADS = get_args(Head)

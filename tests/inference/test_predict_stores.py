@@ -241,7 +241,7 @@ def test_bad_input_is_refused_before_anything_is_written(lab):
         ({"head": "rkc"}, "`--head rkc` needs `--bank`"),
         ({"bank": lab / "bank"}, "`--bank` is for `--head rkc` alone"),
         ({"head": "svm"}, "head 'svm' is unknown; choose one of lmh, lrc, rkc"),
-        ({"style": "xml"}, "format 'xml' is unknown; choose one of hateclipper-csv, jsonl"),
+        ({"style": "xml"}, "format 'xml' is unknown; choose one of jsonl, hateclipper-csv"),
         ({"queries": lab / "other", "head": "rkc", "bank": lab / "bank"}, "not made alike"),
         ({"queries": lab / "wide"}, "takes 4 image and 3 text features, .* has one vector of 9"),
         ({"queries": lab / "broken"}, "not finite, the first is 'o2'"),

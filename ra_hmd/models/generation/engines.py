@@ -24,6 +24,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.choices import EngineKind
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
 from ra_hmd.models.checkpoint import ADAPTER_CONFIG, MemeModel, Run
@@ -31,7 +32,6 @@ from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids, check_adapt
 from ra_hmd.models.tokenization import MemeEncoder
 
 VLLM_PYTHON = "RA_HMD_VLLM_PYTHON"
-EngineKind = Literal["auto", "transformers", "vllm"]
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's `MaxLoRARanks`
 _CONTEXT = 16384  # most tokens of prompt and answer in vLLM, which keeps room for that many
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
