@@ -1,4 +1,4 @@
-"""What a browser sends to a Gradio page, without a browser: events by the id of what is pressed."""
+"""Client of a Gradio page without a browser: triggers events by the id of the element."""
 
 import json
 import uuid
@@ -12,12 +12,12 @@ ConsoleServer = Callable[..., AbstractContextManager[httpx.Client]]
 
 
 class GradioPage:
-    """One visitor of a page.
+    """A session on a page.
 
     Args:
-        client: Of the server; it keeps the cookies.
-        path: Of the page.
-        login: Name and key.
+        client: Client of the server; it keeps the cookies.
+        path: Path of the page.
+        login: Name and key of the user.
     """
 
     def __init__(self, client: httpx.Client, path: str = "/console", login: tuple[str, str] | None = None) -> None:
@@ -43,7 +43,7 @@ class GradioPage:
             Id of each output that has one → its value, or its update.
 
         Raises:
-            RuntimeError: the page says that it was not done.
+            RuntimeError: the page reports an error.
         """
         wired = self._wired(name, event)
         (told,) = self._told({self._join(wired, values)})

@@ -1,4 +1,4 @@
-"""A trained head on a tiny CLIP with an example bank, and one on a tiny Qwen2-VL: what is served in these tests."""
+"""Trained heads with example banks for tests of services: one on a tiny CLIP, one on a tiny Qwen2-VL."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from ra_hmd.cli.app import app
 
 
 def ra_hmd(*words: str | Path) -> None:
-    """A command of ours, in this process."""
+    """Run a command of this package in this process."""
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, f"{words}\n{done.output}\n{done.exception!r}"
 

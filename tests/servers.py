@@ -61,25 +61,25 @@ def in_process(
 
 
 def queries(memes: Path, split: str = "dev") -> list[Meme]:
-    """The drawn memes of a split."""
+    """The synthetic memes of a split."""
     return [Meme(meme.id, meme.image, meme.text) for meme in read_memes(memes / "a" / f"{split}.jsonl")]
 
 
 def as_json(query: Meme, **more: Any) -> dict[str, Any]:
-    """A meme as the API takes it."""
+    """A meme as JSON for the API."""
     assert isinstance(query.image, Path)
     return {"id": query.id, "image": encoded(query.image.read_bytes()), "text": query.text, **more}
 
 
 def encoded(data: bytes) -> str:
-    """In base64."""
+    """Encode in base64."""
     return base64.b64encode(data).decode()
 
 
 def drawn(
     size: tuple[int, int] = (64, 64), colour: Any = "red", mode: str = "RGB", style: str = "PNG", **how: Any
 ) -> bytes:
-    """The file of a picture with a cake-coloured square on it."""
+    """The file of an image with a rectangle on it."""
     image = Image.new(mode, size, colour)
     image.paste(Image.new(mode, (size[0] // 2, size[1] // 3), 0 if mode in ("L", "P") else None), (0, 0))
     file = BytesIO()

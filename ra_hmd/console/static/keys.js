@@ -1,4 +1,4 @@
-// Keys, blur, focus and names of the page. Letters act on the button of the visible tab that shows them.
+// Keyboard shortcuts, blur, focus and accessible names. A letter clicks the button of the visible tab that shows it.
 (() => {
   const KEYS = {
     j: ["judge"], a: ["agree"], c: ["correct"], s: ["skip"], g: ["next"], w: ["why"], e: ["look"], y: ["write"],
@@ -50,7 +50,7 @@
     if (found) { event.preventDefault(); found.click(); }
   });
 
-  // A picture that is pasted anywhere on the page goes where a dropped one goes.
+  // An image pasted anywhere on the page is uploaded as a dropped one.
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])].filter((file) => file.type.startsWith("image/"));
     const input = document.querySelector("#check-upload input[type=file]");
@@ -62,7 +62,7 @@
     input.dispatchEvent(new Event("change", { bubbles: true }));
   });
 
-  // Into an element that an answer has just brought: its first field, or its heading.
+  // Moves the focus into an element that a response has just added: its first field, or its heading.
   window.raFocus = (name) => {
     const go = (left) => {
       const place = document.getElementById(name);
@@ -76,14 +76,14 @@
     go(20);
   };
 
-  // What Gradio's own markup leaves out.
+  // Accessibility attributes that Gradio's markup lacks.
   const mend = () => {
-    // Gradio gives the class to a block, which also tells how busy it is, and to what is in it, which is what is said.
+    // Gradio gives the class to a block, which also shows progress, and to its content, which is the message.
     document.querySelectorAll(".ra-live.prose:not([aria-live])").forEach((region) => {
       region.setAttribute("aria-live", "polite");
       region.setAttribute("role", "status");
     });
-    // Gradio measures its tabs with buttons that nobody sees, but that the keyboard would reach.
+    // Gradio measures its tabs with invisible buttons that the keyboard would reach.
     document.querySelectorAll("[aria-hidden=true] button:not([tabindex='-1'])").forEach((hidden) => {
       hidden.tabIndex = -1;
     });
