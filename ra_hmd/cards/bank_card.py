@@ -1,4 +1,4 @@
-"""What is known of an example bank: its rows without their content, its history without names."""
+"""Facts for the card of an example bank: counts of its rows, and its history without names."""
 
 from collections import Counter
 from pathlib import Path

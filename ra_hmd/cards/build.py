@@ -1,4 +1,4 @@
-"""Which card a folder gets."""
+"""Choice of the card for a folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,17 +22,17 @@ def make_card(
 ) -> Card:
     """Write the card of a folder with a head, of an imported data set, or of an example bank.
 
-    No caption, picture, author's name or reason of a change is printed, and of absolute paths only the end.
+    Captions, images, authors' names and reasons of changes are not printed, and of absolute paths only the last part.
 
     Args:
         source: The folder, or a bank's URI.
         output: Folder of README.md; default is `source`.
-        reports: Of a head: folders that `ra-hmd evaluate` wrote about it.
-        stated: What the publisher says.
-        overwrite: Replace a card.
+        reports: For a head: folders of `ra-hmd evaluate` with evaluations of it.
+        stated: Metadata from the publisher.
+        overwrite: Replace an existing card.
 
     Raises:
-        UserError: none of the three, a report of another head, a card that is there.
+        UserError: none of the three, a report of another head, an existing card.
     """
     stated = stated or CardMetadata()
     bank = is_bank(source)
@@ -59,10 +59,10 @@ def make_card(
 
 
 def _data_kind(folder: Path) -> str:
-    """`data_set`, or what is wrong.
+    """Kind of card for a folder without a head.
 
     Raises:
-        UserError: there is no card for it.
+        UserError: the folder holds no imported data set.
     """
     if (folder / DATASET_MANIFEST).is_file():
         return "data_set"

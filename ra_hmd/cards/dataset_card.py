@@ -1,4 +1,4 @@
-"""What is known of an imported data set: from its manifest, its records and its last check."""
+"""Facts for the card of an imported data set, from its manifest, its records and its last check."""
 
 from collections import Counter
 from pathlib import Path
@@ -19,7 +19,7 @@ _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")  # as the h
 
 
 def data_facts(folder: Path, stated: "CardMetadata") -> dict[str, Any]:
-    """Variables of `dataset_card.md.j2`. Captions are counted and never shown.
+    """Variables of `dataset_card.md.j2`. Captions are counted and not shown.
 
     Raises:
         UserError: not an import, or one whose files are gone.
@@ -53,9 +53,11 @@ def data_facts(folder: Path, stated: "CardMetadata") -> dict[str, Any]:
 
 
 def _count(data: MemeData, tasks: list[Task]) -> tuple[dict[str, dict[str, Counter[Any]]], dict[str, Any]]:
-    """Task → split → class → memes, and rows, captions and bad rows; one pass over the records."""
-    counts = {task.name: {split: Counter() for split in data.splits} for task in tasks}
-    facts = {"rows": Counter(), "captions": Counter(), "bad": Counter()}
+    """Counts of memes (task → split → class), and of rows, captions and bad rows, in one pass over the records."""
+    counts: dict[str, dict[str, Counter[Any]]] = {
+        task.name: {split: Counter() for split in data.splits} for task in tasks
+    }
+    facts: dict[str, Counter[str]] = {"rows": Counter(), "captions": Counter(), "bad": Counter()}
     for split in data.splits:
         for _, meme in data.rows(split):
             if not isinstance(meme, Meme):

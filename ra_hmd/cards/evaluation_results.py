@@ -1,13 +1,13 @@
-"""What finished evaluations say of a head, each number with its split, bank and threshold."""
+"""Results of finished evaluations for a head's card, each with split, bank and threshold."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ra_hmd.cards.render import NOT_MEASURED, Markdown, short, table
 from ra_hmd.core.artifacts import MANIFEST_NAME, read_json
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.heads import HEAD_NAMES
+from ra_hmd.core.heads import HEAD_NAMES, Head
 from ra_hmd.core.manifests import BankReference, EvaluationManifest, RuleDescription, read_manifest
 from ra_hmd.core.problem import Problem
 from ra_hmd.evaluation.report.outputs import ANALYSIS_NAME, METRICS_NAME
@@ -17,12 +17,12 @@ from ra_hmd.retrieval.voting import Voting
 
 
 def read_report(folder: str | Path, head_sha256: str, problem: Problem) -> list[dict[str, Any]]:
-    """The query sets of an evaluation.
+    """Read the results of an evaluation, one entry per query set.
 
     Args:
-        folder: That `ra-hmd evaluate` wrote.
-        head_sha256: Of the head that the card is about.
-        problem: That it decides.
+        folder: Output folder of `ra-hmd evaluate`.
+        head_sha256: Digest of the weights of the card's head.
+        problem: Labels of the head.
 
     Raises:
         UserError: no evaluation, one of several heads, or one of another head.
@@ -72,7 +72,7 @@ def _entry(
         calibration = (analysis.get("calibration") or {}).get(head) or {}
         stage = calibration.get("after") or calibration.get("before")
         estimates = [Markdown(format_estimate(values[key])) if key in values else NOT_MEASURED for key in measured]
-        rows.append([HEAD_NAMES[head], *estimates, NOT_MEASURED if not stage else f"{stage['ece']:.3f}",
+        rows.append([HEAD_NAMES[cast(Head, head)], *estimates, NOT_MEASURED if not stage else f"{stage['ece']:.3f}",
                      _threshold(next(manifest.rules(name, head)), arguments, problem)])  # fmt: skip
     task = f", task {queries.task}" if queries.task else ""
     return {
@@ -107,7 +107,7 @@ def _threshold(rule: RuleDescription, arguments: Mapping[str, Any], problem: Pro
 
 
 def limits(thresholds: Sequence[float], problem: Problem) -> str:
-    """Thresholds [C] in words."""
+    """Thresholds [C] as text."""
     if problem.kind == "single_label":
         return "none: the highest score decides"
     values = [f"{value:.4g}" for value in thresholds]

@@ -1,4 +1,4 @@
-"""What is known of a trained head: from its manifest, its stored thresholds and evaluations of it."""
+"""Facts for the card of a trained head, from its manifest, its thresholds and evaluations of it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from ra_hmd.scoring.operating_point import OperatingPoint, read_operating_point
 if TYPE_CHECKING:
     from ra_hmd.cards.render import CardMetadata
 
-# Named one by one: the host's arguments also hold tokens and paths.
+# An explicit list, as the host's arguments also hold tokens and paths.
 _STAGE1 = {
     "model": ("quantization_bit", "quantization_type", "flash_attn", "enable_liger_kernel"),
     "data": ("max_samples",),
@@ -50,9 +50,9 @@ def model_facts(folder: Path, reports: Sequence[str | Path], stated: "CardMetada
     """Variables of `model_card.md.j2`.
 
     Args:
-        folder: With a head.
-        reports: Folders of evaluations of it.
-        stated: What the publisher says.
+        folder: Folder with a head.
+        reports: Folders of evaluations of the head.
+        stated: Metadata from the publisher.
 
     Raises:
         UserError: no manifest, a report that is not of this head, thresholds of other weights.
@@ -102,7 +102,7 @@ def model_facts(folder: Path, reports: Sequence[str | Path], stated: "CardMetada
 
 
 def _card_data(manifest: HeadRunManifest, stated: "CardMetadata", name: str) -> Markdown:
-    """The hub's metadata, YAML."""
+    """Metadata of the hub, as YAML."""
     from huggingface_hub import ModelCardData
 
     base = _model(manifest)["hub"]
@@ -120,7 +120,7 @@ def _card_data(manifest: HeadRunManifest, stated: "CardMetadata", name: str) -> 
 
 
 def _model(manifest: HeadRunManifest) -> dict[str, Any]:
-    """The frozen or adapted model underneath: `what`, `name`, `hub` (its name there, if it has one), `fingerprint`."""
+    """The model that makes the features: `what`, `name`, `hub` (name on the hub), `revision`, `fingerprint`, `bits`."""
     encoder, lmm, path = manifest.encoder, manifest.base_model, manifest.model_path
     fingerprint = manifest.model_fingerprint
     loading = lmm.loading if lmm is not None and encoder is None else {}
@@ -147,7 +147,7 @@ def _problem(head: HeadConfig) -> str:
 
 
 def _data(manifest: HeadRunManifest) -> Markdown | None:
-    """Every set that training saw or chose by, with its fingerprint; None where none is recorded."""
+    """Sets that were trained on or chosen by, with their fingerprints; None where none is recorded."""
     header = ["role", "data set", "split", "rows", "rows per class", "fingerprint"]
     rows: list[list[Any]] = []
     stage1 = manifest if isinstance(manifest, Stage1Manifest) else Stage1Manifest(kind="stage1")
@@ -169,7 +169,7 @@ def _data(manifest: HeadRunManifest) -> Markdown | None:
 
 
 def _settings(manifest: HeadRunManifest) -> Markdown | None:
-    """Hyper-parameters; None where they are not recorded."""
+    """Table of the hyper-parameters; None where none is recorded."""
     if isinstance(manifest, Stage1Manifest):
         pairs = {key: manifest.argument(part, key) for part, keys in _STAGE1.items() for key in keys}
         idle = [name for name, key in (("quantization_", "quantization_bit"), ("rgcl_", "rgcl")) if not pairs.get(key)]
@@ -185,7 +185,7 @@ def _settings(manifest: HeadRunManifest) -> Markdown | None:
 
 
 def _duration(folder: Path) -> float | None:
-    """Seconds of training, of a Stage 1 run that still has the trainer's file."""
+    """Seconds of training, for a Stage 1 run with the trainer's file of results."""
     path = folder / _RESULTS
     return read_json(path).get("train_runtime") if path.is_file() else None
 
@@ -207,7 +207,7 @@ def _decision(decision: OperatingPoint) -> dict[str, Any]:
 
 
 def _banks(decision: OperatingPoint | None, reports: Sequence[Mapping[str, Any]]) -> Markdown | None:
-    """States of the banks that voted; None where no file names one."""
+    """Table of the banks that voted; None where no file states one."""
     used: list[tuple[str, BankReference]] = []
     if decision is not None:
         used = [("choosing thresholds", decision.bank)]

@@ -1,7 +1,7 @@
-"""A card: a template, filled and written.
+"""Rendering of cards from templates.
 
-Whatever a template prints is escaped, unless Python made it Markdown. What nobody recorded stays a visible line that
-says who knows it.
+Values are escaped unless Python code has made them Markdown. Facts that nobody recorded stay visible as lines that name
+who knows them.
 """
 
 import re
@@ -19,12 +19,12 @@ from ra_hmd.core.markdown import escape, fenced, markdown_table
 CARD_NAME = "README.md"
 OPEN = "TO BE FILLED IN BY"
 NOT_MEASURED = "not measured"
-# What transformers' Trainer puts into the card that it writes beside a model, until somebody has gone over it.
+# Text of the card that transformers' Trainer writes beside a model, until somebody has edited it.
 _AUTOMATIC = "This model card has been generated automatically according to the information the Trainer had access to"
 
 
 class Markdown(str):
-    """Text that is Markdown already, and is printed as it is."""
+    """Text that is Markdown already, and is not escaped."""
 
     __slots__ = ()
 
@@ -34,8 +34,8 @@ class Card:
     """A written card.
 
     Attributes:
-        path: Of the file.
-        open_questions: How many lines wait for somebody.
+        path: Path of the file.
+        open_questions: Number of lines that are to be filled in.
     """
 
     path: Path
@@ -85,39 +85,39 @@ def _shown(value: object) -> str:
 
 
 def fill(who: str, what: str) -> Markdown:
-    """The line of what no file tells."""
+    """Line for a fact that no file states."""
     return Markdown(f"**{OPEN} {who}:** {what}")
 
 
 def code(value: object) -> Markdown:
-    """`value` in the shape of code, on one line."""
+    """`value` as inline code, on one line."""
     return Markdown("`" + " ".join(str(value).replace("`", "'").split()) + "`")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markdown:
-    """A table; cells are escaped unless they are Markdown."""
+    """Table whose cells are escaped unless they are Markdown."""
     cells = [[cell.replace("|", r"\|") if isinstance(cell, Markdown) else _shown(cell) for cell in row] for row in rows]
     return Markdown(markdown_table(list(header), cells))
 
 
 def block(lines: Sequence[str], language: str = "") -> Markdown:
-    """Lines of code."""
+    """Block of code."""
     return Markdown(fenced(lines, language))
 
 
 def short(text: object) -> str:
-    """`text` with each absolute path cut to its last part: a card is published, a disk's layout is not."""
+    """`text` with absolute paths cut to their last part, so that a published card shows no folders of a disk."""
     return re.sub(r"(?<![\w.:/])~?/(?:[^\s/,;]+/)+", "…/", str(text))
 
 
 @dataclass(frozen=True)
 class CardMetadata:
-    """What only the publisher knows.
+    """Metadata that only the publisher knows.
 
     Attributes:
         name: Title of the card.
-        licence: By the hub's name.
-        languages: Of the captions, ISO 639.
+        licence: Licence, by its name on the hub.
+        languages: Languages of the captions, ISO 639.
     """
 
     name: str | None = None
@@ -125,7 +125,7 @@ class CardMetadata:
     languages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise `UserError` for what the hub's metadata cannot hold."""
+        """Raise `UserError` for values that the hub's metadata does not accept."""
         if self.licence is not None and not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", self.licence):
             raise UserError(f"--license {self.licence!r} is no name that the hub knows, such as apache-2.0 or other.")
         wrong = [

@@ -84,7 +84,7 @@ def make_features(
     state = PartialState()
     check_labels(memes, label_classes)
     sizes = [image_size(meme.path) for meme in memes]
-    bad = [f"meme {m.id!r}: image {m.image} is missing or not an image" for m, size in zip(memes, sizes, strict=True)
+    bad = [f"meme {m.id!r}: image {m.path} is missing or not an image" for m, size in zip(memes, sizes, strict=True)
            if size == (0, 0)]  # fmt: skip
     raise_all(bad, "Images that cannot be opened; mend their paths or remove the records")
     lengths = [length(meme, size) for meme, size in zip(memes, sizes, strict=True)]
