@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from engines import BIN, run
 from typer.testing import CliRunner
 
@@ -33,6 +34,7 @@ def test_every_command_has_help() -> None:
         assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_a_user_error_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     for words, said in (
         (["extract", "--checkpoint", "none", "--data", "x", "--output", "f"], "Error: none does not exist"),
@@ -45,6 +47,7 @@ def test_a_user_error_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
         assert "Traceback" not in done.stdout
 
 
+@pytest.mark.slow
 def test_make_confounders_and_features_round_trip(tmp_path: Path) -> None:
     import torch
 

@@ -12,6 +12,8 @@ from ra_hmd.bank.bank import Bank
 from ra_hmd.cli.app import app
 from ra_hmd.serve.auth import make_key
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_command_serves_page_and_api(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
     words = ("console", served_clip / "head", "--bank", clip_bank, "--queue", memes / "a" / "dev.jsonl", "--memes",
