@@ -6,6 +6,7 @@ import numpy as np
 from llamafactory.extras import logging
 
 from llamafactory_ext.sft_classifier.metric import logged_metrics
+from llamafactory_ext.sft_classifier.rgcl import check_rgcl
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.features.test_lock import says_test
 
@@ -24,12 +25,14 @@ def check_training(
     training_args: "TrainingArguments",
     args: "ClassifierFinetuningArguments",
 ) -> None:
-    """Raise `UserError` where training on these records would teach nothing, or could not be judged as asked, and where
-    the best checkpoint would be chosen on a test split.
+    """Raise `UserError` where training on these records would learn nothing, where the requested metrics do not exist,
+    and where the best checkpoint would be chosen on a test split.
 
-    Classes that no row, or every row, is in are told in a warning.
+    A warning names classes that no row, or every row, belongs to.
     """
     dataset = records["train_dataset"]
+    if args.rgcl:
+        check_rgcl(dataset, training_args, args)
     labels = np.asarray(list(dataset["class_label"]))
     args.problem.refuse_one_class(labels, "The training data")
     constant = args.problem.constant_classes(labels)

@@ -23,7 +23,6 @@ from llamafactory_ext.sft_classifier.collator import ClassifierCollator
 from llamafactory_ext.sft_classifier.metric import compute_metrics
 from llamafactory_ext.sft_classifier.records import describe, load_records
 from llamafactory_ext.sft_classifier.reuse import check_resumed
-from llamafactory_ext.sft_classifier.rgcl import check_rgcl
 from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer, load_weights
 from ra_hmd.core.artifacts import fingerprint_model, plain
 from ra_hmd.core.errors import UserError, raise_all
@@ -59,9 +58,7 @@ def run_sft_classifier(
     Raises:
         UserError: before any training, for settings and records that cannot be honoured.
     """
-    if is_fsdp_enabled():  # by accelerate's own configuration: no argument says so
-        raise UserError(f"FSDP is enabled, which stage {STAGE} does not support: use DeepSpeed or plain DDP.")
-    raise_all(bad_pairs(vars(model_args)), "Packages are installed that do not work together")
+    _check_environment(model_args)
     config = load_config(model_args)
     check_family(config.model_type, data_args.template)
     settings = input_settings(model_args, data_args, finetuning_args)
@@ -70,8 +67,6 @@ def run_sft_classifier(
     reader = _reader(template, tokenizer_module, settings, fused=bool(model_args.enable_liger_kernel))
     records = load_records(template, model_args, data_args, training_args, finetuning_args, tokenizer_module, settings)
     if training_args.do_train:
-        if finetuning_args.rgcl:
-            check_rgcl(records["train_dataset"], training_args, finetuning_args)
         check_training(records, data_args, training_args, finetuning_args)
     head_config = finetuning_args.head_config(config.get_text_config().hidden_size)
     manifest = _manifest(model_args, data_args, training_args, finetuning_args, settings, head_config, records)
@@ -80,9 +75,6 @@ def run_sft_classifier(
         check_resumed(checkpoint, manifest)
     source = _head_source(model_args, training_args, checkpoint)
     model = _load_lmm(tokenizer_module["tokenizer"], model_args, finetuning_args, training_args.do_train)
-    if getattr(model, "is_quantized", False) and not training_args.do_train:
-        model._hf_peft_config_loaded = True  # as the host does, so that a quantised model may predict
-
     _attach(model, head_config, reader, source, training_args.seed)
 
     trainer = ClassifierTrainer(
@@ -109,23 +101,31 @@ def run_sft_classifier(
     elif trainer.is_world_process_zero():
         write_manifest(Path(training_args.output_dir) / "evaluation_manifest.json", trainer.manifest)
     if training_args.do_eval:
-        metrics = trainer.evaluate(metric_key_prefix="eval")
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+        _evaluate(trainer)
     if training_args.do_predict:
         _predict(trainer, records["eval_dataset"])
     create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
+
+
+def _check_environment(model_args: "ModelArguments") -> None:
+    if is_fsdp_enabled():  # by accelerate's own configuration: no argument says so
+        raise UserError(f"FSDP is enabled, which stage {STAGE} does not support: use DeepSpeed or plain DDP.")
+    raise_all(bad_pairs(vars(model_args)), "Packages are installed that do not work together")
 
 
 def _load_lmm(tokenizer: Any, model_args: "ModelArguments", finetuning_args: Any, trainable: bool) -> Any:
     """The host's model. For evaluation alone the adapter is attached, not merged: merging rounds it in bfloat16."""
     adapters = model_args.adapter_name_or_path
     if trainable or not adapters or finetuning_args.finetuning_type != "lora":
-        return load_model(tokenizer, model_args, finetuning_args, trainable)
-    bare = type(model_args).copyfrom(model_args, adapter_name_or_path=",".join(adapters[:-1]) or None)
-    model = load_model(tokenizer, bare, finetuning_args, trainable)
-    model_args.compute_dtype = bare.compute_dtype
-    return PeftModel.from_pretrained(model, adapters[-1])
+        model = load_model(tokenizer, model_args, finetuning_args, trainable)
+    else:
+        bare = type(model_args).copyfrom(model_args, adapter_name_or_path=",".join(adapters[:-1]) or None)
+        model = load_model(tokenizer, bare, finetuning_args, trainable)
+        model_args.compute_dtype = bare.compute_dtype
+        model = PeftModel.from_pretrained(model, adapters[-1])
+    if getattr(model, "is_quantized", False) and not trainable:
+        model._hf_peft_config_loaded = True  # as the host does, so that a quantised model may predict
+    return model
 
 
 def input_settings(
@@ -262,6 +262,12 @@ def _train(trainer: ClassifierTrainer, records: dict[str, Any], checkpoint: Path
         keys += [f"{prefix}_{name}" for prefix in prefixes for name in names]
         logged = set().union(*trainer.state.log_history)
         plot_loss(trainer.args.output_dir, keys=[key for key in keys if key in logged])
+
+
+def _evaluate(trainer: ClassifierTrainer) -> None:
+    metrics = trainer.evaluate(metric_key_prefix="eval")
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
 
 
 def _predict(trainer: ClassifierTrainer, datasets: Any) -> None:

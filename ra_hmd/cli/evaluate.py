@@ -73,12 +73,10 @@ def evaluate_command(
 
 
 def _numbers(option: str, text: str) -> list[int]:
-    from ra_hmd.core.config import coerce
-
     try:
-        return list(coerce(text.split(","), list[int]))
+        return [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise UserError(f"{option} {text!r}: {error}; write numbers with commas, e.g. 8,32,128.") from error
+        raise UserError(f"{option} {text!r} is no list of whole numbers; write e.g. 8,32,128.") from error
 
 
 @evaluation_app.command("results")

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import difflib
-import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ra_hmd.core.errors import UserError, raise_all
 
-T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -241,76 +239,12 @@ def _range(limits: Mapping[str, Any]) -> str:
     return " and ".join(f"{words[name]} {bound}" for name, bound in limits.items())
 
 
-def number(value: Any) -> float:
-    """`value` as a float. YAML 1.1 reads `1e-4` (no dot) as a string: such strings are accepted."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is not a number")
-    return float(value)
-
-
-def coerce(value: Any, kind: Any) -> Any:
-    """`value` as type `kind` (int, float, bool, str, Path, list, tuple, Literal, a dataclass, Optional of these).
-
-    Raises:
-        ValueError: the value does not fit; the message says what was expected.
-    """
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return coerce(value, next(arg for arg in args if arg is not type(None)))
-    if origin is typing.Literal:
-        if value is False and "no" in args:
-            return "no"  # which YAML 1.1 reads as false
-        if value not in args:
-            raise ValueError(f"{value!r} is not one of {', '.join(map(repr, args))}{quotes_hint(value)}")
-        return value
-    if origin in (list, tuple):
-        if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise ValueError(f"{value!r} is not a list")
-        return origin(coerce(item, args[0]) for item in value)
-    return _coerce_one(value, kind)
-
-
-def _coerce_one(value: Any, kind: Any) -> Any:
-    """`coerce` of what is no collection."""
-    if dataclasses.is_dataclass(kind) and not isinstance(value, kind):
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{value!r} is not a mapping")
-        return load_dataclass(kind, value, kind.__name__)
-    if kind is float:
-        return number(value)
-    if kind is int:
-        if number(value) != int(number(value)):
-            raise ValueError(f"{value!r} is not a whole number")
-        return int(number(value))
-    if kind is bool and not isinstance(value, bool):
-        raise ValueError(f"{value!r} is not true or false")
-    if kind is Path:
-        return Path(str(value))
-    if kind is str and not isinstance(value, str):
-        raise ValueError(f"{value!r} is not text{quotes_hint(value)}")
-    return value
-
-
 def quotes_hint(value: Any) -> str:
-    """What to do where YAML made something else of a word; "" of text."""
+    """Return the advice to quote a word that YAML read as another type; "" for text."""
     kinds = {bool: "yes, no, on and off as true and false", int: "digits as a number", float: "digits as a number"}
     kinds |= {datetime.date: "2026-01-31 as a date", datetime.datetime: "2026-01-31 as a date"}
     kind = kinds.get(type(value), "nothing, ~ and null as no value" if value is None else "")
     return f"; YAML reads {kind}: put the text in quotes" if kind else ""
-
-
-def coerce_fields(instance: Any, names: typing.Iterable[str], place: str) -> list[str]:
-    """Coerce the named fields of a dataclass in place; return one sentence for each that does not fit."""
-    hints = typing.get_type_hints(type(instance))
-    problems = []
-    for name in names:
-        try:
-            object.__setattr__(instance, name, coerce(getattr(instance, name), hints[name]))
-        except ValueError as error:
-            problems.append(f"{place}: `{name}`: {error}.")
-    return problems
 
 
 def unknown_keys(given: typing.Iterable[str], known: typing.Iterable[str]) -> list[str]:
@@ -324,29 +258,7 @@ def unknown_keys(given: typing.Iterable[str], known: typing.Iterable[str]) -> li
     return problems
 
 
-def load_dataclass(cls: type[T], values: Mapping[str, Any], place: str) -> T:
-    """Build dataclass `cls` from a mapping that was read at `place` (a file name, for the messages).
-
-    Raises:
-        UserError: unknown or missing keys and values that do not fit, all listed together.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    hints = typing.get_type_hints(cls)
-    problems = [f"{place}: {text}" for text in unknown_keys(values, fields)]
-    kwargs: dict[str, Any] = {}
-    for name, field in fields.items():
-        if name in values:
-            try:
-                kwargs[name] = coerce(values[name], hints[name])
-            except ValueError as error:
-                problems.append(f"{place}: `{name}`: {error}.")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            problems.append(f"{place}: `{name}` is missing: {field.metadata.get('help', 'it has no default')}")
-    raise_all(problems, "The configuration does not fit")
-    return cls(**kwargs)
-
-
-def load_yaml(cls: type[T], path: str | Path, overrides: list[str]) -> T:
+def load_yaml(cls: type[S], path: str | Path, overrides: Sequence[str]) -> S:
     """Read YAML file `path`, apply `key=value` overrides, and build settings of class `cls` from the result.
 
     Raises:
@@ -371,13 +283,11 @@ def load_yaml(cls: type[T], path: str | Path, overrides: list[str]) -> T:
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path} holds a list; lines such as `key: value` are needed.")
     try:
-        config = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides))
-        values = OmegaConf.to_container(config, resolve=True)
+        config = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        values: Any = OmegaConf.to_container(config, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{' '.join([str(path), *overrides])}: {error}") from error
-    if issubclass(cls, Settings):
-        return load_settings(cls, values, path)
-    return load_dataclass(cls, values, str(path))
+    return load_settings(cls, values, path)
 
 
 def choose(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -8,9 +8,10 @@ import pickle
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from ra_hmd.core.artifacts import (
     sha256_file,
     write_json,
 )
-from ra_hmd.core.config import coerce, load_settings
+from ra_hmd.core.config import Settings, load_settings
 from ra_hmd.core.errors import UserError, first_line, raise_all
 from ra_hmd.core.manifests import Stage1Manifest, write_manifest
 from ra_hmd.models.head import HeadConfig, save_head
@@ -258,6 +259,16 @@ def _read_adapter(
     return lora, tensors
 
 
+class _LoraNumbers(Settings):
+    """Numbers of a LoRA configuration."""
+
+    TITLE: ClassVar[str] = "adapter"
+
+    r: PositiveInt = Field(description="Rank.")
+    lora_alpha: float = Field(description="Scale of the update, times the rank.")
+    lora_dropout: float = Field(default=0.0, ge=0, description="Dropout on the input.")
+
+
 def _lora_numbers(stated: dict[str, Any], place: Path) -> dict[str, Any]:
     """`r`, `lora_alpha` and `lora_dropout`. Raises `UserError` unless the adapter is plain LoRA of listed modules."""
     problems = [
@@ -268,14 +279,14 @@ def _lora_numbers(stated: dict[str, Any], place: Path) -> dict[str, Any]:
     targets = stated.get("target_modules")
     if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
         problems.append(f"`target_modules` is {targets!r}; a list of module names is needed.")
-    numbers: dict[str, Any] = {}
-    for name, kind, missing in (("r", int, None), ("lora_alpha", float, None), ("lora_dropout", float, 0.0)):
-        try:
-            numbers[name] = coerce(stated.get(name, missing), kind)
-        except ValueError as error:
-            problems.append(f"`{name}`: {error}.")
+    try:
+        numbers = load_settings(
+            _LoraNumbers, {name: stated[name] for name in _LoraNumbers.model_fields if name in stated}, place
+        )
+    except UserError as error:
+        problems.append(str(error))
     raise_all(problems, f"{place} does not fit")
-    return numbers
+    return numbers.model_dump()
 
 
 def _adapter_problems(

@@ -41,6 +41,10 @@ class ShotList:
     shots: int
     seed: int = 0
 
+    def take(self, features: Features, place: Path) -> Features:
+        """Return the rows of the list, in the order of the store that was read at `place`."""
+        return take_shots(features, place, self.path, self.shots, self.seed)
+
 
 def linear_probe(
     train: str | Path,
@@ -81,22 +85,14 @@ def linear_probe(
     train, output = Path(train), Path(output)
     check_modality(modality)
     check_output(output, "linear_probe")
-    if c is not None:
-        _check_c(c, dev)
+    _check_c(c, dev)
     places = {"train": train} | ({} if dev is None else {"dev": Path(dev)})
     stores = {name: read_features(place) for name, place in places.items()}
     problem = _check(stores, places)
-    rows, chosen_rows = stores["train"], {}
-    if shot_list is not None:
-        rows = take_shots(rows, train, shot_list.path, shot_list.shots, shot_list.seed)
-        chosen_rows = {"k_shot": shot_list.path, "shots": shot_list.shots, "shot_seed": shot_list.seed}
+    rows = stores["train"] if shot_list is None else shot_list.take(stores["train"], train)
     notes = _check_classes(rows, problem, train if shot_list is None else shot_list.path)
     probe = _Probe(modality, problem, rows, standardise)
-    if dev is None:
-        c, scores = 1.0 if c is None else c, []
-        head = probe.fit(c)
-    else:
-        head, c, scores = _choose(probe, stores["dev"])
+    head, c, scores = _fit(probe, c) if dev is None else _choose(probe, stores["dev"])
     features = {name: describe_features(places[name], each) for name, each in (stores | {"train": rows}).items()}
     features["train"] |= describe_shots(rows) if shot_list is not None else {}
     return save_linear_head(
@@ -104,7 +100,7 @@ def linear_probe(
         LinearProbeManifest,
         head,
         command=command,
-        arguments=plain(places | {"modality": modality, "standardise": standardise, **chosen_rows}),
+        arguments=plain(places | {"modality": modality, "standardise": standardise} | _shot_arguments(shot_list)),
         c=c,
         dev=scores,
         features=features,
@@ -113,7 +109,15 @@ def linear_probe(
     )
 
 
-def _check_c(c: float, dev: str | Path | None) -> None:
+def _shot_arguments(shot_list: ShotList | None) -> dict[str, Any]:
+    if shot_list is None:
+        return {}
+    return {"k_shot": shot_list.path, "shots": shot_list.shots, "shot_seed": shot_list.seed}
+
+
+def _check_c(c: float | None, dev: str | Path | None) -> None:
+    if c is None:
+        return
     if not (c > 0 and np.isfinite(c)):
         raise UserError(f"--c {c} must be a number above 0.")
     if dev is not None:
@@ -209,11 +213,17 @@ class _Probe:
         return model.coef_, model.intercept_
 
 
+def _fit(probe: _Probe, c: float | None) -> tuple[MemeHead, float, list[dict[str, float]]]:
+    """The head of one C, 1 unless given, without scores on dev."""
+    c = 1.0 if c is None else c
+    return probe.fit(c), c, []
+
+
 def _choose(probe: _Probe, dev: Features) -> tuple[MemeHead, float, list[dict[str, float]]]:
     """The head with the best AUROC on dev, its C, and the AUROC of each C."""
     hidden = hidden_tensor(dev)
     best: tuple[float, float, MemeHead] | None = None
-    scores = []
+    scores: list[dict[str, float]] = []
     for c in track(((1, value) for value in GRID), "Linear probe", len(GRID), "fits"):
         head = probe.fit(c)
         value = _auroc(head, hidden, dev.labels)

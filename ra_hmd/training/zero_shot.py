@@ -32,18 +32,18 @@ def zero_shot(
     """Write a head that scores memes by their likeness to sentences; nothing is trained.
 
     With s the encoder's logit scale and t the mean of the unit vectors of an output's sentences, made a unit vector
-    again, the logit of a meme whose picture has the unit vector x is::
+    again, the logit of a meme whose image has the unit vector x is::
 
         binary, any of C:  s · ⟨x, t_positive − t_negative⟩        one of C:  s · ⟨x, t_c⟩
 
-    Sigmoid and softmax of them are the probabilities that CLIP's own comparison of the picture with the sentences
+    Sigmoid and softmax of them are the probabilities that CLIP's own comparison of the image with the sentences
     gives. SigLIP's offset is the same for all sentences and cancels.
 
     Args:
         encoder: With `projected` features; its weights are loaded.
         prompts: The sentences.
         output: Folder of the head, for feature stores of `ra-hmd encode --features projected`.
-        modality: What is compared with the sentences: the picture, the caption, or `both`, half and half.
+        modality: Features that are compared with the sentences: the image, the caption, or `both`, half and half.
         device: Where the encoder runs; None: accelerate's.
         command: The command line, for the manifest.
 
@@ -61,10 +61,7 @@ def zero_shot(
             "with `projected`."
         )
     check_output(output, "zero_shot")
-    sentences = prompts.sentences()
-    counts = zip(sentences, encoder.count_tokens(sentences), strict=True)
-    long = [f"{text!r} has {count} tokens" for text, count in counts if count > encoder.limit]
-    raise_all(long, f"Sentences of more than {encoder.limit} tokens; shorten them")
+    sentences = _checked_sentences(encoder, prompts)
     encoder.load(torch.device(device) if device is not None else PartialState().device)
     vectors = F.normalize(encoder.text_features(sentences).float(), dim=1).cpu()
     scale, _ = encoder.similarity_scale
@@ -83,6 +80,15 @@ def zero_shot(
         features={"train": {"fingerprint": plain(fingerprint)}},
     )
     return output
+
+
+def _checked_sentences(encoder: Encoder, prompts: Prompts) -> list[str]:
+    """The sentences of `prompts`. Raises `UserError` where one is longer than the encoder takes."""
+    sentences = prompts.sentences()
+    counts = zip(sentences, encoder.count_tokens(sentences), strict=True)
+    long = [f"{text!r} has {count} tokens" for text, count in counts if count > encoder.limit]
+    raise_all(long, f"Sentences of more than {encoder.limit} tokens; shorten them")
+    return sentences
 
 
 def _head(prompts: Prompts, vectors: dict[str, Tensor], scale: float, modality: Modality) -> MemeHead:

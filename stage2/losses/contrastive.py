@@ -30,8 +30,7 @@ def contrastive_loss(
         H_i = mean_m exp( s(g_i, h_im) / τ )               hard negatives that were found
         N_i = Σ_{j in batch, y_j ≠ y_i} exp( s(g_i, g_j) / τ )
 
-    Computed with log-sum-exp, in float32 at least. What is absent is left out by a boolean mask, never by its
-    value: a similarity of exactly 0 is common between ReLU embeddings and is a similarity like any other.
+    Computed with log-sum-exp, in float32 at least. Absent rows are masked, never recognised by their value.
 
     Args:
         similarity: s.
@@ -39,9 +38,7 @@ def contrastive_loss(
         in_batch_negatives: Whether N_i takes part.
         weights: [B], of the anchors in the mean; None: all alike.
 
-    Requires: rows where a mask is False may hold anything finite.
-
-    Inputs:
+    Inputs (rows where a mask is False may hold anything finite):
         ==================  =========  =====================================================
         anchors             [B, D]     embeddings with gradient
         labels              [B]        class indices, any number of classes; [B, C] of 0 and 1 for label sets
@@ -59,11 +56,6 @@ def contrastive_loss(
 
     Source: RGCL (arXiv 2311.08110) and RA-HMD (arXiv 2502.13061), the terms as the official Stage 2 code weights
     them; unlike that code, it survives large inner products and keeps similarities of zero.
-
-    Example::
-
-        loss = contrastive_loss(g, y, bank[rows_pos], rows_pos >= 0, bank[rows_neg], rows_neg >= 0,
-                                similarity=Similarity("cos"))
     """
     anchors, positives, hard_negatives = map(similarity.prepare, (anchors, positives, hard_negatives))
     has_positive = positive_mask.any(dim=1)

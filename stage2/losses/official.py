@@ -24,9 +24,7 @@ def official_loss(
     in_batch_negatives: bool = True,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """What the official code minimises, its oddities included.
-
-    What was not retrieved is a zero vector, and what counts is told by its value::
+    """Compute the loss of the official code, its oddities included: a missing row is a zero vector::
 
         P_i, contrastive   mean_k exp s(g_i, g⁺_ik) over all P places: a missing positive adds exp s(g_i, 0)
         P_i, else          mean_k s(g_i, g⁺_ik) over all P places
