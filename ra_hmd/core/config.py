@@ -124,7 +124,8 @@ def validate_fields(instance: Any, names: Iterable[str]) -> tuple[list[str], set
     given: dict[str, Any] = {name: (hints[name], _default(fields[name])) for name in names}
     model = create_model("Fields", __base__=Settings, **given)
     values = {name: getattr(instance, name) for name in names}
-    problems, invalid = [], set()
+    problems: list[str] = []
+    invalid: set[str] = set()
     try:
         valid = model.model_validate(values)
     except ValidationError as error:

@@ -131,7 +131,9 @@ def read_classifier(folder: str | Path) -> tuple[HeadConfig, dict[str, Tensor]]:
     if None not in layers:
         raise UserError(f"{path} lacks `output_layer.weight` and `output_layer.bias`.")
     output = layers.pop(None)
-    chain = [(f"mlp.{place}", layers[place]) for place in sorted(layers, key=int)] + [("output_layer", output)]
+    chain = [(f"mlp.{place}", layers[place]) for place in sorted(layers, key=lambda place: int(place or 0))] + [
+        ("output_layer", output)
+    ]
     raise_all(_chain_problems(chain), f"{path} is no RA-HMD head")
     shapes = [layer["weight"].shape for _, layer in chain]
     config = _head_config(Path(folder), shapes[0][1], len(chain), shapes[-1][1])

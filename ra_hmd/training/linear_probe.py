@@ -109,7 +109,7 @@ def linear_probe(
     )
 
 
-def _shot_arguments(shot_list: ShotList | None) -> dict[str, Any]:
+def _shot_arguments(shot_list: ShotList | None) -> dict[str, object]:
     if shot_list is None:
         return {}
     return {"k_shot": shot_list.path, "shots": shot_list.shots, "shot_seed": shot_list.seed}

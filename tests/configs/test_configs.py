@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from config_files import check_each, name_of
 from meme_files import imported, jsonl, picture, table
 
 from ra_hmd.core.config import load_yaml, unknown_keys
@@ -47,10 +48,6 @@ OFFICIAL = {
     "multioff": (12, 3, 16, 16),
     "pridemm": (4, 3, 16, 16),
 }
-
-
-def name_of(path: Path) -> str:
-    return f"{path.parent.name}/{path.stem}"
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -114,8 +111,10 @@ class TestFiles:
         assert "extra.yaml has no recipe" in problems[1]
         assert "mami_lora.yaml differs" in problems[2]
 
-    @pytest.mark.parametrize("path", FILES, ids=name_of)
-    def test_header(self, path: Path) -> None:
+    def test_every_header_names_the_commands_and_the_model(self) -> None:
+        check_each(FILES, self._check_header)
+
+    def _check_header(self, path: Path) -> None:
         header = path.read_text(encoding="utf-8").partition("\n\n###")[0]
         file = path.relative_to(ROOT).as_posix()
         assert all(line.startswith("#") and len(line) <= 125 for line in header.splitlines())
@@ -123,8 +122,10 @@ class TestFiles:
             assert wanted in header
         assert load(path)["model_name_or_path"] in header
 
-    @pytest.mark.parametrize("path", SFT_FILES, ids=name_of)
-    def test_a_baseline_differs_from_its_classifier_in_nothing_but_the_method(self, path: Path) -> None:
+    def test_a_baseline_differs_from_its_classifier_in_nothing_but_the_method(self) -> None:
+        check_each(SFT_FILES, self._check_baseline)
+
+    def _check_baseline(self, path: Path) -> None:
         sft, classifier = load(path), load(path.with_name(path.name.replace("_sft", "")))
         differing = {key for key in sft.keys() | classifier.keys() if sft.get(key) != classifier.get(key)}
         method = {"stage", "loss_ratio", "classifier_lr", "num_layers", "dropout", "output_dir"}
@@ -158,8 +159,11 @@ class TestDemoAndStage2:
 
 
 class TestParser:
-    @pytest.mark.parametrize("path", FILES, ids=name_of)
-    def test_the_host_reads_what_the_official_recipe_says(self, path: Path, parse) -> None:
+    @pytest.mark.parametrize("files", [CLASSIFIER_FILES, SFT_FILES], ids=["classifier", "sft"])
+    def test_the_host_reads_what_the_official_recipe_says(self, files: list[Path], parse) -> None:
+        check_each(files, lambda path: self._check_recipe(path, parse))
+
+    def _check_recipe(self, path: Path, parse) -> None:
         from llamafactory.data.template import TEMPLATES
         from llamafactory.extras.constants import QuantizationMethod
 
@@ -212,19 +216,22 @@ class TestParser:
             assert (args.finetuning.problem_type != "binary") is (path in CLASS_FILES)
             assert args.finetuning.classifier_lr == pytest.approx(1e-4)
 
-    @pytest.mark.parametrize("path", CLASSIFIER_FILES, ids=name_of)
-    def test_nothing_needs_mending(self, path: Path, parse) -> None:
+    def test_nothing_needs_mending(self, parse) -> None:
         from dataclasses import fields
 
         from llamafactory.hparams import parser
 
         from llamafactory_ext.arguments import normalise
 
-        parse(path, plugin=True)
+        parse(CLASSIFIER_FILES[0], plugin=True)
         known = {field.name for cls in parser._TRAIN_ARGS for field in fields(cls) if field.init}
-        values = load(path)
-        assert unknown_keys(values, known) == []
-        assert normalise(dict(values)) == []
+
+        def check(path: Path) -> None:
+            values = load(path)
+            assert unknown_keys(values, known) == []
+            assert normalise(dict(values)) == []
+
+        check_each(CLASSIFIER_FILES, check)
 
     def test_the_parser_does_refuse_an_unknown_key(self, parse) -> None:
         with pytest.raises(ValueError, match="classifier_rate"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from config_files import check_each
 
 from ra_hmd.core.config import load_yaml
 from ra_hmd.data.readers import READERS
@@ -87,10 +88,6 @@ def load(path: Path, *overrides: str) -> HeadArguments:
     return load_yaml(Stage2Arguments if path in RGCL else TrainHeadArguments, path, list(overrides))
 
 
-def name_of(path: Path) -> str:
-    return f"{path.parent.name}/{path.stem}"
-
-
 @pytest.fixture(scope="module")
 def make_configs() -> ModuleType:
     spec = importlib.util.spec_from_file_location("make_head_configs", ROOT / "scripts" / "make_head_configs.py")
@@ -116,8 +113,11 @@ def test_the_defaults_of_stage_2_that_rgcl_shares() -> None:
     assert differing == {"seed", "metric", "loss"}
 
 
-@pytest.mark.parametrize("path", [path for path in HATECLIPPER if "confounders" not in path.stem], ids=name_of)
-def test_each_file_of_hateclipper(path: Path) -> None:
+def test_each_file_of_hateclipper() -> None:
+    check_each([path for path in HATECLIPPER if "confounders" not in path.stem], _check_each_file_of_hateclipper)
+
+
+def _check_each_file_of_hateclipper(path: Path) -> None:
     args, fusion = load(path), path.stem.rsplit("_", 1)[1]
     for name, value in HATECLIPPER_TRAINING.items():
         assert getattr(args, name) == value, name
@@ -125,8 +125,11 @@ def test_each_file_of_hateclipper(path: Path) -> None:
     assert head_config(args, features()) == published_head(fusion, LAYERS[fusion], **classes)
 
 
-@pytest.mark.parametrize("path", [path for path in RGCL if "confounders" not in path.stem], ids=name_of)
-def test_each_file_of_rgcl(path: Path) -> None:
+def test_each_file_of_rgcl() -> None:
+    check_each([path for path in RGCL if "confounders" not in path.stem], _check_each_file_of_rgcl)
+
+
+def _check_each_file_of_rgcl(path: Path) -> None:
     args, sets = load(path), path.stem == "propaganda"
     for name, value in RGCL_TRAINING.items():
         assert getattr(args, name) == ("contrastive" if sets and name == "loss" else value), name
@@ -136,8 +139,13 @@ def test_each_file_of_rgcl(path: Path) -> None:
     assert "the paper's text says 10" in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if "confounders" in path.stem], ids=name_of)
-def test_the_small_files_differ_in_size_and_speed_alone(path: Path) -> None:
+def test_the_small_files_differ_in_size_and_speed_alone() -> None:
+    check_each(
+        [path for path in FILES if "confounders" in path.stem], _check_the_small_files_differ_in_size_and_speed_alone
+    )
+
+
+def _check_the_small_files_differ_in_size_and_speed_alone(path: Path) -> None:
     small, whole = load(path), load(path.with_name(path.name.replace("confounders", "hateful_memes")))
     paths = {"train", "dev", "output_dir"}
     differing = {
@@ -155,8 +163,11 @@ def test_there_is_a_file_for_each_data_set_and_fusion() -> None:
     assert {path.stem for path in HATECLIPPER} == {f"{name}_{fusion}" for name in names for fusion in LAYERS}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_every_file_tells_how_to_run_it(path: Path, make_configs: ModuleType) -> None:
+def test_every_file_tells_how_to_run_it(make_configs: ModuleType) -> None:
+    check_each(FILES, lambda path: _check_every_file_tells_how_to_run_it(path, make_configs))
+
+
+def _check_every_file_tells_how_to_run_it(path: Path, make_configs: ModuleType) -> None:
     header = path.read_text(encoding="utf-8").partition("\n\n###")[0]
     command = "stage2" if path in RGCL else "train-head"
     assert f"ra-hmd {command} {path.relative_to(ROOT).as_posix()}" in header
@@ -169,8 +180,11 @@ def test_every_file_tells_how_to_run_it(path: Path, make_configs: ModuleType) ->
     assert encoder in PRESETS or "confounders" in path.stem
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_the_overrides_that_a_header_names_are_understood(path: Path, make_configs: ModuleType) -> None:
+def test_the_overrides_that_a_header_names_are_understood(make_configs: ModuleType) -> None:
+    check_each(FILES, lambda path: _check_the_overrides_that_a_header_names_are_understood(path, make_configs))
+
+
+def _check_the_overrides_that_a_header_names_are_understood(path: Path, make_configs: ModuleType) -> None:
     recipe = next(one for one in make_configs.recipes() if ROOT / "configs" / one.path == path)
     for key, _ in make_configs._overrides(recipe):
         words = [word.strip("'") for word in key.replace("\\\n", " ").split()]
