@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.slow
 
-WIDTHS = {"bank_service": (1280, 900), "telephone": (390, 844)}
+WIDTHS = {"desk": (1280, 900), "telephone": (390, 844)}
 TABS = ("Check", "Review", "History", "Figures")
 
 
@@ -146,7 +146,7 @@ def test_by_mouse(
         watched.look("rollback")
         page.locator("#history-reason textarea").fill("only tried")
         page.get_by_role("button", name="Go back (Y)").click()
-        expect(page.locator("#history-said")).to_contain_text("version 3 of the bank holds what version 1 held")
+        expect(page.locator("#history-said")).to_contain_text("version 3 of the bank")
         page.get_by_role("tab", name="Figures").click()
         expect(page.locator("#figures-page")).to_contain_text("rollback by ana")
         watched.look("figures")
@@ -235,7 +235,7 @@ def test_a_pasted_picture_and_keys_that_are_off(
 ) -> None:
     with console(queue=None, root_path=root_path) as client:
         address = f"{client.base_url}".rstrip("/") + root_path
-        watched = Watched(browser, address, "bank_service", screenshots, "paste", color_scheme="dark")
+        watched = Watched(browser, address, "desk", screenshots, "paste", color_scheme="dark")
         page = watched.page
         page.evaluate(
             """async () => {
