@@ -83,11 +83,7 @@ def make_features(
     """
     state = PartialState()
     check_labels(memes, label_classes)
-    sizes = [image_size(meme.path) for meme in memes]
-    bad = [f"meme {m.id!r}: image {m.path} is missing or not an image" for m, size in zip(memes, sizes, strict=True)
-           if size == (0, 0)]  # fmt: skip
-    raise_all(bad, "Images that cannot be opened; mend their paths or remove the records")
-    lengths = [length(meme, size) for meme, size in zip(memes, sizes, strict=True)]
+    lengths = [length(meme, size) for meme, size in zip(memes, _image_sizes(memes), strict=True)]
     rows = [_digest(meme) for meme in memes]
     with state.main_process_first():  # it removes outdated shards before another rank looks
         writer = FeatureWriter(
@@ -105,6 +101,15 @@ def make_features(
     if not writer.missing():  # whichever rank is last finds nothing missing
         writer.finish()
     return Path(output)
+
+
+def _image_sizes(memes: list[Meme]) -> list[tuple[int, int]]:
+    """Width and height of each image. Raises `UserError` for images that cannot be opened."""
+    sizes = [image_size(meme.path) for meme in memes]
+    bad = [f"meme {m.id!r}: image {m.path} is missing or not an image" for m, size in zip(memes, sizes, strict=True)
+           if size == (0, 0)]  # fmt: skip
+    raise_all(bad, "Images that cannot be opened; mend their paths or remove the records")
+    return sizes
 
 
 def check_labels(memes: list[Meme], classes: int | None) -> None:

@@ -99,8 +99,7 @@ def open_labels(
     )
     names = {place: split_name(features, place) for place, features in labelled.items()}
     tests = {place: name for place, name in names.items() if is_test_split(name)}
-    names = {place: split_name(features, place) for place, features in banks.items()}
-    tests |= {place: name for place, name in names.items() if says_test(name)}
+    tests |= {place: name for place, one in banks.items() if says_test(name := split_name(one, place))}
     if not final:
         _raise(
             tests,
