@@ -11,7 +11,6 @@ import typer
 from typer.core import TyperGroup
 
 from ra_hmd.cli.bank import bank_app
-from ra_hmd.cli.console import console_app
 from ra_hmd.cli.data import data_app
 from ra_hmd.cli.doctor import doctor_app
 from ra_hmd.cli.evaluate import evaluation_app
@@ -67,7 +66,6 @@ for commands in (
     evaluation_app,
     prediction_app,
     serve_app,
-    console_app,
     experiments_app,
     doctor_app,
 ):

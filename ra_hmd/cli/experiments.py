@@ -103,17 +103,14 @@ def in_context_command(
     answer: Annotated[list[str] | None, typer.Option(help="Answers of demonstrations, in class order.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of random demonstrations and of resampling.")] = 0,
     dev: Annotated[Path | None, typer.Option(help="Output of this command on dev: choose the threshold there.")] = None,
-    criterion: Annotated[
-        str, typer.Option(help="With --dev, what is best: macro_f1, accuracy, f1 or youden.")
-    ] = "macro_f1",
+    criterion: Annotated[str, typer.Option(help="With --dev: macro_f1, accuracy, f1 or youden.")] = "macro_f1",
     final: o.Final = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")] = 4,
     bootstrap_samples: o.BootstrapSamples = 1000,
 ) -> None:
     """Classify a split by showing the LMM labelled memes first: retrieval-augmented in-context learning.
 
-    Writes an evaluation that `ra-hmd evaluate --compare` and `ra-hmd results` read (docs/studies.md). An interrupted
-    command continues when started again; also under torchrun.
+    Writes an evaluation for `ra-hmd evaluate --compare` and `ra-hmd results` (docs/studies.md). Can be resumed.
     """
     from ra_hmd.core.config import load_settings
     from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures, MemeSplit
@@ -123,7 +120,7 @@ def in_context_command(
 
     if shots and examples is None and Path(data).is_file():
         raise UserError(f"--data {data} is one file; give with --examples the labelled memes to show.")
-    stores = _demonstration_features(bank_features, query_features, head)
+    features = _demonstration_features(bank_features, query_features, head)
     run = model.open()
     memes, described = source.read(data, split, run.settings, run.media_dir)
     shown = MemeSplit(*source.read(examples or data, examples_split, run.settings, run.media_dir)) if shots else None
@@ -134,7 +131,7 @@ def in_context_command(
         shown,
         output,
         load_settings(DemonstrationSettings, selection, "in-context"),
-        stores=None if stores is None else DemonstrationFeatures(*stores),
+        stores=None if features is None else DemonstrationFeatures(*features),
         answers=answer or (),
         final=final,
         dev=dev,
@@ -168,9 +165,7 @@ def judge_command(
     endpoint: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible API: http://127.0.0.1:8000/v1.")],
     model: Annotated[str, typer.Option(help="Name of the judging model at the endpoint.")],
     output: o.Output,
-    api_key_env: Annotated[
-        str, typer.Option(help="Environment variable with the API's key; may be unset for a local server.")
-    ] = "OPENAI_API_KEY",
+    api_key_env: Annotated[str, typer.Option(help="Environment variable with the API's key.")] = "OPENAI_API_KEY",
     rubric: Annotated[Path | None, typer.Option(help="Text file with another rubric (docs/judge.md).")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="Temperature of the judge's sampling.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer, in tokens.")] = 500,
@@ -194,9 +189,6 @@ def judge_command(
     """
     if importlib.util.find_spec("openai") is None:
         raise UserError("Judging needs the extra `judge`: pip install 'ra-hmd[judge]'.")
-    key = os.environ.get(api_key_env)
-    if key and not re.fullmatch("[!-~]+", key):
-        raise UserError(f"The value of {api_key_env} is no key: it has blanks, a line's end or letters beyond ASCII.")
     from ra_hmd.experiments.judge.client import JudgeSettings
     from ra_hmd.experiments.judge.run import Prices, judge
 
@@ -212,7 +204,7 @@ def judge_command(
             retries=retries,
             timeout=timeout,
         ),
-        key=key,
+        key=_api_key(api_key_env),
         rubric=rubric,
         cache=cache,
         concurrency=concurrency,
@@ -226,6 +218,14 @@ def judge_command(
     )
     print_notes(done.notes)
     print(output / "report.md")
+
+
+def _api_key(variable: str) -> str | None:
+    """The API key in an environment variable, if it is set."""
+    key = os.environ.get(variable)
+    if key and not re.fullmatch("[!-~]+", key):
+        raise UserError(f"The value of {variable} is no key: it has blanks, a line's end or letters beyond ASCII.")
+    return key
 
 
 @experiments_app.command("demo")

@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from ra_hmd.core.config import Settings, choose
-from ra_hmd.inference.options import DetectorOptions, Flag, RationaleOptions, VotingOptions
+from ra_hmd.inference.options import DetectorOptions, Flag, VotingOptions
 
 if TYPE_CHECKING:
     from ra_hmd.data.readers.tasks import Task
@@ -177,13 +177,3 @@ Precision = Annotated[str, typer.Option(help="Precision: auto, float32, bfloat16
 TopK = shared(VotingOptions, "topk")
 Weights = shared(VotingOptions, "weights")
 Thresholds = shared(DetectorOptions, "thresholds")
-MinSimilarity = shared(VotingOptions, "min_similarity")
-Prior = shared(VotingOptions, "prior_correction")
-Backbone = shared(DetectorOptions, "backbone")
-BaseModel = shared(DetectorOptions, "base_model")
-DType = shared(DetectorOptions, "dtype")
-Bank = shared(DetectorOptions, "bank")
-Policy = shared(RationaleOptions, "policy")
-Neighbours = shared(RationaleOptions, "neighbours")
-Memes = shared(RationaleOptions, "memes")
-MaxNewTokens = shared(RationaleOptions, "max_new_tokens")

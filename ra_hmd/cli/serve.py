@@ -1,4 +1,4 @@
-"""`ra-hmd serve` and `ra-hmd serve-key`."""
+"""`ra-hmd serve`, `ra-hmd console`, and `ra-hmd serve-key`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ra_hmd.cli.options import Without, from_settings, shared
+from ra_hmd.console.settings import ConsoleSettings
 from ra_hmd.inference.options import RationaleOptions, ServedDetectorOptions
 from ra_hmd.serve.limits import BatchingSettings, RequestLimits
 from ra_hmd.serve.options import AddressOptions, ServerSettings
@@ -48,6 +49,35 @@ def serve_command(
         reference=reference,
     )
     serve(settings)
+
+
+@serve_app.command("console")
+@from_settings
+def console_command(
+    run: Run,
+    console: ConsoleSettings,
+    address: AddressOptions,
+    detector: Detector,
+    batching: Batching,
+    limits: Limits,
+    rationale: Rationale,
+    reference: Reference = None,
+) -> None:
+    """The moderators' page, in the same app as the API: check a meme, review a queue, correct the bank
+    (docs/console.md). Prints its address.
+    """
+    from ra_hmd.console.server import serve_console
+
+    server = ServerSettings(
+        run=run,
+        detector=detector,
+        address=address,
+        batching=batching,
+        limits=limits,
+        rationale=rationale,
+        reference=reference,
+    )
+    serve_console(server, console)
 
 
 @serve_app.command("serve-key")

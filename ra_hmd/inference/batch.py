@@ -28,7 +28,7 @@ from ra_hmd.core.progress import track
 from ra_hmd.data.meme_dataset import json_line
 from ra_hmd.data.text import well_formed
 from ra_hmd.inference.batch_chunks import ChunkFolder
-from ra_hmd.inference.batch_reader import BatchInput, BatchRow
+from ra_hmd.inference.batch_reader import BatchInput, BatchRow, Survey
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.explainer import NOTE, Explainer, explain_rows
 from ra_hmd.inference.writers import FileFormat, check_format, choose_format, manifest_path, open_writer, verdict_names
@@ -65,11 +65,10 @@ def predict_files(
         style: Format of the output; default is the one that its suffix stands for.
         media_dir: See `read_batch`.
         options: How the detector was opened, for the manifest; a run with other options does not continue this one.
-        explainer: Also generates a rationale for each verdict; then rows have `rationale` and `explanation`, and a
-            meme whose question does not fit the model is a rejected row. JSON Lines only.
-        chunk_size: Rows per chunk, which are also the rows in memory; default is eight batches, or one where
-            transformers generates.
-        workers: Threads that decode images while the model runs.
+        explainer: Adds `rationale` and `explanation` to each row; a meme whose question does not fit the model is
+            rejected. JSON Lines only.
+        chunk_size: Rows per chunk and in memory; default is eight batches, or one where transformers generates.
+        workers: Threads that decode images.
         show: Whether to show a progress bar.
         command: The command line, for the manifest.
 
@@ -81,15 +80,11 @@ def predict_files(
     """
     source, output, state = Path(source), Path(output), PartialState()
     style = _check_output(detector, source, output, style, explainer)
-    slow = explainer is not None and explainer.engine.name == "transformers"
-    size = chunk_size or detector.batch_size * (1 if slow else _CHUNK_BATCHES)
-    memes = BatchInput(source, media_dir, detector.prompt, output)
-    survey = memes.survey(size)
-    digest = survey.names if source.is_dir() else sha256_file(source)
-    settings = _settings(detector, digest, media_dir, options, size, explainer)
+    size = chunk_size or _chunk_size(detector, explainer)
+    survey = (memes := BatchInput(source, media_dir, detector.prompt, output)).survey(size)
+    settings = _settings(detector, memes, survey, options, size, explainer)
     folder = ChunkFolder(output.with_name(f"{output.name}.parts"), settings, survey.images)
-    finished = _finished_manifest(output, folder, style)
-    if finished:
+    if finished := _finished_manifest(output, folder, style):
         folder.remove_leftovers()
         return finished
     with state.main_process_first():
@@ -102,9 +97,12 @@ def predict_files(
     title = "Explaining" if explainer else "Classifying"
     for chunk in track(judged, title, total, "memes", show=show and state.is_main_process) if own else ():
         folder.write(*chunk)
-    if folder.missing():
-        return {}
-    return _finish(detector, output, style, folder, source=source, command=command)
+    return {} if folder.missing() else _finish(detector, output, style, folder, source=source, command=command)
+
+
+def _chunk_size(detector: Detector, explainer: Explainer | None) -> int:
+    slow = explainer is not None and explainer.engine.name == "transformers"
+    return detector.batch_size * (1 if slow else _CHUNK_BATCHES)
 
 
 def _check_output(
@@ -129,18 +127,18 @@ def _rejected_path(output: Path) -> Path:
 
 def _settings(
     detector: Detector,
-    digest: str,
-    media_dir: str | Path | None,
+    memes: BatchInput,
+    survey: Survey,
     options: Mapping[str, Any] | None,
     size: int,
     explainer: Explainer | None,
 ) -> dict[str, Any]:
-    """Everything that a chunk depends on besides its images; `digest` is that of the input."""
+    """Everything that a chunk depends on besides its images."""
     scorer, version = detector.scorer, detector.version
     settings = {
         "format": _FORMAT,
-        "input": digest,
-        "media_dir": media_dir,
+        "input": survey.names if memes.source.is_dir() else sha256_file(memes.source),
+        "media_dir": memes.media_dir,
         "head_sha256": version["head_sha256"],
         "bank": {name: value for name, value in version["bank"].items() if name != "place"},
         "decision": sha256_file(scorer.checkpoint / DECISION_NAME) if scorer.decision is not None else None,

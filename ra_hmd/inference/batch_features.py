@@ -50,8 +50,7 @@ def predict_features(
         queries: Feature store.
         output: File to write; its manifest is written beside it, as `<output>.manifest.json`.
         head: The head that decides.
-        style: `hateclipper-csv` has the columns `id, prob_hate, pred_label`, for a binary head; `jsonl` is for every
-            problem, and has the neighbours behind a vote.
+        style: `jsonl`, or for a binary head `hateclipper-csv` (columns `id, prob_hate, pred_label`).
         bank: Labelled memes that vote, for the RKC.
         voting: Settings of the vote.
         thresholds: See `Scorer.open`.
