@@ -84,7 +84,7 @@ def mine(
     index: IndexKind = "auto",
     sparse: SparseIndex | None = None,
 ) -> Mined:
-    """Search the bank once per class and side, so that the asked number is found whenever it exists.
+    """Search the bank once per class and side, so that the requested number is found whenever it exists.
 
     Positives come from the anchor's own class and hard negatives from all other classes, each by a search among
     those rows alone; rows with the anchor's id are excluded from both (RGCL: g⁺ = argmax over G \\ {g_i}). Where a meme

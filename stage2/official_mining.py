@@ -29,7 +29,7 @@ def official_rows(
         labels: [B].
         bank: [N, D].
         bank_labels: [N].
-        depth: Candidates per query; 12 for each asked positive in the released code.
+        depth: Candidates per query; 12 for each requested positive in the released code.
         positives: P.
         hard_negatives: M.
         similarity: Candidates are the nearest by inner product for `ip`, else by cosine, also for `l2`.

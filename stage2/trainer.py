@@ -84,8 +84,8 @@ class Trainer(HeadTrainer):
         weight = self.args.ce_weight
         return torch.stack([(1 - weight) * retrieval + weight * classification, retrieval, classification])
 
-    def _told(self) -> list[str]:
-        told, mined = super()._told(), self.miner.statistics[-1]
+    def _report_parts(self) -> list[str]:
+        told, mined = super()._report_parts(), self.miner.statistics[-1]
         if mined["inverted"] is not None:
             told.append(f"{mined['inverted']:.1%} of anchors nearer to a negative")
         told += [f"{choice['candidates']} rows searched by {choice['index']}, recall@20 {choice['recall_at_20']:.4f}"
@@ -96,7 +96,7 @@ class Trainer(HeadTrainer):
         return told
 
     def _notes(self) -> list[str]:
-        """Also which anchors found less than was asked for."""
+        """Also which anchors found less than was requested."""
         args, notes = self.args, super()._notes()
         knobs = {
             "positives": "pseudo_gold_positives",

@@ -25,7 +25,7 @@ class ClassifierCollator(SFTDataCollatorWith4DAttentionMask):
         extras = {key: [feature.pop(key) for feature in features] for key in ("class_label", "sample_index")}
         for feature in features:
             feature.pop("sample_id", None)
-            # Opened here: the host would see other pixels of transparent, deep and turned pictures than we do later.
+            # Opened here: the host would see other pixels of transparent, deep and turned images than we do later.
             feature["images"] = [load_image(path) for path in feature["images"]]
         batch = super().__call__(features)
         batch["answer_positions"], batch["answer_labels"] = answer_spans(batch.pop("labels"))

@@ -57,7 +57,7 @@ _ALIGN, _PROCESSOR = loader.align_dataset, loader._get_dataset_processor
 def align_with_extras(dataset: Dataset, attributes: Any, data_args: Any, training_args: Any) -> Dataset:
     """The host's `align_dataset`, with the columns `_sample_id`, `_label` and `_picture` beside its own.
 
-    Not from the cache: whether a picture is found under `media_dir` is decided here. `_picture` is the state of its
+    Not from the cache: whether an image is found under `media_dir` is decided here. `_picture` is the state of its
     file, and part of the key under which `datasets` keeps the tokenised rows.
 
     Raises:
@@ -81,7 +81,7 @@ def align_with_extras(dataset: Dataset, attributes: Any, data_args: Any, trainin
 
 
 def _undecoded(dataset: Dataset) -> Dataset:
-    """`dataset` with embedded pictures as their files' bytes, which `datasets` would decode in its own way."""
+    """`dataset` with embedded images as their files' bytes, which `datasets` would decode in its own way."""
     features = dataset.features.copy()
     for name, feature in features.items():
         if isinstance(feature, Image):
@@ -129,7 +129,7 @@ class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
     finetuning_args: "ClassifierFinetuningArguments"
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Rows of input_ids, attention_mask, labels, media paths, sample_id, picture (the state of its file),
+        """Rows of input_ids, attention_mask, labels, media paths, sample_id, image (the state of its file),
         class_label, shortened, problem.
         """
         args = self.finetuning_args
@@ -247,7 +247,7 @@ def load_records(
     """The host's `get_dataset` with ids and class labels, every record checked.
 
     What is written to `tokenized_path`, or kept in the cache of `datasets`, are good rows alone; both are used again
-    only while data files, pictures and settings are what they were made from.
+    only while data files, images and settings are what they were made from.
 
     Raises:
         UserError: tokenised data of other settings or data, and every record that cannot be trained on, together.

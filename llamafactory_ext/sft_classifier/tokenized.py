@@ -1,4 +1,4 @@
-"""Tokenised data knows what it was made from: settings, data files, pictures; it is used again for nothing else."""
+"""Tokenised data knows what it was made from: settings, data files, images; it is used again for nothing else."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
 
 PICTURE = "picture"
-"""Column of the tokenised rows: the state of a meme's picture file."""
+"""Column of the tokenised rows: the state of a meme's image file."""
 
 _ORIGIN = "ra_hmd_inputs.json"
 _DATA = ("dataset", "eval_dataset", "max_samples", "val_size", "mix_strategy", "interleave_probs")
@@ -31,7 +31,7 @@ _MISSING = "missing"
 
 
 def file_state(path: Any) -> str:
-    """Size and time of change of a picture's file; "" for what is no path."""
+    """Size and time of change of an image's file; "" for what is no path."""
     if not isinstance(path, str):
         return ""
     try:
@@ -42,13 +42,13 @@ def file_state(path: Any) -> str:
 
 
 def picture_state(example: dict[str, Any]) -> str:
-    """State of the picture of an aligned record, with a digest of its content."""
+    """State of the image of an aligned record, with a digest of its content."""
     state, images = example[f"_{PICTURE}"], example["_images"]
     return f"{state}:{sha256_file(images[0])}" if ":" in state else state
 
 
 def check_images(dataset: Dataset, place: str) -> None:
-    """Raise `UserError` where pictures are not those that `dataset`, read from `place`, was made from.
+    """Raise `UserError` where images are not those that `dataset`, read from `place`, was made from.
 
     A file with another time of change is read: copied data is as good.
     """
@@ -72,7 +72,7 @@ def tokenized_origin(
     tokenizer_module: dict[str, Any],
     settings: InputSettings,
 ) -> dict[str, Any]:
-    """What decides tokenised data, apart from the pictures."""
+    """What decides tokenised data, apart from the images."""
     tokenizer, processor = tokenizer_module["tokenizer"], tokenizer_module["processor"]
     names = [*(data_args.dataset or []), *(data_args.eval_dataset or [])]
     sources = zip(names, get_dataset_list(names, data_args.dataset_dir), strict=True)

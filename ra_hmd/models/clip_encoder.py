@@ -1,4 +1,4 @@
-"""A frozen image–text encoder of the CLIP family: features of pictures, and of captions, one vector each.
+"""A frozen image–text encoder of the CLIP family: features of images, and of captions, one vector each.
 
 Shapes: B memes of a batch, R pieces of their captions (a long one may have several), I image features, T text features.
 What transformers 5.6 gives, per `model_type`:
@@ -42,7 +42,7 @@ LongText = Literal["truncate", "average"]
 
 # SigLIP was trained on captions padded to the full length, with the padding attended to.
 _FULL_LENGTH = ("siglip", "siglip2")
-_LONGEST_SIDE_RATIO = 200  # as in Qwen-VL; a picture's shorter side is scaled up, and a line would fill the memory
+_LONGEST_SIDE_RATIO = 200  # as in Qwen-VL; an image's shorter side is scaled up, and a line would fill the memory
 _TOKENIZER_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
@@ -222,11 +222,11 @@ class Encoder:
         return [self._prefix + part + self._suffix for part in kept]
 
     def encode(self, text: str, image: Image) -> dict[str, Any]:
-        """A meme as an item for `collate`. Raises `UserError` for a picture that is nearly a line."""
+        """A meme as an item for `collate`. Raises `UserError` for an image that is nearly a line."""
         return {"pieces": self.pieces(text), "image": self.pixels(image)}
 
     def pixels(self, image: Image) -> dict[str, Tensor]:
-        """A picture as the vision tower takes it, each tensor with a first dimension of 1."""
+        """An image as the vision tower takes it, each tensor with a first dimension of 1."""
         short, long = sorted(image.size)
         if long > _LONGEST_SIDE_RATIO * short:
             raise UserError(
@@ -278,7 +278,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _image(self, inputs: dict[str, Tensor]) -> Tensor:
-        # SigLIP 2 has no projection, and its tower calls the mask of a picture by another name than its processor.
+        # SigLIP 2 has no projection, and its tower calls the mask of an image by another name than its processor.
         whole = self.settings.features == "projected" or self.family == "siglip2"
         call = self.model.get_image_features if whole else self.model.vision_model
         return call(**self._to_model(inputs)).pooler_output.float()

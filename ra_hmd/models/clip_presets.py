@@ -12,7 +12,7 @@ class Preset:
         image_dim: I, width of the pooled image features.
         text_dim: T, width of the pooled text features.
         projection_dim: Width of both in the shared space.
-        resolution: Pixels of a side of the square that the vision tower sees; None where pictures keep their shape.
+        resolution: Pixels of a side of the square that the vision tower sees; None where images keep their shape.
     """
 
     hub: str

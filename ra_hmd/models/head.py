@@ -1,4 +1,4 @@
-"""The MLP and logistic-regression head: trained in Stage 1, refined in Stage 2, asked at inference.
+"""The MLP and logistic-regression head: trained in Stage 1, refined in Stage 2, used at inference.
 
 In front of it may stand a fusion of image and text features (CLIP-family encoders).
 """

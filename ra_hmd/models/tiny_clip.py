@@ -2,7 +2,7 @@
 
 Weights are random but follow from the seed. Model, tokenizer and image processor are of the family's own classes, with
 its special tokens, lengths and pooling, so that such a folder goes wherever a published checkpoint goes. Vocabulary and
-sizes differ: the tokenizers learn their pieces from the sentences of the drawn memes.
+sizes differ: the tokenizers learn their pieces from the sentences of the synthetic memes.
 """
 
 import io
@@ -32,7 +32,7 @@ def make_tiny_encoder(family: EncoderFamily, output: Path, seed: int = 0) -> Pat
     """Make a folder with a randomly initialised encoder of `family`, its tokenizer and its image processor.
 
     It opens with `AutoModel`, `AutoTokenizer`, `AutoImageProcessor` and `AutoProcessor`. `siglip2` is the kind that
-    keeps a picture's shape (NaFlex); SigLIP 2's checkpoints of a fixed resolution are models of family `siglip`.
+    keeps an image's shape (NaFlex); SigLIP 2's checkpoints of a fixed resolution are models of family `siglip`.
 
     Args:
         family: Which architecture.
@@ -63,7 +63,7 @@ def make_tiny_encoder(family: EncoderFamily, output: Path, seed: int = 0) -> Pat
 
 
 def _corpus() -> list[str]:
-    """What the tokenizers learn from: captions and descriptions of the drawn memes, and every printable character."""
+    """Training text of the tokenizers: captions and descriptions of the synthetic memes, every printable character."""
     subjects = [subject for domain in DOMAINS for pair in domain.pairs for subject in pair]
     bodies = [body for domain in DOMAINS for body in domain.bodies]
     sentences = [text for name in subjects for body in bodies for text in descriptions(name, body, name, "")]

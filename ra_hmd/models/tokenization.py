@@ -1,7 +1,8 @@
 """From a meme to tokens: one encoder for training, extraction and inference.
 
-LLaMA-Factory's template and multimodal plugin do the tokenising, so what is trained is what is later asked. Its own
-`infer_seqlen` would cut an over-long prompt at its end, where the head reads; here the caption is shortened instead.
+LLaMA-Factory's template and multimodal plugin do the tokenising, so that training and inference have the same tokens.
+Its own `infer_seqlen` would cut an over-long prompt at its end, where the head reads; here the caption is shortened
+instead.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 # that was shortened by the length of its own answer would give the label away.
 ANSWER_BUDGET = 16
 
-# What LLaMA-Factory puts in the place of a picture, or a film or sound, until it knows how many tokens that takes.
+# What LLaMA-Factory puts in the place of an image, or a film or sound, until it knows how many tokens that takes.
 _PLACEHOLDERS = ("{{image}}", "{{video}}", "{{audio}}")
 
 # Templates that fit a family. `qwen3_vl` is a reasoning template: it moves the last prompt token.

@@ -1,4 +1,4 @@
-"""Auxiliary losses of a training: what each modality says alone, and finer labels. Their layers are not kept.
+"""Auxiliary losses of a training: of each modality alone, and finer labels. Their layers are not kept.
 
 Shapes: B batch, N train rows, n projected width, D embedding, C classes of a fine-grained task.
 """

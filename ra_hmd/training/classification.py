@@ -90,7 +90,7 @@ class ClassificationTrainer(HeadTrainer):
 
     @classmethod
     def check(cls, args: TrainHeadArguments, config: HeadConfig, train: Features) -> None:
-        """Raise `UserError` unless the head looks at the asked modalities and the memes have the finer labels."""
+        """Raise `UserError` unless the head looks at the requested modalities and the memes have the finer labels."""
         looked_at = () if config.fusion is None else config.fusion.modalities
         fusion = "has no fusion" if config.fusion is None else f"has `fusion: {config.fusion.kind}`"
         problems = [f"`{name}_loss` is {weight}, but the head {fusion} and projects no {name} features; remove it."

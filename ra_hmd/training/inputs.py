@@ -59,7 +59,7 @@ def read_stores(args: HeadArguments) -> Stores:
 
 
 def training_rows(args: HeadArguments, train: Features) -> Features:
-    """The rows of the asked K-shot list, in the store's order; all rows without `k_shot`.
+    """The rows of the requested K-shot list, in the store's order; all rows without `k_shot`.
 
     Raises:
         UserError: no such list, a list of another data set or split, memes that the store lacks, or of one class only.
@@ -73,7 +73,7 @@ def training_rows(args: HeadArguments, train: Features) -> Features:
 
 
 def head_config(args: HeadArguments, train: Features) -> HeadConfig:
-    """Shape of the initial head: a fresh one's, or that of `init_head`, with the asked dropout.
+    """Shape of the initial head: a fresh one's, or that of `init_head`, with the requested dropout.
 
     Raises:
         UserError: a fusion that the store has no modalities for, or the other way round; a shape that does not fit.
@@ -83,15 +83,15 @@ def head_config(args: HeadArguments, train: Features) -> HeadConfig:
         check_head_fits(config, args.init_head, train, args.train)
         return _with_dropout(args, config)
     names = ("num_layers", "proj_dim", "problem_type", "output_dim", "embedding", "input_dropout")
-    shape = _asked(args, names)
+    shape = _fresh_values(args, names)
     blocks = shape.get("num_layers", HeadConfig.model_fields["num_layers"].default) - 1
     fusion = _fresh_fusion(args, train)
-    dropout = _each_block(_asked(args, ("dropout",)).get("dropout", ()), blocks)
+    dropout = _each_block(_fresh_values(args, ("dropout",)).get("dropout", ()), blocks)
     return HeadConfig(input_dim=train.hidden.shape[1], fusion=fusion, dropout=dropout, **shape)
 
 
 def initial_head(args: HeadArguments, train: Features) -> MemeHead:
-    """The head of `init_head`, or a fresh one, with the asked dropout."""
+    """The head of `init_head`, or a fresh one, with the requested dropout."""
     head = MemeHead(head_config(args, train))
     if args.init_head is not None:
         head.load_state_dict(load_head(args.init_head).state_dict())
@@ -102,7 +102,7 @@ def _problem(args: HeadArguments) -> Problem:
     return args.problem if args.init_head is None else read_head_config(args.init_head).problem
 
 
-def _asked(args: HeadArguments, names: tuple[str, ...]) -> dict[str, Any]:
+def _fresh_values(args: HeadArguments, names: tuple[str, ...]) -> dict[str, Any]:
     """The named settings of a fresh head: what is set, else the command's own; without those that nobody set."""
     values = {name: getattr(args, name) for name in names}
     values = {name: args.FRESH.get(name) if value is None else value for name, value in values.items()}
@@ -142,4 +142,6 @@ def _fresh_fusion(args: HeadArguments, train: Features) -> FusionConfig | None:
             f"{args.train} has {image} image and {text} text features: say with `fusion` how the head joins them, "
             "`align` as RGCL does, or `none` for one vector of both."
         )
-    return None if kind == "none" else FusionConfig(image_dim=image, text_dim=text, kind=kind, **_asked(args, names))
+    if kind == "none":
+        return None
+    return FusionConfig(image_dim=image, text_dim=text, kind=kind, **_fresh_values(args, names))

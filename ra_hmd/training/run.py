@@ -54,7 +54,7 @@ def run_training(args: HeadArguments, trainer: type[HeadTrainer]) -> dict[str, A
     results = []
     for number, (point, trial) in enumerate(trials, 1):
         if args.sweep:
-            console.print(f"[bold]Trial {number} of {len(trials)}[/bold]: {_told(point)}", highlight=False)
+            console.print(f"[bold]Trial {number} of {len(trials)}[/bold]: {_report_parts(point)}", highlight=False)
         runs = [_run(run, trainer, stores, accelerator.device, console if several else None) for run in trial.runs()]
         results.append(runs[0] if trial.seeds == 1 else save_seeds(trial, runs, console))
     return save_sweep(args, [point for point, _ in trials], results, console) if args.sweep else results[0]
@@ -66,7 +66,7 @@ def _kind(args: HeadArguments) -> str:
     return args.KIND if args.seeds == 1 else f"{args.KIND}_seeds"
 
 
-def _told(point: dict[str, Any]) -> str:
+def _report_parts(point: dict[str, Any]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in point.items())
 
 

@@ -70,7 +70,7 @@ class Outcome:
 
 
 class HeadTrainer:
-    """One run: call `fit`, then `outcome`. A subclass says what the loss is (`_losses`).
+    """One run: call `fit`, then `outcome`. A subclass defines the loss (`_losses`).
 
     Args:
         args: The settings.
@@ -124,7 +124,7 @@ class HeadTrainer:
         return self._bank
 
     def fit(self) -> None:
-        """Train for the asked number of epochs, or until dev has not improved for `patience` of them."""
+        """Train for the requested number of epochs, or until dev has not improved for `patience` of them."""
         steps = -(-len(self.train) // self.args.batch_size)
         columns = (TextColumn(self.args.TITLE), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns) as progress:
@@ -133,7 +133,7 @@ class HeadTrainer:
             for epoch in range(1, self.args.epochs + 1):
                 losses = self.train_epoch(epoch, lambda: progress.advance(task))
                 self.close_epoch(epoch, losses)
-                progress.console.print(", ".join(self._told()), soft_wrap=True, highlight=False)
+                progress.console.print(", ".join(self._report_parts()), soft_wrap=True, highlight=False)
                 if self.args.patience is not None and epoch - self.best_epoch >= self.args.patience:
                     progress.console.print(f"No better dev score for {self.args.patience} epochs: stopped.")
                     break
@@ -208,7 +208,7 @@ class HeadTrainer:
             return []
         return [f"fp16: {self.left_out} steps overflowed and were left out; the loss is then scaled less."]
 
-    def _told(self) -> list[str]:
+    def _report_parts(self) -> list[str]:
         """What the terminal shows of the last epoch."""
         entry = self.history[-1]
         parts = ", ".join(f"{name.replace('_', ' ')} {entry[name]:.4f}" for name in self.losses[1:])
@@ -218,7 +218,7 @@ class HeadTrainer:
         return told
 
     def _apply(self, head: MemeHead, features: Tensor) -> HeadOutput:
-        """A head's output of features [B, H], its products in the asked precision."""
+        """A head's output of features [B, H], its products in the requested precision."""
         head.autocast_dtype = _DTYPES[self.args.mixed_precision]
         try:
             return head(features)

@@ -1,4 +1,4 @@
-"""Words of a trained LMM: generation, and probabilities of given answers, for chats with any number of pictures.
+"""Words of a trained LMM: generation, and probabilities of given answers, for chats with any number of images.
 
 Template, processor and pixel limits are those of training, so a chat that asks a meme's question has the same tokens as
 `MemeEncoder.encode` gives it, and the same answer probabilities as the LMH.
@@ -24,15 +24,15 @@ from ra_hmd.models.tokenization import MemeEncoder
 
 @dataclass(frozen=True)
 class Chat:
-    """What an LMM is asked.
+    """A conversation for an LMM.
 
     Attributes:
         messages: `role` and `content` of each turn: perhaps a `system` message, then `user` and `assistant` in turn;
-            the last one is the user's. Each `<image>` in a content is the place of the next picture.
-        images: The pictures, in the order of their places.
+            the last one is the user's. Each `<image>` in a content is the place of the next image.
+        images: The images, in the order of their places.
 
     Raises:
-        UserError: turns in another order, or another number of pictures than of places.
+        UserError: turns in another order, or another number of images than of places.
     """
 
     messages: list[dict[str, str]]
@@ -63,7 +63,7 @@ def chat_ids(encoder: MemeEncoder, chat: Chat) -> list[int]:
 
 
 def fold_image_tokens(ids: list[int], image_token: int) -> list[int]:
-    """Token ids with one image token for each picture, as vLLM takes them, which puts in the others itself."""
+    """Token ids with one image token for each image, as vLLM takes them, which puts in the others itself."""
     return [
         token for token, run in groupby(ids) for token in ([token] if token == image_token else [token] * len([*run]))
     ]
@@ -113,7 +113,7 @@ class ChatModel:
 
         Raises:
             UserError: prompt and answer do not fit the context; nothing is cut.
-            ValueError: what the model's own code says of a picture.
+            ValueError: what the model's own code says of an image.
         """
         ids = chat_ids(self.model.encoder, chat)
         check_length(len(ids), max_new_tokens, self.context)
@@ -123,12 +123,12 @@ class ChatModel:
         """Answers of Q chats, in their order, without outer blanks.
 
         Args:
-            chats: What is asked.
+            chats: Chats to answer.
             max_new_tokens: Longest answer; it is cut there.
             batch_size: Chats per pass.
 
         Raises:
-            UserError: a chat that cannot be asked; names its place.
+            UserError: a chat that the model cannot take; names its place.
         """
         from transformers import GenerationConfig
 
@@ -160,12 +160,12 @@ class ChatModel:
         """How probable each answer is relative to the others, by its first token, as the LMH reads it: float32 [Q, C].
 
         Args:
-            chats: What is asked.
+            chats: Chats to answer.
             answers: The answers, in class order.
             batch_size: Chats per pass.
 
         Raises:
-            UserError: a chat that cannot be asked, answers that no one token tells apart.
+            UserError: a chat that the model cannot take, answers that no one token tells apart.
         """
         first = self.model.encoder.answer_token_ids(answers)
         if not first:
@@ -185,7 +185,7 @@ class ChatModel:
         for row, chat in enumerate(chats):
             try:
                 encoded.append(self.encode(chat, max_new_tokens))
-            except ValueError as error:  # a UserError, or what the model's own code says of a picture
+            except ValueError as error:  # a UserError, or what the model's own code says of an image
                 raise UserError(f"chat {row + 1} of {len(chats)}: {error}") from error
         order = sorted(range(len(chats)), key=lambda row: len(encoded[row]))
         for start in range(0, len(order), batch_size):

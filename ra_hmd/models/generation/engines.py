@@ -1,6 +1,6 @@
 """The engines that let an LMM speak: transformers, or vLLM, which is made for many answers on a GPU.
 
-Both get their tokens and their pictures from the run's own template and pixel limits, so a prompt is the same to the
+Both get their tokens and their images from the run's own template and pixel limits, so a prompt is the same to the
 token whichever of them answers.
 """
 
@@ -53,7 +53,7 @@ class Engine(Protocol):
         """`text` without what the model would read as control tokens: see `MemeEncoder.plain`."""
 
     def check(self, chat: Chat, max_new_tokens: int) -> None:
-        """Raise `ValueError` (a sentence without a subject) when a chat cannot be asked."""
+        """Raise `ValueError` (a sentence without a subject) when the model cannot take a chat."""
 
     def generate(self, chats: Sequence[Chat], max_new_tokens: int) -> list[str]:
         """Answers, in the order of the chats."""
@@ -103,7 +103,7 @@ def open_engine(
         kind: Which.
         model: The run. vLLM loads its weights once more.
         adapter: Whether the trained adapter speaks, or the base model.
-        pictures: Most pictures of a chat (vLLM).
+        pictures: Most images of a chat (vLLM).
         tensor_parallel_size: GPUs that share the model (vLLM).
         batch_size: Chats per pass (transformers).
 
@@ -150,7 +150,7 @@ class VllmEngine:
         run: The run.
         encoder: Its template, tokenizer and processor.
         python: The Python that has vLLM.
-        pictures: Most pictures of a chat.
+        pictures: Most images of a chat.
         tensor_parallel_size: GPUs that share the model.
         gpu_memory_utilization: Share of a GPU's memory for vLLM, the weights included.
 
@@ -249,7 +249,7 @@ def _png(image: Image.Image) -> str:
 
 
 def regular_images(encoder: MemeEncoder, chat: Chat) -> list[Image.Image]:
-    """A chat's pictures within the run's pixel limits. The model's own processor, ours or vLLM's, comes after that."""
+    """A chat's images within the run's pixel limits. The model's own processor, ours or vLLM's, comes after that."""
     processor = encoder.processor
     return encoder.template.mm_plugin._regularize_images(
         chat.images,
@@ -294,7 +294,7 @@ def vllm_arguments(
         rank = read_json(run.adapter / ADAPTER_CONFIG)["r"]
         with safe_open(run.adapter / "adapter_model.safetensors", "pt") as weights:
             sees = any(".visual." in name for name in weights.keys())  # noqa: SIM118 - no mapping
-        # Without the last one vLLM would leave the picture's part of the adapter out, and only log it.
+        # Without the last one vLLM would leave the image's part of the adapter out, and only log it.
         arguments |= {"enable_lora": True, "max_lora_rank": _room(rank), "enable_tower_connector_lora": sees}
     return arguments
 
@@ -308,9 +308,9 @@ def _room(rank: int) -> int:
 
 
 def _largest_picture(encoder: MemeEncoder) -> int:
-    """Pixels that no picture exceeds once it is rounded to whole patches, or the model's own limit if that is less.
+    """Pixels that no image exceeds once it is rounded to whole patches, or the model's own limit if that is less.
 
-    vLLM keeps memory for its largest picture. The run's limit itself would be too small: LLaMA-Factory applies it
+    vLLM keeps memory for its largest image. The run's limit itself would be too small: LLaMA-Factory applies it
     before the model's processor rounds each side up by half a patch, and aspect ratios go up to 200.
     """
     pixels, processor = encoder.processor.image_max_pixels, encoder.processor.image_processor

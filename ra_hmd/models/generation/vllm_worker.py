@@ -1,4 +1,4 @@
-"""vLLM in a process of its own, asked in JSON lines; run by the Python of the environment that holds vLLM.
+"""vLLM in a process of its own, driven by JSON lines; run by the Python of the environment that holds vLLM.
 
 That may be another environment than this package's, which is why nothing of `ra_hmd` is imported here. Lines in:
 `{"engine": arguments of LLM, "adapter": folder or null}`, answered by `{"ready": true}`, then any number of
