@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ra_hmd.cli.options import Without, from_settings, shared
+from ra_hmd.cli.options import Without, from_settings
 from ra_hmd.console.settings import ConsoleSettings
 from ra_hmd.inference.options import RationaleOptions, ServedDetectorOptions
 from ra_hmd.serve.limits import BatchingSettings, RequestLimits
@@ -14,7 +14,7 @@ from ra_hmd.serve.options import AddressOptions, ServerSettings
 serve_app = typer.Typer()
 
 Run = Annotated[Path, typer.Argument(help="Folder with the head whose verdicts are served.")]
-Reference = shared(ServerSettings, "reference")
+Reference = Annotated[Path | None, typer.Option(help=ServerSettings.model_fields["reference"].description)]
 Detector = Annotated[ServedDetectorOptions, Without("batch_size")]
 Batching = Annotated[BatchingSettings, Without("prepare_threads")]
 Limits = Annotated[RequestLimits, Without("max_concurrent", "memory_factor")]
