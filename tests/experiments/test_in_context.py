@@ -221,7 +221,7 @@ def test_a_killed_run_goes_on(lab: Path, two_shots: Path, tmp_path: Path) -> Non
 
 
 def test_two_ranks(lab: Path, two_shots: Path, tmp_path: Path) -> None:
-    launch = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", "29563", "--no-python",
+    launch = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--standalone", "--no-python",
               str(BIN / "ra-hmd")]  # fmt: skip
     done = run([*launch, *words(lab, tmp_path / "out", shots=2)], tmp_path)
     assert done.returncode == 0, done.stdout

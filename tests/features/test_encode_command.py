@@ -130,7 +130,7 @@ def test_order_of_the_memes_does_not_matter(
 
 def test_two_ranks(altclip: Path, memes: Path, reference: Features, tmp_path: Path) -> None:
     words = [
-        str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", "29527", "--no-python", str(BIN / "ra-hmd"),
+        str(BIN / "torchrun"), "--nproc_per_node", "2", "--standalone", "--no-python", str(BIN / "ra-hmd"),
         "encode", "--encoder", str(altclip), "--data", str(memes / "a"), "--output", "f", "--shard-size", "20",
         "--workers", "0",
     ]  # fmt: skip

@@ -78,7 +78,7 @@ def test_results_do_not_depend_on_how(
 
 def test_two_ranks(stage1_run: Path, memes: Path, reference: Features, tmp_path: Path) -> None:
     command = [
-        str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", "29517", "--no-python", *COMMAND,
+        str(BIN / "torchrun"), "--nproc_per_node", "2", "--standalone", "--no-python", *COMMAND,
         "--checkpoint", str(stage1_run), "--data", str(memes / "a"), "--output", "f", "--shard-size", "20",
     ]  # fmt: skip
     done = run(command, tmp_path)

@@ -397,7 +397,7 @@ def test_killed_and_resumed(lab: Path, many: Path, undisturbed: Path, tmp_path: 
 @pytest.mark.slow
 def test_two_ranks(lab: Path, many: Path, undisturbed: Path, tmp_path: Path) -> None:
     words = [
-        str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", "29547", "--no-python", str(BIN / "ra-hmd"),
+        str(BIN / "torchrun"), "--nproc_per_node", "2", "--standalone", "--no-python", str(BIN / "ra-hmd"),
         "predict", "--checkpoint", str(lab / "head"), "--bank", str(lab / "train"), "--input", str(many),
         "--batch-size", "1", "--output", "out.jsonl",
     ]  # fmt: skip

@@ -33,7 +33,7 @@ def probe(config: dict[str, Any], folder: Path, ranks: int = 1) -> Path:
     """Train `config` in `ranks` processes, with everything that joint training did in `folder`."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    launcher = [str(BIN / "torchrun"), "--nproc_per_node", str(ranks), "--master_port", "29541"]
+    launcher = [str(BIN / "torchrun"), "--nproc_per_node", str(ranks), "--standalone"]
     command = [*(launcher if ranks > 1 else [sys.executable]), PROBE, str(path), str(folder)]
     done = run(command, folder)
     assert done.returncode == 0, done.stdout[-6000:]
