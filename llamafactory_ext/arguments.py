@@ -256,7 +256,7 @@ OUR_FIELDS = tuple(
 )
 
 
-def normalise(args: dict[str, Any]) -> list[str]:
+def correct_host_arguments(args: dict[str, Any]) -> list[str]:
     """Mend, in place, what stock LLaMA-Factory 0.9.5 would silently misread in an official RA-HMD file.
 
     Returns:

@@ -55,7 +55,7 @@ _REWRITES = (
     "default initialisation, or train on a model and an adapter that the host's scripts/pissa_init.py wrote"
 )
 
-REFUSED = {
+REFUSED_ARGUMENTS = {
     # The loss and what it is computed from.
     "label_smoothing_factor": "both losses are cross-entropies of hard labels; `classification_loss: focal` softens",
     "use_dft_loss": _LOSS,
@@ -169,7 +169,7 @@ def refusals(*arguments: Any) -> list[str]:
     values = {name: value for group in arguments for name, value in vars(group).items()}
     problems = [
         f"`{name}: {_yaml(value)}`: {why}. Remove it."
-        for name, why in REFUSED.items()
+        for name, why in REFUSED_ARGUMENTS.items()
         if (value := values.get(name)) not in _HARMLESS.get(name, (None,)) and (value or name in _HARMLESS)
         if name in values and not _fits(name, values)
     ]

@@ -17,7 +17,7 @@ from llamafactory.train.callbacks import (
 from llamafactory.train.trainer_utils import get_swanlab_callback
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from llamafactory_ext.arguments import STAGE, normalise
+from llamafactory_ext.arguments import STAGE, correct_host_arguments
 from llamafactory_ext.host_arguments import refusals
 from llamafactory_ext.sft_classifier.reuse import take_run_settings
 from llamafactory_ext.sft_classifier.workflow import run_sft_classifier
@@ -36,7 +36,7 @@ def run_stage(config: dict[str, Any]) -> None:
     args = config["args"]
     if isinstance(args, dict):
         _check_keys(args)
-        for note in normalise(args):
+        for note in correct_host_arguments(args):
             logger.warning_rank0(note)
     arguments = get_train_args(args)
     raise_all(refusals(*arguments), f"Arguments that stage {STAGE} cannot honour")

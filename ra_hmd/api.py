@@ -12,7 +12,7 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.features.extract_clip import encode
-from ra_hmd.features.extract_lmm import extract as extract_by_lmm
+from ra_hmd.features.extract_lmm import extract_hidden_states
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import Verdict
@@ -52,7 +52,7 @@ def extract(
     if isinstance(memes, str | Path):
         memes = read_memes(memes, split=split)
     if (Path(model) / MANIFEST_NAME).is_file():
-        folder = extract_by_lmm(
+        folder = extract_hidden_states(
             open_run(model), list(memes), output, split=split, batch_size=batch_size, num_workers=num_workers
         )
     else:

@@ -304,7 +304,7 @@ def extraction(bench: Bench) -> dict[str, float]:
     from itertools import islice
 
     from ra_hmd.data.meme_dataset import open_data
-    from ra_hmd.features.extract_lmm import extract
+    from ra_hmd.features.extract_lmm import extract_hidden_states
     from ra_hmd.models.checkpoint import MemeModel, open_backbone
 
     run = open_backbone(str(bench.model_folder))
@@ -317,7 +317,11 @@ def extraction(bench: Bench) -> dict[str, float]:
         folder = bench.folder / f"features_{count}"
         chosen = memes[:count]
         seconds.append(
-            bench.timed(lambda chosen=chosen, folder=folder: extract(run, chosen, folder, batch_size=size, dtype=dtype))
+            bench.timed(
+                lambda chosen=chosen, folder=folder: extract_hidden_states(
+                    run, chosen, folder, batch_size=size, dtype=dtype
+                )
+            )
         )
     rate = (len(memes) - len(memes) // 4) / max(seconds[1] - seconds[0], 1e-3)
     return found | {"memes_per_s": rate, "ratio": found["bare_memes_per_s"] / rate, "all_s": seconds[1]}

@@ -23,7 +23,7 @@ from ra_hmd.retrieval.index import (
 )
 from ra_hmd.retrieval.knn import ABSENT, Neighbours, as_matrix
 
-EXACT_ROWS = 20_000
+EXACT_CANDIDATES = 20_000
 """Up to so many candidates `auto` searches exhaustively."""
 RECALL = 0.99
 _SCAN_COST = 2  # looking at a row in a list takes so many times as long as in a product of matrices (growth.py)
@@ -37,9 +37,9 @@ _SHALLOW, _DEEP = 16, 128
 class RowSearch:
     """Searches N rows for each other's nearest; a row whose code is the anchor's is never found.
 
-    `auto` searches up to `EXACT_ROWS` candidates exhaustively. More are sorted into lists; how many of these must be
-    looked through for a recall@20 of `RECALL` is measured with some of the anchors, and they are searched if that takes
-    at most half of exhaustive search. What it takes is counted in rows that are looked at, not in seconds: a run can
+    `auto` searches up to `EXACT_CANDIDATES` candidates exhaustively. More are sorted into lists; how many of these must
+    be looked through for a recall@20 of `RECALL` is measured with some of the anchors, and they are searched if that
+    takes at most half of exhaustive search. The cost is counted in rows that are looked at, not in seconds: a run can
     be repeated to the bit.
 
     Args:
@@ -139,7 +139,7 @@ class RowSearch:
         kind, most = self._kind, None
         if kind == "auto":
             most = _worthwhile_lists(len(anchors), len(candidates))
-            enough = len(candidates) > EXACT_ROWS and most > 0 and faiss.get_num_gpus() == 0
+            enough = len(candidates) > EXACT_CANDIDATES and most > 0 and faiss.get_num_gpus() == 0
             kind = "ivf" if enough else "flat"  # a GPU has searched exhaustively before lists are made
         if kind == "flat":
             return None, candidates, most

@@ -26,7 +26,7 @@ from llamafactory.extras.misc import has_tokenized_data
 
 from llamafactory_ext.sft_classifier.tokenized import (
     PICTURE,
-    check_images,
+    check_image_files,
     check_tokenized,
     file_state,
     picture_state,
@@ -271,7 +271,7 @@ def load_records(
         ) from error
     try:
         if reused:
-            _each(module, lambda dataset, name: check_images(dataset, f"`tokenized_path` {tokenized}, {name}"))
+            _each(module, lambda dataset, name: check_image_files(dataset, f"`tokenized_path` {tokenized}, {name}"))
         checked = _each(module, _checked)
     except UserError:
         if not reused:

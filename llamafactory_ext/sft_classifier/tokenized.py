@@ -47,7 +47,7 @@ def picture_state(example: dict[str, Any]) -> str:
     return f"{state}:{sha256_file(images[0])}" if ":" in state else state
 
 
-def check_images(dataset: Dataset, place: str) -> None:
+def check_image_files(dataset: Dataset, place: str) -> None:
     """Raise `UserError` where images are not those that `dataset`, read from `place`, was made from.
 
     A file with another time of change is read: copied data is as good.

@@ -17,7 +17,7 @@ from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.markdown import escape, fenced, markdown_table
 
 CARD_NAME = "README.md"
-OPEN = "TO BE FILLED IN BY"
+TO_FILL_IN = "TO BE FILLED IN BY"
 NOT_MEASURED = "not measured"
 # Text of the card that transformers' Trainer writes beside a model, until somebody has edited it.
 _AUTOMATIC = "This model card has been generated automatically according to the information the Trainer had access to"
@@ -60,7 +60,7 @@ def write_card(template: str, facts: Mapping[str, Any], output: str | Path, *, o
     text = _environment().get_template(template).render(facts)
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     write_text(path, text)
-    return Card(path, text.count(OPEN))
+    return Card(path, text.count(TO_FILL_IN))
 
 
 def _environment() -> Environment:
@@ -86,7 +86,7 @@ def _shown(value: object) -> str:
 
 def fill(who: str, what: str) -> Markdown:
     """Line for a fact that no file states."""
-    return Markdown(f"**{OPEN} {who}:** {what}")
+    return Markdown(f"**{TO_FILL_IN} {who}:** {what}")
 
 
 def code(value: object) -> Markdown:

@@ -25,8 +25,8 @@ Checkpoint = Annotated[Path, typer.Option(help="Stage 1 run or Stage 2 folder wi
 Store = Annotated[Path, typer.Option("--features", help="Feature store of the memes.")]
 Queries = Annotated[Path, typer.Option(help="Feature store of the memes to classify.")]
 Author = Annotated[str | None, typer.Option(help="Author of the change; default: the login name.")]
-Reason = Annotated[str, typer.Option(help="Reason of the change, for the log.")]
-Source = Annotated[str | None, typer.Option(help="Origin of the memes; default: the store's path.")]
+ChangeReason = Annotated[str, typer.Option(help="Reason of the change, for the log.")]
+MemeSource = Annotated[str | None, typer.Option(help="Origin of the memes; default: the store's path.")]
 Note = Annotated[str, typer.Option(help="Note that is kept with every row.")]
 Decided = Annotated[
     bool,
@@ -35,7 +35,7 @@ Decided = Annotated[
         help="Whether people labelled these memes: identical memes then get their labels. Examples only vote.",
     ),
 ]
-Identical = Annotated[
+IdenticalRows = Annotated[
     bool,
     typer.Option("--relabel-identical", help="Rows with the same image and caption get the new label too."),
 ]
@@ -50,13 +50,13 @@ def create_command(
     bank: Place,
     checkpoint: Checkpoint,
     features: Store,
-    reason: Reason = "created",
+    reason: ChangeReason = "created",
     author: Author = None,
     backend: Annotated[str | None, typer.Option(help="faiss or milvus; default: as BANK looks.")] = None,
     index: Annotated[str, typer.Option(help="auto, flat, ivf or hnsw.")] = "auto",
     recall: Annotated[float, typer.Option(help="Lowest recall@20 of an approximate index in a folder.")] = 0.99,
     seed: Annotated[int, typer.Option(help="Seed of such an index.")] = 0,
-    source: Source = None,
+    source: MemeSource = None,
     note: Note = "",
     decided: Decided = False,
     wait: Wait = 60.0,
@@ -97,12 +97,12 @@ def add_command(
     bank: Place,
     checkpoint: Checkpoint,
     features: Store,
-    reason: Reason,
+    reason: ChangeReason,
     author: Author = None,
-    source: Source = None,
+    source: MemeSource = None,
     note: Note = "",
     decided: Decided = True,
-    relabel_identical: Identical = False,
+    relabel_identical: IdenticalRows = False,
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
@@ -121,7 +121,7 @@ def add_command(
 @bank_app.command("remove")
 def remove_command(
     bank: Place,
-    reason: Reason,
+    reason: ChangeReason,
     ids: Annotated[list[str] | None, typer.Argument(help="Ids.")] = None,
     ids_file: Annotated[Path | None, typer.Option(help="A file with one id per line.")] = None,
     author: Author = None,
@@ -139,9 +139,9 @@ def remove_command(
 def relabel_command(
     bank: Place,
     labels: Annotated[list[str], typer.Argument(help="id=label …; with several classes id=0,1,0.")],
-    reason: Reason,
+    reason: ChangeReason,
     author: Author = None,
-    relabel_identical: Identical = False,
+    relabel_identical: IdenticalRows = False,
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
@@ -157,7 +157,7 @@ def relabel_command(
 def rollback_command(
     bank: Place,
     to: Annotated[int, typer.Option(help="The version to restore.")],
-    reason: Reason,
+    reason: ChangeReason,
     author: Author = None,
     wait: Wait = 60.0,
     lock: Lock = None,
@@ -256,7 +256,7 @@ def effect_command(
     add: Annotated[Path | None, typer.Option(help="Feature store of memes to add.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="Id to remove; may be given several times.")] = None,
     relabel: Annotated[list[str] | None, typer.Option(help="id=label; may be given several times.")] = None,
-    relabel_identical: Identical = False,
+    relabel_identical: IdenticalRows = False,
     rollback: Annotated[int | None, typer.Option(help="Version to go back to; without other changes.")] = None,
     final: Final = False,
     as_json: Json = False,

@@ -45,7 +45,7 @@ data_app = typer.Typer(
 )
 Folder = Annotated[Path, typer.Argument(help="Folder written by `ra-hmd data import`.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that open images.")]
-Task = Annotated[str | None, typer.Option(help="Task, see `ra-hmd data list`; default: the first.")]
+TaskName = Annotated[str | None, typer.Option(help="Task, see `ra-hmd data list`; default: the first.")]
 _WORKERS = os.cpu_count() or 1
 
 
@@ -60,7 +60,7 @@ def list_command() -> None:
 
 
 @data_app.command("import", cls=_Lists)
-def import_command(
+def import_dataset_command(
     dataset: Annotated[str, typer.Argument(help="hateful_memes, harm_c, … or generic; see `ra-hmd data list`.")],
     root: Annotated[Path, typer.Argument(help="Folder that the data set was unpacked to (generic: also a file).")],
     output: Output,
@@ -126,7 +126,7 @@ def check_command(
 def to_sharegpt_command(
     folder: Folder,
     output: Annotated[Path, typer.Option("--output", help="LLaMA-Factory's `dataset_dir`.")],
-    task: Task = None,
+    task: TaskName = None,
     prompt: Annotated[str | None, typer.Option(help="Question, with <image> and {text}.")] = None,
     media_dir: Annotated[Path | None, typer.Option(help="Write image paths relative to this folder.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the training data, in place of the official one.")] = None,
@@ -164,7 +164,7 @@ def k_shot_command(
         bool, typer.Option("--per-class/--no-per-class", help="Draw K memes of each class, or K in total.")
     ] = True,
     split: Annotated[str, typer.Option(help="Split to draw from.")] = "train",
-    task: Task = None,
+    task: TaskName = None,
     output: Annotated[Path | None, typer.Option(help="The file; default: k_shot/ in the folder.")] = None,
 ) -> None:
     """Write reproducible lists of ids for few-shot experiments."""

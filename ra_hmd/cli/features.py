@@ -26,7 +26,7 @@ features_app = typer.Typer(help="Feature stores.", **GROUP)
 Data = Annotated[str, typer.Option(help="File (.jsonl, ShareGPT .json), folder, or data set name.")]
 Split = Annotated[str, typer.Option(help="Name of the split.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Rows per file.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
+DecodingWorkers = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random weights.")]
 
 
@@ -64,16 +64,16 @@ def extract_command(
     split: Split = "train",
     batch_size: Annotated[int, typer.Option(min=1, help="Memes per forward pass.")] = 16,
     shard_size: ShardSize = 512,
-    workers: Workers = 2,
+    workers: DecodingWorkers = 2,
     padding_side: Annotated[str, typer.Option(help="left or right.")] = "left",
 ) -> None:
     """Extract features of memes by an LMM. An interrupted command continues when started again; also under torchrun."""
-    from ra_hmd.features.extract_lmm import extract
+    from ra_hmd.features.extract_lmm import extract_hidden_states
 
     run = model.open()
     memes, described = source.read(data, split, run.settings, run.media_dir)
     memes = memes[: source.limit]
-    folder = extract(
+    folder = extract_hidden_states(
         run,
         memes,
         output,
@@ -102,7 +102,7 @@ def encode_command(
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the hub.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Memes per call of the model.")] = 32,
     shard_size: ShardSize = 512,
-    workers: Workers = 2,
+    workers: DecodingWorkers = 2,
     dtype: Precision = "auto",
 ) -> None:
     """Extract image and text features of memes by a frozen CLIP-like encoder. Continues like extract; also under
@@ -156,7 +156,7 @@ def _bits(number: int | None) -> Literal[4, 8] | None:
 
 
 @features_app.command("import")
-def import_command(
+def import_store_command(
     source: Annotated[Path, typer.Argument(help="Official .pt file (ids, feats, labels).")],
     output: Output,
 ) -> None:

@@ -13,23 +13,23 @@ from ra_hmd.serve.options import AddressOptions, ServerSettings
 
 serve_app = typer.Typer()
 
-Run = Annotated[Path, typer.Argument(help="Folder with the head whose verdicts are served.")]
+RunFolder = Annotated[Path, typer.Argument(help="Folder with the head whose verdicts are served.")]
 Reference = Annotated[Path | None, typer.Option(help=ServerSettings.model_fields["reference"].description)]
-Detector = Annotated[ServedDetectorOptions, Without("batch_size")]
-Batching = Annotated[BatchingSettings, Without("prepare_threads")]
-Limits = Annotated[RequestLimits, Without("max_concurrent", "memory_factor")]
-Rationale = Annotated[RationaleOptions, Without("question", "engine", "without_adapter", "tensor_parallel_size")]
+DetectorFields = Annotated[ServedDetectorOptions, Without("batch_size")]
+BatchingFields = Annotated[BatchingSettings, Without("prepare_threads")]
+LimitFields = Annotated[RequestLimits, Without("max_concurrent", "memory_factor")]
+RationaleFields = Annotated[RationaleOptions, Without("question", "engine", "without_adapter", "tensor_parallel_size")]
 
 
 @serve_app.command("serve")
 @from_settings
 def serve_command(
-    run: Run,
+    run: RunFolder,
     address: AddressOptions,
-    detector: Detector,
-    batching: Batching,
-    limits: Limits,
-    rationale: Rationale,
+    detector: DetectorFields,
+    batching: BatchingFields,
+    limits: LimitFields,
+    rationale: RationaleFields,
     reference: Reference = None,
 ) -> None:
     """Serve verdicts, rationales and changes of the example bank over HTTP (docs/api.md).
@@ -54,13 +54,13 @@ def serve_command(
 @serve_app.command("console")
 @from_settings
 def console_command(
-    run: Run,
+    run: RunFolder,
     console: ConsoleSettings,
     address: AddressOptions,
-    detector: Detector,
-    batching: Batching,
-    limits: Limits,
-    rationale: Rationale,
+    detector: DetectorFields,
+    batching: BatchingFields,
+    limits: LimitFields,
+    rationale: RationaleFields,
     reference: Reference = None,
 ) -> None:
     """The moderators' page, in the same app as the API: check a meme, review a queue, correct the bank

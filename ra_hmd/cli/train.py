@@ -52,11 +52,11 @@ def linear_probe_command(
     shot_seed: Annotated[int, typer.Option(help="With --k-shot: number of the list of that size.")] = 0,
 ) -> None:
     """Fit a logistic regression on an encoder's features and save it as a head."""
-    from ra_hmd.training.linear_probe import Modality, ShotList, linear_probe
+    from ra_hmd.training.linear_probe import Modality, ShotSelection, linear_probe
 
     if (k_shot is None) != (shots is None):
         raise UserError("--k-shot FILE and --shots K belong together; give both or neither.")
-    shot_list = None if k_shot is None or shots is None else ShotList(k_shot, shots, shot_seed)
+    shot_list = None if k_shot is None or shots is None else ShotSelection(k_shot, shots, shot_seed)
     done = linear_probe(
         train,
         output,

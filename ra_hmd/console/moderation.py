@@ -13,7 +13,7 @@ from ra_hmd.console.reviews import Decision, Review, Reviews
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.images import file_digest
 from ra_hmd.inference.detector import Detector
-from ra_hmd.serve.bank_service import BankService, Label
+from ra_hmd.serve.bank_service import BankService, MemeLabel
 from ra_hmd.serve.batching import ServedVerdict
 
 _MAX_CHARACTERS = 2000  # of a reason or a note
@@ -32,7 +32,7 @@ class ChangePreview:
     """
 
     target: str | int
-    label: Label | None
+    label: MemeLabel | None
     version: int
     impact: dict[str, Any]
     rows: tuple[str, ...] = ()
@@ -67,11 +67,11 @@ class Moderation:
         """Whether an example bank is open."""
         return self._bank_service is not None
 
-    def labels_in_bank(self, served: ServedVerdict) -> dict[str, Label]:
+    def labels_in_bank(self, served: ServedVerdict) -> dict[str, MemeLabel]:
         """Return the labels, by id, of the bank's rows that are this meme: by image and caption, or by id."""
         return self.bank_service.labels_of(served.meme)
 
-    def preview(self, served: ServedVerdict, label: Label) -> ChangePreview:
+    def preview(self, served: ServedVerdict, label: MemeLabel) -> ChangePreview:
         """Compute the impact of a correction, without making it.
 
         Raises:
@@ -133,7 +133,7 @@ class Moderation:
         self,
         served: ServedVerdict,
         decision: Decision,
-        label: Label | None,
+        label: MemeLabel | None,
         author: str,
         bank_version: int | None = None,
         rows: tuple[str, ...] = (),

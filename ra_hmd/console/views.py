@@ -72,7 +72,7 @@ def meme_figure(meme: Meme, *, by_ocr: bool = False) -> str:
 
 
 @dataclass(frozen=True)
-class HeadOutput:
+class HeadScoreRow:
     """One output of a head: score and probability, and their thresholds (None for a single-label task)."""
 
     name: str
@@ -172,7 +172,7 @@ class Views:
             raw = self.service.detector.scorer.rule(head).thresholds.tolist()
             thresholds = list(zip(threshold_probabilities(self.service, head).tolist(), raw, strict=True))
         outputs = [
-            HeadOutput(name, float(score), float(probability), *limits)
+            HeadScoreRow(name, float(score), float(probability), *limits)
             for name, score, probability, limits in zip(
                 names[1:] if kind == "binary" else names, scores, probabilities, thresholds, strict=True
             )

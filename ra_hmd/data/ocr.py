@@ -62,7 +62,7 @@ def fill_captions(folder: str | Path, *, min_score: float = 0.5, show: bool = Fa
         if not wanted:
             continue
         if engine is None:
-            engine, source = open_engine()
+            engine, source = open_ocr_engine()
         kept = data.folder / _DONE / f"{split}.jsonl"
         read = _read_all(wanted, engine, kept, min_score, problems, show=show)
         write_split(data.folder, split, _with_captions(data, split, read, source))
@@ -83,7 +83,7 @@ def _is_to_be_read(meme: Meme) -> bool:
     return bool(now) and meme.extras.get(READ_FROM, now) != now
 
 
-def open_engine() -> tuple["RapidOCR", str]:
+def open_ocr_engine() -> tuple["RapidOCR", str]:
     """Return the OCR engine, and its name for `text_source`.
 
     Raises:

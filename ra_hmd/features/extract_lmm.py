@@ -11,7 +11,7 @@ from ra_hmd.features.extraction import make_features
 from ra_hmd.models.checkpoint import MemeModel, Run
 
 
-def extract(
+def extract_hidden_states(
     run: Run,
     memes: list[Meme],
     output: str | Path,

@@ -19,7 +19,7 @@ from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.features.compatibility import store_fingerprint
 from ra_hmd.features.store import Features
 
-Stores = Mapping[str, Features] | Mapping[Path, Features] | Mapping[str | Path, Features]
+StoresByPlace = Mapping[str, Features] | Mapping[Path, Features] | Mapping[str | Path, Features]
 """Place (folder) to features."""
 FINAL_RECORD = "final_evaluations.jsonl"
 """File in a head's folder with one line per evaluation that opened a test split."""
@@ -57,13 +57,13 @@ def store_digest(features: Features) -> str:
 
 
 def open_labels(
-    scored: Stores | None = None,
+    scored: StoresByPlace | None = None,
     heads: Sequence[str | Path] = (),
     *,
     final: bool = False,
     command: str = "",
-    examples: Stores | None = None,
-    chosen_by: Stores | Mapping[str, Features | str] | Mapping[str, str] | None = None,
+    examples: StoresByPlace | None = None,
+    chosen_by: StoresByPlace | Mapping[str, Features | str] | Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Check that labels may be read, and record that a test split is opened.
 
@@ -118,7 +118,7 @@ def open_labels(
     return {"final": final, "test_sets": tests, "opened_before": before}
 
 
-def _labelled(stores: Stores) -> dict[str, Features]:
+def _labelled(stores: StoresByPlace) -> dict[str, Features]:
     return {str(place): features for place, features in stores.items() if _has_labels(features)}
 
 

@@ -201,10 +201,10 @@ class Detector:
 
     def _read(self, image: Image) -> tuple[str, str]:
         """Caption read from an image, and the name of the OCR engine."""
-        from ra_hmd.data.ocr import open_engine, read_text
+        from ra_hmd.data.ocr import open_ocr_engine, read_text
 
         with self._reading:  # a service calls `prepare` in several threads; the engine runs in one at a time
             if self._reader is None:
-                self._reader = open_engine()
+                self._reader = open_ocr_engine()
             engine, source = self._reader
             return read_text(engine, image)["text"], source

@@ -28,12 +28,12 @@ from ra_hmd.core.artifacts import (
 from ra_hmd.core.config import Settings, load_settings
 from ra_hmd.core.errors import UserError, first_line, raise_all
 from ra_hmd.core.manifests import Stage1Manifest, write_manifest
+from ra_hmd.models.checkpoint import ADAPTER_CONFIG
 from ra_hmd.models.head import HeadConfig, save_head
 from ra_hmd.models.tokenization import FAMILY_TEMPLATES, InputSettings
 
 CLASSIFIER = "classifier.bin"
 CLASSIFIER_CONFIG = "classifier_config.json"
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _LAYER = re.compile(r"(?:mlp\.(?P<place>\d+)|output_layer)\.(?P<part>weight|bias)")

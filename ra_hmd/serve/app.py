@@ -23,7 +23,14 @@ from ra_hmd.serve.context import AppContext
 from ra_hmd.serve.errors import install_error_handlers
 from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.metrics import Metrics
-from ra_hmd.serve.middleware import OPEN, AuthMiddleware, BodyLimit, HostMiddleware, RequestMetrics, RootPathMiddleware
+from ra_hmd.serve.middleware import (
+    OPEN_PATHS,
+    AuthMiddleware,
+    BodyLimit,
+    HostMiddleware,
+    RequestMetrics,
+    RootPathMiddleware,
+)
 from ra_hmd.serve.routes import meme_routes, system_routes
 
 _BODIES = (
@@ -126,6 +133,6 @@ def _openapi(app: FastAPI, *, locked: bool) -> dict[str, Any]:
             }
             for path, item in document["paths"].items():
                 for operation in item.values():
-                    operation["security"] = [] if path in OPEN else [{"bearer": []}, {"key": []}]
+                    operation["security"] = [] if path in OPEN_PATHS else [{"bearer": []}, {"key": []}]
         app.openapi_schema = document
     return app.openapi_schema

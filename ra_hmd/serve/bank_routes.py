@@ -23,7 +23,7 @@ from ra_hmd.serve.schemas import (
     SearchRequest,
     to_meme,
 )
-from ra_hmd.serve.uploads import read_json
+from ra_hmd.serve.uploads import read_json_body
 
 _GET_ERRORS = error_responses(400, 401, 404, 422, 429, 503, 504)
 _SEARCH_ERRORS = error_responses(*BODY_ERRORS, 404)
@@ -59,14 +59,14 @@ def _add_read_routes(router: APIRouter, context: AppContext) -> None:
     @router.post("/search", response_model=SearchAnswer, responses=_SEARCH_ERRORS, openapi_extra=body(SearchRequest))
     async def search(request: Request) -> Any:
         """The rows nearest to a meme, of which nothing is kept."""
-        sent = await read_json(request, SearchRequest)
+        sent = await read_json_body(request, SearchRequest)
         meme = to_meme(sent.meme)
         return await context.query_bank(request, partial(BankService.search, meme=meme, k=sent.k), [meme])
 
     @router.post("/effect", response_model=Effect, responses=_PREVIEW_ERRORS, openapi_extra=body(EffectRequest))
     async def effect(request: Request) -> Any:
         """What a change would do to verdicts on the reference and on the memes judged last; nothing is changed."""
-        sent = await read_json(request, EffectRequest)
+        sent = await read_json_body(request, EffectRequest)
         if sent.rollback is not None:
             if sent.add or sent.remove or sent.relabel:
                 raise APIError(422, "`rollback` stands alone: look at it, or at the other changes.")

@@ -25,7 +25,7 @@ from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.scoring.change_impact import change_impact
 from ra_hmd.serve.batching import BatchingService
 
-Label = int | list[int]
+MemeLabel = int | list[int]
 """A class index, or for a task with several classes per meme a list with 0 or 1 for each class."""
 
 
@@ -91,7 +91,7 @@ class BankService:
     def add(
         self,
         memes: Sequence[Meme],
-        labels: Sequence[Label],
+        labels: Sequence[MemeLabel],
         *,
         author: str,
         reason: str,
@@ -165,7 +165,7 @@ class BankService:
     def preview(
         self,
         add: Sequence[Meme] = (),
-        labels: Sequence[Label] = (),
+        labels: Sequence[MemeLabel] = (),
         remove: Sequence[str] = (),
         relabel: Mapping[str, Any] | None = None,
         *,
@@ -215,7 +215,7 @@ class BankService:
         with self._exclusive():
             return self.bank.version
 
-    def labels_of(self, meme: Meme) -> dict[str, Label]:
+    def labels_of(self, meme: Meme) -> dict[str, MemeLabel]:
         """Return the labels, by id, of the rows that are a meme: with the same image and caption, or the same id."""
         content = content_hash(meme.load_image(), meme.text or "")
         with self._exclusive():
@@ -267,7 +267,7 @@ class BankService:
         return self.reference.plus(recent.select(new))
 
     def _rows(
-        self, memes: Sequence[Meme], labels: Sequence[Label], source: str, notes: Sequence[str] | None = None
+        self, memes: Sequence[Meme], labels: Sequence[MemeLabel], source: str, notes: Sequence[str] | None = None
     ) -> tuple[BankRows, list[PreparedMeme]]:
         """Rows of the bank for new memes, and the prepared memes that give their embeddings."""
         if not memes:
@@ -286,7 +286,7 @@ class BankService:
         return rows, prepared
 
 
-def _label_array(labels: Sequence[Label]) -> np.ndarray:
+def _label_array(labels: Sequence[MemeLabel]) -> np.ndarray:
     try:
         return np.array(labels, dtype=np.int64)
     except (ValueError, OverflowError) as error:

@@ -27,7 +27,7 @@ from ra_hmd.serve.batching import BatchingService, ServedVerdict, ServiceBusy, S
 from ra_hmd.serve.errors import APIError
 from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.middleware import Budget
-from ra_hmd.serve.uploads import Model, check_meme_count, count_pixels, read_json
+from ra_hmd.serve.uploads import Model, check_meme_count, count_pixels, read_json_body
 
 T = TypeVar("T")
 _THREADS = 2
@@ -215,7 +215,7 @@ class AppContext:
         """Parse the body of a change, after the checks of its key (403) and of the bank (404)."""
         require_moderator(request, self.keys)
         _ = self.require_bank
-        return await read_json(request, kind)
+        return await read_json_body(request, kind)
 
     async def change_bank(self, request: Request, call: Callable[..., T], memes: Sequence[Meme] = ()) -> T:
         """Run `call(bank_service, author=…)` with the name of the request's key as the author.

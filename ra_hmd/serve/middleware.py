@@ -23,7 +23,7 @@ from ra_hmd.serve.metrics import Metrics, log, log_request
 CONSOLE = "/console"
 PROBES = ("/health", "/ready")
 """Paths that need neither a key nor an allowed host: container health checks call them by IP address."""
-OPEN = (*PROBES, "/docs", "/openapi.json")
+OPEN_PATHS = (*PROBES, "/docs", "/openapi.json")
 """Paths that need no key. The documentation page and the OpenAPI document are the same for every service, and a browser
 that opens a page sends no key."""
 _DOCS_FILES = "/static-offline-docs/"
@@ -199,13 +199,13 @@ def _method(scope: Scope) -> str:
 
 def _is_open(scope: Scope) -> bool:
     path = path_of(scope)
-    return path in OPEN or path.startswith(_DOCS_FILES) or _in_console(scope)
+    return path in OPEN_PATHS or path.startswith(_DOCS_FILES) or _in_console(scope)
 
 
 class AuthMiddleware:
     """API-key authentication middleware. Without keys, read requests are anonymous.
 
-    `OPEN` paths need no key, and the console has a login of its own.
+    `OPEN_PATHS` paths need no key, and the console has a login of its own.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyRing | None) -> None:

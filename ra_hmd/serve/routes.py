@@ -28,7 +28,7 @@ from ra_hmd.serve.schemas import (
     Ready,
     to_meme,
 )
-from ra_hmd.serve.uploads import read_json, read_memes
+from ra_hmd.serve.uploads import read_json_body, read_posted_memes
 
 _FORM = {
     "type": "object",
@@ -70,7 +70,7 @@ def meme_routes(context: AppContext) -> APIRouter:
         one that is the answer's status, 422. Of an animated picture the first frame is judged, upright, with
         transparent parts white.
         """
-        memes = [to_meme(meme) for meme in await read_memes(request, context.limits)]
+        memes = [to_meme(meme) for meme in await read_posted_memes(request, context.limits)]
         results = await context.classify(request, memes)
         if len(results) == 1 and isinstance(results[0], UserError):
             raise APIError(422, _named_error(memes[0], results[0]))
@@ -85,7 +85,7 @@ def meme_routes(context: AppContext) -> APIRouter:
     )
     async def explain(request: Request) -> ExplainAnswer:
         """Judge one meme, and let the language model put the verdict into words, under the operator's policy."""
-        meme = to_meme((await read_json(request, ExplainRequest)).meme)
+        meme = to_meme((await read_json_body(request, ExplainRequest)).meme)
         if context.explainer is None:
             raise APIError(404, "No rationales are available: the head is on an encoder, which generates no text.")
         deadline = request.state.deadline

@@ -47,7 +47,7 @@ class _HeaderFile(BytesIO):
         return super().read(size)
 
 
-async def read_json(request: Request, kind: type[Model]) -> Model:
+async def read_json_body(request: Request, kind: type[Model]) -> Model:
     """Parse a JSON body as a model, in a thread, because the body may be large.
 
     Raises:
@@ -80,7 +80,7 @@ def _parse(body: bytes) -> Any:
     raise APIError(422, "The body does not fit.", [RequestProblem(where="body", what=f"Invalid JSON: {reason}")])
 
 
-async def read_memes(request: Request, limits: RequestLimits) -> list[MemeIn]:
+async def read_posted_memes(request: Request, limits: RequestLimits) -> list[MemeIn]:
     """Parse memes from JSON, or from a form with `images` (files) and optional `texts` and `ids`, one for each image.
 
     Raises:
@@ -89,7 +89,7 @@ async def read_memes(request: Request, limits: RequestLimits) -> list[MemeIn]:
     if _content_type(request) == _FORM:
         memes = await _read_form(request, limits)
     elif _content_type(request) == _JSON:
-        memes = (await read_json(request, ClassifyRequest)).memes
+        memes = (await read_json_body(request, ClassifyRequest)).memes
     else:
         raise APIError(415, f"The body must be {_JSON} or {_FORM}.")
     check_meme_count(memes, limits)

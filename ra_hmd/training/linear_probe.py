@@ -34,7 +34,7 @@ _ITERATIONS = 1000  # of L-BFGS, as CLIP's
 
 
 @dataclass(frozen=True)
-class ShotList:
+class ShotSelection:
     """One K-shot list: the only rows that are fitted."""
 
     path: Path
@@ -54,7 +54,7 @@ def linear_probe(
     modality: Modality = "both",
     c: float | None = None,
     standardise: bool = False,
-    shot_list: ShotList | None = None,
+    shot_list: ShotSelection | None = None,
     command: str = "",
 ) -> LinearProbeManifest:
     """Fit a logistic regression by L-BFGS, with an L2 penalty of 1 / C, and write it as a head.
@@ -109,7 +109,7 @@ def linear_probe(
     )
 
 
-def _shot_arguments(shot_list: ShotList | None) -> dict[str, object]:
+def _shot_arguments(shot_list: ShotSelection | None) -> dict[str, object]:
     if shot_list is None:
         return {}
     return {"k_shot": shot_list.path, "shots": shot_list.shots, "shot_seed": shot_list.seed}

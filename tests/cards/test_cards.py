@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from ra_hmd.cards.build import make_card
 from ra_hmd.cards.evaluation_results import limits
-from ra_hmd.cards.render import OPEN, CardMetadata, Markdown, _shown, short
+from ra_hmd.cards.render import TO_FILL_IN, CardMetadata, Markdown, _shown, short
 from ra_hmd.cli.app import app
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
@@ -60,8 +60,8 @@ def card_of(source: Path, output: Path, *words: str | Path) -> str:
     """A card by the command; the count that it prints is that of the lines."""
     printed = ra_hmd("card", source, "--output", output, *words)
     text = (output / "README.md").read_text()
-    assert f"{text.count(OPEN)} lines are left" in printed
-    assert text.count(OPEN) == len(re.findall(rf"^\*\*{OPEN} [A-Z' ]+:\*\* \S.*\.$", text, re.MULTILINE))
+    assert f"{text.count(TO_FILL_IN)} lines are left" in printed
+    assert text.count(TO_FILL_IN) == len(re.findall(rf"^\*\*{TO_FILL_IN} [A-Z' ]+:\*\* \S.*\.$", text, re.MULTILINE))
     assert not re.search(r"\{\{|\{%|None|Undefined|\n\n\n", text)
     return text
 

@@ -22,7 +22,7 @@ from ra_hmd.cli.app import app
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import file_digest, load_image
 from ra_hmd.data.meme_dataset import open_data
-from ra_hmd.data.ocr import fill_captions, open_engine, read_text
+from ra_hmd.data.ocr import fill_captions, open_ocr_engine, read_text
 
 Lines = list[tuple[str, float]]
 
@@ -392,5 +392,5 @@ def test_words_on_a_transparent_ground_are_read(tmp_path: Path, mode: str) -> No
         image.putalpha(Image.eval(grey, lambda value: 255 - value))
         image = image.convert(mode)
     image.save(tmp_path / "a.png")
-    engine, _ = open_engine()
+    engine, _ = open_ocr_engine()
     assert read_text(engine, load_image(tmp_path / "a.png"))["text"] == "coffee is ready"

@@ -19,7 +19,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.prompt import Answers, PromptTemplate
 from ra_hmd.data.resolve import resolve_memes
-from ra_hmd.features.extract_lmm import extract
+from ra_hmd.features.extract_lmm import extract_hidden_states
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.checkpoint import open_backbone, open_run
 
@@ -31,7 +31,7 @@ COMMAND = [str(BIN / "ra-hmd"), "extract", "--workers", "0"]
 @pytest.fixture(scope="module")
 def reference(stage1_run: Path, memes: Path, tmp_path_factory: pytest.TempPathFactory) -> Features:
     output = tmp_path_factory.mktemp("reference") / "a_train"
-    extract(open_run(stage1_run), read_memes(memes / "a" / "train.jsonl"), output, num_workers=0)
+    extract_hidden_states(open_run(stage1_run), read_memes(memes / "a" / "train.jsonl"), output, num_workers=0)
     return read_features(output)
 
 
@@ -52,7 +52,7 @@ def test_order_labels_and_shapes(reference: Features, memes: Path) -> None:
 
 
 def test_training_and_extraction_give_the_same_scores(stage1_run: Path, memes: Path, tmp_path: Path) -> None:
-    extract(open_run(stage1_run), read_memes(memes / "a" / "dev.jsonl"), tmp_path / "dev", num_workers=0)
+    extract_hidden_states(open_run(stage1_run), read_memes(memes / "a" / "dev.jsonl"), tmp_path / "dev", num_workers=0)
     found = read_features(tmp_path / "dev")
     rows = dict(zip(found.ids, zip(found.lmh_score[:, 0], found.lrc_logit[:, 0], strict=True), strict=True))
     predicted = [json.loads(line) for line in (stage1_run / "predictions.jsonl").read_text().splitlines()]
@@ -70,7 +70,7 @@ def test_training_and_extraction_give_the_same_scores(stage1_run: Path, memes: P
 def test_results_do_not_depend_on_how(
     stage1_run: Path, memes: Path, reference: Features, tmp_path: Path, options: dict
 ) -> None:
-    extract(
+    extract_hidden_states(
         open_run(stage1_run), read_memes(memes / "a" / "train.jsonl"), tmp_path / "f", **({"num_workers": 0} | options)
     )
     assert_same(read_features(tmp_path / "f"), reference)
@@ -117,9 +117,9 @@ def test_killed_and_resumed(
 
 def test_another_source_is_refused(stage1_run: Path, memes: Path, tmp_path: Path) -> None:
     data = read_memes(memes / "a" / "dev.jsonl")
-    extract(open_run(stage1_run), data, tmp_path / "f", num_workers=0)
+    extract_hidden_states(open_run(stage1_run), data, tmp_path / "f", num_workers=0)
     with pytest.raises(UserError, match="made from something else(?s:.*)adapter(?s:.*)head"):
-        extract(open_run(stage1_run / "checkpoint-4"), data[:-1], tmp_path / "f")
+        extract_hidden_states(open_run(stage1_run / "checkpoint-4"), data[:-1], tmp_path / "f")
 
 
 def test_question_of_another_prompt_is_refused(memes: Path, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_unreadable_images_are_listed_before_the_model_is_loaded(stage1_run: Pat
     for meme in gone:
         meme.image.unlink()
     with pytest.raises(UserError, match=r"Images that cannot be opened.*\(2\)"):
-        extract(open_run(stage1_run), read_memes(tmp_path / "a" / "dev.jsonl"), tmp_path / "f")
+        extract_hidden_states(open_run(stage1_run), read_memes(tmp_path / "a" / "dev.jsonl"), tmp_path / "f")
     assert not (tmp_path / "f").exists()
 
 
@@ -182,7 +182,9 @@ def test_truncated_image_is_named_without_a_traceback(stage1_run: Path, memes: P
 
 
 def test_backbone_only(tiny: object, memes: Path, tmp_path: Path) -> None:
-    extract(open_backbone(str(tiny("qwen3_vl"))), read_memes(memes / "a" / "dev.jsonl"), tmp_path / "f", num_workers=0)
+    extract_hidden_states(
+        open_backbone(str(tiny("qwen3_vl"))), read_memes(memes / "a" / "dev.jsonl"), tmp_path / "f", num_workers=0
+    )
     found = read_features(tmp_path / "f")
     assert found.embedding is None
     assert found.lrc_logit is None

@@ -22,7 +22,7 @@ from ra_hmd.data.readers.tasks import Task
 from ra_hmd.data.resolve import imported_task, resolve_memes
 from ra_hmd.data.sharegpt_export import write_sharegpt
 from ra_hmd.data.training_records import TrainingRecord
-from ra_hmd.features.extract_lmm import extract
+from ra_hmd.features.extract_lmm import extract_hidden_states
 from ra_hmd.features.store import read_features
 from ra_hmd.models.checkpoint import open_backbone
 
@@ -168,11 +168,11 @@ def test_labels_of_another_kind_are_refused_before_the_model_is_loaded(tiny: Any
     image = picture(tmp_path / "a.png")
     single, several, none = (Meme(str(n), image, "a", label) for n, label in enumerate((1, (0, 2), None)))
     with pytest.raises(UserError, match=r"Meme '1' has the label \(0, 2\), one class index is expected.*--task"):
-        extract(run, [none, single, several], tmp_path / "f")
+        extract_hidden_states(run, [none, single, several], tmp_path / "f")
     with pytest.raises(UserError, match="Meme '0' has the label 1, a list of some of 3 class indices is expected"):
-        extract(run, [none, several, single], tmp_path / "f", label_classes=3)
+        extract_hidden_states(run, [none, several, single], tmp_path / "f", label_classes=3)
     with pytest.raises(UserError, match=r"Labels that are not among 2 classes(?s:.*)'1': \(0, 2\)"):
-        extract(run, [several], tmp_path / "f", label_classes=2)
+        extract_hidden_states(run, [several], tmp_path / "f", label_classes=2)
     assert not (tmp_path / "f").exists()
-    extract(run, [several, none], tmp_path / "f", label_classes=3, num_workers=0)
+    extract_hidden_states(run, [several, none], tmp_path / "f", label_classes=3, num_workers=0)
     assert read_features(tmp_path / "f").labels.tolist() == [[1, 0, 1], [-1, -1, -1]]

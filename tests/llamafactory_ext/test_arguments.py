@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from llamafactory_ext.arguments import OUR_FIELDS, STAGE, ClassifierFinetuningArguments, normalise
+from llamafactory_ext.arguments import OUR_FIELDS, STAGE, ClassifierFinetuningArguments, correct_host_arguments
 from ra_hmd.core.errors import UserError
 
 
@@ -86,11 +86,11 @@ def test_our_checks_leave_other_stages_alone() -> None:
 
 def test_silent_traps_are_normalised() -> None:
     args = {"quantization_method": "bitsandbytes", "classifier_lr": "1e-4"}
-    notes = normalise(args)
+    notes = correct_host_arguments(args)
     assert args == {"quantization_method": "bnb", "classifier_lr": 1e-4}
     assert len(notes) == 2
 
 
 def test_unknown_quantisation_method_is_refused() -> None:
     with pytest.raises(UserError, match="bitsandbyte"):
-        normalise({"quantization_method": "bitsandbyte"})
+        correct_host_arguments({"quantization_method": "bitsandbyte"})

@@ -16,7 +16,7 @@ from llamafactory.hparams import (
 )
 
 from llamafactory_ext.arguments import OUR_FIELDS
-from llamafactory_ext.host_arguments import HONOURED, REFUSED, WITHOUT_EFFECT, refusals
+from llamafactory_ext.host_arguments import HONOURED, REFUSED_ARGUMENTS, WITHOUT_EFFECT, refusals
 
 CLASSES = (ModelArguments, DataArguments, TrainingArguments, FinetuningArguments, GeneratingArguments)
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def host_arguments() -> set[str]:
 
 
 def test_every_argument_of_host_and_transformers_is_in_one_table() -> None:
-    tables = (set(HONOURED), set(REFUSED), set(WITHOUT_EFFECT))
+    tables = (set(HONOURED), set(REFUSED_ARGUMENTS), set(WITHOUT_EFFECT))
     assert set().union(*tables) == host_arguments()
     assert sum(map(len, tables)) == len(host_arguments())
     assert not host_arguments() & set(OUR_FIELDS)
@@ -39,7 +39,7 @@ def test_defaults_are_refused_nowhere(tmp_path: Path) -> None:
     assert refusals(*made) == []
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REFUSED_ARGUMENTS)
 def test_what_is_refused_names_argument_and_value(name: str) -> None:
     value: Any = False if name in ("ignore_pad_token_for_loss", "eval_do_concat_batches", "enable_thinking") else 0.25
     given = SimpleNamespace(**{name: value, "template": "qwen3_vl"})
@@ -69,4 +69,4 @@ def test_no_configuration_of_ours_sets_what_is_refused() -> None:
 
 def test_documentation_names_every_refused_argument() -> None:
     text = (ROOT / "docs" / "stage1.md").read_text()
-    assert [name for name in REFUSED if f"`{name}`" not in text] == []
+    assert [name for name in REFUSED_ARGUMENTS if f"`{name}`" not in text] == []

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from llamafactory_ext.arguments import STAGE, ClassifierFinetuningArguments
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme_files import read_memes
-from ra_hmd.features.extract_lmm import extract
+from ra_hmd.features.extract_lmm import extract_hidden_states
 from ra_hmd.features.store import read_features
 from ra_hmd.models.checkpoint import open_run
 from stage2.losses.settings import retrieval_loss
@@ -114,7 +114,7 @@ def test_bank_is_renewed_by_optimizer_steps_after_the_warm_up(one_rank: Path) ->
 def test_bank_is_the_extracted_embedding_of_the_training_set(one_rank: Path, memes: Path, tmp_path: Path) -> None:
     # The checkpoint of step 4 is what the bank of step 4 was made with.
     records = read_memes(memes / "confounders_a.json", media_dir=memes)[:24]
-    extract(open_run(one_rank / "out" / "checkpoint-4"), records, tmp_path / "f", num_workers=0)
+    extract_hidden_states(open_run(one_rank / "out" / "checkpoint-4"), records, tmp_path / "f", num_workers=0)
     bank = load(one_rank / "bank-0-4.pt")["bank"].numpy()
     assert np.abs(read_features(tmp_path / "f").embedding - bank).max() < 1e-4
 

@@ -18,7 +18,7 @@ from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
 from ra_hmd.data.meme_files import read_memes
-from ra_hmd.features.extract_lmm import extract
+from ra_hmd.features.extract_lmm import extract_hidden_states
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.checkpoint import Run, load_encoder, open_run
 from ra_hmd.models.head import read_head_config
@@ -33,7 +33,7 @@ Records = list[dict[str, Any]]
 
 def extracted(run: Run, data: Path, output: Path) -> Features:
     memes = read_memes(data, prompt=run.settings.prompt, answers=run.settings.expected_answers)
-    extract(run, memes, output, num_workers=0)
+    extract_hidden_states(run, memes, output, num_workers=0)
     return read_features(output)
 
 

@@ -13,7 +13,7 @@ from llamafactory.train import tuner
 from safetensors.torch import load_file
 
 from ra_hmd.data.meme_files import read_memes
-from ra_hmd.features.extract_lmm import extract
+from ra_hmd.features.extract_lmm import extract_hidden_states
 from ra_hmd.features.store import read_features
 from ra_hmd.models.checkpoint import open_run
 
@@ -23,7 +23,7 @@ Config = Callable[..., dict[str, Any]]
 
 
 def features(run: Path, memes: Path, output: Path) -> Any:
-    extract(open_run(run), read_memes(memes / "a" / "dev.jsonl"), output, num_workers=0)
+    extract_hidden_states(open_run(run), read_memes(memes / "a" / "dev.jsonl"), output, num_workers=0)
     return read_features(output)
 
 

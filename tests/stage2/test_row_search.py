@@ -52,7 +52,7 @@ def test_the_depth_of_a_search_does_not_grow_with_a_large_group(monkeypatch):
 
 @pytest.mark.parametrize("metric", ["ip", "l2"])
 def test_lists_are_searched_where_they_find_what_there_is(monkeypatch, metric):
-    monkeypatch.setattr(row_search, "EXACT_ROWS", 1000)
+    monkeypatch.setattr(row_search, "EXACT_CANDIDATES", 1000)
     rows, every = clustered(6000), np.arange(6000)
     search = RowSearch(rows, every, metric, "auto", 2)
     found, exact = search(every, every, 2), RowSearch(rows, every, metric, "flat", 2)(every, every, 2)
@@ -65,7 +65,7 @@ def test_lists_are_searched_where_they_find_what_there_is(monkeypatch, metric):
 
 
 def test_without_structure_every_row_is_looked_at_and_that_is_told(monkeypatch):
-    monkeypatch.setattr(row_search, "EXACT_ROWS", 1000)
+    monkeypatch.setattr(row_search, "EXACT_CANDIDATES", 1000)
     rows, every = unit_rows(np.random.default_rng(0).normal(size=(4000, 64))), np.arange(4000)
     search = RowSearch(rows, every, "ip", "auto", 1)
     assert np.array_equal(search(every, every, 1).rows, brute_force(rows, every, every, every, 1))
@@ -76,7 +76,7 @@ def test_without_structure_every_row_is_looked_at_and_that_is_told(monkeypatch):
 
 def test_of_many_equal_rows_the_first_are_found_and_few_are_kept(monkeypatch):
     """Lists hold 2 K of 1,500 equal rows; an anchor finds the first ones that are not of its own group."""
-    monkeypatch.setattr(row_search, "EXACT_ROWS", 1000)
+    monkeypatch.setattr(row_search, "EXACT_CANDIDATES", 1000)
     rows, codes = clustered(6000), np.arange(6000)
     rows[:1500], codes[:10] = rows[0], 0
     every = np.arange(6000)

@@ -32,7 +32,7 @@ from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
 from ra_hmd.models.head import load_head
 from ra_hmd.models.tiny_clip import EncoderFamily, make_tiny_encoder
 from ra_hmd.retrieval.embeddings import hidden_tensor, run_head
-from ra_hmd.training.linear_probe import GRID, ShotList, linear_probe
+from ra_hmd.training.linear_probe import GRID, ShotSelection, linear_probe
 from ra_hmd.training.zero_shot import zero_shot
 from ra_hmd.training.zero_shot_prompts import NEGATIVE, POSITIVE, Prompts
 
@@ -377,7 +377,7 @@ def test_a_k_shot_probe_is_that_of_its_rows(encoded: Callable[..., Path], data: 
     manifest = read_json(tmp_path / "few/ra_hmd.json")
     assert manifest.features.train.rows == 4
     assert (manifest.arguments.shots, manifest.arguments.shot_seed) == (2, 1)
-    linear_probe(train, tmp_path / "other", c=10, shot_list=ShotList(lists, 2, 0))
+    linear_probe(train, tmp_path / "other", c=10, shot_list=ShotSelection(lists, 2, 0))
     assert read_json(tmp_path / "other/ra_hmd.json").features.train.k_shot != manifest.features.train.k_shot
 
     command("evaluate", "--checkpoint", tmp_path / "few", "--bank", train, "--queries", dev, "--bootstrap-samples", 100,
@@ -424,7 +424,7 @@ def test_a_probe_refuses_what_does_not_fit(tmp_path: Path) -> None:
         ({"c": 0.0}, "--c 0.0 must be a number above 0"),
         ({"c": 1.0, "dev": dev}, "--dev chooses C"),
         ({"output": train}, "holds a feature store"),
-        ({"shot_list": ShotList(tmp_path / "none.json", 2)}, "none.json does not exist"),
+        ({"shot_list": ShotSelection(tmp_path / "none.json", 2)}, "none.json does not exist"),
     ):
         with pytest.raises(UserError, match=said):
             linear_probe(**{"train": train, "output": tmp_path / "head"} | asked)

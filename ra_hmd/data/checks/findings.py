@@ -20,7 +20,7 @@ from ra_hmd.data.readers.tasks import Expected, Task
 from ra_hmd.data.text import well_formed
 
 Severity = Literal["error", "warning", "info"]
-SHOWN = 20
+MOST_EXAMPLES = 20
 # Of 64. An image that is stored again, smaller or in another format, differs in fewer; one with new words in more.
 SAME_IMAGE_BITS = 4
 _BLOCK = 4096
@@ -50,7 +50,7 @@ class Finding:
     def add(self, example: str) -> None:
         """Count an occurrence, and keep the first ones as examples."""
         self.count += 1
-        if len(self.examples) < SHOWN:
+        if len(self.examples) < MOST_EXAMPLES:
             self.examples.append(well_formed(example))
 
 

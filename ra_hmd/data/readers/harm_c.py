@@ -14,7 +14,7 @@ from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import Row
 
 INTENSITIES = ("not harmful", "somewhat harmful", "very harmful")
-TARGETS = ("individual", "organization", "community", "society")
+HARM_TARGETS = ("individual", "organization", "community", "society")
 V0 = "V0 folders"
 
 
@@ -31,7 +31,7 @@ class HarMeme(Reader):
         Task("hate", ("not harmful", "harmful")),
         Task("intensity", INTENSITIES, f"{CHOICE_PROMPT}How harmful is it? Answer with one of: "
              f"{', '.join(INTENSITIES)}.", INTENSITIES),
-        choice_task("target", TARGETS, "Whom does it harm?", multi_label=True),
+        choice_task("target", HARM_TARGETS, "Whom does it harm?", multi_label=True),
     )  # fmt: skip
     prefix: str
     stems: tuple[str, ...] = ("",)
@@ -50,9 +50,9 @@ class HarMeme(Reader):
         intensity, *targets = labels
         if intensity not in (*INTENSITIES, ""):  # one row of Harm-P has an empty intensity, which counts as harmful
             raise ValueError(f"intensity is {intensity!r}; known are {', '.join(INTENSITIES)}")
-        unknown = [target for target in targets if target not in TARGETS]
+        unknown = [target for target in targets if target not in HARM_TARGETS]
         if unknown:
-            raise ValueError(f"targets {unknown!r} are not among {', '.join(TARGETS)}")
+            raise ValueError(f"targets {unknown!r} are not among {', '.join(HARM_TARGETS)}")
         return Meme(
             id=self.meme_id(values["id"], part.split),
             image=Path(values["image"]),
@@ -62,7 +62,7 @@ class HarMeme(Reader):
             extras={
                 **{key: value for key, value in values.items() if key not in ("id", "image", "text")},
                 "intensity": INTENSITIES.index(intensity) if intensity else None,
-                "target": sorted(TARGETS.index(target) for target in targets),
+                "target": sorted(HARM_TARGETS.index(target) for target in targets),
             },
         )
 

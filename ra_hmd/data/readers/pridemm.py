@@ -17,7 +17,7 @@ from ra_hmd.data.readers.tasks import HATE, Expected, choice_task, yes_no_task
 from ra_hmd.data.readers.tree import Tree
 from ra_hmd.data.rows import Row
 
-TARGETS = ("undirected", "individual", "community", "organization")
+HATE_TARGETS = ("undirected", "individual", "community", "organization")
 STANCES = ("neutral", "support", "oppose")
 _COLUMNS = {"name", "hate", "target", "stance", "humour", "split", "text"}
 
@@ -33,7 +33,7 @@ class PrideMM(Reader):
     looked_for = "PrideMM.csv, or RGCL's gt/PrideMM/{train,val,test}.jsonl"
     tasks = (
         HATE,
-        choice_task("target", TARGETS, "Whom does its hate target?"),
+        choice_task("target", HATE_TARGETS, "Whom does its hate target?"),
         choice_task("stance", STANCES, "What stance does it take on LGBTQ+ people?"),
         yes_no_task("humour", "humorous"),
     )
@@ -77,7 +77,7 @@ class PrideMM(Reader):
             if split not in ("train", "val", "test"):
                 raise ValueError(f"split is {split!r}; it should be train, val or test")
             extras = {
-                "target": _index(values["target"], TARGETS, "target"),
+                "target": _index(values["target"], HATE_TARGETS, "target"),
                 "stance": _index(values["stance"], STANCES, "stance"),
                 "humour": binary(values["humour"], "humour"),
             }

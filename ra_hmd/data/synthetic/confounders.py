@@ -25,7 +25,7 @@ from ra_hmd.data.training_records import TrainingRecord, dataset_info_entry
 if TYPE_CHECKING:
     import numpy as np
 
-GROUP = 4  # memes per confounder group
+GROUP_SIZE = 4  # memes per confounder group
 SPLITS = {"train": 1.0, "dev": 1 / 6, "test": 1 / 4}  # sizes in proportion to domain A's training split
 CAPTION_PROMPT = (
     f'{IMAGE_PLACEHOLDER} This is an image with: "{{text}}" written on it. Describe the picture and the text.'
@@ -145,8 +145,8 @@ def make_confounders(output: Path, size: int = 4000, seed: int = 0) -> dict[str,
     Raises:
         UserError: `size` is too small, or `output` is not empty.
     """
-    if size < GROUP:
-        raise UserError(f"--size {size} is too small: memes come in groups of {GROUP}; give {GROUP} or more.")
+    if size < GROUP_SIZE:
+        raise UserError(f"--size {size} is too small: memes come in groups of {GROUP_SIZE}; give {GROUP_SIZE} or more.")
     prompt, describe = PromptTemplate(), PromptTemplate(CAPTION_PROMPT)
     files: dict[str, list[dict[str, Any]]] = {}
     described: list[dict[str, Any]] = []
@@ -156,7 +156,7 @@ def make_confounders(output: Path, size: int = 4000, seed: int = 0) -> dict[str,
             attributes: list[dict[str, Any]] = []
             for split, share in SPLITS.items():
                 rng = random.Random(f"{seed}/{domain.name}/{split}")
-                groups = max(round(size * share / GROUP), 1)
+                groups = max(round(size * share / GROUP_SIZE), 1)
                 where = folder / domain.name
                 rows = _draw_split(domain, split, groups, rng=rng, taken=taken, first=len(attributes), folder=where)
                 attributes += [row["attributes"] for row in rows]

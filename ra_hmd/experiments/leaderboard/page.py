@@ -21,7 +21,7 @@ TITLES = METRIC_NAMES | {
     "f1_unstated": "F1 of a kind that is not stated",
     "micro_f1_doubtful": "“micro-F1”, of which kind is doubtful (see source)",
 }
-SHOWN = ("auroc", "accuracy", "macro_f1", "micro_f1", "pair_accuracy", "f1_unstated", "micro_f1_doubtful")
+SHOWN_METRICS = ("auroc", "accuracy", "macro_f1", "micro_f1", "pair_accuracy", "f1_unstated", "micro_f1_doubtful")
 """Metrics of the page; the JSON and CSV files contain all metrics."""
 
 _LINE = 0.15
@@ -134,7 +134,7 @@ def _cell(page: Page, one: SystemResult | None) -> str:
     """Cell text: each metric on its own line, then its origin."""
     if one is None:
         return "–"
-    shown = [name for name in SHOWN if name in one.metrics]
+    shown = [name for name in SHOWN_METRICS if name in one.metrics]
     if one.origin == "published":
         lines = [f"*{TITLES[name]} {one.metrics[name]['shown']}*" for name in shown]
         trust = {"checked": "", "paper": "", "readme": ", README", "second-hand": ", *second-hand*"}[one.evidence]
@@ -163,8 +163,10 @@ def _panel(page: Page, column: Column) -> tuple[str, list[SystemResult]]:
     """First metric of the page that was measured in this column, and the results that have it."""
     here = [one for results in (page.measured, page.beside) for cells in table_rows(results).values()
             if (one := cells.get(column)) is not None]  # fmt: skip
-    known = [name for name in SHOWN if any(_value(one, name) is not None for one in here if one.origin == "measured")]
-    metric = known[0] if known else SHOWN[1]
+    known = [
+        name for name in SHOWN_METRICS if any(_value(one, name) is not None for one in here if one.origin == "measured")
+    ]
+    metric = known[0] if known else SHOWN_METRICS[1]
     return metric, [one for one in here if _value(one, metric) is not None]
 
 

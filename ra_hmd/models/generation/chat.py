@@ -69,7 +69,7 @@ def fold_image_tokens(ids: list[int], image_token: int) -> list[int]:
     ]
 
 
-def check_adapter(run: Run, adapter: bool) -> None:
+def check_run_adapter(run: Run, adapter: bool) -> None:
     """Raise `UserError` where an adapter shall be left aside and there is none."""
     if not adapter and run.adapter is None:
         raise UserError(f"{run.folder} has no adapter that could be left aside: it is the model itself.")
@@ -99,7 +99,7 @@ class ChatModel:
     def __init__(self, model: MemeModel, adapter: bool = True) -> None:
         if model.encoder.tokenizer.padding_side != "left":
             raise ValueError("generation needs a MemeModel that pads on the left")
-        check_adapter(model.run, adapter)
+        check_run_adapter(model.run, adapter)
         self.model, self.adapter = model, adapter
         self._base = base_model(model.model)
 

@@ -28,7 +28,7 @@ from ra_hmd.core.choices import EngineKind
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
 from ra_hmd.models.checkpoint import ADAPTER_CONFIG, MemeModel, Run
-from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids, check_adapter, check_length, fold_image_tokens
+from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids, check_length, check_run_adapter, fold_image_tokens
 from ra_hmd.models.tokenization import MemeEncoder
 
 VLLM_PYTHON = "RA_HMD_VLLM_PYTHON"
@@ -114,7 +114,7 @@ def open_engine(
         return TransformersEngine(ChatModel(model, adapter), batch_size)
     if PartialState().num_processes > 1:
         raise UserError("vLLM is started by one process, not under torchrun; give it GPUs by --tensor-parallel-size.")
-    check_adapter(model.run, adapter)
+    check_run_adapter(model.run, adapter)
     run = model.run if adapter else replace(model.run, adapter=None)
     free, total = torch.cuda.mem_get_info()
     memory = round(_FREE_SHARE * free / total, 3)
