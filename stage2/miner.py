@@ -4,7 +4,6 @@ Shapes: B batch, N bank rows, D embedding, P positives, M hard negatives.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import Features
 from stage2.arguments import Stage2Arguments
-from stage2.mining import mine, near_duplicates
+from stage2.mining import Mined, mine, near_duplicates
 from stage2.official_mining import mine_official, official_rows
 from stage2.sparse import SparseIndex, documents
 
@@ -48,29 +47,14 @@ class Miner:
     def __init__(self, args: Stage2Arguments, train: Features) -> None:
         check_minable(args, train)
         self.statistics: list[dict[str, Any]] = []
-        self._official = args.compat == "official"
-        counts = {"positives": args.pseudo_gold_positives, "hard_negatives": args.hard_negatives}
-        if self._official:
-            self._search = partial(official_rows, depth=args.official_depth, similarity=args.similarity, **counts)
-            self._mine = partial(mine_official, depth=args.official_depth, similarity=args.similarity, **counts)
-        else:
-            self._mine = partial(
-                mine,
-                labels=train.labels,
-                ids=_names(args, train),
-                hard_positives=args.hard_positives,
-                positive_depth=args.positive_depth,
-                similarity=args.similarity,
-                index=args.index,
-                sparse=SparseIndex(documents(train, args.object_words, str(args.train)))
-                if args.mining == "sparse"
-                else None,
-                **counts,
-            )
+        self._args, self._labels, self._official = args, train.labels, args.compat == "official"
+        self._ids: Sequence[str] = () if self._official else _names(args, train)
+        by_words = args.mining == "sparse" and not self._official
+        self._sparse = SparseIndex(documents(train, args.object_words, str(args.train))) if by_words else None
 
     def refresh(self, bank: Tensor, labels: Tensor, epoch: int, step: int) -> None:
         """Mine in the bank [N, D] as it is now, labels [N] or [N, C]; keep the statistics."""
-        mined = self._mine(bank, labels) if self._official else self._mine(bank.cpu().numpy())
+        mined = self._mine(bank, labels)
         self.statistics.append({"epoch": epoch, "step": step, **mined.statistics()})
         self._bank, self._bank_labels = bank, labels
         self._positives = torch.from_numpy(mined.all_positives()).to(bank.device)
@@ -81,8 +65,41 @@ class Miner:
         if not self._official:
             return self._positives[anchors], self._hard_negatives[anchors]
         labels = self._bank_labels[anchors]
-        positives, hard_negatives, _ = self._search(embedding.detach(), labels, self._bank, self._bank_labels)
+        positives, hard_negatives, _ = official_rows(
+            embedding.detach(),
+            labels,
+            self._bank,
+            self._bank_labels,
+            depth=self._args.official_depth,
+            positives=self._args.pseudo_gold_positives,
+            hard_negatives=self._args.hard_negatives,
+            similarity=self._args.similarity,
+        )
         return positives, hard_negatives
+
+    def _mine(self, bank: Tensor, labels: Tensor) -> Mined:
+        args = self._args
+        if self._official:
+            return mine_official(
+                bank,
+                labels,
+                depth=args.official_depth,
+                positives=args.pseudo_gold_positives,
+                hard_negatives=args.hard_negatives,
+                similarity=args.similarity,
+            )
+        return mine(
+            bank.cpu().numpy(),
+            self._labels,
+            self._ids,
+            positives=args.pseudo_gold_positives,
+            hard_negatives=args.hard_negatives,
+            hard_positives=args.hard_positives,
+            positive_depth=args.positive_depth,
+            similarity=args.similarity,
+            index=args.index,
+            sparse=self._sparse,
+        )
 
 
 def _names(args: Stage2Arguments, train: Features) -> Sequence[str]:

@@ -123,7 +123,7 @@ def alike(labels: np.ndarray, label: np.ndarray) -> np.ndarray:
     """bool [N]: which rows of labels [N] or [N, C] are positives of a row labelled `label` ([] or [C])."""
     if labels.ndim == 1:
         return labels == label
-    return (labels @ label > 0) if label.any() else ~labels.any(axis=1)
+    return np.asarray(labels @ label > 0 if label.any() else ~labels.any(axis=1))
 
 
 class _Finder:
@@ -236,7 +236,8 @@ def near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
     groups = np.arange(len(unique))
     for first in range(0, len(unique), _HASH_BLOCK):
         limits, _, near = index.range_search(codes[first : first + _HASH_BLOCK], bits + 1)  # below the radius
-        one = first + np.repeat(np.arange(len(limits) - 1), np.diff(limits.astype(np.int64)))
+        limits = limits.astype(np.int64)
+        one = first + np.repeat(np.arange(len(limits) - 1), limits[1:] - limits[:-1])
         pairs = coo_array((np.ones(len(near), bool), (groups[one], groups[near])), shape=(len(unique), len(unique)))
         groups = connected_components(pairs, directed=False)[1][groups]
     groups = groups[place.reshape(-1)].astype(np.int64)

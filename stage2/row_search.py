@@ -163,7 +163,7 @@ class RowSearch:
         own = np.isin(sample, held if allowed is None else held[allowed])
         return index.tune(RECALL, self._embeddings[sample], own=own, allowed=allowed, most=most)
 
-    def _made(self, kind: str, candidates: np.ndarray) -> tuple[SearchIndex, np.ndarray]:
+    def _made(self, kind: IndexKind, candidates: np.ndarray) -> tuple[SearchIndex, np.ndarray]:
         """The index of the candidates, kept for the other side; those that are kept hold no more than N rows."""
         key = candidates.tobytes()
         if key not in self._indexes:

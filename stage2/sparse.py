@@ -28,7 +28,7 @@ def documents(features: Features, object_words: str | None, place: str) -> list[
         raise UserError(f"{place} has no captions, which `mining: sparse` needs; extract it again with this version.")
     if object_words is None:
         return list(features.texts)
-    found = [(extras or {}).get(object_words) for extras in features.extras or [None] * len(features)]
+    found = [(extras or {}).get(object_words) for extras in features.extras or [{}] * len(features)]
     if not any(found):
         known = sorted({key for extras in features.extras or [] for key in extras})
         raise UserError(

@@ -20,7 +20,7 @@ from stage2.miner import Miner, check_minable
 from stage2.plots import mining_figure
 
 
-class Trainer(HeadTrainer):
+class Trainer(HeadTrainer[Stage2Arguments]):
     """One Stage 2 run: call `fit`, then `outcome`.
 
     Args:
@@ -36,7 +36,6 @@ class Trainer(HeadTrainer):
 
     LOWER: ClassVar[str] = "Lower `lr` ({lr}), or set `metric: cos` if the embeddings are very long"
 
-    args: Stage2Arguments
     losses = ("loss", "retrieval", "classification")
 
     def __init__(

@@ -6,7 +6,7 @@ In front of it may stand a fusion of image and text features (CLIP-family encode
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field, PositiveInt
@@ -145,9 +145,16 @@ class MemeHead(nn.Module):
             x = self._input(hidden, projected)
             embedding = x
             for layer, dropout in zip(self.layers, self.dropouts, strict=True):
-                linear = self.fusion.linear(projected, layer) if x is None else layer(x)
+                if x is None:
+                    assert self.fusion is not None
+                    assert projected is not None
+                    linear = self.fusion.linear(projected, cast(nn.Linear, layer))
+                else:
+                    linear = layer(x)
                 x = dropout(torch.relu(linear))
                 embedding = x if self.config.embedding == "relu" else linear
+            assert x is not None
+            assert embedding is not None
             return HeadOutput(self.output(x).float(), embedding.float(), projected)
 
     def _input(self, hidden: Tensor, projected: dict[str, Tensor] | None) -> Tensor | None:

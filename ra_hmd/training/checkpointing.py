@@ -211,7 +211,9 @@ def describe_shots(train: Features) -> dict[str, Any]:
 
 
 def _features(args: HeadArguments, stores: Stores) -> dict[str, Any]:
-    places = {"train": (args.train, stores.train)} | ({"dev": (args.dev, stores.dev)} if stores.dev is not None else {})
+    places = {"train": (args.train, stores.train)}
+    if args.dev is not None and stores.dev is not None:
+        places["dev"] = args.dev, stores.dev
     described = {name: describe_features(path, features) for name, (path, features) in places.items()}
     if args.k_shot is not None:
         described["train"] |= describe_shots(stores.train)

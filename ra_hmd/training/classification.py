@@ -77,7 +77,7 @@ class TrainHeadArguments(HeadArguments):
         return {name: weight for name in _MODALITIES if (weight := getattr(self, f"{name}_loss"))}
 
 
-class ClassificationTrainer(HeadTrainer):
+class ClassificationTrainer(HeadTrainer[TrainHeadArguments]):
     """A training by classification: call `fit`, then `outcome`. See `HeadTrainer`.
 
     The loss is that of the head's logits, and, each times its weight, of each modality's own output and of
@@ -85,8 +85,6 @@ class ClassificationTrainer(HeadTrainer):
 
     Source: Hate-CLIPper (arXiv 2210.05916), section 3, and its code's auxiliary losses.
     """
-
-    args: TrainHeadArguments
 
     @classmethod
     def check(cls, args: TrainHeadArguments, config: HeadConfig, train: Features) -> None:

@@ -42,7 +42,7 @@ def read_stores(args: HeadArguments) -> Stores:
     dev = read_features(args.dev) if args.dev is not None else None
     check_store(train, args.train, problem)
     problem.refuse_one_class(train.labels, args.train)
-    if dev is not None:
+    if args.dev is not None and dev is not None:
         open_labels(chosen_by={args.dev: dev})
         check_store(dev, args.dev, problem)
         if args.select_by.endswith("auroc"):

@@ -15,10 +15,10 @@ from ra_hmd.features.compatibility import check_output
 from ra_hmd.training.arguments import HeadArguments
 from ra_hmd.training.checkpointing import finished_run, save_outcome, save_seeds, save_sweep
 from ra_hmd.training.inputs import Stores, head_config, initial_head, read_stores, training_rows
-from ra_hmd.training.trainer import HeadTrainer
+from ra_hmd.training.trainer import A, HeadTrainer
 
 
-def run_training(args: HeadArguments, trainer: type[HeadTrainer]) -> dict[str, Any]:
+def run_training(args: A, trainer: type[HeadTrainer[A]]) -> dict[str, Any]:
     """Train heads; the same settings and seed give the same head (on the CPU, to the bit).
 
     The kept epoch is the best on dev by `args.select_by`, with the training rows as the bank; among equals the one
@@ -71,7 +71,7 @@ def _report_parts(point: dict[str, Any]) -> str:
 
 
 def _run(
-    args: HeadArguments, trainer: type[HeadTrainer], stores: Stores, device: torch.device, resumes: Console | None
+    args: A, trainer: type[HeadTrainer[A]], stores: Stores, device: torch.device, resumes: Console | None
 ) -> dict[str, Any]:
     """One run; with a console, as one of several: it is left out, and that is said, if it was done before."""
     stores = Stores(training_rows(args, stores.train), stores.dev)

@@ -5,7 +5,7 @@ Shapes: B batch, H hidden size, N train rows, D embedding, C outputs.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from matplotlib.figure import Figure
@@ -20,6 +20,7 @@ from ra_hmd.retrieval.embeddings import Embeddings, hidden_tensor, run_head
 from ra_hmd.training.arguments import HeadArguments
 from ra_hmd.training.validation import dev_scores
 
+A = TypeVar("A", bound=HeadArguments)
 _DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -36,7 +37,7 @@ def clip_gradients(model: nn.Module, limit: float) -> Tensor:
     As `clip_grad_norm_`, to the bit, but on the CPU, where asking for a value waits for nothing, short gradients are
     not multiplied by 1: that pass over 15 MB takes a tenth of a step or more.
     """
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+    norm = nn.utils.get_total_norm([each.grad for each in model.parameters() if each.grad is not None])
     if not (norm.is_cpu and norm <= limit - 1e-6):
         nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
     return norm
@@ -69,7 +70,7 @@ class Outcome:
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
-class HeadTrainer:
+class HeadTrainer(Generic[A]):
     """One run: call `fit`, then `outcome`. A subclass defines the loss (`_losses`).
 
     Args:
@@ -89,9 +90,7 @@ class HeadTrainer:
 
     losses: tuple[str, ...] = ("loss", "classification")
 
-    def __init__(
-        self, args: HeadArguments, head: MemeHead, train: Features, dev: Features | None, device: torch.device
-    ) -> None:
+    def __init__(self, args: A, head: MemeHead, train: Features, dev: Features | None, device: torch.device) -> None:
         self.args, self.train, self.dev = args, train, dev
         self.head = head.to(device)
         self.model = nn.ModuleList([self.head, *self._parts()]).to(device)
@@ -113,7 +112,7 @@ class HeadTrainer:
         self._bank: Tensor | None = None
 
     @classmethod
-    def check(cls, args: HeadArguments, config: HeadConfig, train: Features) -> None:
+    def check(cls, args: A, config: HeadConfig, train: Features) -> None:
         """Raise `UserError` if a head of this shape cannot be trained so on these rows."""
 
     @property
@@ -185,7 +184,8 @@ class HeadTrainer:
         if not scores:
             better = epoch > 0
         else:
-            key = (scores[self.args.select_by], scores["dev_rkc_margin"])
+            # Never None: `read_stores` refuses a dev store whose labels leave the metric undefined.
+            key = cast(tuple[float, float], (scores[self.args.select_by], scores["dev_rkc_margin"]))
             better = self.best_key is None or key > self.best_key
             self.best_key = key if better else self.best_key
         if better:

@@ -9,7 +9,7 @@ import yaml
 
 from ra_hmd.core.config import quotes_hint
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.problem import Problem
+from ra_hmd.core.problem import Problem, ProblemType
 
 POSITIVE = ("a hateful meme", "an offensive meme")
 NEGATIVE = ("a harmless meme", "a friendly meme")
@@ -75,23 +75,25 @@ class Prompts:
             found = f"has {', '.join(map(str, values))}" if isinstance(values, Mapping) else "is no mapping"
             raise UserError(f"{place} {found}. {_SHAPES}.")
         problems: list[str] = []
+        kind: ProblemType
+        pairs: list[tuple[tuple[str, ...], tuple[str, ...]]]
         if "classes" in values:
             classes = _mapping(values["classes"], "classes", place)
             if len(classes) == 1:
                 problems.append("`classes` has one class; to tell it from all else write `positive` and `negative`.")
             sentences = tuple(_sentences(value, f"classes.{name}", problems) for name, value in classes.items())
-            problem, names, pairs = ("single_label", len(classes)), classes, [(each, ()) for each in sentences]
+            kind, names, pairs = "single_label", classes, [(each, ()) for each in sentences]
         else:
             labels = _mapping(values["labels"], "labels", place) if "labels" in values else {"positive": values}
             pairs = [_pair(value, f"labels.{name}" if "labels" in values else "", problems)
                      for name, value in labels.items()]  # fmt: skip
-            problem, names = ("multi_label", len(labels)) if "labels" in values else ("binary", 1), labels
+            kind, names = "multi_label" if "labels" in values else "binary", labels
         # 1 is a name like any other; what YAML makes of yes or of a day is another name than the one written there.
         problems += [f"`{name!r}` is no name of a class{quotes_hint(name)}." for name in names
                      if not isinstance(name, str) and type(name) is not int]  # fmt: skip
         raise_all(problems, f"{place}: prompts that cannot be used")
         positive, negative = zip(*pairs, strict=True)
-        return cls(Problem(*problem), tuple(map(str, names)), positive, negative)
+        return cls(Problem(kind, len(names)), tuple(map(str, names)), positive, negative)
 
     def sentences(self) -> list[str]:
         """All of them, each once."""

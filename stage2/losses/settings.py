@@ -64,11 +64,13 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
 
 def retrieval_loss(settings: RetrievalLossSettings) -> Callable[..., Tensor]:
     """The loss that `settings` describe, as a function of tensors and `weights`; inputs as of `contrastive_loss`."""
-    common = {"similarity": settings.similarity, "in_batch_negatives": settings.in_batch_negatives}
+    similarity, in_batch = settings.similarity, settings.in_batch_negatives
     if settings.compat == "official":
-        return partial(official_loss, loss=settings.loss, margin=settings.margin, **common)
+        kind, margin = settings.loss, settings.margin
+        return partial(official_loss, similarity=similarity, in_batch_negatives=in_batch, loss=kind, margin=margin)
     loss, own = LOSSES[settings.loss]
-    return partial(loss, **common, **{name: getattr(settings, name) for name in own})
+    values = {name: getattr(settings, name) for name in own}
+    return partial(loss, similarity=similarity, in_batch_negatives=in_batch, **values)
 
 
 def loss_against_bank(
