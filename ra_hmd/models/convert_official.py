@@ -6,11 +6,13 @@ to adapt today; and every later step reads head and manifest from the run.
 
 import pickle
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from easydict import EasyDict
 from pydantic import Field, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -52,6 +54,9 @@ _PLAIN_LORA: dict[str, tuple[Any, ...]] = {
     "layers_to_transform": (None, []),
 }
 
+_ADAPTER_OPTIONAL = ("base_model_name_or_path", "task_type", "use_rslora", "target_modules")
+_ADAPTER_KEYS = (*_ADAPTER_OPTIONAL, *_PLAIN_LORA, "r", "lora_alpha", "lora_dropout")
+
 # Where language model and vision tower stood before transformers 4.52, and where they stand now.
 _MOVED = (("model.language_model.", "model."), ("model.visual.", "visual."))
 
@@ -88,7 +93,7 @@ def import_official(
     if quantization_bit not in (None, 4, 8):
         raise UserError(f"quantization_bit is {quantization_bit}; give 4 or 8, or leave it out.")
     head, state = read_classifier(folder)
-    stated = read_json(folder / ADAPTER_CONFIG)
+    stated = _read_known(folder / ADAPTER_CONFIG, _ADAPTER_KEYS, _ADAPTER_OPTIONAL)
     path, config = _base_model(stated, folder, base_model)
     width = config.get_text_config().hidden_size
     if head.input_dim != width:
@@ -151,6 +156,12 @@ def _check_files(folder: Path) -> None:
         raise UserError(f"{folder} is no official RA-HMD checkpoint: {', '.join(missing)} is not there.{tuned}")
 
 
+def _read_known(path: Path, names: Iterable[str], optional: Iterable[str]) -> EasyDict:
+    """Those of the named keys that a JSON file has; an optional one that it lacks is None."""
+    content = read_json(path)
+    return EasyDict(dict.fromkeys(optional) | {name: content[name] for name in names if name in content})
+
+
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     """Name → float tensor; nothing else is accepted."""
     try:
@@ -193,31 +204,32 @@ def _chain_problems(chain: list[tuple[str, dict[str, Tensor]]]) -> list[str]:
 def _head_config(folder: Path, input_dim: int, num_layers: int, proj_dim: int) -> HeadConfig:
     """The head's shape, with the dropout rates of `classifier_config.json`, which must not say another shape."""
     path = folder / CLASSIFIER_CONFIG
-    stated = read_json(path) if path.is_file() else {}
+    optional = ("dropout", "input_dropout")
     shape = {"hidden_size": input_dim, "num_layers": num_layers, "proj_dim": proj_dim, "output_dim": 1}
+    stated = _read_known(path, [*shape, *optional], optional) if path.is_file() else EasyDict.fromkeys(optional)
     differing = [
         f"`{name}` is {stated[name]!r}, by the tensors of {CLASSIFIER} it is {value}."
         for name, value in shape.items()
         if name in stated and stated[name] != value
     ]
     raise_all(differing, f"{path} is of another head")
-    dropout = stated.get("dropout") or ()
+    dropout = stated.dropout or ()
     values = {
         "input_dim": input_dim,
         "num_layers": num_layers,
         "proj_dim": proj_dim,
-        "input_dropout": stated.get("input_dropout") or 0.0,
+        "input_dropout": stated.input_dropout or 0.0,
         # The released files give one rate more than there are blocks.
         "dropout": dropout[: num_layers - 1] if isinstance(dropout, list) else dropout,
     }
     return load_settings(HeadConfig, values, path)
 
 
-def _base_model(stated: dict[str, Any], folder: Path, given: str | None) -> tuple[str, Any]:
+def _base_model(stated: EasyDict, folder: Path, given: str | None) -> tuple[str, Any]:
     """Path or hub name of the LMM, and its configuration."""
     from transformers import AutoConfig
 
-    path = given or stated.get("base_model_name_or_path")
+    path = given or stated.base_model_name_or_path
     if not isinstance(path, str) or not path:
         raise UserError(f"{folder / ADAPTER_CONFIG} does not name the base model; give it with --base-model.")
     try:
@@ -232,7 +244,7 @@ def _base_model(stated: dict[str, Any], folder: Path, given: str | None) -> tupl
 
 
 def _read_adapter(
-    folder: Path, stated: dict[str, Any], config: Any, base_model: str
+    folder: Path, stated: EasyDict, config: Any, base_model: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """peft's configuration and tensors of the adapter, under the module names of today's transformers.
 
@@ -242,14 +254,14 @@ def _read_adapter(
     numbers = _lora_numbers(stated, folder / ADAPTER_CONFIG)
     linears = _linear_layers(config)
     found = _lora_pairs(folder / ADAPTER_WEIGHTS, linears)
-    problems = _adapter_problems(found, linears, stated["target_modules"], numbers["r"], base_model)
+    problems = _adapter_problems(found, linears, stated.target_modules, numbers["r"], base_model)
     raise_all(problems, f"{folder / ADAPTER_WEIGHTS} does not fit")
     lora = {
         "peft_type": "LORA",
-        "task_type": stated.get("task_type") or "CAUSAL_LM",
+        "task_type": stated.task_type or "CAUSAL_LM",
         "inference_mode": True,
         "bias": "none",
-        "use_rslora": bool(stated.get("use_rslora")),
+        "use_rslora": bool(stated.use_rslora),
         "target_modules": sorted(found),
         **numbers,
     }
@@ -271,14 +283,14 @@ class _LoraNumbers(Settings):
     lora_dropout: float = Field(default=0.0, ge=0, description="Dropout on the input.")
 
 
-def _lora_numbers(stated: dict[str, Any], place: Path) -> dict[str, Any]:
+def _lora_numbers(stated: EasyDict, place: Path) -> dict[str, Any]:
     """`r`, `lora_alpha` and `lora_dropout`. Raises `UserError` unless the adapter is plain LoRA of listed modules."""
     problems = [
         f"`{name}` is {stated[name]!r}; only plain LoRA is converted."
         for name, values in _PLAIN_LORA.items()
         if name in stated and stated[name] not in values
     ]
-    targets = stated.get("target_modules")
+    targets = stated.target_modules
     if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
         problems.append(f"`target_modules` is {targets!r}; a list of module names is needed.")
     try:

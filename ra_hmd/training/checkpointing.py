@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from easydict import EasyDict
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +37,7 @@ from ra_hmd.training.plots import sweep_figure, training_figure
 from ra_hmd.training.trainer import Outcome
 
 
-def save_outcome(args: HeadArguments, outcome: Outcome, stores: Stores) -> dict[str, Any]:
+def save_outcome(args: HeadArguments, outcome: Outcome, stores: Stores) -> EasyDict:
     """Write head, history, figures, what a subclass adds and, last, the manifest; return the run's summary."""
     folder = args.output_dir
     notes = [*_notes(args, outcome, stores), *outcome.notes]
@@ -64,10 +65,10 @@ def save_outcome(args: HeadArguments, outcome: Outcome, stores: Stores) -> dict[
         **describe_encoder(stores.train),
     )
     write_manifest(folder / MANIFEST_NAME, manifest)
-    return _summary(folder, history, notes)
+    return _summary(folder, EasyDict(history), notes)
 
 
-def finished_run(args: HeadArguments, stores: Stores) -> dict[str, Any] | None:
+def finished_run(args: HeadArguments, stores: Stores) -> EasyDict | None:
     """The summary of the run in `args.output_dir` if it was made with these settings and from this data, else None."""
     manifest = read_folder_manifest(args.output_dir)
     if not isinstance(manifest, TrainedHeadManifest) or manifest.arguments != plain(args.model_dump()):
@@ -75,63 +76,62 @@ def finished_run(args: HeadArguments, stores: Stores) -> dict[str, Any] | None:
     now = TrainedHeadManifest(kind=args.KIND, features=_features(args, stores), **_origin(args.init_head))
     if manifest.features != now.features or manifest.init_head != now.init_head:
         return None
-    return _summary(args.output_dir, read_json(args.output_dir / "history.json"), manifest.notes)
+    return _summary(args.output_dir, EasyDict(read_json(args.output_dir / "history.json")), manifest.notes)
 
 
-def _summary(folder: Path, history: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+def _summary(folder: Path, history: EasyDict, notes: list[str]) -> EasyDict:
     def dev_scores(entry: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in entry.items() if name.startswith("dev_")}
 
-    epochs, best_epoch = history["epochs"], history["best_epoch"]
-    return {
-        "output_dir": str(folder),
-        "best_epoch": best_epoch,
-        "epochs": len(epochs) - 1,
-        "select_by": history["select_by"],
-        "dev": dev_scores(epochs[best_epoch]),
-        "dev_before": dev_scores(epochs[0]),
-        "notes": list(notes),
-    }
+    return EasyDict(
+        output_dir=str(folder),
+        best_epoch=history.best_epoch,
+        epochs=len(history.epochs) - 1,
+        select_by=history.select_by,
+        dev=dev_scores(history.epochs[history.best_epoch]),
+        dev_before=dev_scores(history.epochs[0]),
+        notes=list(notes),
+    )
 
 
-def save_seeds(args: HeadArguments, runs: Sequence[dict[str, Any]], console: Console) -> dict[str, Any]:
+def save_seeds(args: HeadArguments, runs: Sequence[EasyDict], console: Console) -> EasyDict:
     """Write seeds.json and a manifest: each seed's dev scores, and their mean and standard deviation over seeds."""
     seeds = list(range(args.seed, args.seed + args.seeds))
-    result = {
-        "output_dir": str(args.output_dir),
-        "select_by": runs[0]["select_by"],
-        "runs": [{"seed": seed, **run} for seed, run in zip(seeds, runs, strict=True)],
+    result = EasyDict(
+        output_dir=str(args.output_dir),
+        select_by=runs[0].select_by,
+        runs=[EasyDict(seed=seed, **run) for seed, run in zip(seeds, runs, strict=True)],
         **_spread(runs),
-    }
-    if result["select_by"] is not None:
-        scores = [run["dev"][args.select_by] for run in runs]
-        result["best"] = {
-            "seed": seeds[scores.index(max(scores))],
-            "output_dir": runs[scores.index(max(scores))]["output_dir"],
-        }
+    )
+    if result.select_by is not None:
+        scores = [run.dev[args.select_by] for run in runs]
+        best = scores.index(max(scores))
+        result.best = EasyDict(seed=seeds[best], output_dir=runs[best].output_dir)
     write_json(args.output_dir / "seeds.json", result)
     manifest = SeedsManifest.new(f"{args.KIND}_seeds", arguments=plain(args.model_dump()), seeds=seeds)
     write_manifest(args.output_dir / MANIFEST_NAME, manifest)
     table = Table(title=f"Dev scores over {len(seeds)} seeds, mean ± standard deviation")
     for column in ("score", "initial head", "kept epoch"):
         table.add_column(column)
-    for name, mean in result["dev_mean"].items():
-        before = format_spread(result["dev_before_mean"][name], result["dev_before_std"][name])
-        table.add_row(name, before, format_spread(mean, result["dev_std"][name]))
+    for name, mean in result.dev_mean.items():
+        before = format_spread(result.dev_before_mean[name], result.dev_before_std[name])
+        table.add_row(name, before, format_spread(mean, result.dev_std[name]))
     console.print(table)
     return result
 
 
-def _spread(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+def _spread(runs: Sequence[EasyDict]) -> EasyDict:
     """Mean and sample standard deviation over seeds of each dev score; None where a run has none."""
-    spread: dict[str, dict[str, float | None]] = {}
+    spread = EasyDict()
     for part in ("dev", "dev_before"):
-        means, deviations = spread.setdefault(f"{part}_mean", {}), spread.setdefault(f"{part}_std", {})
+        means: dict[str, float | None] = {}
+        deviations: dict[str, float | None] = {}
         for name in runs[0][part]:
             values = [run[part][name] for run in runs]
             known = None not in values
             means[name] = statistics.fmean(values) if known else None
             deviations[name] = statistics.stdev(values) if known and len(values) > 1 else None
+        spread[f"{part}_mean"], spread[f"{part}_std"] = means, deviations
     return spread
 
 
@@ -143,21 +143,21 @@ def format_spread(mean: float | None, deviation: float | None) -> str:
 
 
 def save_sweep(
-    args: HeadArguments, points: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]], console: Console
-) -> dict[str, Any]:
+    args: HeadArguments, points: Sequence[EasyDict], results: Sequence[EasyDict], console: Console
+) -> EasyDict:
     """Write sweep.json, sweep.md, sweep.png and a manifest: every setting's dev score, the best one named."""
     trials = []
     for point, result in zip(points, results, strict=True):
         several = result if "dev_mean" in result else _spread([result])
-        mean, deviation = several["dev_mean"][args.select_by], several["dev_std"][args.select_by]
-        trials.append({"settings": point, "output_dir": result["output_dir"], "mean": mean, "std": deviation})
-    best = max(range(len(trials)), key=lambda number: trials[number]["mean"])
-    sweep = {"output_dir": str(args.output_dir), "select_by": args.select_by, "seeds": args.seeds, "trials": trials}
-    sweep["best"] = {"trial": best, **trials[best]}
+        mean, deviation = several.dev_mean[args.select_by], several.dev_std[args.select_by]
+        trials.append(EasyDict(settings=point, output_dir=result.output_dir, mean=mean, std=deviation))
+    best = max(range(len(trials)), key=lambda number: trials[number].mean)
+    sweep = EasyDict(output_dir=str(args.output_dir), select_by=args.select_by, seeds=args.seeds, trials=trials)
+    sweep.best = EasyDict(trial=best, **trials[best])
     write_json(args.output_dir / "sweep.json", plain(sweep))
     rows = [
         [f"{'**' if number == best else ''}{number}{'**' if number == best else ''}",
-         *(escape(value) for value in trial["settings"].values()), format_spread(trial["mean"], trial["std"])]
+         *(escape(value) for value in trial.settings.values()), format_spread(trial.mean, trial.std)]
         for number, trial in enumerate(trials)
     ]  # fmt: skip
     header = ["trial", *(escape(name) for name in points[0]), escape(args.select_by)]
@@ -170,7 +170,7 @@ def save_sweep(
     manifest = SweepManifest.new(f"{args.KIND}_sweep", arguments=plain(args.model_dump()), best=best)
     write_manifest(args.output_dir / MANIFEST_NAME, manifest)
     console.print(
-        f"Best of {len(trials)} by {args.select_by}: {trials[best]['output_dir']}", highlight=False, soft_wrap=True
+        f"Best of {len(trials)} by {args.select_by}: {trials[best].output_dir}", highlight=False, soft_wrap=True
     )
     return sweep
 

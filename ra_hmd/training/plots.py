@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from easydict import EasyDict
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -29,16 +30,16 @@ def training_figure(epochs: Sequence[Mapping[str, Any]], best_epoch: int, loss_n
     return figure
 
 
-def sweep_figure(trials: Sequence[Mapping[str, Any]], select_by: str, best: int) -> Figure:
+def sweep_figure(trials: Sequence[EasyDict], select_by: str, best: int) -> Figure:
     """The dev score of each setting, best at the top, with its standard deviation over seeds."""
-    order = sorted(range(len(trials)), key=lambda number: trials[number]["mean"])
+    order = sorted(range(len(trials)), key=lambda number: trials[number].mean)
     figure, axes = panels(1, width=7.0, height=1.2 + 0.32 * len(trials))
     axis = axes[0, 0]
     for place, number in enumerate(order):
         trial = trials[number]
         colour = GREEN if number == best else BLUE
-        axis.errorbar(trial["mean"], place, xerr=trial["std"] or 0, color=colour, marker="o", capsize=3)
-    told = [", ".join(f"{name}={value}" for name, value in trials[number]["settings"].items()) for number in order]
-    axis.set_yticks(range(len(order)), [plain_text(text) for text in told], fontsize=8)
+        axis.errorbar(trial.mean, place, xerr=trial.std or 0, color=colour, marker="o", capsize=3)
+    labels = [", ".join(f"{name}={value}" for name, value in trials[number].settings.items()) for number in order]
+    axis.set_yticks(range(len(order)), [plain_text(label) for label in labels], fontsize=8)
     axis.set(xlabel=plain_text(select_by), title="mean over seeds ± standard deviation")
     return figure

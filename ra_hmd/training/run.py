@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from easydict import EasyDict
 from rich.console import Console
 
 from ra_hmd.core.errors import UserError
@@ -18,7 +18,7 @@ from ra_hmd.training.inputs import Stores, head_config, initial_head, read_store
 from ra_hmd.training.trainer import A, HeadTrainer
 
 
-def run_training(args: A, trainer: type[HeadTrainer[A]]) -> dict[str, Any]:
+def run_training(args: A, trainer: type[HeadTrainer[A]]) -> EasyDict:
     """Train heads; the same settings and seed give the same head (on the CPU, to the bit).
 
     The kept epoch is the best on dev by `args.select_by`, with the training rows as the bank; among equals the one
@@ -44,7 +44,8 @@ def run_training(args: A, trainer: type[HeadTrainer[A]]) -> dict[str, Any]:
         )
     check_output(args.output_dir, _kind(args))
     stores = read_stores(args)
-    trials, several = list(args.trials()), args.seeds > 1 or args.sweep is not None
+    trials = [(EasyDict(point), trial) for point, trial in args.trials()]
+    several = args.seeds > 1 or args.sweep is not None
     for run in (run for _, trial in trials for run in trial.runs()):
         check_output(run.output_dir, run.KIND)
         rows = training_rows(run, stores.train)
@@ -66,13 +67,13 @@ def _kind(args: HeadArguments) -> str:
     return args.KIND if args.seeds == 1 else f"{args.KIND}_seeds"
 
 
-def _report_parts(point: dict[str, Any]) -> str:
+def _report_parts(point: EasyDict) -> str:
     return ", ".join(f"{name} = {value}" for name, value in point.items())
 
 
 def _run(
     args: A, trainer: type[HeadTrainer[A]], stores: Stores, device: torch.device, resumes: Console | None
-) -> dict[str, Any]:
+) -> EasyDict:
     """One run; with a console, as one of several: it is left out, and that is said, if it was done before."""
     stores = Stores(training_rows(args, stores.train), stores.dev)
     done = finished_run(args, stores) if resumes is not None else None
