@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> int:
         if not arguments or arguments[0] in ("-h", "--help"):
             raise UserError("usage: python -m stage2 CONFIG.yaml [key=value …]")
         settings = load_yaml(Stage2Arguments, arguments[0], arguments[1:])
-        from stage2.run import run_stage2  # after the settings: torch takes seconds to import
+        from stage2.trainer import run_stage2  # after the settings: torch takes seconds to import
 
         run_stage2(settings)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""One run of Stage 2 in memory: the head refined with retrieval-guided contrast, on features that stay as they are.
+"""Stage 2: the head refined with retrieval-guided contrast, on features that stay as they are.
 
 Shapes: B batch, N train rows, D embedding, C outputs, P positives, M hard negatives.
 """
@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+from easydict import EasyDict
 from torch import Tensor
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, MemeHead
 from ra_hmd.models.losses import weights_of
+from ra_hmd.training.run import run_training
 from ra_hmd.training.trainer import HeadTrainer, Outcome
 from stage2.arguments import Stage2Arguments
 from stage2.losses.settings import loss_against_bank, retrieval_loss
@@ -111,3 +113,14 @@ class Trainer(HeadTrainer[Stage2Arguments]):
             elif short:
                 notes.append(f"{short} anchors have fewer {words} in the data than asked; lower `{knob}`.")
         return notes
+
+
+def run_stage2(args: Stage2Arguments) -> EasyDict:
+    """Refine a head; see `run_training` for what is kept, returned and raised.
+
+    Each epoch embeds the whole training split with the current head, mines positives and hard negatives in it, and
+    steps through it once with `(1 − w)·L_CL + w·L_classification`.
+
+    Source: RA-HMD (arXiv 2502.13061), Stage 2; on a fresh fused head, RGCL (arXiv 2311.08110).
+    """
+    return run_training(args, Trainer)

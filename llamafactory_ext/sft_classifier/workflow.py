@@ -1,11 +1,12 @@
 """Stage `sft-classifier` from parsed arguments to saved run (mirrors the host's `train/sft/workflow.py`)."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from llamafactory.data import get_template_and_fix_tokenizer
+from llamafactory.data import SFTDataCollatorWith4DAttentionMask, get_template_and_fix_tokenizer
 from llamafactory.extras import logging
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.extras.misc import calculate_tps
@@ -13,13 +14,13 @@ from llamafactory.extras.ploting import plot_loss
 from llamafactory.model import load_config, load_model, load_tokenizer
 from llamafactory.train.trainer_utils import create_modelcard_and_push
 from peft import PeftModel
+from torch import Tensor
 from transformers import TrainerCallback
 from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llamafactory_ext.launchers import STAGE
 from llamafactory_ext.sft_classifier.checks import check_training
-from llamafactory_ext.sft_classifier.collator import ClassifierCollator
 from llamafactory_ext.sft_classifier.metric import compute_metrics
 from llamafactory_ext.sft_classifier.records import describe, load_records
 from llamafactory_ext.sft_classifier.reuse import check_resumed
@@ -28,8 +29,9 @@ from ra_hmd.core.artifacts import fingerprint_model, plain
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import Stage1Manifest, write_manifest
 from ra_hmd.core.package_versions import bad_pairs
+from ra_hmd.data.images import load_image
 from ra_hmd.models.checkpoint import adapter_digest
-from ra_hmd.models.classifier import ReadoutConfig, attach_head
+from ra_hmd.models.classifier import ReadoutConfig, answer_spans, attach_head
 from ra_hmd.models.head import HeadConfig, MemeHead, has_head
 from ra_hmd.models.tokenization import InputSettings, MemeEncoder, check_family
 
@@ -43,6 +45,29 @@ _LOADING = ("quantization_bit", "quantization_method", "quantization_type", "dou
 _LOADING += ("rope_scaling", "use_fast_tokenizer", "image_do_pan_and_scan", "crop_to_patches")
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
+
+
+@dataclass
+class ClassifierCollator(SFTDataCollatorWith4DAttentionMask):
+    """Adds to the host's batch: class_labels [B] (multi-label: [B, C] of 0 and 1), sample_index [B], answer_positions
+    [B, A], answer_labels [B, A].
+
+    `labels` [B, T] is left out: the loss is computed at the answer positions alone. Needs `model`, for M-RoPE.
+    """
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Collate rows as `records.load_records` makes them."""
+        features = [dict(feature) for feature in features]
+        extras = {key: [feature.pop(key) for feature in features] for key in ("class_label", "sample_index")}
+        for feature in features:
+            feature.pop("sample_id", None)
+            # Opened here: the host would see other pixels of transparent, deep and turned images than we do later.
+            feature["images"] = [load_image(path) for path in feature["images"]]
+        batch = super().__call__(features)
+        batch["answer_positions"], batch["answer_labels"] = answer_spans(batch.pop("labels"))
+        batch["class_labels"] = torch.tensor(extras["class_label"])
+        batch["sample_index"] = torch.tensor(extras["sample_index"])
+        return batch
 
 
 def run_sft_classifier(

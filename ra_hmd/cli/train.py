@@ -29,7 +29,7 @@ def stage2_command(config: Config, overrides: Overrides = None) -> None:
     """Refine a head with retrieval-guided contrast (the same as `python -m stage2`)."""
     from ra_hmd.core.config import load_yaml
     from stage2.arguments import Stage2Arguments
-    from stage2.run import run_stage2
+    from stage2.trainer import run_stage2
 
     _print_run_notes(run_stage2(load_yaml(Stage2Arguments, config, overrides or [])))
 

@@ -1,10 +1,14 @@
 """What a training starts from: stores, the rows of a K-shot list, the initial head; and whether they fit together."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.problem import Problem
+from ra_hmd.data.k_shot import check_same_data, read_shot_list, shot_rows
 from ra_hmd.features.compatibility import (
     check_head_fits,
     check_same_origin,
@@ -12,7 +16,6 @@ from ra_hmd.features.compatibility import (
     head_fingerprint,
     store_fingerprint,
 )
-from ra_hmd.features.k_shot_rows import take_shots
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.models.fusion import FusionConfig
@@ -56,6 +59,19 @@ def read_stores(args: HeadArguments) -> Stores:
         known[str(args.dev)] = store_fingerprint(dev)
     check_same_origin(known)
     return Stores(train, dev)
+
+
+def take_shots(features: Features, place: str | Path, path: str | Path, shots: int, seed: int) -> Features:
+    """Select the rows of a K-shot list, in the order of the store at `place`.
+
+    Raises:
+        UserError: see `read_shot_list`; a list of another data set or split, as far as the store states its own; memes
+            that the store lacks.
+    """
+    known = features.manifest
+    ids = read_shot_list(path, shots, seed, known.dataset_split)
+    check_same_data(path, place, known.dataset)
+    return features.select(np.array(shot_rows(ids, features.ids, path, place), dtype=np.int64))
 
 
 def training_rows(args: HeadArguments, train: Features) -> Features:

@@ -6,6 +6,7 @@ Shapes: N rows, C outputs, W features of the modalities that are used.
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,12 @@ from ra_hmd.core.problem import UNLABELLED, Problem
 from ra_hmd.core.progress import track
 from ra_hmd.evaluation.metrics.classification import auroc
 from ra_hmd.features.compatibility import check_output, check_same_origin, check_store, store_fingerprint
-from ra_hmd.features.k_shot_rows import take_shots
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import MemeHead
 from ra_hmd.retrieval.embeddings import hidden_tensor, run_head
 from ra_hmd.scoring.operating_point import check_dev
 from ra_hmd.training.checkpointing import describe_encoder, describe_features, describe_shots
+from ra_hmd.training.inputs import take_shots
 from ra_hmd.training.linear_head import Modality, check_modality, linear_head, save_linear_head
 
 GRID = tuple(10.0**power for power in range(-6, 7))
@@ -93,8 +94,6 @@ def linear_probe(
     notes = _check_classes(rows, problem, train if shot_list is None else shot_list.path)
     probe = _Probe(modality, problem, rows, standardise)
     head, c, scores = _fit(probe, c) if dev is None else _choose(probe, stores["dev"])
-    features = {name: describe_features(places[name], each) for name, each in (stores | {"train": rows}).items()}
-    features["train"] |= describe_shots(rows) if shot_list is not None else {}
     return save_linear_head(
         output,
         LinearProbeManifest,
@@ -103,10 +102,19 @@ def linear_probe(
         arguments=plain(places | {"modality": modality, "standardise": standardise} | _shot_arguments(shot_list)),
         c=c,
         dev=scores,
-        features=features,
+        features=_describe_stores(places, stores | {"train": rows}, shot_list),
         notes=[*notes, *probe.notes, *_notes(stores, c)],
         **describe_encoder(rows),
     )
+
+
+def _describe_stores(
+    places: dict[str, Path], stores: dict[str, Features], shot_list: ShotSelection | None
+) -> dict[str, dict[str, Any]]:
+    described = {name: describe_features(places[name], features) for name, features in stores.items()}
+    if shot_list is not None:
+        described["train"] |= describe_shots(stores["train"])
+    return described
 
 
 def _shot_arguments(shot_list: ShotSelection | None) -> dict[str, object]:

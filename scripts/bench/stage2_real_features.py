@@ -30,7 +30,7 @@ from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.knn_classifier import knn_classify
 from stage2.arguments import Stage2Arguments
-from stage2.run import run_stage2
+from stage2.trainer import run_stage2
 
 SETTINGS = {"metric": "cos", "temperature": 0.1, "proj_dim": 256, "lr": 1e-3, "epochs": 30}
 TRAIN_ROWS = {"digits": 200, "breast_cancer": 284}

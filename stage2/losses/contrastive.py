@@ -1,4 +1,8 @@
-"""The retrieval-guided contrastive loss."""
+"""The retrieval-guided contrastive loss.
+
+Recommendations: with τ = 1 and `cos` the loss moves within about two nats; N_i is a sum and H_i a mean, as published,
+so that the batch size sets the balance between them.
+"""
 
 import math
 
@@ -50,9 +54,6 @@ def contrastive_loss(
 
     Returns:
         A scalar; without any anchor that has a positive, a zero that is still attached to the graph.
-
-    Recommendations: with τ = 1 and `cos` the loss moves within about two nats; N_i is a sum and H_i a mean, as
-    published, so that the batch size sets the balance between them.
 
     Source: RGCL (arXiv 2311.08110) and RA-HMD (arXiv 2502.13061), the terms as the official Stage 2 code weights
     them; unlike that code, it survives large inner products and keeps similarities of zero.

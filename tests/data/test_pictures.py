@@ -187,7 +187,7 @@ def lmm(tiny: Callable[[str], Path]) -> MemeModel:
 
 @pytest.mark.parametrize("case", ALL)
 def test_training_sees_these_pixels(case: str, files: Callable[[str], Path], lmm: MemeModel) -> None:
-    from llamafactory_ext.sft_classifier.collator import ClassifierCollator
+    from llamafactory_ext.sft_classifier.workflow import ClassifierCollator
 
     path = files(case)
     host = lmm._collator

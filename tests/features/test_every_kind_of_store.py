@@ -15,9 +15,9 @@ from served import ra_hmd
 from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.manifests import StoreManifest, parse_manifest
 from ra_hmd.evaluation.provenance import describe_head, describe_store
-from ra_hmd.features.k_shot_rows import take_shots
 from ra_hmd.features.store import Features, read_features, write_features
 from ra_hmd.features.test_lock import split_name
+from ra_hmd.training.inputs import take_shots
 
 SOURCE = {"dataset": "harmeme", "split": "train", "task": "harmful", "place": "data/imported/harmeme"}
 LMM = {"model": "m" * 64, "adapter": "a" * 64, "inputs.prompt_template": "<image> {text}?", "dtype": "auto"}

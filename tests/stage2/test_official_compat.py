@@ -14,7 +14,7 @@ from stage2.losses.official import official_loss
 from stage2.losses.similarity import Similarity
 from stage2.losses.triplet import triplet_loss
 from stage2.official_mining import mine_official, official_rows
-from stage2.run import run_stage2
+from stage2.trainer import run_stage2
 
 IP, COS, L2 = Similarity("ip"), Similarity("cos"), Similarity("l2")
 

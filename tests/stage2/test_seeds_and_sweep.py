@@ -11,8 +11,7 @@ from json_files import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import read_features
 from ra_hmd.models.head import HEAD_WEIGHTS, HeadConfig, MemeHead
-from stage2.run import run_stage2
-from stage2.trainer import Trainer
+from stage2.trainer import Trainer, run_stage2
 
 
 def test_seeds_are_the_single_runs_and_their_spread(world):

@@ -11,8 +11,8 @@ from json_files import read_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import Features
 from stage2.mining import mine, near_duplicates
-from stage2.run import run_stage2
 from stage2.sparse import SparseIndex, documents
+from stage2.trainer import run_stage2
 
 TEXTS = ["a red cat", "a blue dog", "the cat and the dog", "", "a red car", "the boat"]
 

@@ -16,7 +16,7 @@ from ra_hmd.retrieval.voting import Voting
 from stage2.losses.contrastive import contrastive_loss
 from stage2.losses.similarity import Similarity, same_class
 from stage2.mining import alike, mine
-from stage2.run import run_stage2
+from stage2.trainer import run_stage2
 
 KINDS = 4
 

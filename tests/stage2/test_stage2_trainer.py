@@ -25,8 +25,7 @@ from ra_hmd.training.trainer import clip_gradients, parameter_groups
 from stage2.__main__ import main
 from stage2.losses.settings import LOSSES
 from stage2.mining import Mined
-from stage2.run import run_stage2
-from stage2.trainer import Trainer
+from stage2.trainer import Trainer, run_stage2
 
 
 def dev_auroc(folder, train, dev):

@@ -13,7 +13,7 @@ from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.training.classification import train_head
 from ra_hmd.training.inputs import training_rows
-from stage2.run import run_stage2
+from stage2.trainer import run_stage2
 
 
 @pytest.fixture

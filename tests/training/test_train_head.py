@@ -21,7 +21,7 @@ from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, HeadConfig, load_head
 from ra_hmd.retrieval.embeddings import hidden_tensor, run_head
 from ra_hmd.training.classification import ClassificationTrainer, train_head
 from ra_hmd.training.inputs import head_config, initial_head
-from stage2.run import run_stage2
+from stage2.trainer import run_stage2
 
 BOTH = ("align", "concat", "cross", "cross_nd", "align_concat", "none")
 
