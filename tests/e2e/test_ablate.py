@@ -140,11 +140,11 @@ def test_a_step_that_fails_is_told_and_what_was_done_is_kept(jobs: int, tmp_path
     console = Console(record=True, width=200)
     steps = [good[0], bad, *good[1:], Step("later", ["python", "-V"])]
     with pytest.raises(UserError, match=r"(?s)Step 'bad' failed \(exit code 3\).*the reason"):
-        run_steps("kind", steps, tmp_path, console=console, jobs=jobs)
-    kept = set(read_json(tmp_path / "kind.json").seconds)
+        run_steps("ablate", steps, tmp_path, console=console, jobs=jobs)
+    kept = set(read_json(tmp_path / "ablate.json").seconds)
     assert kept == {good[0].line} if jobs == 1 else good[0].line in kept and good[5].line not in kept
     assert "later" not in console.export_text()
-    assert set(run_steps("kind", good, tmp_path, console=console, jobs=jobs)) == {step.line for step in good}
+    assert set(run_steps("ablate", good, tmp_path, console=console, jobs=jobs)) == {step.line for step in good}
     assert console.export_text().count("already done") == len(kept)
     logs = sorted(path.read_text() for path in (tmp_path / "logs").iterdir())
     assert "5\n" in logs
