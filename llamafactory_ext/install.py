@@ -16,7 +16,7 @@ _MARK = "_ra_hmd_installed"
 def install(tuner: ModuleType) -> None:
     """Dispatch our stage and carry its head along on export; stock stages run the host's own functions.
 
-    Idempotent. The host's parser learns our keys only when our stage is asked for (`extend_arguments`), so a stock
+    Idempotent. The host's parser learns our keys only when our stage is requested (`extend_arguments`), so a stock
     stage still refuses them. On a host that we do not know, only our stage fails.
     """
     if getattr(tuner, _MARK, False):

@@ -1,6 +1,6 @@
 """Environment variables that send LLaMA-Factory where stage `sft-classifier` does not exist.
 
-Standard library only, and nothing of the host: it is asked before the host's launchers are imported.
+Standard library only, and nothing of the host: it runs before the host's launchers are imported.
 """
 
 import os

@@ -98,8 +98,8 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"Device: {where}", "", "| check | | seconds | values |", "|---|---|---|---|"]
     for name, result in report["checks"].items():
         values = ", ".join(f"{key} {value:.4g}" for key, value in result.get("values", {}).items())
-        told = values or result["reason"].replace("\n", " ").replace("|", "/")
-        lines.append(f"| {name} | {result['status']} | {result['seconds']:.1f} | {told} |")
+        values_cell = values or result["reason"].replace("\n", " ").replace("|", "/")
+        lines.append(f"| {name} | {result['status']} | {result['seconds']:.1f} | {values_cell} |")
     return "\n".join(lines) + "\n"
 
 

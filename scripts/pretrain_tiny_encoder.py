@@ -1,4 +1,4 @@
-"""Train a tiny encoder contrastively on drawn memes: pictures against sentences about what they show. A few minutes.
+"""Train a tiny encoder contrastively on synthetic memes: images against sentences about their content. A few minutes.
 
     ra-hmd data make-confounders --output outputs/confounders
     python scripts/pretrain_tiny_encoder.py --family clip --data outputs/confounders --output outputs/encoders/clip
@@ -9,8 +9,8 @@ What supervises it: each training picture, of both domains, goes with a sentence
 this is a description ("The picture shows the cat."), else the caption of any training meme that talks about that
 subject. A meme's own caption cannot be its sentence: half of them talk about something else. Read from
 `attributes.jsonl` are the subjects of picture and text of training memes, which the descriptions in
-`confounders_captions` tell as well. Labels, dev and test memes are not read. Yet the label of a drawn meme follows from
-the two subjects: the encoder is taught what the label is about, as web data has taught published ones what things are
+`confounders_captions` tell as well. Labels, dev and test memes are not read. Yet a label follows from the
+two subjects: the encoder is taught what the label is about, as web data has taught published ones what things are
 called. Scores on these memes show that the steps work, not how good an encoder is.
 """
 

@@ -45,7 +45,7 @@ class Mined:
         return np.concatenate([self.positives.rows, self.hard_positives.rows], axis=1)
 
     def statistics(self) -> dict[str, Any]:
-        """For each kind: asked per anchor, found in all, anchors short of it, similarity quantiles (None if empty).
+        """For each kind: requested per anchor, found in all, anchors short of it, similarity quantiles (None if empty).
 
         `inverted` is the share of anchors whose nearest hard negative is nearer than their nearest positive.
         """
@@ -53,14 +53,14 @@ class Mined:
         for name in ("positives", "hard_negatives", "hard_positives"):
             found: Neighbours = getattr(self, name)
             per_anchor = found.present.sum(axis=1)
-            asked = found.rows.shape[1]
+            requested = found.rows.shape[1]
             values = found.similarity[found.present]
             quantiles = np.quantile(values, list(_QUANTILES.values())).tolist() if len(values) else None
             statistics[name] = {
-                "asked": asked,
+                "asked": requested,
                 "found": int(per_anchor.sum()),
-                "anchors_short": int((per_anchor < asked).sum()),
-                "anchors_without": int((per_anchor == 0).sum()) if asked else 0,
+                "anchors_short": int((per_anchor < requested).sum()),
+                "anchors_without": int((per_anchor == 0).sum()) if requested else 0,
                 "similarity": dict(zip(_QUANTILES, quantiles, strict=True)) if quantiles else None,
             }
         statistics["inverted"] = None

@@ -47,7 +47,7 @@ class RowSearch:
         codes: int64 [N], from 0; rows of one code exclude each other.
         metric: `ip`, or `l2`, the squared distance with a minus sign.
         kind: How to search.
-        deepest: The greatest K that will be asked for.
+        deepest: The greatest K that will be requested.
 
     Attributes:
         choices: Of each search: `candidates`, `index` (how they were searched), `recall_at_20`, and `looked_through`,
@@ -80,14 +80,14 @@ class RowSearch:
             return Neighbours(rows, similarity)
         index, held, most = self._index(anchors, candidates)
         for part, further, code in self._parts(anchors, candidates):
-            asked, allowed = anchors[part], None if code is None else self._codes[held] != code
-            if index is not None and (allowed is None or self._reaches(index, asked, held, allowed, most)):
-                places, near = self._through_lists(index, asked, k + further, allowed)
+            queries, allowed = anchors[part], None if code is None else self._codes[held] != code
+            if index is not None and (allowed is None or self._reaches(index, queries, held, allowed, most)):
+                places, near = self._through_lists(index, queries, k + further, allowed)
                 found = np.where(places < 0, ABSENT, held[places])
             else:
                 others = candidates if code is None else candidates[self._codes[candidates] != code]
-                found, near = self._exhaustive(asked, others, k + further)
-            keep = (found != ABSENT) & (self._codes[found] != self._codes[asked][:, None])
+                found, near = self._exhaustive(queries, others, k + further)
+            keep = (found != ABSENT) & (self._codes[found] != self._codes[queries][:, None])
             rows[part], similarity[part] = _first(found, near, keep, k)
         return Neighbours(rows, similarity)
 
@@ -112,9 +112,11 @@ class RowSearch:
         """Places in the index and similarities [A, depth], as `SearchIndex.search` gives them."""
         found = []
         for start, end in _query_blocks(len(anchors)):
-            asked = self._embeddings[anchors[start:end]]
-            many = index.search_many(asked, depth) if allowed is None else index.search(asked, depth, allowed=allowed)
-            found.append(many)
+            queries = self._embeddings[anchors[start:end]]
+            if allowed is None:
+                found.append(index.search_many(queries, depth))
+            else:
+                found.append(index.search(queries, depth, allowed=allowed))
         places, near = zip(*found, strict=True)
         return np.concatenate(places), np.concatenate(near)
 

@@ -86,15 +86,15 @@ class Trainer(HeadTrainer[Stage2Arguments]):
         return torch.stack([(1 - weight) * retrieval + weight * classification, retrieval, classification])
 
     def _report_parts(self) -> list[str]:
-        told, mined = super()._report_parts(), self.miner.statistics[-1]
+        parts, mined = super()._report_parts(), self.miner.statistics[-1]
         if mined["inverted"] is not None:
-            told.append(f"{mined['inverted']:.1%} of anchors nearer to a negative")
-        told += [f"{choice['candidates']} rows searched by {choice['index']}, recall@20 {choice['recall_at_20']:.4f}"
+            parts.append(f"{mined['inverted']:.1%} of anchors nearer to a negative")
+        parts += [f"{choice['candidates']} rows searched by {choice['index']}, recall@20 {choice['recall_at_20']:.4f}"
                  for choice in mined["indexes"] if choice["index"] != "flat"]  # fmt: skip
         for kind in ("positives", "hard_negatives", "hard_positives"):
             if mined[kind]["anchors_short"]:
-                told.append(f"{mined[kind]['anchors_short']} anchors short of {kind.replace('_', ' ')}")
-        return told
+                parts.append(f"{mined[kind]['anchors_short']} anchors short of {kind.replace('_', ' ')}")
+        return parts
 
     def _notes(self) -> list[str]:
         """Also which anchors found less than was requested."""
@@ -107,11 +107,11 @@ class Trainer(HeadTrainer[Stage2Arguments]):
         for kind, knob in knobs.items():
             short, words = self.miner.statistics[-1][kind]["anchors_short"], kind.replace("_", " ")
             if short and args.compat == "official":
-                notes.append(f"{short} anchors found fewer {words} than asked among {args.official_depth}.")
+                notes.append(f"{short} anchors found fewer {words} than requested among {args.official_depth}.")
             elif short and args.mining == "sparse":
-                notes.append(f"{short} anchors share words with fewer {words} than asked; lower `{knob}`.")
+                notes.append(f"{short} anchors share words with fewer {words} than requested; lower `{knob}`.")
             elif short:
-                notes.append(f"{short} anchors have fewer {words} in the data than asked; lower `{knob}`.")
+                notes.append(f"{short} anchors have fewer {words} in the data than requested; lower `{knob}`.")
         return notes
 
 

@@ -61,30 +61,30 @@ def evaluation_names(dataset: "Dataset | dict[str, Dataset]", args: "ClassifierF
 
 def _check_choice(data_args: "DataArguments", training_args: "TrainingArguments") -> None:
     """Raise `UserError` where the metric that chooses the checkpoint is computed on test data."""
-    asked = (training_args.metric_for_best_model or "").removeprefix("eval_")
-    if not asked or training_args.eval_strategy == "no":
+    metric = (training_args.metric_for_best_model or "").removeprefix("eval_")
+    if not metric or training_args.eval_strategy == "no":
         return
     names = data_args.eval_dataset or []
     if data_args.eval_on_each_dataset and len(names) > 1:
-        names = [name for name in names if asked.startswith(f"{name}_")]
+        names = [name for name in names if metric.startswith(f"{name}_")]
     raise_all(
         [f"`eval_dataset: {name}`" for name in names if says_test(name)],
-        f"Nothing is chosen by test data, and `metric_for_best_model: {asked}` chooses a checkpoint; give a dev split",
+        f"Nothing is chosen by test data, and `metric_for_best_model: {metric}` chooses a checkpoint; give a dev split",
     )
 
 
 def _check_metric(dataset: Any, training_args: "TrainingArguments", args: "ClassifierFinetuningArguments") -> None:
-    asked, evaluates = training_args.metric_for_best_model, training_args.eval_strategy != "no"
+    metric, evaluates = training_args.metric_for_best_model, training_args.eval_strategy != "no"
     problems = []
     if not evaluates and training_args.save_strategy == "best":
         problems.append("`save_strategy: best` needs evaluations, or nothing is saved; set `eval_strategy`.")
-    if args.early_stopping_steps is not None and not (asked and evaluates):
+    if args.early_stopping_steps is not None and not (metric and evaluates):
         problems.append(
             f"`early_stopping_steps: {args.early_stopping_steps}` needs `metric_for_best_model` and `eval_strategy`."
         )
-    if evaluates and asked is not None:
+    if evaluates and metric is not None:
         names = evaluation_names(dataset, args)
-        if f"eval_{asked.removeprefix('eval_')}" not in names:
-            problems.append(f"`metric_for_best_model` {asked!r} is no metric of this evaluation; choose one of "
+        if f"eval_{metric.removeprefix('eval_')}" not in names:
+            problems.append(f"`metric_for_best_model` {metric!r} is no metric of this evaluation; choose one of "
                             f"{', '.join(names)}.")  # fmt: skip
-    raise_all(problems, "The best checkpoint cannot be chosen as asked")
+    raise_all(problems, "The best checkpoint cannot be chosen as requested")

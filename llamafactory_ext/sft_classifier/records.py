@@ -92,7 +92,7 @@ def _undecoded(dataset: Dataset) -> Dataset:
 
 
 def _with_paths(aligned: Dataset, media_dir: str) -> Dataset:
-    """`aligned` with the paths of all pictures: embedded ones are written into the cache of `datasets`, once for all
+    """`aligned` with the paths of all images: embedded ones are written into the cache of `datasets`, once for all
     runs, and names whose letters are composed otherwise on disk are those on disk.
     """
     folders, cache = [Path(media_dir), Path()], Path(HF_DATASETS_CACHE) / "ra_hmd_pictures"
@@ -110,7 +110,7 @@ def _path(image: Any, folders: list[Path], cache: Path) -> str:
         return image
     try:
         return str(locate_image(image, folders, Path(), cache))
-    except ValueError:  # told later, with all records that cannot be used
+    except ValueError:  # reported later, with all records that cannot be used
         return str(image)[:60]
 
 

@@ -1,4 +1,4 @@
-"""A trained run is asked, and a stopped one goes on, only as it was trained: its manifest is compared with the YAML."""
+"""Checks that a trained run is used, or resumed, as it was trained: its manifest is compared with the YAML."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +49,8 @@ def take_run_settings(
 ) -> None:
     """Make the arguments those of the run that is evaluated, or continued; in place.
 
-    What the YAML leaves out is taken from the run. Training on may change how memes are asked about (which is told),
-    but not the model below the adapter.
+    What the YAML leaves out is taken from the run. Continued training may change the prompt, with a warning, but not
+    the model below the adapter.
 
     Args:
         given: The YAML as a dictionary, or the words of the command line.
@@ -113,7 +113,8 @@ def _check_merged(manifest: Stage1Manifest, adapters: list[str], run: Path) -> N
 def check_resumed(checkpoint: Path, manifest: Stage1Manifest) -> None:
     """Compare a checkpoint's manifest with that of the run that resumes from it.
 
-    Another number of processes, or another batch size, is told: the host finds its place in the data by batches.
+    Another number of processes, or another batch size, gives a warning: the host finds its place in the data by
+    batches.
 
     Raises:
         UserError: another model, data, input, head, loss or optimizer; both values are named.

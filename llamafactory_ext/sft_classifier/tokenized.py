@@ -62,7 +62,7 @@ def check_image_files(dataset: Dataset, place: str) -> None:
         now = file_state(images[0])
         if now == _MISSING or (now != state and sha256_file(images[0]) != digest):
             problems.append(f"record {name}: {images[0]} {'is gone' if now == _MISSING else 'has changed'}")
-    raise_all(problems, f"{place} was made with other pictures; remove it, and it is made anew")
+    raise_all(problems, f"{place} was made with other images; remove it, and it is made anew")
 
 
 def tokenized_origin(

@@ -133,12 +133,12 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
 
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
         """The host's; `dataloader_drop_last` is for training alone, as evaluation and prediction need every row."""
-        asked = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = asked and is_training
+        requested = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = requested and is_training
         try:
             return super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
-            self.args.dataloader_drop_last = asked
+            self.args.dataloader_drop_last = requested
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate during training, after the checkpoint of this step was written.

@@ -207,10 +207,10 @@ def _head_source(model_args: "ModelArguments", training_args: "TrainingArguments
 
 def _resume_checkpoint(training_args: "TrainingArguments") -> Path | None:
     """The checkpoint to resume from: the newest complete one where a kill left an unfinished one behind."""
-    asked = training_args.resume_from_checkpoint
-    if not training_args.do_train or asked in (None, False, "false", "False"):
+    resumed = training_args.resume_from_checkpoint
+    if not training_args.do_train or resumed in (None, False, "false", "False"):
         return None
-    folder = Path(training_args.output_dir) if asked in (True, "true", "True") else Path(asked)
+    folder = Path(training_args.output_dir) if resumed in (True, "true", "True") else Path(resumed)
     if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
         if _complete(folder):
             return folder

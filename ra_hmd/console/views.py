@@ -52,7 +52,7 @@ def render(name: str, **values: Any) -> str:
     return _templates().get_template(name).render(turn=uuid.uuid4().hex, **values)
 
 
-def image_url(source: Path | bytes | Image.Image, *, thumbnail: bool = False) -> str | None:
+def image_url(source: Path | str | bytes | Image.Image, *, thumbnail: bool = False) -> str | None:
     """Return an image as a `data:` URL of a JPEG of at most 720 pixels a side (thumbnail: 240); None if unreadable."""
     try:
         # Uploads come from anyone and are limited to safe formats; files were named by the operator.

@@ -28,7 +28,7 @@ class Meme:
     """
 
     id: str
-    image: Path | bytes | Image
+    image: Path | str | bytes | Image
     text: str | None = None
     label: int | tuple[int, ...] | None = None
     split: str = ""

@@ -200,7 +200,7 @@ def _write_shards(
             part = [pending[row] for row in range(first, last)]
             columns = {name: np.stack([row[name] for row in part]) for name in part[0]}
             columns["contents"] = columns["contents"].tolist()
-            writer.write(shard, features_of(encoded.memes[first:last], columns, classes))
+            writer.write(shard, features_of_memes(encoded.memes[first:last], columns, classes))
             pending = {}
             shard = next(todo, shard)
 
@@ -210,8 +210,8 @@ def batch_columns(model: FeatureModel, batch: Any) -> dict[str, np.ndarray]:
     return {name: tensor.float().cpu().numpy() for name, tensor in model.columns(batch).items()}
 
 
-def features_of(memes: Sequence[Meme], columns: Mapping[str, Any], classes: int | None = None) -> Features:
-    """Features of N memes, in the order of the rows, from columns [N, …] (see `features_from`).
+def features_of_memes(memes: Sequence[Meme], columns: Mapping[str, Any], classes: int | None = None) -> Features:
+    """Features of N memes, in the order of the rows, from columns [N, …] (see `features_from_columns`).
 
     Args:
         memes: The memes.
@@ -219,10 +219,10 @@ def features_of(memes: Sequence[Meme], columns: Mapping[str, Any], classes: int 
         classes: C, where labels are sets of classes.
     """
     texts, extras = [meme.caption for meme in memes], [meme.extras for meme in memes]
-    return features_from([meme.id for meme in memes], texts, label_array(memes, classes), columns, extras)
+    return features_from_columns([meme.id for meme in memes], texts, label_array(memes, classes), columns, extras)
 
 
-def features_from(
+def features_from_columns(
     ids: list[str],
     texts: list[str],
     labels: np.ndarray,

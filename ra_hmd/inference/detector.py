@@ -24,7 +24,7 @@ from ra_hmd.data.images import content_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.text import well_formed
-from ra_hmd.features.extraction import FeatureModel, batch_columns, features_from
+from ra_hmd.features.extraction import FeatureModel, batch_columns, features_from_columns
 from ra_hmd.features.feature_model import open_feature_model
 from ra_hmd.inference.types import Explain, PreparedMeme, Verdict
 from ra_hmd.inference.verdicts import verdicts_of
@@ -188,7 +188,7 @@ class Detector:
         columns["contents"] = [meme.content for meme in memes]
         shape = (len(memes), self.problem.outputs) if self.problem.kind == "multi_label" else len(memes)
         labels = np.full(shape, UNLABELLED, dtype=np.int64)
-        features = features_from([meme.id for meme in memes], [meme.text for meme in memes], labels, columns)
+        features = features_from_columns([meme.id for meme in memes], [meme.text for meme in memes], labels, columns)
         return self.scorer("the memes", features)
 
     def verdicts(self, memes: Sequence[PreparedMeme], scored: ScoredSet) -> list[Verdict]:

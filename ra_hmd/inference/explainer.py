@@ -128,7 +128,7 @@ class Explainer:
         if neighbours and not is_bank(place):
             lookups.append(MemeLookup.from_store(place))
         opened = open_engine(
-            engine, model, adapter=adapter, pictures=neighbours + 1, tensor_parallel_size=tensor_parallel_size
+            engine, model, adapter=adapter, max_images=neighbours + 1, tensor_parallel_size=tensor_parallel_size
         )
         return cls(opened, model.run.settings, lookups=lookups, neighbours=neighbours, **settings)
 

@@ -262,7 +262,7 @@ class MemeModel:
             infer_dtype=dtype,
             **run.loading,
         )
-        from llamafactory.data import SFTDataCollatorWith4DAttentionMask  # after its logger was told what to say
+        from llamafactory.data import SFTDataCollatorWith4DAttentionMask  # after its logger is configured
 
         model_args.device_map = {"": device}
         tokenizer = self.encoder.tokenizer

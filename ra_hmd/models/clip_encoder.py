@@ -300,7 +300,7 @@ class Encoder:
         }
 
     def text_features(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
-        """[N, T] features of texts without pictures: the prompts of zero-shot classification."""
+        """[N, T] features of texts without images: the prompts of zero-shot classification."""
         found = []
         for start in range(0, len(texts), batch_size):
             tokens = self.collate_text([self.pieces(text) for text in texts[start : start + batch_size]])

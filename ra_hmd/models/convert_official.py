@@ -46,7 +46,7 @@ def import_official(
 ) -> Stage1Manifest:
     """Write an official checkpoint as a Stage 1 run.
 
-    Nothing in `folder` is run: `classifier.bin` is read as tensors alone. Memes are asked about as in the official
+    Nothing in `folder` is run: `classifier.bin` is read as tensors alone. Prompts are those of the official
     training, at up to 768 x 768 pixels; the official extraction reduces them to 448 x 448, which the head never saw.
 
     Args:
@@ -221,7 +221,7 @@ def _manifest(
         loading = {"quantization_bit": quantization_bit, "quantization_method": "bnb", "quantization_type": "nf4"}
         loading["double_quantization"] = True
     assumed = [
-        f"The prompt, template {settings.template}, the last token of the last layer and pictures of at most "
+        f"The prompt, template {settings.template}, the last token of the last layer and images of at most "
         f"{settings.image_max_pixels} pixels are those of the official training's defaults."
     ]
     if quantization_bit is None:

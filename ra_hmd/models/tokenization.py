@@ -219,8 +219,8 @@ class MemeEncoder:
         return target + [self.tokenizer.eos_token_id] * self.template.efficient_eos
 
     def answer_token_ids(self, answers: Answers) -> list[int]:
-        """First token id of each answer, in class order: what the LM head is asked for. None of an answer that lists
-        any number of classes: no one token says them.
+        """First token id of each answer, in class order: the tokens that the LM head's score compares. Empty where an
+        answer may list any number of classes: no single token stands for them.
 
         Raises:
             UserError: two answers begin with the same token.

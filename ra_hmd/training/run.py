@@ -74,7 +74,7 @@ def _report_parts(point: EasyDict) -> str:
 def _run(
     args: A, trainer: type[HeadTrainer[A]], stores: Stores, device: torch.device, resumes: Console | None
 ) -> EasyDict:
-    """One run; with a console, as one of several: it is left out, and that is said, if it was done before."""
+    """Train once; with `resumes`, a run that is finished already is reported there and not repeated."""
     stores = Stores(training_rows(args, stores.train), stores.dev)
     done = finished_run(args, stores) if resumes is not None else None
     if resumes is not None and done is not None:

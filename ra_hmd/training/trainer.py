@@ -212,10 +212,10 @@ class HeadTrainer(Generic[A]):
         """What the terminal shows of the last epoch."""
         entry = self.history[-1]
         parts = ", ".join(f"{name.replace('_', ' ')} {entry[name]:.4f}" for name in self.losses[1:])
-        told = [f"epoch {entry['epoch']}: loss {entry['loss']:.4f} ({parts})"]
+        lines = [f"epoch {entry['epoch']}: loss {entry['loss']:.4f} ({parts})"]
         if self.args.select_by in entry:
-            told.append(f"{self.args.select_by} {entry[self.args.select_by]:.4f}")
-        return told
+            lines.append(f"{self.args.select_by} {entry[self.args.select_by]:.4f}")
+        return lines
 
     def _apply(self, head: MemeHead, features: Tensor) -> HeadOutput:
         """A head's output of features [B, H], its products in the requested precision."""

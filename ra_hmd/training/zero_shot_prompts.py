@@ -13,8 +13,8 @@ from ra_hmd.core.problem import Problem, ProblemType
 
 POSITIVE = ("a hateful meme", "an offensive meme")
 NEGATIVE = ("a harmless meme", "a friendly meme")
-"""What the binary case asks unless told otherwise: the question alone, no group, topic or data set is named. Which
-sentences serve best was not measured."""
+"""Default prompts of the binary case. They name no group, topic or data set. Which sentences serve best was not
+measured."""
 
 _SHAPES = (
     "Write `positive` and `negative` (binary), `classes: {name: sentences, …}` in the order of their indices (one of "

@@ -42,14 +42,14 @@ def added_row(folder: Path, rows: int, dim: int, turns: int = 9) -> str:
     writer = Bank.create(
         folder, rows_of([f"m{number}" for number in range(rows)]), embedding[:rows], fingerprint={}, **SAID
     )
-    asked, reader = Embeddings(["q"], np.zeros(1, int), embedding[:1]), Bank.open(folder)
-    reader.nearest(asked, K)
-    still = median(seconds(lambda: reader.nearest(asked, K)) for _ in range(turns))
+    query, reader = Embeddings(["q"], np.zeros(1, int), embedding[:1]), Bank.open(folder)
+    reader.nearest(query, K)
+    still = median(seconds(lambda: reader.nearest(query, K)) for _ in range(turns))
     after = []
     for turn in range(turns):
         writer.add(rows_of([f"n{turn}"]), embedding[rows + turn :][:1], **SAID)
-        after.append(seconds(lambda: (reader.refresh(), reader.nearest(asked, K))))
-    anew = median(seconds(lambda: Bank.open(folder).nearest(asked, K)) for _ in range(3))
+        after.append(seconds(lambda: (reader.refresh(), reader.nearest(query, K))))
+    anew = median(seconds(lambda: Bank.open(folder).nearest(query, K)) for _ in range(3))
     return (
         f"{rows:9,} rows: search {1e3 * still:7.1f} ms, after one added row {1e3 * median(after):7.1f} ms "
         f"({median(after) / still:5.1f} times; the first time {1e3 * after[0]:.1f} ms), opened anew {1e3 * anew:7.1f} "

@@ -43,27 +43,29 @@ def clustered(count: int, dim: int, seed: int) -> np.ndarray:
 
 def measure(place: str, index: str, rows: int, dim: int, queries: int) -> dict[str, Any]:
     """Create, open and search one bank."""
-    asked = Embeddings([f"q{number}" for number in range(queries)], np.zeros(queries, int), clustered(queries, dim, 2))
+    searched = Embeddings(
+        [f"q{number}" for number in range(queries)], np.zeros(queries, int), clustered(queries, dim, 2)
+    )
     began = time.perf_counter()
     embedding = clustered(rows, dim, 1)
     meta = BankRows([f"m{number}" for number in range(rows)], np.arange(rows) % 2)
-    truth = exact(asked.embedding, embedding)
+    truth = exact(searched.embedding, embedding)
     began = time.perf_counter()
     Bank.create(place, meta, embedding, fingerprint={}, author="bench", reason="bench", index=index).close()
     created = time.perf_counter() - began
     del embedding, meta
     began = time.perf_counter()
     bank = Bank.open(place)
-    near = bank.nearest(asked, K)
+    near = bank.nearest(searched, K)
     ready = time.perf_counter() - began
     turns, began = 0, time.perf_counter()
     while time.perf_counter() - began < SECONDS:
-        bank.nearest(asked, K)
+        bank.nearest(searched, K)
         turns += 1
     batch = turns * queries / (time.perf_counter() - began)
     turns, began = 0, time.perf_counter()
     while time.perf_counter() - began < SECONDS:
-        bank.nearest(Embeddings(["q"], asked.labels[:1], asked.embedding[[turns % queries]]), K)
+        bank.nearest(Embeddings(["q"], searched.labels[:1], searched.embedding[[turns % queries]]), K)
         turns += 1
     single = turns / (time.perf_counter() - began)
     about = bank.info()

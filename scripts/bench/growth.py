@@ -187,7 +187,7 @@ def bank_of(folder: Path, embedding: np.ndarray) -> Any:
     return Bank.create(folder / "bank", rows, embedding, fingerprint={}, author="bench", reason="bench")
 
 
-def asked(count: int, embedding: np.ndarray) -> Any:
+def queries_of(count: int, embedding: np.ndarray) -> Any:
     """Queries near rows of a bank."""
     from ra_hmd.retrieval.embeddings import Embeddings
 
@@ -198,8 +198,8 @@ def asked(count: int, embedding: np.ndarray) -> Any:
 def bank_search(rows: int, folder: Path) -> Callable[[], object]:
     """200 queries to a bank that is open."""
     embedding = states(rows, WIDTH, 4)
-    bank, queries = bank_of(folder, embedding), asked(BANK_QUERIES, embedding)
-    bank.nearest(asked(1, embedding), 20)
+    bank, queries = bank_of(folder, embedding), queries_of(BANK_QUERIES, embedding)
+    bank.nearest(queries_of(1, embedding), 20)
     return lambda: bank.nearest(queries, 20)
 
 
@@ -207,14 +207,14 @@ def bank_search_equal(rows: int, folder: Path) -> Callable[[], object]:
     """200 queries to a bank of which a fifth is one meme under other ids; they are near it."""
     embedding = states(rows, WIDTH, 4)
     embedding[: rows // 5] = embedding[0]
-    bank, queries = bank_of(folder, embedding), asked(min(BANK_QUERIES, rows // 5), embedding)
+    bank, queries = bank_of(folder, embedding), queries_of(min(BANK_QUERIES, rows // 5), embedding)
     return lambda: bank.nearest(queries, 20)
 
 
 def bank_added_row(rows: int, folder: Path) -> Callable[[], object]:
     """One row is added to an open bank, and one query searched."""
     embedding = states(rows + 1, WIDTH, 4)
-    bank, query = bank_of(folder, embedding[:rows]), asked(1, embedding)
+    bank, query = bank_of(folder, embedding[:rows]), queries_of(1, embedding)
     bank.nearest(query, 20)
 
     def measured() -> None:
@@ -295,7 +295,7 @@ def growth(results: dict[int, dict[str, float] | None], rows: int, clock: str) -
 
 
 def main() -> None:
-    """Measure every cell that is asked for and print one line each."""
+    """Measure every cell that is requested and print one line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 50_000, 100_000])
     parser.add_argument("--only", nargs="+", default=[""], help="Beginnings of names: " + ", ".join(CELLS))
@@ -314,10 +314,10 @@ def main() -> None:
         for rows in sorted(options.rows):
             after_limit = results and list(results.values())[-1] is None
             results[rows] = found = None if after_limit else child(name, rows, options.limit)
-            told = f"{found[options.clock]:.2f}" if found else f"> {options.limit:.0f}"
+            seconds = f"{found[options.clock]:.2f}" if found else f"> {options.limit:.0f}"
             memory = f"{found['extra_mib']:,.0f}" if found else "-"
             factor = growth(results, rows, options.clock)
-            print(f"{name:26}{rows:9,}{told:>13}{factor:>14}{memory:>11}", flush=True)
+            print(f"{name:26}{rows:9,}{seconds:>13}{factor:>14}{memory:>11}", flush=True)
     if options.output:
         options.output.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 

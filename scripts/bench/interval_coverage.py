@@ -56,13 +56,17 @@ class World:
     def truth(self) -> dict[str, float]:
         """Metric → its value over very many memes."""
         scores, labels = self.draw(_MANY, np.random.default_rng(12345))
-        said = scores >= self.shift / 2
-        tp, fp, fn = (said & (labels == 1)).sum(), (said & (labels == 0)).sum(), (~said & (labels == 1)).sum()
+        positive = scores >= self.shift / 2
+        tp, fp, fn = (
+            (positive & (labels == 1)).sum(),
+            (positive & (labels == 0)).sum(),
+            (~positive & (labels == 1)).sum(),
+        )
         return {
-            "accuracy": float((said == labels).mean()),
+            "accuracy": float((positive == labels).mean()),
             "recall": float(tp / (tp + fn)),
             "f1": float(2 * tp / (2 * tp + fp + fn)),
-            "macro_f1": float(f1_score(labels, said, average="macro")),
+            "macro_f1": float(f1_score(labels, positive, average="macro")),
             "auroc": float(roc_auc_score(labels, scores)),
         }
 
@@ -89,8 +93,8 @@ def percentile(name: str, scores: np.ndarray, labels: np.ndarray, threshold: flo
     """The percentile bootstrap's, of 500 resamples; those in which the metric is undefined are left out."""
     memes, rng = len(labels), np.random.default_rng(0)
     counts = rng.multinomial(memes, np.full(memes, 1 / memes), size=500).astype(float)  # of each meme in each resample
-    said, member = scores >= threshold, labels == 1
-    tp, fp, fn = (counts @ cell.astype(float) for cell in (said & member, said & ~member, ~said & member))
+    positive, member = scores >= threshold, labels == 1
+    tp, fp, fn = (counts @ cell.astype(float) for cell in (positive & member, positive & ~member, ~positive & member))
     tn = memes - tp - fp - fn
     with np.errstate(divide="ignore", invalid="ignore"):
         f1, other = 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
@@ -153,22 +157,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=int, default=400, help="sets of memes per line")
     parser.add_argument("--bootstrap-sets", type=int, default=400, help="sets for the bootstrap; 0: none")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     rows = []
     for world in WORLDS:
         for memes in SIZES:
-            found = coverage(world, memes, asked.sets, ours)
+            found = coverage(world, memes, options.sets, ours)
             old = (
-                coverage(world, memes, asked.bootstrap_sets, percentile)
-                if asked.bootstrap_sets and memes <= 200
+                coverage(world, memes, options.bootstrap_sets, percentile)
+                if options.bootstrap_sets and memes <= 200
                 else {}
             )
             rows.append([world.title, str(memes),
                          *(f"{found[name]} ({old[name]})" if old else found[name] for name in NAMES)])  # fmt: skip
     header = ["classes", "memes", *NAMES]
-    print(f"\n{asked.sets} sets per line, in brackets the percentile bootstrap on {asked.bootstrap_sets}\n")
+    print(f"\n{options.sets} sets per line, in brackets the percentile bootstrap on {options.bootstrap_sets}\n")
     print(markdown_table(header, rows))
-    paired = [[str(memes), *paired_coverage(memes, asked.sets).values()] for memes in SIZES]
+    paired = [[str(memes), *paired_coverage(memes, options.sets).values()] for memes in SIZES]
     print("\nDifference of two heads on the same memes\n")
     print(markdown_table(["memes", "accuracy", "auroc"], paired))
     print(f"\n100,000 memes take {seconds(100_000) / seconds(1000):.1f} times as long as 1,000.")

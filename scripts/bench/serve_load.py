@@ -87,12 +87,12 @@ def questions(folder: Path, count: int) -> list[BatchRow]:
     memes = read_memes(folder / "data" / "a" / "test.jsonl")[:count]
     detector = Detector.from_run(folder / "run", folder / "bank")
     found = detector([Meme(meme.id, meme.image, meme.text) for meme in memes])
-    asked = []
+    rows = []
     for meme, one in zip(memes, found, strict=True):
         image = base64.b64encode(meme.image.read_bytes()).decode()
         body = json.dumps({"memes": [{"id": meme.id, "text": meme.text, "image": image}]}).encode()
-        asked.append(BatchRow(body, meme.id, one.scores))
-    return asked
+        rows.append(BatchRow(body, meme.id, one.scores))
+    return rows
 
 
 @dataclass
@@ -142,16 +142,16 @@ class Client:
         return int(answer.split(b" ", 2)[1]), await self.reader.readexactly(int(length[1]) if length else 0)
 
 
-def check(asked: BatchRow, answer: bytes) -> str | None:
+def check(row: BatchRow, answer: bytes) -> str | None:
     """What is wrong with an answer, or None."""
     (one,) = json.loads(answer)["results"]
-    if one.get("id") != asked.name:
-        return f"{asked.name} got the answer of {one.get('id')}"
-    off = {head: value for head, value in asked.scores.items() if abs(one["scores"][head] - value) > TOLERANCE}
-    return f"{asked.name}: {off} expected, {one['scores']} given" if off else None
+    if one.get("id") != row.name:
+        return f"{row.name} got the answer of {one.get('id')}"
+    off = {head: value for head, value in row.scores.items() if abs(one["scores"][head] - value) > TOLERANCE}
+    return f"{row.name}: {off} expected, {one['scores']} given" if off else None
 
 
-async def load(port: int, process: psutil.Process, asked: list[BatchRow], clients: int, seconds: float) -> Round:
+async def load(port: int, process: psutil.Process, rows: list[BatchRow], clients: int, seconds: float) -> Round:
     """Ask with so many clients for so long."""
     done, end = Round(), time.perf_counter() + seconds
 
@@ -159,7 +159,7 @@ async def load(port: int, process: psutil.Process, asked: list[BatchRow], client
         async with Client(port) as client:
             turn = number
             while time.perf_counter() < end:
-                question = asked[turn % len(asked)]
+                question = rows[turn % len(rows)]
                 turn += clients + 1
                 started = time.perf_counter()
                 done.sent += 1
@@ -184,7 +184,7 @@ async def load(port: int, process: psutil.Process, asked: list[BatchRow], client
     return done
 
 
-def serve(folder: Path, options: list[str], asked: list[BatchRow], clients: int, seconds: float) -> dict[str, Any]:
+def serve(folder: Path, options: list[str], rows: list[BatchRow], clients: int, seconds: float) -> dict[str, Any]:
     """A round against a server with these options."""
     words = [str(BIN / "ra-hmd"), "serve", str(folder / "run"), "--bank", str(folder / "bank"), "--port", "0",
              *options]  # fmt: skip
@@ -200,8 +200,8 @@ def serve(folder: Path, options: list[str], asked: list[BatchRow], clients: int,
                     sys.exit(f"the server ended:\n{(folder / 'log').read_text()[-3000:]}")
                 found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
             port, process = int(found[1]), psutil.Process(server.pid)
-            asyncio.run(load(port, process, asked, clients, 3))  # warm-up, first allocations included
-            done = asyncio.run(load(port, process, asked, clients, seconds))
+            asyncio.run(load(port, process, rows, clients, 3))  # warm-up, first allocations included
+            done = asyncio.run(load(port, process, rows, clients, seconds))
         finally:
             server.send_signal(signal.SIGTERM)
         if server.wait(60):
@@ -220,7 +220,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build(folder, arguments.layers)
-        asked = questions(folder, 128)
+        rows = questions(folder, 128)
         short = min(arguments.seconds, 20)
         plans = {
             "one by one": (["--max-batch", "1"], arguments.clients, short),
@@ -230,7 +230,7 @@ def main() -> None:
         }
         rounds = {}
         for plan, (options, clients, seconds) in plans.items():
-            rounds[plan] = serve(folder, options, asked, clients, seconds)
+            rounds[plan] = serve(folder, options, rows, clients, seconds)
             print(f"{plan:>10}: {json.dumps(rounds[plan], default=lambda value: round(float(value), 2))}", flush=True)
     speed = {plan: figures["answers_per_second"] for plan, figures in rounds.items()}
     ratio = speed["batching"] / speed["one by one"]

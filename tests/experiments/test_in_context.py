@@ -290,8 +290,9 @@ def test_bad_requests_are_refused_before_anything_is_scored(lab: Path, tmp_path:
     assert 10 < fit < 100
     assert "need --bank-features" in ra_hmd(*words(lab, tmp_path / "a", **{"bank-features": None, "query-features":
                                                                           None}), code=2)  # fmt: skip
-    assert "--head says by what" in ra_hmd(*words(lab, tmp_path / "h", head=lab / "run", demonstrations="random", **{
-        "bank-features": None, "query-features": None}), code=2)  # fmt: skip
+    without_stores = {"bank-features": None, "query-features": None}
+    headed = words(lab, tmp_path / "h", head=lab / "run", demonstrations="random", **without_stores)
+    assert "give --bank-features and --query-features" in ra_hmd(*headed, code=2)
     assert "has no features of these" in ra_hmd(*words(lab, tmp_path / "b", **{"bank-features": lab / "features" /
                                                                              "dev"}), code=2)  # fmt: skip
     assert "say with --examples" in ra_hmd(*words(lab, tmp_path / "e", data=lab / "dev.jsonl"), code=2)

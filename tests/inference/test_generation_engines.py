@@ -185,7 +185,7 @@ def test_the_worker_is_asked_and_answers(stage1_run: Path, stand_in: Path) -> No
     """The real process and its lines, with a `vllm` of the same calls in it; what vLLM makes of them is not tested."""
     run = open_run(stage1_run)
     encoder = encoder_of(run)
-    engine = VllmEngine(run, encoder, sys.executable, pictures=2, gpu_memory_utilization=0.5)
+    engine = VllmEngine(run, encoder, sys.executable, max_images=2, gpu_memory_utilization=0.5)
     arguments, ranked = json.loads(stand_in.read_text())
     assert arguments == vllm_arguments(run, encoder, 4096, 2, 1) | {"gpu_memory_utilization": 0.5}
     assert not ranked

@@ -204,7 +204,7 @@ def test_a_run_shows_the_defects_and_says_so(world, features):
     last = read_json(args.output_dir / "mining.json").searches[-1]
     assert last.hard_negatives.anchors_without > 150
     assert last.positives.similarity.min == pytest.approx(1, abs=1e-5)
-    assert any("found fewer hard negatives than asked among 12" in note for note in result["notes"])
+    assert any("found fewer hard negatives than requested among 12" in note for note in result["notes"])
     corrected = world.arguments(
         train=world.folder / "easy", epochs=10, loss="triplet", output_dir=world.folder / "corrected"
     )

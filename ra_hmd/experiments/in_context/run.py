@@ -23,7 +23,7 @@ from ra_hmd.experiments.in_context.prompting import InContextScorer, class_answe
 from ra_hmd.experiments.in_context.report import InContextPlan, InContextResult, write_in_context_result
 from ra_hmd.experiments.in_context.thresholds import dev_threshold
 from ra_hmd.features.compatibility import check_output
-from ra_hmd.features.extraction import check_labels, features_of, fingerprint_memes, label_array
+from ra_hmd.features.extraction import check_labels, features_of_memes, fingerprint_memes, label_array
 from ra_hmd.features.store import NO_STORE, Features
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.models.checkpoint import MemeModel, Run
@@ -215,7 +215,7 @@ def _open(parts: _Parts, plan: InContextPlan, output: Path, *, final: bool, comm
         manifest = NO_STORE.model_copy(
             update={"split": source.split, "fingerprint": {"data": fingerprint_memes(source.memes)}}
         )
-        return replace(features_of(source.memes, {"hidden": np.zeros((len(source.memes), 0))}), manifest=manifest)
+        return replace(features_of_memes(source.memes, {"hidden": np.zeros((len(source.memes), 0))}), manifest=manifest)
 
     begun = parts.mark().get("opened")
     if begun is not None and (final or not begun["test_sets"]):

@@ -48,7 +48,7 @@ class Chat:
             )
         places = sum(message["content"].count(IMAGE_PLACEHOLDER) for message in self.messages)
         if places != len(self.images):
-            raise UserError(f"A chat has {places} times {IMAGE_PLACEHOLDER} and {len(self.images)} pictures.")
+            raise UserError(f"A chat has {places} times {IMAGE_PLACEHOLDER} and {len(self.images)} images.")
 
 
 def chat_ids(encoder: MemeEncoder, chat: Chat) -> list[int]:
@@ -79,7 +79,7 @@ def check_length(tokens: int, max_new_tokens: int, context: int) -> None:
     """Raise `UserError` (a sentence without a subject) when a prompt and its answer do not fit the context."""
     if tokens + max_new_tokens > context:
         raise UserError(
-            f"its prompt has {tokens} tokens and {max_new_tokens} are asked for, but the model's context is {context}; "
+            f"its prompt has {tokens} tokens and {max_new_tokens} are requested, but the model's context is {context}; "
             "shorten the texts, take fewer examples, or ask for fewer tokens"
         )
 
@@ -133,7 +133,7 @@ class ChatModel:
         from transformers import GenerationConfig
 
         tokenizer = self.model.encoder.tokenizer
-        # What is not said here would come from the base model's folder; Qwen's have a repetition penalty.
+        # What is not set here would come from the base model's folder; Qwen's have a repetition penalty.
         greedy = GenerationConfig(
             do_sample=False,
             temperature=1.0,

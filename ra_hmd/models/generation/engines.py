@@ -69,7 +69,7 @@ def choose_engine(kind: EngineKind) -> Literal["transformers", "vllm"]:
     """The engine that is meant: `auto` is vLLM where it is installed and a CUDA device is there, else transformers.
 
     Raises:
-        UserError: vLLM is asked for and cannot run here.
+        UserError: vLLM is requested and cannot run here.
     """
     choose("--engine", kind, get_args(EngineKind))
     python, device = vllm_python(), torch.cuda.is_available()
@@ -93,7 +93,7 @@ def open_engine(
     model: MemeModel,
     *,
     adapter: bool = True,
-    pictures: int = 1,
+    max_images: int = 1,
     tensor_parallel_size: int = 1,
     batch_size: int = 8,
 ) -> Engine:
@@ -103,7 +103,7 @@ def open_engine(
         kind: Which.
         model: The run. vLLM loads its weights once more.
         adapter: Whether the trained adapter speaks, or the base model.
-        pictures: Most images of a chat (vLLM).
+        max_images: Most images of a chat (vLLM).
         tensor_parallel_size: GPUs that share the model (vLLM).
         batch_size: Chats per pass (transformers).
 
@@ -118,7 +118,7 @@ def open_engine(
     run = model.run if adapter else replace(model.run, adapter=None)
     free, total = torch.cuda.mem_get_info()
     memory = round(_FREE_SHARE * free / total, 3)
-    how = {"pictures": pictures, "tensor_parallel_size": tensor_parallel_size}
+    how = {"max_images": max_images, "tensor_parallel_size": tensor_parallel_size}
     return VllmEngine(run, model.encoder, vllm_python() or sys.executable, **how, gpu_memory_utilization=memory)
 
 
@@ -150,7 +150,7 @@ class VllmEngine:
         run: The run.
         encoder: Its template, tokenizer and processor.
         python: The Python that has vLLM.
-        pictures: Most images of a chat.
+        max_images: Most images of a chat.
         tensor_parallel_size: GPUs that share the model.
         gpu_memory_utilization: Share of a GPU's memory for vLLM, the weights included.
 
@@ -166,7 +166,7 @@ class VllmEngine:
         encoder: MemeEncoder,
         python: str,
         *,
-        pictures: int = 1,
+        max_images: int = 1,
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float = _FREE_SHARE,
     ) -> None:
@@ -176,7 +176,7 @@ class VllmEngine:
         self.encoder, self.adapter, self.image_token = encoder, run.adapter is not None, config.image_token_id
         self.plain = encoder.plain
         self.context = min(config.get_text_config().max_position_embeddings, _CONTEXT)
-        arguments = vllm_arguments(run, encoder, self.context, pictures, tensor_parallel_size)
+        arguments = vllm_arguments(run, encoder, self.context, max_images, tensor_parallel_size)
         # What torchrun says of ranks is not for vLLM.
         kept = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
         worker = [python, str(Path(__file__).with_name("vllm_worker.py"))]
@@ -211,7 +211,7 @@ class VllmEngine:
             if made != ids:
                 raise UserError(
                     f"vLLM made {len(made)} tokens of prompt {row + 1} and training would have made {len(ids)}: it "
-                    "treats pictures in another way. Use --engine transformers."
+                    "treats images in another way. Use --engine transformers."
                 )
         return [text.strip() for text in found["texts"]]
 
@@ -224,7 +224,7 @@ class VllmEngine:
         if not line:
             self._close()
             raise UserError(
-                f"vLLM ended (exit code {self._process.returncode}); what it said is above. If memory was short, raise "
+                f"vLLM ended (exit code {self._process.returncode}); its output is above. If memory was short, raise "
                 "--tensor-parallel-size, or use --engine transformers."
             )
         return json.loads(line)
@@ -259,7 +259,7 @@ def regular_images(encoder: MemeEncoder, chat: Chat) -> list[Image.Image]:
 
 
 def vllm_arguments(
-    run: Run, encoder: MemeEncoder, context: int, pictures: int, tensor_parallel_size: int
+    run: Run, encoder: MemeEncoder, context: int, max_images: int, tensor_parallel_size: int
 ) -> dict[str, Any]:
     """Arguments of `vllm.LLM` for a run.
 
@@ -276,7 +276,7 @@ def vllm_arguments(
         "revision": run.loading.get("model_revision") or "main",
         "tensor_parallel_size": tensor_parallel_size,
         "max_model_len": context,
-        "limit_mm_per_prompt": {"image": pictures, "video": 0},
+        "limit_mm_per_prompt": {"image": max_images, "video": 0},
         "mm_processor_kwargs": {"max_pixels": _largest_picture(encoder)},
         "generation_config": "vllm",  # the sampling is ours, not the one in the model's folder
         "seed": 0,

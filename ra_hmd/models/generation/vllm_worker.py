@@ -24,21 +24,21 @@ def main() -> None:
     def say(value: dict[str, Any]) -> None:
         print(json.dumps(value), file=lines, flush=True)
 
-    def pictures(encoded: list[str]) -> list[Any]:
-        return [Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB") for picture in encoded]
+    def open_images(encoded: list[str]) -> list[Any]:
+        return [Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB") for image in encoded]
 
     first = json.loads(sys.stdin.readline())
     model = LLM(**first["engine"])
     adapter = None if first["adapter"] is None else LoRARequest("run", 1, first["adapter"])
     say({"ready": True})
     for line in iter(sys.stdin.readline, ""):
-        asked = json.loads(line)
+        request = json.loads(line)
         prompts = [
             {"prompt_token_ids": prompt["ids"]}
-            | ({"multi_modal_data": {"image": pictures(prompt["images"])}} if prompt["images"] else {})
-            for prompt in asked["prompts"]
+            | ({"multi_modal_data": {"image": open_images(prompt["images"])}} if prompt["images"] else {})
+            for prompt in request["prompts"]
         ]
-        greedy = SamplingParams(temperature=0.0, max_tokens=asked["max_tokens"], stop_token_ids=asked["stop"])
+        greedy = SamplingParams(temperature=0.0, max_tokens=request["max_tokens"], stop_token_ids=request["stop"])
         found = model.generate(prompts, greedy, use_tqdm=False, lora_request=adapter)
         say({"ids": [list(one.prompt_token_ids) for one in found], "texts": [one.outputs[0].text for one in found]})
 
