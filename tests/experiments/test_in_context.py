@@ -295,7 +295,7 @@ def test_bad_requests_are_refused_before_anything_is_scored(lab: Path, tmp_path:
     assert "give --bank-features and --query-features" in ra_hmd(*headed, code=2)
     assert "has no features of these" in ra_hmd(*words(lab, tmp_path / "b", **{"bank-features": lab / "features" /
                                                                              "dev"}), code=2)  # fmt: skip
-    assert "say with --examples" in ra_hmd(*words(lab, tmp_path / "e", data=lab / "dev.jsonl"), code=2)
+    assert "give with --examples" in ra_hmd(*words(lab, tmp_path / "e", data=lab / "dev.jsonl"), code=2)
     assert "give one for each class" in ra_hmd(*words(lab, tmp_path / "c", answer="Maybe"), code=2)
     assert "120 are needed" in ra_hmd(
         *words(lab, tmp_path / "d", shots=120, split="train", **{"query-features": lab / "features" / "train"}), code=2
