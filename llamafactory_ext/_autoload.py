@@ -11,6 +11,14 @@ only.
 import os
 import sys
 
+TYPE_CHECKING = False  # that of `typing` would have every process import it
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
 HOST_MODULE = "llamafactory.train.tuner"
 LAUNCHERS = ("llamafactory.launcher", "llamafactory.v1.launcher")
 
@@ -19,7 +27,9 @@ class TunerFinder:
     """Finds the host's tuner and launchers through the other finders, and adds our step to their loaders."""
 
     @staticmethod
-    def find_spec(name, path=None, target=None):
+    def find_spec(
+        name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         """Return the host module's own spec with our step added to its loader; None for every other module."""
         if name != HOST_MODULE and name not in LAUNCHERS:
             return None
@@ -33,16 +43,16 @@ class TunerFinder:
 
 
 class _InstallingLoader:
-    def __init__(self, loader):
+    def __init__(self, loader: "Loader") -> None:
         self._loader = loader
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> "Any":
         return getattr(self._loader, name)
 
-    def create_module(self, spec):
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
         return self._loader.create_module(spec)
 
-    def exec_module(self, module):
+    def exec_module(self, module: "ModuleType") -> None:
         from llamafactory_ext.launchers import refuse_diversion
 
         refuse_diversion(sys.argv[1:], launched=module.__name__ in LAUNCHERS)
@@ -53,7 +63,7 @@ class _InstallingLoader:
             install(module)
 
 
-def register():
+def register() -> None:
     """Put the finder first on `sys.meta_path`, unless `RA_HMD_DISABLE_PLUGIN=1`."""
     if os.environ.get("RA_HMD_DISABLE_PLUGIN", "0") != "1" and TunerFinder not in sys.meta_path:
         sys.meta_path.insert(0, TunerFinder)

@@ -3,14 +3,22 @@
 import functools
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, cast
 
 from llamafactory_ext.launchers import STAGE, diverted, option
 
 SUPPORTED_HOSTS = ("0.9.5",)
 _MARK = "_ra_hmd_installed"
+
+
+class Tuner(Protocol):
+    """What is exchanged in `llamafactory.train.tuner`."""
+
+    _training_function: Callable[[dict[str, Any]], None]
+    export_model: Callable[..., None]
 
 
 def install(tuner: ModuleType) -> None:
@@ -23,9 +31,10 @@ def install(tuner: ModuleType) -> None:
         return
     setattr(tuner, _MARK, True)
     reason = _unknown_host(tuner)
-    _dispatch(tuner, reason)
+    host = cast(Tuner, tuner)
+    _dispatch(host, reason)
     if reason is None:
-        _carry_head_on_export(tuner)
+        _carry_head_on_export(host)
         if {"-h", "--help"} & set(sys.argv):
             extend_arguments()
 
@@ -53,7 +62,7 @@ def _unknown_host(tuner: ModuleType) -> str | None:
     return f"this LLaMA-Factory lacks {', '.join(missing)}" if missing else None
 
 
-def _dispatch(tuner: ModuleType, reason: str | None) -> None:
+def _dispatch(tuner: Tuner, reason: str | None) -> None:
     host = tuner._training_function
 
     @functools.wraps(host)
@@ -77,7 +86,7 @@ def _dispatch(tuner: ModuleType, reason: str | None) -> None:
     tuner._training_function = training_function
 
 
-def _carry_head_on_export(tuner: ModuleType) -> None:
+def _carry_head_on_export(tuner: Tuner) -> None:
     host = tuner.export_model
 
     @functools.wraps(host)

@@ -1,7 +1,7 @@
 """What LLaMA-Factory's `_training_function` does for its own stages, for ours."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from llamafactory.extras import logging
@@ -38,7 +38,7 @@ def run_stage(config: dict[str, Any]) -> None:
         _check_keys(args)
         for note in correct_host_arguments(args):
             logger.warning_rank0(note)
-    arguments = get_train_args(args)
+    arguments = cast(tuple[Any, Any, Any, Any, Any], get_train_args(args))
     raise_all(refusals(*arguments), f"Arguments that stage {STAGE} cannot honour")
     take_run_settings(args, *arguments[:4])
     callbacks = [*(config.get("callbacks") or []), *_callbacks(*arguments)]

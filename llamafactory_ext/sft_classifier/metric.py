@@ -1,6 +1,6 @@
 """Evaluation of Stage 1: the same numbers for the LM head (LMH) and the logistic head (LRC)."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -51,14 +51,15 @@ def logged_metrics(labels: np.ndarray, objective: Objective, *, answers: bool) -
         answers: Whether the LM head has scores (it has none of label sets).
     """
     rows, problem = len(labels), objective.problem
-    predictions = {
+    predictions: dict[str, np.ndarray] = {
         "lrc_logit": np.zeros((rows, problem.outputs), dtype=np.float32),
         "lm_loss_sum": np.zeros(rows, dtype=np.float32),
         "lm_tokens": np.ones(rows, dtype=np.int64),
     }
     if answers:
         predictions["answer_probs"] = np.full((rows, problem.classes), 1 / problem.classes, dtype=np.float32)
-    return list(compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels), objective))
+    # Annotated as arrays, but the trainer hands over whatever `prediction_step` returns: here a dictionary.
+    return list(compute_metrics(EvalPrediction(predictions=cast(Any, predictions), label_ids=labels), objective))
 
 
 def _arrays(prediction: EvalPrediction) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from datasets import Dataset, Image, List, Value
@@ -141,7 +141,13 @@ class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
         for index in range(len(examples["_prompt"])):
             example = {key: column[index] for key, column in examples.items()}
             # A bad row needs values too: a shard of empty lists would have no type, and could not join the others.
-            row = {"input_ids": [0], "labels": [IGNORE], "class_label": no_label, "shortened": False, "problem": ""}
+            row: dict[str, Any] = {
+                "input_ids": [0],
+                "labels": [IGNORE],
+                "class_label": no_label,
+                "shortened": False,
+                "problem": "",
+            }
             try:
                 row |= self._encode_row(example, encoder)
             except ValueError as error:  # a UserError, or what the host's plugin says of the record
@@ -198,7 +204,7 @@ def _class_label(column: str, answer: str, answers: Answers) -> int | list[int]:
     if answers.several:
         chosen = _label_set(column, answer, answers)
         return [int(index in chosen) for index in range(len(answers.words))]
-    by_answer = answers.label_of(answer)
+    by_answer = cast(int, answers.label_of(answer))
     if column and column != str(by_answer):
         raise UserError(f"its `label` is {column}, but its answer {answer[:60]!r} means {by_answer}; mend one of them")
     return by_answer
@@ -206,10 +212,11 @@ def _class_label(column: str, answer: str, answers: Answers) -> int | list[int]:
 
 def _label_set(column: str, answer: str, answers: Answers) -> tuple[int, ...]:
     if not column:
-        return answers.label_of(answer)
+        return cast(tuple[int, ...], answers.label_of(answer))
     chosen = class_set(json.loads(column) if column.startswith("[") else column, len(answers.words))
+    assert chosen is not None
     try:
-        by_answer = answers.label_of(answer)
+        by_answer = cast(tuple[int, ...], answers.label_of(answer))
     except ValueError:  # an answer in other words says nothing against the label
         return chosen
     if chosen != by_answer:

@@ -5,7 +5,7 @@ Shapes: B batch, N training memes, D embedding, C classes, P pseudo-gold positiv
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class RetrievalGuidance(TrainerCallback):
 
     Args:
         trainer: Whose model, data and processes are used.
+        settings: Of the loss and of the bank's renewal.
         labels: Of the training set, [N] or [N, C].
         ids: Of the training set; memes of one id are not each other's neighbours.
 
@@ -54,10 +55,9 @@ class RetrievalGuidance(TrainerCallback):
     where it should count optimizer steps.
     """
 
-    def __init__(self, trainer: Trainer, labels: np.ndarray, ids: Sequence[str]) -> None:
+    def __init__(self, trainer: Trainer, settings: "JointLossSettings", labels: np.ndarray, ids: Sequence[str]) -> None:
         self._trainer, self._labels, self._ids = trainer, labels, list(ids)
-        self._settings: JointLossSettings = trainer.finetuning_args.joint_loss
-        self._loss = retrieval_loss(self._settings)
+        self._settings, self._loss = settings, retrieval_loss(settings)
         self._loader: DataLoader | None = None
         self.bank: Tensor | None = None
         self.positives = self.hard_negatives = torch.empty(0, 0, dtype=torch.long)
@@ -99,7 +99,8 @@ class RetrievalGuidance(TrainerCallback):
         trainer, settings, start = self._trainer, self._settings, time.monotonic()
         self.bank = bank = self._embed()
         counts = settings.pseudo_gold_positives, settings.hard_negatives
-        rows, found = torch.empty(len(bank), sum(counts), dtype=torch.long), [{}]
+        rows = torch.empty(len(bank), sum(counts), dtype=torch.long)
+        found: list[dict[str, float]] = [{}]
         if trainer.accelerator.is_main_process:
             mined = mine(
                 bank.cpu().numpy(),
@@ -123,6 +124,7 @@ class RetrievalGuidance(TrainerCallback):
         """
         trainer = self._trainer
         model, gather = trainer.model, trainer.accelerator.gather
+        assert model is not None
         training, bank = model.training, None
         seen = torch.zeros(len(self._ids), dtype=torch.bool, device=trainer.args.device)
         model.eval()
@@ -146,7 +148,7 @@ class RetrievalGuidance(TrainerCallback):
             # Not the trainer's own: that may drop the last batch.
             self._loader = trainer.accelerator.prepare(
                 DataLoader(
-                    trainer.train_dataset,
+                    cast("torch.utils.data.Dataset[Any]", trainer.train_dataset),
                     batch_size=trainer.args.per_device_eval_batch_size,
                     collate_fn=trainer.data_collator,
                     num_workers=trainer.args.dataloader_num_workers,

@@ -25,8 +25,15 @@ PICTURE = "picture"
 """Column of the tokenised rows: the state of a meme's image file."""
 
 _ORIGIN = "ra_hmd_inputs.json"
-_DATA = ("dataset", "eval_dataset", "max_samples", "val_size", "mix_strategy", "interleave_probs")
-_DATA += ("eval_on_each_dataset",)
+_DATA = (
+    "dataset",
+    "eval_dataset",
+    "max_samples",
+    "val_size",
+    "mix_strategy",
+    "interleave_probs",
+    "eval_on_each_dataset",
+)
 _MISSING = "missing"
 
 

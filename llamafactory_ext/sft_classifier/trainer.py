@@ -3,7 +3,7 @@
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, plain, write_jsonl
 from ra_hmd.core.errors import raise_all
 from ra_hmd.core.manifests import BestCheckpoint, Stage1Manifest, read_manifest, write_manifest
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, base_model, head_of, is_head_parameter
-from ra_hmd.models.head import has_head, load_head_weights, save_head
+from ra_hmd.models.head import MemeHead, has_head, load_head_weights, save_head
 from ra_hmd.models.losses import class_weights, weights_of
 
 
@@ -31,6 +31,8 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         manifest: Written into every checkpoint, so that each opens as a run.
         **kwargs: As for the host's trainer.
     """
+
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(self, manifest: Stage1Manifest, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -53,7 +55,7 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         if weights is not None:
             self._class_weights = torch.from_numpy(weights).to(self.args.device)
         if args.rgcl:
-            self._guidance = RetrievalGuidance(self, labels, self.train_dataset["sample_id"])
+            self._guidance = RetrievalGuidance(self, args.joint_loss, labels, self.train_dataset["sample_id"])
             self.add_callback(self._guidance)
 
     def compute_loss(
@@ -237,7 +239,8 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         if not self.is_world_process_zero():
             return
         problem = self.finetuning_args.problem
-        values = {name: np.asarray(value) for name, value in output.predictions.items()}
+        named = cast(dict[str, np.ndarray], output.predictions)  # as `prediction_step` returns them
+        values = {name: np.asarray(value) for name, value in named.items()}
         scores = {"lrc_score": problem.probabilities(torch.from_numpy(values["lrc_logit"]).double()).numpy()}
         if "answer_probs" in values:
             probs = values["answer_probs"]
@@ -277,7 +280,7 @@ def load_whole_model(model: PreTrainedModel, folder: str) -> None:
     raise_all([*missing, *result.unexpected_keys], f"{folder} does not hold the weights of this model")
 
 
-def load_weights(head: nn.Module, folder: str | Path) -> None:
+def load_weights(head: MemeHead, folder: str | Path) -> None:
     """Load a saved head into an attached one, also when ZeRO-3 has partitioned it."""
     parameters = list(head.parameters())
     with _gathered(parameters, modifier_rank=0):

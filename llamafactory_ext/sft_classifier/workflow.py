@@ -41,8 +41,17 @@ if TYPE_CHECKING:
     from llamafactory_ext.arguments import ClassifierFinetuningArguments
 
 # What decides how the host loads a model. Not `trust_remote_code`: a manifest must not make anyone run code.
-_LOADING = ("quantization_bit", "quantization_method", "quantization_type", "double_quantization", "model_revision")
-_LOADING += ("rope_scaling", "use_fast_tokenizer", "image_do_pan_and_scan", "crop_to_patches")
+_LOADING = (
+    "quantization_bit",
+    "quantization_method",
+    "quantization_type",
+    "double_quantization",
+    "model_revision",
+    "rope_scaling",
+    "use_fast_tokenizer",
+    "image_do_pan_and_scan",
+    "crop_to_patches",
+)
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
 
@@ -242,7 +251,7 @@ def _manifest(
 ) -> Stage1Manifest:
     parts = {"model": model_args, "data": data_args, "training": training_args, "finetuning": finetuning_args}
     merged = _merged_adapters(model_args, finetuning_args)
-    described = {}
+    described: dict[str, Any] = {}
     for name, dataset in records.items():
         parts_of = dataset if isinstance(dataset, dict) else {name.removesuffix("_dataset"): dataset}
         described |= {key: describe(value) for key, value in parts_of.items()}

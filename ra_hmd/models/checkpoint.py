@@ -327,10 +327,13 @@ class MemeModel:
     def columns(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of a batch of `collate`: hidden states, answer probabilities, and with a head what it gives, each [B, …]."""
         output = self.score(batch)
-        columns = {"hidden": output.hidden}
-        if output.answer_probs is not None:
-            binary = self.run.settings.problem.kind == "binary"
-            columns["lmh_score"] = output.answer_probs[:, 1:] if binary else output.answer_probs
-        if output.logits is not None:
-            columns |= {"embedding": output.embedding, "lrc_logit": output.logits}
-        return columns
+        answers = output.answer_probs
+        if answers is not None and self.run.settings.problem.kind == "binary":
+            answers = answers[:, 1:]
+        columns = {
+            "hidden": output.hidden,
+            "lmh_score": answers,
+            "embedding": output.embedding,
+            "lrc_logit": output.logits,
+        }
+        return {name: column for name, column in columns.items() if column is not None}

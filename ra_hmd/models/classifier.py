@@ -3,7 +3,7 @@
 import inspect
 import types
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -83,15 +83,16 @@ def attach_head(model: nn.Module, head: MemeHead | None, reader: ReadoutConfig) 
     # Generation asks the signature which inputs there are. Not by `__wrapped__`: accelerate would unwrap it.
     known = inspect.signature(own_forward)
     owner = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    forward.__signature__ = known.replace(parameters=[owner, *known.parameters.values()])
+    cast(Any, forward).__signature__ = known.replace(parameters=[owner, *known.parameters.values()])
     base.forward = types.MethodType(forward, base)
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model inside DDP, DeepSpeed and PEFT wrappers."""
-    while hasattr(model, "module") and not isinstance(model, PreTrainedModel):
-        model = model.module
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model  # each kind of wrapper has attributes of its own
+    while hasattr(inner, "module") and not isinstance(inner, PreTrainedModel):
+        inner = inner.module
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def head_of(model: nn.Module) -> MemeHead:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from PIL.Image import Image
@@ -81,6 +81,20 @@ class EncoderSettings(Settings):
     def to_dict(self) -> dict[str, Any]:
         """Return the values for the manifest."""
         return self.model_dump()
+
+
+class _TwoTowers(Protocol):
+    """What the models of the families have beside what `PreTrainedModel` declares; each has some of the scales."""
+
+    device: torch.device
+    dtype: torch.dtype
+    vision_model: Callable[..., Any]
+    text_model: Callable[..., Any]
+    get_image_features: Callable[..., Any]
+    get_text_features: Callable[..., Any]
+    temperature: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor
 
 
 class Encoder:
@@ -268,6 +282,12 @@ class Encoder:
         images, pieces = self._in_parts([(self._image, batch["image"]), (self._text, tokens)])
         return {"image_features": images, "text_features": _averaged(pieces, batch["text"]["shares"])}
 
+    @property
+    def _towers(self) -> _TwoTowers:
+        if self.model is None:
+            raise RuntimeError("the encoder's weights are not loaded; call `load` first")
+        return cast(_TwoTowers, self.model)
+
     def _in_parts(self, calls: list[tuple[Callable[..., Tensor], dict[str, Tensor]]]) -> list[Tensor]:
         """The result of each call, its rows in `parts` parts that run side by side."""
         split = [(call, _split(inputs, self.parts)) for call, inputs in calls]
@@ -280,7 +300,7 @@ class Encoder:
     def _image(self, inputs: dict[str, Tensor]) -> Tensor:
         # SigLIP 2 has no projection, and its tower calls the mask of an image by another name than its processor.
         whole = self.settings.features == "projected" or self.family == "siglip2"
-        call = self.model.get_image_features if whole else self.model.vision_model
+        call = self._towers.get_image_features if whole else self._towers.vision_model
         return call(**self._to_model(inputs)).pooler_output.float()
 
     @torch.inference_mode()
@@ -288,16 +308,14 @@ class Encoder:
         """[R, T]."""
         inputs = self._to_model(inputs)
         if self.settings.features == "projected":
-            return self.model.get_text_features(**inputs).pooler_output.float()
-        output = self.model.text_model(**inputs)
+            return self._towers.get_text_features(**inputs).pooler_output.float()
+        output = self._towers.text_model(**inputs)
         return (output.last_hidden_state[:, 0] if self.family == "align" else output.pooler_output).float()
 
     def _to_model(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Inputs on the model's device, numbers that are not counts in its dtype."""
-        return {
-            name: value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-        }
+        device, dtype = self._towers.device, self._towers.dtype
+        return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in inputs.items()}
 
     def text_features(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
         """[N, T] features of texts without images: the prompts of zero-shot classification."""
@@ -312,9 +330,9 @@ class Encoder:
     def similarity_scale(self) -> tuple[float, float]:
         """Factor and offset that make the model's logit of a cosine in the shared space."""
         if self.family == "align":
-            return 1 / self.model.temperature.item(), 0.0
-        offset = self.model.logit_bias.item() if self.family in _FULL_LENGTH else 0.0
-        return self.model.logit_scale.exp().item(), offset
+            return 1 / self._towers.temperature.item(), 0.0
+        offset = self._towers.logit_bias.item() if self.family in _FULL_LENGTH else 0.0
+        return self._towers.logit_scale.exp().item(), offset
 
 
 def _shares(tokens: list[int]) -> Tensor:

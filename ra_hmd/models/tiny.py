@@ -4,6 +4,7 @@ Weights are random but follow from the seed. The processor classes, the special 
 family's own, so that such a folder goes wherever a published checkpoint goes; only the sizes differ.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,7 +15,7 @@ from ra_hmd.data.synthetic.confounders import CAPTION_PROMPT, DOMAINS, caption_c
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast, ProcessorMixin
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast, ProcessorMixin
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
@@ -98,9 +99,9 @@ def make_tiny_lmm(family: Family, output: Path, seed: int = 0, *, hidden_size: i
     from transformers import AutoModelForImageTextToText
 
     with new_folder(output) as folder:
-        processor = _processor(family)
-        processor.save_pretrained(folder)
-        config = _config(family, processor.tokenizer, hidden_size, num_layers)
+        tokenizer = _tokenizer()
+        _processor(family, tokenizer).save_pretrained(folder)
+        config = _config(family, tokenizer, hidden_size, num_layers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
@@ -142,18 +143,19 @@ def _corpus() -> list[str]:
 def _tokenizer() -> "PreTrainedTokenizerFast":
     import json
 
-    from transformers import Qwen2TokenizerFast
+    from transformers import Qwen2Tokenizer
 
     model = json.loads(train_tokenizer().to_str())["model"]
-    merges = [tuple(merge) for merge in model["merges"]]
-    tokenizer = Qwen2TokenizerFast(vocab=model["vocab"], merges=merges, model_max_length=_CONTEXT)
+    merges: list[Any] = [tuple(merge) for merge in model["merges"]]
+    tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=merges, model_max_length=_CONTEXT)
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
     tokenizer.eos_token = "<|im_end|>"  # noqa: S105 - a control token, not a password
     return tokenizer
 
 
-def _processor(family: Family) -> "ProcessorMixin":
+def _processor(family: Family, tokenizer: "PreTrainedTokenizerFast") -> "ProcessorMixin":
     import transformers
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
     name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[family]
     third = family == "qwen3_vl"
@@ -164,8 +166,7 @@ def _processor(family: Family) -> "ProcessorMixin":
     template = _CHAT_TEMPLATE
     if not third:
         template = f"{{%- set default_system = {_SYSTEM!r} -%}}\n" + template
-    video = transformers.Qwen3VLVideoProcessor if third else transformers.Qwen2VLVideoProcessor
-    tokenizer = _tokenizer()
+    video = transformers.Qwen3VLVideoProcessor if third else Qwen2VLVideoProcessor
     tokenizer.chat_template = template
     return getattr(transformers, f"{name}Processor")(
         image_processor=transformers.Qwen2VLImageProcessor(**patches),
@@ -207,12 +208,13 @@ def _config(family: Family, tokenizer: "PreTrainedTokenizerFast", hidden_size: i
         vision |= {"num_heads": 2, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
         text |= {"head_dim": 32}
         text["rope_scaling"] |= {"mrope_interleaved": True}
-    config_class = {
+    # A decorator that type checkers do not see through makes their constructors.
+    configs: dict[Family, Callable[..., PreTrainedConfig]] = {
         "qwen2_vl": transformers.Qwen2VLConfig,
         "qwen2_5_vl": transformers.Qwen2_5_VLConfig,
         "qwen3_vl": transformers.Qwen3VLConfig,
-    }[family]
-    return config_class(
+    }
+    return configs[family](
         text_config=text,
         vision_config=vision,
         image_token_id=token("<|image_pad|>"),

@@ -8,9 +8,10 @@ sizes differ: the tokenizers learn their pieces from the sentences of the synthe
 import io
 import string
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from ra_hmd.core.artifacts import new_folder
 from ra_hmd.core.errors import UserError
@@ -93,9 +94,9 @@ def _clip_tokenizer() -> "PreTrainedTokenizerBase":
     merges = _learn_merges(Counter({(*word[:-1], word[-1] + end): count for word, count in words.items()}))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [*alphabet, *[letter + end for letter in alphabet], *map("".join, merges)]
-    return CLIPTokenizer(
-        vocab=_numbered([*pieces, "<|startoftext|>", "<|endoftext|>"]), merges=merges, model_max_length=77
-    )
+    vocabulary = _numbered([*pieces, "<|startoftext|>", "<|endoftext|>"])
+    pairs = cast(list[Any], merges)  # annotated as strings there
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=77)
 
 
 def _siglip2_tokenizer() -> "PreTrainedTokenizerBase":
@@ -108,7 +109,8 @@ def _siglip2_tokenizer() -> "PreTrainedTokenizerBase":
     merges = _learn_merges(Counter({tuple(word): count for word, count in words.items()}))
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *[f"<0x{byte:02X}>" for byte in range(256)]]
     pieces += [*sorted({letter for word in words for letter in word}), *map("".join, merges)]
-    tokenizer = Siglip2Tokenizer(vocab=_numbered(pieces), merges=merges, model_max_length=64, padding_side="right")
+    pairs = cast(list[Any], merges)  # annotated as strings there
+    tokenizer = Siglip2Tokenizer(vocab=_numbered(pieces), merges=pairs, model_max_length=64, padding_side="right")
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <eos>", pair="$A <eos> $B <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
     )
@@ -240,6 +242,15 @@ def _image_processor(family: EncoderFamily) -> "BaseImageProcessor":
 def _config(family: EncoderFamily, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedConfig":
     import transformers
 
+    # A decorator that type checkers do not see through makes their constructors.
+    configs: dict[EncoderFamily, Callable[..., PreTrainedConfig]] = {
+        "clip": transformers.CLIPConfig,
+        "altclip": transformers.AltCLIPConfig,
+        "align": transformers.AlignConfig,
+        "siglip": transformers.SiglipConfig,
+        "siglip2": transformers.Siglip2Config,
+    }
+    make = configs[family]
     names = ("pad", "bos", "eos")
     text: dict[str, Any] = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
     text |= {"vocab_size": len(tokenizer), "hidden_size": _TEXT, "intermediate_size": 2 * _TEXT}
@@ -249,27 +260,25 @@ def _config(family: EncoderFamily, tokenizer: "PreTrainedTokenizerBase") -> "Pre
     if family == "clip":
         text |= {"max_position_embeddings": 77, "projection_dim": _TEXT}
         vision["projection_dim"] = _TEXT
-        return transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=_TEXT)
+        return make(text_config=text, vision_config=vision, projection_dim=_TEXT)
     if family == "altclip":
         # The published 0.02 is made for a width of 1,024: at this width a text tower would hardly begin to learn.
         text |= {"max_position_embeddings": 514, "project_dim": _TEXT, "initializer_factor": 0.1}
         vision["projection_dim"] = _TEXT
-        return transformers.AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=_TEXT)
+        return make(text_config=text, vision_config=vision, projection_dim=_TEXT)
     if family == "align":
-        return _align_config(text)
+        return make(text_config=text, vision_config=_efficientnet(), projection_dim=_VISION)
     text |= {"max_position_embeddings": 64, "hidden_size": _VISION, "intermediate_size": 2 * _VISION}
     if family == "siglip":
-        return transformers.SiglipConfig(text_config=text, vision_config=vision)
+        return make(text_config=text, vision_config=vision)
     del vision["image_size"]
     vision |= {"patch_size": _FLEXIBLE_PATCH, "num_patches": _FLEXIBLE_PATCHES}
-    return transformers.Siglip2Config(text_config=text, vision_config=vision)
+    return make(text_config=text, vision_config=vision)
 
 
-def _align_config(text: dict[str, Any]) -> "PreTrainedConfig":
-    """EfficientNet's blocks, fewer and narrower, and BERT. Image features are as wide as the last block's output."""
-    import transformers
-
-    vision = {
+def _efficientnet() -> dict[str, Any]:
+    """EfficientNet's blocks, fewer and narrower. Image features are as wide as the last block's output."""
+    return {
         "image_size": _IMAGE,
         "width_coefficient": 1.0,
         "depth_coefficient": 1.0,
@@ -284,4 +293,3 @@ def _align_config(text: dict[str, Any]) -> "PreTrainedConfig":
         # The share of the newest batch in the running statistics; the default 0.99 would all but forget the others.
         "batch_norm_momentum": 0.1,
     }
-    return transformers.AlignConfig(text_config=text, vision_config=vision, projection_dim=_VISION)

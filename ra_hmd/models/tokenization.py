@@ -5,9 +5,9 @@ Its own `infer_seqlen` would cut an over-long prompt at its end, where the head 
 instead.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 from PIL import Image
 from pydantic import Field
@@ -20,7 +20,7 @@ from ra_hmd.data.text import PlainText
 
 if TYPE_CHECKING:
     from llamafactory.data.template import Template
-    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+    from transformers import PreTrainedTokenizerBase
 
 # Fewest tokens of `cutoff_len` that are kept free for the answer. The same for every meme of a task, because a caption
 # that was shortened by the length of its own answer would give the label away.
@@ -80,6 +80,22 @@ class InputSettings(Settings):
         return self.model_dump()
 
 
+class PatchProcessor(Protocol):
+    """A Qwen-VL image processor: `size` has the fewest and the most pixels, as `shortest_edge` and `longest_edge`."""
+
+    patch_size: int
+    merge_size: int
+    size: Mapping[str, int]
+
+
+class VisionProcessor(Protocol):
+    """A Qwen-VL processor on which LLaMA-Factory has set its pixel limits."""
+
+    image_processor: PatchProcessor
+    image_max_pixels: int
+    image_min_pixels: int
+
+
 @dataclass(frozen=True)
 class EncodedPrompt:
     """Token ids of a prompt, the caption in it, and whether that had to be shortened."""
@@ -123,7 +139,7 @@ class MemeEncoder:
         self,
         template: "Template",
         tokenizer: "PreTrainedTokenizerBase",
-        processor: "ProcessorMixin",
+        processor: VisionProcessor,
         prompt: PromptTemplate,
         cutoff_len: int,
         answers: Answers | None = None,
@@ -200,7 +216,7 @@ class MemeEncoder:
             caption,
             excess,
             encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
-            decode=lambda ids: self.plain(self.tokenizer.decode(ids, skip_special_tokens=True)),
+            decode=lambda ids: self.plain(cast(str, self.tokenizer.decode(ids, skip_special_tokens=True))),
         )
         if fitted is None:
             raise UserError(

@@ -6,10 +6,11 @@ Template, processor and pixel limits are those of training, so a chat that asks 
 Shapes: Q chats, B of a batch, C answers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from ra_hmd.data.prompt import IMAGE_PLACEHOLDER, Answers
 from ra_hmd.models.checkpoint import MemeModel, Run
 from ra_hmd.models.classifier import IGNORE, base_model
 from ra_hmd.models.tokenization import MemeEncoder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ class ChatModel:
             given = {name: value for name, value in batch.items() if name not in ("position_ids", "rope_deltas")}
             given["mm_token_type_ids"] = (batch["input_ids"] == self._base.config.image_token_id).int()
             with torch.inference_mode(), self._speaker():
-                ids = self._base.generate(**given, generation_config=greedy)
+                ids = cast(Callable[..., torch.Tensor], self._base.generate)(**given, generation_config=greedy)
             new = ids[:, batch["input_ids"].shape[1] :]
             for row, text in zip(rows, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 answers[row] = text.strip()
@@ -195,7 +199,7 @@ class ChatModel:
             yield rows, {name: value.to(self.model.device) for name, value in batch.items()}
 
     def _speaker(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.adapter else self.model.model.disable_adapter()
+        return nullcontext() if self.adapter else cast("PeftModel", self.model.model).disable_adapter()
 
 
 def _row(ids: list[int], images: list[Image.Image]) -> dict[str, list]:

@@ -216,6 +216,7 @@ class VllmEngine:
         return [text.strip() for text in found["texts"]]
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdout is not None
         try:
             print(json.dumps(message), file=self._process.stdin, flush=True)
             line = self._process.stdout.readline()
@@ -232,6 +233,8 @@ class VllmEngine:
 
 def _end(process: "subprocess.Popen[str]") -> None:
     """Let a worker end, which it does with its input."""
+    assert process.stdin is not None
+    assert process.stdout is not None
     with suppress(OSError):
         process.stdin.close()
     try:
