@@ -20,6 +20,12 @@ CUDA = torch.device("cuda:0")
 
 
 @pytest.fixture
+def tiny_folder(family: str, tiny: Callable[[str], Path]) -> Path:
+    """Folder of the tiny model of a family, written before tensors are fake."""
+    return tiny(family)
+
+
+@pytest.fixture
 def on_cuda() -> Iterator[None]:
     with FakeTensorMode():
         yield
@@ -35,11 +41,11 @@ def test_mixed_devices_do_raise(on_cuda: None) -> None:
     "reader", [ReadoutConfig((5, 6)), ReadoutConfig((5, 6), "pool", "penultimate"), ReadoutConfig(())]
 )
 def test_forward_pass_in_bfloat16(
-    family: str, reader: ReadoutConfig, tiny: Callable[[str], Path], on_cuda: None, monkeypatch: pytest.MonkeyPatch
+    reader: ReadoutConfig, tiny_folder: Path, on_cuda: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MemeHead, "to", lambda head, device: head)  # a fake module cannot be moved: it is made there
     with CUDA:
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(tiny(family)), dtype=torch.bfloat16)
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(tiny_folder), dtype=torch.bfloat16)
         attach_head(model, MemeHead(HeadConfig(input_dim=64, proj_dim=8)), reader)
         inputs = {
             "input_ids": torch.full((2, 12), 20),
