@@ -10,11 +10,12 @@ import numpy as np
 from ra_hmd.bank.backends.base import BackendSpec, register_backend
 from ra_hmd.bank.versions import BankState, Change, VersionEntry
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import BankManifest
 from ra_hmd.retrieval.distinct_vectors import ABSENT, VectorRows
 from ra_hmd.retrieval.knn import unit_rows
 from ra_hmd.retrieval.nearest import CandidateIndex
 
-_BANKS: dict[str, tuple[dict[str, Any], list[tuple[VersionEntry, Change]], list[np.ndarray]]] = {}
+_BANKS: dict[str, tuple[BankManifest, list[tuple[VersionEntry, Change]], list[np.ndarray]]] = {}
 
 
 class MemoryBackend:
@@ -30,7 +31,7 @@ class MemoryBackend:
     def create(
         cls,
         location: str | Path,
-        settings: dict[str, Any],
+        settings: BankManifest,
         entry: VersionEntry,
         change: Change,
         embedding: np.ndarray,
@@ -52,7 +53,7 @@ class MemoryBackend:
 
     def write(self, entry: VersionEntry, change: Change, embedding: np.ndarray | None, first: int) -> None:
         self._versions.append((entry, change))
-        self._blocks.append(np.zeros((0, self.settings["dimension"]), np.float32) if embedding is None else embedding)
+        self._blocks.append(np.zeros((0, self.settings.dimension), np.float32) if embedding is None else embedding)
 
     def embeddings(self, state: BankState, rows: np.ndarray) -> np.ndarray:
         return np.concatenate(self._blocks)[rows]

@@ -108,13 +108,14 @@ def encode_command(
     """Extract image and text features of memes by a frozen CLIP-like encoder. Continues like extract; also under
     torchrun.
     """
+    from ra_hmd.core.config import load_settings
     from ra_hmd.core.manifests import StoreManifest, read_manifest
     from ra_hmd.features.extract_clip import describe_captions, encode
     from ra_hmd.features.store import STORE_MANIFEST
     from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
 
     chosen = {"path": encoder, "revision": revision, "features": features, "long_text": long_text, "dtype": dtype}
-    opened = Encoder(EncoderSettings.model_validate(chosen))
+    opened = Encoder(load_settings(EncoderSettings, chosen, "options"))
     memes, described = source.read(data, split)
     memes = memes[: source.limit]
     folder = encode(

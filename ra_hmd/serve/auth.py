@@ -84,7 +84,7 @@ def make_key(path: str | Path, name: str, role: str) -> str:
                 f"{path} has a key of the name {name!r}; take another name, or remove it with --remove first."
             )
         entry = {"name": name, "role": role, "sha256": _digest(secret), "created": created}
-        _write(path, [*keys, APIKey.model_validate(entry)])
+        _write(path, [*keys, load_settings(APIKey, entry, path)])
     return secret
 
 

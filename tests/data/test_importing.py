@@ -78,7 +78,7 @@ def test_rows_that_cannot_be_records_are_rejected_with_place_and_reason(tmp_path
         ("train.jsonl, line 10", None, "not valid JSON"),
         ("train.jsonl, line 11", None, "a list stands where an object is needed"),
     ]
-    assert data.manifest.rejected == {"train": 8}
+    assert data.manifest["rejected"] == {"train": 8}
 
 
 def test_no_usable_row_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
