@@ -218,7 +218,7 @@ class ClassifierFinetuningArguments(FinetuningArguments):
 
     @property
     def problem(self) -> Problem:
-        """What a label means."""
+        """Classification problem of the head."""
         return Problem(self.problem_type, self.output_dim)
 
     @property
@@ -240,7 +240,7 @@ class ClassifierFinetuningArguments(FinetuningArguments):
 
     @property
     def expected_answers(self) -> Answers:
-        """How answers begin, or what they list, in class order."""
+        """Beginning of each class's answer, or the names that answers list, in class order."""
         return expected_answers(self.problem_type, self.answers or (), self.negative_answer, self.positive_answer)
 
     @property

@@ -15,7 +15,7 @@ _MARK = "_ra_hmd_installed"
 
 
 class Tuner(Protocol):
-    """What is exchanged in `llamafactory.train.tuner`."""
+    """Attributes of `llamafactory.train.tuner` that are replaced."""
 
     _training_function: Callable[[dict[str, Any]], None]
     export_model: Callable[..., None]

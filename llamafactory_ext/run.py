@@ -1,4 +1,4 @@
-"""What LLaMA-Factory's `_training_function` does for its own stages, for ours."""
+"""Counterpart of LLaMA-Factory's `_training_function` for stage `sft-classifier`."""
 
 import dataclasses
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""Which bank rows each anchor of a batch is compared with, and when they are looked for again.
+"""Selection of the bank rows that each anchor of a batch is compared with, and its schedule.
 
 Shapes: B batch, N bank rows, D embedding, P positives, M hard negatives.
 """
@@ -38,7 +38,7 @@ class Miner:
         train: The training set.
 
     Attributes:
-        statistics: Of each search of the whole bank (`Mined.statistics`), with its epoch and step.
+        statistics: Statistics of each search of the whole bank (`Mined.statistics`), with its epoch and step.
 
     Raises:
         UserError: see `check_minable`.
@@ -103,7 +103,7 @@ class Miner:
 
 
 def _names(args: Stage2Arguments, train: Features) -> Sequence[str]:
-    """What excludes a row as the anchor's partner: its id, or the group of its near-duplicate image."""
+    """Keys that exclude a row as the anchor's partner: its id, or the group of its near-duplicate image."""
     if args.near_duplicate_bits is None or train.image_hashes is None:
         return train.ids
     return near_duplicates(train.image_hashes, args.near_duplicate_bits).astype(str).tolist()

@@ -24,7 +24,7 @@ _QUANTILES = {"min": 0.0, "q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, 
 
 @dataclass(frozen=True)
 class Mined:
-    """What was mined for each of N anchors, which are the bank's own rows.
+    """Mined rows of each of N anchors, which are the bank's own rows.
 
     Attributes:
         positives: [N, P], the nearest other rows of the anchor's class (pseudo-gold).
@@ -161,7 +161,7 @@ class _Finder:
 
     @property
     def choices(self) -> list[dict[str, Any]]:
-        """How each search among embeddings was done."""
+        """Records of the searches among embeddings."""
         return self.search.choices
 
     def _similarity(self, anchors: np.ndarray, rows: np.ndarray) -> np.ndarray:

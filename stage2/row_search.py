@@ -50,7 +50,7 @@ class RowSearch:
         deepest: The greatest K that will be requested.
 
     Attributes:
-        choices: Of each search: `candidates`, `index` (how they were searched), `recall_at_20`, and `looked_through`,
+        choices: For each search: `candidates`, `index` (how they were searched), `recall_at_20`, and `looked_through`,
             the share of the lists; where lists were tried and not worth it, `tried_recall_at_20`.
 
     Raises:

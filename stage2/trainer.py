@@ -57,7 +57,7 @@ class Trainer(HeadTrainer[Stage2Arguments]):
             )
 
     def outcome(self) -> Outcome:
-        """What there is to save, with the mining statistics."""
+        """Values to save with a checkpoint, with the mining statistics."""
         mining = self.miner.statistics
         return replace(
             super().outcome(),

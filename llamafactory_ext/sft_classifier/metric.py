@@ -46,7 +46,7 @@ def logged_metrics(labels: np.ndarray, objective: Objective, *, answers: bool) -
     """The names that `compute_metrics` will give a set with these labels [N] or [N, C], before there is a model.
 
     Args:
-        labels: Of the set.
+        labels: Labels of the evaluation set.
         objective: Of the head.
         answers: Whether the LM head has scores (it has none of label sets).
     """

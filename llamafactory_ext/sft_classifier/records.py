@@ -311,7 +311,7 @@ def _check_files(names: list[str], dataset_dir: Any) -> None:
 
 
 def _byte_order_mark(path: Path) -> str:
-    """Of which encoding a text file has a byte order mark that the host cannot read; "" where there is none."""
+    """Encoding whose byte order mark begins a text file and which the host cannot read; "" where there is none."""
     marks = [(codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16")]
     marks += [(codecs.BOM_UTF8, "UTF-8")] if path.suffix in (".json", ".jsonl") else []
     if path.suffix not in (".json", ".jsonl", ".csv", ".txt"):

@@ -46,10 +46,10 @@ class RetrievalGuidance(TrainerCallback):
     step after `rgcl_warmup` optimizer steps, then every `rgcl_reindex_every`, and when training resumes.
 
     Args:
-        trainer: Whose model, data and processes are used.
-        settings: Of the loss and of the bank's renewal.
-        labels: Of the training set, [N] or [N, C].
-        ids: Of the training set; memes of one id are not each other's neighbours.
+        trainer: Trainer that provides the model, the data and the processes.
+        settings: Settings of the loss and of the bank's renewal.
+        labels: Labels of the training set, [N] or [N, C].
+        ids: Ids of the training set; memes of one id are not each other's neighbours.
 
     Source: RA-HMD's ablation with both stages in one. The official code for it does not run, and counts micro-batches
     where it should count optimizer steps.
@@ -64,7 +64,7 @@ class RetrievalGuidance(TrainerCallback):
 
     @property
     def active(self) -> bool:
-        """Whether there is a bank: the loss counts from then on."""
+        """Whether a bank exists; from then on the loss counts."""
         return self.bank is not None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -162,7 +162,7 @@ class RetrievalGuidance(TrainerCallback):
 
 
 def _summary(statistics: dict[str, Any], seconds: float) -> dict[str, float]:
-    """What the training log says of a mining: numbers alone."""
+    """Numbers of a mining step for the training log."""
     summary = {"rgcl_reindex_seconds": round(seconds, 2)}
     for name, kind in (("positive", "positives"), ("negative", "hard_negatives")):
         summary[f"rgcl_anchors_without_{name}"] = statistics[kind]["anchors_without"]

@@ -79,7 +79,7 @@ def tokenized_origin(
     tokenizer_module: dict[str, Any],
     settings: InputSettings,
 ) -> dict[str, Any]:
-    """What decides tokenised data, apart from the images."""
+    """Settings that tokenised data depend on, apart from the images."""
     tokenizer, processor = tokenizer_module["tokenizer"], tokenizer_module["processor"]
     names = [*(data_args.dataset or []), *(data_args.eval_dataset or [])]
     sources = zip(names, get_dataset_list(names, data_args.dataset_dir), strict=True)

@@ -49,7 +49,7 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         self.add_callback(_RestoreBestHead(self))
 
     def _prepare_objectives(self) -> None:
-        """What the losses need to know of the whole training set: class weights, and who is whose neighbour."""
+        """Compute what the losses need from the whole training set: class weights and mined neighbours."""
         args, labels = self.finetuning_args, np.asarray(self.train_dataset["class_label"])
         weights = class_weights(labels, args.problem, args.class_weights, args.class_balance_beta)
         if weights is not None:

@@ -165,7 +165,7 @@ def _load_lmm(tokenizer: Any, model_args: "ModelArguments", finetuning_args: Any
 def input_settings(
     model_args: "ModelArguments", data_args: "DataArguments", finetuning_args: "ClassifierFinetuningArguments"
 ) -> InputSettings:
-    """What decides the tokens and the hidden state of a meme, for the manifest."""
+    """Settings that the tokens and the hidden state of a meme depend on, for the manifest."""
     return InputSettings(
         template=data_args.template,
         cutoff_len=data_args.cutoff_len,

@@ -80,7 +80,7 @@ class Bank(BankReader):
             rows: The first M memes; may be none.
             embedding: [M, D].
             fingerprint: What made the embeddings, see `ra_hmd.bank.embed_features`.
-            author: Who creates the bank.
+            author: Author of the first version.
             reason: Why.
             problem: What labels mean.
             index: Index of a folder, see `build_index`; Milvus has its own.
@@ -122,7 +122,7 @@ class Bank(BankReader):
         Args:
             rows: The memes.
             embedding: Their embeddings.
-            author: Who adds them.
+            author: Author of the change.
             reason: Why.
             relabel_identical: Whether rows that are the same memes with other labels get the new ones.
 
@@ -156,7 +156,7 @@ class Bank(BankReader):
 
         Args:
             labels: Id to label.
-            author: Who relabels.
+            author: Author of the change.
             reason: Why.
             relabel_identical: Whether all rows of the same meme get its label.
 

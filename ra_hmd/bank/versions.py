@@ -33,7 +33,7 @@ class VersionEntry:
     Attributes:
         version: 1, 2, …
         action: The kind of change.
-        author: Who made the change.
+        author: Author of the change.
         reason: Why it was made.
         time: UTC, ISO 8601.
         counts: Numbers of rows `added`, `removed`, `restored` and `relabelled`, and `rows`, the size of the bank.

@@ -46,7 +46,7 @@ def staleness_command(
     ] = None,
     period_key: Annotated[str | None, typer.Option(help="Field of the memes' extras that holds the period.")] = None,
     order: Annotated[str | None, typer.Option(help="Names of the periods in order, as in a,b,c.")] = None,
-    date_part: Annotated[str, typer.Option(help="Of dates: day, month or year.")] = "day",
+    date_part: Annotated[str, typer.Option(help="Part of a date that makes a period: day, month or year.")] = "day",
     bins: Annotated[int | None, typer.Option(help="Cut numbers or dates into so many periods of equal size.")] = None,
     window: Annotated[int | None, typer.Option(help="Number of latest periods in a bank; default: all.")] = None,
     bank_size: Annotated[int | None, typer.Option(help="Number of memes drawn for a bank, class-balanced.")] = None,

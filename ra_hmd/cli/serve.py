@@ -82,7 +82,7 @@ def console_command(
 
 @serve_app.command("serve-key")
 def serve_key_command(
-    name: Annotated[str, typer.Argument(help="Whose key it is: the author of the changes made with it.")],
+    name: Annotated[str, typer.Argument(help="Owner of the key: the author of the changes made with it.")],
     keys: Annotated[Path, typer.Option(help="File of keys; made if it is missing.")],
     role: Annotated[str, typer.Option(help="reader (asks) or moderator (also changes the bank).")] = "reader",
     remove: Annotated[bool, typer.Option("--remove", help="Take this name's key out instead.")] = False,

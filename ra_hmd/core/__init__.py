@@ -1,1 +1,1 @@
-"""What every package builds on: errors, configuration, files and manifests, tasks, heads, progress, plots."""
+"""Foundations of every package: errors, configuration, files and manifests, tasks, heads, progress, plots."""

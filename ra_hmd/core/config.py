@@ -38,7 +38,7 @@ _EXPECTED = {
     "dict": "a mapping",
     "model": "a mapping",
 }
-"""What a value should have been, by the first word of pydantic's error type (`int_parsing`, `string_type`)."""
+"""Expected kind of a value, by the first word of pydantic's error type (`int_parsing`, `string_type`)."""
 
 
 class Settings(BaseModel):

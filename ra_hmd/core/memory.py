@@ -8,7 +8,7 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20  # glibc takes no more
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory until the process ends; does nothing on other systems.
+    """Make glibc keep freed memory until the process ends; does nothing on other systems.
 
     A step's weight gradient has some 15 MB. If it is returned to the system after each step, its pages are mapped and
     zeroed again at the next one, which costs a quarter of an epoch of Stage 2 on a CPU (scripts/bench/stage2_epoch.py),

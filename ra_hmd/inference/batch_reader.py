@@ -92,7 +92,7 @@ class BatchInput:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over an input finds.
+    """Result of one pass over an input.
 
     Attributes:
         rows: Number of rows, bad ones included.

@@ -125,8 +125,8 @@ class Detector:
 
     @property
     def version(self) -> dict[str, Any]:
-        """What verdicts depend on: `run`, `head_sha256`, and `bank` with `place`, `sha256` and, for an example bank,
-        `version`.
+        """Identity of what verdicts depend on: `run`, `head_sha256`, and `bank` with `place`, `sha256` and, for an
+        example bank, `version`.
         """
         return {"run": str(self.scorer.checkpoint), "head_sha256": self._head_sha256, "bank": self.scorer.state}
 

@@ -146,7 +146,7 @@ class PredictionRequest(Settings):
         return detector, None if self.rationale is None else self.rationale.open(detector)
 
     def _recorded(self) -> dict[str, Any]:
-        """How the detector is opened, for the manifest; it records the rest itself."""
+        """Options that open the detector, for the manifest; it records the rest itself."""
         return {
             "checkpoint": str(self.checkpoint),
             "bank": self.detector.bank,

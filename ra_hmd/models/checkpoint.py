@@ -34,7 +34,7 @@ ADDITIVE = ("eva", "gaussian", "orthogonal")
 
 @dataclass(frozen=True)
 class Run:
-    """What is needed to ask a trained (or bare) LMM about memes.
+    """Location and settings of a trained (or bare) LMM.
 
     Attributes:
         folder: The run; its head is read from here.
@@ -62,7 +62,7 @@ class Run:
         return self.loading.get("quantization_bit") is not None
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a hidden state depends on, apart from the meme: two equal ones give equal features."""
+        """Everything but the meme that a hidden state depends on; equal fingerprints give equal features."""
         adapter = None if self.adapter is None else sha256_file(self.adapter / "adapter_model.safetensors")
         return {
             "model": fingerprint_model(self.base_model),
@@ -325,7 +325,7 @@ class MemeModel:
         return self.model(**{name: value.to(self.device) for name, value in batch.items()})
 
     def columns(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of a batch of `collate`: hidden states, answer probabilities, and with a head what it gives, each [B, …]."""
+        """Hidden states, answer probabilities and, with a head, its outputs for a batch of `collate`; each [B, …]."""
         output = self.score(batch)
         answers = output.answer_probs
         if answers is not None and self.run.settings.problem.kind == "binary":

@@ -20,7 +20,7 @@ _READER = "ra_hmd_reader"
 
 @dataclass
 class ClassifierOutput(ModelOutput):
-    """What the LMM and its head say of B memes.
+    """Output of the LMM and its head for B memes.
 
     Attributes:
         logits: [B, C], the head's logits, before the sigmoid.
@@ -42,7 +42,7 @@ class ClassifierOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class ReadoutConfig:
-    """How hidden states are read.
+    """Readout of hidden states.
 
     Attributes:
         answer_ids: First token id of each answer, in class order; empty where answers list several classes.
@@ -106,7 +106,7 @@ def is_head_parameter(name: str) -> bool:
 
 
 def answer_spans(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each row's answer is predicted, for either padding side.
+    """Position at which each row's answer is predicted, for either padding side.
 
     The head reads at index 0 of a span: the last prompt token, one before the first label (datasets page, section 5).
 

@@ -84,7 +84,7 @@ class EncoderSettings(Settings):
 
 
 class _TwoTowers(Protocol):
-    """What the models of the families have beside what `PreTrainedModel` declares; each has some of the scales."""
+    """Attributes of the families' models that `PreTrainedModel` does not declare; each has some of the scales."""
 
     device: torch.device
     dtype: torch.dtype
@@ -153,7 +153,7 @@ class Encoder:
         self.parts = 1
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and behind a caption."""
+        """Special tokens that the tokenizer puts before and behind a caption."""
         bare, whole = self._token_ids(["a"])[0], self.tokenizer("a")["input_ids"]
         start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
         return whole[:start], whole[start + len(bare) :]
@@ -203,7 +203,7 @@ class Encoder:
             )
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a feature depends on, apart from the meme: two equal ones give equal features."""
+        """Fingerprint of everything but the meme that a feature depends on; equal fingerprints give equal features."""
         files = sorted({path for pattern in _TOKENIZER_FILES for path in self._folder.glob(pattern)})
         return {
             "model": fingerprint_model(self._folder),

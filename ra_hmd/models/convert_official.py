@@ -153,7 +153,7 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _chain_problems(chain: list[tuple[str, dict[str, Tensor]]]) -> list[str]:
-    """What keeps the linear layers, in order, from being blocks of one width and a logistic regression."""
+    """Reasons why the linear layers, in order, are not blocks of one width and a logistic regression."""
     problems = []
     for name, layer in chain:
         problems += [f"`{name}.{part}` is missing." for part in ("weight", "bias") if part not in layer]

@@ -103,7 +103,7 @@ class HeadConfig(Settings):
 
 
 class HeadOutput(NamedTuple):
-    """What a head gives for B hidden states."""
+    """Output of a head for B hidden states."""
 
     logits: Tensor
     """[B, C], before the sigmoid."""

@@ -63,7 +63,7 @@ def class_weights(labels: np.ndarray, problem: Problem, kind: ClassWeights, beta
     `balanced`: 1 / n_c. `effective_number`: (1 − β) / (1 − β^n_c), between none (β = 0) and balanced (β → 1).
 
     Args:
-        labels: Of the training rows, [N] or [N, C].
+        labels: Labels of the training rows, [N] or [N, C].
         problem: What they mean.
         kind: Which weights.
         beta: β.

@@ -119,7 +119,7 @@ def _adapter_problems(
     rank: int,
     base_model: str,
 ) -> list[str]:
-    """What keeps the matrices from being one pair, of the right widths, for each of `targets`."""
+    """Reasons why the matrices are not one pair, of the right widths, for each of `targets`."""
     named = {name for name in linears if any(_is_target(name, target) for target in targets)}
     lost = [target for target in targets if not any(_is_target(name, target) for name in named)]
     problems = [f"{ADAPTER_CONFIG}: {base_model} has no linear layer `{target}`." for target in lost]
@@ -150,7 +150,7 @@ def _linear_layers(config: Any) -> dict[str, tuple[int, int]]:
 
 
 def _old_name(name: str) -> str:
-    """What a module was called before transformers 4.52."""
+    """Name of a module before transformers 4.52."""
     return next((old + name.removeprefix(new) for new, old in _MOVED if name.startswith(new)), name)
 
 

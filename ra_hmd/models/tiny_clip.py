@@ -130,7 +130,7 @@ def _bert_tokenizer() -> "PreTrainedTokenizerBase":
 
 
 def _words(normalizer: Any, pre_tokenizer: Any) -> Counter[str]:
-    """How often each word occurs in the corpus, as a tokenizer with these two parts sees it."""
+    """Count the words of the corpus, as a tokenizer with these two parts sees it."""
     sentences = map(normalizer.normalize_str, _corpus())
     return Counter(word for text in sentences for word, _ in pre_tokenizer.pre_tokenize_str(text))
 

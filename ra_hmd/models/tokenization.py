@@ -67,12 +67,12 @@ class InputSettings(Settings):
 
     @property
     def problem(self) -> Problem:
-        """What a label means."""
+        """Classification problem of the head."""
         return Problem(self.problem_type, len(self.answers) or 1)
 
     @property
     def expected_answers(self) -> Answers:
-        """How answers begin, or what they list, in class order."""
+        """Beginning of each class's answer, or the names that answers list, in class order."""
         return expected_answers(self.problem_type, self.answers, self.negative_answer, self.positive_answer)
 
     def to_dict(self) -> dict[str, Any]:

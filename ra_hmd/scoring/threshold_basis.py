@@ -1,4 +1,4 @@
-"""Whether the bank that votes holds the rows with which an operating point was chosen.
+"""Comparison of the bank that votes with the bank that an operating point was chosen with.
 
 A bank is identified by its rows (ids, labels, embeddings), not by the kind of folder that holds them: an example bank
 created from a feature store is the same bank.
@@ -55,7 +55,7 @@ def same_sketch(first: Sequence[float], second: Sequence[float]) -> bool:
 
 @dataclass(frozen=True)
 class BankMatch:
-    """How the bank that votes compares with the one that an operating point was chosen with.
+    """Result of comparing the bank that votes with the one that an operating point was chosen with.
 
     Attributes:
         holds: Whether it has the same rows, or had them at an earlier version. An operating point stays in force while

@@ -1,4 +1,4 @@
-"""What the routes of an app share: its services, its limits, and the two ways in which a request is worked on.
+"""Context that the routes of an app share: its services, its limits, and the two ways of processing a request.
 
 Memes are scored by the batching service. Everything else (searches, bank changes, rationales) runs in a few threads of
 its own, within a concurrency limit.

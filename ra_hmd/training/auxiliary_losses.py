@@ -80,7 +80,7 @@ class FineGrained(nn.Module):
 
     Args:
         width: D.
-        problems: Of the tasks.
+        problems: Classification problem of each task.
     """
 
     def __init__(self, width: int, problems: Sequence[Problem]) -> None:

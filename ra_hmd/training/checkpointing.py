@@ -1,4 +1,4 @@
-"""What a training leaves in its folder."""
+"""Files of a training run: checkpoints, history, plots and manifest."""
 
 import statistics
 from collections.abc import Sequence
@@ -199,13 +199,13 @@ def describe_features(place: Path, features: Features) -> dict[str, Any]:
 
 
 def describe_encoder(train: Features) -> dict[str, Any]:
-    """How another meme is encoded alike, where an encoder made the features: the field `encoder` of a manifest."""
+    """Encoder that made the features, for the field `encoder` of a manifest: it encodes further memes alike."""
     encoder = train.manifest.encoder
     return {} if encoder is None else {"encoder": encoder.to_json()}
 
 
 def describe_shots(train: Features) -> dict[str, Any]:
-    """Which rows of a store were taken by a K-shot list."""
+    """Rows of a store that a K-shot list selected."""
     # Of the memes, not of the file: lists may be added to that, and each list stays.
     return {"k_shot": sha256_bytes(*(name.encode() for name in train.ids))}
 

@@ -1,4 +1,4 @@
-"""What a training starts from: stores, the rows of a K-shot list, the initial head; and whether they fit together."""
+"""Inputs of a training run: feature stores, rows of a K-shot list and the initial head, checked against each other."""
 
 from dataclasses import dataclass
 from pathlib import Path

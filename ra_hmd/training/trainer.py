@@ -86,7 +86,7 @@ class HeadTrainer(Generic[A]):
     """
 
     LOWER: ClassVar[str] = "Lower `lr` ({lr})"
-    """What helps against gradients that are not finite."""
+    """Remedies for gradients that are not finite."""
 
     losses: tuple[str, ...] = ("loss", "classification")
 
@@ -138,7 +138,7 @@ class HeadTrainer(Generic[A]):
                     break
 
     def outcome(self) -> Outcome:
-        """What there is to save."""
+        """Values to save with a checkpoint."""
         if self.best_state is None:
             raise RuntimeError("no epoch was closed that could be kept")
         return Outcome(
@@ -196,20 +196,20 @@ class HeadTrainer(Generic[A]):
         return []
 
     def _before_step(self, epoch: int, step: int) -> None:
-        """What happens before a step; the model stays in training mode."""
+        """Hook before a step; the model stays in training mode."""
 
     def _losses(self, rows: Tensor) -> Tensor:
         """The losses of the rows [B], the total first."""
         raise NotImplementedError
 
     def _notes(self) -> list[str]:
-        """What a reader of the run must know about the training."""
+        """Notes for the reader of the run."""
         if not self.left_out:
             return []
         return [f"fp16: {self.left_out} steps overflowed and were left out; the loss is then scaled less."]
 
     def _report_parts(self) -> list[str]:
-        """What the terminal shows of the last epoch."""
+        """Summary of the last epoch for the terminal."""
         entry = self.history[-1]
         parts = ", ".join(f"{name.replace('_', ' ')} {entry[name]:.4f}" for name in self.losses[1:])
         lines = [f"epoch {entry['epoch']}: loss {entry['loss']:.4f} ({parts})"]

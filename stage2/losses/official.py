@@ -38,9 +38,9 @@ def official_loss(
     Args:
         loss: Which of the three.
         similarity: s; there is no temperature.
-        margin: Of `triplet`.
+        margin: Margin of the loss `triplet`.
         in_batch_negatives: Without effect on `contrastive`, as released.
-        weights: Of the anchors; None, as released.
+        weights: Weights of the anchors; None, as released.
 
     Inputs: as of `contrastive_loss`; rows where a mask is False are taken for zero vectors.
 

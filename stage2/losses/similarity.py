@@ -1,4 +1,4 @@
-"""What the losses of Stage 2 have in common: similarities of anchors to others, and the mean over anchors."""
+"""Functions that the losses of Stage 2 share: similarities of anchors to other rows, and the mean over anchors."""
 
 from dataclasses import dataclass
 from typing import Literal

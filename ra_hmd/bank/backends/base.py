@@ -77,7 +77,7 @@ class BankBackend(Protocol):
 
 @dataclass(frozen=True)
 class BackendSpec:
-    """How a backend is found and loaded.
+    """Registration of a backend: its addresses and its class.
 
     Attributes:
         name: Name of the backend, as in manifests and options.

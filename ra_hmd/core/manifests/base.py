@@ -24,7 +24,7 @@ class Section(BaseModel):
 
 
 class Manifest(Section):
-    """What every manifest states.
+    """Fields of every manifest.
 
     Attributes:
         kind: Kind of run.
@@ -38,7 +38,7 @@ class Manifest(Section):
     FORMAT: ClassVar[int] = 1
     """The newest format of the kind that this version reads; the one that it writes."""
     REMEDY: ClassVar[str] = "give the folder of another run"
-    """What to do about a file that is no such manifest: the end of the message."""
+    """Remedy for a file that is not such a manifest: the end of the error message."""
 
     kind: str
     created: str = ""

@@ -86,7 +86,7 @@ class HeadReference(Section):
 
 
 class HeadRunManifest(Manifest):
-    """What the manifests of all folders with a head share.
+    """Base of the manifests of folders with a head.
 
     Attributes:
         arguments: Arguments of the run.

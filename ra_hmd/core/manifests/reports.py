@@ -31,7 +31,7 @@ class SystemDescription(Section):
 
 
 class RuleDescription(Section):
-    """How a head decided.
+    """Decision rule of a head.
 
     Attributes:
         thresholds: Thresholds [C].
@@ -71,10 +71,10 @@ class EvaluationManifest(TestRecord, Manifest):
         decisions: Query set to head to rule; for several heads one level below the head's name.
         features: Store to its fingerprint.
         commands: Command lines.
-        in_context: Of `ra-hmd in-context`: what the scores depend on.
-        examples: Of `ra-hmd in-context`: where the demonstrations are from.
-        demonstrations: Of `ra-hmd in-context`: statistics of the demonstrations.
-        longest_prompt: Of `ra-hmd in-context`: tokens of the longest prompt.
+        in_context: Settings that the scores of `ra-hmd in-context` depend on.
+        examples: Source of the demonstrations of `ra-hmd in-context`.
+        demonstrations: Statistics of the demonstrations of `ra-hmd in-context`.
+        longest_prompt: Tokens of the longest prompt of `ra-hmd in-context`.
     """
 
     KINDS: ClassVar[tuple[str, ...]] = ("evaluation",)
@@ -107,7 +107,7 @@ class EvaluationManifest(TestRecord, Manifest):
         return next(iter(self.runs.values())) if self.runs else self.arguments
 
     def rules(self, label: str, head: str) -> Iterator[RuleDescription]:
-        """How a head decided on a query set, one rule per run; none where it is not stated."""
+        """Decision rules of a head on a query set, one per run; none where the file states none."""
         for name in self.runs if self.runs is not None else [None]:
             by_set: Any = self.decisions if name is None else self.decisions.get(name, {})
             rule = by_set.get(label, {}).get(head)

@@ -8,7 +8,7 @@ from ra_hmd.core.manifests.base import Manifest, Section
 
 
 class DataSource(Section):
-    """Where the memes of a feature store are from.
+    """Origin of the memes of a feature store.
 
     Attributes:
         dataset: Name of the data set.

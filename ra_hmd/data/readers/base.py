@@ -98,7 +98,7 @@ class Reader(ABC):
         name: Name on the command line.
         title: Name for people.
         licence: Terms of use as we read them.
-        owner: Who distributes it.
+        owner: Distributor of the data set.
         looked_for: File names, for the error message where none is found.
         tasks: Labellings; the first one gives `Meme.label`.
         expected: Variant → split → rows and class counts of a whole copy.

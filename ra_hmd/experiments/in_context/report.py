@@ -29,7 +29,7 @@ HEAD = "lmh"
 
 @dataclass(frozen=True)
 class InContextPlan:
-    """What is scored with which demonstrations.
+    """Plan of a run: the memes to score and their demonstrations.
 
     Attributes:
         run: The LMM.

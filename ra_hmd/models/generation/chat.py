@@ -161,7 +161,7 @@ class ChatModel:
         return answers
 
     def answer_probs(self, chats: Sequence[Chat], answers: Answers, batch_size: int = 8) -> np.ndarray:
-        """How probable each answer is relative to the others, by its first token, as the LMH reads it: float32 [Q, C].
+        """Probability of each answer relative to the others, by its first token, as the LMH reads it: float32 [Q, C].
 
         Args:
             chats: Chats to answer.

@@ -39,7 +39,7 @@ _FREE_SHARE = 0.9  # of the GPU memory that is free, for vLLM
 
 
 class Engine(Protocol):
-    """What answers chats. Greedy: the same chat gets the same answer.
+    """Text generation engine. Greedy: the same chat gets the same answer.
 
     Attributes:
         name: For records.
@@ -232,7 +232,7 @@ class VllmEngine:
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Let a worker end, which it does with its input."""
+    """Close the input of a worker process, which ends it."""
     assert process.stdin is not None
     assert process.stdout is not None
     with suppress(OSError):
