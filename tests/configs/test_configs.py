@@ -221,7 +221,7 @@ class TestParser:
 
         from llamafactory.hparams import parser
 
-        from llamafactory_ext.arguments import normalise
+        from llamafactory_ext.arguments import correct_host_arguments
 
         parse(CLASSIFIER_FILES[0], plugin=True)
         known = {field.name for cls in parser._TRAIN_ARGS for field in fields(cls) if field.init}
@@ -229,7 +229,7 @@ class TestParser:
         def check(path: Path) -> None:
             values = load(path)
             assert unknown_keys(values, known) == []
-            assert normalise(dict(values)) == []
+            assert correct_host_arguments(dict(values)) == []
 
         check_each(CLASSIFIER_FILES, check)
 

@@ -195,7 +195,7 @@ def test_the_worker_is_asked_and_answers(stage1_run: Path, stand_in: Path) -> No
     stop = encoder.template.get_stop_token_ids(encoder.tokenizer)
     assert said == [[0.0, 7, stop, ["run", 1, str(run.adapter.absolute())]]] * 3
     assert engine.generate([], 7) == []
-    with pytest.raises(UserError, match="4090 are asked for"):
+    with pytest.raises(UserError, match="4090 are requested"):
         engine.check(chats[0], 4090)
     with pytest.raises(UserError, match=r"vLLM made \d+ tokens of prompt 1 and training would have made"):
         engine.generate([shown(Image.new("RGB", (108, 112)))], 7)  # the processor rounds it to 112, the stand-in to 84

@@ -126,11 +126,11 @@ def test_what_cannot_be_asked_is_refused_and_nothing_is_cut(model: MemeModel, so
         speaker.generate([chat, long])
     room = speaker.context - len(chat_ids(model.encoder, chat))
     assert len(speaker.encode(chat, room)) + room == speaker.context
-    with pytest.raises(UserError, match=f"{room + 1} are asked for"):
+    with pytest.raises(UserError, match=f"{room + 1} are requested"):
         speaker.encode(chat, room + 1)
     with pytest.raises(UserError, match="no first token"):
         speaker.answer_probs([chat], Answers(("cats", "cakes"), several=True))
-    with pytest.raises(UserError, match="2 times <image> and 1 pictures"):
+    with pytest.raises(UserError, match="2 times <image> and 1 images"):
         Chat([{"role": "user", "content": "<image> <image>"}], chat.images)
     for roles in ([], ["system"], ["assistant"], ["user", "assistant"], ["user", "user"], ["user", "system", "user"]):
         with pytest.raises(UserError, match="`user` last"):
