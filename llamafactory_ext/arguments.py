@@ -165,7 +165,7 @@ class ClassifierFinetuningArguments(FinetuningArguments):
             try:
                 build()
             except UserError as error:
-                yield str(error)
+                yield from error.problems
 
     def _answer_problems(self) -> Iterator[str]:
         """Contradictions between `problem_type`, `output_dim` and the answers."""
@@ -189,7 +189,7 @@ class ClassifierFinetuningArguments(FinetuningArguments):
         try:
             _ = self.expected_answers
         except UserError as error:
-            yield str(error)
+            yield from error.problems
 
     def _rgcl_problems(self) -> Iterator[str]:
         keys = {name: getattr(self, name) for name in OUR_FIELDS if name.startswith("rgcl_")}
@@ -201,7 +201,7 @@ class ClassifierFinetuningArguments(FinetuningArguments):
         try:
             _ = self.joint_loss
         except UserError as error:
-            yield str(error)
+            yield from error.problems
         if self.loss_ratio[2:] == [0]:
             yield "`rgcl: true`, but its weight in `loss_ratio` is 0; remove one of them."
 

@@ -18,7 +18,7 @@ _MESSAGES = {
     InferenceFailed: "The model or the bank failed; the log of the service says where.",
     TimeoutError: "It took too long; try again.",
 }
-EXPECTED_ERRORS = (UserError, *_MESSAGES)
+EXPECTED_ERRORS: tuple[type[Exception], ...] = (UserError, *_MESSAGES)
 """Errors that any event handler may raise, and that are no bugs."""
 
 

@@ -229,10 +229,10 @@ def test_losses_and_metrics_are_those_of_stage_2() -> None:
         ({"loss_ratio": [1, 1, 1]}, r"give two weights >= 0, not both 0: \[r0, r1\] \(and r2 with `rgcl: true`\)"),
         ({"rgcl": True, "loss_ratio": [1, 1, 0]}, "its weight in `loss_ratio` is 0"),
         ({"rgcl": True, "loss_ratio": [1]}, r"give two weights >= 0, not both 0: \[r0, r1\]"),
-        ({"rgcl": True, "rgcl_reindex_every": 0}, "`rgcl_reindex_every` is 0"),
+        ({"rgcl": True, "rgcl_reindex_every": 0}, "`rgcl_reindex_every` is 0, it must be above 0"),
         ({"rgcl": True, "rgcl_pseudo_gold_positives": 0}, "`rgcl_pseudo_gold_positives` is 0"),
         ({"rgcl": True, "rgcl_metrics": "dot"}, "'dot' is not one of 'cos', 'ip', 'l2'"),
-        ({"rgcl": True, "rgcl_temperature": 0}, "`rgcl_temperature` is 0"),
+        ({"rgcl": True, "rgcl_temperature": 0}, "`rgcl_temperature` is 0.0, it must be above 0"),
     ],
 )
 def test_settings_that_cannot_work(changes: dict[str, Any], message: str) -> None:

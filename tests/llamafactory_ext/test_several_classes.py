@@ -232,8 +232,8 @@ def test_answers_that_begin_alike_are_refused_before_the_model_is_loaded(train_r
         ({"output_dim": 3}, "`output_dim` is 3; set `problem_type: single_label` or `multi_label`"),
         ({"answers": ["No", "Yes"]}, "set `positive_answer` and `negative_answer`"),
         ({"problem_type": "both"}, "'both' is not one of"),
-        ({"class_balance_beta": 1.0}, "`class_balance_beta` is 1.0"),
-        ({"focal_gamma": -1}, "`focal_gamma` is -1"),
+        ({"class_balance_beta": 1.0}, r"`class_balance_beta` is 1.0, it must lie in \[0, 1\)"),
+        ({"focal_gamma": -1}, "`focal_gamma` is -1, it must be at least 0"),
     ],
 )
 def test_settings_that_do_not_fit(changes: dict[str, Any], message: str) -> None:

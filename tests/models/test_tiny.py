@@ -1,18 +1,15 @@
 """The CPU-sized models: they open through the Auto classes, speak the host's templates, and follow from the seed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 from PIL import Image
+from seeded_models import check_seed_decides_every_byte
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.prompt import OFFICIAL_ANSWERS, PromptTemplate
 from ra_hmd.models.tiny import SPECIAL_TOKENS, Family, make_tiny_lmm
@@ -113,27 +110,7 @@ def test_chat_template_agrees_with_the_host(model_folder: tuple[str, Path], imag
 
 @pytest.mark.slow
 def test_seed_decides_every_byte(tmp_path: Path) -> None:
-    torch.manual_seed(99)
-    for family in FAMILIES:
-        make_tiny_lmm(family, tmp_path / "here" / family, seed=5)
-    after = torch.rand(1)
-    torch.manual_seed(99)
-    assert torch.equal(after, torch.rand(1)), "the caller's random state must not move"
-    code = (
-        "import sys; from pathlib import Path; from ra_hmd.models.tiny import make_tiny_lmm\n"
-        "for family in sys.argv[2:]: make_tiny_lmm(family, Path(sys.argv[1]) / family, seed=5)"
-    )
-    environment = os.environ | {"PYTHONHASHSEED": "7"}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "there"), *FAMILIES], check=True, env=environment)
-    for family in FAMILIES:
-        here, there = tmp_path / "here" / family, tmp_path / "there" / family
-        names = sorted(path.name for path in here.iterdir())
-        assert names == sorted(path.name for path in there.iterdir())
-        for name in names:
-            assert sha256_file(here / name) == sha256_file(there / name), f"{family}/{name}"
-    make_tiny_lmm("qwen2_vl", tmp_path / "other", seed=6)
-    weights = [sha256_file(folder / "model.safetensors") for folder in (tmp_path / "other", tmp_path / "here/qwen2_vl")]
-    assert weights[0] != weights[1]
+    check_seed_decides_every_byte(make_tiny_lmm, FAMILIES, tmp_path)
 
 
 def test_bad_requests_are_refused(tmp_path: Path) -> None:

@@ -1,19 +1,16 @@
 """Tiny encoders: they open like published checkpoints, both modalities reach their features, the seed decides."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 from PIL import Image
+from seeded_models import check_seed_decides_every_byte
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.synthetic.confounders import DOMAINS, caption_corpus
 from ra_hmd.models.tiny_clip import EncoderFamily, make_tiny_encoder
@@ -126,27 +123,7 @@ def test_letters_of_any_script_have_tokens(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_seed_decides_every_byte(tmp_path: Path) -> None:
-    torch.manual_seed(99)
-    for family in FAMILIES:
-        make_tiny_encoder(family, tmp_path / "here" / family, seed=5)
-    after = torch.rand(1)
-    torch.manual_seed(99)
-    assert torch.equal(after, torch.rand(1)), "the caller's random state must not move"
-    code = (
-        "import sys; from pathlib import Path; from ra_hmd.models.tiny_clip import make_tiny_encoder\n"
-        "for family in sys.argv[2:]: make_tiny_encoder(family, Path(sys.argv[1]) / family, seed=5)"
-    )
-    environment = os.environ | {"PYTHONHASHSEED": "7"}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "there"), *FAMILIES], check=True, env=environment)
-    for family in FAMILIES:
-        here, there = tmp_path / "here" / family, tmp_path / "there" / family
-        names = sorted(path.name for path in here.iterdir())
-        assert names == sorted(path.name for path in there.iterdir())
-        for name in names:
-            assert sha256_file(here / name) == sha256_file(there / name), f"{family}/{name}"
-    make_tiny_encoder("clip", tmp_path / "other", seed=6)
-    weights = [sha256_file(folder / "model.safetensors") for folder in (tmp_path / "other", tmp_path / "here/clip")]
-    assert weights[0] != weights[1]
+    check_seed_decides_every_byte(make_tiny_encoder, FAMILIES, tmp_path)
 
 
 def test_command_and_bad_requests(tmp_path: Path) -> None:
