@@ -44,10 +44,20 @@ class PromptTemplate:
                 f"The prompt {self.template!r} must hold {IMAGE_PLACEHOLDER} once and {TEXT_SLOT} at most once."
             )
 
-    def render(self, caption: str) -> str:
-        """Render the question about a caption."""
+    def render(self, caption: str, guidance: str = "") -> str:
+        """Render the question about a caption.
+
+        Args:
+            caption: The caption.
+            guidance: Text that stands after the image and before the question, a blank line between; "" for none. The
+                questions of training files have none: it is inserted when a meme is tokenised.
+        """
         before, slot, after = self.template.partition(TEXT_SLOT)
-        return before + clean_caption(caption) + after if slot else before
+        question = before + clean_caption(caption) + after if slot else before
+        if not guidance:
+            return question
+        start, image, rest = question.partition(IMAGE_PLACEHOLDER)  # the first is the template's: captions have none
+        return f"{start}{image}\n{clean_caption(guidance)}\n\n{rest.lstrip()}"
 
     def caption_of(self, question: str) -> str:
         """Read the caption out of a question that this template made; without `{text}` it is empty.

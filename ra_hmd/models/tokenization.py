@@ -59,6 +59,8 @@ class InputSettings(Settings):
     embed_layer: Literal["last", "penultimate"] = Field(default="last", description="Layer that the head reads.")
     problem_type: ProblemType = Field(default="binary", description="Meaning of a label.")
     answers: tuple[str, ...] = Field(default=(), description="Answers of C classes, in class order.")
+    clusters: str | None = Field(default=None, description="Digest of the clusters that memes are assigned to.")
+    guidance: str | None = Field(default=None, description="Digest of the guidance that each cluster's prompts have.")
 
     @property
     def prompt(self) -> PromptTemplate:
@@ -164,8 +166,8 @@ class MemeEncoder:
         pair = [*messages, {"role": "assistant", "content": answer}]
         return self.template.encode_multiturn(self.tokenizer, pair)[-1]
 
-    def _prompt_ids(self, caption: str, images: list[Image.Image]) -> list[int]:
-        question = [{"role": "user", "content": self.prompt.render(caption)}]
+    def _prompt_ids(self, caption: str, images: list[Image.Image], guidance: str = "") -> list[int]:
+        question = [{"role": "user", "content": self.prompt.render(caption, guidance)}]
         plugin = self.template.mm_plugin
         expanded = plugin.process_messages(question, images, [], [], self.processor)
         prefix, _ = plugin.process_token_ids([], [], images, [], [], self.tokenizer, self.processor)
@@ -195,21 +197,26 @@ class MemeEncoder:
         rows, columns = (max(side // factor, 1) for side in sides)  # the processor leaves no side without a patch
         return rows * columns
 
-    def count(self, caption: str, image: Image.Image) -> int:
+    def count(self, caption: str, image: Image.Image, guidance: str = "") -> int:
         """Tokens of the whole question about a meme; more than `budget` means that its caption will be shortened."""
-        return len(self._prompt_ids(self.plain(caption), [image]))
+        return len(self._prompt_ids(self.plain(caption), [image], self.plain(guidance)))
 
-    def encode(self, caption: str, image: Image.Image) -> EncodedPrompt:
+    def encode(self, caption: str, image: Image.Image, guidance: str = "") -> EncodedPrompt:
         """Tokens of the question about a meme, the caption shortened if it must be.
+
+        Args:
+            caption: The caption.
+            image: The image.
+            guidance: Text between image and question (see `PromptTemplate.render`); it is never shortened.
 
         Raises:
             UserError: not even the empty caption fits, or the prompt does not end in the assistant header.
         """
         encoded: dict[str, list[int]] = {}
-        caption = self.plain(caption)
+        caption, guidance = self.plain(caption), self.plain(guidance)
 
         def excess(text: str) -> int:
-            encoded[text] = self._prompt_ids(text, [image])
+            encoded[text] = self._prompt_ids(text, [image], guidance)
             return len(encoded[text]) - self.budget
 
         fitted = fit_caption(
@@ -220,9 +227,9 @@ class MemeEncoder:
         )
         if fitted is None:
             raise UserError(
-                f"its image and question alone need {min(map(len, encoded.values()))} tokens and "
-                f"{self.answer_budget} are kept for the answer, but `cutoff_len` is {self.cutoff_len}; raise it or "
-                "lower `image_max_pixels`"
+                f"its image and question alone{' (with the guidance)' if guidance else ''} need "
+                f"{min(map(len, encoded.values()))} tokens and {self.answer_budget} are kept for the answer, but "
+                f"`cutoff_len` is {self.cutoff_len}; raise it or lower `image_max_pixels`"
             )
         ids = encoded[fitted]
         if ids[-len(self.tail) :] != self.tail:
