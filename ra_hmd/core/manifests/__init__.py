@@ -4,6 +4,12 @@ from ra_hmd.core.manifests.base import (
     Manifest,
     Section,
 )
+from ra_hmd.core.manifests.guidance import (
+    ClusterGuidance,
+    GuidanceData,
+    GuidanceManifest,
+    TeacherDescription,
+)
 from ra_hmd.core.manifests.heads import (
     BankManifest,
     BaseModelReference,
@@ -76,6 +82,7 @@ __all__ = [
     "BestCheckpoint",
     "CaptionLengths",
     "CheckManifest",
+    "ClusterGuidance",
     "CrossEvalManifest",
     "DataDescription",
     "DataSource",
@@ -85,6 +92,8 @@ __all__ = [
     "EncoderReference",
     "EvaluationManifest",
     "FeatureOrigin",
+    "GuidanceData",
+    "GuidanceManifest",
     "HeadDecision",
     "HeadReference",
     "HeadRunManifest",
@@ -110,6 +119,7 @@ __all__ = [
     "StoreReference",
     "SweepManifest",
     "SystemDescription",
+    "TeacherDescription",
     "TestRecord",
     "TinyEncoderManifest",
     "TrainedHeadManifest",
