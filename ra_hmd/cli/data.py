@@ -131,14 +131,27 @@ def to_sharegpt_command(
     media_dir: Annotated[Path | None, typer.Option(help="Write image paths relative to this folder.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the training data, in place of the official one.")] = None,
     splits: Annotated[list[str] | None, typer.Option(help="Only these splits: --splits train val.")] = None,
+    k_shot: Annotated[Path | None, typer.Option(help="K-shot lists: write the memes of one of them only.")] = None,
+    shots: Annotated[int | None, typer.Option(min=1, help="With --k-shot: K of the list.")] = None,
+    shot_seed: Annotated[int, typer.Option(min=0, help="With --k-shot: seed of the list.")] = 0,
 ) -> None:
     """Write the files that LLaMA-Factory trains on, and enter them in dataset_info.json."""
+    from ra_hmd.core.manifests import KShotManifest, ShotList, read_manifest
+    from ra_hmd.data.k_shot import read_shot_list
     from ra_hmd.data.meme_dataset import open_data
     from ra_hmd.data.prompt import OFFICIAL_PROMPT
     from ra_hmd.data.sharegpt_export import write_sharegpt
 
+    if (k_shot is None) != (shots is None):
+        raise UserError("Give both --k-shot (the lists) and --shots (which K of them), or neither.")
+    shot_list = None
+    if k_shot is not None and shots is not None:
+        splits = [read_manifest(k_shot, KShotManifest).split] if splits is None else splits
+        ids = read_shot_list(k_shot, shots, shot_seed, splits[0])
+        shot_list = ShotList(shots=shots, seed=shot_seed, ids=ids)
+        name = name or f"{open_data(folder).reader.name}_{shots}_shot_seed_{shot_seed}"
     files, question = write_sharegpt(
-        folder, output, task=task, prompt=prompt, media_dir=media_dir, name=name, splits=splits
+        folder, output, task=task, prompt=prompt, media_dir=media_dir, name=name, splits=splits, shots=shot_list
     )
     for file in files:
         left = f", {file.unlabelled} without a label left out" if file.unlabelled else ""

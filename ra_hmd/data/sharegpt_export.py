@@ -8,7 +8,7 @@ from typing import Any
 
 from ra_hmd.core.artifacts import alone_in, atomic_path, read_json, write_json
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.manifests import ShareGptManifest, parse_manifest
+from ra_hmd.core.manifests import ShareGptManifest, ShotList, parse_manifest
 from ra_hmd.data.meme_dataset import MemeData, json_line, open_data
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.readers.generic import FILE_NAME
@@ -46,6 +46,7 @@ def write_sharegpt(
     media_dir: str | Path | None = None,
     name: str | None = None,
     splits: list[str] | None = None,
+    shots: ShotList | None = None,
 ) -> tuple[list[ShareGptFile], PromptTemplate]:
     """Write one ShareGPT file per labelled split of an imported folder, and enter them in `output/dataset_info.json`.
 
@@ -60,13 +61,14 @@ def write_sharegpt(
             paths are absolute.
         name: Name of the training data in the registry; default is the official one.
         splits: Splits to write; default is all.
+        shots: Write the memes of this K-shot list only, of the one split that it was drawn from; needs `name`.
 
     Returns:
         The files, and the template of the question.
 
     Raises:
-        UserError: The task or split is unknown, no meme is labelled, an image is not below `media_dir`, or a file of
-            another source would be overwritten.
+        UserError: The task or split is unknown, no meme is labelled, an image is not below `media_dir`, a file of
+            another source would be overwritten, or memes of the K-shot list are missing.
     """
     data, output = open_data(folder), Path(output)
     chosen = data.task(task)
@@ -75,6 +77,8 @@ def write_sharegpt(
         raise UserError(f"{folder} has no split {', '.join(unknown)}; it has {', '.join(data.splits)}.")
     if name is not None and not FILE_NAME.fullmatch(name):
         raise UserError(f"--name {name!r}: it becomes a file name: letters, digits, '-', '_' and '.'.")
+    if shots is not None and (name is None or len(splits or data.splits) != 1):
+        raise UserError("A K-shot list is written under a name of its own, from one split: give --name and --splits.")
     template = PromptTemplate(prompt or chosen.prompt)
     chosen_splits = sorted(splits or data.splits, key=lambda split: (split != "train", split))
     unlabelled = {split: _rows_if_unlabelled(data, split, chosen) for split in chosen_splits}
@@ -82,7 +86,7 @@ def write_sharegpt(
         others = ", ".join(other.name for other in data.reader.tasks if other != chosen)
         raise UserError(f"No meme of {folder} has a label in task {chosen.name!r}; other tasks: {others or 'none'}.")
     with alone_in(output):  # the registry is read, and written with more
-        files = _write_files(data, output, chosen, template, name, unlabelled, media_dir)
+        files = _write_files(data, output, chosen, template, name, unlabelled, media_dir, shots)
     return [file for file in files if file.rows or file.unlabelled], template
 
 
@@ -94,6 +98,7 @@ def _write_files(
     name: str | None,
     unlabelled: dict[str, int | None],
     media_dir: str | Path | None,
+    shots: ShotList | None,
 ) -> list[ShareGptFile]:
     """Write the registry and a file per split.
 
@@ -118,10 +123,11 @@ def _write_files(
             task=chosen.name,
             prompt=template.template,
             media_dir=None if media_dir is None else str(media_dir),
+            **({} if shots is None else {"shots": shots.shots, "shot_seed": shots.seed}),
         )
         _write_origins(output / ORIGINS, origins | {file_name: origin})
         try:
-            rows, without = _write_file(output / file_name, data, split, chosen, template, media_dir)
+            rows, without = _write_file(output / file_name, data, split, chosen, template, media_dir, shots)
         except UserError:
             if origins:
                 _write_origins(output / ORIGINS, origins)
@@ -196,19 +202,30 @@ def _names(data: MemeData, split: str, task: Task, name: str | None) -> tuple[st
 
 
 def _write_file(
-    path: Path, data: MemeData, split: str, task: Task, template: PromptTemplate, media_dir: str | Path | None
+    path: Path,
+    data: MemeData,
+    split: str,
+    task: Task,
+    template: PromptTemplate,
+    media_dir: str | Path | None,
+    shots: ShotList | None,
 ) -> tuple[int, int]:
     """Write the records of a split; return their number, and the number of unlabelled memes."""
     outside: list[str] = []
     rows = unlabelled = 0
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for record in _records(data, split, task, template, media_dir, outside):
+        for record in _records(data, split, task, template, media_dir, shots, outside):
             if record is None:
                 unlabelled += 1
                 continue
             file.write(("[\n" if not rows else ",\n") + json_line(record.to_row()).rstrip("\n"))
             rows += 1
         file.write("\n]\n")
+        if shots is not None and rows != len(shots.ids):
+            raise UserError(
+                f"{data.folder}, {split}: {rows} of the {len(shots.ids)} memes of the K-shot list are there and have a "
+                f"label in task {task.name!r}; draw the list from this split and task."
+            )
         raise_all(outside, f"Images that are not below --media-dir {media_dir}")
     return rows, unlabelled
 
@@ -219,9 +236,13 @@ def _records(
     task: Task,
     template: PromptTemplate,
     media_dir: str | Path | None,
+    shots: ShotList | None,
     outside: list[str],
 ) -> Iterator[TrainingRecord | None]:
+    kept = None if shots is None else set(shots.ids)
     for meme in data.memes(split):
+        if kept is not None and meme.id not in kept:
+            continue
         value = data.value(task, meme)
         if value is None:
             yield None

@@ -555,3 +555,32 @@ def test_writing_again_gives_the_same_bytes(tmp_path: Path, data: Callable[[str]
         return {path.name: path.read_bytes() for path in tmp_path.rglob("*.json") if path.name != ORIGINS}
 
     assert written() == written()
+
+
+def test_the_memes_of_a_k_shot_list_are_a_file_of_their_own(tmp_path: Path, memes: Path) -> None:
+    """As `few-shot` trains on them: the listed memes and no others, in the order of the split."""
+
+    def told(*words: str) -> str:
+        done = CliRunner().invoke(app, ["data", *words])
+        return done.output if done.exit_code == 0 else f"refused: {done.output}"
+
+    lists, target = tmp_path / "lists.json", tmp_path / "lf"
+    told("k-shot", str(memes / "a"), "--shots", "2", "4", "--seeds", "2", "--output", str(lists))
+    words = ["to-sharegpt", str(memes / "a"), "--output", str(target), "--k-shot", str(lists)]
+    assert "generic_4_shot_seed_1: 8 records" in told(*words, "--shots", "4", "--shot-seed", "1")
+    assert "few: 4 records" in told(*words, "--shots", "2", "--name", "few")
+    registry = json.loads((target / "dataset_info.json").read_text())
+    assert set(registry) == {"generic_4_shot_seed_1", "few"}
+    wanted = {(one["shots"], one["seed"]): one["ids"] for one in json.loads(lists.read_text())["lists"]}
+    for name, key in (("generic_4_shot_seed_1", (4, 1)), ("few", (2, 0))):
+        written = [meme.id for meme in read_memes(target / registry[name]["file_name"])]
+        assert written == [meme.id for meme in read_memes(memes / "a/train.jsonl") if meme.id in wanted[key]]
+        assert set(written) == set(wanted[key])
+    origin = json.loads((target / ORIGINS).read_text())[registry["few"]["file_name"]]
+    assert (origin["shots"], origin["shot_seed"]) == (2, 0)
+    assert "seeds [0, 1], not of 7" in told(*words, "--shots", "4", "--shot-seed", "7")
+    assert "--shots" in told(*words)
+    assert "drawn from split 'train'" in told(*words, "--shots", "2", "--splits", "dev")
+    other = ["to-sharegpt", str(memes / "b"), *words[2:]]
+    assert "0 of the 4 memes" in told(*other, "--shots", "2", "--name", "others")
+    assert set(json.loads((target / "dataset_info.json").read_text())) == set(registry)

@@ -288,6 +288,8 @@ class ShareGptManifest(Manifest):
         task: Task whose labels are the answers.
         prompt: Prompt template.
         media_dir: Folder that image paths are relative to.
+        shots: K of the K-shot list whose memes alone were written.
+        shot_seed: Seed of that list.
     """
 
     KINDS: ClassVar[tuple[str, ...]] = ("sharegpt",)
@@ -298,6 +300,8 @@ class ShareGptManifest(Manifest):
     task: str = ""
     prompt: str = ""
     media_dir: str | None = None
+    shots: int | None = None
+    shot_seed: int | None = None
 
 
 class CheckManifest(Manifest):
