@@ -38,9 +38,14 @@ class Model:
         hub: `model_name_or_path`.
         template: LLaMA-Factory template whose last prompt token the head reads.
         billions: Published parameter count, for the size of the weights.
+        image: What becomes of an image, for the comment beside `image_max_pixels`.
         small: Whether it takes the official 2B file's batch split.
         liger: Whether LLaMA-Factory 0.9.5 has a Liger patch for this model type.
+        attention: Value of `flash_attn`.
         official: Whether the official repository has files for it.
+        access: What the hub asks for before it gives the weights.
+        overrides: Further keys that change what the model sees of an image, and what they do.
+        notes: What differs from the official files because of the model, and why.
     """
 
     folder: str
@@ -48,9 +53,14 @@ class Model:
     hub: str
     template: str
     billions: float
+    image: str = "768 × 768"
     small: bool = False
     liger: bool = True
+    attention: str = "fa2"
     official: bool = False
+    access: str | None = None
+    overrides: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,69 @@ MODELS = (
     Model("qwen2_vl_2b", "Qwen2-VL-2B", "Qwen/Qwen2-VL-2B-Instruct", "qwen2_vl", 2.2, small=True, official=True),
     Model("qwen2_vl_7b", "Qwen2-VL-7B", "Qwen/Qwen2-VL-7B-Instruct", "qwen2_vl", 8.3, official=True),
     Model("qwen2_5_vl_7b", "Qwen2.5-VL-7B", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_vl", 8.3),
-    Model("qwen3_vl_8b", "Qwen3-VL-8B", "Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl_nothink", 8.8, liger=False),
+    Model(
+        "qwen3_vl_8b",
+        "Qwen3-VL-8B",
+        "Qwen/Qwen3-VL-8B-Instruct",
+        "qwen3_vl_nothink",
+        8.8,
+        liger=False,
+        notes=(
+            "`enable_liger_kernel: false`. LLaMA-Factory 0.9.5 has no Liger patch for Qwen3-VL.",
+            "`template: qwen3_vl_nothink`. With `qwen3_vl` an empty thought comes before the answer.",
+        ),
+    ),
+    Model(
+        "qwen3_5_9b",
+        "Qwen3.5-9B",
+        "Qwen/Qwen3.5-9B",
+        "qwen3_5_nothink",
+        9.4,
+        notes=(
+            "`template: qwen3_5_nothink`. With `qwen3_5` an empty thought comes before the answer.",
+            "`lora_target: all` includes the projections of the linear-attention layers, three of every four.",
+        ),
+    ),
+    Model(
+        "llava_1_5_7b",
+        "LLaVA-1.5-7B",
+        "llava-hf/llava-1.5-7b-hf",
+        "llava",
+        7.06,
+        image="768 × 768; of these the processor takes the middle square at 336 × 336: 576 tokens",
+        notes=(
+            "The model sees the middle square of an image, whatever `image_max_pixels` is: words at the ends of a long "
+            "image are in the caption alone.",
+            "`enable_liger_kernel: true` brings the fused loss alone: the host's patch leaves LLaVA's layers as they "
+            "are.",
+        ),
+    ),
+    Model(
+        "internvl3_8b",
+        "InternVL3-8B",
+        "OpenGVLab/InternVL3-8B-hf",
+        "intern_vl",
+        7.9,
+        image="768 × 768; the processor scales these to 448 × 448: 256 tokens",
+        liger=False,
+        overrides=(("crop_to_patches=true cutoff_len=4096", "up to 12 tiles and the whole image, 256 tokens each"),),
+        notes=("`enable_liger_kernel: false`. LLaMA-Factory 0.9.5 has no Liger patch for InternVL.",),
+    ),
+    Model(
+        "gemma3_4b",
+        "Gemma-3-4B",
+        "google/gemma-3-4b-it",
+        "gemma3",
+        4.3,
+        image="768 × 768; the processor scales these to 896 × 896: 256 tokens",
+        attention="sdpa",
+        access="after its terms are accepted there",
+        overrides=(("image_do_pan_and_scan=true cutoff_len=2048", "a long image also as up to 4 crops of 256 tokens"),),
+        notes=(
+            "`flash_attn: sdpa`. The tokens of an image attend to each other in both directions, and FlashAttention 2 "
+            "leaves that out without a word.",
+        ),
+    ),
 )
 DATASETS = (
     Dataset("hateful_memes", "hatefulmemes", "Hateful Memes", num_layers=2, dropout=()),
@@ -194,7 +266,7 @@ def _header(recipe: Recipe) -> list[str]:
         "Written by scripts/make_configs.py: change the recipe there, not here.",
         "",
         "Needs",
-        f"  model   {recipe.model.hub}, from the Hugging Face hub or a local folder",
+        f"  model   {recipe.model.hub}, from the Hugging Face hub{_access(recipe.model)} or a local folder",
         f"  data    `{recipe.data}` and `{recipe.data}_dev` of data/dataset_info.json",
         *_origin_of_data(recipe),
         f"  memory  {_weights(recipe)},",
@@ -214,6 +286,10 @@ def _header(recipe: Recipe) -> list[str]:
         *textwrap.wrap(_origin(recipe), 112),
         *(line for text in _differences(recipe) for line in _bullet(text)),
     ]
+
+
+def _access(model: Model) -> str:
+    return f" ({model.access})" if model.access else ""
 
 
 def _origin_of_data(recipe: Recipe) -> list[str]:
@@ -244,7 +320,8 @@ def _overrides(recipe: Recipe) -> list[str]:
     pairs = {
         f"per_device_train_batch_size={half} \\": "",
         f"  gradient_accumulation_steps={GLOBAL_BATCH // half}": "less memory, the same global batch",
-        "flash_attn=sdpa": "without the flash-attn package",
+        **({"flash_attn=sdpa": "without the flash-attn package"} if recipe.model.attention == "fa2" else {}),
+        **dict(recipe.model.overrides),
         "bf16=false fp16=true": "GPUs before Ampere",
         "model_name_or_path=FOLDER": "a local copy of the model",
         "report_to=wandb run_name=NAME": "or report_to=tensorboard; nothing is reported by default",
@@ -257,7 +334,8 @@ def _overrides(recipe: Recipe) -> list[str]:
             pairs["'loss_ratio=[0.0,1.0]'"] = "the head's loss alone; [1.0,0.0] is the language model's"
     if recipe.task:
         pairs["class_weights=effective_number"] = "rare classes count more; `balanced` is more of it"
-    return [f"  {key:<38}{meaning}" for key, meaning in pairs.items()]
+    width = max(38, *(len(key) + 2 for key in pairs))
+    return [f"  {key:<{width}}{meaning}" for key, meaning in pairs.items()]
 
 
 def _origin(recipe: Recipe) -> str:
@@ -318,10 +396,8 @@ def _differences(recipe: Recipe) -> list[str]:
             "In-batch negatives are those of one GPU's micro-batch: with a smaller one there are fewer, and the loss "
             "is another.",
         ]
-    if not recipe.model.liger:
-        lines.append("`enable_liger_kernel: false`. LLaMA-Factory 0.9.5 has no Liger patch for Qwen3-VL.")
-        lines.append("`template: qwen3_vl_nothink`. With `qwen3_vl` an empty thought comes before the answer.")
     lines += [
+        *recipe.model.notes,
         "`image_max_pixels` is the host's default, written out because extraction must use the same value.",
         "`dataloader_num_workers: 4` decodes images beside the GPU; `report_to: none` asks for no account.",
         "The output folder has no date in its name, and is continued, not overwritten.",
@@ -334,8 +410,8 @@ def _model(recipe: Recipe) -> list[str]:
     return [
         f"model_name_or_path: {recipe.model.hub}",
         *quantization,
-        "image_max_pixels: 589824  # 768 × 768",
-        "flash_attn: fa2",
+        f"image_max_pixels: 589824  # {recipe.model.image}",
+        f"flash_attn: {recipe.model.attention}",
         f"enable_liger_kernel: {str(recipe.model.liger).lower()}",
     ]
 

@@ -2,12 +2,10 @@
 
 Covered: every YAML below `configs/stage1` goes through LLaMA-Factory's own `read_args` and `get_train_args`, that is
 its parser and all of its cross-checks; only `use_cpu` is added (a CPU refuses bf16 otherwise) and `output_dir` moved.
-The plain-SFT files do so with the stock argument classes, ours with the plugin's. Every architecture is built on the
-meta device from its published config values. Not covered: FlashAttention, Liger and 4-bit kernels, and real weights,
-which need a GPU or a download.
+The plain-SFT files do so with the stock argument classes, ours with the plugin's. Not covered: FlashAttention, Liger
+and 4-bit kernels, and real weights, which need a GPU or a download.
 """
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -15,9 +13,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from config_files import check_each, name_of
+from config_files import CLASS_FILES, CLASSIFIER_FILES, FILES, ROOT, SFT_FILES, STAGE1, check_each, name_of
 from meme_files import imported, jsonl, picture, table
 
 from ra_hmd.core.config import load_yaml, unknown_keys
@@ -25,18 +22,8 @@ from ra_hmd.data.catalogue import dataset_info
 from ra_hmd.data.import_dataset import ImportOptions
 from ra_hmd.data.sharegpt_export import write_sharegpt
 from ra_hmd.data.training_records import dataset_info_entry
-from ra_hmd.models.head import HeadConfig, MemeHead
 from stage2.arguments import Stage2Arguments
 
-ROOT = Path(__file__).resolve().parents[2]
-STAGE1 = ROOT / "configs" / "stage1"
-FILES = sorted(STAGE1.rglob("*.yaml"))
-CLASSIFIER_FILES = [path for path in FILES if not path.stem.endswith("_sft")]
-SFT_FILES = [path for path in FILES if path.stem.endswith("_sft")]
-CLASS_FILES = {  # data set and task of the files of several classes
-    STAGE1 / "qwen2_5_vl_7b/harm_c_intensity_qlora.yaml": ("harm_c", "intensity"),
-    STAGE1 / "qwen2_5_vl_7b/mami_kind_qlora.yaml": ("mami", "kind"),
-}
 JOINT_FILE = STAGE1 / "qwen2_vl_7b/hateful_memes_qlora_rgcl.yaml"
 
 # epochs, linear layers of the head, per-device batch of the 2B model and of the others (method-and-peers 1.1.2)
@@ -54,46 +41,10 @@ def load(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def make_configs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_configs", ROOT / "scripts" / "make_configs.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
-@pytest.fixture
-def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """LLaMA-Factory's command line, up to and including its checks: YAML path, overrides → five argument objects."""
-    from llamafactory.hparams import FinetuningArguments, get_train_args, parser, read_args
-
-    from llamafactory_ext.install import extend_arguments
-
-    monkeypatch.delenv("ALLOW_EXTRA_ARGS", raising=False)
-    monkeypatch.chdir(ROOT)
-    for name in ("_TRAIN_ARGS", "_INFER_ARGS"):
-        classes = getattr(parser, name)
-        # A copy without our class: the extension must not outlive the test, nor reach it from another one.
-        stock = [FinetuningArguments if issubclass(cls, FinetuningArguments) else cls for cls in classes]
-        monkeypatch.setattr(parser, name, stock)
-
-    def run(path: Path, *overrides: str, plugin: bool) -> SimpleNamespace:
-        overrides = ("use_cpu=true", f"output_dir={tmp_path / 'run'}", *overrides)
-        monkeypatch.setattr(sys, "argv", ["llamafactory-cli", str(path), *overrides])
-        if plugin:
-            extend_arguments()
-        names = ("model", "data", "training", "finetuning", "generating")
-        return SimpleNamespace(**dict(zip(names, get_train_args(read_args()), strict=True)))
-
-    return run
-
-
 class TestFiles:
     def test_the_folder_holds_what_the_table_says_and_nothing_else(self, make_configs: ModuleType) -> None:
         assert make_configs.compare(STAGE1) == []
-        assert len(FILES) == len(make_configs.render_all()) == 99
+        assert len(FILES) == len(make_configs.render_all()) == 195
         assert {*CLASS_FILES, JOINT_FILE} <= {*FILES}
 
     def test_compare_tells_missing_changed_and_extra_files(self, make_configs: ModuleType, tmp_path: Path) -> None:
@@ -160,10 +111,12 @@ class TestDemoAndStage2:
 
 class TestParser:
     @pytest.mark.parametrize("files", [CLASSIFIER_FILES, SFT_FILES], ids=["classifier", "sft"])
-    def test_the_host_reads_what_the_official_recipe_says(self, files: list[Path], parse) -> None:
-        check_each(files, lambda path: self._check_recipe(path, parse))
+    def test_the_host_reads_what_the_official_recipe_says(
+        self, files: list[Path], parse, make_configs: ModuleType
+    ) -> None:
+        check_each(files, lambda path: self._check_recipe(path, parse, make_configs))
 
-    def _check_recipe(self, path: Path, parse) -> None:
+    def _check_recipe(self, path: Path, parse, make_configs: ModuleType) -> None:
         from llamafactory.data.template import TEMPLATES
         from llamafactory.extras.constants import QuantizationMethod
 
@@ -195,11 +148,15 @@ class TestParser:
         # The host does not check this one: a value that it does not know trains unquantised.
         assert "quantization_method" not in load(path) or args.model.quantization_method == QuantizationMethod.BNB
         assert args.model.image_max_pixels == 768 * 768
-        assert args.model.enable_liger_kernel is ("qwen3" not in path.parent.name)
+        model = next(entry for entry in make_configs.MODELS if entry.folder == path.parent.name)
+        assert args.model.model_name_or_path == model.hub
+        assert args.model.enable_liger_kernel is model.liger
+        assert args.model.flash_attn == model.attention
+        assert (args.model.crop_to_patches, args.model.image_do_pan_and_scan) == (False, False)
         assert not args.model.trust_remote_code
 
         assert args.data.cutoff_len == 1024
-        assert args.data.template == ("qwen3_vl_nothink" if "qwen3" in path.parent.name else "qwen2_vl")
+        assert args.data.template == model.template
         assert args.data.template in TEMPLATES
         registry = json.loads((ROOT / args.data.dataset_dir / "dataset_info.json").read_text(encoding="utf-8"))
         assert path in CLASS_FILES or {dataset, dev} <= registry.keys()
@@ -296,104 +253,6 @@ class TestSeveralClasses:
         joint = load(JOINT_FILE)
         differing = {key for key in joint.keys() | plain.keys() if joint.get(key) != plain.get(key)}
         assert differing == {"loss_ratio", "output_dir", *(key for key in joint if key.startswith("rgcl"))}
-
-
-ROPE = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1000000.0}
-
-
-def qwen2_text(hidden: int, heads: int, key_value_heads: int, intermediate: int, vocabulary: int) -> dict[str, Any]:
-    return {
-        "hidden_size": hidden,
-        "num_hidden_layers": 28,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_value_heads,
-        "intermediate_size": intermediate,
-        "vocab_size": vocabulary,
-        "rope_parameters": ROPE,
-    }
-
-
-def qwen2_vl(text: dict[str, Any], tied: bool) -> Any:
-    from transformers import Qwen2VLConfig
-
-    vision = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": text["hidden_size"]}
-    text = {**text, "tie_word_embeddings": tied}
-    return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
-
-
-def qwen2_5_vl_7b() -> Any:
-    from transformers import Qwen2_5_VLConfig
-
-    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
-    text = qwen2_text(3584, 28, 4, 18944, 152064)
-    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
-
-
-def qwen3_vl_8b() -> Any:
-    from transformers import Qwen3VLConfig
-
-    text = qwen2_text(4096, 32, 8, 12288, 151936) | {"num_hidden_layers": 36, "head_dim": 128}
-    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [24, 20, 20], "rope_theta": 5000000.0}
-    vision = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 4096}
-    vision["deepstack_visual_indexes"] = [8, 16, 24]
-    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
-
-
-# folder → config builder, hidden size, layers, published parameters in billions
-ARCHITECTURES = {
-    "qwen2_vl_2b": (lambda: qwen2_vl(qwen2_text(1536, 12, 2, 8960, 151936), tied=True), 1536, 28, 2.2),
-    "qwen2_vl_7b": (lambda: qwen2_vl(qwen2_text(3584, 28, 4, 18944, 152064), tied=False), 3584, 28, 8.3),
-    "qwen2_5_vl_7b": (qwen2_5_vl_7b, 3584, 28, 8.3),
-    "qwen3_vl_8b": (qwen3_vl_8b, 4096, 36, 8.8),
-}
-
-
-class TestArchitectures:
-    def test_every_folder_has_one(self) -> None:
-        assert {path.parent.name for path in FILES} == ARCHITECTURES.keys()
-
-    @pytest.fixture(scope="class", params=ARCHITECTURES)
-    def built(self, request: pytest.FixtureRequest) -> tuple[str, Any]:
-        from transformers import AutoModelForImageTextToText
-
-        config = ARCHITECTURES[request.param][0]()
-        with torch.device("meta"):
-            return request.param, AutoModelForImageTextToText.from_config(config)
-
-    def test_nothing_was_allocated_and_the_size_is_the_published_one(self, built, make_configs: ModuleType) -> None:
-        folder, model = built
-        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-        billions = sum(parameter.numel() for parameter in model.parameters()) / 1e9
-        assert billions == pytest.approx(ARCHITECTURES[folder][3], rel=0.02)
-        entry = next(entry for entry in make_configs.MODELS if entry.folder == folder)
-        assert entry.billions == ARCHITECTURES[folder][3]
-
-    def test_the_head_fits_the_language_model(self, built, parse) -> None:
-        folder, model = built
-        hidden = model.config.get_text_config().hidden_size
-        assert hidden == ARCHITECTURES[folder][1] == model.get_input_embeddings().embedding_dim
-        for path in CLASSIFIER_FILES:
-            if path.parent.name != folder:
-                continue
-            config = parse(path, plugin=True).finetuning.head_config(hidden)
-            assert isinstance(config, HeadConfig)
-            assert config.input_dim == hidden
-            output = MemeHead(config)(torch.zeros(2, hidden))
-            assert output.logits.shape == (2, {"intensity": 3, "kind": 4}.get(CLASS_FILES.get(path, ("", ""))[1], 1))
-            assert output.embedding.shape == (2, 1024)
-
-    def test_lora_goes_into_every_linear_layer_of_the_language_model_and_nowhere_else(self, built, parse) -> None:
-        from llamafactory.model.model_utils.misc import find_all_linear_modules
-        from llamafactory.model.model_utils.visual import patch_target_modules
-
-        folder, model = built
-        args = parse(STAGE1 / folder / "hateful_memes_qlora.yaml", plugin=True).finetuning
-        names = find_all_linear_modules(model, args.freeze_vision_tower)
-        expected = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-        assert set(names) == expected
-        targets = patch_target_modules(model, args, names)
-        assert len(targets) == len(expected) * ARCHITECTURES[folder][2]
-        assert all(target.startswith("model.language_model.layers.") for target in targets)
 
 
 DEEPSPEED = {
