@@ -4,6 +4,11 @@ from ra_hmd.core.manifests.base import (
     Manifest,
     Section,
 )
+from ra_hmd.core.manifests.clusters import (
+    ClusterFit,
+    ClustersManifest,
+    ClusterStability,
+)
 from ra_hmd.core.manifests.guidance import (
     ClusterGuidance,
     GuidanceData,
@@ -82,7 +87,10 @@ __all__ = [
     "BestCheckpoint",
     "CaptionLengths",
     "CheckManifest",
+    "ClusterFit",
     "ClusterGuidance",
+    "ClusterStability",
+    "ClustersManifest",
     "CrossEvalManifest",
     "DataDescription",
     "DataSource",
