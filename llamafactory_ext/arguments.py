@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from llamafactory.hparams import FinetuningArguments
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from llamafactory_ext.expert_arguments import ExpertArguments, expert_problems, set_default_target
 from llamafactory_ext.host_arguments import refusals
 from llamafactory_ext.launchers import STAGE
 from ra_hmd.core.config import Rate, validate_fields, without
@@ -44,12 +45,16 @@ _JOINT_HELP = {name: {"help": f"sft-classifier, rgcl: {info.description}"} for n
 
 
 @dataclass
-class ClassifierFinetuningArguments(FinetuningArguments):
+class ClassifierFinetuningArguments(ExpertArguments, FinetuningArguments):
     """LLaMA-Factory's fine-tuning arguments plus ours. Names and defaults are those of the official RA-HMD files."""
 
     stage: Literal["pt", "sft", "rm", "ppo", "dpo", "kto", "sft-classifier"] = field(
         default="sft",
         metadata={"help": "Which stage will be performed in training."},
+    )
+    lora_target: str | None = field(  # the host's default, "all", stays that of runs without experts
+        default=None,
+        metadata=dict(FinetuningArguments.__dataclass_fields__["lora_target"].metadata),
     )
     loss_ratio: list[NonNegativeFloat] = field(
         default_factory=lambda: [1.0, 1.0],
@@ -145,6 +150,7 @@ class ClassifierFinetuningArguments(FinetuningArguments):
     rgcl_margin: float = field(default=_JOINT["margin"].default, metadata=_JOINT_HELP["margin"])
 
     def __post_init__(self) -> None:
+        set_default_target(self)
         super().__post_init__()
         if self.stage != STAGE:
             return
@@ -161,6 +167,7 @@ class ClassifierFinetuningArguments(FinetuningArguments):
             yield f"`loss_ratio` is {ratio}; give two weights >= 0, not both 0: [r0, r1]{third}."
         yield from self._answer_problems()
         yield from self._rgcl_problems()
+        yield from expert_problems(self)
         for build in (lambda: self.head_config(1), lambda: self.prompt):
             try:
                 build()

@@ -148,6 +148,7 @@ class Stage1Manifest(HeadRunManifest):
         finetuning_type: `lora`, `freeze` or `full`.
         world_size: Number of processes.
         head: Settings of the head (`HeadConfig`).
+        experts: Settings of the experts (`ExpertSettings`); None for a run without.
         data: Role (`train`, `eval`) to the data file.
         step: Training step of the weights.
         best: The best checkpoint so far.
@@ -162,6 +163,7 @@ class Stage1Manifest(HeadRunManifest):
     finetuning_type: str | None = None
     world_size: int | None = None
     head: dict[str, Any] = Field(default_factory=dict)
+    experts: dict[str, Any] | None = None
     data: dict[str, DataDescription] = Field(default_factory=dict)
     step: int | None = None
     best: BestCheckpoint | None = None
