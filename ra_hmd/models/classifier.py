@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ra_hmd.models.head import MemeHead
+from ra_hmd.models.wrappers import base_model
 
 IGNORE = -100
 _HEAD = "ra_hmd_head"
@@ -85,14 +86,6 @@ def attach_head(model: nn.Module, head: MemeHead | None, reader: ReadoutConfig) 
     owner = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     cast(Any, forward).__signature__ = known.replace(parameters=[owner, *known.parameters.values()])
     base.forward = types.MethodType(forward, base)
-
-
-def base_model(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model inside DDP, DeepSpeed and PEFT wrappers."""
-    inner: Any = model  # each kind of wrapper has attributes of its own
-    while hasattr(inner, "module") and not isinstance(inner, PreTrainedModel):
-        inner = inner.module
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def head_of(model: nn.Module) -> MemeHead:

@@ -1,0 +1,50 @@
+"""Settings of the experts: how many, how large, and how memes are routed to them."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from ra_hmd.core.config import Rate, Settings
+
+
+class ExpertSettings(Settings):
+    """Experts of each language-model MLP and their router; saved as `experts.json`."""
+
+    TITLE: ClassVar[str] = "experts"
+
+    num_experts: PositiveInt = Field(default=4, description="E, experts of each projection.")
+    rank: PositiveInt = Field(default=16, description="r, rank of an expert.")
+    alpha: PositiveFloat = Field(default=16.0, description="What the experts add is scaled by alpha / rank.")
+    dropout: Rate = Field(default=0.05, description="Dropout on the input of the shared matrix A.")
+    universal: bool = Field(default=False, description="One more expert that every token passes, with weight 1.")
+    num_clusters: NonNegativeInt = Field(
+        default=0, description="K, clusters with a prior each; 0 routes by the token alone (HydraLoRA)."
+    )
+    prior_weight: NonNegativeFloat = Field(default=1.0, description="Weight of the prior in the router's logits.")
+    tau: PositiveFloat = Field(default=1.0, description="Temperature of the router's softmax.")
+    prior_init: Literal["assign", "zero"] = Field(
+        default="assign",
+        description="Start of the prior: `assign` gives expert c mod E of cluster c the logit `prior_scale`, `zero` "
+        "starts without a preference.",
+    )
+    prior_scale: NonNegativeFloat = Field(default=2.0, description="Logit that `prior_init: assign` starts from.")
+    router_input: Literal["token", "none"] = Field(
+        default="token", description="`token` routes by token and cluster, `none` by the cluster alone."
+    )
+    top_k: NonNegativeInt = Field(
+        default=0,
+        description="0 uses all experts; k the k most probable ones, their weights scaled to sum 1. A single expert "
+        "keeps its probability as weight, so that the router learns from the task.",
+    )
+
+    def _problems(self) -> Iterator[str]:
+        if self.top_k > self.num_experts:
+            yield f"`top_k` is {self.top_k}, there are {self.num_experts} experts (`num_experts`)."
+        if self.router_input == "none" and not self.num_clusters:
+            yield "`router_input: none` routes by the cluster alone and `num_clusters` is 0; give clusters."
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of rank r in each B: the experts and, last, the universal one."""
+        return self.num_experts + self.universal
