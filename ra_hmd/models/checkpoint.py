@@ -20,8 +20,9 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import Stage1Manifest, read_manifest
 from ra_hmd.data.images import to_rgb
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, ReadoutConfig, attach_head
+from ra_hmd.models.families import family_of
 from ra_hmd.models.head import HEAD_WEIGHTS, has_head, load_head, read_head_config
-from ra_hmd.models.tokenization import FAMILY_TEMPLATES, InputSettings, MemeEncoder, check_family
+from ra_hmd.models.tokenization import InputSettings, MemeEncoder, check_family
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -188,9 +189,12 @@ def open_backbone(model: str, template: str | None = None, base_model: str | Non
         model_type = AutoConfig.from_pretrained(model).model_type
     except OSError as error:
         raise UserError(f"{model} is neither a model folder nor a model name that can be loaded: {error}") from error
-    if template is None and model_type not in FAMILY_TEMPLATES:
-        raise UserError(f"No template is known for a {model_type} model; give one with --template.")
-    return Run(folder, InputSettings(template=template or FAMILY_TEMPLATES[model_type][0]), base_model=model)
+    if template is None:
+        family = family_of(model_type)
+        if family is None:
+            raise UserError(f"No template is known for a {model_type} model; give one with --template.")
+        template = family.templates[0]
+    return Run(folder, InputSettings(template=template), base_model=model)
 
 
 def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> tuple[MemeEncoder, Any]:
@@ -220,7 +224,8 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
         template=settings.template, cutoff_len=settings.cutoff_len, default_system=settings.default_system
     )
     try:
-        check_family(load_config(model_args).model_type, settings.template)
+        model_type = load_config(model_args).model_type
+        check_family(model_type, settings.template)
         loaded = load_tokenizer(model_args)
     except UserError:
         raise
@@ -233,6 +238,7 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
         prompt=settings.prompt,
         cutoff_len=settings.cutoff_len,
         answers=settings.expected_answers,
+        family=family_of(model_type),
     )
     return encoder, model_args
 
