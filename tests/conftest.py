@@ -27,6 +27,7 @@ SLOW_FIXTURES = {"stage1_run", "served_lmm", "browser"}
 # With `--dist loadfile` a process takes the next file of this order when it is free, so the last one should be short.
 LONGEST_FIRST = (
     "docs/test_documented_walks.py",
+    "e2e/test_families.py",
     "e2e/test_ablate.py",
     "llamafactory_ext/test_stage1.py",
     "llamafactory_ext/test_joint_training.py",
