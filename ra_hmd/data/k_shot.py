@@ -60,12 +60,17 @@ def write_k_shot(
         for count in sorted(set(shots))
         for seed in range(seeds)
     ]
-    path = Path(output or data.folder / "k_shot" / f"{split}{'' if task is None else f'_{task}'}.json")
+    path = Path(output or default_lists(data.folder, split, task))
     manifest = _manifest(data.manifest.dataset, split, chosen.name, wanted, pools, per_class=per_class)
     lists += [one for one in _lists_before(path, manifest) if one not in lists]
     lists.sort(key=lambda one: (one.shots, one.seed))
     write_manifest(path, manifest.model_copy(update={"lists": lists}))
     return path
+
+
+def default_lists(folder: str | Path, split: str = "train", task: str | None = None) -> Path:
+    """Path of the lists that `write_k_shot` writes where no other is given."""
+    return Path(folder) / "k_shot" / f"{split}{'' if task is None else f'_{task}'}.json"
 
 
 def _pools(data: MemeData, task: Task, split: str, *, per_class: bool) -> dict[str, list[str]]:

@@ -34,6 +34,7 @@ _MODELS: tuple[type[Manifest], ...] = (
     reports.CrossEvalManifest,
     reports.StalenessManifest,
     reports.AblationManifest,
+    reports.FewShotManifest,
     reports.PipelineManifest,
     reports.JudgeManifest,
     reports.LeaderboardManifest,

@@ -185,19 +185,47 @@ class AblationManifest(Manifest):
     commands: dict[str, float] = Field(default_factory=dict)
 
 
+class FewShotManifest(Manifest):
+    """Manifest of a few-shot study.
+
+    Attributes:
+        command: The command line.
+        arguments: Settings.
+        seed: Seed of the resampling.
+        final: Whether `--final` was given.
+        test: Run folder, or arm without training, to the test splits that were opened.
+        study: What every run depends on: data, splits, recipe, model, clusters and guidance.
+        parameters: Arm to its number of trainable parameters.
+        commands: Command line to its seconds.
+    """
+
+    KINDS: ClassVar[tuple[str, ...]] = ("few_shot",)
+
+    command: str = ""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    seed: int | None = None
+    final: bool | None = None
+    test: dict[str, TestRecord] = Field(default_factory=dict)
+    study: dict[str, Any] = Field(default_factory=dict)
+    parameters: dict[str, int] = Field(default_factory=dict)
+    commands: dict[str, float] = Field(default_factory=dict)
+
+
 class PipelineManifest(Manifest):
-    """Record of the finished steps of `demo` or `ablate`.
+    """Record of the finished steps of `demo`, `ablate` or `few-shot`.
 
     Attributes:
         quick: Whether it is a quick run.
+        study: What all steps of a few-shot study depend on.
         seconds: Command line to its seconds.
         files: Command line to a digest of the files that it names; empty in records of earlier versions.
     """
 
-    KINDS: ClassVar[tuple[str, ...]] = ("demo", "ablate")
+    KINDS: ClassVar[tuple[str, ...]] = ("demo", "ablate", "few_shot_steps")
     REMEDY: ClassVar[str] = "give another --output"
 
     quick: bool = False
+    study: dict[str, Any] | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
 

@@ -1,0 +1,1 @@
+"""Few-shot study of SSMoE and its baselines (`ra-hmd few-shot`)."""

@@ -1,0 +1,172 @@
+"""The arms of a few-shot study: what each one trains, and the Stage 1 recipe that differs in nothing else.
+
+Source: the comparison that structural self-adaptation needs. LoRA on the attention is the common baseline; LoRA on all
+layers has as many parameters as the experts; HydraLoRA has the experts without clusters; the shuffled arms keep every
+parameter and every token, and take away what ids or guidance say.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+ArmName = Literal[
+    "zero_shot",
+    "guidance",
+    "rkc",
+    "lora",
+    "lora_guidance",
+    "lora_matched",
+    "hydralora",
+    "ssmoe",
+    "ssmoe_without_guidance",
+    "ssmoe_guidance_shuffled",
+    "ssmoe_ids_shuffled",
+]
+Tuning = Literal["lora", "lora_matched", "experts"]
+Source = Literal["own", "shuffled"]
+"""Clusters or guidance as they were made, or shuffled."""
+
+ATTENTION = "q_proj,k_proj,v_proj,o_proj"
+"""Layers of the adapter beside experts, and of the plain LoRA."""
+
+EXPERT_KEYS = {
+    "llm_moe_num_experts": "num_experts",
+    "expert_rank": "rank",
+    "expert_alpha": "alpha",
+    "expert_dropout": "dropout",
+    "universal_expert": "universal",
+    "cluster_prior_weight": "prior_weight",
+    "router_tau": "tau",
+    "cluster_prior_init": "prior_init",
+    "cluster_prior_scale": "prior_scale",
+    "router_input": "router_input",
+    "expert_top_k": "top_k",
+}
+"""YAML key → field of `ExpertSettings`."""
+_OF_TRAINING = ("router_lr", "moe_balance_w", "moe_balance_scope")
+_OF_CLUSTERS = ("clusters", "guidance", "cluster_prior_weight", "cluster_prior_init", "cluster_prior_scale")
+SET_BY_STUDY = ("dataset", "dataset_dir", "output_dir", "seed", "stage", "llm_moe", "clusters", "guidance")
+"""Keys whose values the study decides."""
+_OF_DEV = (
+    *("eval_dataset", "eval_strategy", "eval_steps", "eval_on_each_dataset", "eval_on_start", "val_size", "do_eval"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "per_device_eval_batch_size"),
+    *("early_stopping_steps", "do_predict", "max_samples", "save_steps", "save_total_limit", "plot_loss"),
+)
+"""Keys that a training on a few memes without a dev split cannot have."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of the study.
+
+    Attributes:
+        title: Title in reports.
+        what: Description in one sentence.
+        tuning: What is trained; None for an arm without training.
+        clusters: Clusters that give ids to the memes, if any.
+        guidance: Guidance in the prompts, if any.
+        vote: Whether the score is the vote of the shots instead of the language model's.
+    """
+
+    title: str
+    what: str
+    tuning: Tuning | None = None
+    clusters: Source | None = None
+    guidance: Source | None = None
+    vote: bool = False
+
+
+ARMS: dict[ArmName, Arm] = {
+    "zero_shot": Arm("zero-shot", "The untuned model."),
+    "guidance": Arm(
+        "guidance, no training",
+        "The untuned model, with the guidance of the meme's cluster in the prompt.",
+        clusters="own",
+        guidance="own",
+    ),
+    "rkc": Arm("RKC", "A vote of the shots by the hidden states of the untuned model; nothing is trained.", vote=True),
+    "lora": Arm("LoRA q,k,v,o", "LoRA on the attention.", "lora"),
+    "lora_guidance": Arm(
+        "LoRA q,k,v,o, guidance",
+        "LoRA on the attention, with the guidance of the meme's cluster in the prompt.",
+        "lora",
+        clusters="own",
+        guidance="own",
+    ),
+    "lora_matched": Arm(
+        "LoRA all, matched",
+        "LoRA on attention and MLP, with the rank that gives as many parameters as the experts have.",
+        "lora_matched",
+    ),
+    "hydralora": Arm("HydraLoRA", "Experts without clusters: the router sees the token alone.", "experts"),
+    "ssmoe": Arm(
+        "SSMoE",
+        "Experts, with a prior of the meme's cluster in the router, and its guidance in the prompt.",
+        "experts",
+        clusters="own",
+        guidance="own",
+    ),
+    "ssmoe_without_guidance": Arm(
+        "SSMoE, no guidance", "Experts, with a prior of the meme's cluster in the router.", "experts", clusters="own"
+    ),
+    "ssmoe_guidance_shuffled": Arm(
+        "SSMoE, guidance shuffled",
+        "SSMoE where each cluster has the guidance of another.",
+        "experts",
+        clusters="own",
+        guidance="shuffled",
+    ),
+    "ssmoe_ids_shuffled": Arm(
+        "SSMoE, ids shuffled",
+        "SSMoE where a meme has the id of a cluster that is drawn, and always the same for the same meme.",
+        "experts",
+        clusters="shuffled",
+        guidance="own",
+    ),
+}
+
+
+def arm_recipe(arm: Arm, base: Mapping[str, Any], matched_rank: int | None = None) -> dict[str, Any]:
+    """Stage 1 keys of an arm: `base` without a dev split, and with this arm's layers and experts.
+
+    Data, seed, output folder, clusters and guidance differ from run to run and are not part of it.
+
+    Args:
+        arm: An arm that is trained.
+        base: Keys of the Stage 1 recipe.
+        matched_rank: Rank of the matched LoRA.
+    """
+    left_out = {*_OF_DEV, *SET_BY_STUDY, *_OF_CLUSTERS}
+    keys = {key: value for key, value in base.items() if key not in {*left_out, *EXPERT_KEYS, *_OF_TRAINING}}
+    keys |= {"stage": "sft-classifier", "do_train": True, "save_strategy": "no", "overwrite_output_dir": True}
+    keys["lora_target"] = attention_of(base)
+    if arm.tuning == "lora_matched":
+        rank, alpha = adapter_rank(base)
+        # The same scaling alpha / rank as the attention's adapter has in the other arms.
+        keys |= {"lora_target": "all", "lora_rank": matched_rank, "lora_alpha": round(alpha / rank * (matched_rank or 1))}
+    if arm.tuning == "experts":
+        keys["llm_moe"] = True
+        of_clusters = set(_OF_CLUSTERS) - {"clusters", "guidance"}
+        for key in (*EXPERT_KEYS, *_OF_TRAINING):
+            without = arm.clusters is None and (key in of_clusters or (key == "router_input" and base.get(key) == "none"))
+            if key in base and not without:
+                keys[key] = base[key]
+    return keys
+
+
+def attention_of(base: Mapping[str, Any]) -> str:
+    """Layers of the attention's adapter: those that the recipe names, unless it names all."""
+    named = base.get("lora_target", "all")
+    text = ",".join(named) if isinstance(named, list) else str(named)
+    return ATTENTION if text == "all" or "_proj" not in text or "gate_proj" in text else text
+
+
+def adapter_rank(base: Mapping[str, Any]) -> tuple[int, int]:
+    """Rank and alpha of the recipe's adapter, with LLaMA-Factory's defaults."""
+    rank = int(base.get("lora_rank", 8))
+    return rank, int(base.get("lora_alpha") or 2 * rank)
+
+
+def expert_fields(base: Mapping[str, Any], clusters: int) -> dict[str, Any]:
+    """Fields of `ExpertSettings` that the recipe sets, for experts with `clusters` clusters (0: without)."""
+    return {field: base[key] for key, field in EXPERT_KEYS.items() if key in base} | {"num_clusters": clusters}
