@@ -16,6 +16,7 @@ from ra_hmd.cli.doctor import doctor_app
 from ra_hmd.cli.evaluate import evaluation_app
 from ra_hmd.cli.experiments import experiments_app
 from ra_hmd.cli.features import features_app, models_app
+from ra_hmd.cli.few_shot import few_shot_app
 from ra_hmd.cli.options import GROUP
 from ra_hmd.cli.predict import prediction_app
 from ra_hmd.cli.serve import serve_app
@@ -67,6 +68,7 @@ for commands in (
     prediction_app,
     serve_app,
     experiments_app,
+    few_shot_app,
     doctor_app,
 ):
     app.add_typer(commands)

@@ -143,14 +143,14 @@ def arm_recipe(arm: Arm, base: Mapping[str, Any], matched_rank: int | None = Non
     if arm.tuning == "lora_matched":
         rank, alpha = adapter_rank(base)
         # The same scaling alpha / rank as the attention's adapter has in the other arms.
-        keys |= {"lora_target": "all", "lora_rank": matched_rank, "lora_alpha": round(alpha / rank * (matched_rank or 1))}
+        scaled = round(alpha / rank * (matched_rank or 1))
+        keys |= {"lora_target": "all", "lora_rank": matched_rank, "lora_alpha": scaled}
     if arm.tuning == "experts":
         keys["llm_moe"] = True
-        of_clusters = set(_OF_CLUSTERS) - {"clusters", "guidance"}
-        for key in (*EXPERT_KEYS, *_OF_TRAINING):
-            without = arm.clusters is None and (key in of_clusters or (key == "router_input" and base.get(key) == "none"))
-            if key in base and not without:
-                keys[key] = base[key]
+        # `router_input: none` leaves the prior of the clusters alone, and without clusters there is none.
+        alone = ("router_input",) if base.get("router_input") == "none" else ()
+        without = () if arm.clusters else (*_OF_CLUSTERS, *alone)
+        keys |= {key: base[key] for key in (*EXPERT_KEYS, *_OF_TRAINING) if key in base and key not in without}
     return keys
 
 

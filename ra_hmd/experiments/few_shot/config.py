@@ -111,5 +111,4 @@ def _recipe_problems(base: dict[str, Any]) -> Iterator[str]:
     if base.get("problem_type", "binary") != "binary":
         yield f"`problem_type: {base['problem_type']}`: the study is limited to two classes."
     if base.get("adapter_name_or_path"):
-        yield f"`adapter_name_or_path: {base['adapter_name_or_path']}`: the arms start from the model itself; remove it."
-
+        yield f"`adapter_name_or_path: {base['adapter_name_or_path']}`: the arms start from the model; remove it."

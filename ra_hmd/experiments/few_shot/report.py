@@ -51,15 +51,12 @@ def _markdown(settings: FewShotSettings, found: Mapping[str, Any], manifest: Few
         text += _differences(settings, found, base)
     text += "\n## The arms\n\n" + markdown_table(
         ["arm", "trainable parameters", "what it is"],
-        [
-            [escape(ARMS[arm].title), f"{found['parameters'][arm]:,}", escape(ARMS[arm].what)]
-            for arm in settings.arms
-        ],
+        [[escape(ARMS[arm].title), f"{found['parameters'][arm]:,}", escape(ARMS[arm].what)] for arm in settings.arms],
     )
     text += (
-        "\nEqual in all trained arms: the model, the shots, epochs, batches and learning rates of the adapter, and the "
-        f"seed. The matched LoRA has rank {found['matched_rank']}. The parameters of the head are not counted: it has no "
-        "part in these scores.\n\n## How this was made\n\n"
+        "\nEqual in all trained arms: the model, the shots, epochs, batches and learning rates of the adapter, and "
+        f"the seed. The matched LoRA has rank {found['matched_rank']}. The parameters of the head are not counted: it "
+        "has no part in these scores.\n\n## How this was made\n\n"
     )
     return text + fenced(([manifest.command] if manifest.command else []) + list(manifest.commands))
 

@@ -54,9 +54,7 @@ def study_results(study: Study, *, final: bool, command: str) -> tuple[dict[str,
     wanted = [(arm, shots) for arm in settings.arms for shots in settings.shots]
     for arm, shots in track(((1, one) for one in wanted), "Reading scores", len(wanted), "arms"):
         scores[arm, shots] = reader.runs(arm, shots)
-    cells = [
-        {"arm": arm, "shots": shots, **_cell(study, reader.labels, runs)} for (arm, shots), runs in scores.items()
-    ]
+    cells = [{"arm": arm, "shots": shots, **_cell(study, reader.labels, runs)} for (arm, shots), runs in scores.items()]
     differences = [
         {"arm": arm, "against": base, "shots": shots, **_cell(study, reader.labels, runs, scores[base, shots])}
         for base in BASELINES

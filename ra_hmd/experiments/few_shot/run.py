@@ -50,8 +50,8 @@ def run_few_shot(
     study, sizes = _opened(settings)
     if is_test_split(settings.test_split) and not final:
         raise UserError(
-            f"`test_split` is {settings.test_split!r}, which is scored only with `--final`: when everything is decided. "
-            "Set another split (`test_split=dev`) while something is still to be chosen."
+            f"`test_split` is {settings.test_split!r}, which is scored only with `--final`, when everything is "
+            "decided. Set another split (`test_split=dev`) while something is still to be chosen."
         )
     output = settings.output_dir
     check_output(output, "few_shot")
@@ -80,7 +80,9 @@ def run_few_shot(
     write_manifest(output / MANIFEST_NAME, manifest)
     _print_results(settings, found, console)
     minutes = sum(seconds[step.line] for step in steps) / 60
-    console.print(f"Report: {output / 'few_shot.md'}  ({minutes:.1f} minutes of commands)", highlight=False, soft_wrap=True)
+    console.print(
+        f"Report: {output / 'few_shot.md'}  ({minutes:.1f} minutes of commands)", highlight=False, soft_wrap=True
+    )
     return output / "few_shot.md"
 
 

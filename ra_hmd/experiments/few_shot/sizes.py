@@ -76,7 +76,9 @@ def _per_rank(model: Any, names: list[str] | None) -> int:
         if isinstance(layer, nn.Linear) and (names is None or place.rpartition(".")[2] in names)
     ]
     if not found:
-        raise UserError(f"The language model, {type(decoder).__name__}, has no linear layers {names}: see `lora_target`.")
+        raise UserError(
+            f"The language model, {type(decoder).__name__}, has no linear layers {names}: see `lora_target`."
+        )
     return sum(layer.in_features + layer.out_features for layer in found)
 
 

@@ -141,9 +141,7 @@ class Study:
         )
 
 
-def _data_problems(
-    settings: FewShotSettings, data: MemeData, task: Task, base: Mapping[str, Any]
-) -> Iterator[str]:
+def _data_problems(settings: FewShotSettings, data: MemeData, task: Task, base: Mapping[str, Any]) -> Iterator[str]:
     for name in ("train_split", "test_split"):
         if getattr(settings, name) not in data.splits:
             yield f"`{name}` is {getattr(settings, name)!r}; it has {', '.join(data.splits)}."
