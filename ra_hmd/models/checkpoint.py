@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 ADAPTER_CONFIG = "adapter_config.json"
 ADDITIVE = ("eva", "gaussian", "orthogonal")
 """PEFT's initialisations by name that leave the base model's weights as they are."""
+# Inputs of the language model; others belong to images.
+_SEQUENCES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "rope_deltas")
 
 
 @dataclass(frozen=True)
@@ -321,6 +323,8 @@ class MemeModel:
         """Rows of `encode` as one batch on the CPU; the head reads each row's last prompt token."""
         batch = self._collator([dict(row) for row in rows])
         del batch["labels"]
+        if len(rows) == 1 and not rows[0]["images"]:
+            batch = _unmasked(batch)
         steps = torch.arange(batch["attention_mask"].shape[1])
         batch["answer_positions"] = (batch["attention_mask"] * steps).argmax(dim=1, keepdim=True)
         return batch
@@ -343,3 +347,16 @@ class MemeModel:
             "lrc_logit": output.logits,
         }
         return {name: column for name, column in columns.items() if column is not None}
+
+
+def _unmasked(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of one row without images, without the masked image that the host adds to it.
+
+    In a batch of one row Qwen3.5's linear attention reads masked tokens too.
+    """
+    kept = batch["attention_mask"][0].bool()
+    return {
+        name: value[..., kept] if name != "rope_deltas" else value
+        for name, value in batch.items()
+        if name in _SEQUENCES
+    }

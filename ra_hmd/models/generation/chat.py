@@ -6,6 +6,7 @@ Template, processor and pixel limits are those of training, so a chat that asks 
 Shapes: Q chats, B of a batch, C answers.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -106,6 +107,8 @@ class ChatModel:
         check_run_adapter(model.run, adapter)
         self.model, self.adapter = model, adapter
         self._base = base_model(model.model)
+        # Models with M-RoPE count their positions by them; others do not take them.
+        self._types = "mm_token_type_ids" in inspect.signature(self._base.forward).parameters
 
     @property
     def context(self) -> int:
@@ -152,7 +155,8 @@ class ChatModel:
         for rows, batch in self._batches(chats, max_new_tokens, batch_size):
             # `generate` goes on from its own positions.
             given = {name: value for name, value in batch.items() if name not in ("position_ids", "rope_deltas")}
-            given["mm_token_type_ids"] = (batch["input_ids"] == self._base.config.image_token_id).int()
+            if self._types:
+                given["mm_token_type_ids"] = (batch["input_ids"] == self._base.config.image_token_id).int()
             with torch.inference_mode(), self._speaker():
                 ids = cast(Callable[..., torch.Tensor], self._base.generate)(**given, generation_config=greedy)
             new = ids[:, batch["input_ids"].shape[1] :]
