@@ -305,7 +305,8 @@ def extraction(bench: Bench) -> dict[str, float]:
 
     from ra_hmd.data.meme_dataset import open_data
     from ra_hmd.features.extract_lmm import extract_hidden_states
-    from ra_hmd.models.checkpoint import MemeModel, open_backbone
+    from ra_hmd.models.checkpoint import open_backbone
+    from ra_hmd.models.meme_model import MemeModel
 
     run = open_backbone(str(bench.model_folder))
     memes = list(islice(open_data(bench.data_folder / "a").memes("train"), bench.sizes.memes))

@@ -17,8 +17,9 @@ from ra_hmd.core.artifacts import write_jsonl
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.features.store import Features, read_features
-from ra_hmd.models.checkpoint import MemeModel, open_run
+from ra_hmd.models.checkpoint import open_run
 from ra_hmd.models.classifier import IGNORE, base_model
+from ra_hmd.models.meme_model import MemeModel
 
 LIMIT = 12  # memes of a split that are extracted, judged and explained
 STEPS = 4  # optimizer steps of Stage 1

@@ -12,7 +12,7 @@ from ra_hmd.console.review_queue import ReviewQueue
 from ra_hmd.console.views import render
 from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.heads import Head
-from ra_hmd.models.checkpoint import MemeModel
+from ra_hmd.models.meme_model import MemeModel
 from ra_hmd.serve.batching import BatchingService
 from ra_hmd.serve.errors import public_name
 

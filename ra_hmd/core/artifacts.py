@@ -17,6 +17,8 @@ from typing import Any
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.package_versions import installed_version
 
+STATED_IF_PRESENT = ("experts", "inputs.clusters", "inputs.guidance")
+"""Parts of a fingerprint that are stated only where a run has them, so that features of other runs keep theirs."""
 MANIFEST_NAME = "ra_hmd.json"
 _PACKAGES = (
     *("ra-hmd", "llamafactory", "torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes"),

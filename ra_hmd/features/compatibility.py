@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.core.artifacts import MANIFEST_NAME, fingerprint_model, plain, sha256_file
+from ra_hmd.core.artifacts import MANIFEST_NAME, STATED_IF_PRESENT, fingerprint_model, plain, sha256_file
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import HeadRunManifest, Stage1Manifest, read_folder_manifest
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.features.store import STORE_MANIFEST, Features
+from ra_hmd.models.experts.settings import EXPERT_WEIGHTS
 from ra_hmd.models.head import HeadConfig
 
 DATA_KEYS = ("data", "head", "dtype")
@@ -35,7 +36,9 @@ def head_fingerprint(folder: str | Path) -> dict[str, Any]:
     if isinstance(manifest, HeadRunManifest) and not isinstance(manifest, Stage1Manifest):
         return dict(manifest.train_store.fingerprint)
     if (folder / "adapter_model.safetensors").is_file():
-        return {"adapter": sha256_file(folder / "adapter_model.safetensors")}
+        weights = {"adapter": "adapter_model.safetensors", "experts": EXPERT_WEIGHTS}
+        return {name: sha256_file(folder / file) if (folder / file).is_file() else None
+                for name, file in weights.items()}  # fmt: skip
     if (folder / "config.json").is_file():
         return {"model": fingerprint_model(folder), "adapter": None}
     return {}
@@ -44,12 +47,13 @@ def head_fingerprint(folder: str | Path) -> dict[str, Any]:
 def check_same_origin(fingerprints: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise `UserError` unless all fingerprints are of comparable hidden states: same LMM, adapter, prompt, image size.
 
-    Parts that one of two does not state (an imported `.pt` states none) are not compared.
+    Parts that one of two does not state (an imported `.pt` states none) are not compared. Experts, clusters and
+    guidance are stated only by runs that have them, so there a missing part means none.
 
     Args:
         fingerprints: Place (folder, for the message) to fingerprint; the first is compared with each of the others.
     """
-    (first, expected), *others = fingerprints.items()
+    (first, expected), *others = ((place, _with_absent(parts)) for place, parts in fingerprints.items())
     problems = [
         f"{key}: {_short(expected[key])} in {first}, {_short(found[key])} in {place}."
         for place, found in others
@@ -57,6 +61,12 @@ def check_same_origin(fingerprints: Mapping[str, Mapping[str, Any]]) -> None:
         if plain(expected[key]) != plain(found[key])
     ]
     raise_all(problems, "These were not made alike; extract the features again with one checkpoint and prompt")
+
+
+def _with_absent(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """A fingerprint with the parts that an LMM's features state only where there is something to state."""
+    stated = "inputs.template" in fingerprint
+    return {**(dict.fromkeys(STATED_IF_PRESENT) if stated else {}), **fingerprint}
 
 
 def _short(value: Any) -> str:

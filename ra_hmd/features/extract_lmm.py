@@ -8,7 +8,8 @@ from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.extraction import make_features
-from ra_hmd.models.checkpoint import MemeModel, Run
+from ra_hmd.models.checkpoint import Run
+from ra_hmd.models.meme_model import MemeModel
 
 
 def extract_hidden_states(

@@ -24,6 +24,9 @@ from ra_hmd.features.store import MODALITIES, Features, FeatureWriter, digest_of
 class FeatureModel(Protocol):
     """A model that makes features of memes. `encode` and `collate` run in the loader's worker processes."""
 
+    def prepare(self, memes: Sequence[Meme]) -> None:
+        """Compute by batches what `encode` needs to know of memes, in the process that has the device."""
+
     def encode(self, text: str, image: Image) -> Any:
         """Encode a meme as an item of a batch.
 
@@ -92,7 +95,9 @@ def make_features(
         writer.begin()
     shards = [shard for shard in writer.missing() if shard % state.num_processes == state.process_index]
     if shards:
-        encoded = _EncodedMemes(open_model(state.device), memes)
+        model = open_model(state.device)
+        model.prepare([memes[row] for shard in shards for row in range(*writer.bounds(shard))])
+        encoded = _EncodedMemes(model, memes)
         plan = [batch for shard in shards for batch in _batches(writer.bounds(shard), lengths, batch_size)]
         loader = DataLoader(encoded, batch_sampler=plan, num_workers=num_workers, collate_fn=encoded.collate)
         batches = ((len(rows), (rows, batch)) for rows, batch in zip(plan, loader, strict=True))

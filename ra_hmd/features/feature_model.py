@@ -52,7 +52,8 @@ def open_feature_model(
     manifest = read_folder_manifest(run)
     if isinstance(manifest, HeadRunManifest) and manifest.encoder:
         return _encoder(manifest.encoder.to_json(), run, backbone, dtype)
-    from ra_hmd.models.checkpoint import MemeModel, open_run  # an encoder needs none of it
+    from ra_hmd.models.checkpoint import open_run
+    from ra_hmd.models.meme_model import MemeModel
 
     place = run
     if isinstance(manifest, HeadRunManifest) and manifest.kind == "stage2":

@@ -12,7 +12,7 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import iter_memes
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.features.store import read_features
-from ra_hmd.models.checkpoint import MemeModel
+from ra_hmd.models.meme_model import MemeModel
 
 
 class MemeLookup:

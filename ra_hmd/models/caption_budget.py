@@ -9,7 +9,8 @@ from PIL import Image
 
 from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError
-from ra_hmd.models.checkpoint import load_encoder
+from ra_hmd.data.guidance import Guidance
+from ra_hmd.models.meme_model import load_encoder
 from ra_hmd.models.tokenization import InputSettings
 
 _SMALL = (56, 56)
@@ -39,17 +40,25 @@ def excess_tokens(config: str | Path, model: str | None = None) -> Callable[[str
         raise UserError(f"--config {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not values.get("template") or not values.get("model_name_or_path"):
         raise UserError(f"--config {path} has no `model_name_or_path` and `template`; give a YAML file of Stage 1.")
-    known = values.keys() & InputSettings.model_fields.keys()
+    known = values.keys() & InputSettings.model_fields.keys() - {"clusters", "guidance"}  # folder and file in YAML
     settings = load_settings(InputSettings, {key: values[key] for key in known}, path)
     encoder, _ = load_encoder(model or values["model_name_or_path"], settings)
     count = encoder.tokenizer.encode
     question = len(count(settings.prompt.render(""), add_special_tokens=False))
 
     image_tokens = cache(encoder.image_tokens)
-    without_image = encoder.count("", Image.new("L", _SMALL)) - image_tokens(*_SMALL)
+    guidance = _longest_guidance(values.get("guidance"), count)
+    without_image = encoder.count("", Image.new("L", _SMALL), guidance) - image_tokens(*_SMALL)
 
     def excess(caption: str, width: int, height: int) -> int:
         words = len(count(settings.prompt.render(encoder.plain(caption)), add_special_tokens=False)) - question
         return without_image + image_tokens(width, height) + words - encoder.budget
 
     return excess
+
+
+def _longest_guidance(path: str | None, encode: Callable[..., list[int]]) -> str:
+    """Text of a guidance file that has the most tokens; "" without a file."""
+    if path is None:
+        return ""
+    return max(Guidance.open(path).texts, key=lambda text: len(encode(text, add_special_tokens=False)))

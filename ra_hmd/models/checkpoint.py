@@ -1,38 +1,28 @@
 """Opening what Stage 1 left: a LoRA run, a fully tuned run, a merged export, one of their checkpoints, or a bare LMM.
 
-`llamafactory` is used to load them, so that a model is loaded, and its images are resized, as in training.
+Nothing is loaded here: `meme_model.MemeModel` does that.
 """
 
-import logging
-import os
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from ra_hmd.core.artifacts import MANIFEST_NAME, fingerprint_model, read_json, sha256_file
-from ra_hmd.core.choices import DType
+from ra_hmd.core.artifacts import MANIFEST_NAME, STATED_IF_PRESENT, fingerprint_model, read_json, sha256_file
 from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import Stage1Manifest, read_manifest
-from ra_hmd.data.images import to_rgb
-from ra_hmd.models.classifier import IGNORE, ClassifierOutput, ReadoutConfig, attach_head
+from ra_hmd.data.guidance import GUIDANCE_FILE, Guidance
+from ra_hmd.models.cluster_assignment import Clusters
+from ra_hmd.models.experts.files import has_experts
+from ra_hmd.models.experts.settings import EXPERT_WEIGHTS
 from ra_hmd.models.families import family_of
-from ra_hmd.models.head import HEAD_WEIGHTS, has_head, load_head, read_head_config
-from ra_hmd.models.tokenization import InputSettings, MemeEncoder, check_family
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from transformers import PreTrainedModel
+from ra_hmd.models.head import HEAD_WEIGHTS, has_head
+from ra_hmd.models.tokenization import InputSettings
 
 ADAPTER_CONFIG = "adapter_config.json"
+CLUSTERS_FOLDER = "clusters"
 ADDITIVE = ("eva", "gaussian", "orthogonal")
 """PEFT's initialisations by name that leave the base model's weights as they are."""
-# Inputs of the language model; others belong to images.
-_SEQUENCES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "rope_deltas")
 
 
 @dataclass(frozen=True)
@@ -48,6 +38,9 @@ class Run:
         head: Folder of the head, or None for a bare LMM.
         loading: How LLaMA-Factory loaded the LMM: quantisation, revision, RoPE scaling; as in training.
         media_dir: Where training looked for images.
+        experts: Folder of the trained experts, or None for a model without.
+        clusters: Clusters that memes are assigned to, or None where neither experts nor guidance need them.
+        guidance: Guidance that a cluster's prompts have, or None.
     """
 
     folder: Path
@@ -58,6 +51,9 @@ class Run:
     head: Path | None = None
     loading: dict[str, Any] = field(default_factory=dict)
     media_dir: str | None = None
+    experts: Path | None = None
+    clusters: Clusters | None = None
+    guidance: Guidance | None = None
 
     @property
     def quantized(self) -> bool:
@@ -67,14 +63,16 @@ class Run:
     def fingerprint(self) -> dict[str, Any]:
         """Everything but the meme that a hidden state depends on; equal fingerprints give equal features."""
         adapter = None if self.adapter is None else sha256_file(self.adapter / "adapter_model.safetensors")
-        return {
+        parts = {
             "model": fingerprint_model(self.base_model),
             "base_adapters": [adapter_digest(path) for path in self.base_adapters],
             "adapter": adapter,
+            "experts": None if self.experts is None else sha256_file(self.experts / EXPERT_WEIGHTS),
             "head": None if self.head is None else sha256_file(self.head / HEAD_WEIGHTS),
             **{f"loading.{name}": value for name, value in self.loading.items()},
             **{f"inputs.{name}": value for name, value in self.settings.to_dict().items()},
         }
+        return {name: value for name, value in parts.items() if value is not None or name not in STATED_IF_PRESENT}
 
 
 def open_run(folder: str | Path, base_model: str | None = None) -> Run:
@@ -102,11 +100,13 @@ def open_run(folder: str | Path, base_model: str | None = None) -> Run:
         )
     manifest = read_manifest(folder / MANIFEST_NAME, Stage1Manifest)
     settings = load_settings(InputSettings, manifest.inputs or {}, folder / MANIFEST_NAME)
+    clusters, guidance = read_guides(folder, settings)
     media_dir = manifest.argument("data", "media_dir")
     if not (folder / ADAPTER_CONFIG).is_file():
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} holds a head, but neither an adapter nor a model; give the Stage 1 run.")
-        return Run(folder, settings, base_model=str(folder), head=folder, media_dir=media_dir)
+        whole = Run(folder, settings, base_model=str(folder), head=folder, media_dir=media_dir)
+        return replace(whole, clusters=clusters, guidance=guidance)
     check_adapter(folder)
     check_merged_adapters(manifest)
     return Run(
@@ -118,7 +118,39 @@ def open_run(folder: str | Path, base_model: str | None = None) -> Run:
         head=folder,
         loading=dict(manifest.base_model.loading),
         media_dir=media_dir,
+        experts=_experts(manifest, folder),
+        clusters=clusters,
+        guidance=guidance,
     )
+
+
+def read_guides(folder: Path, settings: InputSettings) -> tuple[Clusters | None, Guidance | None]:
+    """Open the clusters and the guidance of a run, which lie beside its weights.
+
+    Raises:
+        UserError: they are missing, or others than the run was trained with.
+    """
+    clusters = None if settings.clusters is None else Clusters.open(folder / CLUSTERS_FOLDER)
+    guidance = None if settings.guidance is None else Guidance.open(folder / GUIDANCE_FILE)
+    for name, found, expected in (
+        (CLUSTERS_FOLDER, clusters, settings.clusters),
+        (GUIDANCE_FILE, guidance, settings.guidance),
+    ):
+        if found is not None and found.digest != expected:
+            raise UserError(
+                f"{folder / name} is not what the run was trained with (its digest is {found.digest}, {expected} was "
+                "recorded); put the original back, it decides the scores."
+            )
+    return clusters, guidance
+
+
+def _experts(manifest: Stage1Manifest, folder: Path) -> Path | None:
+    if manifest.argument("finetuning", "llm_moe") and not has_experts(folder):
+        raise UserError(
+            f"{folder} was trained with experts, and {EXPERT_WEIGHTS} is missing there: without them its scores are "
+            "another model's. Copy the whole folder of the run."
+        )
+    return folder if has_experts(folder) else None
 
 
 def adapter_digest(path: str) -> str:
@@ -179,14 +211,57 @@ def check_adapter(place: str | Path) -> None:
         )
 
 
-def open_backbone(model: str, template: str | None = None, base_model: str | None = None) -> Run:
-    """A bare LMM as a run without head: a model folder or hub name, or a Stage 1 run whose tuning is left aside."""
+def open_backbone(
+    model: str,
+    template: str | None = None,
+    base_model: str | None = None,
+    *,
+    clusters: str | Path | None = None,
+    guidance: str | Path | None = None,
+) -> Run:
+    """A bare LMM as a run without head.
+
+    Args:
+        model: A model folder or hub name, or a Stage 1 run whose tuning is left aside.
+        template: Template of LLaMA-Factory; default is the family's.
+        base_model: Where the base model of a Stage 1 run lies now.
+        clusters: Folder of clusters, for guidance.
+        guidance: Guidance file; each meme's prompt has the text of its cluster.
+
+    Raises:
+        UserError: a model that cannot be loaded; guidance without clusters, or made for other ones.
+    """
+    run = _bare(model, template, base_model)
+    if clusters is None and guidance is None:
+        return run
+    opened, texts = open_guides(clusters, guidance)
+    settings = run.settings.replace(clusters=opened.digest, guidance=None if texts is None else texts.digest)
+    return replace(run, settings=settings, clusters=opened, guidance=texts)
+
+
+def open_guides(clusters: str | Path | None, guidance: str | Path | None) -> tuple[Clusters, Guidance | None]:
+    """Open clusters, and guidance that was made for them.
+
+    Raises:
+        UserError: guidance without clusters, or made for other ones.
+    """
+    if clusters is None:
+        raise UserError(f"The guidance {guidance} has a text for each cluster; give the folder of the clusters too.")
+    opened = Clusters.open(clusters)
+    if guidance is None:
+        return opened, None
+    texts = Guidance.open(guidance)
+    texts.check(opened.digest, opened.count)
+    return opened, texts
+
+
+def _bare(model: str, template: str | None, base_model: str | None) -> Run:
     from transformers import AutoConfig
 
     folder = Path(model)
     if (folder / ADAPTER_CONFIG).is_file() and (folder / MANIFEST_NAME).is_file():
         run = open_run(folder, base_model)
-        return replace(run, adapter=None, head=None)
+        return replace(run, adapter=None, head=None, experts=None)
     try:
         model_type = AutoConfig.from_pretrained(model).model_type
     except OSError as error:
@@ -197,166 +272,3 @@ def open_backbone(model: str, template: str | None = None, base_model: str | Non
             raise UserError(f"No template is known for a {model_type} model; give one with --template.")
         template = family.templates[0]
     return Run(folder, InputSettings(template=template), base_model=model)
-
-
-def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> tuple[MemeEncoder, Any]:
-    """The encoder of an LMM, without its weights, and LLaMA-Factory's `ModelArguments` to load these with.
-
-    Args:
-        base_model: Path or hub name of the LMM.
-        settings: How memes become tokens.
-        arguments: Further fields of `ModelArguments`.
-
-    Raises:
-        UserError: the template is not the model family's, or tokenizer and processor cannot be loaded.
-    """
-    os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
-    from llamafactory.data import get_template_and_fix_tokenizer
-    from llamafactory.hparams import DataArguments, ModelArguments
-    from llamafactory.model import load_config, load_tokenizer
-
-    _log_to_stderr()
-    model_args = ModelArguments(
-        model_name_or_path=base_model,
-        image_max_pixels=settings.image_max_pixels,
-        image_min_pixels=settings.image_min_pixels,
-        **arguments,
-    )
-    data_args = DataArguments(
-        template=settings.template, cutoff_len=settings.cutoff_len, default_system=settings.default_system
-    )
-    try:
-        model_type = load_config(model_args).model_type
-        check_family(model_type, settings.template)
-        loaded = load_tokenizer(model_args)
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{base_model}: its tokenizer and processor cannot be loaded: {error}") from error
-    template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
-    encoder = MemeEncoder(
-        template,
-        **loaded,
-        prompt=settings.prompt,
-        cutoff_len=settings.cutoff_len,
-        answers=settings.expected_answers,
-        family=family_of(model_type),
-    )
-    return encoder, model_args
-
-
-def _log_to_stderr() -> None:
-    """LLaMA-Factory logs to stdout, where `--json` has its answers."""
-    for handler in logging.getLogger("llamafactory").handlers:
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
-            handler.setStream(sys.stderr)
-
-
-class MemeModel:
-    """A loaded run: encodes memes and runs them through the LMM and its head."""
-
-    def __init__(
-        self,
-        run: Run,
-        device: torch.device,
-        dtype: DType = "auto",
-        padding_side: Literal["left", "right"] = "left",
-    ) -> None:
-        self.run, self.device = run, device
-        self.encoder, model_args = load_encoder(
-            run.base_model,
-            run.settings,
-            adapter_name_or_path=",".join(run.base_adapters) or None,
-            infer_dtype=dtype,
-            **run.loading,
-        )
-        from llamafactory.data import SFTDataCollatorWith4DAttentionMask  # after its logger is configured
-
-        model_args.device_map = {"": device}
-        tokenizer = self.encoder.tokenizer
-        tokenizer.padding_side = padding_side
-        self.model = self._load_model(model_args, tokenizer)
-        self._collator = SFTDataCollatorWith4DAttentionMask(
-            template=self.encoder.template,
-            model=self.model,
-            label_pad_token_id=IGNORE,
-            attn_implementation=getattr(self.model.config, "_attn_implementation", None),
-            compute_dtype=model_args.compute_dtype,
-            tokenizer=tokenizer,
-            processor=self.encoder.processor,
-        )
-
-    def _load_model(self, model_args: Any, tokenizer: Any) -> "PreTrainedModel":
-        from llamafactory.hparams import FinetuningArguments
-        from llamafactory.model import load_model
-
-        model = load_model(tokenizer, model_args, FinetuningArguments(), is_trainable=False)
-        if self.run.adapter is not None:
-            from peft import PeftModel
-
-            # Not merged: in bfloat16 a merged adapter is rounded, and the head was trained on the unrounded one.
-            model = PeftModel.from_pretrained(model, self.run.adapter)
-        head = None
-        if self.run.head is not None:
-            head = load_head(self.run.head)
-            width = model.config.get_text_config().hidden_size
-            if read_head_config(self.run.head).input_dim != width:
-                raise UserError(
-                    f"The head in {self.run.head} does not fit {self.run.base_model} (hidden size {width})."
-                )
-        settings = self.run.settings
-        answer_ids = tuple(self.encoder.answer_token_ids(settings.expected_answers))
-        attach_head(model, head, ReadoutConfig(answer_ids, settings.embed_mode, settings.embed_layer))
-        return model.to(self.device).eval() if not self.run.quantized else model.eval()
-
-    def encode(self, text: str, image: "Image") -> dict[str, Any]:
-        """A meme as a row for `collate`. Raises `UserError` when it does not fit the token budget."""
-        image = to_rgb(image)
-        ids = self.encoder.encode(text, image).ids
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORE] * len(ids), "images": [image]}
-
-    def length(self, row: dict[str, Any]) -> int:
-        """Tokens of a row of `encode`."""
-        return len(row["input_ids"])
-
-    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Rows of `encode` as one batch on the CPU; the head reads each row's last prompt token."""
-        batch = self._collator([dict(row) for row in rows])
-        del batch["labels"]
-        if len(rows) == 1 and not rows[0]["images"]:
-            batch = _unmasked(batch)
-        steps = torch.arange(batch["attention_mask"].shape[1])
-        batch["answer_positions"] = (batch["attention_mask"] * steps).argmax(dim=1, keepdim=True)
-        return batch
-
-    @torch.inference_mode()
-    def score(self, batch: dict[str, Tensor]) -> ClassifierOutput:
-        """All heads of a batch, from one forward pass."""
-        return self.model(**{name: value.to(self.device) for name, value in batch.items()})
-
-    def columns(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Hidden states, answer probabilities and, with a head, its outputs for a batch of `collate`; each [B, …]."""
-        output = self.score(batch)
-        answers = output.answer_probs
-        if answers is not None and self.run.settings.problem.kind == "binary":
-            answers = answers[:, 1:]
-        columns = {
-            "hidden": output.hidden,
-            "lmh_score": answers,
-            "embedding": output.embedding,
-            "lrc_logit": output.logits,
-        }
-        return {name: column for name, column in columns.items() if column is not None}
-
-
-def _unmasked(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch of one row without images, without the masked image that the host adds to it.
-
-    In a batch of one row Qwen3.5's linear attention reads masked tokens too.
-    """
-    kept = batch["attention_mask"][0].bool()
-    return {
-        name: value[..., kept] if name != "rope_deltas" else value
-        for name, value in batch.items()
-        if name in _SEQUENCES
-    }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ra_hmd.models.experts.attach import experts_of
 from ra_hmd.models.head import MemeHead
 from ra_hmd.models.wrappers import base_model
 
@@ -119,11 +120,22 @@ def answer_spans(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _classify(
-    model: PreTrainedModel, *, answer_positions: Tensor, answer_labels: Tensor | None = None, **inputs: Any
+    model: PreTrainedModel,
+    *,
+    answer_positions: Tensor,
+    answer_labels: Tensor | None = None,
+    cluster_ids: Tensor | None = None,
+    **inputs: Any,
 ) -> ClassifierOutput:
-    """Forward pass: one run of the decoder; the LM head sees answer positions only (that, not T, decides memory)."""
+    """Forward pass: one run of the decoder; the LM head sees answer positions only (that, not T, decides memory).
+
+    Experts, if there are any, are routed by `cluster_ids` [B] (-1: unknown).
+    """
     reader: ReadoutConfig = getattr(model, _READER)
     head: MemeHead | None = getattr(model, _HEAD, None)
+    experts = experts_of(model)
+    if experts is not None:
+        experts.routing.set(cluster_ids, inputs["attention_mask"])
     penultimate = reader.embed_layer == "penultimate"
     given = {name: value for name, value in inputs.items() if value is not None}  # PEFT passes its own as None
     outputs = model.model(**given | {"use_cache": False, "output_hidden_states": penultimate})

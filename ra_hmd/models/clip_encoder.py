@@ -28,6 +28,7 @@ from ra_hmd.core.choices import DType
 from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.images import to_rgb
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.text import PlainText
 from ra_hmd.models.clip_presets import PRESETS, Preset
 
@@ -234,6 +235,9 @@ class Encoder:
         parts = [ids[start : start + room] for start in range(0, len(ids), room)] or [[]]
         kept = parts[:1] if self.settings.long_text == "truncate" else parts
         return [self._prefix + part + self._suffix for part in kept]
+
+    def prepare(self, memes: Sequence[Meme]) -> None:
+        """Nothing: an encoder needs to know no more than `encode` is given."""
 
     def encode(self, text: str, image: Image) -> dict[str, Any]:
         """A meme as an item for `collate`. Raises `UserError` for an image that is nearly a line."""

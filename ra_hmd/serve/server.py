@@ -71,7 +71,7 @@ def build_app(settings: ServerSettings, mount: Mount | None = None) -> "FastAPI"
 def _open_explainer(detector: "Detector", options: RationaleOptions, lookup: "MemeLookup") -> "Explainer | None":
     """Open the explainer; None for a head on an encoder, unless options of rationales are given, which is an error."""
     from ra_hmd.inference.explainer import Explainer
-    from ra_hmd.models.checkpoint import MemeModel
+    from ra_hmd.models.meme_model import MemeModel
 
     requested = options.policy is not None or options.neighbours > 0
     if not requested and not isinstance(detector.model, MemeModel):

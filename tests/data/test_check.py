@@ -25,7 +25,7 @@ from ra_hmd.data.checks.findings import similar_images
 from ra_hmd.data.checks.scan import image_facts
 from ra_hmd.data.meme_dataset import MemeData, open_data, write_split
 from ra_hmd.models.caption_budget import excess_tokens
-from ra_hmd.models.checkpoint import load_encoder
+from ra_hmd.models.meme_model import load_encoder
 from ra_hmd.models.tokenization import InputSettings
 
 COUNTS = {"Training": (258, 187), "Validation": (91, 58), "Testing": (91, 58)}

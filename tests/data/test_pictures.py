@@ -20,9 +20,10 @@ from ra_hmd.data.ocr import read_text
 from ra_hmd.experiments.in_context import prompting
 from ra_hmd.features.extraction import _EncodedMemes
 from ra_hmd.inference.meme_lookup import MemeLookup
-from ra_hmd.models.checkpoint import MemeModel, open_backbone
+from ra_hmd.models.checkpoint import open_backbone
 from ra_hmd.models.clip_encoder import Encoder
 from ra_hmd.models.generation.engines import _png
+from ra_hmd.models.meme_model import MemeModel
 
 known_formats()  # registers HEIF, for saving too
 GREY = np.add.outer(np.arange(0, 96, 3), np.arange(0, 144, 3)).astype(np.uint8)  # 32 x 48, values 0 to 234

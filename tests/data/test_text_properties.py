@@ -25,7 +25,7 @@ from ra_hmd.data.rows import csv_rows, jsonl_rows
 from ra_hmd.data.sharegpt_export import write_sharegpt
 from ra_hmd.data.text import TEXT_POLICIES, TextPolicy, normalise, well_formed
 from ra_hmd.data.training_records import TrainingRecord
-from ra_hmd.models.checkpoint import load_encoder
+from ra_hmd.models.meme_model import load_encoder
 from ra_hmd.models.tokenization import InputSettings, MemeEncoder
 
 PIECES = (

@@ -24,7 +24,12 @@ _SCORE = re.compile(r'data-head="(\w+)" data-score="([^"]+)"')
 
 
 @pytest.mark.parametrize(
-    ("kind", "run", "heads"), [("clip", "head", ("lrc", "rkc")), ("lmm", "run", ("lmh", "lrc", "rkc"))]
+    ("kind", "run", "heads"),
+    [
+        ("clip", "head", ("lrc", "rkc")),
+        ("lmm", "run", ("lmh", "lrc", "rkc")),
+        ("experts", "run", ("lmh", "lrc", "rkc")),
+    ],
 )
 def test_one_score(
     kind: str, run: str, heads: tuple[str, ...], memes: Path, tmp_path: Path, request: pytest.FixtureRequest

@@ -22,9 +22,10 @@ from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.synthetic.confounders import make_confounders
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.features.store import read_features
-from ra_hmd.models.checkpoint import MemeModel, open_run
+from ra_hmd.models.checkpoint import open_run
 from ra_hmd.models.generation.chat import Chat, ChatModel
 from ra_hmd.models.head import load_head
+from ra_hmd.models.meme_model import MemeModel
 from ra_hmd.retrieval.embeddings import Embeddings
 
 pytestmark = pytest.mark.slow

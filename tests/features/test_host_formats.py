@@ -28,7 +28,7 @@ from ra_hmd.data.prompt import Answers, PromptTemplate
 from ra_hmd.data.resolve import resolve_memes
 from ra_hmd.features.store import read_features
 from ra_hmd.inference.batch_reader import read_batch
-from ra_hmd.models.checkpoint import load_encoder
+from ra_hmd.models.meme_model import load_encoder
 from ra_hmd.models.tokenization import InputSettings
 
 pytestmark = pytest.mark.slow

@@ -15,9 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.models.checkpoint import MemeModel, Run, load_encoder, open_backbone, open_run
+from ra_hmd.models.checkpoint import Run, open_backbone, open_run
 from ra_hmd.models.generation.chat import Chat, chat_ids, fold_image_tokens
 from ra_hmd.models.generation.engines import VllmEngine, choose_engine, open_engine, regular_images, vllm_arguments
+from ra_hmd.models.meme_model import MemeModel, load_encoder
 from ra_hmd.models.tokenization import MemeEncoder
 
 SIZES = ((96, 96), (320, 40), (31, 700), (20, 20), (900, 655), (882, 668))

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ra_hmd.data.images import load_image
 from ra_hmd.data.meme_files import read_memes
-from ra_hmd.models.checkpoint import MemeModel, open_backbone
+from ra_hmd.models.checkpoint import open_backbone
 from ra_hmd.models.classifier import IGNORE, ReadoutConfig, answer_spans, attach_head, head_of
 from ra_hmd.models.head import HeadConfig, MemeHead
+from ra_hmd.models.meme_model import MemeModel
 
 ANSWERS = ("No. It is not a hateful meme.", "Yes. It is a hateful meme.")
 

@@ -20,9 +20,10 @@ from ra_hmd.core.problem import Problem
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.features.extract_lmm import extract_hidden_states
 from ra_hmd.features.store import Features, read_features
-from ra_hmd.models.checkpoint import Run, load_encoder, open_run
+from ra_hmd.models.checkpoint import Run, open_run
 from ra_hmd.models.head import read_head_config
 from ra_hmd.models.losses import Objective
+from ra_hmd.models.meme_model import load_encoder
 from ra_hmd.models.tokenization import ANSWER_BUDGET, InputSettings
 
 pytestmark = pytest.mark.slow

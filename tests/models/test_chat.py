@@ -13,8 +13,9 @@ from ra_hmd.data.images import load_image
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.prompt import Answers
-from ra_hmd.models.checkpoint import MemeModel, open_backbone, open_run
+from ra_hmd.models.checkpoint import open_backbone, open_run
 from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids, fold_image_tokens
+from ra_hmd.models.meme_model import MemeModel
 
 pytestmark = pytest.mark.slow
 

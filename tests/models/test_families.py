@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.prompt import Answers
-from ra_hmd.models.checkpoint import MemeModel, open_backbone, open_run
+from ra_hmd.models.checkpoint import open_backbone, open_run
 from ra_hmd.models.classifier import base_model
 from ra_hmd.models.families import FAMILIES
 from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids
+from ra_hmd.models.meme_model import MemeModel
 
 CPU = torch.device("cpu")
 CAPTIONS = ("my cat", "a much longer caption about the very same cat on a monday morning", "", "Yes, my dog: no")

@@ -48,15 +48,17 @@ class InContextScorer:
             images.append(image)
         image = _load(meme.id, meme.path)
         messages.append({"role": "user", "content": self._question(meme, image)})
-        return Chat(messages, [*images, image])
+        return Chat(messages, [*images, image], self.chat_model.model.cluster_of(meme.caption, image))
 
     def _question(self, meme: Meme, image: Image) -> str:
-        """Question about a meme, with its caption shortened as in training."""
+        """Question about a meme, with the guidance of its cluster and its caption shortened as in training."""
+        model = self.chat_model.model
         try:
-            fitted = self.chat_model.model.encoder.encode(meme.caption, image).caption
+            guidance = model.guidance_of(model.cluster_of(meme.caption, image))
+            fitted = model.encoder.encode(meme.caption, image, guidance).caption
         except ValueError as error:  # a UserError, or of the model's own processing of the image
             raise UserError(f"meme {meme.id!r}: {error}") from error
-        return self.settings.prompt.render(fitted)
+        return self.settings.prompt.render(fitted, model.encoder.plain(guidance))
 
     def scores(self, memes: Sequence[Meme], shown: np.ndarray, batch_size: int) -> np.ndarray:
         """Probabilities float64 [Q, C] of the answers (binary: of the positive one), from one forward pass each.

@@ -26,8 +26,9 @@ from ra_hmd.features.compatibility import check_output
 from ra_hmd.features.extraction import check_labels, features_of_memes, fingerprint_memes, label_array
 from ra_hmd.features.store import NO_STORE, Features
 from ra_hmd.features.test_lock import open_labels
-from ra_hmd.models.checkpoint import MemeModel, Run
+from ra_hmd.models.checkpoint import Run
 from ra_hmd.models.generation.chat import ChatModel
+from ra_hmd.models.meme_model import MemeModel
 from ra_hmd.scoring.thresholds import Criterion
 
 _PART = 64  # memes per part; an interruption loses one part at most

@@ -1,6 +1,7 @@
 """Putting experts into the language model of an LMM."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,6 +67,15 @@ class Experts:
         moved = self.running_share + SHARE_MOMENTUM * (share - self.running_share)
         self.running_share.copy_(torch.where(total[-1] > 0, moved, self.running_share))
         self._step = torch.zeros_like(self._step)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Run the base model without the experts inside a `with`."""
+        before, self.routing.enabled = self.routing.enabled, False
+        try:
+            yield
+        finally:
+            self.routing.enabled = before
 
     def state(self) -> dict[str, nn.Parameter | Tensor]:
         """What is saved, by its name in the file: parameters (not copies) and the running share."""
@@ -144,6 +154,8 @@ class _Hooks:
         self._number, self._settings, self._routing = number, settings, routing
 
     def before(self, mlp: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        if not self._routing.enabled:
+            return
         hidden = args[0] if args else next(iter(kwargs.values()))
         probabilities = mlp.expert_router(hidden, self._routing.cluster_ids(hidden))
         self._routing.gates = gates_of(self._routing.observe(self._number, probabilities), self._settings)

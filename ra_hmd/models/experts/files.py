@@ -11,10 +11,7 @@ from ra_hmd.core.artifacts import atomic_path, read_json, write_json
 from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.models.experts.attach import Experts
-from ra_hmd.models.experts.settings import ExpertSettings
-
-EXPERT_WEIGHTS = "experts.safetensors"
-EXPERT_CONFIG = "experts.json"
+from ra_hmd.models.experts.settings import EXPERT_CONFIG, EXPERT_WEIGHTS, ExpertSettings
 
 _START_ONLY = ("dropout", "prior_init", "prior_scale")
 """Settings that trained experts do not depend on."""

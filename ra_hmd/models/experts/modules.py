@@ -58,6 +58,8 @@ class ExpertLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, T, d_in] → [B, T, d_out]. The router of the MLP has run on the same tokens."""
         result = self.base_layer(inputs)
+        if not self._routing.enabled:
+            return result
         dropped = F.dropout(inputs.to(self.expert_A.dtype), self.settings.dropout, self.training)
         inner = F.linear(dropped, self.expert_A) * (self.settings.alpha / self.settings.rank)  # [B, T, r]
         weighted = (self._routing.gates[..., None] * inner[..., None, :]).flatten(-2)  # [B, T, E·r]

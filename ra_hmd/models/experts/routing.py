@@ -26,10 +26,13 @@ class Routing:
 
     Args:
         num_layers: L, layers with experts.
+
+    Attributes:
+        enabled: Whether the experts take part; without them the base model runs.
     """
 
     def __init__(self, num_layers: int) -> None:
-        self.num_layers = num_layers
+        self.num_layers, self.enabled = num_layers, True
         self._batch = _Batch(None, None, None)
         self._gates: Tensor | None = None
 

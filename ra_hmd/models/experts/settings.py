@@ -7,6 +7,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from ra_hmd.core.config import Rate, Settings
 
+EXPERT_WEIGHTS = "experts.safetensors"
+EXPERT_CONFIG = "experts.json"
+"""Names of the experts' files in the folder of a run."""
+
 
 class ExpertSettings(Settings):
     """Experts of each language-model MLP and their router; saved as `experts.json`."""

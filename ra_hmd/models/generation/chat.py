@@ -8,7 +8,7 @@ Shapes: Q chats, B of a batch, C answers.
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
@@ -19,8 +19,10 @@ from PIL import Image
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.prompt import IMAGE_PLACEHOLDER, Answers
-from ra_hmd.models.checkpoint import MemeModel, Run
-from ra_hmd.models.classifier import IGNORE, base_model
+from ra_hmd.models.checkpoint import Run
+from ra_hmd.models.classifier import base_model
+from ra_hmd.models.experts.attach import experts_of
+from ra_hmd.models.meme_model import MemeModel, prompt_row
 from ra_hmd.models.tokenization import MemeEncoder
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Chat:
         messages: `role` and `content` of each turn: perhaps a `system` message, then `user` and `assistant` in turn;
             the last one is the user's. Each `<image>` in a content is the place of the next image.
         images: The images, in the order of their places.
+        cluster: Cluster of the meme that the chat is about, by which experts are routed; -1: unknown.
 
     Raises:
         UserError: turns in another order, or another number of images than of places.
@@ -42,6 +45,7 @@ class Chat:
 
     messages: list[dict[str, str]]
     images: list[Image.Image] = field(default_factory=list)
+    cluster: int = -1
 
     def __post_init__(self) -> None:
         roles = [message["role"] for message in self.messages]
@@ -157,7 +161,7 @@ class ChatModel:
             given = {name: value for name, value in batch.items() if name not in ("position_ids", "rope_deltas")}
             if self._types:
                 given["mm_token_type_ids"] = (batch["input_ids"] == self._base.config.image_token_id).int()
-            with torch.inference_mode(), self._speaker():
+            with torch.inference_mode(), self._speaker([chats[row].cluster for row in rows]):
                 ids = cast(Callable[..., torch.Tensor], self._base.generate)(**given, generation_config=greedy)
             new = ids[:, batch["input_ids"].shape[1] :]
             for row, text in zip(rows, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
@@ -180,7 +184,7 @@ class ChatModel:
             raise UserError("Answers that list any number of classes have no first token that tells them apart.")
         found = np.zeros((len(chats), len(first)), dtype=np.float32)
         for rows, batch in self._batches(chats, 1, batch_size):
-            with torch.inference_mode(), self._speaker():
+            with torch.inference_mode(), self._speaker([chats[row].cluster for row in rows]):
                 logits = self._base(**batch, use_cache=False, logits_to_keep=1).logits
             found[rows] = logits[:, -1, first].float().softmax(dim=-1).cpu().numpy()
         return found
@@ -198,14 +202,19 @@ class ChatModel:
         order = sorted(range(len(chats)), key=lambda row: len(encoded[row]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = self.model.collate([_row(encoded[row], chats[row].images) for row in rows])
+            batch = self.model.collate([prompt_row(encoded[row], chats[row].images, -1) for row in rows])
             del batch["answer_positions"]
+            batch.pop("cluster_ids", None)
             yield rows, {name: value.to(self.model.device) for name, value in batch.items()}
 
-    def _speaker(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.adapter else cast("PeftModel", self.model.model).disable_adapter()
-
-
-def _row(ids: list[int], images: list[Image.Image]) -> dict[str, list]:
-    """A row for `MemeModel.collate`."""
-    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORE] * len(ids), "images": images}
+    @contextmanager
+    def _speaker(self, clusters: list[int]) -> Iterator[None]:
+        """The model that speaks for a batch of chats: routed by their clusters, or without adapter and experts."""
+        experts = experts_of(self._base)
+        with ExitStack() as stack:
+            if not self.adapter:
+                stack.enter_context(cast("PeftModel", self.model.model).disable_adapter())
+            if experts is not None:
+                ids = torch.tensor(clusters, device=self.model.device)
+                stack.enter_context(experts.routing.using(ids) if self.adapter else experts.disabled())
+            yield

@@ -27,8 +27,9 @@ from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.choices import EngineKind
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
-from ra_hmd.models.checkpoint import ADAPTER_CONFIG, MemeModel, Run
+from ra_hmd.models.checkpoint import ADAPTER_CONFIG, Run
 from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids, check_length, check_run_adapter, fold_image_tokens
+from ra_hmd.models.meme_model import MemeModel
 from ra_hmd.models.tokenization import MemeEncoder
 
 VLLM_PYTHON = "RA_HMD_VLLM_PYTHON"
@@ -51,6 +52,9 @@ class Engine(Protocol):
 
     def plain(self, text: str) -> str:
         """`text` without what the model would read as control tokens: see `MemeEncoder.plain`."""
+
+    def cluster_of(self, text: str, image: Image.Image) -> int:
+        """Cluster of a meme, for `Chat.cluster`; -1 where none is needed."""
 
     def check(self, chat: Chat, max_new_tokens: int) -> None:
         """Raise `ValueError` (a sentence without a subject) when the model cannot take a chat."""
@@ -130,7 +134,7 @@ class TransformersEngine:
     def __init__(self, model: ChatModel, batch_size: int = 8) -> None:
         self.model, self.batch_size = model, batch_size
         self.adapter = model.adapter and model.model.run.adapter is not None
-        self.plain = model.model.encoder.plain
+        self.plain, self.cluster_of = model.model.encoder.plain, model.model.cluster_of
 
     def check(self, chat: Chat, max_new_tokens: int) -> None:
         """See `Engine`."""
@@ -184,6 +188,10 @@ class VllmEngine:
         self._close = weakref.finalize(self, _end, self._process)
         lora = None if run.adapter is None else str(run.adapter.absolute())
         self._ask({"engine": arguments | {"gpu_memory_utilization": gpu_memory_utilization}, "adapter": lora})
+
+    def cluster_of(self, text: str, image: Image.Image) -> int:
+        """See `Engine`: no experts, so none is needed."""
+        return -1
 
     def check(self, chat: Chat, max_new_tokens: int) -> None:
         """See `Engine`."""
@@ -267,8 +275,13 @@ def vllm_arguments(
     """Arguments of `vllm.LLM` for a run.
 
     Raises:
-        UserError: adapters under the adapter, or a quantisation that vLLM does not make.
+        UserError: experts, adapters under the adapter, or a quantisation that vLLM does not make.
     """
+    if run.experts is not None:
+        raise UserError(
+            f"{run.folder} has experts, whose routing vLLM cannot do; use --engine transformers. Experts of "
+            "`router_input: none` become plain LoRA adapters by `ra-hmd export-clusters`."
+        )
     if run.base_adapters:
         raise UserError(
             f"{run.folder} was trained on a base model with adapters merged into it, which vLLM cannot do: export the "
