@@ -155,10 +155,10 @@ def arm_recipe(arm: Arm, base: Mapping[str, Any], matched_rank: int | None = Non
 
 
 def attention_of(base: Mapping[str, Any]) -> str:
-    """Layers of the attention's adapter: those that the recipe names, unless it names all."""
-    named = base.get("lora_target", "all")
-    text = ",".join(named) if isinstance(named, list) else str(named)
-    return ATTENTION if text == "all" or "_proj" not in text or "gate_proj" in text else text
+    """Layers of the attention's adapter: those that the recipe names, unless it names the MLP's or all."""
+    named = base.get("lora_target") or "all"
+    names = list(named) if isinstance(named, list | tuple) else [part.strip() for part in str(named).split(",")]
+    return ATTENTION if {"all", "gate_proj", "up_proj", "down_proj"} & set(names) else ",".join(names)
 
 
 def adapter_rank(base: Mapping[str, Any]) -> tuple[int, int]:

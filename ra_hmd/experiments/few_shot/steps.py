@@ -27,9 +27,16 @@ ZERO_SHOT: ArmName = "zero_shot"
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of a study's files below its output folder."""
+    """Places of a study's files below its output folder.
+
+    Attributes:
+        output: The output folder.
+        union: Name of the memes of all lists together. A list holds the smaller one of the same seed, so that the
+            largest K and the number of seeds decide which memes these are.
+    """
 
     output: Path
+    union: str
 
     @property
     def data(self) -> Path:
@@ -38,13 +45,13 @@ class Layout:
 
     @property
     def shots(self) -> Path:
-        """All memes of the lists, once each."""
-        return self.data / "shots.jsonl"
+        """All memes of the lists, once each. Not in `data`: a further list makes no training out of date."""
+        return self.output / "shots" / f"{self.union}.jsonl"
 
     @property
     def shot_features(self) -> Path:
         """Features of these by the untuned model."""
-        return self.output / "features" / ZERO_SHOT / "shots"
+        return self.output / "features" / ZERO_SHOT / self.union
 
     def recipe(self, arm: str) -> Path:
         """Stage 1 recipe of an arm, or the `base` of all."""
@@ -110,7 +117,8 @@ class Study:
     @property
     def layout(self) -> Layout:
         """Places of the files."""
-        return Layout(self.settings.output_dir)
+        settings = self.settings
+        return Layout(settings.output_dir, f"{max(settings.shots)}-shot-{settings.seeds}-seeds")
 
     @property
     def lists(self) -> Path:
