@@ -17,10 +17,10 @@ from PIL import Image
 from served import clip_bank, served_clip, served_experts, served_lmm
 
 from ra_hmd.data.synthetic.confounders import make_confounders
+from ra_hmd.models.families import FAMILIES
 from ra_hmd.models.tiny import make_tiny_lmm
 
 __all__ = ["clip_bank", "lab", "served_clip", "served_experts", "served_lmm"]  # fixtures of lab.py and served.py
-TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
 SIZE = 96
 # Fixtures that train an LMM or start a browser: tests that need them are slow.
 SLOW_FIXTURES = {"stage1_run", "served_lmm", "served_experts", "browser"}
@@ -131,7 +131,7 @@ def stage1_config(tiny: Callable[[str], Path], memes: Path) -> Callable[..., dic
             "dataset": "confounders_a",
             "eval_dataset": "confounders_a_dev",
             "dataset_dir": str(memes),
-            "template": TEMPLATES[family],
+            "template": FAMILIES[family].templates[0],
             "cutoff_len": 192,
             "overwrite_cache": True,
             "max_samples": 32,

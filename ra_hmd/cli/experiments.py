@@ -1,8 +1,6 @@
 """Commands of studies: `cross-eval`, `staleness`, `in-context`, `judge`, `ablate`, and `demo`."""
 
 import importlib.util
-import os
-import re
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -191,6 +189,7 @@ def judge_command(
         raise UserError("Judging needs the extra `judge`: pip install 'ra-hmd[judge]'.")
     from ra_hmd.experiments.judge.client import JudgeSettings
     from ra_hmd.experiments.judge.run import Prices, judge
+    from ra_hmd.models.generation.openai_client import api_key
 
     done = judge(
         rationales,
@@ -204,7 +203,7 @@ def judge_command(
             retries=retries,
             timeout=timeout,
         ),
-        key=_api_key(api_key_env),
+        key=api_key(api_key_env),
         rubric=rubric,
         cache=cache,
         concurrency=concurrency,
@@ -218,14 +217,6 @@ def judge_command(
     )
     print_notes(done.notes)
     print(output / "report.md")
-
-
-def _api_key(variable: str) -> str | None:
-    """The API key in an environment variable, if it is set."""
-    key = os.environ.get(variable)
-    if key and not re.fullmatch("[!-~]+", key):
-        raise UserError(f"The value of {variable} is no key: it has blanks, a line's end or letters beyond ASCII.")
-    return key
 
 
 @experiments_app.command("demo")

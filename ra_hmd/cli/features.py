@@ -19,6 +19,7 @@ from ra_hmd.cli.options import (
 )
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import LmmOptions
+from ra_hmd.models.families import FAMILIES
 
 models_app = typer.Typer()
 features_app = typer.Typer(help="Feature stores.", **GROUP)
@@ -33,13 +34,13 @@ Seed = Annotated[int, typer.Option(help="Seed of the random weights.")]
 @models_app.command("tiny-lmm")
 def tiny_lmm_command(
     output: Output,
-    family: Annotated[str, typer.Option(help="qwen2_vl, qwen2_5_vl or qwen3_vl.")] = "qwen2_vl",
+    family: Annotated[str, typer.Option(help=f"{', '.join(FAMILIES)}.")] = "qwen2_vl",
     seed: Seed = 0,
 ) -> None:
-    """Build a CPU-sized Qwen-VL from its config, with tokenizer and processor."""
-    from ra_hmd.models.tiny import Family, make_tiny_lmm
+    """Build a CPU-sized LMM of a family from its config, with tokenizer and processor."""
+    from ra_hmd.models.tiny import make_tiny_lmm
 
-    print(make_tiny_lmm(checked("--family", family, Family), output, seed=seed))
+    print(make_tiny_lmm(family, output, seed=seed))
 
 
 @models_app.command("tiny-encoder")

@@ -27,9 +27,10 @@ from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError, first_line, raise_all
 from ra_hmd.core.manifests import Stage1Manifest, write_manifest
 from ra_hmd.models.checkpoint import ADAPTER_CONFIG
+from ra_hmd.models.families import FAMILIES
 from ra_hmd.models.head import HeadConfig, save_head
 from ra_hmd.models.official_adapter import ADAPTER_WEIGHTS, read_adapter, read_adapter_config, read_known
-from ra_hmd.models.tokenization import FAMILY_TEMPLATES, InputSettings
+from ra_hmd.models.tokenization import InputSettings
 
 CLASSIFIER = "classifier.bin"
 CLASSIFIER_CONFIG = "classifier_config.json"
@@ -79,7 +80,7 @@ def import_official(
         )
     lora, tensors = read_adapter(folder, stated, config, path)
     manifest = _manifest(
-        folder, path, head, InputSettings(template=FAMILY_TEMPLATES[config.model_type][0]), quantization_bit, command
+        folder, path, head, InputSettings(template=FAMILIES[config.model_type].templates[0]), quantization_bit, command
     )
     with new_folder(output) as run:
         save_head(run, head, state)
@@ -208,8 +209,8 @@ def _base_model(stated: EasyDict, folder: Path, given: str | None) -> tuple[str,
         raise UserError(
             f"The base model {path} cannot be opened ({first_line(error)}); say where it is with --base-model."
         ) from error
-    if config.model_type not in FAMILY_TEMPLATES:
-        raise UserError(f"{path} is a {config.model_type} model; supported are {', '.join(FAMILY_TEMPLATES)}.")
+    if config.model_type not in FAMILIES:
+        raise UserError(f"{path} is a {config.model_type} model; supported are {', '.join(FAMILIES)}.")
     return (str(Path(path).resolve()) if Path(path).is_dir() else path), config
 
 

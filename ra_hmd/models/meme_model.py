@@ -126,8 +126,8 @@ class MemeModel:
             # Not merged: in bfloat16 a merged adapter is rounded, and the head was trained on the unrounded one.
             model = PeftModel.from_pretrained(model, self.run.adapter)
         if self.run.experts is not None:
-            settings = read_expert_settings(self.run.experts)
-            load_experts(attach_experts(model, settings, seed=0, trainable=False), self.run.experts)
+            shape = read_expert_settings(self.run.experts)
+            load_experts(attach_experts(model, shape, seed=0, trainable=False), self.run.experts)
         head = None
         if self.run.head is not None:
             head = load_head(self.run.head)

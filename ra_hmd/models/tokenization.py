@@ -5,9 +5,9 @@ Its own `infer_seqlen` would cut an over-long prompt at its end, where the head 
 instead.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from PIL import Image
 from pydantic import Field
@@ -15,8 +15,9 @@ from pydantic import Field
 from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem, ProblemType
-from ra_hmd.data.prompt import OFFICIAL_PROMPT, Answers, PromptTemplate, fit_caption
+from ra_hmd.data.prompt import IMAGE_PLACEHOLDER, OFFICIAL_PROMPT, Answers, PromptTemplate, fit_caption
 from ra_hmd.data.text import PlainText
+from ra_hmd.models.families import Family, family_of
 
 if TYPE_CHECKING:
     from llamafactory.data.template import Template
@@ -28,14 +29,6 @@ ANSWER_BUDGET = 16
 
 # What LLaMA-Factory puts in the place of an image, or a film or sound, until it knows how many tokens that takes.
 _PLACEHOLDERS = ("{{image}}", "{{video}}", "{{audio}}")
-
-# Templates that fit a family. `qwen3_vl` is a reasoning template: it moves the last prompt token.
-FAMILY_TEMPLATES = {
-    "qwen2_vl": ("qwen2_vl",),
-    "qwen2_5_vl": ("qwen2_vl",),
-    "qwen3_vl": ("qwen3_vl_nothink",),
-    "qwen3_vl_moe": ("qwen3_vl_nothink",),
-}
 
 
 class InputSettings(Settings):
@@ -82,22 +75,6 @@ class InputSettings(Settings):
         return self.model_dump()
 
 
-class PatchProcessor(Protocol):
-    """A Qwen-VL image processor: `size` has the fewest and the most pixels, as `shortest_edge` and `longest_edge`."""
-
-    patch_size: int
-    merge_size: int
-    size: Mapping[str, int]
-
-
-class VisionProcessor(Protocol):
-    """A Qwen-VL processor on which LLaMA-Factory has set its pixel limits."""
-
-    image_processor: PatchProcessor
-    image_max_pixels: int
-    image_min_pixels: int
-
-
 @dataclass(frozen=True)
 class EncodedPrompt:
     """Token ids of a prompt, the caption in it, and whether that had to be shortened."""
@@ -114,10 +91,10 @@ def expected_answers(kind: ProblemType, answers: Sequence[str], negative: str, p
 
 def check_family(model_type: str, template: str) -> None:
     """Raise `UserError` when `template` is not the one of the model family."""
-    expected = FAMILY_TEMPLATES.get(model_type)
-    if expected is not None and template not in expected:
+    family = family_of(model_type)
+    if family is not None and template not in family.templates:
         raise UserError(
-            f"`template: {template}` does not fit a {model_type} model; use `template: {expected[0]}`. "
+            f"`template: {template}` does not fit a {model_type} model; use `template: {family.templates[0]}`. "
             "Another template moves the token that the head reads."
         )
 
@@ -132,6 +109,7 @@ class MemeEncoder:
         prompt: The question.
         cutoff_len: Longest sequence, answer included.
         answers: The answers; room is kept for the longest one.
+        family: Family of the model, which predicts how many tokens an image takes; None where it is not registered.
 
     Attributes:
         plain: Makes a text in which neither tokenizer nor template reads anything but text.
@@ -141,12 +119,13 @@ class MemeEncoder:
         self,
         template: "Template",
         tokenizer: "PreTrainedTokenizerBase",
-        processor: VisionProcessor,
+        processor: Any,
         prompt: PromptTemplate,
         cutoff_len: int,
         answers: Answers | None = None,
+        family: Family | None = None,
     ) -> None:
-        self.template, self.tokenizer, self.processor = template, tokenizer, processor
+        self.template, self.tokenizer, self.processor, self.family = template, tokenizer, processor, family
         self.prompt, self.cutoff_len = prompt, cutoff_len
         plugin = template.mm_plugin
         media = [token for token in (plugin.image_token, plugin.video_token, plugin.audio_token) if token]
@@ -179,23 +158,25 @@ class MemeEncoder:
         return self.cutoff_len - self.answer_budget
 
     def image_tokens(self, width: int, height: int) -> int:
-        """Predict how many tokens an image of this size takes in a prompt, without processing its pixels.
+        """Count the tokens that an image of this size takes in a prompt.
 
-        The host applies the pixel limits of the settings; then the processor rounds each side to whole patches.
+        Predicted without processing pixels, where the family can. Otherwise all that a prompt has in the place of the
+        image is counted, separators too.
 
         Raises:
-            ValueError: the image is more than 200 times as long as wide, as the processor says.
+            ValueError: what the processor says of an image that it does not take.
         """
-        from qwen_vl_utils.vision_process import smart_resize  # imports torchvision
-
-        processor = self.processor.image_processor
-        limits = {name: getattr(self.processor, name) for name in ("image_max_pixels", "image_min_pixels")}
-        limited = self.template.mm_plugin._preprocess_image(Image.new("1", (width, height)), **limits)
-        factor = processor.patch_size * processor.merge_size
-        least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
-        sides = smart_resize(limited.height, limited.width, factor, min_pixels=least, max_pixels=most)
-        rows, columns = (max(side // factor, 1) for side in sides)  # the processor leaves no side without a patch
-        return rows * columns
+        plugin = self.template.mm_plugin
+        predicted = None
+        if self.family is not None:
+            predicted = self.family.image_tokens(plugin, self.processor, width, height)
+        if predicted is not None:
+            return predicted
+        image = Image.new("L", (width, height))
+        message = [{"role": "user", "content": IMAGE_PLACEHOLDER}]
+        expanded = plugin.process_messages(message, [image], [], [], self.processor)
+        prefix, _ = plugin.process_token_ids([], [], [image], [], [], self.tokenizer, self.processor)
+        return len(prefix) + len(self.tokenizer.encode(expanded[0]["content"], add_special_tokens=False))
 
     def count(self, caption: str, image: Image.Image, guidance: str = "") -> int:
         """Tokens of the whole question about a meme; more than `budget` means that its caption will be shortened."""

@@ -116,6 +116,21 @@ def test_the_cache_knows_what_an_answer_depends_on(files: Files, tmp_path: Path,
         assert len(endpoint.requests) == (7 if changed in ("rationale", "reference") else 12)
 
 
+def test_answers_of_earlier_versions_are_used(tmp_path: Path) -> None:
+    files = Files(tmp_path, 1)
+    (tmp_path / "rubric.txt").write_text("Points for cakes.")
+    name = "e3eb4a1afc2b1fd4e3281a4c3c7a421ed5e02de978889a5d85870f3f1a2654d4"  # as commit 1106d2f names and writes it
+    answer = {"score": 7, "reason": "Cake.", "served": "s", "tokens_in": 9, "tokens_out": 2, "asked": 1, "retries": 0}
+    path = tmp_path / "cache" / name[:2] / f"{name}.json"
+    path.parent.mkdir(parents=True)
+    kept = {"endpoint": "http://127.0.0.1:9/v1", "model": "cake-judge", "answer": answer}
+    path.write_text(json.dumps(kept))
+    done = run(files, tmp_path / "out", kept["endpoint"], max_tokens=90, rubric=tmp_path / "rubric.txt",
+               cache=tmp_path / "cache")  # fmt: skip
+    assert (done.graded, done.usage["cache_hits"], done.judge["served"]) == (1, 1, ["s"])
+    assert (results(tmp_path / "out")["m0"]["raw_score"], done.usage["input_tokens"]) == (7, 9)
+
+
 def test_a_denied_verdict_caps_the_score_whatever_the_judge_says(files: Files, tmp_path: Path) -> None:
     for row, verdict in zip(files.said, (0, 1, None, 0, 0, 0), strict=True):
         row["verdict"] = verdict

@@ -8,25 +8,38 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ra_hmd.models.families import FAMILIES
 from ra_hmd.models.meme_model import load_encoder
-from ra_hmd.models.tokenization import FAMILY_TEMPLATES, InputSettings
+from ra_hmd.models.tokenization import InputSettings
 
 SIZES = [(1, 1), (27, 29), (48, 40), (300, 90), (90, 300), (768, 768), (1200, 5), (7, 1600), (3000, 2000), (28, 5600)]
 LIMITS = [{}, {"image_max_pixels": 200 * 200, "image_min_pixels": 90 * 90}]
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("limits", LIMITS, ids=["default", "narrow"])
 def test_predicted_image_tokens_are_the_processors(
     tiny: Callable[[str], Path], family: str, limits: dict[str, int]
 ) -> None:
-    settings = InputSettings(template=FAMILY_TEMPLATES[family][0], **limits)
+    settings = InputSettings(template=FAMILIES[family].templates[0], cutoff_len=4096, **limits)
     encoder, _ = load_encoder(str(tiny(family)), settings)
-    processor, plugin = encoder.processor, encoder.template.mm_plugin
+    placeholder = encoder.processor.image_token_id
     for size in SIZES:
-        inputs = plugin._get_mm_inputs([Image.new("RGB", size)], [], [], processor)
-        _, rows, columns = inputs["image_grid_thw"][0].tolist()
-        assert encoder.image_tokens(*size) == rows * columns // processor.image_processor.merge_size**2, size
+        ids = encoder.encode("", Image.new("RGB", size)).ids
+        assert encoder.image_tokens(*size) == ids.count(placeholder), size
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_a_prediction_all_that_stands_for_the_image_is_counted(
+    tiny: Callable[[str], Path], family: str
+) -> None:
+    encoder, _ = load_encoder(str(tiny(family)), InputSettings(template=FAMILIES[family].templates[0]))
+    sizes = [(48, 40), (300, 90), (768, 768)]
+    predicted = [encoder.image_tokens(*size) for size in sizes]
+    encoder.family = None
+    around = {encoder.image_tokens(*size) - tokens for size, tokens in zip(sizes, predicted, strict=True)}
+    assert len(around) == 1, "separators do not depend on the size"
+    assert around.pop() >= 0
 
 
 def test_the_resizing_library_is_imported_only_when_it_is_used() -> None:

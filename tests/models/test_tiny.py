@@ -6,13 +6,13 @@ from typing import cast
 import pytest
 import torch
 from PIL import Image
-from ra_hmd.models.families.qwen import SPECIAL_TOKENS, QwenVL
 from seeded_models import check_seed_decides_every_byte
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.prompt import OFFICIAL_ANSWERS, PromptTemplate
 from ra_hmd.models.families import FAMILIES
+from ra_hmd.models.families.qwen import SPECIAL_TOKENS, QwenVL
 from ra_hmd.models.tiny import make_tiny_lmm
 
 QWEN = [name for name, family in FAMILIES.items() if isinstance(family, QwenVL)]

@@ -1,7 +1,6 @@
 """LLM-as-a-judge grading of rationales against human references (`ra-hmd judge`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,13 +12,12 @@ from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import JudgeManifest, write_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.experiments.judge.agreement import OtherJudge, agreement, read_other
-from ra_hmd.experiments.judge.client import REFUSED, JudgeAnswer, JudgeClient, JudgeSettings
+from ra_hmd.experiments.judge.client import JudgeSettings, judge_client
 from ra_hmd.experiments.judge.pairs import Matched, Pair, read_pairs
 from ra_hmd.experiments.judge.report import RESULTS_NAME, summary, write_judge_report
-from ra_hmd.experiments.judge.rubric import capped, question, read_rubric
+from ra_hmd.experiments.judge.rubric import Grade, capped, question, read_rubric
 from ra_hmd.features.compatibility import check_output
-
-_FIRST_TRIES = 3
+from ra_hmd.models.generation.openai_client import Answer, OpenAIClient, SilentEndpoint, ask_all
 
 
 class Prices(Settings):
@@ -93,7 +91,7 @@ def judge(
     check_output(output, "judge")
     matched = read_pairs(rationales, references, partial=partial)
     other = read_other(compare) if compare is not None else None
-    with JudgeClient(settings, key, Path(cache) if cache is not None else output / "cache") as client:
+    with judge_client(settings, key, Path(cache) if cache is not None else output / "cache") as client:
         answers = _ask_all(client, text, matched.pairs[:limit], concurrency, show)
         form = client.form
     arguments = {"rationales": rationales, "references": references, "rubric": rubric, "limit": limit,
@@ -108,7 +106,7 @@ def _write(
     form: str,
     rubric: str,
     matched: Matched,
-    answers: Sequence[JudgeAnswer],
+    answers: Sequence[Answer[Grade]],
     other: OtherJudge | None,
     prices: Prices,
     arguments: Mapping[str, Any],
@@ -139,73 +137,57 @@ def _write(
 
 
 def _ask_all(
-    client: JudgeClient, rubric: str, pairs: Sequence[Pair], concurrency: int, show: bool
-) -> list[JudgeAnswer]:
-    """Grade all pairs, in order.
-
-    The first questions are sent one at a time, and the run stops if none of them gets an answer. Refusals do not count
-    as failures of the endpoint, because they concern the texts.
+    client: OpenAIClient[Grade], rubric: str, pairs: Sequence[Pair], concurrency: int, show: bool
+) -> list[Answer[Grade]]:
+    """Grade all pairs, in order. See `ask_all`.
 
     Raises:
         UserError: the endpoint answers none of the first questions.
     """
-    found: dict[int, JudgeAnswer] = {}
+    found: dict[int, Answer[Grade]] = {}
 
-    def ask(number: int) -> JudgeAnswer:
-        pair = pairs[number]
+    def ask(pair: Pair) -> Answer[Grade]:
         return client.ask(question(rubric, pair.rationale, pair.references))
 
-    def answers() -> Iterator[tuple[int, tuple[int, JudgeAnswer]]]:
-        rest, failed = iter(range(len(pairs))), 0
-        for number in rest:
-            answer = ask(number)
-            yield 1, (number, answer)
-            if answer.score is not None:
-                break
-            failed += answer.failure != REFUSED
-            if failed == _FIRST_TRIES or number + 1 == len(pairs):
-                _give_up(client, pairs, found)
-        with ThreadPoolExecutor(concurrency) as pool:
-            pending = {pool.submit(ask, number): number for number in rest}
-            try:
-                for future in as_completed(pending):
-                    yield 1, (pending[future], future.result())
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)  # on errors and Ctrl-C the rest is not sent
-
-    for number, answer in track(answers(), "Judging", len(pairs), "rationales", show=show):
-        found[number] = answer
+    answers = ((1, one) for one in ask_all(pairs, ask, concurrency))
+    try:
+        for number, answer in track(answers, "Judging", len(pairs), "rationales", show=show):
+            found[number] = answer
+    except SilentEndpoint:
+        _give_up(client, pairs, found)
     return [found[number] for number in range(len(pairs))]
 
 
-def _give_up(client: JudgeClient, pairs: Sequence[Pair], found: Mapping[int, JudgeAnswer]) -> None:
+def _give_up(client: OpenAIClient[Grade], pairs: Sequence[Pair], found: Mapping[int, Answer[Grade]]) -> None:
     raise_all(
         [f"{pairs[number].id!r}: {answer.failure}: {answer.message}" for number, answer in sorted(found.items())],
         f"{client.settings.host} gave no grade by {client.settings.model!r}; the first questions failed",
     )
 
 
-def _row(pair: Pair, answer: JudgeAnswer) -> dict[str, Any]:
+def _row(pair: Pair, answer: Answer[Grade]) -> dict[str, Any]:
     """Line of results.jsonl."""
-    score = None if answer.score is None else capped(answer.score, pair.verdict, pair.label)
+    grade = answer.value
+    raw = None if grade is None else grade.score
+    score = None if raw is None else capped(raw, pair.verdict, pair.label)
     return {
         "id": pair.id,
         "score": score,
-        "raw_score": answer.score,
-        "capped": score != answer.score,
+        "raw_score": raw,
+        "capped": score != raw,
         "verdict": pair.verdict,
         "label": pair.label,
-        "reason": answer.reason,
+        "reason": "" if grade is None else grade.reason,
         "failure": answer.failure or None,
         "message": answer.message or None,
         "texts_sha256": sha256_bytes(*(text.encode() for text in (pair.rationale, *pair.references))),
     }
 
 
-def _usage(answers: Sequence[JudgeAnswer], prices: Prices) -> dict[str, Any]:
+def _usage(answers: Sequence[Answer[Grade]], prices: Prices) -> dict[str, Any]:
     """Tokens and cost of all answers, and of those requested in this run."""
 
-    def counted(some: Sequence[JudgeAnswer]) -> dict[str, Any]:
+    def counted(some: Sequence[Answer[Grade]]) -> dict[str, Any]:
         counts = [(a.tokens_in, a.tokens_out) for a in some]
         known = all(None not in pair for pair in counts)
         tokens_in, tokens_out = (sum(pair[side] or 0 for pair in counts) if known else None for side in (0, 1))
@@ -224,7 +206,9 @@ def _usage(answers: Sequence[JudgeAnswer], prices: Prices) -> dict[str, Any]:
     }
 
 
-def _notes(matched: Matched, found: Mapping[str, Any], answers: Sequence[JudgeAnswer], limit: int | None) -> list[str]:
+def _notes(
+    matched: Matched, found: Mapping[str, Any], answers: Sequence[Answer[Grade]], limit: int | None
+) -> list[str]:
     notes = []
     if matched.only_rationales or matched.only_references:
         notes.append(f"Left out: {matched.only_rationales} rationales without a reference, {matched.only_references} "

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 from ra_hmd.models.families.base import CONTEXT, Family, Published, register_family
-
 from ra_hmd.models.families.sentencepiece import learn_pieces
 
 if TYPE_CHECKING:

@@ -1,0 +1,138 @@
+"""Base class of LMM families and their registry."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ra_hmd.core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+
+CONTEXT = 4096
+"""Longest sequence of a tiny model, in tokens."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint, for configurations and for checks on the meta device.
+
+    Attributes:
+        repository: Name on the Hugging Face hub.
+        config: Makes its configuration, as far as it decides the shapes of the weights.
+        hidden_size: H.
+        num_layers: Layers of the language model.
+        billions: Parameters, in billions.
+    """
+
+    repository: str
+    config: Callable[[], "PreTrainedConfig"]
+    hidden_size: int
+    num_layers: int
+    billions: float
+
+
+class Family(ABC):
+    """What the pipeline must know about models of one type. A subclass is registered with `register_family`.
+
+    Attributes:
+        name: `model_type` of its configuration in transformers; also its name on the command line.
+        title: Name for people.
+        templates: Templates of LLaMA-Factory whose last prompt token the head may read, the default one first.
+        model: transformers' class of the model.
+        processor: transformers' class of the processor.
+        layers: Path of the language model's decoder layers, from the model with the LM head.
+        mlp: Attribute of a decoder layer that holds its MLP.
+        attention: Attributes of decoder layers that hold attention; a layer has one of them.
+        gated_mlp: Whether the MLP has `gate_proj`, `up_proj` and `down_proj`, which experts extend.
+        published: Checkpoints for which there are configurations.
+    """
+
+    name: str
+    title: str
+    templates: tuple[str, ...]
+    model: str
+    processor: str
+    layers: str = "model.language_model.layers"
+    mlp: str = "mlp"
+    attention: tuple[str, ...] = ("self_attn",)
+    gated_mlp: bool = True
+    published: tuple[Published, ...] = ()
+
+    def decoder_layers(self, model: "nn.Module") -> "nn.ModuleList":
+        """Decoder layers of the language model of `model`, the one with the LM head."""
+        return model.get_submodule(self.layers)  # type: ignore[return-value]
+
+    def image_tokens(self, plugin: Any, processor: Any, width: int, height: int) -> int | None:
+        """Predict how many image tokens an image of this size takes in a prompt, without processing its pixels.
+
+        Args:
+            plugin: Multimodal plugin of LLaMA-Factory's template.
+            processor: The processor, with the pixel limits set on it.
+            width: Pixels of the image's width.
+            height: Pixels of its height.
+
+        Returns:
+            Tokens, or None where only processing the image tells.
+
+        Raises:
+            ValueError: what the processor says of an image that it does not take.
+        """
+        return None
+
+    @abstractmethod
+    def tiny_processor(self) -> "ProcessorMixin":
+        """Processor of the tiny model, with tokenizer and chat format of the family; the same at every call."""
+
+    @abstractmethod
+    def tiny_config(
+        self, tokenizer: "PreTrainedTokenizerBase", hidden_size: int, num_layers: int
+    ) -> "PreTrainedConfig":
+        """Configuration of the tiny model.
+
+        Args:
+            tokenizer: Tokenizer of `tiny_processor`.
+            hidden_size: H, a multiple of 64.
+            num_layers: Layers of the language model, 2 or more.
+        """
+
+
+FAMILIES: dict[str, Family] = {}
+"""Name → family. Filled by `register_family`."""
+
+
+def register_family(family: type[Family]) -> type[Family]:
+    """Class decorator: make a family known.
+
+    Raises:
+        ValueError: A family of its name is known already, or it has no template.
+    """
+    if family.name in FAMILIES:
+        raise ValueError(f"family {family.name!r} is registered twice")
+    if not family.templates:
+        raise ValueError(f"family {family.name!r} has no template")
+    FAMILIES[family.name] = family()
+    return family
+
+
+def family_of(model_type: str) -> Family | None:
+    """The family of models of this type (`model_type` in config.json); None where none is registered."""
+    return FAMILIES.get(model_type)
+
+
+def named_family(name: str) -> Family:
+    """The family of a name.
+
+    Raises:
+        UserError: There is none; the message names those that there are.
+    """
+    if name not in FAMILIES:
+        raise UserError(f"--family {name!r} is not known; give one of {', '.join(FAMILIES)}.")
+    return FAMILIES[name]
+
+
+def tokenizer_of(processor: Any) -> "PreTrainedTokenizerBase":
+    """The tokenizer that is part of a processor."""
+    return processor.tokenizer
