@@ -117,6 +117,10 @@ class ExpertArguments:
         return ExpertSettings(num_clusters=num_clusters, **values)
 
 
+DEFAULTS = {item.name: item.default for item in dataclasses.fields(ExpertArguments)}
+"""YAML key to its default."""
+
+
 def set_default_target(args: Any) -> None:
     """Fill in `lora_target` where the YAML leaves it out: attention with experts, else every linear layer."""
     if args.lora_target is None:
@@ -128,9 +132,9 @@ def expert_problems(args: Any) -> Iterator[str]:
     if args.guidance is not None and args.clusters is None:
         yield "`guidance` is set without `clusters`; give the folder of the clusters that it was made for."
     if not args.llm_moe:
-        for item in dataclasses.fields(ExpertArguments):
-            if item.name not in ("llm_moe", "clusters", "guidance") and getattr(args, item.name) != item.default:
-                yield f"`{item.name}` is set without `llm_moe: true`; set that too, or remove it."
+        for name, default in DEFAULTS.items():
+            if name not in ("llm_moe", "clusters", "guidance") and getattr(args, name) != default:
+                yield f"`{name}` is set without `llm_moe: true`; set that too, or remove it."
         if args.clusters is not None and args.guidance is None:
             yield "`clusters` is set without `llm_moe: true` or `guidance`, and would have no effect; set one of them."
         return
@@ -150,9 +154,8 @@ def _routing_problems(args: Any) -> Iterator[str]:
         return
     if args.router_input == "none":
         yield "`router_input: none` routes by the cluster alone, and there is none; set `clusters`."
-    fields = {item.name: item for item in dataclasses.fields(ExpertArguments)}
     for name in _PRIOR:
-        if getattr(args, name) != fields[name].default:
+        if getattr(args, name) != DEFAULTS[name]:
             yield f"`{name}` is set without `clusters`; set that too, or remove it."
 
 

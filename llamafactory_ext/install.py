@@ -108,16 +108,36 @@ def _exported(args: dict[str, Any] | list[str]) -> list[str]:
 
 
 def _check_exported(args: dict[str, Any] | list[str]) -> None:
-    """Refuse to merge a run of ours into another model than it was trained on."""
+    """Refuse to merge a run of ours into another model than it was trained on, and runs with experts."""
     from ra_hmd.core.artifacts import MANIFEST_NAME
     from ra_hmd.core.manifests import Stage1Manifest, read_manifest
     from ra_hmd.models.checkpoint import check_adapter, check_base_model
+    from ra_hmd.models.experts.files import has_experts
 
     for adapter in _exported(args):
+        if has_experts(adapter):
+            _refuse_experts(adapter)
         manifest = Path(adapter) / MANIFEST_NAME
         if manifest.is_file():
             check_adapter(adapter)
             check_base_model(read_manifest(manifest, Stage1Manifest), str(option(args, "model_name_or_path")))
+
+
+def _refuse_experts(run: str) -> None:
+    from ra_hmd.core.errors import UserError
+    from ra_hmd.models.experts.files import read_expert_settings
+
+    by_cluster = read_expert_settings(run).router_input == "none"
+    raise UserError(
+        f"{run} has experts, whose weights depend on the meme, so that no one merged model gives its scores. "
+        + (
+            f"Its router reads the cluster alone: `ra-hmd export-clusters {run} --output FOLDER` writes a plain LoRA "
+            "adapter for each cluster."
+            if by_cluster
+            else "Use the run as it is (`ra-hmd extract`, `predict`, `serve`), or train with `router_input: none`, "
+            "which `ra-hmd export-clusters` turns into plain LoRA adapters."
+        )
+    )
 
 
 def _copy_head(args: dict[str, Any] | list[str]) -> None:
@@ -129,3 +149,21 @@ def _copy_head(args: dict[str, Any] | list[str]) -> None:
     if has_head(source):
         for name in (HEAD_WEIGHTS, HEAD_CONFIG, MANIFEST_NAME):
             shutil.copy(source / name, Path(option(args, "export_dir")) / name)
+        _copy_guides(source, Path(option(args, "export_dir")))
+
+
+def _copy_guides(run: Path, output: Path) -> None:
+    """Copy the clusters and the guidance that the prompts of the merged model need."""
+    from ra_hmd.core.artifacts import MANIFEST_NAME
+    from ra_hmd.core.config import load_settings
+    from ra_hmd.core.manifests import Stage1Manifest, read_manifest
+    from ra_hmd.data.guidance import GUIDANCE_FILE
+    from ra_hmd.models.checkpoint import CLUSTERS_FOLDER, read_guides
+    from ra_hmd.models.tokenization import InputSettings
+
+    inputs = read_manifest(run / MANIFEST_NAME, Stage1Manifest).inputs or {}
+    clusters, guidance = read_guides(run, load_settings(InputSettings, inputs, run / MANIFEST_NAME))
+    if clusters is not None:
+        clusters.copy_to(output / CLUSTERS_FOLDER)
+    if guidance is not None:
+        guidance.copy_to(output / GUIDANCE_FILE)

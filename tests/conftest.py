@@ -10,6 +10,7 @@ import faiss
 import pytest
 import torch
 from engines import train
+from expert_runs import expert_config, expert_run, guides
 from lab import lab
 from matplotlib.figure import Figure
 from once import SharedFolders, shared_root
@@ -20,10 +21,11 @@ from ra_hmd.data.synthetic.confounders import make_confounders
 from ra_hmd.models.families import FAMILIES
 from ra_hmd.models.tiny import make_tiny_lmm
 
-__all__ = ["clip_bank", "lab", "served_clip", "served_experts", "served_lmm"]  # fixtures of lab.py and served.py
+# Fixtures of expert_runs.py, lab.py and served.py.
+__all__ = ["clip_bank", "expert_config", "expert_run", "guides", "lab", "served_clip", "served_experts", "served_lmm"]
 SIZE = 96
 # Fixtures that train an LMM or start a browser: tests that need them are slow.
-SLOW_FIXTURES = {"stage1_run", "served_lmm", "served_experts", "browser"}
+SLOW_FIXTURES = {"expert_run", "stage1_run", "served_lmm", "served_experts", "browser"}
 # With `--dist loadfile` a process takes the next file of this order when it is free, so the last one should be short.
 LONGEST_FIRST = (
     "docs/test_documented_walks.py",

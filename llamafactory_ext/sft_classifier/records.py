@@ -24,6 +24,7 @@ from llamafactory.data.processor import SupervisedDatasetProcessor
 from llamafactory.extras import logging
 from llamafactory.extras.misc import has_tokenized_data
 
+from llamafactory_ext.sft_classifier.guides import CLUSTER, PROBLEM, Guides
 from llamafactory_ext.sft_classifier.tokenized import (
     PICTURE,
     check_image_files,
@@ -35,6 +36,7 @@ from llamafactory_ext.sft_classifier.tokenized import (
 )
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.problem import UNLABELLED
+from ra_hmd.data.guidance import Guidance
 from ra_hmd.data.image_files import locate_image
 from ra_hmd.data.images import load_image
 from ra_hmd.data.meme import class_set
@@ -127,10 +129,11 @@ class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
     """Tokenises one-turn records; a bad record becomes a row with its `problem` in words instead of an exception."""
 
     finetuning_args: "ClassifierFinetuningArguments"
+    guidance: Guidance | None = None
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Rows of input_ids, attention_mask, labels, media paths, sample_id, image (the state of its file),
-        class_label, shortened, problem.
+        class_label, shortened, problem; with clusters also cluster_id.
         """
         args = self.finetuning_args
         encoder = MemeEncoder(
@@ -155,6 +158,8 @@ class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
             row |= {name: example[f"_{name}"] for name in _MEDIA}
             row["attention_mask"] = [1] * len(row["input_ids"])
             row["sample_id"] = example["_sample_id"]
+            if CLUSTER in example:
+                row["cluster_id"] = example[CLUSTER]
             row[PICTURE] = picture_state(example)
             for key, value in row.items():
                 rows[key].append(value)
@@ -165,7 +170,11 @@ class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
         args = self.finetuning_args
         caption = args.prompt.caption_of(question)
         class_label = _class_label(example["_label"], answer, args.expected_answers)
-        prompt = encoder.encode(caption, load_image(example["_images"][0]))
+        image = load_image(example["_images"][0])
+        if example.get(PROBLEM):
+            raise UserError(f"its cluster cannot be found: {example[PROBLEM]}")
+        guidance = "" if self.guidance is None else self.guidance.text_of(example[CLUSTER])
+        prompt = encoder.encode(caption, image, guidance)
         if prompt.shortened and args.overlong_caption == "error":
             raise UserError(f"its caption of {len(caption)} characters does not fit in cutoff_len {encoder.cutoff_len}")
         target = encoder.encode_answer(answer)
@@ -227,18 +236,23 @@ def _label_set(column: str, answer: str, answers: Answers) -> tuple[int, ...]:
 
 
 @contextmanager
-def _our_data_path(finetuning_args: "ClassifierFinetuningArguments") -> Iterator[None]:
+def _our_data_path(finetuning_args: "ClassifierFinetuningArguments", guides: Guides) -> Iterator[None]:
+    def align(dataset: Dataset, attributes: Any, data_args: Any, training_args: Any) -> Dataset:
+        aligned = align_with_extras(dataset, attributes, data_args, training_args)
+        return guides.with_clusters(aligned, finetuning_args.prompt, training_args)
+
     def get_processor(
         data_args: Any, stage: str, template: Any, tokenizer: Any, processor: Any, do_generate: bool = False
     ) -> ClassifierDatasetProcessor:
         built = ClassifierDatasetProcessor(template, tokenizer, processor, data_args)
-        built.finetuning_args = finetuning_args
+        built.finetuning_args, built.guidance = finetuning_args, guides.texts
         return built
 
-    loader.align_dataset, loader._get_dataset_processor = align_with_extras, get_processor
+    loader.align_dataset, loader._get_dataset_processor = align, get_processor
     try:
         yield
     finally:
+        guides.release()
         loader.align_dataset, loader._get_dataset_processor = _ALIGN, _PROCESSOR
 
 
@@ -250,8 +264,9 @@ def load_records(
     finetuning_args: "ClassifierFinetuningArguments",
     tokenizer_module: dict[str, Any],
     settings: InputSettings,
+    guides: Guides,
 ) -> "DatasetModule":
-    """The host's `get_dataset` with ids and class labels, every record checked.
+    """The host's `get_dataset` with ids, class labels and clusters, every record checked.
 
     What is written to `tokenized_path`, or kept in the cache of `datasets`, are good rows alone; both are used again
     only while data files, images and settings are what they were made from.
@@ -269,7 +284,7 @@ def load_records(
     else:
         loading.tokenized_path = None  # the host would write it before the rows are checked
     try:
-        with _our_data_path(finetuning_args):
+        with _our_data_path(finetuning_args, guides):
             module = get_dataset(template, model_args, loading, training_args, stage="sft", **tokenizer_module)
     except DatasetGenerationError as error:
         raise UserError(

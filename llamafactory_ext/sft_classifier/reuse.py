@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from llamafactory.extras import logging
 
+from llamafactory_ext.expert_arguments import DEFAULTS
 from llamafactory_ext.launchers import option
+from llamafactory_ext.sft_classifier.reuse_experts import take_experts
 from llamafactory_ext.sft_classifier.tokenized import differences
 from ra_hmd.core.artifacts import MANIFEST_NAME, plain
 from ra_hmd.core.config import load_settings
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
 
 _HEAD = ("num_layers", "proj_dim", "output_dim")
+_GUIDES = ("clusters", "guidance")
 
 # Of a resumed run: what its losses are, and what the optimizer's saved state would override in silence.
 _TRAINING = """
@@ -30,7 +33,9 @@ seed data_seed metric_for_best_model greater_is_better
 """
 _FINETUNING = """
 loss_ratio classifier_lr classification_loss focal_gamma class_weights class_balance_beta rgcl rgcl_loss rgcl_metrics
-rgcl_reindex_every rgcl_warmup rgcl_hard_negatives rgcl_pseudo_gold_positives rgcl_temperature rgcl_margin lora_rank
+rgcl_reindex_every rgcl_warmup rgcl_hard_negatives rgcl_pseudo_gold_positives rgcl_temperature rgcl_margin llm_moe
+llm_moe_num_experts expert_rank expert_alpha expert_dropout universal_expert cluster_prior_weight router_tau
+cluster_prior_init cluster_prior_scale router_input router_lr expert_top_k moe_balance_w moe_balance_scope lora_rank
 lora_alpha lora_dropout lora_target use_rslora use_dora additional_target pure_bf16 freeze_trainable_layers
 freeze_trainable_modules freeze_extra_modules freeze_vision_tower freeze_multi_modal_projector freeze_language_model
 disable_shuffling
@@ -69,6 +74,7 @@ def take_run_settings(
     if adapters:
         check_base_model(manifest, model_args.model_name_or_path)
         _check_merged(manifest, adapters, run)
+    take_experts(given, manifest, run, finetuning_args, trains=bool(training_args.do_train), adapters=bool(adapters))
     owners = {"model": model_args, "data": data_args, "finetuning": finetuning_args}
     recorded = _recorded(manifest, str(run / MANIFEST_NAME), adapters=bool(adapters))
     conflicts, taken = [], []
@@ -95,6 +101,7 @@ def take_run_settings(
 def _recorded(manifest: Stage1Manifest, place: str, *, adapters: bool) -> dict[str, Any]:
     """Argument name → the run's value, of all that decides its scores."""
     recorded = plain(load_settings(InputSettings, manifest.inputs or {}, place).to_dict())
+    recorded = {name: value for name, value in recorded.items() if name not in _GUIDES}
     recorded |= {name: manifest.head[name] for name in _HEAD if name in manifest.head}
     return recorded | (manifest.base_model.loading if adapters else {})
 
@@ -144,14 +151,14 @@ def check_resumed(checkpoint: Path, manifest: Stage1Manifest) -> None:
 
 def _resumable(manifest: Stage1Manifest) -> dict[str, dict[str, Any]]:
     parts: dict[str, dict[str, Any]] = {
-        "inputs": manifest.inputs or {},
+        "inputs": dict.fromkeys(_GUIDES) | (manifest.inputs or {}),
         "head": manifest.head,
         "loading": manifest.base_model.loading,
         "base_model": {"adapters": manifest.base_model.adapters},
         "run": {"finetuning_type": manifest.finetuning_type},
     }
     for group, names in _RESUMED.items():
-        arguments = manifest.arguments.get(group, {})
+        arguments = (DEFAULTS if group == "finetuning" else {}) | manifest.arguments.get(group, {})
         parts[group] = {name: arguments[name] for name in names if name in arguments}
     chosen = manifest.argument("training", "metric_for_best_model")
     parts["data"] = {name: described.to_json() for name, described in manifest.data.items()

@@ -1,7 +1,7 @@
 """The host's SFT trainer with a head: its loss, optimizer groups, checkpoints and predictions."""
 
 import tempfile
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,38 +15,48 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, SaveStrategy, rotate_checkpoints
 
+from llamafactory_ext.sft_classifier.guides import Guides
 from llamafactory_ext.sft_classifier.rgcl import RetrievalGuidance
+from llamafactory_ext.sft_classifier.weights import load_expert_weights, load_weights, whole_state
 from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, plain, write_jsonl
 from ra_hmd.core.errors import raise_all
 from ra_hmd.core.manifests import BestCheckpoint, Stage1Manifest, read_manifest, write_manifest
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, base_model, head_of, is_head_parameter
-from ra_hmd.models.head import MemeHead, has_head, load_head_weights, save_head
+from ra_hmd.models.experts.attach import Experts, experts_of, is_expert_parameter, is_router_parameter
+from ra_hmd.models.experts.files import save_experts
+from ra_hmd.models.head import has_head, save_head
 from ra_hmd.models.losses import class_weights, weights_of
 
 
 class ClassifierTrainer(CustomSeq2SeqTrainer):
     """Minimises `r0 * L_LM + r1 * L_LRC` (RA-HMD, Stage 1), with `rgcl` also `r2 * L_RGCL`.
 
+    A model with experts adds `moe_balance_w * L_balance`.
+
     Args:
         manifest: Written into every checkpoint, so that each opens as a run.
+        guides: Clusters and guidance, copied into every checkpoint.
         **kwargs: As for the host's trainer.
     """
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, manifest: Stage1Manifest, **kwargs: Any) -> None:
+    def __init__(self, manifest: Stage1Manifest, guides: Guides, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # As the host does for multimodal models: a mean per micro-batch, averaged over accumulation steps.
         self.model_accepts_loss_kwargs = False
-        self.manifest = manifest
-        # Sums of L_LM, L_LRC and L_RGCL; micro-batches, and those of them with L_RGCL.
-        self._parts = torch.zeros(5, device=self.args.device)
+        self.manifest, self.guides = manifest, guides
+        self.experts = experts_of(self.model)
+        # Sums of L_LM, L_LRC, L_RGCL, L_balance and the routing entropy; micro-batches, and those of them with L_RGCL.
+        self._parts = torch.zeros(7, device=self.args.device)
         self._class_weights: Tensor | None = None
         self._guidance: RetrievalGuidance | None = None
         self._saved_step: int | None = None  # of the checkpoint that was written before its evaluation
         if self.args.do_train:
             self._prepare_objectives()
-        self.add_callback(_RestoreBestHead(self))
+        self.add_callback(_RestoreBest(self))
+        if self.experts is not None:
+            self.add_callback(_EndExpertStep(self))
 
     def _prepare_objectives(self) -> None:
         """Compute what the losses need from the whole training set: class weights and mined neighbours."""
@@ -74,45 +84,60 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         loss = r0 * outputs["lm_loss"] + r1 * lrc_loss
         if model.training:
             one = torch.ones_like(lrc_loss)
-            rgcl_loss, counted = torch.zeros_like(lrc_loss), torch.zeros_like(lrc_loss)
+            rgcl_loss = counted = balance_loss = entropy = torch.zeros_like(lrc_loss)
             if self._guidance is not None and self._guidance.active:
                 rgcl_loss, counted = self._guidance.loss(outputs["embedding"], labels, sample_index, weights), one
                 loss = loss + r2 * rgcl_loss
-            self._parts += torch.stack([outputs["lm_loss"], lrc_loss, rgcl_loss, one, counted]).detach()
+            if self.experts is not None:
+                balance_loss = self.experts.balance_loss(self.finetuning_args.moe_balance_scope)
+                entropy = routing_entropy(self.experts)
+                loss = loss + self.finetuning_args.moe_balance_w * balance_loss
+            parts = [outputs["lm_loss"], lrc_loss, rgcl_loss, balance_loss, entropy, one, counted]
+            self._parts += torch.stack(parts).detach()
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the parts of the training loss (mean over ranks since the last log) and the head's learning rate."""
+        """Add the parts of the training loss (mean over ranks since the last log) and the further learning rates."""
         if "loss" in logs:
-            parts = self.accelerator.reduce(self._parts, reduction="sum").tolist()
-            if parts[3]:
-                logs |= {"lm_loss": parts[0] / parts[3], "lrc_loss": parts[1] / parts[3]}
-            if parts[4]:
-                logs["rgcl_loss"] = parts[2] / parts[4]
+            *sums, batches, counted = self.accelerator.reduce(self._parts, reduction="sum").tolist()
+            if batches:
+                names = ("lm_loss", "lrc_loss", "rgcl_loss", "balance_loss", "routing_entropy")
+                means = {name: value / batches for name, value in zip(names, sums, strict=True)}
+                left_out = ["rgcl_loss", *([] if self.experts else ["balance_loss", "routing_entropy"])]
+                logs |= {name: value for name, value in means.items() if name not in left_out}
+            if counted:
+                logs["rgcl_loss"] = sums[2] / counted
             self._parts.zero_()
-            if "learning_rate" in logs:  # both groups follow one schedule
-                logs["classifier_lr"] = (
-                    logs["learning_rate"] * self.finetuning_args.classifier_lr / self.args.learning_rate
-                )
+            if "learning_rate" in logs:  # all groups follow one schedule
+                now = logs["learning_rate"] / self.args.learning_rate
+                logs["classifier_lr"] = now * self.finetuning_args.classifier_lr
+                if self.experts is not None:
+                    logs["router_lr"] = now * self.finetuning_args.router_lr
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Four groups: adapter (or LMM) and head, each with and without weight decay (none on biases and norms)."""
+        """Six groups: adapter (or LMM) with experts, head, and routers with priors, each with and without weight decay
+        (none on biases and norms).
+        """
         if self.optimizer is None:
             target = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(target))
-            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {
-                (head, decay): [] for head in (False, True) for decay in (True, False)
+            rates = {
+                "adapter": self.args.learning_rate,
+                "head": self.finetuning_args.classifier_lr,
+                "router": self.finetuning_args.router_lr,
+            }
+            groups: dict[tuple[str, bool], list[nn.Parameter]] = {
+                (part, decay): [] for part in rates for decay in (True, False)
             }
             for name, parameter in target.named_parameters():
                 if parameter.requires_grad:
-                    groups[is_head_parameter(name), name in decayed].append(parameter)
+                    groups[_part_of(name), name in decayed].append(parameter)
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, target)
-            rates = {False: self.args.learning_rate, True: self.finetuning_args.classifier_lr}
             self.optimizer = cls(
                 [
-                    {"params": params, "lr": rates[head], "weight_decay": self.args.weight_decay if decay else 0.0}
-                    for (head, decay), params in groups.items()
+                    {"params": params, "lr": rates[part], "weight_decay": self.args.weight_decay if decay else 0.0}
+                    for (part, decay), params in groups.items()
                     if params
                 ],
                 **options,
@@ -120,13 +145,20 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         return self.optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the adapter (or model) as the host does, and beside it the head and the manifest (rank 0 writes)."""
+        """Save the adapter (or model) as the host does, and beside it head, experts, clusters, guidance and manifest.
+
+        All ranks gather the weights; rank 0 writes.
+        """
         super().save_model(output_dir, _internal_call)
         head = head_of(self.model)
-        state = {name: _full_precision(parameter) for name, parameter in head.named_parameters()}
+        state = whole_state(dict(head.named_parameters()))
+        expert_state = {} if self.experts is None else whole_state(self.experts.state())
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             save_head(folder, head.config, state)
+            if self.experts is not None:
+                save_experts(folder, self.experts.settings, expert_state)
+            self.guides.copy_to(folder)
             now = {"step": self.state.global_step, "best": self._best()}
             write_manifest(folder / MANIFEST_NAME, self.manifest.model_copy(update=now))
 
@@ -187,9 +219,10 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
             rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Keep the head out of the model's own weight files: those stay loadable by stock transformers."""
+        """Keep head and experts out of the model's own weight files: those stay loadable by stock transformers."""
         state_dict = self.model.state_dict() if state_dict is None else state_dict
-        super()._save(output_dir, {k: v for k, v in state_dict.items() if not is_head_parameter(k)})
+        ours = [name for name in state_dict if is_head_parameter(name) or is_expert_parameter(name)]
+        super()._save(output_dir, {name: value for name, value in state_dict.items() if name not in ours})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._whole_model_is_saved():
@@ -256,16 +289,45 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         write_jsonl(path, ({"id": name, **rows[index]} for index, name in enumerate(dataset["sample_id"])))
 
 
-class _RestoreBestHead(TrainerCallback):
-    """At the end of training the host loads the best adapter; this loads the head that was saved with it."""
+def _part_of(name: str) -> str:
+    """Part of the model that a parameter belongs to, by whose learning rate it is trained."""
+    if is_head_parameter(name):
+        return "head"
+    return "router" if is_router_parameter(name) else "adapter"
+
+
+def routing_entropy(experts: Experts) -> Tensor:
+    """Entropy [] in nats of the mean probabilities of a meme's tokens, mean over memes and layers of the last pass.
+
+    It is log E where all experts are used alike.
+    """
+    means = torch.stack([mean.to(experts.running_share.device) for mean in experts.routing.balance.means.values()])
+    return torch.special.entr(means).sum(dim=-1).mean()
+
+
+class _RestoreBest(TrainerCallback):
+    """At the end of training the host loads the best adapter; this loads the head and experts saved with it."""
 
     def __init__(self, trainer: ClassifierTrainer) -> None:
         self._trainer = trainer
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        best = state.best_model_checkpoint
+        best, trainer = state.best_model_checkpoint, self._trainer
         if args.load_best_model_at_end and best is not None and has_head(best):
-            load_weights(head_of(self._trainer.model), best)
+            load_weights(head_of(trainer.model), best)
+            if trainer.experts is not None:
+                load_expert_weights(trainer.experts, best)
+
+
+class _EndExpertStep(TrainerCallback):
+    """After each optimizer step the running share of the experts follows, on all ranks alike."""
+
+    def __init__(self, trainer: ClassifierTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self._trainer.experts is not None
+        self._trainer.experts.end_step(partial(self._trainer.accelerator.reduce, reduction="sum"))
 
 
 def load_whole_model(model: PreTrainedModel, folder: str) -> None:
@@ -278,31 +340,3 @@ def load_whole_model(model: PreTrainedModel, folder: str) -> None:
     result = model.load_state_dict(saved, strict=False)
     missing = [name for name in result.missing_keys if not is_head_parameter(name)]
     raise_all([*missing, *result.unexpected_keys], f"{folder} does not hold the weights of this model")
-
-
-def load_weights(head: MemeHead, folder: str | Path) -> None:
-    """Load a saved head into an attached one, also when ZeRO-3 has partitioned it."""
-    parameters = list(head.parameters())
-    with _gathered(parameters, modifier_rank=0):
-        load_head_weights(head, folder)
-
-
-def _gathered(parameters: list[nn.Parameter], modifier_rank: int | None) -> Any:
-    if not hasattr(parameters[0], "ds_id"):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier_rank)
-
-
-def _full_precision(parameter: nn.Parameter) -> Tensor:
-    """A parameter's float32 value: DeepSpeed's master copy where it keeps one, gathered where it is partitioned."""
-    # By presence, not by value: a rank that owns no part of the parameter must join the collective too.
-    if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        master = safe_get_full_fp32_param(parameter)
-        if master is not None:
-            return master.detach().cpu()
-    with _gathered([parameter], modifier_rank=None):
-        return parameter.detach().float().cpu().clone()

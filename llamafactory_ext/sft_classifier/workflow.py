@@ -20,11 +20,14 @@ from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llamafactory_ext.launchers import STAGE
+from llamafactory_ext.sft_classifier import experts
 from llamafactory_ext.sft_classifier.checks import check_training
+from llamafactory_ext.sft_classifier.guides import Guides
 from llamafactory_ext.sft_classifier.metric import compute_metrics
 from llamafactory_ext.sft_classifier.records import describe, load_records
 from llamafactory_ext.sft_classifier.reuse import check_resumed
-from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer, load_weights
+from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer
+from llamafactory_ext.sft_classifier.weights import load_weights
 from ra_hmd.core.artifacts import fingerprint_model, plain
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import Stage1Manifest, write_manifest
@@ -32,6 +35,7 @@ from ra_hmd.core.package_versions import bad_pairs
 from ra_hmd.data.images import load_image
 from ra_hmd.models.checkpoint import adapter_digest
 from ra_hmd.models.classifier import ReadoutConfig, answer_spans, attach_head
+from ra_hmd.models.experts.settings import ExpertSettings
 from ra_hmd.models.head import HeadConfig, MemeHead, has_head
 from ra_hmd.models.tokenization import InputSettings, MemeEncoder, check_family
 
@@ -59,7 +63,7 @@ logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root
 @dataclass
 class ClassifierCollator(SFTDataCollatorWith4DAttentionMask):
     """Adds to the host's batch: class_labels [B] (multi-label: [B, C] of 0 and 1), sample_index [B], answer_positions
-    [B, A], answer_labels [B, A].
+    [B, A], answer_labels [B, A]; of records with clusters also cluster_ids [B].
 
     `labels` [B, T] is left out: the loss is computed at the answer positions alone. Needs `model`, for M-RoPE.
     """
@@ -68,6 +72,7 @@ class ClassifierCollator(SFTDataCollatorWith4DAttentionMask):
         """Collate rows as `records.load_records` makes them."""
         features = [dict(feature) for feature in features]
         extras = {key: [feature.pop(key) for feature in features] for key in ("class_label", "sample_index")}
+        clusters = [feature.pop("cluster_id") for feature in features if "cluster_id" in feature]
         for feature in features:
             feature.pop("sample_id", None)
             # Opened here: the host would see other pixels of transparent, deep and turned images than we do later.
@@ -76,6 +81,8 @@ class ClassifierCollator(SFTDataCollatorWith4DAttentionMask):
         batch["answer_positions"], batch["answer_labels"] = answer_spans(batch.pop("labels"))
         batch["class_labels"] = torch.tensor(extras["class_label"])
         batch["sample_index"] = torch.tensor(extras["sample_index"])
+        if clusters:
+            batch["cluster_ids"] = torch.tensor(clusters)
         return batch
 
 
@@ -93,26 +100,30 @@ def run_sft_classifier(
         UserError: before any training, for settings and records that cannot be honoured.
     """
     _check_environment(model_args)
+    guides = Guides.open(finetuning_args)
     config = load_config(model_args)
     check_family(config.model_type, data_args.template)
-    settings = input_settings(model_args, data_args, finetuning_args)
+    experts.check_experts(config, model_args, finetuning_args)
+    settings = input_settings(model_args, data_args, finetuning_args, guides)
     tokenizer_module = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
     reader = _reader(template, tokenizer_module, settings, fused=bool(model_args.enable_liger_kernel))
-    records = load_records(template, model_args, data_args, training_args, finetuning_args, tokenizer_module, settings)
+    parsed = (model_args, data_args, training_args, finetuning_args)
+    records = load_records(template, *parsed, tokenizer_module, settings, guides)
     if training_args.do_train:
         check_training(records, data_args, training_args, finetuning_args)
     head_config = finetuning_args.head_config(config.get_text_config().hidden_size)
-    manifest = _manifest(model_args, data_args, training_args, finetuning_args, settings, head_config, records)
+    expert_settings = experts.settings_of(finetuning_args, guides)
+    manifest = _manifest(*parsed, settings, head_config, expert_settings, records)
     checkpoint = _resume_checkpoint(training_args)
     if checkpoint is not None:
         check_resumed(checkpoint, manifest)
-    source = _head_source(model_args, training_args, checkpoint)
-    model = _load_lmm(tokenizer_module["tokenizer"], model_args, finetuning_args, training_args.do_train)
-    _attach(model, head_config, reader, source, training_args.seed)
+    build = partial(_build_model, tokenizer_module["tokenizer"], model_args, training_args, finetuning_args)
+    model = build(checkpoint, expert_settings, head_config, reader)
 
     trainer = ClassifierTrainer(
         manifest=manifest,
+        guides=guides,
         model=model,
         args=training_args,
         finetuning_args=finetuning_args,
@@ -147,6 +158,31 @@ def _check_environment(model_args: "ModelArguments") -> None:
     raise_all(bad_pairs(vars(model_args)), "Packages are installed that do not work together")
 
 
+def _build_model(
+    tokenizer: Any,
+    model_args: "ModelArguments",
+    training_args: "TrainingArguments",
+    finetuning_args: "ClassifierFinetuningArguments",
+    checkpoint: Path | None,
+    expert_settings: ExpertSettings | None,
+    head_config: HeadConfig,
+    reader: ReadoutConfig,
+) -> Any:
+    """The LMM with experts and head: those of a checkpoint, of the run in the arguments, or new ones.
+
+    Raises:
+        UserError: there should be a trained head, or trained experts, and there are none; nothing is loaded then.
+    """
+    trains, seed, adapters = training_args.do_train, training_args.seed, model_args.adapter_name_or_path
+    head_from = _head_source(model_args, training_args, checkpoint)
+    experts_from = experts.expert_source(adapters, checkpoint, trains=trains, wanted=finetuning_args.llm_moe)
+    model = _load_lmm(tokenizer, model_args, finetuning_args, trains)
+    if expert_settings is not None:
+        experts.attach(model, expert_settings, experts_from, seed, trains=trains, pure_bf16=finetuning_args.pure_bf16)
+    _attach(model, head_config, reader, head_from, seed)
+    return model
+
+
 def _load_lmm(tokenizer: Any, model_args: "ModelArguments", finetuning_args: Any, trainable: bool) -> Any:
     """The host's model. For evaluation alone the adapter is attached, not merged: merging rounds it in bfloat16."""
     adapters = model_args.adapter_name_or_path
@@ -163,7 +199,10 @@ def _load_lmm(tokenizer: Any, model_args: "ModelArguments", finetuning_args: Any
 
 
 def input_settings(
-    model_args: "ModelArguments", data_args: "DataArguments", finetuning_args: "ClassifierFinetuningArguments"
+    model_args: "ModelArguments",
+    data_args: "DataArguments",
+    finetuning_args: "ClassifierFinetuningArguments",
+    guides: Guides,
 ) -> InputSettings:
     """Settings that the tokens and the hidden state of a meme depend on, for the manifest."""
     return InputSettings(
@@ -179,6 +218,7 @@ def input_settings(
         embed_layer=finetuning_args.embed_layer,
         problem_type=finetuning_args.problem_type,
         answers=tuple(finetuning_args.answers or ()),
+        **guides.digests,
     )
 
 
@@ -247,10 +287,12 @@ def _manifest(
     finetuning_args: Any,
     settings: InputSettings,
     head_config: HeadConfig,
+    expert_settings: ExpertSettings | None,
     records: dict[str, Any],
 ) -> Stage1Manifest:
     parts = {"model": model_args, "data": data_args, "training": training_args, "finetuning": finetuning_args}
     merged = _merged_adapters(model_args, finetuning_args)
+    optional = {} if expert_settings is None else {"experts": plain(expert_settings.model_dump())}
     described: dict[str, Any] = {}
     for name, dataset in records.items():
         parts_of = dataset if isinstance(dataset, dict) else {name.removesuffix("_dataset"): dataset}
@@ -270,6 +312,7 @@ def _manifest(
         head=plain(head_config.model_dump()),
         data=described,
         arguments={key: plain(value.to_dict()) for key, value in parts.items()},
+        **optional,
     )
 
 
@@ -292,7 +335,7 @@ def _train(trainer: ClassifierTrainer, records: dict[str, Any], checkpoint: Path
         evaluated = records.get("eval_dataset")
         prefixes = [f"eval_{name}" for name in evaluated] if isinstance(evaluated, dict) else ["eval"]
         names = ("loss", "lrc_auroc", "lmh_auroc", "lrc_accuracy", "lmh_accuracy")
-        keys = ["loss", "lm_loss", "lrc_loss", "rgcl_loss"]
+        keys = ["loss", "lm_loss", "lrc_loss", "rgcl_loss", "balance_loss", "routing_entropy"]
         keys += [f"{prefix}_{name}" for prefix in prefixes for name in names]
         logged = set().union(*trainer.state.log_history)
         plot_loss(trainer.args.output_dir, keys=[key for key in keys if key in logged])
