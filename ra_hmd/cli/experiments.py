@@ -189,7 +189,7 @@ def judge_command(
         raise UserError("Judging needs the extra `judge`: pip install 'ra-hmd[judge]'.")
     from ra_hmd.experiments.judge.client import JudgeSettings
     from ra_hmd.experiments.judge.run import Prices, judge
-    from ra_hmd.models.generation.openai_client import api_key
+    from ra_hmd.models.generation.endpoint import api_key
 
     done = judge(
         rationales,

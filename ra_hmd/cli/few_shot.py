@@ -1,14 +1,94 @@
-"""Commands of few-shot detection by experts: `few-shot`."""
+"""Commands of few-shot detection by clusters, guidance and experts."""
 
+import importlib.util
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ra_hmd.cli import options as o
+from ra_hmd.cli.options import command_line, from_settings, print_notes
+from ra_hmd.clusters.guidance_settings import MemberSettings, PictureSettings, TeacherOptions, TeacherSettings
+from ra_hmd.core.errors import UserError
+
+if TYPE_CHECKING:
+    from ra_hmd.data.guidance import Guidance
 
 few_shot_app = typer.Typer()
+
+
+@few_shot_app.command("guidance")
+@from_settings
+def guidance_command(
+    clusters: Annotated[Path, typer.Argument(help="Folder of `ra-hmd cluster`.")],
+    output: o.Output,
+    teacher: TeacherOptions,
+    members: MemberSettings,
+    pictures: PictureSettings,
+    data: Annotated[Path | None, typer.Option(help="Imported data set that the clusters were fitted on.")] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option("--from", help="Take the texts from a JSON or YAML file, or from a folder of 0.txt, 1.txt, …"),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the texts with the memes that the teacher saw.")] = False,
+    api_key_env: Annotated[str, typer.Option(help="Environment variable with the API's key.")] = "OPENAI_API_KEY",
+    concurrency: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = 4,
+    cache: Annotated[Path | None, typer.Option(help="Folder of answers; default: a folder beside --output.")] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave the text of a cluster empty where the teacher gives none.")
+    ] = False,
+) -> None:
+    """Write for each cluster a text that tells the model what to look at (docs/clusters.md).
+
+    A teacher writes them. Some memes of each cluster, words and images, ARE SENT TO ITS ENDPOINT: of the training split
+    alone, and without labels. A command that was interrupted and is started again asks only for what is missing. With
+    --from, or with --show alone, nothing is sent.
+    """
+    from ra_hmd.clusters.guidance_review import print_guidance
+    from ra_hmd.data.guidance import Guidance
+
+    if (texts is not None) + (teacher.endpoint is not None) + show == 0:
+        raise UserError(
+            "Say where the texts come from: --endpoint, --model and --data ask a teacher, --from takes files; --show "
+            "alone prints what --output holds."
+        )
+    if texts is not None and teacher.endpoint is not None:
+        raise UserError("--from takes the texts from files, and --endpoint asks a teacher; give one of them.")
+    if texts is not None:
+        from ra_hmd.clusters.guidance import take_texts
+
+        guidance = take_texts(clusters, texts, output, command=command_line())
+    elif teacher.endpoint is not None:
+        asked = {"members": members, "pictures": pictures, "cache": cache, "concurrency": concurrency}
+        guidance = _asked(clusters, data, output, teacher, api_key_env, partial=partial, **asked)
+    else:
+        guidance = Guidance.open(output)
+    written = texts is not None or teacher.endpoint is not None
+    if written and guidance.manifest is not None:
+        print_notes(guidance.manifest.notes)
+    if show:
+        print_guidance(guidance, data)
+    if written:
+        print(output)
+
+
+def _asked(
+    clusters: Path, data: Path | None, output: Path, teacher: TeacherOptions, variable: str, **asked: Any
+) -> "Guidance":
+    """Guidance of a teacher."""
+    if data is None:
+        raise UserError("A teacher is shown memes: give with --data the data set that the clusters were fitted on.")
+    if importlib.util.find_spec("openai") is None:
+        raise UserError("A teacher needs the extra `judge`: pip install 'ra-hmd[judge]'.")
+    from accelerate import PartialState
+
+    from ra_hmd.clusters.guidance import ask_teacher
+    from ra_hmd.models.generation.endpoint import api_key
+
+    settings, key = TeacherSettings(**teacher.model_dump()), api_key(variable)
+    device = PartialState().device if asked["pictures"].describe_with is not None else None
+    return ask_teacher(clusters, data, output, settings, key=key, device=device, command=command_line(), **asked)
 
 
 @few_shot_app.command("few-shot")

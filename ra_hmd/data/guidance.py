@@ -20,7 +20,7 @@ _WIDE = "\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef\U0002
 _WORD = re.compile(rf"[{_WIDE}]|[^\s…{_WIDE}]{{1,20}}")
 _SENTENCE_END = re.compile(r"(?:(?<=[^\s\d])[.!?]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*)")
 _FEWEST_WORDS = MOST_WORDS // 3
-"""A cut between sentences keeps at least these; else the cut is between words."""
+"""A cut between sentences keeps at least so many words, else the cut is between words."""
 
 
 def clean_guidance(text: str) -> str:
@@ -30,14 +30,26 @@ def clean_guidance(text: str) -> str:
     a blank count as a word, and so does each Chinese, Japanese or Korean character. The function is idempotent.
     """
     text = clean_caption(normalise(clean_caption(text)))
-    words = [match.end() for match in _WORD.finditer(text)]
+    words = _word_ends(text)
     if len(words) <= MOST_WORDS:
         return text
-    head = text[: words[MOST_WORDS - 1]]
-    ends = [match.end() for match in _SENTENCE_END.finditer(f"{head} ")]
-    if ends and ends[-1] >= words[_FEWEST_WORDS - 1]:
-        return head[: ends[-1]]
-    return f"{head}…"
+    return without_unfinished_sentence(text[: words[MOST_WORDS - 1]])
+
+
+def count_words(text: str) -> int:
+    """Number of words of a text, as `clean_guidance` counts them."""
+    return len(_word_ends(text))
+
+
+def without_unfinished_sentence(text: str) -> str:
+    """Cut a text after its last whole sentence, or mark its end by `…` where too little would be left."""
+    words, ends = _word_ends(text), [match.end() for match in _SENTENCE_END.finditer(f"{text} ")]
+    kept = ends and len([word for word in words if word <= ends[-1]]) >= min(_FEWEST_WORDS, len(words) / 2)
+    return text[: ends[-1]] if kept else f"{text}…"
+
+
+def _word_ends(text: str) -> list[int]:
+    return [match.end() for match in _WORD.finditer(text)]
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,12 @@ class Guidance:
         if not -1 <= cluster < self.count:
             raise ValueError(f"there is no cluster {cluster}; the guidance has clusters 0 to {self.count - 1}, or -1.")
         return "" if cluster == -1 else self.texts[cluster]
+
+    def edited(self, cluster: int) -> bool:
+        """Whether the text of a cluster is another one than the file was written with."""
+        entries = self.manifest.guidance if self.manifest else []
+        stated = [entry.sha256 for entry in entries if entry.cluster == cluster and entry.sha256]
+        return bool(stated) and sha256_bytes(self.texts[cluster].encode()) != stated[0]
 
     def shuffled(self, seed: int) -> "Guidance":
         """Return the texts permuted so that no cluster keeps its own: a control.

@@ -93,7 +93,7 @@ def test_scores_are_counted_and_a_second_run_asks_nothing(files: Files, tmp_path
     }  # fmt: skip
     assert again.usage["cache_hits"] == 6
     assert done.judge["host"] in endpoint.url
-    assert done.judge["served"] == ["judge-served"]
+    assert done.judge["served"] == ["served"]
     assert (tmp_path / "out" / "scores.png").read_bytes().startswith(b"\x89PNG")
     assert "2.50 [" in (tmp_path / "out" / "report.md").read_text()
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ra_hmd.experiments.judge.rubric import Grade, parse_grade, response_format
-from ra_hmd.models.generation.openai_client import AnswerFormat, EndpointSettings, OpenAIClient
+from ra_hmd.models.generation.endpoint import EndpointSettings
+from ra_hmd.models.generation.openai_client import AnswerFormat, OpenAIClient
 
 
 class JudgeSettings(EndpointSettings):

@@ -1,23 +1,20 @@
 """Client of an OpenAI-compatible endpoint, with a cache of answers on disk."""
 
 import json
-import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Generic, Protocol, TypeVar
 
 import openai
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from ra_hmd.core.artifacts import sha256_bytes, write_json
-from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.text import well_formed
+from ra_hmd.models.generation.endpoint import EndpointSettings
 
 _REJECTED = (openai.BadRequestError, openai.UnprocessableEntityError)
 _HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
@@ -31,52 +28,6 @@ _ASK_AGAIN = ("malformed", "unparseable", "cut off")
 
 T = TypeVar("T")
 Q = TypeVar("Q")
-
-
-class EndpointSettings(Settings):
-    """Model behind an OpenAI-compatible endpoint."""
-
-    TITLE: ClassVar[str] = "endpoint"
-
-    endpoint: str = Field(description="Base URL of the API, such as http://127.0.0.1:8000/v1.")
-    model: str = Field(description="Name of the model at the endpoint.")
-    temperature: float = Field(default=0.0, ge=0, description="Sampling temperature.")
-    max_tokens: int = Field(default=500, ge=1, description="Most tokens of an answer.")
-    retries: int = Field(default=3, ge=0, description="Repetitions of a request that failed or had no usable answer.")
-    timeout: float = Field(default=60.0, gt=0, description="Seconds until a request counts as failed.")
-
-    @field_validator("endpoint")
-    @classmethod
-    def _check_endpoint(cls, endpoint: str) -> str:
-        try:
-            parts = urlsplit(endpoint)
-            whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # malformed brackets or port
-            whole = False
-        if not whole:
-            raise ValueError(f"{endpoint!r} is no URL of an API, such as http://127.0.0.1:8000/v1")
-        if parts.username or parts.password:
-            raise ValueError("it holds a user name or password, which would be recorded; leave it out")
-        if parts.query or parts.fragment:
-            raise ValueError("it holds a query (?…), which would be recorded; give the base URL alone")
-        return endpoint
-
-    @property
-    def host(self) -> str:
-        """Host and port of the endpoint."""
-        return urlsplit(self.endpoint).netloc
-
-
-def api_key(variable: str) -> str | None:
-    """The API key in an environment variable, if it is set.
-
-    Raises:
-        UserError: the value cannot be a key.
-    """
-    key = os.environ.get(variable)
-    if key and not re.fullmatch("[!-~]+", key):
-        raise UserError(f"The value of {variable} is no key: it has blanks, a line's end or letters beyond ASCII.")
-    return key
 
 
 class _Message(BaseModel):

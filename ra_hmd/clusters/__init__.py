@@ -1,0 +1,1 @@
+"""Semantic clusters of memes: fitting, reports, and guidance by a teacher."""
