@@ -10,12 +10,100 @@ import typer
 from ra_hmd.cli import options as o
 from ra_hmd.cli.options import command_line, from_settings, print_notes
 from ra_hmd.clusters.guidance_settings import MemberSettings, PictureSettings, TeacherOptions, TeacherSettings
+from ra_hmd.clusters.settings import ClusterSettings
 from ra_hmd.core.errors import UserError
 
 if TYPE_CHECKING:
     from ra_hmd.data.guidance import Guidance
+    from ra_hmd.data.meme import Meme
+    from ra_hmd.features.store import Features
 
 few_shot_app = typer.Typer()
+
+
+@few_shot_app.command("cluster")
+@from_settings
+def cluster_command(
+    output: o.Output,
+    settings: ClusterSettings,
+    source: o.SourceOptions,
+    features: Annotated[
+        Path | None, typer.Option(help="Feature store of `ra-hmd encode` with the memes of a training split.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="The memes: file, folder, or data set name; with --features, where the images of the report are, by "
+            "default the place that the store states."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Training split; default: train, with --features that of the store.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Instead of --features: preset, folder, or name on the hub, as of `encode`.")
+    ] = None,
+    long_text: Annotated[
+        str | None, typer.Option(help="With --encoder, captions past its limit: truncate (default), or average.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="With --encoder: its revision on the hub.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="With --encoder: memes per call.")] = 32,
+    workers: Annotated[int, typer.Option(min=0, help="With --encoder: processes that decode images.")] = 2,
+    dtype: o.Precision = "auto",
+) -> None:
+    """Cluster the memes of a training split by a frozen encoder's features, without labels (docs/clusters.md).
+
+    With --encoder, an interrupted command that is started again continues.
+    """
+    from ra_hmd.clusters.run import cluster_memes, cluster_store
+    from ra_hmd.core.config import load_settings
+    from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+
+    if (features is None) == (encoder is None):
+        given = "Both are given" if features else "Neither is given"
+        raise UserError(f"{given}: --features STORE clusters a store, --data DATA with --encoder ENCODER makes one.")
+    if features is not None:
+        of_encoder = {"--task": source.task, "--limit": source.limit, "--long-text": long_text, "--revision": revision}
+        unused = [name for name, value in of_encoder.items() if value is not None]
+        if unused:
+            raise UserError(f"{', '.join(unused)}: with --features the store is as `ra-hmd encode` made it.")
+        manifest = cluster_store(
+            features,
+            output,
+            settings,
+            split=split,
+            lookup=lambda found: _find_memes(found, data, split, source),
+            show=True,
+        )
+    elif data is None or encoder is None:
+        raise UserError("--encoder needs --data: the memes that it encodes.")
+    else:
+        chosen = {"path": encoder, "revision": revision, "long_text": long_text or "truncate", "dtype": dtype}
+        split = split or "train"
+        memes, described = source.read(data, split)
+        manifest = cluster_memes(
+            memes[: source.limit],
+            output,
+            Encoder(load_settings(EncoderSettings, chosen, "options")),
+            settings,
+            split=split,
+            source=described,
+            label_classes=source.label_classes(data),
+            batch_size=batch_size,
+            num_workers=workers,
+            show=True,
+        )
+    print_notes(manifest.notes)
+    print(f"{output}: {manifest.count} clusters of {manifest.rows} memes, {', '.join(map(str, manifest.sizes))}")
+
+
+def _find_memes(features: "Features", data: str | None, split: str | None, source: o.SourceOptions) -> "list[Meme]":
+    """The memes of a store, for their images; without them a note is printed."""
+    from ra_hmd.clusters.members import find_memes
+
+    memes, note = find_memes(features, data, split, dataset_dir=source.dataset_dir, media_dir=source.media_dir)
+    print_notes([note] if note else [])
+    return memes
 
 
 @few_shot_app.command("guidance")

@@ -25,7 +25,8 @@ FINAL_RECORD = "final_evaluations.jsonl"
 """File in a head's folder with one line per evaluation that opened a test split."""
 
 _TEST = {"test", "testing"}
-_OTHER = {"train", "training", "dev", "val", "valid", "validation", "eval"}
+_TRAINING = {"train", "training"}
+_OTHER = _TRAINING | {"dev", "val", "valid", "validation", "eval"}
 
 
 def split_name(features: Features, place: str | Path) -> str:
@@ -38,6 +39,11 @@ def is_test_split(name: str) -> bool:
     train nor dev is. A split of unknown kind is locked.
     """
     return says_test(name) or not _words(name) & _OTHER
+
+
+def is_training_split(name: str) -> bool:
+    """Whether `train` is a word of a split's name, and `test` is none."""
+    return bool(_words(name) & _TRAINING) and not says_test(name)
 
 
 def says_test(name: str) -> bool:
@@ -116,6 +122,17 @@ def open_labels(
         for head in dict.fromkeys(map(Path, heads)):
             _append(head / FINAL_RECORD, {"time": _now(), "command": command, "test_sets": opened})
     return {"final": final, "test_sets": tests, "opened_before": before}
+
+
+def check_training(splits: Mapping[str, str], purpose: str) -> None:
+    """Raise `UserError` unless all splits are training splits, for what is fitted without labels too.
+
+    Args:
+        splits: Place to split.
+        purpose: What is done with the memes, the beginning of the message: `Clusters are fitted`.
+    """
+    other = {place: name for place, name in splits.items() if not is_training_split(name)}
+    _raise(other, f"{purpose} on a training split alone, never on dev or test data; give one whose name has `train`")
 
 
 def _labelled(stores: StoresByPlace) -> dict[str, Features]:

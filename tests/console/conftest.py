@@ -1,7 +1,6 @@
 """A console over a real socket, and a browser that looks at it."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from chromium import browser
 from gradio_calls import ConsoleServer
 from servers import in_thread
 
@@ -22,11 +22,7 @@ from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ARGUMENTS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+__all__ = ["browser"]
 
 
 @pytest.fixture
@@ -53,18 +49,6 @@ def console(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> 
             yield client
 
     return serve
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

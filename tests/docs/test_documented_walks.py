@@ -346,6 +346,8 @@ def test_encoder_track(prepared: Path, tmp_path: Path, monkeypatch: pytest.Monke
         shutil.copytree("saves/clip-vit-l-14-336/hateful_memes/features", "saves/clip-vit-l-14/hateful_memes/features")
         assert len(walk.block("docs/stage2.md", "ra-hmd train-head configs/hateclipper/hateful_memes_align.yaml")) == 1
         assert len(walk.block("docs/stage2.md", "ra-hmd stage2 configs/rgcl/hateful_memes.yaml")) == 1
+        shutil.rmtree("outputs/clusters", ignore_errors=True)
+        assert len(walk.block("docs/clusters.md", "ra-hmd cluster --data")) == 2
 
 
 def test_worked_example_of_the_evaluation_page(tmp_path: Path) -> None:
@@ -365,6 +367,7 @@ OTHERS = [
     ("README.md", "--encoder clip-vit-l-14-336"),
     ("docs/api.md", "images=@cat.png"),
     ("docs/api.md", "/v1/bank/relabel"),
+    ("docs/clusters.md", "ra-hmd cluster --data"),
     ("docs/deploy.md", "tar -C"),
     ("docs/encoders.md", "# Hate-CLIPper; or _cross"),
     ("docs/encoders.md", "ra-hmd zero-shot"),

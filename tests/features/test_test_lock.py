@@ -10,8 +10,10 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import NO_STORE, Features
 from ra_hmd.features.test_lock import (
     FINAL_RECORD,
+    check_training,
     final_records,
     is_test_split,
+    is_training_split,
     open_labels,
     split_name,
     store_digest,
@@ -33,6 +35,19 @@ def test_these_are_locked(name):
 @pytest.mark.parametrize("name", ["train", "dev", "dev_seen", "val", "validation", "b_train", "Dev2"])
 def test_these_are_open(name):
     assert not is_test_split(name)
+
+
+@pytest.mark.parametrize("name", ["train", "a_train", "Training-2", "train_all"])
+def test_these_are_training_splits(name):
+    assert is_training_split(name)
+    check_training({"somewhere": name}, "Clusters are fitted")
+
+
+@pytest.mark.parametrize("name", ["dev", "test", "train_test", "pool", "", "trainer"])
+def test_these_are_not(name):
+    assert not is_training_split(name)
+    with pytest.raises(UserError, match=rf"(?s)Clusters are fitted.*somewhere \(split '{name}'\)"):
+        check_training({"else": "train", "somewhere": name}, "Clusters are fitted")
 
 
 def test_the_manifest_s_split_counts_before_the_folder_s_name(tmp_path):

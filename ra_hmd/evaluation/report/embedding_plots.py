@@ -76,14 +76,15 @@ def histogram_figure(sets: Sequence[ScoredSet]) -> Figure:
 def _projection(axis: Axes, embedding: np.ndarray, labels: np.ndarray, title: str, word: str) -> None:
     unit = unit_rows(embedding)
     components = min(2, *unit.shape)
-    pca = PCA(n_components=components, svd_solver="full").fit(unit)
+    with np.errstate(invalid="ignore"):  # one row has no variance
+        pca = PCA(n_components=components, svd_solver="full").fit(unit)
     points = np.zeros((len(unit), 2))
     points[:, :components] = pca.transform(unit)
     shares = [*np.nan_to_num(pca.explained_variance_ratio_), 0.0][:2]
     for label in np.unique(labels):
         x, y = points[labels == label].T
         axis.scatter(x, y, s=12, alpha=0.6, linewidths=0, label=word.format(label), color=CLASS_COLOURS[label % 6],
-                     marker=CLASS_MARKERS[label % 6])  # fmt: skip
+                     marker=CLASS_MARKERS[(label + label // 6) % 6])  # fmt: skip
     axis.set(
         title=title,
         xlabel=f"first component ({shares[0]:.0%} of variance)",
@@ -92,12 +93,14 @@ def _projection(axis: Axes, embedding: np.ndarray, labels: np.ndarray, title: st
     axis.legend(fontsize=8)
 
 
-def projection_figure(stages: Mapping[str, np.ndarray], labels: np.ndarray, seed: int) -> Figure:
-    """PCA of the bank's unit-length embeddings, one panel per stage with the same rows (3,000 at most).
+def projection_figure(
+    stages: Mapping[str, np.ndarray], labels: np.ndarray, seed: int, word: str = "class {}"
+) -> Figure:
+    """PCA of unit-length embeddings, one panel per stage with the same rows (3,000 at most).
 
-    Label sets [N, C] are coloured by their number of classes.
+    Rows are coloured by their label, which the legend names by `word`; label sets [N, C] by their number of classes.
     """
-    word = "class {}" if labels.ndim == 1 else "{} classes"
+    word = word if labels.ndim == 1 else "{} classes"
     labels = labels if labels.ndim == 1 else labels.sum(axis=1)
     rows = np.random.default_rng(seed).permutation(len(labels))[:_MOST_POINTS]
     figure, axes = panels(len(stages))
