@@ -179,6 +179,19 @@ def _asked(
     return ask_teacher(clusters, data, output, settings, key=key, device=device, command=command_line(), **asked)
 
 
+@few_shot_app.command("export-clusters")
+def export_clusters_command(
+    run: Annotated[Path, typer.Argument(help="Stage 1 run with `llm_moe: true` and `router_input: none`.")],
+    output: o.Output,
+    base_model: Annotated[str | None, typer.Option(help="Where its base model lies now.")] = None,
+) -> None:
+    """Write a run whose experts are routed by the cluster alone as plain LoRA adapters, one per cluster."""
+    from ra_hmd.clusters.export import ADAPTERS, export_clusters
+
+    manifest = export_clusters(run, output, base_model, command=command_line())
+    print(f"{output / ADAPTERS}: {len(manifest.adapters)} adapters of rank {manifest.rank}")
+
+
 @few_shot_app.command("few-shot")
 def few_shot_command(
     config: Annotated[Path, typer.Argument(help="YAML file: data, recipe, clusters, guidance, arms (docs/ssmoe.md).")],

@@ -5,6 +5,7 @@ from ra_hmd.core.manifests.base import (
     Section,
 )
 from ra_hmd.core.manifests.clusters import (
+    ClusterAdaptersManifest,
     ClusterFit,
     ClustersManifest,
     ClusterStability,
@@ -88,6 +89,7 @@ __all__ = [
     "BestCheckpoint",
     "CaptionLengths",
     "CheckManifest",
+    "ClusterAdaptersManifest",
     "ClusterFit",
     "ClusterGuidance",
     "ClusterStability",

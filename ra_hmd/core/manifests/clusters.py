@@ -92,3 +92,28 @@ class ClustersManifest(FeatureOrigin, Manifest):
     fit: ClusterFit | None = None
     stability: ClusterStability | None = None
     notes: list[str] = Field(default_factory=list)
+
+
+class ClusterAdaptersManifest(Manifest):
+    """Manifest of a run with experts that was exported as one LoRA adapter per cluster (`adapters.json`).
+
+    Attributes:
+        command: The command line.
+        run: Folder of the run.
+        base_model: Folder or hub name of the LMM that the adapters belong to.
+        clusters: Digest of the clusters.
+        guidance: Digest of the guidance that the prompts have; None without.
+        rank: Rank of every adapter.
+        adapters: Cluster, -1 for memes of no cluster, to the name of its adapter's folder.
+    """
+
+    KINDS: ClassVar[tuple[str, ...]] = ("cluster_adapters",)
+    REMEDY: ClassVar[str] = "give a file of `ra-hmd export-clusters`"
+
+    command: str = ""
+    run: str = ""
+    base_model: str = ""
+    clusters: str | None = None
+    guidance: str | None = None
+    rank: int = Field(ge=1)
+    adapters: dict[str, str]

@@ -21,6 +21,7 @@ _MODELS: tuple[type[Manifest], ...] = (
     stores.ShareGptManifest,
     stores.CheckManifest,
     clusters.ClustersManifest,
+    clusters.ClusterAdaptersManifest,
     guidance.GuidanceManifest,
     heads.Stage1Manifest,
     heads.TrainedHeadManifest,
