@@ -37,25 +37,13 @@ from ra_hmd.models.checkpoint import adapter_digest
 from ra_hmd.models.classifier import ReadoutConfig, answer_spans, attach_head
 from ra_hmd.models.experts.settings import ExpertSettings
 from ra_hmd.models.head import HeadConfig, MemeHead, has_head
+from ra_hmd.models.stage1_config import LOADING
 from ra_hmd.models.tokenization import InputSettings, MemeEncoder, check_family
 
 if TYPE_CHECKING:
     from llamafactory.hparams import DataArguments, GeneratingArguments, ModelArguments, TrainingArguments
 
     from llamafactory_ext.arguments import ClassifierFinetuningArguments
-
-# What decides how the host loads a model. Not `trust_remote_code`: a manifest must not make anyone run code.
-_LOADING = (
-    "quantization_bit",
-    "quantization_method",
-    "quantization_type",
-    "double_quantization",
-    "model_revision",
-    "rope_scaling",
-    "use_fast_tokenizer",
-    "image_do_pan_and_scan",
-    "crop_to_patches",
-)
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
 
@@ -301,7 +289,7 @@ def _manifest(
         base_model={
             "path": model_args.model_name_or_path,
             "fingerprint": fingerprint_model(model_args.model_name_or_path),
-            "loading": plain({name: getattr(model_args, name) for name in _LOADING}),
+            "loading": plain({name: getattr(model_args, name) for name in LOADING}),
             "adapters": merged,
             "adapter_digests": [adapter_digest(adapter) for adapter in merged],
         },

@@ -125,6 +125,9 @@ class LmmOptions(ModelOptions):
     checkpoint: str = Field(description="Stage 1 run, checkpoint, merged export, or with --backbone-only a model.")
     backbone_only: bool = Field(False, description="Run the LMM alone, without a Stage 1 run.")
     template: str | None = Field(None, description="With --backbone-only: LLaMA-Factory template.")
+    config: Path | None = Field(
+        None, description="With --backbone-only: Stage 1 YAML file whose prompt, sizes and precision the model has."
+    )
     clusters: Path | None = Field(None, description="With --backbone-only: folder of clusters (docs/clusters.md).")
     guidance: Path | None = Field(
         None, description="With --backbone-only and --clusters: guidance for the prompts of each cluster."
@@ -135,18 +138,19 @@ class LmmOptions(ModelOptions):
         """Open the run.
 
         Raises:
-            UserError: a missing folder, or one that is no run; clusters or guidance for a run that has its own.
+            UserError: a missing folder, or one that is no run; clusters, guidance or a YAML file for a run that has its
+                own.
         """
         from ra_hmd.models.checkpoint import open_backbone, open_run
 
         guides = {"clusters": self.clusters, "guidance": self.guidance}
         if self.backbone_only:
-            return open_backbone(self.checkpoint, self.template, self.base_model, **guides)
-        given = [f"--{name} {place}" for name, place in guides.items() if place is not None]
+            return open_backbone(self.checkpoint, self.template, self.base_model, config=self.config, **guides)
+        given = [f"--{name} {place}" for name, place in {**guides, "config": self.config}.items() if place is not None]
         if given:
             raise UserError(
-                f"{' and '.join(given)}: a Stage 1 run has the clusters and the guidance that it was trained with; "
-                "leave it out, or use --backbone-only."
+                f"{' and '.join(given)}: a Stage 1 run has the clusters, the guidance and the settings that it was "
+                "trained with; leave it out, or use --backbone-only."
             )
         return open_run(self.checkpoint, self.base_model)
 

@@ -4,14 +4,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import yaml
 from PIL import Image
 
-from ra_hmd.core.config import load_settings
-from ra_hmd.core.errors import UserError
 from ra_hmd.data.guidance import Guidance
 from ra_hmd.models.meme_model import load_encoder
-from ra_hmd.models.tokenization import InputSettings
+from ra_hmd.models.stage1_config import read_stage1_config
 
 _SMALL = (56, 56)
 
@@ -31,23 +28,14 @@ def excess_tokens(config: str | Path, model: str | None = None) -> Callable[[str
     Raises:
         UserError: a file without the keys that are needed, or a model whose tokenizer cannot be loaded.
     """
-    path = Path(config)
-    if not path.is_file():
-        raise UserError(f"--config {path} does not exist; give the YAML file of Stage 1.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict) or not values.get("template") or not values.get("model_name_or_path"):
-        raise UserError(f"--config {path} has no `model_name_or_path` and `template`; give a YAML file of Stage 1.")
-    known = values.keys() & InputSettings.model_fields.keys() - {"clusters", "guidance"}  # folder and file in YAML
-    settings = load_settings(InputSettings, {key: values[key] for key in known}, path)
-    encoder, _ = load_encoder(model or values["model_name_or_path"], settings)
+    stated = read_stage1_config(config)
+    settings = stated.inputs
+    encoder, _ = load_encoder(model or stated.model, settings)
     count = encoder.tokenizer.encode
     question = len(count(settings.prompt.render(""), add_special_tokens=False))
 
     image_tokens = cache(encoder.image_tokens)
-    guidance = _longest_guidance(values.get("guidance"), count)
+    guidance = _longest_guidance(stated.guidance, count)
     without_image = encoder.count("", Image.new("L", _SMALL), guidance) - image_tokens(*_SMALL)
 
     def excess(caption: str, width: int, height: int) -> int:

@@ -17,6 +17,7 @@ from ra_hmd.models.experts.files import has_experts
 from ra_hmd.models.experts.settings import EXPERT_WEIGHTS
 from ra_hmd.models.families import family_of
 from ra_hmd.models.head import HEAD_WEIGHTS, has_head
+from ra_hmd.models.stage1_config import read_stage1_config
 from ra_hmd.models.tokenization import InputSettings
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -216,6 +217,7 @@ def open_backbone(
     template: str | None = None,
     base_model: str | None = None,
     *,
+    config: str | Path | None = None,
     clusters: str | Path | None = None,
     guidance: str | Path | None = None,
 ) -> Run:
@@ -225,6 +227,7 @@ def open_backbone(
         model: A model folder or hub name, or a Stage 1 run whose tuning is left aside.
         template: Template of LLaMA-Factory; default is the family's.
         base_model: Where the base model of a Stage 1 run lies now.
+        config: Stage 1 YAML file that says how memes become tokens and how the model is loaded.
         clusters: Folder of clusters, for guidance.
         guidance: Guidance file; each meme's prompt has the text of its cluster.
 
@@ -232,6 +235,10 @@ def open_backbone(
         UserError: a model that cannot be loaded; guidance without clusters, or made for other ones.
     """
     run = _bare(model, template, base_model)
+    if config is not None:
+        stated = read_stage1_config(config)
+        inputs = stated.inputs if template is None else stated.inputs.replace(template=template)
+        run = replace(run, settings=inputs, loading=stated.loading)
     if clusters is None and guidance is None:
         return run
     opened, texts = open_guides(clusters, guidance)
