@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from ra_hmd.clusters.assignments import ASSIGNMENTS
 from ra_hmd.clusters.guidance_settings import MemberSettings
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import ClustersManifest, GuidanceData
 from ra_hmd.data.images import content_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import MemeData, open_data
+from ra_hmd.data.readers import READERS
+from ra_hmd.data.readers.generic import Generic
 from ra_hmd.features.test_lock import is_test_split
 from ra_hmd.models.cluster_assignment import Clusters
-
-ASSIGNMENTS = "assignments.parquet"
 
 
 @dataclass(frozen=True, order=True)
@@ -94,7 +95,8 @@ def open_members(
     fitted = fitted_split(manifest, clusters.folder)
     split = _split_of(data, [fitted, manifest.dataset_split or fitted])
     stated, found = manifest.dataset, data.manifest.dataset
-    if stated is not None and found is not None and stated != found:
+    public = set(READERS) - {Generic.name}  # names of other data are those of their folders, which may be moved
+    if stated is not None and stated != found and {stated, found} & public:
         raise UserError(f"{folder} is data set {found!r}, the clusters were fitted on {stated!r}; give that one.")
     wanted = {name: content for chosen in members for name, content in chosen.items()}
     memes = {meme.id: meme for meme in data.memes(split) if meme.id in wanted}

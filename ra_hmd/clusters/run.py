@@ -8,19 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ra_hmd.clusters.assignments import ASSIGNMENTS, write_assignments
 from ra_hmd.clusters.fit import FittedCentroids, fit_centroids
 from ra_hmd.clusters.members import choose_members
 from ra_hmd.clusters.report import write_cluster_report
 from ra_hmd.clusters.settings import ClusterSettings
-from ra_hmd.core.artifacts import alone_in, atomic_path, plain, sha256_bytes, versions
+from ra_hmd.core.artifacts import alone_in, plain, sha256_bytes, versions
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import ClustersManifest, read_manifest
 from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.text import well_formed
 from ra_hmd.features.compatibility import check_output, check_store
 from ra_hmd.features.extract_clip import describe_captions, encode
 from ra_hmd.features.store import Features, read_features
@@ -35,7 +33,6 @@ from ra_hmd.models.cluster_assignment import (
     joint_vectors,
 )
 
-ASSIGNMENTS = "assignments.parquet"
 STORE = "features"
 """Feature store in the output folder, of clusters that are made straight from memes."""
 SMALL_SHARE = 0.02
@@ -134,7 +131,7 @@ def cluster_store(
         clusters = _clusters(output, stated, fit_centroids(vectors[order], settings, show=show), settings)
         clusters, assigned = _measured(clusters, vectors, features)
         _check_same_result(output, clusters)
-        _write_assignments(output / ASSIGNMENTS, features, assigned)
+        write_assignments(output / ASSIGNMENTS, features, assigned)
         members = choose_members(assigned, clusters.count, settings.seed)
         write_cluster_report(clusters, features, vectors, assigned, members, memes, output)
         return clusters.copy_to(output).manifest
@@ -311,17 +308,3 @@ def _notes(features: Features, sizes: list[int], unknown: int) -> list[str]:
 
 def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _write_assignments(path: Path, features: Features, assigned: Assignment) -> None:
-    """Write one row per meme, in the order of the store."""
-    margin = pa.array(assigned.margin, pa.float64(), mask=~np.isfinite(assigned.margin))  # none with one cluster
-    columns = {
-        "id": pa.array([well_formed(name) for name in features.ids], pa.string()),
-        "content": pa.array(features.contents or [""] * len(features), pa.string()),
-        "cluster": pa.array(assigned.cluster, pa.int64()),
-        "distance": pa.array(assigned.distance, pa.float64()),
-        "margin": margin,
-    }
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, compression="zstd")

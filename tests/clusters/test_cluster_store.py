@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ra_hmd.clusters import run
-from ra_hmd.clusters.run import ASSIGNMENTS, cluster_store
+from ra_hmd.clusters.assignments import ASSIGNMENTS
+from ra_hmd.clusters.run import cluster_store
 from ra_hmd.clusters.settings import ClusterSettings
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import UNLABELLED
