@@ -21,12 +21,16 @@ from ra_hmd.models.classifier import IGNORE, ClassifierOutput, ReadoutConfig, at
 from ra_hmd.models.cluster_assignment import UNKNOWN_CLUSTER
 from ra_hmd.models.experts.attach import attach_experts
 from ra_hmd.models.experts.files import load_experts, read_expert_settings
+from ra_hmd.models.families import family_of
 from ra_hmd.models.head import load_head, read_head_config
 from ra_hmd.models.tokenization import InputSettings, MemeEncoder, check_family
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel
+
+# Inputs of the language model; others belong to images.
+_SEQUENCES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "rope_deltas")
 
 
 def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> tuple[MemeEncoder, Any]:
@@ -56,7 +60,8 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
         template=settings.template, cutoff_len=settings.cutoff_len, default_system=settings.default_system
     )
     try:
-        check_family(load_config(model_args).model_type, settings.template)
+        model_type = load_config(model_args).model_type
+        check_family(model_type, settings.template)
         loaded = load_tokenizer(model_args)
     except UserError:
         raise
@@ -69,6 +74,7 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
         prompt=settings.prompt,
         cutoff_len=settings.cutoff_len,
         answers=settings.expected_answers,
+        family=family_of(model_type),
     )
     return encoder, model_args
 
@@ -169,8 +175,11 @@ class MemeModel:
         """Rows of `encode` as one batch on the CPU; the head reads each row's last prompt token."""
         rows = [dict(row) for row in rows]
         clusters = torch.tensor([row.pop("cluster", UNKNOWN_CLUSTER) for row in rows])
-        batch = self._collator(rows)
+        without_images = not any(row["images"] for row in rows)
+        batch = self._collator(rows)  # takes the images out of the rows
         del batch["labels"]
+        if len(rows) == 1 and without_images:
+            batch = _unmasked(batch)
         if self.run.experts is not None:
             batch["cluster_ids"] = clusters
         steps = torch.arange(batch["attention_mask"].shape[1])
@@ -202,3 +211,16 @@ def prompt_row(ids: list[int], images: list["Image"], cluster: int) -> dict[str,
     length = len(ids)
     row = {"input_ids": ids, "attention_mask": [1] * length, "labels": [IGNORE] * length, "images": images}
     return row | {"cluster": cluster}
+
+
+def _unmasked(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of one row without images, without the masked image that the host adds to it.
+
+    In a batch of one row Qwen3.5's linear attention reads masked tokens too.
+    """
+    kept = batch["attention_mask"][0].bool()
+    return {
+        name: value[..., kept] if name != "rope_deltas" else value
+        for name, value in batch.items()
+        if name in _SEQUENCES
+    }
