@@ -50,7 +50,7 @@ class Experts:
             RuntimeError: `routing.set` was not called with an attention mask, or no forward pass followed.
         """
         record = self.routing.balance
-        with torch.no_grad():
+        if torch.is_grad_enabled():  # training
             shares = record.share()
             self._step[:-1] += shares.sum(dim=0)
             self._step[-1] += len(shares)
