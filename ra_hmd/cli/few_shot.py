@@ -114,7 +114,14 @@ def guidance_command(
     teacher: TeacherOptions,
     members: MemberSettings,
     pictures: PictureSettings,
-    data: Annotated[Path | None, typer.Option(help="Imported data set that the clusters were fitted on.")] = None,
+    source: Annotated[o.SourceOptions, o.Without("task", "limit")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="The memes that the clusters were fitted on: imported folder, file, or data set name; default: the "
+            "place that the clusters state."
+        ),
+    ] = None,
     texts: Annotated[
         Path | None,
         typer.Option("--from", help="Take the texts from a JSON or YAML file, or from a folder of 0.txt, 1.txt, …"),
@@ -133,40 +140,38 @@ def guidance_command(
     alone, and without labels. A command that was interrupted and is started again asks only for what is missing. With
     --from, or with --show alone, nothing is sent.
     """
+    from ra_hmd.clusters.guidance_members import Data
     from ra_hmd.clusters.guidance_review import print_guidance
     from ra_hmd.data.guidance import Guidance
 
     if (texts is not None) + (teacher.endpoint is not None) + show == 0:
         raise UserError(
-            "Say where the texts come from: --endpoint, --model and --data ask a teacher, --from takes files; --show "
-            "alone prints what --output holds."
+            "Say where the texts come from: --endpoint and --model ask a teacher, --from takes files; --show alone "
+            "prints what --output holds."
         )
     if texts is not None and teacher.endpoint is not None:
         raise UserError("--from takes the texts from files, and --endpoint asks a teacher; give one of them.")
+    place = Data(data, source.dataset_dir, source.media_dir)
     if texts is not None:
         from ra_hmd.clusters.guidance import take_texts
 
         guidance = take_texts(clusters, texts, output, command=command_line())
     elif teacher.endpoint is not None:
         asked = {"members": members, "pictures": pictures, "cache": cache, "concurrency": concurrency}
-        guidance = _asked(clusters, data, output, teacher, api_key_env, partial=partial, **asked)
+        guidance = _asked(clusters, output, teacher, api_key_env, data=place, partial=partial, **asked)
     else:
         guidance = Guidance.open(output)
     written = texts is not None or teacher.endpoint is not None
     if written and guidance.manifest is not None:
         print_notes(guidance.manifest.notes)
     if show:
-        print_guidance(guidance, data)
+        print_guidance(guidance, place)
     if written:
         print(output)
 
 
-def _asked(
-    clusters: Path, data: Path | None, output: Path, teacher: TeacherOptions, variable: str, **asked: Any
-) -> "Guidance":
+def _asked(clusters: Path, output: Path, teacher: TeacherOptions, variable: str, **asked: Any) -> "Guidance":
     """Guidance of a teacher."""
-    if data is None:
-        raise UserError("A teacher is shown memes: give with --data the data set that the clusters were fitted on.")
     if importlib.util.find_spec("openai") is None:
         raise UserError("A teacher needs the extra `judge`: pip install 'ra-hmd[judge]'.")
     from accelerate import PartialState
@@ -176,7 +181,7 @@ def _asked(
 
     settings, key = TeacherSettings(**teacher.model_dump()), api_key(variable)
     device = PartialState().device if asked["pictures"].describe_with is not None else None
-    return ask_teacher(clusters, data, output, settings, key=key, device=device, command=command_line(), **asked)
+    return ask_teacher(clusters, output, settings, key=key, device=device, command=command_line(), **asked)
 
 
 @few_shot_app.command("export-clusters")

@@ -8,7 +8,7 @@ import torch
 
 from ra_hmd.clusters.describe import describe, described_by, open_describer
 from ra_hmd.clusters.guidance_files import digest_of, read_texts
-from ra_hmd.clusters.guidance_members import choose_members, descriptions_of, fitted_split, open_members
+from ra_hmd.clusters.guidance_members import Data, choose_members, descriptions_of, fitted_split, open_members
 from ra_hmd.clusters.guidance_settings import MemberSettings, PictureSettings, TeacherSettings
 from ra_hmd.clusters.teacher import (
     INSTRUCTION,
@@ -29,10 +29,10 @@ from ra_hmd.models.generation.openai_client import Answer, OpenAIClient, SilentE
 
 def ask_teacher(
     folder: str | Path,
-    data: str | Path,
     output: str | Path,
     settings: TeacherSettings,
     *,
+    data: Data | None = None,
     members: MemberSettings | None = None,
     pictures: PictureSettings | None = None,
     device: torch.device | None = None,
@@ -49,9 +49,9 @@ def ask_teacher(
 
     Args:
         folder: Folder of the clusters (`ra-hmd cluster`).
-        data: Imported data set that they were fitted on.
         output: The file.
         settings: Teacher and endpoint.
+        data: Where the memes are that they were fitted on.
         members: Choice of the memes that stand for a cluster.
         pictures: How the teacher sees images.
         device: Device of a model that describes images; default: the CPU.
@@ -73,7 +73,7 @@ def ask_teacher(
     clusters = Clusters.open(folder)
     fitted_split(clusters.manifest, folder)
     chosen = choose_members(folder, clusters.count, members)
-    memes, described_data = open_members(clusters, data, chosen)
+    memes, described_data = open_members(clusters, data or Data(), chosen)
     place = Path(cache) if cache is not None else output.with_name(f"{output.stem}_cache")
     seen, describer = _seen(memes, pictures, place, device, show)
     questions = [

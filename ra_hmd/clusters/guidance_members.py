@@ -13,10 +13,9 @@ from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import ClustersManifest, GuidanceData
 from ra_hmd.data.images import content_hash
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.meme_dataset import MemeData, open_data
-from ra_hmd.data.readers import READERS
-from ra_hmd.data.readers.generic import Generic
-from ra_hmd.features.test_lock import is_test_split
+from ra_hmd.data.prompt import Answers, PromptTemplate
+from ra_hmd.data.resolve import resolve_memes
+from ra_hmd.features.test_lock import check_training
 from ra_hmd.models.cluster_assignment import Clusters
 
 
@@ -69,55 +68,55 @@ def fitted_split(manifest: ClustersManifest, place: str | Path) -> str:
     """The split that clusters were fitted on.
 
     Raises:
-        UserError: a test split, or one that is not stated.
+        UserError: it is no training split, or it is not stated.
     """
-    name = manifest.split_name or manifest.dataset_split
+    name = manifest.split_name
     if name is None:
         raise UserError(f"The clusters in {place} do not state their split; make them again with `ra-hmd cluster`.")
-    tests = [one for one in (name, manifest.dataset_split or name) if is_test_split(one)]
-    if tests:
-        raise UserError(
-            f"The clusters in {place} were fitted on split {tests[0]!r}, which is test data or named neither train nor "
-            "dev; a teacher must not see it. Fit clusters on a training split."
-        )
+    source = manifest.source.split if manifest.source else None
+    check_training({str(place): name, f"data of {place}": source or name}, "Guidance is written for clusters")
     return name
 
 
+@dataclass(frozen=True)
+class Data:
+    """Place of the memes that clusters were fitted on.
+
+    Attributes:
+        place: File, folder, or name of a data set; None: what the clusters state.
+        dataset_dir: Folder of dataset_info.json.
+        media_dir: Folder that relative image paths start from.
+    """
+
+    place: str | None = None
+    dataset_dir: str | Path = "data"
+    media_dir: str | Path | None = None
+
+
 def open_members(
-    clusters: Clusters, folder: str | Path, members: Sequence[Mapping[str, str]]
+    clusters: Clusters, data: Data, members: Sequence[Mapping[str, str]]
 ) -> tuple[dict[str, Meme], GuidanceData]:
-    """The chosen memes by id, from the split of an imported data set that the clusters were fitted on.
+    """The chosen memes by id, from the split that the clusters were fitted on.
 
     Raises:
-        UserError: another data set, a test split, or memes that it does not have, or has with another content.
+        UserError: no training split, no such data, or memes that are not there, or have another content.
     """
-    manifest, data = clusters.manifest, open_data(folder)
-    fitted = fitted_split(manifest, clusters.folder)
-    split = _split_of(data, [fitted, manifest.dataset_split or fitted])
-    stated, found = manifest.dataset, data.manifest.dataset
-    public = set(READERS) - {Generic.name}  # names of other data are those of their folders, which may be moved
-    if stated is not None and stated != found and {stated, found} & public:
-        raise UserError(f"{folder} is data set {found!r}, the clusters were fitted on {stated!r}; give that one.")
+    manifest = clusters.manifest
+    split = fitted_split(manifest, clusters.folder)
+    place = data.place or (manifest.source.place if manifest.source else None)
+    if place is None:
+        raise UserError(f"The clusters in {clusters.folder} do not state the place of their memes; give it as --data.")
+    found = resolve_memes(place, split, PromptTemplate(), Answers(), data.dataset_dir, data.media_dir)
     wanted = {name: content for chosen in members for name, content in chosen.items()}
-    memes = {meme.id: meme for meme in data.memes(split) if meme.id in wanted}
+    memes = {meme.id: meme for meme in found if meme.id in wanted}
     problems = [f"{name!r} is not there" for name in sorted(set(wanted) - set(memes))]
     problems += [
         f"{name!r} has another image or caption"
         for name, meme in sorted(memes.items())
         if wanted[name] and content_hash(meme.load_image(), meme.text or "") != wanted[name]
     ]
-    raise_all(problems, f"{folder}, split {split!r}, has not the memes that the clusters were fitted on")
-    return memes, GuidanceData(place=str(folder), dataset=found, split=split)
-
-
-def _split_of(data: MemeData, names: Sequence[str]) -> str:
-    known = [name for name in names if name in data.splits]
-    if not known:
-        raise UserError(
-            f"{data.folder} has no split {names[0]!r}, which the clusters were fitted on; it has "
-            f"{', '.join(data.splits)}."
-        )
-    return known[0]
+    raise_all(problems, f"{place}, split {split!r}, has not the memes that the clusters were fitted on; give --data")
+    return memes, GuidanceData(place=place, dataset=manifest.dataset, split=split)
 
 
 def descriptions_of(memes: Mapping[str, Meme]) -> dict[str, str]:

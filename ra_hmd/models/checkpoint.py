@@ -271,7 +271,7 @@ def _bare(model: str, template: str | None, base_model: str | None) -> Run:
         return replace(run, adapter=None, head=None, experts=None)
     try:
         model_type = AutoConfig.from_pretrained(model).model_type
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{model} is neither a model folder nor a model name that can be loaded: {error}") from error
     if template is None:
         family = family_of(model_type)
