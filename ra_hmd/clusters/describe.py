@@ -76,7 +76,7 @@ def describe(
     found = {name: text for name, path in places.items() if (text := _stored(path))}
     rest = [meme for meme in memes if meme.id not in found]
     if rest:
-        speaker = open_engine(engine, MemeModel(run, device), adapter=run.adapter is not None, batch_size=batch_size)
+        speaker = open_engine(engine, MemeModel(run, device), batch_size=batch_size)
         parts = [rest[start : start + batch_size] for start in range(0, len(rest), batch_size)]
         for part in track(((len(part), part) for part in parts), "Describing", len(rest), "memes", show=show):
             chats = [Chat([{"role": "user", "content": REQUEST}], [meme.load_image()]) for meme in part]
