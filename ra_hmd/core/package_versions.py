@@ -37,7 +37,7 @@ KNOWN_BAD = (
     BadPair(
         "transformers",
         "==5.6.0",
-        effect="its FlashAttention 2 expects attention sinks, which no Qwen-VL has: the first forward pass fails",
+        effect="its FlashAttention 2 expects attention sinks, which no supported LMM has: the first forward pass fails",
         remedy="Run `pip install 'transformers>=5.5.4,<5.6'`, or add flash_attn=sdpa to the command.",
         beside="flash-attn",
         options={"flash_attn": "fa2"},

@@ -34,6 +34,8 @@ from ra_hmd.models.tokenization import InputSettings
 
 CLASSIFIER = "classifier.bin"
 CLASSIFIER_CONFIG = "classifier_config.json"
+# The official code knows Qwen-VL models alone; `official_adapter` moves the names of their modules.
+OFFICIAL_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 _LAYER = re.compile(r"(?:mlp\.(?P<place>\d+)|output_layer)\.(?P<part>weight|bias)")
 
@@ -209,8 +211,10 @@ def _base_model(stated: EasyDict, folder: Path, given: str | None) -> tuple[str,
         raise UserError(
             f"The base model {path} cannot be opened ({first_line(error)}); say where it is with --base-model."
         ) from error
-    if config.model_type not in FAMILIES:
-        raise UserError(f"{path} is a {config.model_type} model; supported are {', '.join(FAMILIES)}.")
+    if config.model_type not in OFFICIAL_FAMILIES:
+        raise UserError(
+            f"{path} is a {config.model_type} model; official checkpoints are of {', '.join(OFFICIAL_FAMILIES)}."
+        )
     return (str(Path(path).resolve()) if Path(path).is_dir() else path), config
 
 

@@ -59,9 +59,10 @@ class Qwen35(QwenVL):
             "linear_attention" if (layer + 1) % 4 and layer + 1 < num_layers else "full_attention"
             for layer in range(num_layers)
         ]
-        heads = hidden_size // 32
-        text |= {"linear_num_key_heads": heads // 2, "linear_num_value_heads": heads}
-        text |= {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
+        # As many heads as the published 9B model: two projections have a row for each, and bitsandbytes' 4-bit kernels
+        # on CPUs with AVX512-BF16 need multiples of 32.
+        text |= {"linear_num_key_heads": 16, "linear_num_value_heads": 32}
+        text |= {"linear_key_head_dim": hidden_size // 16, "linear_value_head_dim": hidden_size // 32}
         _, vision = tiny_parts(tokenizer, hidden_size, num_layers)
         del vision["deepstack_visual_indexes"]
         return make(text_config=text, vision_config=vision, tie_word_embeddings=False, **token_ids(tokenizer))

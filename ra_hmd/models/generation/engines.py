@@ -28,6 +28,7 @@ from ra_hmd.core.choices import EngineKind
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
 from ra_hmd.models.checkpoint import ADAPTER_CONFIG, Run
+from ra_hmd.models.families.qwen import QwenVL
 from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids, check_length, check_run_adapter, fold_image_tokens
 from ra_hmd.models.meme_model import MemeModel
 from ra_hmd.models.tokenization import MemeEncoder
@@ -36,6 +37,7 @@ VLLM_PYTHON = "RA_HMD_VLLM_PYTHON"
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's `MaxLoRARanks`
 _CONTEXT = 16384  # most tokens of prompt and answer in vLLM, which keeps room for that many
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_VISION = (".visual.", ".vision_tower.", ".multi_modal_projector.")  # in names of modules outside the language model
 _FREE_SHARE = 0.9  # of the GPU memory that is free, for vLLM
 
 
@@ -293,7 +295,7 @@ def vllm_arguments(
         "tensor_parallel_size": tensor_parallel_size,
         "max_model_len": context,
         "limit_mm_per_prompt": {"image": max_images, "video": 0},
-        "mm_processor_kwargs": {"max_pixels": _largest_picture(encoder)},
+        "mm_processor_kwargs": _largest_picture(encoder),
         "generation_config": "vllm",  # the sampling is ours, not the one in the model's folder
         "seed": 0,
     }
@@ -309,7 +311,7 @@ def vllm_arguments(
 
         rank = read_json(run.adapter / ADAPTER_CONFIG)["r"]
         with safe_open(run.adapter / "adapter_model.safetensors", "pt") as weights:
-            sees = any(".visual." in name for name in weights.keys())  # noqa: SIM118 - no mapping
+            sees = any(part in name for name in weights.keys() for part in _VISION)  # noqa: SIM118 - no mapping
         # Without the last one vLLM would leave the image's part of the adapter out, and only log it.
         arguments |= {"enable_lora": True, "max_lora_rank": _room(rank), "enable_tower_connector_lora": sees}
     return arguments
@@ -323,14 +325,17 @@ def _room(rank: int) -> int:
     return found
 
 
-def _largest_picture(encoder: MemeEncoder) -> int:
-    """Pixels that no image exceeds once it is rounded to whole patches, or the model's own limit if that is less.
+def _largest_picture(encoder: MemeEncoder) -> dict[str, int]:
+    """`max_pixels` of a Qwen-VL's processor: pixels that no image exceeds once it is rounded to whole patches, or the
+    model's own limit if that is less. Nothing for families whose images have one size.
 
     vLLM keeps memory for its largest image. The run's limit itself would be too small: LLaMA-Factory applies it
     before the model's processor rounds each side up by half a patch, and aspect ratios go up to 200.
     """
+    if not isinstance(encoder.family, QwenVL):
+        return {}
     pixels, processor = encoder.processor.image_max_pixels, encoder.processor.image_processor
     half = processor.patch_size * processor.merge_size / 2
     longest_sides = pixels**0.5 * (200**0.5 + 200**-0.5)  # of width and height, added
     rounded = int(pixels + half * longest_sides + half * half) + 1
-    return min(rounded, processor.size["longest_edge"])
+    return {"max_pixels": min(rounded, processor.size["longest_edge"])}
