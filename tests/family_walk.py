@@ -24,6 +24,7 @@ from ra_hmd.models.meme_model import MemeModel
 LIMIT = 12  # memes of a split that are extracted, judged and explained
 STEPS = 4  # optimizer steps of Stage 1
 WORDS = 5  # tokens of a rationale
+EXPERTS = {"llm_moe": True, "lora_target": None, "llm_moe_num_experts": 3, "expert_rank": 4}
 STAGE2 = "metric: cos\nbatch_size: 6\nepochs: 2\nlr: 1.0e-2\ntopk: 5\nselect_by: dev_rkc_auroc\n"
 
 
@@ -42,15 +43,20 @@ class Walk:
     def __init__(self, folder: Path, family: str, config: Callable[..., dict[str, Any]], memes: Path) -> None:
         self.folder, self.family, self._config, self._memes = folder, family, config, memes
 
-    def train(self, name: str, **changes: Any) -> Path:
-        """Stage 1 in the folder `name`, with predictions of the dev memes."""
+    def settings(self, name: str, **changes: Any) -> dict[str, Any]:
+        """A configuration of Stage 1 that trains in the folder `name` and predicts the dev memes."""
         settings = {
             "max_samples": 16,
+            "cutoff_len": 384,  # some templates have a long system message, which tiny tokenizers cut into bytes
             "max_steps": STEPS,
             "per_device_train_batch_size": 4,
             "do_predict": True,
         }
-        tuner.run_exp(self._config(self.folder / name, self.family, **settings | changes), callbacks=[])
+        return self._config(self.folder / name, self.family, **settings | changes)
+
+    def train(self, name: str, **changes: Any) -> Path:
+        """Stage 1 in the folder `name`."""
+        tuner.run_exp(self.settings(name, **changes), callbacks=[])
         return self.folder / name
 
     @cached_property

@@ -10,10 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from family_walk import LIMIT, STEPS, Walk, largest_difference, likeliest_tokens, recorded_generation, rows_of
+import yaml
+from family_walk import EXPERTS, LIMIT, STEPS, Walk, largest_difference, likeliest_tokens, recorded_generation, rows_of
+from once import SharedFolders
+from safetensors.torch import load_file
+from served import ra_hmd
+from small_clusters import drawn_clusters
 
 from ra_hmd.core.artifacts import read_json
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import load_image
+from ra_hmd.models.caption_budget import excess_tokens
 from ra_hmd.models.families import FAMILIES
 from ra_hmd.models.generation.chat import Chat, ChatModel
 
@@ -43,6 +50,16 @@ def record(walk: Walk, record_property: Callable[[str, object], None]) -> Record
         record_property("refusal", refusal)
 
     return note
+
+
+def test_the_data_check_counts_the_tokens_of_training(walk: Walk, record: Record) -> None:
+    record("data check")
+    config = walk.folder / "train.yaml"
+    config.write_text(yaml.safe_dump(walk.settings("run") | {"cutoff_len": 400}))
+    excess, encoder = excess_tokens(config), walk.model(walk.run).encoder
+    for meme, repeated in zip(walk.memes, (1, 3, 0), strict=False):
+        image, caption = load_image(meme.image), (meme.text or "") * repeated
+        assert excess(caption, *image.size) == encoder.count(caption, image) + encoder.answer_budget - 400
 
 
 def test_training_moves_adapter_and_head(walk: Walk, record: Record) -> None:
@@ -146,3 +163,34 @@ def test_four_bit_weights_train_and_extract(walk: Walk, record: Record) -> None:
     assert layers
     # The kernels of 4-bit weights on CPUs may compute in bfloat16, which rounds by the shape of the batch.
     assert_extraction_equals_prediction(walk, run, tolerance=2e-3)
+
+
+@pytest.fixture(scope="session")
+def clusters(once: SharedFolders) -> Path:
+    """Clusters of a tiny CLIP, with drawn centroids."""
+
+    def make(folder: Path) -> None:
+        ra_hmd("tiny-encoder", "--family", "clip", "--output", folder / "clip")
+        drawn_clusters(folder / "clip", folder / "clusters", count=3)
+
+    return once("family-clusters", make) / "clusters"
+
+
+def test_experts_train_are_saved_and_route_what_is_extracted(walk: Walk, record: Record, clusters: Path) -> None:
+    settings = EXPERTS | {"clusters": str(clusters), "max_steps": 2}
+    if not FAMILIES[walk.family].gated_mlp:
+        with pytest.raises(UserError, match="a mixture of experts itself") as refused:
+            walk.train("experts", **settings)
+        record("experts", str(refused.value).replace(walk.settings("experts")["model_name_or_path"], "MODEL"))
+        return
+    record("experts")
+    run = walk.train("experts", **settings)
+    saved = load_file(run / "experts.safetensors")
+    assert {name.split(".")[2] for name in saved if name.startswith("layers.1.")} == {"gate", "up", "down", "router"}
+    assert all(tensor.abs().max() > 0 for name, tensor in saved.items() if name.endswith(".B"))  # B begins at 0
+    assert not any("mlp" in name for name in load_file(run / WEIGHTS[0]))
+    assert_extraction_equals_prediction(walk, run)
+    model = walk.model(run)
+    row = model.encode(walk.memes[0].text or "", load_image(walk.memes[0].image))
+    hidden = [model.columns(model.collate([row | {"cluster": cluster}]))["hidden"] for cluster in (0, 1)]
+    assert (hidden[0] - hidden[1]).abs().max() > 0
