@@ -11,7 +11,7 @@ model_name_or_path adapter_name_or_path cache_dir use_fast_tokenizer model_revis
 flash_attn use_unsloth_gc enable_liger_kernel disable_gradient_checkpointing use_reentrant_gc upcast_layernorm
 upcast_lmhead_output offload_folder use_v1_kernels infer_dtype hf_hub_token ms_hub_token om_hub_token
 print_param_status trust_remote_code quantization_method quantization_bit quantization_type double_quantization
-quantization_device_map image_max_pixels image_min_pixels image_do_pan_and_scan crop_to_patches
+quantization_device_map image_max_pixels image_min_pixels crop_to_patches
 
 template dataset eval_dataset dataset_dir media_dir cutoff_len mix_strategy interleave_probs overwrite_cache
 preprocessing_batch_size preprocessing_num_workers max_samples val_size eval_on_each_dataset default_system
@@ -71,6 +71,7 @@ REFUSED_ARGUMENTS = {
     "train_on_prompt": "the head finds the prompt by its masked labels",
     "mask_history": "records have a single turn",
     "streaming": "every record is checked before training",
+    "image_do_pan_and_scan": "the host reads the number of crops in a form that transformers no longer gives",
     # Evaluation.
     "prediction_loss_only": _LISTED,
     "batch_eval_metrics": _LISTED,

@@ -30,7 +30,8 @@ def excess_tokens(config: str | Path, model: str | None = None) -> Callable[[str
     """
     stated = read_stage1_config(config)
     settings = stated.inputs
-    encoder, _ = load_encoder(model or stated.model, settings)
+    tiling = bool(stated.loading.get("crop_to_patches"))
+    encoder, _ = load_encoder(model or stated.model, settings, crop_to_patches=tiling)
     count = encoder.tokenizer.encode
     question = len(count(settings.prompt.render(""), add_special_tokens=False))
 

@@ -43,6 +43,7 @@ def make_tiny_lmm(family: str, output: Path, seed: int = 0, *, hidden_size: int 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+            entry.finish_tiny(model)
         model.generation_config.update(eos_token_id=config.get_text_config().eos_token_id, do_sample=False)
         model.save_pretrained(folder)
     return Path(output)

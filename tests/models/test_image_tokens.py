@@ -42,6 +42,21 @@ def test_without_a_prediction_all_that_stands_for_the_image_is_counted(
     assert around.pop() >= 0
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_that_are_cut_into_several_are_counted(tiny: Callable[[str], Path], family: str) -> None:
+    settings = InputSettings(template=FAMILIES[family].templates[0], cutoff_len=4096)
+    encoder, _ = load_encoder(str(tiny(family)), settings, crop_to_patches=True)
+    without, _ = load_encoder(str(tiny(family)), settings)
+    placeholder = encoder.processor.image_token_id
+    base = encoder.count("", Image.new("RGB", (96, 96))) - encoder.image_tokens(96, 96)
+    found = []
+    for size in [(96, 96), (700, 300), (1400, 260), (300, 700)]:
+        prompt = encoder.encode("", Image.new("RGB", size))
+        assert len(prompt.ids) == base + encoder.image_tokens(*size), size
+        found.append(prompt.ids.count(placeholder) > without.image_tokens(*size))
+    assert any(found) == (family == "internvl")
+
+
 def test_the_resizing_library_is_imported_only_when_it_is_used() -> None:
     code = "import sys, ra_hmd.models.tokenization, ra_hmd.models.caption_budget; print('qwen_vl_utils' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

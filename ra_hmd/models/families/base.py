@@ -9,7 +9,7 @@ from ra_hmd.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 CONTEXT = 4096
 """Longest sequence of a tiny model, in tokens."""
@@ -97,6 +97,9 @@ class Family(ABC):
             hidden_size: H, a multiple of 64.
             num_layers: Layers of the language model, 2 or more.
         """
+
+    def finish_tiny(self, model: "PreTrainedModel") -> None:  # noqa: B027 - most families have nothing to do
+        """Draw, in place, the weights of the tiny model that transformers leaves at zero and that hide the image."""
 
 
 FAMILIES: dict[str, Family] = {}

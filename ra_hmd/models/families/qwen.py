@@ -169,13 +169,13 @@ def token_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     }
 
 
-def byte_level_tokenizer(kind: Any, special: tuple[str, ...]) -> Any:
+def byte_level_tokenizer(kind: Any, special: tuple[str, ...], **options: Any) -> Any:
     """Tokenizer of a transformers class for byte-level BPE, with control tokens; `<|im_end|>` ends a turn."""
     import json
 
     model = json.loads(train_tokenizer(len(special)).to_str())["model"]
     merges: list[Any] = [tuple(merge) for merge in model["merges"]]
-    tokenizer = kind(vocab=model["vocab"], merges=merges, model_max_length=CONTEXT)
+    tokenizer = kind(vocab=model["vocab"], merges=merges, model_max_length=CONTEXT, **options)
     tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
     tokenizer.eos_token = "<|im_end|>"  # noqa: S105 - a control token, not a password
     return tokenizer
