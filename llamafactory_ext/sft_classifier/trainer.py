@@ -151,8 +151,8 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         """
         super().save_model(output_dir, _internal_call)
         head = head_of(self.model)
-        state = whole_state(dict(head.named_parameters()))
-        expert_state = {} if self.experts is None else whole_state(self.experts.state())
+        state = whole_state(dict(head.named_parameters()), self.deepspeed)
+        expert_state = {} if self.experts is None else whole_state(self.experts.state(), self.deepspeed)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             save_head(folder, head.config, state)

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ra_hmd.models.experts.attach import Experts
@@ -25,9 +26,19 @@ def load_expert_weights(experts: Experts, folder: str | Path) -> None:
         load_experts(experts, folder)
 
 
-def whole_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 values on the CPU of parameters and other tensors, by name; every rank calls it."""
-    return {name: _full_precision(tensor) for name, tensor in state.items()}
+def whole_state(state: Mapping[str, Tensor], engine: Any) -> dict[str, Tensor]:
+    """Float32 values on the CPU of parameters and other tensors, by name; every rank calls it.
+
+    Args:
+        state: The tensors.
+        engine: DeepSpeed's engine; None without.
+    """
+    optimizer = getattr(engine, "optimizer", None)
+    places = _places(optimizer)
+    return {
+        name: _master(optimizer, *places[id(tensor)], tensor) if id(tensor) in places else _full_precision(tensor)
+        for name, tensor in state.items()
+    }
 
 
 def _gathered(parameters: list[nn.Parameter], modifier_rank: int | None) -> Any:
@@ -49,3 +60,36 @@ def _full_precision(tensor: Tensor) -> Tensor:
             return master.detach().cpu()
     with _gathered([tensor], modifier_rank=None):  # type: ignore[list-item]  # what is partitioned is a parameter
         return tensor.detach().float().cpu().clone()
+
+
+def _places(optimizer: Any) -> dict[int, tuple[int, int]]:
+    """Id of a parameter to its group and its first element there, in the master copy of ZeRO-1 and 2.
+
+    `safe_get_full_fp32_param` (DeepSpeed 0.19) expects the order of the groups. With `round_robin_gradients` the copy
+    has another, and the values that it returns are those of other parameters.
+    """
+    places = {}
+    groups = getattr(optimizer, "round_robin_bit16_groups", [])
+    offsets = getattr(optimizer, "round_robin_bit16_offsets", None)
+    for number, group in enumerate(groups):
+        start = 0
+        for place, parameter in enumerate(group):
+            start = start if offsets is None else offsets[number][place]
+            places[id(parameter)] = number, start
+            start += parameter.numel()
+    return places
+
+
+def _master(optimizer: Any, group: int, start: int, parameter: Tensor) -> Tensor:
+    """The master copy of a parameter that begins at element `start` of its group; each rank has a part of the group."""
+    import torch.distributed as dist
+
+    part, ranks = optimizer.single_partition_of_fp32_groups[group], optimizer.real_dp_process_group[group]
+    first = dist.get_rank(ranks) * part.numel()
+    end = start + parameter.numel()
+    low, high = max(start, first), min(end, first + part.numel())
+    whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+    if low < high:
+        whole[low - start : high - start] = part.detach()[low - first : high - first]
+    dist.all_reduce(whole, group=ranks)
+    return whole.view(parameter.shape).cpu()

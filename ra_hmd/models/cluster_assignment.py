@@ -29,6 +29,7 @@ from ra_hmd.core.manifests import ClustersManifest, read_manifest, write_manifes
 from ra_hmd.core.progress import track
 from ra_hmd.data.images import content_hash, to_rgb
 from ra_hmd.data.meme import Meme
+from ra_hmd.data.prompt import clean_caption
 from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
 
 CENTROIDS = "centroids.safetensors"
@@ -224,8 +225,11 @@ class ClusterAssigner:
         )
 
     def __call__(self, text: str, image: Image) -> int:
-        """Return the cluster of a meme, remembered or found now; `UNKNOWN_CLUSTER` for none."""
-        image = to_rgb(image)
+        """Return the cluster of a meme, remembered or found now; `UNKNOWN_CLUSTER` for none.
+
+        The caption is cleaned as for a prompt: training files hold no other.
+        """
+        image, text = to_rgb(image), clean_caption(text)
         key = content_hash(image, text), text  # captions of one hash may have other tokens
         if key not in self._known:
             self._known[key] = self._alone(text, image, key[0])
@@ -250,7 +254,8 @@ class ClusterAssigner:
         with ThreadPoolExecutor(_DECODERS) as pool:
             for part in track(((len(part), part) for part in parts), "Clusters", len(memes), "memes", show=show):
                 images = list(pool.map(_decoded, part))
-                found += self._together([meme.caption for meme in part], images, [meme.id for meme in part])
+                texts = [clean_caption(meme.caption) for meme in part]
+                found += self._together(texts, images, [meme.id for meme in part])
         return found
 
     def _together(self, texts: list[str], images: list[Image], ids: list[str]) -> list[int]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from small_clusters import clusters_of, drawn_clusters
 from ra_hmd.core.artifacts import read_json, write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
+from ra_hmd.data.prompt import clean_caption
 from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
 from ra_hmd.models.cluster_assignment import (
     CENTROIDS,
@@ -262,6 +264,14 @@ def test_a_prepared_meme_is_not_encoded_again(made: Path, monkeypatch: pytest.Mo
     expected = assigner.prepare(some)
     monkeypatch.setattr(Encoder, "columns", lambda *_: pytest.fail("encoded again"))
     assert ids(assigner, some) == assigner.prepare(some) == expected
+
+
+def test_a_caption_counts_as_it_stands_in_a_training_file(made: Path) -> None:
+    # Ids that are drawn by the content are others for nearly every other caption.
+    assigner = Clusters.open(made / "clusters").shuffled(1).load(CPU)
+    raw = [replace(meme, text=f" <image> <|im_end|>{number} ") for number, meme in enumerate(memes(12))]
+    cleaned = [replace(meme, text=clean_caption(meme.caption)) for meme in raw]
+    assert ids(assigner, raw) == assigner.prepare(raw) == ids(assigner, cleaned)
 
 
 def test_threads_get_the_same_clusters(made: Path) -> None:
