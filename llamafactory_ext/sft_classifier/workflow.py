@@ -39,6 +39,7 @@ from ra_hmd.models.experts.settings import ExpertSettings
 from ra_hmd.models.head import HeadConfig, MemeHead, has_head
 from ra_hmd.models.stage1_config import LOADING
 from ra_hmd.models.tokenization import InputSettings, MemeEncoder, check_family
+from ra_hmd.models.unlisted_family import check_unlisted
 
 if TYPE_CHECKING:
     from llamafactory.hparams import DataArguments, GeneratingArguments, ModelArguments, TrainingArguments
@@ -95,7 +96,7 @@ def run_sft_classifier(
     settings = input_settings(model_args, data_args, finetuning_args, guides)
     tokenizer_module = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
-    reader = _reader(template, tokenizer_module, settings, fused=bool(model_args.enable_liger_kernel))
+    reader = _reader(config, template, tokenizer_module, settings, fused=bool(model_args.enable_liger_kernel))
     parsed = (model_args, data_args, training_args, finetuning_args)
     records = load_records(template, *parsed, tokenizer_module, settings, guides)
     if training_args.do_train:
@@ -210,8 +211,11 @@ def input_settings(
     )
 
 
-def _reader(template: Any, tokenizer_module: dict[str, Any], settings: InputSettings, *, fused: bool) -> ReadoutConfig:
+def _reader(
+    config: Any, template: Any, tokenizer_module: dict[str, Any], settings: InputSettings, *, fused: bool
+) -> ReadoutConfig:
     encoder = MemeEncoder(template, **tokenizer_module, prompt=settings.prompt, cutoff_len=settings.cutoff_len)
+    check_unlisted(encoder, config, settings.template, settings.expected_answers)
     if settings.problem.kind == "multi_label":
         logger.info_rank0("LMH has no score: an answer lists any number of classes, and no one token tells them.")
     answer_ids = tuple(encoder.answer_token_ids(settings.expected_answers))

@@ -24,6 +24,7 @@ from ra_hmd.models.experts.files import load_experts, read_expert_settings
 from ra_hmd.models.families import family_of
 from ra_hmd.models.head import load_head, read_head_config
 from ra_hmd.models.tokenization import InputSettings, MemeEncoder, check_family
+from ra_hmd.models.unlisted_family import check_unlisted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,7 +43,8 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
         arguments: Further fields of `ModelArguments`.
 
     Raises:
-        UserError: the template is not the model family's, or tokenizer and processor cannot be loaded.
+        UserError: the template is not the model family's, a model of an unlisted family fails `check_unlisted`, or
+            tokenizer and processor cannot be loaded.
     """
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
     from llamafactory.data import get_template_and_fix_tokenizer
@@ -60,8 +62,8 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
         template=settings.template, cutoff_len=settings.cutoff_len, default_system=settings.default_system
     )
     try:
-        model_type = load_config(model_args).model_type
-        check_family(model_type, settings.template)
+        config = load_config(model_args)
+        check_family(config.model_type, settings.template)
         loaded = load_tokenizer(model_args)
     except UserError:
         raise
@@ -74,8 +76,9 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
         prompt=settings.prompt,
         cutoff_len=settings.cutoff_len,
         answers=settings.expected_answers,
-        family=family_of(model_type),
+        family=family_of(config.model_type),
     )
+    check_unlisted(encoder, config, settings.template, settings.expected_answers)
     return encoder, model_args
 
 

@@ -145,7 +145,8 @@ class MemeEncoder:
         pair = [*messages, {"role": "assistant", "content": answer}]
         return self.template.encode_multiturn(self.tokenizer, pair)[-1]
 
-    def _prompt_ids(self, caption: str, images: list[Image.Image], guidance: str = "") -> list[int]:
+    def prompt_ids(self, caption: str, images: list[Image.Image], guidance: str = "") -> list[int]:
+        """Token ids of the question about a caption and an image, whatever their number."""
         question = [{"role": "user", "content": self.prompt.render(caption, guidance)}]
         plugin = self.template.mm_plugin
         expanded = plugin.process_messages(question, images, [], [], self.processor)
@@ -180,7 +181,7 @@ class MemeEncoder:
 
     def count(self, caption: str, image: Image.Image, guidance: str = "") -> int:
         """Tokens of the whole question about a meme; more than `budget` means that its caption will be shortened."""
-        return len(self._prompt_ids(self.plain(caption), [image], self.plain(guidance)))
+        return len(self.prompt_ids(self.plain(caption), [image], self.plain(guidance)))
 
     def encode(self, caption: str, image: Image.Image, guidance: str = "") -> EncodedPrompt:
         """Tokens of the question about a meme, the caption shortened if it must be.
@@ -197,7 +198,7 @@ class MemeEncoder:
         caption, guidance = self.plain(caption), self.plain(guidance)
 
         def excess(text: str) -> int:
-            encoded[text] = self._prompt_ids(text, [image], guidance)
+            encoded[text] = self.prompt_ids(text, [image], guidance)
             return len(encoded[text]) - self.budget
 
         fitted = fit_caption(

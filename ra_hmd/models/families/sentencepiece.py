@@ -1,13 +1,14 @@
 """Vocabularies of SentencePiece's kind for tiny models: `▁` stands for a blank, what is unknown is spelled in bytes."""
 
 import json
+from typing import Any
 
 from ra_hmd.models.families.corpus import corpus
 
 _PIECES = 700  # learned pieces of a vocabulary, at most
 
 
-def learn_pieces(control: list[str], *frames: str, prefix: bool = True) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def learn_pieces(control: list[str], *frames: str, prefix: bool = True) -> tuple[dict[str, int], list[Any]]:
     """Learn byte-pair merges on the demo's own sentences; the same at every call.
 
     Args:
@@ -16,7 +17,7 @@ def learn_pieces(control: list[str], *frames: str, prefix: bool = True) -> tuple
         prefix: Whether a text begins with a blank, as Llama's tokenizer has it, and Gemma's has not.
 
     Returns:
-        Piece → id, and the merges in order.
+        Piece → id, and the merges in order, which are pairs (transformers annotates them as strings).
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -28,6 +29,6 @@ def learn_pieces(control: list[str], *frames: str, prefix: bool = True) -> tuple
     letters = sorted({letter for sentence in sentences for letter in sentence.replace(" ", "▁")})
     trainer = trainers.BpeTrainer(vocab_size=_PIECES, initial_alphabet=letters, show_progress=False)
     tokenizer.train_from_iterator(sentences, trainer)
-    merges: list[tuple[str, str]] = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+    merges: list[Any] = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
     pieces = [*control, *[f"<0x{byte:02X}>" for byte in range(256)], *letters, *map("".join, merges)]
     return {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}, merges
