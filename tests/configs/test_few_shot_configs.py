@@ -119,3 +119,33 @@ def test_parameters_on_the_meta_device_are_those_of_the_arithmetic(name: str, tm
     assert own / 1e6 == pytest.approx(EXPERTS[name], abs=0.05)
     assert f"{own / 1e6:.0f} million" in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     assert counted.parameters["lora_matched"] / counted.parameters["ssmoe"] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("path", [*STUDIES, ROOT / "configs/studies/few_shot_confounders.yaml"], ids=name_of)
+def test_the_recipe_of_every_arm_is_one_that_the_stage_takes(
+    path: Path, parse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    settings = load_yaml(FewShotSettings, path, [])
+    for arm, stated in ARMS.items():
+        if stated.tuning is None:
+            continue
+        (tmp_path / f"{arm}.yaml").write_text(yaml.safe_dump(arm_recipe(stated, settings.base, 12)))
+        words = ["dataset=4_shot_seed_0"]
+        words += [f"clusters={settings.clusters}"] if stated.clusters else []
+        words += [f"guidance={settings.guidance}"] if stated.guidance else []
+        args = parse(tmp_path / f"{arm}.yaml", *words, plugin=True)
+        assert args.finetuning.llm_moe is (stated.tuning == "experts")
+        assert args.finetuning.lora_rank == (12 if stated.tuning == "lora_matched" else 16)
+        assert args.data.eval_dataset is None
+        assert args.training.save_strategy == "no"
+
+
+def test_guidance_of_the_synthetic_study_has_a_text_for_each_cluster() -> None:
+    study = load_yaml(FewShotSettings, ROOT / "configs/studies/few_shot_confounders.yaml", [])
+    header = (ROOT / "configs/studies/few_shot_confounders.yaml").read_text(encoding="utf-8").partition("\n\n")[0]
+    texts = load(ROOT / "configs/studies/few_shot_confounders_guidance.yaml")
+    count = int(re.search(r"--clusters (\d+)", header)[1])
+    assert sorted(texts) == list(range(count))
+    trained = sum(ARMS[arm].tuning is not None for arm in study.arms)
+    assert f"{3 + 2 * trained * len(study.shots) * study.seeds} commands" in header

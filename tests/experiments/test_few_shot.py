@@ -56,6 +56,7 @@ def make(tmp_path: Path, memes: Path, tiny: Callable[[str], Path]) -> Make:
         "eval_dataset": "other_dev",
         "metric_for_best_model": "eval_lmh_auroc",
         "num_train_epochs": 3.0,
+        "llm_moe": True,
         "llm_moe_num_experts": 2,
         "cluster_prior_scale": 3.0,
         "router_lr": 1e-2,
@@ -394,3 +395,16 @@ def test_stores_of_other_memes_are_refused(
     monkeypatch.setattr(pipeline, "_run", other)
     with pytest.raises(UserError, match="other memes or labels"):
         run_few_shot(settings, final=True, console=QUIET)
+
+
+def test_lists_that_are_there_are_used_as_they_are_and_others_refused(make: Make, memes: Path, tmp_path: Path) -> None:
+    words = ["data", "k-shot", str(memes / "a"), "--output", str(tmp_path / "lists.json")]
+    done = CliRunner().invoke(app, [*words, "--shots", "2", "4", "--seeds", "3"])
+    assert done.exit_code == 0, done.output
+    before = (tmp_path / "lists.json").read_bytes()
+    prepare(Study.open(make()), 5)
+    assert (tmp_path / "lists.json").read_bytes() == before
+    (tmp_path / "lists.json").unlink()
+    CliRunner().invoke(app, [*words, "--shots", "4", "--no-per-class"])
+    with pytest.raises(UserError, match="K memes of all classes together.*Give another `k_shot`"):
+        prepare(Study.open(make()), 5)

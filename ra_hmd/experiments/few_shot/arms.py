@@ -45,8 +45,8 @@ EXPERT_KEYS = {
 """YAML key → field of `ExpertSettings`."""
 _OF_TRAINING = ("router_lr", "moe_balance_w", "moe_balance_scope")
 _OF_CLUSTERS = ("clusters", "guidance", "cluster_prior_weight", "cluster_prior_init", "cluster_prior_scale")
-SET_BY_STUDY = ("dataset", "dataset_dir", "output_dir", "seed", "stage", "llm_moe", "clusters", "guidance")
-"""Keys whose values the study decides."""
+SET_BY_STUDY = ("dataset", "dataset_dir", "output_dir", "seed", "clusters", "guidance")
+"""Keys whose values the study decides for each run."""
 _OF_DEV = (
     *("eval_dataset", "eval_strategy", "eval_steps", "eval_on_each_dataset", "eval_on_start", "val_size", "do_eval"),
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "per_device_eval_batch_size"),
@@ -136,8 +136,8 @@ def arm_recipe(arm: Arm, base: Mapping[str, Any], matched_rank: int | None = Non
         base: Keys of the Stage 1 recipe.
         matched_rank: Rank of the matched LoRA.
     """
-    left_out = {*_OF_DEV, *SET_BY_STUDY, *_OF_CLUSTERS}
-    keys = {key: value for key, value in base.items() if key not in {*left_out, *EXPERT_KEYS, *_OF_TRAINING}}
+    left_out = {*_OF_DEV, *SET_BY_STUDY, *_OF_CLUSTERS, "llm_moe", *EXPERT_KEYS, *_OF_TRAINING}
+    keys = {key: value for key, value in base.items() if key not in left_out}
     keys |= {"stage": "sft-classifier", "do_train": True, "save_strategy": "no", "overwrite_output_dir": True}
     keys["lora_target"] = attention_of(base)
     if arm.tuning == "lora_matched":

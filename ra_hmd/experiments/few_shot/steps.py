@@ -10,9 +10,9 @@ import yaml
 
 from ra_hmd.core.artifacts import fingerprint_model, plain, write_text
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.manifests import ShotList
+from ra_hmd.core.manifests import KShotManifest, ShotList, read_manifest
 from ra_hmd.data.guidance import Guidance
-from ra_hmd.data.k_shot import default_lists, read_shot_lists, write_k_shot
+from ra_hmd.data.k_shot import default_lists, write_k_shot
 from ra_hmd.data.meme_dataset import MemeData, json_line, open_data
 from ra_hmd.data.readers.tasks import Task
 from ra_hmd.data.sharegpt_export import write_sharegpt
@@ -170,18 +170,10 @@ def _data_problems(settings: FewShotSettings, data: MemeData, task: Task, base: 
 def prepare(study: Study, matched_rank: int) -> None:
     """Write lists, training files, recipes and shuffled controls. What is there already and the same is left alone."""
     settings, layout = study.settings, study.layout
-    path = write_k_shot(
-        settings.data,
-        list(settings.shots),
-        seeds=settings.seeds,
-        split=settings.train_split,
-        task=settings.task,
-        output=study.lists,
-    )
-    lists = read_shot_lists(path, settings.train_split, settings.shots)
+    lists = _lists(study)
     union: set[str] = set()
     for shots, seed in _pairs(settings):
-        ids = lists[shots][seed]
+        ids = lists[shots, seed]
         union |= set(ids)
         write_sharegpt(
             settings.data,
@@ -199,6 +191,36 @@ def prepare(study: Study, matched_rank: int) -> None:
     _write_once(layout.recipe("base"), yaml.safe_dump(plain(study.base), sort_keys=False, allow_unicode=True))
     for seed in range(settings.seeds):
         _write_shuffled(study, seed)
+
+
+def _lists(study: Study) -> dict[tuple[int, int], list[str]]:
+    """(K, seed) → ids. Lists that are missing are drawn.
+
+    Raises:
+        UserError: lists of another task, or of K memes in total.
+    """
+    settings = study.settings
+    if study.lists.is_file():
+        manifest = read_manifest(study.lists, KShotManifest)
+        if (manifest.split, manifest.task, manifest.per_class) != (settings.train_split, study.task.name, True):
+            how = "each class" if manifest.per_class else "all classes together"
+            raise UserError(
+                f"{study.lists} has lists of K memes of {how}, of split {manifest.split!r} and task {manifest.task!r}; "
+                f"the study needs K of each class, of {settings.train_split!r} and {study.task.name!r}. Give another "
+                "`k_shot`."
+            )
+        found = {(one.shots, one.seed): one.ids for one in manifest.lists}
+        if set(_pairs(settings)) <= set(found):
+            return found
+    write_k_shot(
+        settings.data,
+        list(settings.shots),
+        seeds=settings.seeds,
+        split=settings.train_split,
+        task=settings.task,
+        output=study.lists,
+    )
+    return {(one.shots, one.seed): one.ids for one in read_manifest(study.lists, KShotManifest).lists}
 
 
 def shot_name(shots: int, seed: int) -> str:
