@@ -146,7 +146,7 @@ def to_sharegpt_command(
         raise UserError("Give both --k-shot (the lists) and --shots (which K of them), or neither.")
     shot_list = None
     if k_shot is not None and shots is not None:
-        splits = [read_manifest(k_shot, KShotManifest).split] if splits is None else splits
+        splits = splits or [read_manifest(k_shot, KShotManifest).split or "train"]
         ids = read_shot_list(k_shot, shots, shot_seed, splits[0])
         shot_list = ShotList(shots=shots, seed=shot_seed, ids=ids)
         name = name or f"{open_data(folder).reader.name}_{shots}_shot_seed_{shot_seed}"

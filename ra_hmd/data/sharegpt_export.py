@@ -111,6 +111,7 @@ def _write_files(
     source = str(absolute(data.folder))
     _check_targets(output, list(names.values()), entries, origins, source)
     files = []
+    listed: dict[str, Any] = {} if shots is None else {"shots": shots.shots, "shot_seed": shots.seed}
     for split, (registered, file_name) in names.items():
         without = unlabelled[split]
         if without is not None:
@@ -123,7 +124,7 @@ def _write_files(
             task=chosen.name,
             prompt=template.template,
             media_dir=None if media_dir is None else str(media_dir),
-            **({} if shots is None else {"shots": shots.shots, "shot_seed": shots.seed}),
+            **listed,
         )
         _write_origins(output / ORIGINS, origins | {file_name: origin})
         try:

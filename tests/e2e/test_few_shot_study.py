@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from ra_hmd.cli.app import app
 from ra_hmd.core.config import load_yaml
 from ra_hmd.experiments import pipeline
-from ra_hmd.experiments.few_shot.arms import ARMS
+from ra_hmd.experiments.few_shot.arms import ARMS, optimizer_steps
 from ra_hmd.experiments.few_shot.config import FewShotSettings
 from ra_hmd.experiments.few_shot.run import run_few_shot
 from ra_hmd.experiments.pipeline import Step
@@ -161,7 +161,7 @@ def test_parameters_that_were_printed_are_those_of_the_files(studied: Path) -> N
 def test_trained_arms_have_equal_steps_and_shots(studied: Path) -> None:
     states = [read_json(path) for path in sorted(studied.glob("runs/*/*/trainer_state.json"))]
     assert len(states) == 2 * len(TRAINED)
-    assert {state.global_step for state in states} == {2 * 4 * 2 // 2}
+    assert {state.global_step for state in states} == {2 * 4 * 2 // 2} == {optimizer_steps(RECIPE, 4)}
     manifests = [read_json(studied / f"runs/{arm}/4-shot-seed-1/ra_hmd.json") for arm in TRAINED]
     assert all((one.data.train.rows, one.data.train.rows_per_class) == (8, {"0": 4, "1": 4}) for one in manifests)
     # Guidance is part of the tokens; without it they are the same.

@@ -23,7 +23,7 @@ from ra_hmd.data.guidance import Guidance
 from ra_hmd.data.k_shot import read_shot_lists
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.experiments import pipeline
-from ra_hmd.experiments.few_shot.arms import ARMS, arm_recipe, attention_of
+from ra_hmd.experiments.few_shot.arms import ARMS, arm_recipe, attention_of, optimizer_steps
 from ra_hmd.experiments.few_shot.config import FewShotSettings
 from ra_hmd.experiments.few_shot.run import plan_few_shot, run_few_shot
 from ra_hmd.experiments.few_shot.sizes import count_sizes
@@ -170,6 +170,25 @@ def test_recipes_of_the_arms_differ_in_what_the_arms_are_and_in_nothing_else(mak
 )
 def test_the_attention_s_layers_are_the_recipe_s_unless_it_names_the_mlp(given: Any, used: str) -> None:
     assert attention_of({"lora_target": given}) == used
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "epochs", "shots", "steps"),
+    [
+        (1, 2, 1.0, 4, 4),
+        (1, 2, 1.0, 8, 8),
+        (1, 2, 20.0, 4, 80),
+        (16, 1, 3.0, 4, 3),
+        (3, 2, 2.0, 4, 4),
+        (4, 1, 0.5, 8, 2),
+    ],
+)
+def test_steps_are_counted_as_the_trainer_does(
+    batch: int, accumulation: int, epochs: float, shots: int, steps: int
+) -> None:
+    """The trainer takes the last, smaller batch and the last, incomplete accumulation too."""
+    keys = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    assert optimizer_steps(keys | {"num_train_epochs": epochs}, shots) == steps
 
 
 def test_parameters_are_those_of_the_model(make: Make, tiny: Callable[[str], Path]) -> None:

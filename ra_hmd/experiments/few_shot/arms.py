@@ -5,6 +5,7 @@ layers has as many parameters as the experts; HydraLoRA has the experts without 
 parameter and every token, and take away what ids or guidance say.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -165,6 +166,13 @@ def adapter_rank(base: Mapping[str, Any]) -> tuple[int, int]:
     """Rank and alpha of the recipe's adapter, with LLaMA-Factory's defaults."""
     rank = int(base.get("lora_rank", 8))
     return rank, int(base.get("lora_alpha") or 2 * rank)
+
+
+def optimizer_steps(base: Mapping[str, Any], shots: int) -> int:
+    """Optimizer steps of a training on K memes of each of two classes, on one device."""
+    batches = math.ceil(2 * shots / int(base.get("per_device_train_batch_size", 8)))
+    per_epoch = math.ceil(batches / int(base.get("gradient_accumulation_steps", 1)))
+    return math.ceil(per_epoch * float(base.get("num_train_epochs", 3.0)))
 
 
 def expert_fields(base: Mapping[str, Any], clusters: int) -> dict[str, Any]:

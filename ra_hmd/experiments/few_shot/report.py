@@ -13,7 +13,7 @@ from ra_hmd.core.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, p
 from ra_hmd.evaluation.metrics.intervals import CONFIDENCE
 from ra_hmd.evaluation.metrics.runs import error_bars
 from ra_hmd.evaluation.report.sections import METRIC_NAMES, format_estimate
-from ra_hmd.experiments.few_shot.arms import ARMS
+from ra_hmd.experiments.few_shot.arms import ARMS, optimizer_steps
 from ra_hmd.experiments.few_shot.config import FewShotSettings
 from ra_hmd.experiments.few_shot.results import BASELINES, METRICS
 
@@ -53,10 +53,11 @@ def _markdown(settings: FewShotSettings, found: Mapping[str, Any], manifest: Few
         ["arm", "trainable parameters", "what it is"],
         [[escape(ARMS[arm].title), f"{found['parameters'][arm]:,}", escape(ARMS[arm].what)] for arm in settings.arms],
     )
+    steps = ", ".join(f"{optimizer_steps(settings.base, shots)} with K = {shots}" for shots in settings.shots)
     text += (
         "\nEqual in all trained arms: the model, the shots, epochs, batches and learning rates of the adapter, and "
         f"the seed. The matched LoRA has rank {found['matched_rank']}. The parameters of the head are not counted: it "
-        "has no part in these scores.\n\n## How this was made\n\n"
+        f"has no part in these scores. Optimizer steps of each training: {steps}.\n\n## How this was made\n\n"
     )
     return text + fenced(([manifest.command] if manifest.command else []) + list(manifest.commands))
 

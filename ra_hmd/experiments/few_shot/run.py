@@ -13,7 +13,7 @@ from ra_hmd.core.artifacts import MANIFEST_NAME, plain, write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import FewShotManifest, PipelineManifest, read_manifest, write_manifest
 from ra_hmd.evaluation.report.sections import format_estimate
-from ra_hmd.experiments.few_shot.arms import ARMS
+from ra_hmd.experiments.few_shot.arms import ARMS, optimizer_steps
 from ra_hmd.experiments.few_shot.config import FewShotSettings
 from ra_hmd.experiments.few_shot.report import write_few_shot_report
 from ra_hmd.experiments.few_shot.results import study_results
@@ -114,6 +114,8 @@ def _print_sizes(settings: FewShotSettings, sizes: Sizes, console: Console) -> N
     for arm in settings.arms:
         table.add_row(ARMS[arm].title, f"{sizes.parameters[arm]:,}")
     console.print(table)
+    steps = (f"{shots} shots: {optimizer_steps(settings.base, shots)}" for shots in settings.shots)
+    console.print(f"Optimizer steps of each training · {' · '.join(steps)}", highlight=False)
 
 
 def _print_results(settings: FewShotSettings, found: dict[str, Any], console: Console) -> None:
