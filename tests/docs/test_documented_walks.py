@@ -60,6 +60,7 @@ NOT_RUN = {
     ("docs/bank.md", "pip install 'ra-hmd[milvus]'"): "tests/bank, with Milvus Lite",
     ("docs/encoders.md", "make-confounders"): "tests/e2e/test_encoder_track.py",
     ("docs/stage2.md", "k_shot=data/imported/mami"): "tests/training/test_few_shots.py",
+    ("docs/stage1.md", "export-clusters"): "tests/clusters/test_export.py",
     ("docs/ssmoe.md", "few-shot"): "tests/e2e/test_few_shot_study.py",
     ("docs/ssmoe.md", "few_shot_ssmoe"): "tests/e2e/test_ssmoe_walk.py, on a tiny LLaVA",
     ("docs/studies.md", "cross.yaml"): "tests/experiments/test_cross_eval.py",
