@@ -154,8 +154,6 @@ class Guidance:
         path = Path(path)
         write_manifest(path / GUIDANCE_FILE if path.is_dir() else path, self._described())
 
-    write = copy_to
-
     def _described(self) -> GuidanceManifest:
         """The manifest with the texts and clusters of this object."""
         known = {entry.cluster: entry for entry in self.manifest.guidance} if self.manifest else {}

@@ -102,7 +102,7 @@ def test_other_guidance_is_refused(served_experts: Path, tmp_path: Path) -> None
     folder = _changed(served_experts, tmp_path, "run")
     run = open_run(folder)
     assert run.guidance is not None
-    run.guidance.shuffled(1).write(folder / "guidance.json")
+    run.guidance.shuffled(1).copy_to(folder / "guidance.json")
     with pytest.raises(UserError, match=r"guidance\.json is not what the run was trained with"):
         open_run(folder)
 
