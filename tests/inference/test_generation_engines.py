@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.models.checkpoint import Run, open_backbone, open_run
+from ra_hmd.models.families import FAMILIES
+from ra_hmd.models.families.qwen import QwenVL
 from ra_hmd.models.generation.chat import Chat, chat_ids, fold_image_tokens
 from ra_hmd.models.generation.engines import VllmEngine, choose_engine, open_engine, regular_images, vllm_arguments
 from ra_hmd.models.meme_model import MemeModel, load_encoder
@@ -84,7 +86,7 @@ def test_the_adapter_becomes_a_lora_request(stage1_run: Path, tmp_path: Path) ->
         vllm_arguments(replace(run, adapter=adapter), encoder, 4096, 1, 1)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if isinstance(family, QwenVL)])
 @pytest.mark.parametrize("pixels", [96 * 96, 768 * 768])
 def test_prompts_become_the_tokens_of_training_once_vllm_puts_the_pictures_in(
     tiny: Callable[[str], Path], family: str, pixels: int

@@ -11,6 +11,7 @@ from ra_hmd.data.images import load_image
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.models.checkpoint import open_backbone
 from ra_hmd.models.classifier import IGNORE, ReadoutConfig, answer_spans, attach_head, head_of
+from ra_hmd.models.families import FAMILIES
 from ra_hmd.models.head import HeadConfig, MemeHead
 from ra_hmd.models.meme_model import MemeModel
 
@@ -33,7 +34,7 @@ def labelled_batch(model: MemeModel, memes: Path, side: str) -> tuple[dict[str, 
     return batch, batch.pop("labels")
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_loss_and_gradient_equal_the_full_computation(
     tiny: Callable[[str], Path], memes: Path, family: str, side: str

@@ -14,6 +14,7 @@ import torch
 from engines import train
 from PIL import Image
 from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
 
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.prompt import Answers
@@ -81,6 +82,19 @@ def test_the_language_model_is_where_the_entry_says(family: str, load: Callable[
         mlp = getattr(layer, entry.mlp)
         assert entry.gated_mlp == all(isinstance(getattr(mlp, name, None), nn.Linear) for name in PROJECTIONS)
     assert {name for name in entry.attention if any(hasattr(layer, name) for layer in layers)} == set(entry.attention)
+
+
+def test_published_checkpoints_have_the_stated_sizes(family: str) -> None:
+    entry = FAMILIES[family]
+    assert entry.published
+    for checkpoint in entry.published:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(checkpoint.config())
+        assert type(model).__name__ == entry.model
+        assert model.config.get_text_config().hidden_size == checkpoint.hidden_size
+        assert len(entry.decoder_layers(model)) == checkpoint.num_layers
+        billions = sum(parameter.numel() for parameter in model.parameters()) / 1e9
+        assert billions == pytest.approx(checkpoint.billions, rel=0.01)
 
 
 def test_a_prompt_has_one_image_and_ends_in_the_assistant_header(family: str, load: Callable[..., MemeModel]) -> None:
@@ -158,6 +172,8 @@ def test_an_answer_depends_on_no_other_chat(family: str, load: Callable[..., Mem
     single = [speaker.generate([chat], 6)[0] for chat in chats]
     assert speaker.generate(chats, 6) == single
     assert speaker.generate(chats[::-1], 6, batch_size=2) == single[::-1]
+    words = [chats[1], Chat([{"role": "user", "content": "Name another one, and say why it is the better one."}])]
+    assert speaker.generate(words, 6) == [speaker.generate([chat], 6)[0] for chat in words]
     probs = np.concatenate([speaker.answer_probs([chat], Answers()) for chat in chats])
     np.testing.assert_allclose(speaker.answer_probs(chats, Answers()), probs, atol=1e-4)
 
