@@ -55,11 +55,15 @@ def joint_vectors(image: np.ndarray, text: np.ndarray) -> np.ndarray:
     Returns:
         float32 [N, I + T], each row of length 1.
     """
-    return np.concatenate([_unit(image), _unit(text)], axis=1).astype(np.float32)
+    joint = np.empty((len(image), image.shape[1] + text.shape[1]), dtype=np.float32)
+    for start in range(0, len(joint), _ROWS):
+        rows = slice(start, start + _ROWS)
+        joint[rows] = np.concatenate([_unit(image[rows]), _unit(text[rows])], axis=1)
+    return joint
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows [N, W] in float64, of length 1 / √2."""
+    """Rows [n, W] in float64, of length 1 / √2."""
     rows = np.ascontiguousarray(rows, dtype=np.float64)
     length = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
     return rows / np.where(length > 0, length * np.sqrt(2), 1)

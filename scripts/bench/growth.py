@@ -1,4 +1,4 @@
-"""How time and memory grow with the rows: Stage 2, mining, evaluation, the example bank, prediction.
+"""How time and memory grow with the rows: Stage 2, mining, evaluation, the example bank, prediction, clusters.
 
 Each cell runs in a fresh process, which draws its data, then measures one call: seconds, and by how much the call
 raised the resident memory. The growth is given as a factor per doubling of the rows: 2 is linear, 4 quadratic.
@@ -236,6 +236,17 @@ def bank_opening(rows: int, folder: Path) -> Callable[[], object]:
     return lambda: Bank.open(folder / "bank")
 
 
+def clusters(rows: int, folder: Path) -> Callable[[], object]:
+    """`ra-hmd cluster` on a store: five fits of eight clusters, and the report without images."""
+    from ra_hmd.clusters.run import cluster_store
+    from ra_hmd.clusters.settings import ClusterSettings
+    from ra_hmd.features.store import write_features
+
+    found = features(rows, modalities=(HIDDEN // 2, HIDDEN // 2))
+    write_features(folder / "train", found, FINGERPRINT | {"data": "train"}, split="train", encoder={"path": "clip"})
+    return lambda: cluster_store(folder / "train", folder / "out", ClusterSettings())
+
+
 CELLS: dict[str, Cell] = {
     "stage2 epoch": stage2_epoch,
     "mining dense": mining_dense,
@@ -249,6 +260,7 @@ CELLS: dict[str, Cell] = {
     "bank search, equal rows": bank_search_equal,
     "bank, one row added": bank_added_row,
     "bank opening": bank_opening,
+    "clusters": clusters,
 }
 
 
