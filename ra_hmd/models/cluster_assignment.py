@@ -41,6 +41,8 @@ _ROWS = 256  # of float64 vectors at a time: they stay in the cache
 _CLOSE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Distances that differ by less than this may change places with the rounding of a batch."""
 _DECODERS = 4
+_MOST_REMEMBERED = 1 << 18
+"""Memes whose clusters an assigner remembers, some 50 MB of them: a service asks for new ones for ever."""
 
 
 def joint_vectors(image: np.ndarray, text: np.ndarray) -> np.ndarray:
@@ -221,8 +223,8 @@ class ClusterAssigner:
 
     def __init__(self, clusters: Clusters, device: torch.device, encoder: str | Path | None = None) -> None:
         self.clusters = clusters
-        self._known: dict[tuple[str, str], int] = {}
-        self._lock = threading.Lock()
+        self._known: dict[tuple[str, bytes], int] = {}
+        self._memory, self._lock = threading.Lock(), threading.Lock()
         # Shuffled ids are drawn by the content alone.
         self._encoder = (
             None if clusters.manifest.shuffled is not None else _open_encoder(clusters, encoder).load(device)
@@ -234,10 +236,11 @@ class ClusterAssigner:
         The caption is cleaned as for a prompt: training files hold no other.
         """
         image, text = to_rgb(image), clean_caption(text)
-        key = content_hash(image, text), text  # captions of one hash may have other tokens
-        if key not in self._known:
-            self._known[key] = self._alone(text, image, key[0])
-        return self._known[key]
+        key = _key(image, text)
+        known = self._known.get(key)
+        if known is None:
+            known = self._remembered(key, self._alone(text, image, key[0]))
+        return known
 
     def prepare(self, memes: Sequence[Meme], batch_size: int = 32, *, show: bool = False) -> list[int]:
         """Find the clusters of many memes, and remember them.
@@ -264,10 +267,11 @@ class ClusterAssigner:
 
     def _together(self, texts: list[str], images: list[Image], ids: list[str]) -> list[int]:
         """Clusters of a batch of memes."""
-        keys = [(content_hash(image, text), text) for image, text in zip(images, texts, strict=True)]
-        new = [row for row, key in enumerate(keys) if key not in self._known and keys.index(key) == row]
+        keys = [_key(image, text) for image, text in zip(images, texts, strict=True)]
+        found = {key: known for key in keys if (known := self._known.get(key)) is not None}
+        new = [row for row, key in enumerate(keys) if key not in found and keys.index(key) == row]
         if self._encoder is None:
-            self._known |= {keys[row]: int(self.clusters.drawn([keys[row][0]])[0]) for row in new}
+            found |= {keys[row]: self._alone(texts[row], images[row], keys[row][0]) for row in new}
         elif new:
             vectors = self._vectors(
                 [texts[row] for row in new], [images[row] for row in new], [ids[row] for row in new]
@@ -276,8 +280,16 @@ class ClusterAssigner:
             for row, cluster, close in zip(new, assigned.cluster, self._close(assigned), strict=True):
                 # A batch rounds otherwise than a meme by itself, which decides.
                 key = keys[row]
-                self._known[key] = self._alone(texts[row], images[row], key[0]) if close else int(cluster)
-        return [self._known[key] for key in keys]
+                found[key] = self._alone(texts[row], images[row], key[0]) if close else int(cluster)
+        return [self._remembered(key, found[key]) for key in keys]
+
+    def _remembered(self, key: tuple[str, bytes], cluster: int) -> int:
+        """The cluster, which is remembered from now on; the oldest ones are forgotten."""
+        with self._memory:
+            self._known[key] = cluster
+            while len(self._known) > _MOST_REMEMBERED:
+                del self._known[next(iter(self._known))]
+        return cluster
 
     def _close(self, assigned: Assignment) -> np.ndarray:
         """Which of N assignments [N] the rounding of a batch may have decided."""
@@ -307,6 +319,11 @@ class ClusterAssigner:
             columns = self._encoder.columns(self._encoder.collate(rows))
         image_features, text_features = (columns[name].cpu().numpy() for name in ("image_features", "text_features"))
         return joint_vectors(image_features, text_features)
+
+
+def _key(image: Image, text: str) -> tuple[str, bytes]:
+    """Hash of a meme, and of its caption as it stands: captions that count as equal may have other tokens."""
+    return content_hash(image, text), hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def digest_of_centroids(centroids: np.ndarray) -> str:

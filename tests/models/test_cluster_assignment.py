@@ -274,6 +274,14 @@ def test_a_caption_counts_as_it_stands_in_a_training_file(made: Path) -> None:
     assert ids(assigner, raw) == assigner.prepare(raw) == ids(assigner, cleaned)
 
 
+def test_what_is_remembered_does_not_grow_for_ever(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ra_hmd.models.cluster_assignment._MOST_REMEMBERED", 3)
+    clusters, some = Clusters.open(made / "clusters"), memes(9)
+    expected, assigner = ids(clusters.load(CPU), some), clusters.load(CPU)
+    assert assigner.prepare(some, batch_size=4) == ids(assigner, some) == expected
+    assert len(assigner._known) == 3
+
+
 def test_threads_get_the_same_clusters(made: Path) -> None:
     clusters, some = Clusters.open(made / "clusters"), memes(24)
     expected, assigner = ids(clusters.load(CPU), some), clusters.load(CPU)
