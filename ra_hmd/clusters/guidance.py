@@ -21,7 +21,7 @@ from ra_hmd.core.artifacts import plain, sha256_bytes
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import ClusterGuidance, GuidanceManifest, TeacherDescription
 from ra_hmd.core.progress import track
-from ra_hmd.data.guidance import Guidance, clean_guidance
+from ra_hmd.data.guidance import GUIDANCE_FILE, Guidance, clean_guidance
 from ra_hmd.data.meme import Meme
 from ra_hmd.models.cluster_assignment import Clusters
 from ra_hmd.models.generation.openai_client import Answer, OpenAIClient, SilentEndpoint, ask_all
@@ -68,8 +68,7 @@ def ask_teacher(
     members, pictures, output = members or MemberSettings(), pictures or PictureSettings(), Path(output)
     if concurrency < 1:
         raise UserError(f"concurrency is {concurrency}, it must be at least 1.")
-    if output.is_dir():
-        raise UserError(f"{output} is a folder; give the name of a file, such as {output / 'guidance.json'}.")
+    _check_output(output)
     clusters = Clusters.open(folder)
     fitted_split(clusters.manifest, folder)
     chosen = choose_members(folder, clusters.count, members)
@@ -108,14 +107,30 @@ def take_texts(folder: str | Path, texts: str | Path, output: str | Path, *, com
     Raises:
         UserError: no clusters, clusters of a test split, or not one text for each of them.
     """
-    clusters = Clusters.open(folder)
+    clusters, output = Clusters.open(folder), Path(output)
     fitted_split(clusters.manifest, folder)
+    _check_output(output)
     entries = []
     for cluster, text in enumerate(read_texts(texts, clusters.count)):
         clean = clean_guidance(text)
         entries.append(_described(cluster, clean, cut=len(clean.split()) < len(text.split())))
     teacher = TeacherDescription(kind="file", file=Path(texts).name, file_sha256=digest_of(texts))
-    return _write(Path(output), clusters, entries, command=command, teacher=teacher, notes=_notes(entries, {}))
+    return _write(output, clusters, entries, command=command, teacher=teacher, notes=_notes(entries, {}))
+
+
+def _check_output(output: Path) -> None:
+    """Raise `UserError` where something would be lost: another kind of file, or texts that were edited by hand."""
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; give the name of a file, such as {output / GUIDANCE_FILE}.")
+    if not output.is_file():
+        return
+    there = Guidance.open(output)
+    edited = [str(cluster) for cluster in range(there.count) if there.edited(cluster)]
+    if edited:
+        raise UserError(
+            f"{output} holds texts that were edited by hand (clusters {', '.join(edited)}), which would be lost; give "
+            "another --output, or remove it."
+        )
 
 
 def _seen(
@@ -139,6 +154,7 @@ def _seen(
     return {name: Member(meme, found[name]) for name, meme in memes.items()}, describer
 
 
+_REJECTED = ("HTTP 400", "HTTP 415", "HTTP 422", "HTTP 500")  # what servers of text models say of a picture
 _Answers = Mapping[int, tuple[ClusterQuestion, Answer[TeacherText]]]
 """Cluster to its question and answer."""
 
@@ -174,6 +190,9 @@ def _give_up(client: OpenAIClient[TeacherText], found: _Answers, why: str) -> No
         for cluster, (_, answer) in sorted(found.items())
         if answer.value is None
     ]
+    with_images = any(member.description is None for question, _ in found.values() for member in question.members)
+    if with_images and any(answer.failure in _REJECTED for _, answer in found.values()):
+        why += "; if this model sees no pictures, give --no-images"
     raise_all(problems, f"{settings.host} gave no guidance by {settings.model!r}; {why}")
     raise AssertionError
 

@@ -334,6 +334,18 @@ def test_an_endpoint_that_refuses_the_key_ends_the_run_without_showing_it(taught
     assert not any(KEY.encode() in path.read_bytes() for path in files)
 
 
+@pytest.mark.parametrize("images", [True, False])
+def test_an_endpoint_that_takes_no_pictures_is_told_with_a_remedy(taught: Taught, images: bool) -> None:
+    for row in taught.rows:
+        row["extras"]["description"] = "A cake on a table."
+    taught.write_memes()
+    with serve(lambda body, before: error(400, "this model does not support image input")) as endpoint:
+        with pytest.raises(UserError, match="(?s)HTTP 400.*does not support image input") as caught:
+            ask(taught, endpoint.url, pictures=PictureSettings(images=images))
+        assert ("--no-images" in str(caught.value)) == images
+        assert len(endpoint.requests) == 3
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -383,6 +395,24 @@ def test_clusters_without_a_meme_have_no_guidance(taught: Taught) -> None:
         assert len(endpoint.requests) == 2
     assert guidance.texts == (TAUGHT.format(0), TAUGHT.format(1), "")
     assert guidance.manifest.notes == ["Clusters without a meme have no guidance: 2."]
+
+
+def test_a_file_is_not_lost(taught: Taught, tmp_path: Path) -> None:
+    output = tmp_path / "guidance.json"
+    with serve(teach) as endpoint:
+        ask(taught, endpoint.url)
+        values = json.loads(output.read_text())
+        values["guidance"][1]["text"] = "Edited by hand."
+        output.write_text(json.dumps(values))
+        with pytest.raises(UserError, match=r"edited by hand \(clusters 1\)"):
+            ask(taught, endpoint.url)
+        assert json.loads(output.read_text()) == values
+        output.write_text('{"kind": "judge"}')
+        with pytest.raises(UserError, match="'judge', not 'guidance'"):
+            ask(taught, endpoint.url)
+        output.unlink()
+        ask(taught, endpoint.url)
+        assert len(endpoint.requests) == 3
 
 
 def test_settings_that_cannot_be(taught: Taught) -> None:
