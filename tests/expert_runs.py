@@ -87,7 +87,10 @@ def expert_config(stage1_config: Config, guides: GuideFiles) -> Config:
 
 @pytest.fixture(scope="session")
 def expert_run(expert_config: Config, once: SharedFolders) -> Path:
-    """A run of stock `llamafactory-cli` with experts, evaluated and saved after two and four steps."""
+    """A run of stock `llamafactory-cli` with experts, evaluated and saved after two and four steps.
+
+    The worst evaluation is asked for, so that the kept checkpoint is not the last one anyway.
+    """
 
     def make(folder: Path) -> None:
         config = expert_config(
@@ -97,7 +100,8 @@ def expert_run(expert_config: Config, once: SharedFolders) -> Path:
             eval_strategy="steps",
             eval_steps=2,
             do_predict=True,
-            metric_for_best_model="eval_lrc_auroc",
+            metric_for_best_model="eval_loss",
+            greater_is_better=True,
             load_best_model_at_end=True,
         )
         (folder / "run.log").write_text(train(config, folder))

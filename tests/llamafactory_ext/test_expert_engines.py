@@ -1,5 +1,6 @@
 """Experts under every engine of stock LLaMA-Factory, killed and resumed, with each kind of gradient checkpointing."""
 
+import json
 import math
 import os
 import signal
@@ -22,7 +23,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.features.extract_lmm import extract_hidden_states
 from ra_hmd.features.store import read_features
-from ra_hmd.models.checkpoint import open_run
+from ra_hmd.models.checkpoint import Run, open_run
 
 pytestmark = pytest.mark.slow
 
@@ -183,26 +184,39 @@ def test_variants_train_and_reopen(
     assert read_features(tmp_path / "features").embedding.shape == (4, 32)
 
 
-def test_guidance_without_experts(stage1_config: Config, guides: GuideFiles, memes: Path, tmp_path: Path) -> None:
-    given = {"clusters": str(guides.clusters), "guidance": str(guides.guidance)}
-    config = stage1_config(tmp_path / "run", max_samples=16, do_predict=True, **given)
+def scores(run: Path | Run, memes: Path, output: Path) -> list[float]:
+    """LRC scores of 16 dev memes by extraction; of a folder the scores that the trainer predicted."""
+    if isinstance(run, Path):
+        return [json.loads(line)["lrc_score"] for line in (run / "predictions.jsonl").read_text().splitlines()]
+    records = read_memes(memes / "confounders_a_dev.json", media_dir=memes)[:16]
+    extract_hidden_states(run, records, output, num_workers=0)
+    return torch.from_numpy(read_features(output).lrc_logit[:, 0]).double().sigmoid().tolist()
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_guidance_without_experts(
+    stage1_config: Config, guides: GuideFiles, memes: Path, tmp_path: Path, kind: str
+) -> None:
+    given = {"clusters": str(guides.clusters), "guidance": str(guides.guidance), "max_samples": 16, "do_predict": True}
+    config = stage1_config(tmp_path / "run", finetuning_type=kind, **given)
     tuner.run_exp(config, callbacks=[])
     run = open_run(tmp_path / "run")
     assert run.experts is None
     assert run.guidance is not None
-    records = read_memes(memes / "confounders_a_dev.json", media_dir=memes)[:16]
-    extract_hidden_states(run, records, tmp_path / "features", num_workers=0)
-    found = torch.from_numpy(read_features(tmp_path / "features").lrc_logit[:, 0]).double().sigmoid().tolist()
-    rows = map(yaml.safe_load, (tmp_path / "run" / "predictions.jsonl").read_text().splitlines())
-    assert [row["lrc_score"] for row in rows] == pytest.approx(found, abs=1e-5)
+    found = scores(run, memes, tmp_path / "features")
+    assert scores(tmp_path / "run", memes, tmp_path) == pytest.approx(found, abs=1e-5)
+    place = "adapter_name_or_path" if kind == "lora" else "model_name_or_path"
+    left_out = {"do_train": None, "clusters": None, "guidance": None, place: str(tmp_path / "run")}
+    tuner.run_exp(stage1_config(tmp_path / "asked", finetuning_type=kind, **(given | left_out)), callbacks=[])
+    assert scores(tmp_path / "asked", memes, tmp_path) == pytest.approx(found, abs=1e-5)
+    if kind == "full":
+        return
     names = ("model_name_or_path", "finetuning_type", "template")
     export = {name: config[name] for name in names} | {"adapter_name_or_path": str(tmp_path / "run")}
     tuner.export_model(export | {"export_dir": str(tmp_path / "merged")})
     merged = open_run(tmp_path / "merged")
     assert merged.guidance == run.guidance
-    extract_hidden_states(merged, records, tmp_path / "of-merged", num_workers=0)
-    again = torch.from_numpy(read_features(tmp_path / "of-merged").lrc_logit[:, 0]).double().sigmoid().tolist()
-    assert again == pytest.approx(found, abs=1e-4)
+    assert scores(merged, memes, tmp_path / "of-merged") == pytest.approx(found, abs=1e-4)
 
 
 def test_the_bank_of_joint_training_is_routed_as_extraction_is(

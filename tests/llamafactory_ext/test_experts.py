@@ -126,6 +126,7 @@ def test_the_running_share_follows_the_optimizer_steps(expert_run: Path) -> None
 
 def test_the_best_experts_are_restored(expert_run: Path) -> None:
     best = Path(json.loads((expert_run / "trainer_state.json").read_text())["best_model_checkpoint"])
+    assert best.name == "checkpoint-2"
     kept, saved = (load_file(folder / "experts.safetensors") for folder in (expert_run, best))
     assert all(torch.equal(kept[name], saved[name]) for name in KEYS)
     first, last = (load_file(expert_run / f"checkpoint-{step}" / "experts.safetensors") for step in (2, 4))
@@ -236,6 +237,11 @@ def test_an_adapter_with_experts_is_continued(
     assert "`expert_rank: 4`" in caplog.text
     assert read_json(tmp_path / "asked" / "ra_hmd.json").inputs == read_json(expert_run / "ra_hmd.json").inputs
     assert "`expert_rank`: 4 in " in refused(config | {"expert_rank": 2})
+    Guidance(("a", "b", "c"), Clusters.open(expert_run / "clusters").digest).write(tmp_path / "other.json")
+    tuner.run_exp(config | {"clusters": str(expert_run / "clusters"), "guidance": str(tmp_path / "other.json")}, [])
+    assert "Training goes on with other settings than before: `guidance`: " in caplog.text
+    Clusters.open(expert_run / "clusters").shuffled(1).copy_to(tmp_path / "clusters")
+    assert "`clusters`: " in refused(config | {"clusters": str(tmp_path / "clusters")})
     assert "`llm_moe`: True in " in refused(asking(**going_on, llm_moe=False))
 
 
