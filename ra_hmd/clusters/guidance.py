@@ -26,6 +26,10 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.models.cluster_assignment import Clusters
 from ra_hmd.models.generation.openai_client import Answer, OpenAIClient, SilentEndpoint, ask_all
 
+_REJECTED = ("HTTP 400", "HTTP 415", "HTTP 422", "HTTP 500")  # what servers of text models say of a picture
+_Answers = Mapping[int, tuple[ClusterQuestion, Answer[TeacherText]]]
+"""Cluster to its question and answer."""
+
 
 def ask_teacher(
     folder: str | Path,
@@ -70,35 +74,20 @@ def ask_teacher(
         raise UserError(f"concurrency is {concurrency}, it must be at least 1.")
     _check_output(output)
     clusters = Clusters.open(folder)
-    fitted_split(clusters.manifest, folder)
+    place = Path(cache) if cache is not None else output.with_name(f"{output.stem}_cache")
     chosen = choose_members(folder, clusters.count, members)
     memes, described_data = open_members(clusters, data or Data(), chosen)
-    place = Path(cache) if cache is not None else output.with_name(f"{output.stem}_cache")
     seen, describer = _seen(memes, pictures, place, device, show)
-    questions = [
-        ClusterQuestion(cluster, clusters.digest, tuple(seen[name] for name in names), pictures.image_side)
-        for cluster, names in enumerate(chosen)
-        if names
-    ]
+    questions = _questions(clusters, [tuple(seen[name] for name in names) for names in chosen], pictures)
     with OpenAIClient(settings, key, place, GuidanceFormat()) as client:
         answers = _ask_all(client, questions, concurrency, partial, show)
     entries = [_entry(cluster, names, answers.get(cluster)) for cluster, names in enumerate(chosen)]
-    served = sorted({answer.served for _, answer in answers.values()} - {""})
-    teacher = TeacherDescription(
-        kind="endpoint", model=settings.model, host=settings.host, served=served, describer=describer
-    )
-    stated = settings.model_dump() | members.model_dump()
-    stated |= {"images": pictures.images, "image_side": pictures.image_side if pictures.images else None}
-    return _write(
-        output,
-        clusters,
-        entries,
-        command=command,
-        teacher=teacher,
-        settings=plain(stated | {"instruction_sha256": sha256_bytes(INSTRUCTION.encode())}),
-        data=described_data,
-        notes=_notes(entries, answers),
-    )
+    described = {
+        "teacher": _teacher(settings, answers, describer),
+        "settings": _settings(settings, members, pictures),
+        "data": described_data,
+    }
+    return _write(output, clusters, entries, command=command, notes=_notes(entries, answers), **described)
 
 
 def take_texts(folder: str | Path, texts: str | Path, output: str | Path, *, command: str = "") -> Guidance:
@@ -154,9 +143,15 @@ def _seen(
     return {name: Member(meme, found[name]) for name, meme in memes.items()}, describer
 
 
-_REJECTED = ("HTTP 400", "HTTP 415", "HTTP 422", "HTTP 500")  # what servers of text models say of a picture
-_Answers = Mapping[int, tuple[ClusterQuestion, Answer[TeacherText]]]
-"""Cluster to its question and answer."""
+def _questions(
+    clusters: Clusters, members: Sequence[tuple[Member, ...]], pictures: PictureSettings
+) -> list[ClusterQuestion]:
+    """A question about each cluster that has a meme."""
+    return [
+        ClusterQuestion(cluster, clusters.digest, shown, pictures.image_side)
+        for cluster, shown in enumerate(members)
+        if shown
+    ]
 
 
 def _ask_all(
@@ -210,6 +205,20 @@ def _entry(
 
 def _described(cluster: int, text: str, **more: Any) -> ClusterGuidance:
     return ClusterGuidance(cluster=cluster, text=text, sha256=sha256_bytes(text.encode()), **more)
+
+
+def _teacher(settings: TeacherSettings, answers: _Answers, describer: dict[str, Any] | None) -> TeacherDescription:
+    served = sorted({answer.served for _, answer in answers.values()} - {""})
+    return TeacherDescription(
+        kind="endpoint", model=settings.model, host=settings.host, served=served, describer=describer
+    )
+
+
+def _settings(settings: TeacherSettings, members: MemberSettings, pictures: PictureSettings) -> dict[str, Any]:
+    """The settings that texts depend on, for the manifest."""
+    stated = settings.model_dump() | members.model_dump()
+    stated |= {"images": pictures.images, "image_side": pictures.image_side if pictures.images else None}
+    return plain(stated | {"instruction_sha256": sha256_bytes(INSTRUCTION.encode())})
 
 
 def _notes(entries: Sequence[ClusterGuidance], answers: _Answers) -> list[str]:
