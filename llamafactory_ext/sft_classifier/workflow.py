@@ -91,7 +91,7 @@ def run_sft_classifier(
     _check_environment(model_args)
     guides = Guides.open(finetuning_args)
     config = load_config(model_args)
-    check_family(config.model_type, data_args.template)
+    check_family(config, data_args.template)
     experts.check_experts(config, model_args, finetuning_args)
     settings = input_settings(model_args, data_args, finetuning_args, guides)
     tokenizer_module = load_tokenizer(model_args)

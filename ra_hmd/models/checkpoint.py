@@ -15,7 +15,7 @@ from ra_hmd.data.guidance import GUIDANCE_FILE, Guidance
 from ra_hmd.models.cluster_assignment import Clusters
 from ra_hmd.models.experts.files import has_experts
 from ra_hmd.models.experts.settings import EXPERT_WEIGHTS
-from ra_hmd.models.families import family_of
+from ra_hmd.models.families import described, family_of
 from ra_hmd.models.head import HEAD_WEIGHTS, has_head
 from ra_hmd.models.stage1_config import read_stage1_config
 from ra_hmd.models.tokenization import InputSettings
@@ -270,12 +270,12 @@ def _bare(model: str, template: str | None, base_model: str | None) -> Run:
         run = open_run(folder, base_model)
         return replace(run, adapter=None, head=None, experts=None)
     try:
-        model_type = AutoConfig.from_pretrained(model).model_type
+        config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise UserError(f"{model} is neither a model folder nor a model name that can be loaded: {error}") from error
     if template is None:
-        family = family_of(model_type)
+        family = family_of(config)
         if family is None:
-            raise UserError(f"No template is known for a {model_type} model; give one with --template.")
+            raise UserError(f"No template is known for a {described(config)} model; give one with --template.")
         template = family.templates[0]
     return Run(folder, InputSettings(template=template), base_model=model)

@@ -63,7 +63,7 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
     )
     try:
         config = load_config(model_args)
-        check_family(config.model_type, settings.template)
+        check_family(config, settings.template)
         loaded = load_tokenizer(model_args)
     except UserError:
         raise
@@ -76,7 +76,7 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
         prompt=settings.prompt,
         cutoff_len=settings.cutoff_len,
         answers=settings.expected_answers,
-        family=family_of(config.model_type),
+        family=family_of(config),
     )
     check_unlisted(encoder, config, settings.template, settings.expected_answers)
     return encoder, model_args

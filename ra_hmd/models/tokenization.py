@@ -21,7 +21,7 @@ from ra_hmd.models.families import Family, family_of
 
 if TYPE_CHECKING:
     from llamafactory.data.template import Template
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 # Fewest tokens of `cutoff_len` that are kept free for the answer. The same for every meme of a task, because a caption
 # that was shortened by the length of its own answer would give the label away.
@@ -89,12 +89,12 @@ def expected_answers(kind: ProblemType, answers: Sequence[str], negative: str, p
     return Answers((negative, positive)) if kind == "binary" else Answers(tuple(answers), kind == "multi_label")
 
 
-def check_family(model_type: str, template: str) -> None:
+def check_family(model: "str | PreTrainedConfig", template: str) -> None:
     """Raise `UserError` when `template` is not the one of the model family."""
-    family = family_of(model_type)
+    family = family_of(model)
     if family is not None and template not in family.templates:
         raise UserError(
-            f"`template: {template}` does not fit a {model_type} model; use `template: {family.templates[0]}`. "
+            f"`template: {template}` does not fit a {family.name} model; use `template: {family.templates[0]}`. "
             "Another template moves the token that the head reads."
         )
 

@@ -14,7 +14,7 @@ from PIL import Image
 from ra_hmd.core.errors import UserError, first_line, raise_all
 from ra_hmd.data.prompt import IMAGE_PLACEHOLDER, Answers
 from ra_hmd.models.classifier import IGNORE
-from ra_hmd.models.families import FAMILIES, family_of
+from ra_hmd.models.families import FAMILIES, described, family_of
 from ra_hmd.models.tokenization import MemeEncoder
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def check_unlisted(encoder: MemeEncoder, config: "PreTrainedConfig", template: s
     Raises:
         UserError: lists what failed.
     """
-    if family_of(config.model_type) is not None:
+    if family_of(config) is not None:
         return
     problems = [
         *_problems(_prompt_problems, encoder, config),
@@ -46,7 +46,7 @@ def check_unlisted(encoder: MemeEncoder, config: "PreTrainedConfig", template: s
     ]
     raise_all(
         problems,
-        f"A {config.model_type} model is none of the tested families ({', '.join(FAMILIES)}), and with `template: "
+        f"A {described(config)} model is none of the tested families ({', '.join(FAMILIES)}), and with `template: "
         f"{template}` it fails the check of prompt, positions and answers",
     )
 

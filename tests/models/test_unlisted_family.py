@@ -18,6 +18,7 @@ from transformers import (
     Glm4vImageProcessor,
     Glm4vProcessor,
     Glm4vVideoProcessor,
+    LlavaConfig,
     LlavaNextConfig,
     LlavaNextImageProcessor,
     LlavaNextProcessor,
@@ -30,11 +31,11 @@ from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.prompt import Answers
 from ra_hmd.models import unlisted_family
 from ra_hmd.models.checkpoint import open_backbone, open_run
-from ra_hmd.models.families import FAMILIES, tokenizer_of
+from ra_hmd.models.families import FAMILIES, family_of, tokenizer_of
 from ra_hmd.models.families.qwen import byte_level_tokenizer
 from ra_hmd.models.generation.chat import Chat, ChatModel
 from ra_hmd.models.meme_model import MemeModel, load_encoder
-from ra_hmd.models.tokenization import InputSettings
+from ra_hmd.models.tokenization import InputSettings, check_family
 
 CPU = torch.device("cpu")
 Make: Any = Callable[..., Any]
@@ -218,6 +219,23 @@ class TestPositions:
         with pytest.raises(UserError, match="no rotary positions") as refused:
             unlisted_family.check_unlisted(encoder, config, "llava_next", Answers())
         assert "`lm_head`" in str(refused.value)
+
+
+def test_a_family_is_told_by_its_parts_too(tmp_path: Path) -> None:
+    """Pixtral, and LLaVA with another language model, are of type `llava`, and have other templates."""
+    llava: Any = FAMILIES["llava"]
+    config = llava.tiny_config(tokenizer_of(llava.tiny_processor()), 64, 2)
+    assert family_of(config) is llava
+    mistral = config.text_config.to_dict() | {"model_type": "mistral"}
+    make: Make = LlavaConfig
+    other = make(text_config=mistral, vision_config=config.vision_config, image_token_index=config.image_token_id)
+    assert family_of(other) is None
+    check_family(other, "llava_next_mistral")
+    with pytest.raises(UserError, match="`template: llava_next_mistral`.*`template: llava`"):
+        check_family(config, "llava_next_mistral")
+    other.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"llava \(mistral, clip_vision_model\) model.*--template"):
+        open_backbone(str(tmp_path / "model"))
 
 
 def test_a_registered_family_is_not_checked(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

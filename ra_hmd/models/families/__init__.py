@@ -11,13 +11,23 @@ from ra_hmd.models.families.base import (
     FAMILIES,
     Family,
     Published,
+    described,
     family_of,
     named_family,
     register_family,
     tokenizer_of,
 )
 
-__all__ = ["FAMILIES", "Family", "Published", "family_of", "named_family", "register_family", "tokenizer_of"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Published",
+    "described",
+    "family_of",
+    "named_family",
+    "register_family",
+    "tokenizer_of",
+]
 
 # Order of `ra-hmd tiny-lmm --help` and of the documentation. Other families follow by name.
 _ORDER = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "llava", "internvl", "gemma3")

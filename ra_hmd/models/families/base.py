@@ -1,7 +1,7 @@
 """Base class of LMM families and their registry."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class Family(ABC):
         layers: Path of the language model's decoder layers, from the model with the LM head.
         mlp: Attribute of a decoder layer that holds its MLP.
         attention: Attributes of decoder layers that hold attention; a layer has one of them.
+        parts: Part of the configuration → its model types that this family has; empty: any.
         gated_mlp: Whether the MLP has `gate_proj`, `up_proj` and `down_proj`, which experts extend.
         published: Checkpoints for which there are configurations.
     """
@@ -58,8 +59,13 @@ class Family(ABC):
     layers: str = "model.language_model.layers"
     mlp: str = "mlp"
     attention: tuple[str, ...] = ("self_attn",)
+    parts: Mapping[str, tuple[str, ...]] = {}
     gated_mlp: bool = True
     published: tuple[Published, ...] = ()
+
+    def fits(self, config: "PreTrainedConfig") -> bool:
+        """Whether a configuration of the family's type joins the family's kinds of language model and vision tower."""
+        return all(getattr(getattr(config, part), "model_type", None) in kinds for part, kinds in self.parts.items())
 
     def decoder_layers(self, model: "nn.Module") -> "nn.ModuleList":
         """Decoder layers of the language model of `model`, the one with the LM head."""
@@ -120,9 +126,25 @@ def register_family(family: type[Family]) -> type[Family]:
     return family
 
 
-def family_of(model_type: str) -> Family | None:
-    """The family of models of this type (`model_type` in config.json); None where none is registered."""
-    return FAMILIES.get(model_type)
+def family_of(model: "str | PreTrainedConfig") -> Family | None:
+    """The family of a model, by its configuration or by its type (`model_type` in config.json).
+
+    Returns:
+        The family; None where none is registered, or where the configuration joins other parts than the family's, as
+        Pixtral's does, which is of type `llava` too.
+    """
+    if isinstance(model, str):
+        return FAMILIES.get(model)
+    family = FAMILIES.get(model.model_type)
+    return family if family is not None and family.fits(model) else None
+
+
+def described(config: "PreTrainedConfig") -> str:
+    """The type of a model for messages; with the types of its parts where only these tell it from a family."""
+    if config.model_type not in FAMILIES or family_of(config) is not None:
+        return config.model_type
+    parts = [getattr(getattr(config, part), "model_type", part) for part in FAMILIES[config.model_type].parts]
+    return f"{config.model_type} ({', '.join(parts)})"
 
 
 def named_family(name: str) -> Family:

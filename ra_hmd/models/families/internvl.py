@@ -47,6 +47,7 @@ class InternVL(Family):
     templates = ("intern_vl", "intern_s1")
     model = "InternVLForConditionalGeneration"
     processor = "InternVLProcessor"
+    parts = {"text_config": ("qwen2", "qwen3")}  # noqa: RUF012 - never changed
     published = (Published("OpenGVLab/InternVL3-8B-hf", _8b, 3584, 28, 7.9),)
 
     def image_tokens(self, plugin: Any, processor: Any, width: int, height: int) -> int:

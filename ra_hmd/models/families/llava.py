@@ -48,6 +48,7 @@ class Llava(Family):
     templates = ("llava",)
     model = "LlavaForConditionalGeneration"
     processor = "LlavaProcessor"
+    parts = {"text_config": ("llama",), "vision_config": ("clip_vision_model",)}  # noqa: RUF012 - never changed
     published = (
         Published("llava-hf/llava-1.5-7b-hf", _7b, 4096, 32, 7.1),
         Published("llava-hf/llava-1.5-13b-hf", _13b, 5120, 40, 13.4),
