@@ -149,7 +149,6 @@ MODELS = (
         image="768 × 768; the processor scales these to 896 × 896: 256 tokens",
         attention="sdpa",
         access="after its terms are accepted there",
-        overrides=(("image_do_pan_and_scan=true cutoff_len=2048", "a long image also as up to 4 crops of 256 tokens"),),
         notes=(
             "`flash_attn: sdpa`. The tokens of an image attend to each other in both directions, and FlashAttention 2 "
             "leaves that out without a word.",

@@ -9,6 +9,7 @@ from llamafactory_ext.sft_classifier.metric import logged_metrics
 from llamafactory_ext.sft_classifier.rgcl import check_rgcl
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.features.test_lock import says_test
+from ra_hmd.models.families import family_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
     from llamafactory_ext.arguments import ClassifierFinetuningArguments
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
+
+
+def check_attention(model_type: str, flash_attn: str) -> None:
+    """Raise `UserError` where FlashAttention 2 would compute another model than the one that is tuned."""
+    family = family_of(model_type)
+    if flash_attn == "fa2" and family is not None and not family.flash_attention:
+        raise UserError(
+            f"`flash_attn: fa2` does not fit a {model_type} model: its image tokens attend to each other in both "
+            "directions, and FlashAttention 2 leaves that out. Use `flash_attn: sdpa`."
+        )
 
 
 def check_training(

@@ -21,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llamafactory_ext.launchers import STAGE
 from llamafactory_ext.sft_classifier import experts
-from llamafactory_ext.sft_classifier.checks import check_training
+from llamafactory_ext.sft_classifier.checks import check_attention, check_training
 from llamafactory_ext.sft_classifier.guides import Guides
 from llamafactory_ext.sft_classifier.metric import compute_metrics
 from llamafactory_ext.sft_classifier.records import describe, load_records
@@ -92,6 +92,7 @@ def run_sft_classifier(
     guides = Guides.open(finetuning_args)
     config = load_config(model_args)
     check_family(config, data_args.template)
+    check_attention(config.model_type, model_args.flash_attn)
     experts.check_experts(config, model_args, finetuning_args)
     settings = input_settings(model_args, data_args, finetuning_args, guides)
     tokenizer_module = load_tokenizer(model_args)

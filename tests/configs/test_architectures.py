@@ -1,5 +1,5 @@
-"""Every architecture of `configs/stage1`, built on the meta device from its published config values: nothing is
-downloaded, and no weight is allocated.
+"""Every architecture of `configs/stage1`, built on the meta device from the published sizes in the families' registry.
+Nothing is downloaded, and no weight is allocated.
 """
 
 from types import ModuleType
@@ -9,133 +9,54 @@ import pytest
 import torch
 from config_files import CLASS_FILES, CLASSIFIER_FILES, FILES, STAGE1
 
+from ra_hmd.models.families import FAMILIES
 from ra_hmd.models.head import HeadConfig, MemeHead
-
-ROPE = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1000000.0}
-
-
-def decoder(
-    hidden: int, layers: int, heads: int, key_value_heads: int, intermediate: int, vocabulary: int
-) -> dict[str, Any]:
-    return {
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_value_heads,
-        "intermediate_size": intermediate,
-        "vocab_size": vocabulary,
-    }
-
-
-def qwen2_text(hidden: int, heads: int, key_value_heads: int, intermediate: int, vocabulary: int) -> dict[str, Any]:
-    return {**decoder(hidden, 28, heads, key_value_heads, intermediate, vocabulary), "rope_parameters": ROPE}
-
-
-def qwen2_vl(text: dict[str, Any], tied: bool) -> Any:
-    from transformers import Qwen2VLConfig
-
-    vision = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": text["hidden_size"]}
-    text = {**text, "tie_word_embeddings": tied}
-    return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
-
-
-def qwen2_5_vl_7b() -> Any:
-    from transformers import Qwen2_5_VLConfig
-
-    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
-    text = qwen2_text(3584, 28, 4, 18944, 152064)
-    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
-
-
-def qwen3_vl_8b() -> Any:
-    from transformers import Qwen3VLConfig
-
-    text = qwen2_text(4096, 32, 8, 12288, 151936) | {"num_hidden_layers": 36, "head_dim": 128}
-    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [24, 20, 20], "rope_theta": 5000000.0}
-    vision = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 4096}
-    vision["deepstack_visual_indexes"] = [8, 16, 24]
-    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
-
-
-def qwen3_5_9b() -> Any:
-    from transformers import Qwen3_5Config
-
-    text = qwen2_text(4096, 16, 4, 12288, 248320) | {"num_hidden_layers": 32, "head_dim": 256}
-    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [11, 11, 10], "rope_theta": 10000000.0}
-    text |= {"full_attention_interval": 4, "linear_num_key_heads": 16, "linear_num_value_heads": 32}
-    vision = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 4096}
-    return Qwen3_5Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
-
-
-def llava_1_5_7b() -> Any:
-    from transformers import LlavaConfig
-
-    text = {"model_type": "llama", **decoder(4096, 32, 32, 32, 11008, 32064)}
-    vision = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "projection_dim": 768}
-    vision |= {"num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 336}
-    return LlavaConfig(text_config=text, vision_config=vision)
-
-
-def internvl3_8b() -> Any:
-    from transformers import InternVLConfig
-
-    text = {"model_type": "qwen2", "tie_word_embeddings": False, **decoder(3584, 28, 28, 4, 18944, 151674)}
-    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    vision |= {"image_size": [448, 448], "patch_size": [14, 14], "attention_bias": True}
-    return InternVLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
-
-
-def gemma3_4b() -> Any:
-    from transformers import Gemma3Config
-
-    text = decoder(2560, 34, 8, 4, 10240, 262208) | {"head_dim": 256, "sliding_window": 1024}
-    vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
-    vision |= {"image_size": 896, "patch_size": 14, "vision_use_head": False}
-    return Gemma3Config(text_config=text, vision_config=vision)
-
-
-# folder → config builder, hidden size, layers, published parameters in billions (of Qwen3.5 without the layer that
-# predicts further tokens, which transformers does not build)
-ARCHITECTURES = {
-    "qwen2_vl_2b": (lambda: qwen2_vl(qwen2_text(1536, 12, 2, 8960, 151936), tied=True), 1536, 28, 2.2),
-    "qwen2_vl_7b": (lambda: qwen2_vl(qwen2_text(3584, 28, 4, 18944, 152064), tied=False), 3584, 28, 8.3),
-    "qwen2_5_vl_7b": (qwen2_5_vl_7b, 3584, 28, 8.3),
-    "qwen3_vl_8b": (qwen3_vl_8b, 4096, 36, 8.8),
-    "qwen3_5_9b": (qwen3_5_9b, 4096, 32, 9.4),
-    "llava_1_5_7b": (llava_1_5_7b, 4096, 32, 7.06),
-    "internvl3_8b": (internvl3_8b, 3584, 28, 7.9),
-    "gemma3_4b": (gemma3_4b, 2560, 34, 4.3),
-}
-
 
 MLP = {"gate_proj", "up_proj", "down_proj"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
-class TestArchitectures:
-    def test_every_folder_has_one(self) -> None:
-        assert {path.parent.name for path in FILES} == ARCHITECTURES.keys()
+PUBLISHED = {one.repository: (family, one) for family in FAMILIES.values() for one in family.published}
 
-    @pytest.fixture(scope="class", params=ARCHITECTURES)
-    def built(self, request: pytest.FixtureRequest) -> tuple[str, Any]:
-        from transformers import AutoModelForImageTextToText
 
-        config = ARCHITECTURES[request.param][0]()
-        with torch.device("meta"):
-            return request.param, AutoModelForImageTextToText.from_config(config)
+def on_meta(hub: str) -> Any:
+    from transformers import AutoModelForImageTextToText
 
-    def test_nothing_was_allocated_and_the_size_is_the_published_one(self, built, make_configs: ModuleType) -> None:
-        folder, model = built
-        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-        billions = sum(parameter.numel() for parameter in model.parameters()) / 1e9
-        assert billions == pytest.approx(ARCHITECTURES[folder][3], rel=0.02)
-        entry = next(entry for entry in make_configs.MODELS if entry.folder == folder)
-        assert entry.billions == ARCHITECTURES[folder][3]
+    config = PUBLISHED[hub][1].config()
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
+@pytest.mark.parametrize("hub", PUBLISHED)
+def test_the_registry_has_the_published_sizes(hub: str) -> None:
+    model, (family, published) = on_meta(hub), PUBLISHED[hub]
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    # Of Qwen3.5 without the layer that predicts further tokens, which transformers does not build.
+    billions = sum(parameter.numel() for parameter in model.parameters()) / 1e9
+    assert billions == pytest.approx(published.billions, rel=0.02)
+    assert model.config.model_type == family.name
+    assert model.config.get_text_config().hidden_size == published.hidden_size
+    assert len(family.decoder_layers(model)) == published.num_layers
+
+
+class TestRecipes:
+    def test_every_folder_is_of_a_model_in_the_registry(self, make_configs: ModuleType) -> None:
+        assert {path.parent.name for path in FILES} == {model.folder for model in make_configs.MODELS}
+        for model in make_configs.MODELS:
+            family, published = PUBLISHED[model.hub]
+            assert model.template == family.templates[0]
+            assert model.billions == pytest.approx(published.billions, rel=0.01)
+            assert (model.attention == "fa2") is family.flash_attention
+
+    @pytest.fixture(scope="class", params=sorted({path.parent.name for path in FILES}))
+    def built(self, request: pytest.FixtureRequest, make_configs: ModuleType) -> tuple[str, Any]:
+        hub = next(model.hub for model in make_configs.MODELS if model.folder == request.param)
+        return request.param, on_meta(hub)
 
     def test_the_head_fits_the_language_model(self, built, parse) -> None:
         folder, model = built
         hidden = model.config.get_text_config().hidden_size
-        assert hidden == ARCHITECTURES[folder][1] == model.get_input_embeddings().embedding_dim
+        assert hidden == model.get_input_embeddings().embedding_dim
         for path in CLASSIFIER_FILES:
             if path.parent.name != folder:
                 continue
@@ -154,7 +75,6 @@ class TestArchitectures:
         args = parse(STAGE1 / folder / "hateful_memes_qlora.yaml", plugin=True).finetuning
         names = find_all_linear_modules(model, args.freeze_vision_tower)
         layers = model.model.language_model.layers
-        assert len(layers) == ARCHITECTURES[folder][2]
         linear = [name for name, module in layers.named_modules() if isinstance(module, torch.nn.Linear)]
         assert set(names) == {name.rpartition(".")[2] for name in linear} >= MLP | ATTENTION
         targets = patch_target_modules(model, args, names)
@@ -171,7 +91,7 @@ def test_flash_attention_leaves_out_how_the_tokens_of_an_image_see_each_other_in
 ) -> None:
     from transformers.models.gemma3.modeling_gemma3 import create_causal_mask_mapping
 
-    config = gemma3_4b()
+    config = PUBLISHED["google/gemma-3-4b-it"][1].config()
     config._attn_implementation = config.text_config._attn_implementation = attention
     mask = create_causal_mask_mapping(
         config,

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from family_walk import EXPERTS, LIMIT, STEPS, Walk, largest_difference, likeliest_tokens, recorded_generation, rows_of
+from llamafactory.train import tuner
 from once import SharedFolders
 from safetensors.torch import load_file
 from served import ra_hmd
@@ -144,8 +145,8 @@ def test_explanations_are_generated_from_picture_and_words(walk: Walk, record: R
     assert [row["id"] for row in walk.explained] == [meme.id for meme in walk.memes]
     assert any(row["rationale"] for row in walk.explained)
     images = [load_image(meme.image) for meme in walk.memes[:2]]
-    texts = ("<image> A cake?", "Is this one a cake, or is it anything but a cake? <image> Say.")
-    chats = [Chat([{"role": "user", "content": text}], [image]) for text, image in zip(texts, images, strict=True)]
+    asked = {"<image> A cake?": images[:1], "Is it a cake? <image> Say.": images[1:], "<image> or <image>?": images}
+    chats = [Chat([{"role": "user", "content": text}], shown) for text, shown in asked.items()]
     model = walk.model(walk.run)
     speaker = ChatModel(model)
     with recorded_generation(model) as answers:
@@ -154,6 +155,20 @@ def test_explanations_are_generated_from_picture_and_words(walk: Walk, record: R
     for chat, answer in zip(chats, answers, strict=True):  # the shorter one comes first
         assert answer
         assert answer == likeliest_tokens(model, speaker.encode(chat), chat.images, answer)
+
+
+def test_a_merged_export_scores_as_its_run(walk: Walk, record: Record) -> None:
+    record("export")
+    config = walk.settings("run")
+    options = {name: config[name] for name in ("model_name_or_path", "template", "finetuning_type")}
+    merged = walk.folder / "merged"
+    tuner.export_model(
+        options | {"adapter_name_or_path": str(walk.run), "export_dir": str(merged), "export_device": "cpu"}
+    )
+    one, other = walk.extract(merged, "dev"), walk.extract(walk.run, "dev")
+    assert one.ids == other.ids
+    assert one.lrc_logit == pytest.approx(other.lrc_logit, abs=1e-4)
+    assert one.lmh_score == pytest.approx(other.lmh_score, abs=1e-4)
 
 
 def test_four_bit_weights_train_and_extract(walk: Walk, record: Record) -> None:

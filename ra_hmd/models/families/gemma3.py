@@ -48,6 +48,7 @@ class Gemma3(Family):
     templates = ("gemma3",)
     model = "Gemma3ForConditionalGeneration"
     processor = "Gemma3Processor"
+    flash_attention = False
     published = (Published("google/gemma-3-4b-it", _4b, 2560, 34, 4.3),)
 
     def image_tokens(self, plugin: Any, processor: Any, width: int, height: int) -> int:
