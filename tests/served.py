@@ -1,22 +1,15 @@
 """Trained heads with example banks for tests of services: on a tiny CLIP, a tiny Qwen2-VL, and one with experts."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from once import SharedFolders
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.data.guidance import Guidance
-from ra_hmd.models.checkpoint import open_run
-from ra_hmd.models.cluster_assignment import Clusters
-from ra_hmd.models.experts.attach import attach_experts
-from ra_hmd.models.experts.files import save_experts
-from ra_hmd.models.experts.settings import ExpertSettings
-from ra_hmd.models.meme_model import MemeModel
 
 
 def ra_hmd(*words: str | Path) -> None:
@@ -66,13 +59,12 @@ def served_lmm(stage1_run: Path, memes: Path, once: SharedFolders) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served_experts(served_lmm: Path, served_clip: Path, memes: Path, once: SharedFolders) -> Path:
-    """Folder like `served_lmm`, whose run has random experts, the clusters of a tiny CLIP and guidance for each."""
+def served_experts(expert_run: Path, memes: Path, once: SharedFolders) -> Path:
+    """Folder like `served_lmm`, of a run with clusters, guidance and experts whose effect is large."""
 
     def make(folder: Path) -> None:
-        run = Path(shutil.copytree(served_lmm / "run", folder / "run"))
-        ra_hmd("cluster", served_clip / "features" / "train", "--clusters", "3", "--output", run / "clusters")
-        equip_with_experts(run, [f"Guidance number {number} looks at colours." for number in range(3)])
+        run = Path(shutil.copytree(expert_run, folder / "run", ignore=shutil.ignore_patterns("checkpoint-*")))
+        strengthen(run)
         for split in ("train", "dev", "test"):
             ra_hmd("extract", "--checkpoint", run, "--data", memes / "a", "--split", split, "--workers", "2",
                    "--output", folder / "features" / split)  # fmt: skip
@@ -82,21 +74,16 @@ def served_experts(served_lmm: Path, served_clip: Path, memes: Path, once: Share
     return once("served-experts", make)
 
 
-def equip_with_experts(run: Path, guidance: list[str]) -> None:
-    """Give a Stage 1 run with `clusters` random experts whose effect is large, and guidance."""
-    clusters = Clusters.open(run / "clusters")
-    Guidance(tuple(guidance), clusters.digest).write(run / "guidance.json")
-    settings = ExpertSettings(rank=4, alpha=4, num_clusters=clusters.count, prior_scale=8.0)
-    model = MemeModel(open_run(run), torch.device("cpu")).model
-    experts = attach_experts(model, settings, seed=0, trainable=False)
+def strengthen(run: Path) -> None:
+    """Replace what the experts of a run learnt by large random numbers, and route by the cluster above all."""
     generator = torch.Generator().manual_seed(0)
-    state = {name: torch.randn(value.shape, generator=generator) * 0.1 if name.endswith(".B") else value.detach()
-             for name, value in experts.state().items()}  # fmt: skip
-    save_experts(run, settings, state)
-    manifest = json.loads((run / "ra_hmd.json").read_text())
-    manifest["inputs"] |= {"clusters": clusters.digest, "guidance": Guidance.open(run / "guidance.json").digest}
-    manifest["arguments"]["finetuning"]["llm_moe"] = True
-    (run / "ra_hmd.json").write_text(json.dumps(manifest))
+    state = load_file(run / "experts.safetensors")
+    for name, value in state.items():
+        if name.endswith(".B"):
+            state[name] = 0.3 * torch.randn(value.shape, generator=generator)
+        elif name.endswith(".prior"):
+            state[name] = 4 * value
+    save_file(state, run / "experts.safetensors")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from expert_runs import TEXTS
 from served import ra_hmd
 from servers import queries
 
@@ -14,6 +15,8 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import load_image
 from ra_hmd.features.compatibility import check_same_origin, store_fingerprint
 from ra_hmd.features.store import Features, read_features
+from ra_hmd.inference.detector import Detector
+from ra_hmd.inference.explainer import Explainer
 from ra_hmd.models.checkpoint import open_backbone, open_run
 from ra_hmd.models.generation.chat import Chat, ChatModel
 from ra_hmd.models.meme_model import MemeModel
@@ -42,7 +45,7 @@ def test_clusters_decide_guidance_and_routing(served_experts: Path, memes: Path,
         row = model.encode(meme.text or "", image)
         found.add(row["cluster"])
         text = model.encoder.tokenizer.decode(row["input_ids"])
-        assert f"Guidance number {row['cluster']} looks at colours.\n\nThis is an image" in text
+        assert f"{TEXTS[row['cluster']]}\n\nThis is an image" in text or not TEXTS[row["cluster"]]
         assert row["cluster"] == model.cluster_of(meme.text or "", image)
     assert len(found) > 1
     routed = _scores(model, memes)
@@ -137,3 +140,14 @@ def test_an_untuned_model_with_guidance(served_experts: Path, tiny: object, meme
     assert np.abs(guided.lmh_score - plain.lmh_score).max() > 1e-5
     with pytest.raises(UserError, match=r"inputs\.guidance"):
         check_same_origin({"guided": store_fingerprint(guided), "plain": store_fingerprint(plain)})
+
+
+def test_a_rationale_is_routed_by_the_cluster_of_the_meme(served_experts: Path, memes: Path) -> None:
+    detector = Detector.from_run(served_experts / "run", device="cpu")
+    explainer = Explainer.of(detector, engine="transformers", max_new_tokens=2)
+    prepared = [detector.prepare(meme) for meme in queries(memes, "test")[:6]]
+    asked = [
+        explainer.ask(verdict, meme.image) for verdict, meme in zip(detector.judge(prepared), prepared, strict=True)
+    ]
+    assert [question.chat.cluster for question in asked] == [meme.item["cluster"] for meme in prepared]
+    assert len({question.chat.cluster for question in asked}) > 1
