@@ -54,7 +54,7 @@ def make_guides(folder: Path, memes: list[Meme]) -> None:
     sizes = np.bincount(fitted.labels_, minlength=CLUSTERS).tolist()
     centroids = fitted.cluster_centers_.astype(np.float32)
     clusters = clusters_of(centroids, (image.shape[1], text.shape[1]), sizes, **stated).copy_to(folder / "clusters")
-    Guidance(TEXTS, clusters.digest).write(folder / "guidance.json")
+    Guidance(TEXTS, clusters.digest).copy_to(folder / "guidance.json")
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ def make(tmp_path: Path, memes: Path, tiny: Callable[[str], Path]) -> Make:
     rng = np.random.default_rng(0)
     clusters = clusters_of(joint_vectors(rng.normal(size=(3, 5)), rng.normal(size=(3, 3))), (5, 3))
     clusters = clusters.copy_to(tmp_path / "clusters")
-    Guidance(("Look at tea.", "Look at rain.", "Look at cats."), clusters.digest).write(tmp_path / "guidance.json")
+    Guidance(("Look at tea.", "Look at rain.", "Look at cats."), clusters.digest).copy_to(tmp_path / "guidance.json")
     recipe = {
         "model_name_or_path": str(tiny("qwen2_vl")),
         "template": "qwen2_vl",
@@ -123,7 +123,7 @@ def test_a_recipe_that_the_arms_cannot_share_is_refused(make: Make, keys: dict[s
 def test_splits_and_guidance_must_be_of_these_data_and_clusters(make: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="`test_split` is 'test_seen'; it has"):
         Study.open(make(test_split="test_seen"))
-    Guidance(("a", "b", "c"), "of others").write(tmp_path / "guidance.json")
+    Guidance(("a", "b", "c"), "of others").copy_to(tmp_path / "guidance.json")
     with pytest.raises(UserError, match="written for other clusters"):
         Study.open(make())
 

@@ -85,7 +85,7 @@ def test_the_cache_of_rows_follows_clusters_and_guidance(
 ) -> None:
     before = [row["cluster_id"] for row in records()]
     shuffled = Clusters.open(guides.clusters).shuffled(2).copy_to(tmp_path / "shuffled")
-    Guidance(("one", "two", "three"), shuffled.digest).write(tmp_path / "other.json")
+    Guidance(("one", "two", "three"), shuffled.digest).copy_to(tmp_path / "other.json")
     rows = records(clusters=str(tmp_path / "shuffled"), guidance=str(tmp_path / "other.json"))
     assert [row["cluster_id"] for row in rows] != before
     assert all(f"\n{('one', 'two', 'three')[row['cluster_id']]}\n\n" in row["text"] for row in rows)
@@ -107,7 +107,7 @@ def test_tokenised_data_is_used_again_with_the_same_clusters_and_guidance_alone(
     with monkeypatch.context() as patch:
         patch.setattr(Clusters, "load", None)  # no encoder is needed
         assert records(**tokenized) == rows
-    Guidance(("one", "two", "three"), stated.clusters).write(tmp_path / "other.json")
+    Guidance(("one", "two", "three"), stated.clusters).copy_to(tmp_path / "other.json")
     Clusters.open(guides.clusters).shuffled(2).copy_to(tmp_path / "shuffled")
     for changes, named in (
         ({"guidance": str(tmp_path / "other.json")}, "inputs.guidance: "),

@@ -189,7 +189,7 @@ def test_what_the_yaml_leaves_out_is_the_runs(asking: Config, expert_run: Path, 
 
 def test_other_keys_are_refused_with_both_values(asking: Config, guides: GuideFiles, tmp_path: Path) -> None:
     Clusters.open(guides.clusters).shuffled(1).copy_to(tmp_path / "clusters")
-    Guidance(("a", "b", "c"), Clusters.open(guides.clusters).digest).write(tmp_path / "other.json")
+    Guidance(("a", "b", "c"), Clusters.open(guides.clusters).digest).copy_to(tmp_path / "other.json")
     changes = {"llm_moe": True, "llm_moe_num_experts": 4, "expert_rank": 8, "router_tau": 2.0, "universal_expert": True,
                "expert_top_k": 2, "clusters": str(tmp_path / "clusters")}  # fmt: skip
     message = refused(asking(**changes))
@@ -215,7 +215,7 @@ def test_a_run_with_other_clusters_or_guidance_inside_is_not_evaluated(asking: C
     if name == "clusters":
         Clusters.open(copied / "clusters").shuffled(1).copy_to(copied / "clusters")
     else:
-        Guidance(("a", "b", "c"), Clusters.open(copied / "clusters").digest).write(copied / "guidance.json")
+        Guidance(("a", "b", "c"), Clusters.open(copied / "clusters").digest).copy_to(copied / "guidance.json")
     assert "is not what the run was trained with" in refused(asking(copied))
 
 
@@ -237,7 +237,7 @@ def test_an_adapter_with_experts_is_continued(
     assert "`expert_rank: 4`" in caplog.text
     assert read_json(tmp_path / "asked" / "ra_hmd.json").inputs == read_json(expert_run / "ra_hmd.json").inputs
     assert "`expert_rank`: 4 in " in refused(config | {"expert_rank": 2})
-    Guidance(("a", "b", "c"), Clusters.open(expert_run / "clusters").digest).write(tmp_path / "other.json")
+    Guidance(("a", "b", "c"), Clusters.open(expert_run / "clusters").digest).copy_to(tmp_path / "other.json")
     tuner.run_exp(config | {"clusters": str(expert_run / "clusters"), "guidance": str(tmp_path / "other.json")}, [])
     assert "Training goes on with other settings than before: `guidance`: " in caplog.text
     Clusters.open(expert_run / "clusters").shuffled(1).copy_to(tmp_path / "clusters")
@@ -296,9 +296,9 @@ def test_clusters_and_guidance_must_be_there_and_belong_together(
     assert f"{tmp_path / 'none'} holds no clusters" in early(clusters=str(tmp_path / "none"))
     assert f"{tmp_path / 'none.json'} does not exist" in early(guidance=str(tmp_path / "none.json"))
     assert "`guidance` is set without `clusters`" in early(clusters=None)
-    Guidance(("a", "b", "c"), "of other clusters").write(tmp_path / "other.json")
+    Guidance(("a", "b", "c"), "of other clusters").copy_to(tmp_path / "other.json")
     assert "was written for other clusters" in early(guidance=str(tmp_path / "other.json"))
-    Guidance(("a", "b"), Clusters.open(guides.clusters).digest).write(tmp_path / "few.json")
+    Guidance(("a", "b"), Clusters.open(guides.clusters).digest).copy_to(tmp_path / "few.json")
     assert "has texts for 2 clusters, and there are 3" in early(guidance=str(tmp_path / "few.json"))
 
 
