@@ -12,7 +12,7 @@ BOX = (170, 92)
 # (left, top, fill, title, what it holds, commands)
 BOXES = (
     (15, 25, "#eef2f7", "Labelled memes", "image, caption, label", "data import · check"),
-    (215, 25, "#dbeafe", "Stage 1", "Qwen-VL: LoRA + head", "llamafactory-cli"),
+    (215, 25, "#dbeafe", "Stage 1", "LMM: LoRA + head", "llamafactory-cli"),
     (415, 25, "#eef2f7", "Features", "hidden states", "extract"),
     (615, 25, "#dbeafe", "Stage 2", "contrast with neighbours", "stage2"),
     (815, 25, "#eef2f7", "Evaluation", "thresholds, intervals", "evaluate"),
