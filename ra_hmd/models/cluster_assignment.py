@@ -358,7 +358,8 @@ def _open_encoder(clusters: Clusters, place: str | Path | None) -> Encoder:
         encoder = Encoder(settings)
     except UserError as error:
         raise UserError(
-            f"The clusters in {clusters.folder} are of encoder {settings.path}, which cannot be opened: {error}"
+            f"The clusters in {clusters.folder} are of encoder {settings.path}, which cannot be opened; write its "
+            f"present place into {CLUSTERS_MANIFEST} there, as `path` of `encoder`: {error}"
         ) from error
     stated, found = clusters.manifest.fingerprint, plain(encoder.fingerprint())
     differing = [f"{key}: {found.get(key)!r} at {settings.path}, {stated[key]!r} in the clusters"

@@ -302,6 +302,11 @@ def test_another_or_no_encoder_is_refused_and_a_moved_one_can_be_named(made: Pat
     with pytest.raises(UserError, match=r"(?s)clusters in .*gone.*cannot be opened"):
         clusters.load(CPU)
     shutil.copytree(made / "clip", tmp_path / "moved")
+    written = shutil.copytree(clusters.folder, tmp_path / "written")
+    stated = read_json(written / CLUSTERS_MANIFEST)
+    write_json(written / CLUSTERS_MANIFEST, stated | {"encoder": {"path": str(tmp_path / "moved")}})
+    assert Clusters.open(written).digest == clusters.digest
+    Clusters.open(written).load(CPU)
     some = memes(8)
     assert clusters.load(CPU, tmp_path / "moved").prepare(some) == Clusters.open(made / "clusters").load(CPU).prepare(
         some
