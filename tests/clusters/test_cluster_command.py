@@ -17,7 +17,7 @@ from served import ra_hmd
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
-from ra_hmd.clusters.guidance_members import choose_members, open_members
+from ra_hmd.clusters.guidance_members import Data, choose_members, open_members
 from ra_hmd.clusters.guidance_settings import MemberSettings
 from ra_hmd.clusters.members import Members, montage
 from ra_hmd.core.errors import UserError
@@ -202,8 +202,9 @@ def test_pictures_are_blurred_and_captions_hidden_until_asked(made: Path, browse
 def test_a_teacher_is_shown_the_memes_of_the_folder_that_was_clustered(made: Path, memes: Path) -> None:
     clusters = Clusters.open(made / "clusters")
     chosen = choose_members(made / "clusters", clusters.count, MemberSettings())
-    found, data = open_members(clusters, memes / "a", chosen)
+    found, data = open_members(clusters, Data(str(memes / "a")), chosen)
     assert {name for members in chosen for name in members} == set(found)
     assert data.split == "train"
+    assert open_members(clusters, Data(), chosen)[0].keys() == found.keys(), "the place that the clusters state"
     with pytest.raises(UserError, match="another image or caption|is not there"):
-        open_members(clusters, memes / "b", chosen)
+        open_members(clusters, Data(str(memes / "b")), chosen)
