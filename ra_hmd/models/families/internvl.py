@@ -16,6 +16,8 @@ _MEDIA = {
     "context_image_token": "<IMG_CONTEXT>",
     "video_token": "<video>",
 }
+# LLaMA-Factory's system message, which would otherwise be spelled in bytes.
+_SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _TILE, _PATCH = 112, 14  # pixels of a side of a tile and of a patch; four patches are one token
 _MOST_TILES = 12  # LLaMA-Factory's, with `crop_to_patches`
@@ -66,7 +68,7 @@ class InternVL(Family):
         """See `Family`."""
         from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor, Qwen2Tokenizer
 
-        tokenizer = byte_level_tokenizer(Qwen2Tokenizer, _CONTROL, extra_special_tokens=_MEDIA)
+        tokenizer = byte_level_tokenizer(Qwen2Tokenizer, _CONTROL, _SYSTEM, extra_special_tokens=_MEDIA)
         pixels: dict[str, Any] = {"size": {"height": _TILE, "width": _TILE}, "image_mean": _MEAN, "image_std": _STD}
         return InternVLProcessor(
             image_processor=GotOcr2ImageProcessor(**pixels),

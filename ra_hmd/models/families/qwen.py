@@ -169,11 +169,11 @@ def token_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     }
 
 
-def byte_level_tokenizer(kind: Any, special: tuple[str, ...], **options: Any) -> Any:
+def byte_level_tokenizer(kind: Any, special: tuple[str, ...], system: str = SYSTEM, **options: Any) -> Any:
     """Tokenizer of a transformers class for byte-level BPE, with control tokens; `<|im_end|>` ends a turn."""
     import json
 
-    model = json.loads(train_tokenizer(len(special)).to_str())["model"]
+    model = json.loads(train_tokenizer(len(special), system).to_str())["model"]
     merges: list[Any] = [tuple(merge) for merge in model["merges"]]
     tokenizer = kind(vocab=model["vocab"], merges=merges, model_max_length=CONTEXT, **options)
     tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
@@ -181,7 +181,7 @@ def byte_level_tokenizer(kind: Any, special: tuple[str, ...], **options: Any) ->
     return tokenizer
 
 
-def train_tokenizer(reserved: int = len(SPECIAL_TOKENS)) -> "Tokenizer":
+def train_tokenizer(reserved: int = len(SPECIAL_TOKENS), system: str = SYSTEM) -> "Tokenizer":
     """Byte-level BPE with Qwen's pre-tokenisation, trained on the demo's own sentences; the same at every call."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -199,5 +199,5 @@ def train_tokenizer(reserved: int = len(SPECIAL_TOKENS)) -> "Tokenizer":
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus(SYSTEM, "system\n", "user\n", "assistant\n"), trainer)
+    tokenizer.train_from_iterator(corpus(system, "system\n", "user\n", "assistant\n"), trainer)
     return tokenizer
