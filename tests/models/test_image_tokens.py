@@ -3,13 +3,17 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from ra_hmd.models.checkpoint import open_backbone
 from ra_hmd.models.families import FAMILIES
-from ra_hmd.models.meme_model import load_encoder
+from ra_hmd.models.generation.chat import Chat, ChatModel
+from ra_hmd.models.meme_model import MemeModel, load_encoder
 from ra_hmd.models.tokenization import InputSettings
 
 SIZES = [(1, 1), (27, 29), (48, 40), (300, 90), (90, 300), (768, 768), (1200, 5), (7, 1600), (3000, 2000), (28, 5600)]
@@ -55,6 +59,19 @@ def test_images_that_are_cut_into_several_are_counted(tiny: Callable[[str], Path
         assert len(prompt.ids) == base + encoder.image_tokens(*size), size
         found.append(prompt.ids.count(placeholder) > without.image_tokens(*size))
     assert any(found) == (family == "internvl")
+
+
+def test_an_image_of_several_tiles_is_read_whatever_the_batch(tiny: Callable[[str], Path]) -> None:
+    run = replace(open_backbone(str(tiny("internvl"))), loading={"crop_to_patches": True})
+    model = MemeModel(run, torch.device("cpu"))
+    images = [Image.effect_noise(size, 80).convert("RGB") for size in [(96, 96), (500, 200), (150, 330)]]
+    rows = [model.encode("my cat", image) for image in images]
+    assert len({model.length(row) for row in rows}) == len(rows)
+    single = torch.cat([model.columns(model.collate([row]))["hidden"] for row in rows])
+    torch.testing.assert_close(model.columns(model.collate(rows))["hidden"], single, atol=2e-4, rtol=2e-4)
+    chats = [Chat([{"role": "user", "content": "<image> What?"}], [image]) for image in images]
+    speaker = ChatModel(model)
+    assert speaker.generate(chats, 4) == [speaker.generate([chat], 4)[0] for chat in chats]
 
 
 def test_the_resizing_library_is_imported_only_when_it_is_used() -> None:
