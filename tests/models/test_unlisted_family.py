@@ -184,6 +184,28 @@ def test_an_answer_token_unlike_the_model_s_own_format_is_refused(tmp_path: Path
         load_encoder(str(llava_next(tmp_path / "model", own)), settings("llava_next"))
 
 
+def test_prompts_that_do_not_fit_are_refused_each_with_its_reason(
+    next_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, _ = load_encoder(str(next_folder), settings("llava_next"))
+    config = LlavaNextConfig.from_pretrained(next_folder)
+
+    def said() -> str:
+        with pytest.raises(UserError) as refused:
+            unlisted_family.check_unlisted(encoder, config, "llava_next", Answers())
+        return str(refused.value)
+
+    tokens = unlisted_family._image_tokens
+    monkeypatch.setattr(unlisted_family, "_image_tokens", lambda *given: tokens(*given) - 1)
+    assert re.search(r"96 x 96 pixels has (\d+) image tokens, and two such images \d+", said())
+    monkeypatch.undo()
+    encoder.tail = [*encoder.tail, 5]
+    assert "does not end in the assistant header" in said()
+    encoder.tail.pop()
+    config.image_token_index = 5
+    assert "has no image token in its prompt" in said()
+
+
 class TestPositions:
     """What the host's collator makes of two memes, replaced."""
 
