@@ -21,12 +21,12 @@ logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root
 
 
 def check_attention(model_type: str, flash_attn: str) -> None:
-    """Raise `UserError` where FlashAttention 2 would compute another model than the one that is tuned."""
+    """Raise `UserError` where training by FlashAttention 2 would compute another model than extraction does."""
     family = family_of(model_type)
-    if flash_attn == "fa2" and family is not None and not family.flash_attention:
+    if flash_attn == "fa2" and family is not None and family.without_flash_attention:
         raise UserError(
-            f"`flash_attn: fa2` does not fit a {model_type} model: its image tokens attend to each other in both "
-            "directions, and FlashAttention 2 leaves that out. Use `flash_attn: sdpa`."
+            f"`flash_attn: fa2` does not fit a {model_type} model: {family.without_flash_attention}. Use "
+            "`flash_attn: sdpa`."
         )
 
 

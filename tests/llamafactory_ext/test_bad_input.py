@@ -217,6 +217,7 @@ def test_tokenized_path_is_reused_only_with_the_same_settings(run_with: RunWith,
         run_with(tokenized_path=tokenized, image_max_pixels=10_000)
 
 
-def test_flash_attention_that_computes_another_model(run_with: RunWith) -> None:
-    with pytest.raises(UserError, match="`flash_attn: fa2` does not fit a gemma3 model.*`flash_attn: sdpa`"):
-        run_with(family="gemma3", flash_attn="fa2", cutoff_len=384)
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_5"])
+def test_flash_attention_that_computes_another_model(run_with: RunWith, family: str) -> None:
+    with pytest.raises(UserError, match=f"`flash_attn: fa2` does not fit a {family} model.*`flash_attn: sdpa`"):
+        run_with(family=family, flash_attn="fa2", cutoff_len=384)

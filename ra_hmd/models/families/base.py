@@ -48,7 +48,7 @@ class Family(ABC):
         attention: Attributes of decoder layers that hold attention; a layer has one of them.
         parts: Part of the configuration → its model types that this family has; empty: any.
         gated_mlp: Whether the MLP has `gate_proj`, `up_proj` and `down_proj`, which experts extend.
-        flash_attention: Whether FlashAttention 2 computes what the model's own attention computes.
+        without_flash_attention: Why FlashAttention 2 must not be asked for in training; "" where it may be.
         published: Checkpoints for which there are configurations.
     """
 
@@ -62,7 +62,7 @@ class Family(ABC):
     attention: tuple[str, ...] = ("self_attn",)
     parts: Mapping[str, tuple[str, ...]] = {}
     gated_mlp: bool = True
-    flash_attention: bool = True
+    without_flash_attention: str = ""
     published: tuple[Published, ...] = ()
 
     def fits(self, config: "PreTrainedConfig") -> bool:

@@ -48,7 +48,9 @@ class Gemma3(Family):
     templates = ("gemma3",)
     model = "Gemma3ForConditionalGeneration"
     processor = "Gemma3Processor"
-    flash_attention = False
+    without_flash_attention = (
+        "its image tokens attend to each other in both directions, and FlashAttention 2 leaves that out"
+    )
     published = (Published("google/gemma-3-4b-it", _4b, 2560, 34, 4.3),)
 
     def image_tokens(self, plugin: Any, processor: Any, width: int, height: int) -> int:
