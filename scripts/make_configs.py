@@ -112,8 +112,8 @@ MODELS = (
         9.4,
         attention="sdpa",
         notes=(
-            "`flash_attn: sdpa`. With `fa2` LLaMA-Factory 0.9.5 trains by a forward pass for packed sequences, which needs "
-            "flash-linear-attention and which extraction does not have.",
+            "`flash_attn: sdpa`. With `fa2` LLaMA-Factory 0.9.5 trains by a forward pass for packed sequences, which "
+            "needs flash-linear-attention, and which extraction does not have.",
             "`template: qwen3_5_nothink`. With `qwen3_5` an empty thought comes before the answer.",
             "`lora_target: all` includes the projections of the linear-attention layers, three of every four.",
         ),

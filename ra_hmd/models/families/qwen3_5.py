@@ -31,8 +31,8 @@ class Qwen35(QwenVL):
     processor = "Qwen3VLProcessor"
     attention = ("self_attn", "linear_attn")
     without_flash_attention = (
-        "LLaMA-Factory then trains by a forward pass for packed sequences, which needs flash-linear-attention and which "
-        "extraction does not have"
+        "LLaMA-Factory then trains by a forward pass for packed sequences, which needs flash-linear-attention, and "
+        "which extraction does not have"
     )
     published = (Published("Qwen/Qwen3.5-9B", _9b, 4096, 32, 9.4),)
 
