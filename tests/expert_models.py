@@ -1,9 +1,13 @@
 """Small models with experts, and the mathematics of the experts written as loops."""
 
+import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
+from engines import ROOT
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
@@ -18,6 +22,16 @@ from ra_hmd.models.experts.attach import Experts, attach_experts
 from ra_hmd.models.experts.settings import ExpertSettings
 
 HIDDEN, WIDTH, LAYERS = 16, 24, 2
+
+
+def bench(name: str) -> ModuleType:
+    """A script of `scripts/bench` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / "bench" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def lmm_batch(folder: Path, captions: Sequence[str], side: str = "left") -> dict[str, Tensor]:
