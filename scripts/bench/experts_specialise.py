@@ -14,9 +14,10 @@ the accuracy of the same experts with ids drawn at random in the test: what they
 
 I(domain; expert) is the mutual information of the domain and the expert that a token takes, in nats, from the mean
 probabilities of the test memes of each domain, averaged over layers; ln 2 = 0.693 is the most it can be. I(id; expert)
-has the ids that the arm was given in the place of the domains.
+has the ids that the arm was given in the place of the domains. The prior starts from a small `prior_scale`, so that
+there is room for it to grow; experts start from 2.0 elsewhere.
 
-    python scripts/bench/experts_specialise.py [--seeds 0 1 2] [--steps 400] [--prior-scale 2.0]
+    python scripts/bench/experts_specialise.py [--seeds 0 1 2] [--steps 400] [--prior-scale 0.5]
 """
 
 import argparse
@@ -304,7 +305,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--size", type=int, default=480, help="training memes; the test has a quarter of it")
     parser.add_argument("--prior-init", choices=["assign", "zero"], default="assign")
-    parser.add_argument("--prior-scale", type=float, default=2.0)
+    parser.add_argument("--prior-scale", type=float, default=0.5)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
