@@ -103,7 +103,7 @@ def offer_flash_attention() -> None:
 
 
 def interpret_triton() -> None:
-    """Teach Triton's interpreter what Liger's kernels need: plain numbers as arguments, and `rsqrt`."""
+    """Teach Triton's interpreter what Liger's kernels need: plain numbers as arguments, `rsqrt` and `tanh`."""
     import triton.language as tl
     from triton.language.extra import libdevice
     from triton.runtime import interpreter
@@ -118,13 +118,17 @@ def interpret_triton() -> None:
     def rsqrt(x: Any) -> Any:
         return tl.tensor(interpreter.TensorHandle(1 / np.sqrt(x.handle.data), x.handle.dtype), x.type)
 
+    def tanh(x: Any) -> Any:
+        return tl.tensor(interpreter.TensorHandle(np.tanh(x.handle.data), x.handle.dtype), x.type)
+
     run = interpreter.InterpretedFunction.run
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         CALLS[self.fn.__name__] += 1
         return run(self, *args, **kwargs)
 
-    interpreter._implicit_cvt, libdevice.rsqrt, interpreter.InterpretedFunction.run = converted, rsqrt, counted
+    libdevice.rsqrt, libdevice.tanh = rsqrt, tanh
+    interpreter._implicit_cvt, interpreter.InterpretedFunction.run = converted, counted
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from engines import ROOT, run
 from gpu_engines import flash_attn_func, flash_attn_varlen_func
 from transformers import AutoModelForImageTextToText
 
+from ra_hmd.models.families import FAMILIES
+
 pytestmark = pytest.mark.slow
 
 PROBE = str(Path(__file__).with_name("gpu_engines.py"))
@@ -40,6 +42,12 @@ SIZES = {
 }
 
 
+# What the host's Liger patch takes the place of; of the other families norm, MLP, M-RoPE and loss.
+LIGER_PARTS = {
+    "qwen3_5": ("rms_norm", "swiglu", "cross_entropy"),
+    "llava": ("cross_entropy",),
+    "gemma3": ("rms_norm", "geglu", "rope", "cross_entropy"),
+}
 WITHOUT_LIGER: dict[str, Any] = {"enable_liger_kernel": False}
 PURE_BF16: dict[str, Any] = {"enable_liger_kernel": False, "bf16": False, "pure_bf16": True}
 LIGER_ALONE: dict[str, Any] = {"flash_attn": "sdpa", "bf16": False}  # the interpreter of its kernels has no bf16
@@ -53,6 +61,12 @@ LIGER_ALONE: dict[str, Any] = {"flash_attn": "sdpa", "bf16": False}  # the inter
         ("qwen2_vl_7b/hateful_memes_lora.yaml", "qwen2_vl", PURE_BF16, 0.02),
         ("qwen2_vl_7b/hateful_memes_lora.yaml", "qwen2_vl", LIGER_ALONE, 1e-4),
         ("qwen2_5_vl_7b/hateful_memes_lora_sft.yaml", "qwen2_5_vl", LIGER_ALONE, 1e-4),
+        ("qwen3_5_9b/hateful_memes_lora.yaml", "qwen3_5", LIGER_ALONE, 1e-4),
+        ("qwen3_5_9b/hateful_memes_qlora.yaml", "qwen3_5", WITHOUT_LIGER, 0.02),
+        ("llava_1_5_7b/hateful_memes_lora.yaml", "llava", LIGER_ALONE, 1e-4),
+        ("llava_1_5_7b/hateful_memes_qlora.yaml", "llava", WITHOUT_LIGER, 0.02),
+        ("internvl3_8b/hateful_memes_qlora.yaml", "internvl", {}, 0.02),
+        ("gemma3_4b/hateful_memes_lora.yaml", "gemma3", LIGER_ALONE, 1e-4),
     ],
 )
 def test_the_recipe_trains_as_without_its_kernels(
@@ -65,7 +79,8 @@ def test_the_recipe_trains_as_without_its_kernels(
     tmp_path: Path,
 ) -> None:
     asked = yaml.safe_load((ROOT / "configs" / "stage1" / recipe).read_text(encoding="utf-8"))
-    assert (asked["flash_attn"], asked["bf16"], asked["ddp_timeout"]) == ("fa2", True, 180_000_000)
+    wanted = "sdpa" if FAMILIES[family].without_flash_attention else "fa2"
+    assert (asked["flash_attn"], asked["bf16"], asked["ddp_timeout"]) == (wanted, True, 180_000_000)
     model = tiny(family) if changes == LIGER_ALONE else in_bfloat16(tiny(family), tmp_path / "model")
     asked |= {"model_name_or_path": str(model), "dataset_dir": str(memes)} | SIZES | changes
     paths = []
@@ -80,7 +95,7 @@ def test_the_recipe_trains_as_without_its_kernels(
     assert calls["plain"] == {}
     assert ("varlen" in calls["asked"]) == (asked["flash_attn"] == "fa2")
     kernels = " ".join(calls["asked"])
-    for part in ("rms_norm", "swiglu", "mrope", "cross_entropy"):
+    for part in LIGER_PARTS.get(family, ("rms_norm", "swiglu", "mrope", "cross_entropy")):
         assert (part in kernels) == asked["enable_liger_kernel"], kernels
     plain, found = (history(tmp_path / name) for name in ("plain", "asked"))
     assert len(plain) >= 3
