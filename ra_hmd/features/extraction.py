@@ -95,10 +95,8 @@ def make_features(
         writer.begin()
     shards = [shard for shard in writer.missing() if shard % state.num_processes == state.process_index]
     if shards:
-        model = open_model(state.device)
-        model.prepare([memes[row] for shard in shards for row in range(*writer.bounds(shard))])
-        encoded = _EncodedMemes(model, memes)
         plan = [batch for shard in shards for batch in _batches(writer.bounds(shard), lengths, batch_size)]
+        encoded = _EncodedMemes.prepared(open_model(state.device), memes, plan)
         loader = DataLoader(encoded, batch_sampler=plan, num_workers=num_workers, collate_fn=encoded.collate)
         batches = ((len(rows), (rows, batch)) for rows, batch in zip(plan, loader, strict=True))
         shown = track(batches, description, sum(map(len, plan)), "memes", show=state.is_main_process)
@@ -158,6 +156,12 @@ class _EncodedMemes(Dataset):
 
     def __init__(self, model: FeatureModel, memes: list[Meme]) -> None:
         self.model, self.memes = model, memes
+
+    @classmethod
+    def prepared(cls, model: FeatureModel, memes: list[Meme], plan: list[list[int]]) -> "_EncodedMemes":
+        """With a model that is prepared for the memes of the planned batches."""
+        model.prepare([memes[row] for rows in plan for row in rows])
+        return cls(model, memes)
 
     def __len__(self) -> int:
         return len(self.memes)
