@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.models.checkpoint import Run, open_backbone, open_run
 from ra_hmd.models.families import FAMILIES
@@ -117,6 +118,17 @@ def test_prompts_become_the_tokens_of_training_once_vllm_puts_the_pictures_in(
             count = grid[0] * grid[1] * grid[2] // processor.merge_size**2
         grown += [token] * count
     assert grown == ids
+
+
+def test_only_images_that_keep_their_shape_have_a_largest_size(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    run = open_backbone(str(tiny("llava")))
+    assert vllm_arguments(run, encoder_of(run), 4096, 1, 1)["mm_processor_kwargs"] == {}
+    write_json(tmp_path / "adapter_config.json", {"r": 8})
+    for place, sees in (("language_model.layers.0.mlp.up_proj", False), ("multi_modal_projector.linear_1", True)):
+        save_file({f"base_model.model.model.{place}.lora_A.weight": torch.ones(8, 4)},
+                  tmp_path / "adapter_model.safetensors")  # fmt: skip
+        found = vllm_arguments(replace(run, adapter=tmp_path), encoder_of(run), 4096, 1, 1)
+        assert found["enable_tower_connector_lora"] is sees
 
 
 def test_pictures_are_resized_once_as_in_training(stage1_run: Path) -> None:

@@ -294,6 +294,12 @@ def test_files_that_do_not_fit_are_refused(official: Path, tmp_path: Path, case:
     assert not (tmp_path / "run").exists()
 
 
+def test_an_lmm_of_a_family_that_the_official_code_does_not_know_is_refused(official: Path, tmp_path: Path) -> None:
+    ra_hmd("tiny-lmm", "--family", "llava", "--output", tmp_path / "llava")
+    with pytest.raises(UserError, match="is a llava model; official checkpoints are of qwen2_vl, "):
+        import_official(official, tmp_path / "run", base_model=str(tmp_path / "llava"))
+
+
 def test_an_lmm_of_another_width_is_refused(official: Path, tmp_path: Path) -> None:
     ra_hmd("tiny-lmm", "--output", tmp_path / "wider")
     with pytest.raises(UserError, match=rf"takes hidden states of {H} values, and .*wider gives 128"):
