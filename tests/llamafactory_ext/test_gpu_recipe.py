@@ -51,6 +51,7 @@ LIGER_PARTS = {
 WITHOUT_LIGER: dict[str, Any] = {"enable_liger_kernel": False}
 PURE_BF16: dict[str, Any] = {"enable_liger_kernel": False, "bf16": False, "pure_bf16": True}
 LIGER_ALONE: dict[str, Any] = {"flash_attn": "sdpa", "bf16": False}  # the interpreter of its kernels has no bf16
+EXPERTS: dict[str, Any] = {"llm_moe": True, "expert_rank": 4, "expert_dropout": 0.0, "lora_target": None}
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,8 @@ LIGER_ALONE: dict[str, Any] = {"flash_attn": "sdpa", "bf16": False}  # the inter
         ("llava_1_5_7b/hateful_memes_qlora.yaml", "llava", WITHOUT_LIGER, 0.02),
         ("internvl3_8b/hateful_memes_qlora.yaml", "internvl", {}, 0.02),
         ("gemma3_4b/hateful_memes_lora.yaml", "gemma3", LIGER_ALONE, 1e-4),
+        ("qwen2_vl_7b/hateful_memes_lora.yaml", "qwen2_vl", LIGER_ALONE | EXPERTS, 1e-4),
+        ("qwen2_vl_7b/hateful_memes_lora.yaml", "qwen2_vl", PURE_BF16 | EXPERTS, 0.02),
     ],
 )
 def test_the_recipe_trains_as_without_its_kernels(
@@ -81,7 +84,8 @@ def test_the_recipe_trains_as_without_its_kernels(
     asked = yaml.safe_load((ROOT / "configs" / "stage1" / recipe).read_text(encoding="utf-8"))
     wanted = "sdpa" if FAMILIES[family].without_flash_attention else "fa2"
     assert (asked["flash_attn"], asked["bf16"], asked["ddp_timeout"]) == (wanted, True, 180_000_000)
-    model = tiny(family) if changes == LIGER_ALONE else in_bfloat16(tiny(family), tmp_path / "model")
+    whole = changes.items() >= LIGER_ALONE.items()
+    model = tiny(family) if whole else in_bfloat16(tiny(family), tmp_path / "model")
     asked |= {"model_name_or_path": str(model), "dataset_dir": str(memes)} | SIZES | changes
     paths = []
     for name, others in (("plain", {"flash_attn": "sdpa", "enable_liger_kernel": False}), ("asked", {})):
