@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import faiss
+import offline  # noqa: F401 - first of what imports libraries
 import pytest
 import torch
 from engines import train
@@ -53,8 +54,6 @@ Image.new("RGB", (1, 1)).save(BLANK, "PNG")
 # With tensors as small as these, more threads only wait for each other.
 torch.set_num_threads(1)
 faiss.omp_set_num_threads(1)
-os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,10 +10,11 @@ import typer
 from ra_hmd.cli import options as o
 from ra_hmd.cli.options import command_line, from_settings, print_notes
 from ra_hmd.clusters.guidance_settings import MemberSettings, PictureSettings, TeacherOptions, TeacherSettings
-from ra_hmd.clusters.settings import ClusterSettings
+from ra_hmd.clusters.settings import ClusterSettings, ClusterSource
 from ra_hmd.core.errors import UserError
 
 if TYPE_CHECKING:
+    from ra_hmd.core.manifests import ClustersManifest
     from ra_hmd.data.guidance import Guidance
     from ra_hmd.data.meme import Meme
     from ra_hmd.features.store import Features
@@ -23,78 +24,67 @@ few_shot_app = typer.Typer()
 
 @few_shot_app.command("cluster")
 @from_settings
-def cluster_command(
-    output: o.Output,
-    settings: ClusterSettings,
-    source: o.SourceOptions,
-    features: Annotated[
-        Path | None, typer.Option(help="Feature store of `ra-hmd encode` with the memes of a training split.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="The memes: file, folder, or data set name; with --features, where the images of the report are, by "
-            "default the place that the store states."
-        ),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Training split; default: train, with --features that of the store.")
-    ] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="Instead of --features: preset, folder, or name on the hub, as of `encode`.")
-    ] = None,
-    long_text: Annotated[
-        str | None, typer.Option(help="With --encoder, captions past its limit: truncate (default), or average.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="With --encoder: its revision on the hub.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="With --encoder: memes per call.")] = 32,
-    workers: Annotated[int, typer.Option(min=0, help="With --encoder: processes that decode images.")] = 2,
-    dtype: o.Precision = "auto",
-) -> None:
+def cluster_command(output: o.Output, settings: ClusterSettings, given: ClusterSource, source: o.SourceOptions) -> None:
     """Cluster the memes of a training split by a frozen encoder's features, without labels (docs/clusters.md).
 
     With --encoder, an interrupted command that is started again continues.
     """
-    from ra_hmd.clusters.run import cluster_memes, cluster_store
-    from ra_hmd.core.config import load_settings
-    from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
-
-    if (features is None) == (encoder is None):
-        given = "Both are given" if features else "Neither is given"
-        raise UserError(f"{given}: --features STORE clusters a store, --data DATA with --encoder ENCODER makes one.")
-    if features is not None:
-        of_encoder = {"--task": source.task, "--limit": source.limit, "--long-text": long_text, "--revision": revision}
-        unused = [name for name, value in of_encoder.items() if value is not None]
-        if unused:
-            raise UserError(f"{', '.join(unused)}: with --features the store is as `ra-hmd encode` made it.")
-        manifest = cluster_store(
-            features,
-            output,
-            settings,
-            split=split,
-            lookup=lambda found: _find_memes(found, data, split, source),
-            show=True,
-        )
-    elif data is None or encoder is None:
+    if (given.features is None) == (given.encoder is None):
+        which = "Both are given" if given.features else "Neither is given"
+        raise UserError(f"{which}: --features STORE clusters a store, --data DATA with --encoder ENCODER makes one.")
+    if given.features is not None:
+        manifest = _cluster_store(given.features, output, settings, given, source)
+    elif given.data is None or given.encoder is None:
         raise UserError("--encoder needs --data: the memes that it encodes.")
     else:
-        chosen = {"path": encoder, "revision": revision, "long_text": long_text or "truncate", "dtype": dtype}
-        split = split or "train"
-        memes, described = source.read(data, split)
-        manifest = cluster_memes(
-            memes[: source.limit],
-            output,
-            Encoder(load_settings(EncoderSettings, chosen, "options")),
-            settings,
-            split=split,
-            source=described,
-            label_classes=source.label_classes(data),
-            batch_size=batch_size,
-            num_workers=workers,
-            show=True,
-        )
+        manifest = _cluster_memes(given.data, given.encoder, output, settings, given, source)
     print_notes(manifest.notes)
     print(f"{output}: {manifest.count} clusters of {manifest.rows} memes, {', '.join(map(str, manifest.sizes))}")
+
+
+def _cluster_store(
+    features: Path, output: Path, settings: ClusterSettings, given: ClusterSource, source: o.SourceOptions
+) -> "ClustersManifest":
+    from ra_hmd.clusters.run import cluster_store
+
+    of_encoder = {"--task": source.task, "--limit": source.limit}
+    of_encoder |= {"--long-text": given.long_text, "--revision": given.revision}
+    unused = [name for name, value in of_encoder.items() if value is not None]
+    if unused:
+        raise UserError(f"{', '.join(unused)}: with --features the store is as `ra-hmd encode` made it.")
+    return cluster_store(
+        features,
+        output,
+        settings,
+        split=given.split,
+        lookup=lambda found: _find_memes(found, given.data, given.split, source),
+        show=True,
+    )
+
+
+def _cluster_memes(
+    data: str, encoder: str, output: Path, settings: ClusterSettings, given: ClusterSource, source: o.SourceOptions
+) -> "ClustersManifest":
+    from ra_hmd.clusters.run import cluster_memes
+    from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+
+    chosen = EncoderSettings(
+        path=encoder, revision=given.revision, long_text=given.long_text or "truncate", dtype=given.dtype
+    )
+    split = given.split or "train"
+    memes, described = source.read(data, split)
+    return cluster_memes(
+        memes[: source.limit],
+        output,
+        Encoder(chosen),
+        settings,
+        split=split,
+        source=described,
+        label_classes=source.label_classes(data),
+        batch_size=given.batch_size,
+        num_workers=given.workers,
+        show=True,
+    )
 
 
 def _find_memes(features: "Features", data: str | None, split: str | None, source: o.SourceOptions) -> "list[Meme]":
