@@ -32,6 +32,8 @@ LONGEST_FIRST = (
     "docs/test_documented_walks.py",
     "e2e/test_families.py",
     "e2e/test_ablate.py",
+    "e2e/test_few_shot_study.py",
+    "e2e/test_ssmoe_walk.py",
     "llamafactory_ext/test_stage1.py",
     "llamafactory_ext/test_expert_engines.py",
     "llamafactory_ext/test_joint_training.py",

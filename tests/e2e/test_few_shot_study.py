@@ -144,7 +144,7 @@ def test_every_arm_has_its_scores_and_its_differences(studied: Path, memes: Path
         assert len(cell.auroc.runs) == runs, cell.arm
         assert 0 <= cell.macro_f1.value <= 1
     assert {(one.arm, one.against) for one in found.differences} == {
-        (arm, base) for base in ("lora", "rkc") for arm in ARMS if arm != base
+        (arm, base) for base in ("lora", "rkc", "ssmoe") for arm in ARMS if arm != base
     }
     assert found.memes == len((memes / "a/test.jsonl").read_text().splitlines())
     assert len(final_records(studied / "runs/hydralora/4-shot-seed-1")) == 1

@@ -346,8 +346,8 @@ def test_results_are_those_of_plain_loops_over_the_stores(
             assert one[metric].low <= one[metric].value <= one[metric].high
             assert len(one[metric].runs) == 2
             assert np.mean(one[metric].runs) == pytest.approx(one[metric].value)
-    assert {one.against for one in found.differences} == {"lora", "rkc"}
-    assert len(found.differences) == 2 * 2 * (len(ARMS) - 1)
+    assert {one.against for one in found.differences} == {"lora", "rkc", "ssmoe"}
+    assert len(found.differences) == 3 * 2 * (len(ARMS) - 1)
     self_check_of_records(tmp_path / "out", commands.done)
     # The second time nothing is done again, and the numbers are the same.
     before, commands.done = len(commands.done), []

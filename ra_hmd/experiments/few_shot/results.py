@@ -27,7 +27,7 @@ from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.scoring.knn_classifier import knn_classify
 
 METRICS = ("auroc", "accuracy", "macro_f1")
-BASELINES: tuple[ArmName, ...] = ("lora", "rkc")
+BASELINES: tuple[ArmName, ...] = ("lora", "rkc", "ssmoe")
 """Arms that the others are compared with."""
 
 Runs = list[ThresholdedScores]
