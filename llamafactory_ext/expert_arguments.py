@@ -3,35 +3,15 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ra_hmd.core.config import Rate
-
-if TYPE_CHECKING:
-    from ra_hmd.models.experts.settings import ExpertSettings
-
-ATTENTION = "q_proj,k_proj,v_proj,o_proj"
-"""`lora_target` of a run with experts, unless the YAML gives one."""
+from ra_hmd.models.experts.settings import ATTENTION, SETTING_OF_KEY, ExpertSettings
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 """Linear layers that the experts take the place of."""
-
-SETTING_OF_KEY = {
-    "llm_moe_num_experts": "num_experts",
-    "expert_rank": "rank",
-    "expert_alpha": "alpha",
-    "expert_dropout": "dropout",
-    "universal_expert": "universal",
-    "cluster_prior_weight": "prior_weight",
-    "router_tau": "tau",
-    "cluster_prior_init": "prior_init",
-    "cluster_prior_scale": "prior_scale",
-    "router_input": "router_input",
-    "expert_top_k": "top_k",
-}
-"""YAML key to the field of `ExpertSettings`."""
 
 _PRIOR = ("cluster_prior_weight", "cluster_prior_init", "cluster_prior_scale")
 
@@ -109,10 +89,8 @@ class ExpertArguments:
         metadata={"help": "sft-classifier: file of the clusters' guidance (`ra-hmd guidance`), put into the question."},
     )
 
-    def expert_settings(self, num_clusters: int) -> "ExpertSettings":
+    def expert_settings(self, num_clusters: int) -> ExpertSettings:
         """Settings of the experts, with the number K of clusters (0: none)."""
-        from ra_hmd.models.experts.settings import ExpertSettings
-
         values = {setting: getattr(self, key) for key, setting in SETTING_OF_KEY.items()}
         return ExpertSettings(num_clusters=num_clusters, **values)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafactory.extras import logging
 
-from llamafactory_ext.expert_arguments import ATTENTION, DEFAULTS, SETTING_OF_KEY, expert_problems
+from llamafactory_ext.expert_arguments import DEFAULTS, expert_problems
 from llamafactory_ext.launchers import option
 from ra_hmd.core.artifacts import MANIFEST_NAME
 from ra_hmd.core.config import load_settings
@@ -16,6 +16,7 @@ from ra_hmd.core.manifests import Stage1Manifest
 from ra_hmd.data.guidance import GUIDANCE_FILE, Guidance
 from ra_hmd.models.checkpoint import CLUSTERS_FOLDER, read_guides
 from ra_hmd.models.cluster_assignment import Clusters
+from ra_hmd.models.experts.settings import ATTENTION, SETTING_OF_KEY
 from ra_hmd.models.tokenization import InputSettings
 
 if TYPE_CHECKING:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ra_hmd.models.experts.settings import ATTENTION, SETTING_OF_KEY
+
 ArmName = Literal[
     "zero_shot",
     "guidance",
@@ -27,23 +29,6 @@ Tuning = Literal["lora", "lora_matched", "experts"]
 Source = Literal["own", "shuffled"]
 """Clusters or guidance as they were made, or shuffled."""
 
-ATTENTION = "q_proj,k_proj,v_proj,o_proj"
-"""Layers of the adapter beside experts, and of the plain LoRA."""
-
-EXPERT_KEYS = {
-    "llm_moe_num_experts": "num_experts",
-    "expert_rank": "rank",
-    "expert_alpha": "alpha",
-    "expert_dropout": "dropout",
-    "universal_expert": "universal",
-    "cluster_prior_weight": "prior_weight",
-    "router_tau": "tau",
-    "cluster_prior_init": "prior_init",
-    "cluster_prior_scale": "prior_scale",
-    "router_input": "router_input",
-    "expert_top_k": "top_k",
-}
-"""YAML key → field of `ExpertSettings`."""
 _OF_TRAINING = ("router_lr", "moe_balance_w", "moe_balance_scope")
 _OF_CLUSTERS = ("clusters", "guidance", "cluster_prior_weight", "cluster_prior_init", "cluster_prior_scale")
 SET_BY_STUDY = ("dataset", "dataset_dir", "output_dir", "seed", "clusters", "guidance")
@@ -137,7 +122,7 @@ def arm_recipe(arm: Arm, base: Mapping[str, Any], matched_rank: int | None = Non
         base: Keys of the Stage 1 recipe.
         matched_rank: Rank of the matched LoRA.
     """
-    left_out = {*_OF_DEV, *SET_BY_STUDY, *_OF_CLUSTERS, "llm_moe", *EXPERT_KEYS, *_OF_TRAINING}
+    left_out = {*_OF_DEV, *SET_BY_STUDY, *_OF_CLUSTERS, "llm_moe", *SETTING_OF_KEY, *_OF_TRAINING}
     keys = {key: value for key, value in base.items() if key not in left_out}
     keys |= {"stage": "sft-classifier", "do_train": True, "save_strategy": "no", "overwrite_output_dir": True}
     keys["lora_target"] = attention_of(base)
@@ -151,7 +136,7 @@ def arm_recipe(arm: Arm, base: Mapping[str, Any], matched_rank: int | None = Non
         # `router_input: none` leaves the prior of the clusters alone, and without clusters there is none.
         alone = ("router_input",) if base.get("router_input") == "none" else ()
         without = () if arm.clusters else (*_OF_CLUSTERS, *alone)
-        keys |= {key: base[key] for key in (*EXPERT_KEYS, *_OF_TRAINING) if key in base and key not in without}
+        keys |= {key: base[key] for key in (*SETTING_OF_KEY, *_OF_TRAINING) if key in base and key not in without}
     return keys
 
 
@@ -177,4 +162,4 @@ def optimizer_steps(base: Mapping[str, Any], shots: int) -> int:
 
 def expert_fields(base: Mapping[str, Any], clusters: int) -> dict[str, Any]:
     """Fields of `ExpertSettings` that the recipe sets, for experts with `clusters` clusters (0: without)."""
-    return {field: base[key] for key, field in EXPERT_KEYS.items() if key in base} | {"num_clusters": clusters}
+    return {field: base[key] for key, field in SETTING_OF_KEY.items() if key in base} | {"num_clusters": clusters}

@@ -11,6 +11,23 @@ EXPERT_WEIGHTS = "experts.safetensors"
 EXPERT_CONFIG = "experts.json"
 """Names of the experts' files in the folder of a run."""
 
+ATTENTION = "q_proj,k_proj,v_proj,o_proj"
+"""`lora_target` beside experts: the linear layers of the attention."""
+SETTING_OF_KEY = {
+    "llm_moe_num_experts": "num_experts",
+    "expert_rank": "rank",
+    "expert_alpha": "alpha",
+    "expert_dropout": "dropout",
+    "universal_expert": "universal",
+    "cluster_prior_weight": "prior_weight",
+    "router_tau": "tau",
+    "cluster_prior_init": "prior_init",
+    "cluster_prior_scale": "prior_scale",
+    "router_input": "router_input",
+    "expert_top_k": "top_k",
+}
+"""Key of Stage 1's YAML files to the field of `ExpertSettings`."""
+
 
 class ExpertSettings(Settings):
     """Experts of each language-model MLP and their router; saved as `experts.json`."""
