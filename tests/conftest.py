@@ -30,12 +30,12 @@ SLOW_FIXTURES = {"expert_run", "stage1_run", "served_lmm", "served_experts", "br
 # With `--dist loadfile` a process takes the next file of this order when it is free, so the last one should be short.
 LONGEST_FIRST = (
     "docs/test_documented_walks.py",
-    "e2e/test_families.py",
-    "e2e/test_ablate.py",
     "e2e/test_few_shot_study.py",
-    "e2e/test_ssmoe_walk.py",
-    "llamafactory_ext/test_stage1.py",
     "llamafactory_ext/test_expert_engines.py",
+    "e2e/test_families.py",
+    "e2e/test_ssmoe_walk.py",
+    "e2e/test_ablate.py",
+    "llamafactory_ext/test_stage1.py",
     "llamafactory_ext/test_joint_training.py",
     "llamafactory_ext/test_tuning_kinds.py",
     "e2e/test_demo.py",

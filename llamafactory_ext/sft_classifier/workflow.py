@@ -117,15 +117,7 @@ def run_sft_classifier(
         model=model,
         args=training_args,
         finetuning_args=finetuning_args,
-        data_collator=ClassifierCollator(
-            template=template,
-            model=model,
-            pad_to_multiple_of=8 if training_args.do_train else None,
-            label_pad_token_id=IGNORE_INDEX,
-            attn_implementation=getattr(model.config, "_attn_implementation", None),
-            compute_dtype=model_args.compute_dtype,
-            **tokenizer_module,
-        ),
+        data_collator=_collator(template, model, model_args, tokenizer_module, trains=training_args.do_train),
         callbacks=callbacks,
         compute_metrics=partial(compute_metrics, objective=finetuning_args.objective),
         **records,
@@ -140,6 +132,20 @@ def run_sft_classifier(
     if training_args.do_predict:
         _predict(trainer, records["eval_dataset"])
     create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
+
+
+def _collator(
+    template: Any, model: Any, model_args: "ModelArguments", tokenizer_module: dict[str, Any], *, trains: bool
+) -> ClassifierCollator:
+    return ClassifierCollator(
+        template=template,
+        model=model,
+        pad_to_multiple_of=8 if trains else None,
+        label_pad_token_id=IGNORE_INDEX,
+        attn_implementation=getattr(model.config, "_attn_implementation", None),
+        compute_dtype=model_args.compute_dtype,
+        **tokenizer_module,
+    )
 
 
 def _check_environment(model_args: "ModelArguments") -> None:

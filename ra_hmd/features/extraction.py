@@ -20,6 +20,9 @@ from ra_hmd.data.images import content_hash, file_digest, image_size, perceptual
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.store import MODALITIES, Features, FeatureWriter, digest_of
 
+_PREPARED_ROWS = 65536
+"""Most memes that a model is prepared for at a time; fewer than a model remembers."""
+
 
 class FeatureModel(Protocol):
     """A model that makes features of memes. `encode` and `collate` run in the loader's worker processes."""
@@ -95,10 +98,9 @@ def make_features(
         writer.begin()
     shards = [shard for shard in writer.missing() if shard % state.num_processes == state.process_index]
     if shards:
+        encoded = _EncodedMemes(open_model(state.device), memes)
         plan = [batch for shard in shards for batch in _batches(writer.bounds(shard), lengths, batch_size)]
-        encoded = _EncodedMemes.prepared(open_model(state.device), memes, plan)
-        loader = DataLoader(encoded, batch_sampler=plan, num_workers=num_workers, collate_fn=encoded.collate)
-        batches = ((len(rows), (rows, batch)) for rows, batch in zip(plan, loader, strict=True))
+        batches = _load(encoded, plan, num_workers)
         shown = track(batches, description, sum(map(len, plan)), "memes", show=state.is_main_process)
         _write_shards(encoded, shown, label_classes, writer, shards)
     if not writer.missing():  # whichever rank is last finds nothing missing
@@ -157,12 +159,6 @@ class _EncodedMemes(Dataset):
     def __init__(self, model: FeatureModel, memes: list[Meme]) -> None:
         self.model, self.memes = model, memes
 
-    @classmethod
-    def prepared(cls, model: FeatureModel, memes: list[Meme], plan: list[list[int]]) -> "_EncodedMemes":
-        """With a model that is prepared for the memes of the planned batches."""
-        model.prepare([memes[row] for rows in plan for row in rows])
-        return cls(model, memes)
-
     def __len__(self) -> int:
         return len(self.memes)
 
@@ -186,6 +182,23 @@ class _EncodedMemes(Dataset):
         encoded, hashes, contents = zip(*rows, strict=True)
         known = {"image_hashes": np.array(hashes, dtype=np.uint64), "contents": np.array(contents)}
         return self.model.collate(list(encoded)), known
+
+
+def _load(
+    encoded: _EncodedMemes, plan: Sequence[list[int]], num_workers: int
+) -> Iterator[tuple[int, tuple[list[int], Any]]]:
+    """Batches of a plan: number of rows, and the rows with what `_EncodedMemes.collate` makes of them.
+
+    The model is prepared for a part of the plan at a time, before the worker processes of that part start, because they
+    have no device and see what the model knows then.
+    """
+    size = max(_PREPARED_ROWS // max(map(len, plan)), 1)
+    for start in range(0, len(plan), size):
+        part = plan[start : start + size]
+        encoded.model.prepare([encoded.memes[row] for rows in part for row in rows])
+        loader = DataLoader(encoded, batch_sampler=part, num_workers=num_workers, collate_fn=encoded.collate)
+        for rows, batch in zip(part, loader, strict=True):
+            yield len(rows), (rows, batch)
 
 
 def _write_shards(
