@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from ra_hmd.core.artifacts import write_text
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.markdown import escape, fenced, markdown_table
+from ra_hmd.core.templates import template_environment
 
 CARD_NAME = "README.md"
 TO_FILL_IN = "TO BE FILLED IN BY"
@@ -64,15 +65,8 @@ def write_card(template: str, facts: Mapping[str, Any], output: str | Path, *, o
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("ra_hmd.cards"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-        # What is printed is Markdown, and `_shown` escapes for that.
-        autoescape=False,  # noqa: S701
-    )
+    # What is printed is Markdown, and `_shown` escapes for that.
+    environment = template_environment("ra_hmd.cards", autoescape=False, finalize=_shown)
     environment.globals |= {"fill": fill, "code": code, "table": table, "block": block}
     return environment
 

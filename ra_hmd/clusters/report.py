@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from ra_hmd.clusters.fit import SILHOUETTE_ROWS
 from ra_hmd.clusters.members import DRAWN, NEAREST, Members, by_id, montage, write_montage
 from ra_hmd.core.artifacts import write_text
 from ra_hmd.core.manifests import ClustersManifest
 from ra_hmd.core.plotting import save_figure
+from ra_hmd.core.templates import template_environment
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.readers import READERS
 from ra_hmd.data.text import well_formed
@@ -79,14 +80,7 @@ def write_cluster_report(
 
 @cache
 def _templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("ra_hmd.clusters"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment("ra_hmd.clusters", keep_trailing_newline=True)
     environment.filters["percent"] = lambda value: f"{value:.1%}"
     environment.filters["decimal"] = lambda value: "–" if value is None else f"{value:.3f}"
     return environment

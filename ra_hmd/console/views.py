@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from PIL import Image
 
 from ra_hmd.bank.versions import VersionEntry
@@ -19,6 +19,7 @@ from ra_hmd.console.moderation import ChangePreview
 from ra_hmd.console.review_queue import threshold_probabilities
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
+from ra_hmd.core.templates import template_environment
 from ra_hmd.data.images import load_image
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.meme_lookup import MemeLookup
@@ -33,13 +34,7 @@ _FLIPS_SHOWN = 20
 
 @cache
 def _templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("ra_hmd.console"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment("ra_hmd.console")
     environment.filters["number"] = format_number
     return environment
 
