@@ -15,6 +15,31 @@ CONTEXT = 4096
 """Longest sequence of a tiny model, in tokens."""
 
 
+def tiny_text_config(
+    tokenizer: "PreTrainedTokenizerBase", hidden_size: int, num_layers: int, **changes: Any
+) -> dict[str, Any]:
+    """Configuration of the language model of a tiny model, without the ids of its control tokens.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        hidden_size: H; attention heads of 32, two for each key-value head.
+        num_layers: Layers.
+        changes: Further fields, and fields in place of those here.
+    """
+    heads = hidden_size // 32
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.05,
+        **changes,
+    }
+
+
 @dataclass(frozen=True)
 class Published:
     """A published checkpoint, for configurations and for checks on the meta device.

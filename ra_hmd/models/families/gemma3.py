@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ra_hmd.models.families.base import CONTEXT, Family, Published, register_family
+from ra_hmd.models.families.base import CONTEXT, Family, Published, register_family, tiny_text_config
 from ra_hmd.models.families.sentencepiece import learn_pieces
 
 if TYPE_CHECKING:
@@ -87,25 +87,19 @@ class Gemma3(Family):
         from transformers import Gemma3Config
 
         make: Any = Gemma3Config
-        heads = hidden_size // 32
         token = tokenizer.convert_tokens_to_ids
-        text = {
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "intermediate_size": 2 * hidden_size,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads // 2,
-            "head_dim": 32,
-            "query_pre_attn_scalar": 32,
-            "max_position_embeddings": CONTEXT,
-            "sliding_window": 64,
-            "layer_types": ["sliding_attention"] * (num_layers - 1) + ["full_attention"],
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": token("<end_of_turn>"),
-            "pad_token_id": tokenizer.pad_token_id,
-            "initializer_range": 0.05,
-        }
+        text = tiny_text_config(
+            tokenizer,
+            hidden_size,
+            num_layers,
+            head_dim=32,
+            query_pre_attn_scalar=32,
+            sliding_window=64,
+            layer_types=["sliding_attention"] * (num_layers - 1) + ["full_attention"],
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=token("<end_of_turn>"),
+            pad_token_id=tokenizer.pad_token_id,
+        )
         vision = {
             "hidden_size": 128,
             "intermediate_size": 256,

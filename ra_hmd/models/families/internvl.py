@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ra_hmd.models.families.base import CONTEXT, Family, Published, register_family
+from ra_hmd.models.families.base import Family, Published, register_family, tiny_text_config
 from ra_hmd.models.families.qwen import byte_level_tokenizer
 
 if TYPE_CHECKING:
@@ -85,23 +85,17 @@ class InternVL(Family):
         from transformers import InternVLConfig
 
         make: Any = InternVLConfig
-        heads = hidden_size // 32
         token = tokenizer.convert_tokens_to_ids
-        text = {
-            "model_type": "qwen2",
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "intermediate_size": 2 * hidden_size,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads // 2,
-            "max_position_embeddings": CONTEXT,
-            "bos_token_id": token("<|endoftext|>"),
-            "eos_token_id": token("<|im_end|>"),
-            "pad_token_id": token("<|endoftext|>"),
-            "initializer_range": 0.05,
-            "tie_word_embeddings": False,
-        }
+        text = tiny_text_config(
+            tokenizer,
+            hidden_size,
+            num_layers,
+            model_type="qwen2",
+            bos_token_id=token("<|endoftext|>"),
+            eos_token_id=token("<|im_end|>"),
+            pad_token_id=token("<|endoftext|>"),
+            tie_word_embeddings=False,
+        )
         vision = {
             "hidden_size": 128,
             "intermediate_size": 256,

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ra_hmd.models.families.base import CONTEXT, Family, Published, register_family
+from ra_hmd.models.families.base import CONTEXT, Family, Published, register_family, tiny_text_config
 from ra_hmd.models.families.sentencepiece import learn_pieces
 
 if TYPE_CHECKING:
@@ -86,21 +86,16 @@ class Llava(Family):
         from transformers import LlavaConfig
 
         make: Any = LlavaConfig
-        heads = hidden_size // 32
-        text = {
-            "model_type": "llama",
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "intermediate_size": 2 * hidden_size,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads,
-            "max_position_embeddings": CONTEXT,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "initializer_range": 0.05,
-        }
+        text = tiny_text_config(
+            tokenizer,
+            hidden_size,
+            num_layers,
+            model_type="llama",
+            num_key_value_heads=hidden_size // 32,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
         vision = {
             "model_type": "clip_vision_model",
             "hidden_size": 128,

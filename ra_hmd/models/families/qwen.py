@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ra_hmd.models.families.base import CONTEXT, Family
+from ra_hmd.models.families.base import CONTEXT, Family, tiny_text_config
 from ra_hmd.models.families.corpus import corpus
 
 if TYPE_CHECKING:
@@ -131,23 +131,17 @@ class QwenVL(Family):
 
 def text_config(tokenizer: "PreTrainedTokenizerBase", hidden_size: int, num_layers: int) -> dict[str, Any]:
     """Configuration of a tiny language model with M-RoPE."""
-    heads = hidden_size // 32
     token = tokenizer.convert_tokens_to_ids
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": hidden_size,
-        "intermediate_size": 2 * hidden_size,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads // 2,
-        "max_position_embeddings": CONTEXT,
-        "rope_theta": 10000.0,
-        "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [4, 6, 6]},
-        "bos_token_id": token("<|endoftext|>"),
-        "eos_token_id": token("<|im_end|>"),
-        "pad_token_id": token("<|endoftext|>"),
-        "initializer_range": 0.05,
-    }
+    return tiny_text_config(
+        tokenizer,
+        hidden_size,
+        num_layers,
+        rope_theta=10000.0,
+        rope_scaling={"type": "mrope", "rope_type": "default", "mrope_section": [4, 6, 6]},
+        bos_token_id=token("<|endoftext|>"),
+        eos_token_id=token("<|im_end|>"),
+        pad_token_id=token("<|endoftext|>"),
+    )
 
 
 def vision_config(**changes: Any) -> dict[str, Any]:
