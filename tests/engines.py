@@ -1,8 +1,10 @@
 """Commands of this environment in child processes: stock LLaMA-Factory above all."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +41,17 @@ def train(config: dict[str, Any], cwd: Path, **env: str) -> str:
     done = run([str(BIN / "llamafactory-cli"), "train", str(path)], cwd, **env)
     assert done.returncode == 0, done.stdout[-6000:]
     return done.stdout
+
+
+def train_and_kill(config: dict[str, Any], cwd: Path, checkpoint: Path) -> None:
+    """Start `llamafactory-cli train` and kill it (SIGKILL) as soon as a checkpoint is complete."""
+    (cwd / "killed.yaml").write_text(yaml.safe_dump(config))
+    command = [str(BIN / "llamafactory-cli"), "train", str(cwd / "killed.yaml")]
+    process = subprocess.Popen(command, cwd=cwd, env=child_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (checkpoint / "trainer_state.json").exists():
+        assert process.poll() is None, "training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()

@@ -2,18 +2,13 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from engines import BIN, ROOT, child_env, train
+from engines import ROOT, train, train_and_kill
 from expert_runs import GuideFiles, history
 from json_files import read_json
 from llamafactory.train import tuner
@@ -116,19 +111,7 @@ def test_killed_and_resumed_training_gives_the_same_weights(expert_config: Confi
     changes = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2, "eval_dataset": None}
     tuner.run_exp(expert_config(tmp_path / "whole", **changes), callbacks=[])
 
-    config = expert_config(tmp_path / "killed", **changes)
-    (tmp_path / "killed.yaml").write_text(yaml.safe_dump(config))
-    command = [str(BIN / "llamafactory-cli"), "train", str(tmp_path / "killed.yaml")]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=child_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "killed" / "checkpoint-4" / "trainer_state.json").exists():
-        assert process.poll() is None, "training ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    train_and_kill(expert_config(tmp_path / "killed", **changes), tmp_path, tmp_path / "killed" / "checkpoint-4")
     assert not (tmp_path / "killed" / "experts.safetensors").exists()
 
     resume = {"resume_from_checkpoint": str(tmp_path / "killed" / "checkpoint-4")}

@@ -1,19 +1,14 @@
 """Stage 1 through stock LLaMA-Factory, each engine for real."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from engines import BIN, ROOT, child_env, train
+from engines import ROOT, train, train_and_kill
 from json_files import read_json
 from llamafactory.train import tuner
 from safetensors.torch import load_file
@@ -157,19 +152,7 @@ def test_killed_and_resumed_training_gives_the_same_weights(stage1_config: Confi
     changes = {"save_strategy": "steps", "save_steps": 3, "max_samples": 64, "num_train_epochs": 2}
     tuner.run_exp(stage1_config(tmp_path / "whole", **changes), callbacks=[])
 
-    config = stage1_config(tmp_path / "killed", **changes)
-    (tmp_path / "killed.yaml").write_text(yaml.safe_dump(config))
-    command = [str(BIN / "llamafactory-cli"), "train", str(tmp_path / "killed.yaml")]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=child_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "killed" / "checkpoint-6" / "trainer_state.json").exists():
-        assert process.poll() is None, "training ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    train_and_kill(stage1_config(tmp_path / "killed", **changes), tmp_path, tmp_path / "killed" / "checkpoint-6")
     assert not (tmp_path / "killed" / "adapter_model.safetensors").exists()
     # A checkpoint that was being written at the kill: resuming must pass it over.
     torn = tmp_path / "killed" / "checkpoint-9"
