@@ -135,7 +135,8 @@ def _classify(
     head: MemeHead | None = getattr(model, _HEAD, None)
     experts = experts_of(model)
     if experts is not None:
-        experts.routing.set(cluster_ids, inputs["attention_mask"])
+        # The mask is for the balance of training alone.
+        experts.routing.set(cluster_ids, inputs["attention_mask"] if model.training else None)
     penultimate = reader.embed_layer == "penultimate"
     given = {name: value for name, value in inputs.items() if value is not None}  # PEFT passes its own as None
     outputs = model.model(**given | {"use_cache": False, "output_hidden_states": penultimate})

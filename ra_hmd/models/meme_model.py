@@ -177,7 +177,7 @@ class MemeModel:
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Rows of `encode` as one batch on the CPU; the head reads each row's last prompt token."""
         rows = [dict(row) for row in rows]
-        clusters = torch.tensor([row.pop("cluster", UNKNOWN_CLUSTER) for row in rows])
+        clusters = torch.tensor([row.pop("cluster") for row in rows])
         without_images = not any(row["images"] for row in rows)
         batch = self._collator(rows)  # takes the images out of the rows
         del batch["labels"]

@@ -14,8 +14,9 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.prompt import Answers
 from ra_hmd.models.checkpoint import open_backbone, open_run
+from ra_hmd.models.cluster_assignment import UNKNOWN_CLUSTER
 from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids, fold_image_tokens
-from ra_hmd.models.meme_model import MemeModel
+from ra_hmd.models.meme_model import MemeModel, prompt_row
 
 pytestmark = pytest.mark.slow
 
@@ -79,8 +80,7 @@ def test_greedy_generation_is_the_likeliest_next_token_each_time(model: MemeMode
     ids, prompt = chat_ids(model.encoder, chat), len(chat_ids(model.encoder, chat))
     stop = set(model.encoder.template.get_stop_token_ids(model.encoder.tokenizer))
     for _ in range(8):
-        row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * len(ids), "images": chat.images}
-        batch = model.collate([row])
+        batch = model.collate([prompt_row(ids, chat.images, UNKNOWN_CLUSTER)])
         del batch["answer_positions"]
         with torch.inference_mode():
             token = int(model.model(**batch).logits[0, -1].argmax())

@@ -18,9 +18,10 @@ from transformers import AutoModelForImageTextToText
 from ra_hmd.data.prompt import Answers
 from ra_hmd.models.checkpoint import open_backbone
 from ra_hmd.models.classifier import base_model
+from ra_hmd.models.cluster_assignment import UNKNOWN_CLUSTER
 from ra_hmd.models.families import FAMILIES
 from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids
-from ra_hmd.models.meme_model import MemeModel
+from ra_hmd.models.meme_model import MemeModel, prompt_row
 
 CPU = torch.device("cpu")
 CAPTIONS = ("my cat", "a much longer caption about the very same cat on a monday morning", "", "Yes, my dog: no")
@@ -184,8 +185,7 @@ def test_greedy_generation_is_the_likeliest_next_token_each_time(family: str, lo
     ids, prompt = chat_ids(model.encoder, chat), len(chat_ids(model.encoder, chat))
     stop = set(model.encoder.template.get_stop_token_ids(model.encoder.tokenizer))
     for _ in range(6):
-        row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * len(ids), "images": chat.images}
-        batch = model.collate([row])
+        batch = model.collate([prompt_row(ids, chat.images, UNKNOWN_CLUSTER)])
         del batch["answer_positions"]
         with torch.inference_mode():
             token = int(model.model(**batch, use_cache=False).logits[0, -1].argmax())

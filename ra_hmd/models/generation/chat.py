@@ -21,6 +21,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.data.prompt import IMAGE_PLACEHOLDER, Answers
 from ra_hmd.models.checkpoint import Run
 from ra_hmd.models.classifier import base_model
+from ra_hmd.models.cluster_assignment import UNKNOWN_CLUSTER
 from ra_hmd.models.experts.attach import experts_of
 from ra_hmd.models.meme_model import MemeModel, prompt_row
 from ra_hmd.models.tokenization import MemeEncoder
@@ -45,7 +46,7 @@ class Chat:
 
     messages: list[dict[str, str]]
     images: list[Image.Image] = field(default_factory=list)
-    cluster: int = -1
+    cluster: int = UNKNOWN_CLUSTER
 
     def __post_init__(self) -> None:
         roles = [message["role"] for message in self.messages]
@@ -202,7 +203,7 @@ class ChatModel:
         order = sorted(range(len(chats)), key=lambda row: len(encoded[row]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = self.model.collate([prompt_row(encoded[row], chats[row].images, -1) for row in rows])
+            batch = self.model.collate([prompt_row(encoded[row], chats[row].images, UNKNOWN_CLUSTER) for row in rows])
             del batch["answer_positions"]
             batch.pop("cluster_ids", None)
             yield rows, {name: value.to(self.model.device) for name, value in batch.items()}

@@ -28,6 +28,7 @@ from ra_hmd.core.choices import EngineKind
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
 from ra_hmd.models.checkpoint import ADAPTER_CONFIG, Run
+from ra_hmd.models.cluster_assignment import UNKNOWN_CLUSTER
 from ra_hmd.models.families.qwen import QwenVL
 from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids, check_length, check_run_adapter, fold_image_tokens
 from ra_hmd.models.meme_model import MemeModel
@@ -193,7 +194,7 @@ class VllmEngine:
 
     def cluster_of(self, text: str, image: Image.Image) -> int:
         """See `Engine`: no experts, so none is needed."""
-        return -1
+        return UNKNOWN_CLUSTER
 
     def check(self, chat: Chat, max_new_tokens: int) -> None:
         """See `Engine`."""
