@@ -158,11 +158,11 @@ def _copy_guides(run: Path, output: Path) -> None:
     from ra_hmd.core.config import load_settings
     from ra_hmd.core.manifests import Stage1Manifest, read_manifest
     from ra_hmd.data.guidance import GUIDANCE_FILE
-    from ra_hmd.models.checkpoint import CLUSTERS_FOLDER, read_guides
+    from ra_hmd.models.checkpoint import CLUSTERS_FOLDER, read_clusters_and_guidance
     from ra_hmd.models.tokenization import InputSettings
 
     inputs = read_manifest(run / MANIFEST_NAME, Stage1Manifest).inputs or {}
-    clusters, guidance = read_guides(run, load_settings(InputSettings, inputs, run / MANIFEST_NAME))
+    clusters, guidance = read_clusters_and_guidance(run, load_settings(InputSettings, inputs, run / MANIFEST_NAME))
     if clusters is not None:
         clusters.copy_to(output / CLUSTERS_FOLDER)
     if guidance is not None:

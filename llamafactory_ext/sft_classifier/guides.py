@@ -13,7 +13,7 @@ from ra_hmd.data.guidance import GUIDANCE_FILE, Guidance
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.features.test_lock import says_test
-from ra_hmd.models.checkpoint import CLUSTERS_FOLDER, open_guides
+from ra_hmd.models.checkpoint import CLUSTERS_FOLDER, open_clusters_and_guidance
 from ra_hmd.models.cluster_assignment import UNKNOWN_CLUSTER, ClusterAssigner, Clusters
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Guides:
         """
         if args.clusters is None:
             return cls()
-        clusters, guidance = open_guides(args.clusters, args.guidance)
+        clusters, guidance = open_clusters_and_guidance(args.clusters, args.guidance)
         splits = [(f"`clusters: {args.clusters}`", "fitted on", clusters.manifest.split_name)]
         if guidance is not None and guidance.manifest is not None and guidance.manifest.data is not None:
             splits.append((f"`guidance: {args.guidance}`", "written from", guidance.manifest.data.split))

@@ -14,7 +14,7 @@ from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import raise_all
 from ra_hmd.core.manifests import Stage1Manifest
 from ra_hmd.data.guidance import GUIDANCE_FILE, Guidance
-from ra_hmd.models.checkpoint import CLUSTERS_FOLDER, read_guides
+from ra_hmd.models.checkpoint import CLUSTERS_FOLDER, read_clusters_and_guidance
 from ra_hmd.models.cluster_assignment import Clusters
 from ra_hmd.models.experts.settings import ATTENTION, SETTING_OF_KEY
 from ra_hmd.models.tokenization import InputSettings
@@ -123,7 +123,7 @@ def _take_guides(
         if path is None:
             if recorded is not None:
                 other = {each: None for each in kinds if each != name}
-                read_guides(run, settings.replace(**other))
+                read_clusters_and_guidance(run, settings.replace(**other))
                 setattr(args, name, str(run / place))
                 found.taken.append(f"`{name}: {run / place}`")
             continue

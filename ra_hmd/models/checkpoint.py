@@ -101,7 +101,7 @@ def open_run(folder: str | Path, base_model: str | None = None) -> Run:
         )
     manifest = read_manifest(folder / MANIFEST_NAME, Stage1Manifest)
     settings = load_settings(InputSettings, manifest.inputs or {}, folder / MANIFEST_NAME)
-    clusters, guidance = read_guides(folder, settings)
+    clusters, guidance = read_clusters_and_guidance(folder, settings)
     media_dir = manifest.argument("data", "media_dir")
     if not (folder / ADAPTER_CONFIG).is_file():
         if not (folder / "config.json").is_file():
@@ -125,7 +125,7 @@ def open_run(folder: str | Path, base_model: str | None = None) -> Run:
     )
 
 
-def read_guides(folder: Path, settings: InputSettings) -> tuple[Clusters | None, Guidance | None]:
+def read_clusters_and_guidance(folder: Path, settings: InputSettings) -> tuple[Clusters | None, Guidance | None]:
     """Open the clusters and the guidance of a run, which lie beside its weights.
 
     Raises:
@@ -241,12 +241,14 @@ def open_backbone(
         run = replace(run, settings=inputs, loading=stated.loading)
     if clusters is None and guidance is None:
         return run
-    opened, texts = open_guides(clusters, guidance)
+    opened, texts = open_clusters_and_guidance(clusters, guidance)
     settings = run.settings.replace(clusters=opened.digest, guidance=None if texts is None else texts.digest)
     return replace(run, settings=settings, clusters=opened, guidance=texts)
 
 
-def open_guides(clusters: str | Path | None, guidance: str | Path | None) -> tuple[Clusters, Guidance | None]:
+def open_clusters_and_guidance(
+    clusters: str | Path | None, guidance: str | Path | None
+) -> tuple[Clusters, Guidance | None]:
     """Open clusters, and guidance that was made for them.
 
     Raises:
