@@ -18,8 +18,9 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.checkpoint import open_run
-from ra_hmd.models.classifier import IGNORE, base_model
-from ra_hmd.models.meme_model import MemeModel
+from ra_hmd.models.classifier import base_model
+from ra_hmd.models.cluster_assignment import UNKNOWN_CLUSTER
+from ra_hmd.models.meme_model import MemeModel, prompt_row
 
 LIMIT = 12  # memes of a split that are extracted, judged and explained
 STEPS = 4  # optimizer steps of Stage 1
@@ -153,9 +154,7 @@ def recorded_generation(model: MemeModel) -> Iterator[list[list[int]]]:
 def likeliest_tokens(model: MemeModel, prompt: list[int], images: list[Image], answer: list[int]) -> list[int]:
     """The likeliest token at each place of an answer, from one forward pass over prompt and answer without a cache."""
     ids = [*prompt, *answer]
-    batch = model.collate(
-        [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORE] * len(ids), "images": images}]
-    )
+    batch = model.collate([prompt_row(ids, images, UNKNOWN_CLUSTER)])
     del batch["answer_positions"]
     with torch.inference_mode():
         logits = base_model(model.model)(**batch, use_cache=False).logits
