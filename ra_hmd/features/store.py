@@ -2,8 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,22 @@ import pyarrow.parquet as pq
 
 from ra_hmd.core.artifacts import atomic_path, plain, sha256_bytes
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.manifests import DataSource, FeatureOrigin, StoreManifest, read_manifest, write_manifest
+from ra_hmd.core.manifests import (
+    DataSource,
+    FeatureOrigin,
+    StoreManifest,
+    ViewDescription,
+    read_manifest,
+    write_manifest,
+)
 from ra_hmd.core.problem import UNLABELLED
 
 STORE_MANIFEST = "manifest.json"
 _MATRICES = ("hidden", "embedding", "lrc_logit", "lmh_score")
 MODALITIES = ("image_features", "text_features")
 """Columns of an encoder's features in a store; side by side they are `Features.hidden`."""
+VIEW = "view_"
+"""What the names of the columns of further views begin with; see `Features.views`."""
 _COLUMNS = ("ids", "labels", *_MATRICES, "texts", "image_hashes", "contents", "extras")
 NO_STORE = StoreManifest(kind="features")
 """The manifest of features that were not read from a store: it states nothing."""
@@ -46,6 +55,7 @@ class Features:
         extras: N dictionaries of further fields (fine labels, time), or None where the store has none.
         manifest: The store's manifest; one that states nothing for features that were not read from a store.
         modalities: Number of image features and of text features among the H columns, for an encoder; else None.
+        views: Further vectors of the same memes by name, float32 [N, D_v]; see `StoreManifest.views`.
     """
 
     ids: list[str]
@@ -60,10 +70,12 @@ class Features:
     extras: list[dict[str, Any]] | None = None
     manifest: StoreManifest = NO_STORE
     modalities: tuple[int, int] | None = None
+    views: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in _COLUMNS
                    if getattr(self, name) is not None}  # fmt: skip
+        lengths |= {f"{VIEW}{name}": len(view) for name, view in self.views.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"features of different lengths: {lengths}")
         if self.modalities is not None and sum(self.modalities) != self.hidden.shape[1]:
@@ -82,6 +94,8 @@ class Features:
                 parts += [f"{name} {column.dtype.str} {column.shape}".encode(), np.ascontiguousarray(column).data]
             else:
                 parts.append(json.dumps([name, plain(column)], ensure_ascii=False).encode())
+        for name, view in self.views.items():
+            parts += [f"{VIEW}{name} {view.dtype.str} {view.shape}".encode(), np.ascontiguousarray(view).data]
         return sha256_bytes(*parts)
 
     def select(self, rows: np.ndarray) -> "Features":
@@ -92,7 +106,8 @@ class Features:
             chosen[name] = [column[row] for row in rows] if isinstance(column, list) else column
             if isinstance(column, np.ndarray):
                 chosen[name] = column[rows]
-        return Features(**chosen, manifest=self.manifest, modalities=self.modalities)
+        views = {name: view[rows] for name, view in self.views.items()}
+        return Features(**chosen, manifest=self.manifest, modalities=self.modalities, views=views)
 
 
 def _origin(stated: FeatureOrigin) -> dict[str, Any]:
@@ -158,6 +173,8 @@ class FeatureWriter:
                 stated["data"] = self.fingerprint["data"]
             # Rows with other labels are an update of the same split and task, and a mistake where these differ.
             old, new = _origin(manifest), _origin(self._manifest(complete=False))
+        old |= manifest.view_fingerprints()
+        new |= self._manifest(complete=False).view_fingerprints()
         old |= {**stated, "rows": manifest.rows, "shard_size": manifest.shard_size, "format": manifest.format}
         new |= {**self.fingerprint, "rows": self.rows, "shard_size": self.shard_size, "format": StoreManifest.FORMAT}
         differing = [f"{key}: the store has {old.get(key)!r}, this run has {new.get(key)!r}"
@@ -183,7 +200,7 @@ class FeatureWriter:
             shard_size=self.shard_size,
             shards=self.shards,
             complete=complete,
-            **plain({**self._made_from, **marked, **self._content}),
+            **plain({**self._made_from, **self._content, **marked}),
         )
 
     def _write_manifest(self, *, complete: bool, **marked: Any) -> None:
@@ -211,6 +228,7 @@ class FeatureWriter:
         if features.modalities is not None:
             parts = np.split(matrices.pop("hidden"), [features.modalities[0]], axis=1)
             matrices = dict(zip(MODALITIES, parts, strict=True)) | matrices
+        matrices |= {f"{VIEW}{name}": view for name, view in features.views.items()}
         for name, matrix in matrices.items():
             if matrix is not None:
                 values = pa.array(np.ascontiguousarray(matrix, dtype=np.float32).reshape(-1))
@@ -235,7 +253,21 @@ class FeatureWriter:
         """
         if self.missing():
             raise UserError(f"{self.folder}: shards {self.missing()} are missing; run the same command again.")
-        self._write_manifest(complete=True)
+        views = self._made_views()
+        self._write_manifest(complete=True, **({"views": views} if views else {}))
+
+    def _made_views(self) -> dict[str, Any]:
+        """The views that the shards have, as the manifest states them, with their widths."""
+        if not self.shards:
+            return {}
+        schema = pq.read_schema(self.shard_path(0))
+        stated = self._manifest(complete=False).views
+        return {
+            name.removeprefix(VIEW): stated.get(name.removeprefix(VIEW), ViewDescription()).to_json()
+            | {"width": schema.field(name).type.list_size}
+            for name in schema.names
+            if name.startswith(VIEW)
+        }
 
 
 def digest_of(digests: Iterable[str]) -> str:
@@ -280,6 +312,8 @@ def read_features(folder: str | Path) -> Features:
     if MODALITIES[0] in table.column_names:
         parts = [_matrix(table[name]) for name in MODALITIES]
         columns |= {"hidden": np.concatenate(parts, axis=1), "modalities": tuple(part.shape[1] for part in parts)}
+    views = sorted(name for name in table.column_names if name.startswith(VIEW))
+    columns["views"] = {name.removeprefix(VIEW): _matrix(table[name]) for name in views}
     if "text" in table.column_names:
         columns["texts"] = table["text"].to_pylist()
     if "image_hash" in table.column_names:

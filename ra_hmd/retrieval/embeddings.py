@@ -3,13 +3,14 @@
 Shapes: N rows, Q queries, H hidden size, D embedding, C outputs, K neighbours.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ra_hmd.core.errors import UserError
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import MemeHead
 from ra_hmd.retrieval.knn import Neighbours, search
@@ -40,36 +41,64 @@ def run_head(head: MemeHead, hidden: Tensor, batch_size: int = 4096) -> tuple[Te
 class Embeddings:
     """Memes embedded by a head: N ids, labels [N] or [N, C], embeddings [N, D]. A bank in memory, or queries to one.
 
-    `contents` are N hashes of image and caption (`content_hash`; empty where unknown), or none at all.
+    `contents` are N hashes of image and caption (`content_hash`; empty where unknown), or none at all. `views` are
+    further vectors of the same memes by name, float32 [N, D_v]: `hidden` and those of the feature store.
     """
 
     ids: Sequence[str]
     labels: np.ndarray
     embedding: np.ndarray
     contents: Sequence[str] = ()
+    views: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, features: Features, head: MemeHead) -> "Embeddings":
         """Embed features with a head."""
         embedding, _ = run_head(head, hidden_tensor(features))
-        return cls(features.ids, features.labels, embedding.cpu().numpy(), features.contents or ())
+        return cls.with_features(features, embedding.cpu().numpy())
+
+    @classmethod
+    def with_features(cls, features: Features, embedding: np.ndarray) -> "Embeddings":
+        """Features with their embeddings [N, D] by a head."""
+        views = {"hidden": features.hidden, **features.views}
+        return cls(features.ids, features.labels, embedding, features.contents or (), views)
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def view(self, name: str) -> np.ndarray:
+        """The vectors [N, D_v] of a view: `embedding`, or one of `views`.
+
+        Raises:
+            UserError: there is no such view.
+        """
+        if name == "embedding":
+            return self.embedding
+        if name not in self.views:
+            have = ", ".join(["embedding", *self.views])
+            raise UserError(
+                f"View {name!r} is not among those of these {len(self)} memes ({have}). Make their features again with "
+                "`--views` of `ra-hmd extract` or `ra-hmd encode`; a bank keeps the views that `ra-hmd bank create "
+                "--views` names."
+            )
+        return self.views[name]
+
     def plus(self, other: "Embeddings") -> "Embeddings":
-        """These rows followed by the other's."""
+        """These rows followed by the other's, with the views that both have."""
         return Embeddings(
             [*self.ids, *other.ids],
             np.concatenate([self.labels, other.labels]),
             np.concatenate([self.embedding, other.embedding]),
             [content for part in (self, other) for content in part.contents or [""] * len(part)],
-        )
+            {name: np.concatenate([view, other.views[name]]) for name, view in self.views.items()
+             if name in other.views},
+        )  # fmt: skip
 
     def select(self, rows: np.ndarray) -> "Embeddings":
         """The given rows, in the given order."""
         contents = [self.contents[row] for row in rows] if self.contents else ()
-        return Embeddings([self.ids[row] for row in rows], self.labels[rows], self.embedding[rows], contents)
+        views = {name: view[rows] for name, view in self.views.items()}
+        return Embeddings([self.ids[row] for row in rows], self.labels[rows], self.embedding[rows], contents, views)
 
     def nearest(self, queries: "Embeddings", k: int) -> Neighbours:
         """The K nearest of these rows to each query, by cosine; rows with the query's own id are left out."""

@@ -105,7 +105,7 @@ def score_set(
     """
     problem, notes = head.config.problem, []
     embedding, logits = run_head(head, hidden_tensor(features))
-    queries = Embeddings(features.ids, features.labels, embedding.cpu().numpy(), features.contents or ())
+    queries = Embeddings.with_features(features, embedding.cpu().numpy())
     scores: dict[Head, np.ndarray] = {}
     if features.lmh_score is None:
         notes.append("LMH is left out, the feature store has no LMH scores.")

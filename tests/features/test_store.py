@@ -1,5 +1,7 @@
 """The feature store: atomic, resumable, never mixed, never doubled."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -168,3 +170,59 @@ def test_select_keeps_rows_together():
 def test_labels_can_be_required():
     with pytest.raises(UserError, match="4 of 10 rows have no label"):
         BINARY.check(make_features().labels, "store")
+
+
+def with_views(features, untuned=5):
+    rng = np.random.default_rng(untuned)
+    views = {name: rng.normal(size=(len(features), width)).astype(np.float32)
+             for name, width in (("untuned", untuned), ("clip", 3))}  # fmt: skip
+    return replace(features, views=views)
+
+
+def test_views_are_columns_of_their_names(tmp_path):
+    features = with_views(make_features())
+    writer = FeatureWriter(tmp_path, FINGERPRINT, 10, 4, views={"untuned": {"fingerprint": {"adapter": None}}})
+    writer.begin()
+    for shard in range(3):
+        writer.write(shard, features.select(np.arange(*writer.bounds(shard))))
+    writer.finish()
+    found = read_features(tmp_path)
+    assert {*pq.read_schema(tmp_path / "part-00002.parquet").names} >= {"view_untuned", "view_clip"}
+    for name in ("untuned", "clip"):
+        assert np.array_equal(found.views[name], features.views[name]), name
+    stated = found.manifest.views
+    assert {name: view.width for name, view in stated.items()} == {"untuned": 5, "clip": 3}
+    assert stated["untuned"].fingerprint == {"adapter": None}
+    assert np.array_equal(found.select(np.array([7, 2])).views["clip"], features.views["clip"][[7, 2]])
+
+
+def test_the_content_covers_views_and_is_the_old_one_without():
+    plain, more = make_features(), with_views(make_features())
+    assert plain.content == replace(more, views={}).content
+    assert len({plain.content, more.content, with_views(make_features(), untuned=4).content}) == 3
+
+
+def test_a_store_without_views_has_the_files_that_it_had(tmp_path):
+    write_features(tmp_path, make_features(), FINGERPRINT)
+    assert pq.read_schema(tmp_path / "part-00000.parquet").names == [
+        "id", "label", "hidden", "embedding", "lrc_logit", "lmh_score"
+    ]  # fmt: skip
+    assert "views" not in read_json(tmp_path / STORE_MANIFEST)
+    assert read_features(tmp_path).views == {}
+
+
+@pytest.mark.parametrize("views", [{}, {"untuned": {"fingerprint": {"model": "n"}}}, {"clip": {}}])
+def test_a_store_with_other_views_is_refused_not_mixed(tmp_path, views):
+    def writer(views):
+        return FeatureWriter(tmp_path, FINGERPRINT, 10, 4, **({"views": views} if views else {}))
+
+    stated = {"untuned": {"fingerprint": {"model": "m"}}}
+    writer(stated).begin()
+    writer(stated).begin()
+    with pytest.raises(UserError, match=r"views\.untuned: the store has \{'model': 'm'\}"):
+        writer(views)
+
+
+def test_views_of_another_length_are_an_error():
+    with pytest.raises(ValueError, match="view_clip"):
+        replace(make_features(), views={"clip": np.zeros((9, 3), np.float32)})

@@ -76,6 +76,7 @@ from ra_hmd.core.manifests.stores import (
     ShotList,
     StoreManifest,
     StoreReference,
+    ViewDescription,
 )
 
 __all__ = [
@@ -135,6 +136,7 @@ __all__ = [
     "TestRecord",
     "TinyEncoderManifest",
     "TrainedHeadManifest",
+    "ViewDescription",
     "ZeroShotManifest",
     "kinds_of",
     "parse_manifest",

@@ -96,6 +96,22 @@ class CaptionLengths(Section):
     over_limit: int
 
 
+class ViewDescription(Section):
+    """A further vector of each meme of a feature store or of a bank.
+
+    Attributes:
+        fingerprint: What the vectors depend on, apart from the memes.
+        encoder: Settings of the encoder that made them; None for a view of the store's own model (`untuned`).
+        width: Number of values of a vector; None before the first is made.
+        seconds: Time that it takes per meme, measured when the store was made; None where it is not known.
+    """
+
+    fingerprint: dict[str, Any] = Field(default_factory=dict)
+    encoder: EncoderReference | None = None
+    width: int | None = None
+    seconds: float | None = None
+
+
 class StoreManifest(FeatureOrigin, Manifest):
     """Manifest of a feature store (`manifest.json`).
 
@@ -108,6 +124,7 @@ class StoreManifest(FeatureOrigin, Manifest):
         shard_data: Per shard the digest of what its rows are made from; None for a shard that is to be made again.
         captions: Captions beyond the encoder's limit.
         run: Folder of the Stage 1 run that made the features.
+        views: Further vectors of each meme, by name.
     """
 
     KINDS: ClassVar[tuple[str, ...]] = ("features",)
@@ -122,6 +139,11 @@ class StoreManifest(FeatureOrigin, Manifest):
     shard_data: list[str | None] | None = None
     captions: CaptionLengths | None = None
     run: str | None = None
+    views: dict[str, ViewDescription] = Field(default_factory=dict)
+
+    def view_fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Fingerprint of each view, by `views.NAME`."""
+        return {f"views.{name}": view.fingerprint for name, view in self.views.items()}
 
 
 class StoreReference(FeatureOrigin):
