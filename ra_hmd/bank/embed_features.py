@@ -11,6 +11,7 @@ from ra_hmd.bank.versions import BankRows, now
 from ra_hmd.core.artifacts import plain, sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem
+from ra_hmd.data.image_hashes import caption_digest
 from ra_hmd.data.text import well_formed
 from ra_hmd.features.compatibility import (
     DATA_KEYS,
@@ -67,6 +68,8 @@ class EmbeddedFeatures:
             times=[str(extra.get("time") or moment) for extra in extras],
             image_hashes=np.zeros(len(features), np.uint64) if features.image_hashes is None else features.image_hashes,
             contents=features.contents or (),
+            pdqs=features.pdqs or (),
+            caption_digests=[caption_digest(text) for text in features.texts or ()],
             decided=np.full(len(features), decided),
         )
 

@@ -64,6 +64,8 @@ class BankRows:
         notes: Free text. Default: empty.
         times: When each meme was added or collected: UTC, ISO 8601. Default: now.
         image_hashes: uint64 [M] perceptual hashes; 0: none, the default.
+        pdqs: M PDQ hashes of the images (`ra_hmd.data.image_hashes`); empty: none, the default.
+        caption_digests: M digests of the captions (same module); empty: unknown, the default.
         contents: M hashes of image and caption (`ra_hmd.data.images.content_hash`); empty: unknown, the default.
         decided: bool [M], whether a person gave the label to this very meme (`ra_hmd.bank.identical`). Default: no.
     """
@@ -76,12 +78,14 @@ class BankRows:
     image_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     contents: Sequence[str] = ()
     decided: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    pdqs: Sequence[str] = ()
+    caption_digests: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         count = len(self.ids)
-        for name, default in (("sources", ""), ("notes", ""), ("times", now()), ("contents", "")):
+        for name in _TEXT_COLUMNS:
             if not len(getattr(self, name)):
-                object.__setattr__(self, name, [default] * count)
+                object.__setattr__(self, name, [now() if name == "times" else ""] * count)
         for name, dtype in (("image_hashes", np.uint64), ("decided", bool)):
             if not len(getattr(self, name)):
                 object.__setattr__(self, name, np.zeros(count, dtype))
@@ -104,7 +108,7 @@ class BankRows:
         return BankRows(**columns)
 
 
-_TEXT_COLUMNS = ("ids", "sources", "notes", "times", "contents")
+_TEXT_COLUMNS = ("ids", "sources", "notes", "times", "contents", "pdqs", "caption_digests")
 _ARRAY_COLUMNS = ("labels", "image_hashes", "decided")
 
 
@@ -190,7 +194,7 @@ class Change:
 
     @classmethod
     def from_table(cls, table: pa.Table, *, multi_label: bool) -> "Change":
-        """The inverse of `to_table`; earlier releases wrote no `content` and no `decided`."""
+        """The inverse of `to_table`; earlier releases wrote no `content`, `decided`, `pdq` and `caption_digest`."""
         return cls.from_joined_tables(table, [0, len(table)], multi_label=multi_label)[0]
 
     @classmethod

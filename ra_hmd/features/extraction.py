@@ -16,6 +16,7 @@ from ra_hmd.core.artifacts import plain, sha256_bytes
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.core.progress import track
+from ra_hmd.data.image_hashes import has_pdq, pdq_hash
 from ra_hmd.data.images import content_hash, file_digest, image_size, perceptual_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.store import MODALITIES, Features, FeatureWriter, digest_of
@@ -162,13 +163,14 @@ class _EncodedMemes(Dataset):
     def __len__(self) -> int:
         return len(self.memes)
 
-    def __getitem__(self, row: int) -> tuple[Any, int, str] | UserError:
+    def __getitem__(self, row: int) -> tuple[Any, int, str, str] | UserError:
         meme = self.memes[row]
         try:
             image = meme.load_image()
             return (
                 self.model.encode(meme.caption, image),
                 perceptual_hash(image) or 0,
+                pdq_hash(image),
                 content_hash(image, meme.caption),
             )
         except ValueError as error:  # a UserError, or an error of the model's own code
@@ -179,8 +181,10 @@ class _EncodedMemes(Dataset):
         problem = next((row for row in rows if isinstance(row, UserError)), None)
         if problem is not None:
             return problem
-        encoded, hashes, contents = zip(*rows, strict=True)
+        encoded, hashes, pdqs, contents = zip(*rows, strict=True)
         known = {"image_hashes": np.array(hashes, dtype=np.uint64), "contents": np.array(contents)}
+        if has_pdq():
+            known["pdqs"] = np.array(pdqs)
         return self.model.collate(list(encoded)), known
 
 
@@ -221,7 +225,7 @@ def _write_shards(
         if len(pending) == last - first:
             part = [pending[row] for row in range(first, last)]
             columns = {name: np.stack([row[name] for row in part]) for name in part[0]}
-            columns["contents"] = columns["contents"].tolist()
+            columns |= {name: columns[name].tolist() for name in ("pdqs", "contents") if name in columns}
             writer.write(shard, features_of_memes(encoded.memes[first:last], columns, classes))
             pending = {}
             shard = next(todo, shard)

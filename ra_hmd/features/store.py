@@ -31,6 +31,7 @@ MODALITIES = ("image_features", "text_features")
 VIEW = "view_"
 """What the names of the columns of further views begin with; see `Features.views`."""
 _COLUMNS = ("ids", "labels", *_MATRICES, "texts", "image_hashes", "contents", "extras")
+_HASHED = "pdqs"  # not in `Features.content`: it depends on what is installed
 NO_STORE = StoreManifest(kind="features")
 """The manifest of features that were not read from a store: it states nothing."""
 
@@ -51,6 +52,8 @@ class Features:
         texts: N captions, or None where the store has none.
         image_hashes: uint64 [N], perceptual hashes of the images (0: an image of one colour, similar to none), or None
             where the store has none.
+        pdqs: N PDQ hashes of the images (64 hexadecimal digits; empty: an image without structure), or None where the
+            store has none.
         contents: N hashes of image and caption (`content_hash`; empty: unknown), or None where the store has none.
         extras: N dictionaries of further fields (fine labels, time), or None where the store has none.
         manifest: The store's manifest; one that states nothing for features that were not read from a store.
@@ -66,6 +69,7 @@ class Features:
     lmh_score: np.ndarray | None = None
     texts: list[str] | None = None
     image_hashes: np.ndarray | None = None
+    pdqs: list[str] | None = None
     contents: list[str] | None = None
     extras: list[dict[str, Any]] | None = None
     manifest: StoreManifest = NO_STORE
@@ -73,7 +77,7 @@ class Features:
     views: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lengths = {name: len(getattr(self, name)) for name in _COLUMNS
+        lengths = {name: len(getattr(self, name)) for name in (*_COLUMNS, _HASHED)
                    if getattr(self, name) is not None}  # fmt: skip
         lengths |= {f"{VIEW}{name}": len(view) for name, view in self.views.items()}
         if len(set(lengths.values())) > 1:
@@ -101,7 +105,7 @@ class Features:
     def select(self, rows: np.ndarray) -> "Features":
         """Features of the given rows (indices [M]), in the given order."""
         chosen: dict[str, Any] = {}
-        for name in _COLUMNS:
+        for name in (*_COLUMNS, _HASHED):
             column = getattr(self, name)
             chosen[name] = [column[row] for row in rows] if isinstance(column, list) else column
             if isinstance(column, np.ndarray):
@@ -237,6 +241,8 @@ class FeatureWriter:
             columns["text"] = pa.array(features.texts, pa.string())
         if features.image_hashes is not None:
             columns["image_hash"] = pa.array(features.image_hashes, pa.uint64())
+        if features.pdqs is not None:
+            columns["pdq"] = pa.array(features.pdqs, pa.string())
         if features.contents is not None:
             columns["content"] = pa.array(features.contents, pa.string())
         if features.extras is not None:
@@ -302,7 +308,7 @@ def read_features(folder: str | Path) -> Features:
     if not manifest.rows:
         raise UserError(f"{folder} has no rows.")
     paths = [folder / f"part-{shard:05d}.parquet" for shard in range(manifest.shards)]
-    # A store that an earlier version began has shards without `content`.
+    # A store that an earlier version began has shards without `content` or `pdq`.
     table = pa.concat_tables((pq.read_table(path) for path in paths), promote_options="default")
     if table.num_rows != manifest.rows:
         raise UserError(f"{folder} has {table.num_rows} rows, its manifest says {manifest.rows}; extract it again.")
@@ -318,6 +324,8 @@ def read_features(folder: str | Path) -> Features:
         columns["texts"] = table["text"].to_pylist()
     if "image_hash" in table.column_names:
         columns["image_hashes"] = table["image_hash"].to_numpy()
+    if "pdq" in table.column_names:
+        columns["pdqs"] = table["pdq"].fill_null("").to_pylist()
     if "content" in table.column_names:
         columns["contents"] = table["content"].fill_null("").to_pylist()
     if "extras" in table.column_names:

@@ -16,6 +16,7 @@ from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.bank.planned_change import PlannedChange
 from ra_hmd.bank.versions import BankRows, VersionEntry
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.data.image_hashes import caption_digest, pdq_hash
 from ra_hmd.data.images import content_hash, perceptual_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.test_lock import open_labels
@@ -273,14 +274,16 @@ class BankService:
         if not memes:
             raise UserError("No meme is given.")
         prepared = [self.service.detector.prepare(meme) for meme in memes]
-        hashes = [perceptual_hash(meme.load_image()) or 0 for meme in memes]
+        images = [meme.load_image() for meme in memes]
         rows = BankRows(
             ids=[meme.id for meme in memes],
             labels=_label_array(labels),
             sources=[source] * len(memes),
             notes=list(notes or [""] * len(memes)),
-            image_hashes=np.array(hashes, dtype=np.uint64),
+            image_hashes=np.array([perceptual_hash(image) or 0 for image in images], dtype=np.uint64),
             contents=[meme.content for meme in prepared],
+            pdqs=[pdq_hash(image) for image in images],
+            caption_digests=[caption_digest(meme.text) for meme in prepared],
             decided=np.ones(len(memes), bool),
         )
         return rows, prepared

@@ -226,3 +226,12 @@ def test_a_store_with_other_views_is_refused_not_mixed(tmp_path, views):
 def test_views_of_another_length_are_an_error():
     with pytest.raises(ValueError, match="view_clip"):
         replace(make_features(), views={"clip": np.zeros((9, 3), np.float32)})
+
+
+def test_pdq_hashes_are_kept_and_do_not_change_what_a_store_is(tmp_path):
+    plain = Features(["a", "b"], np.array([0, 1]), np.ones((2, 3), np.float32))
+    hashed = replace(plain, pdqs=["0f" * 32, ""])
+    write_features(tmp_path / "store", hashed, {"lmm": "x"})
+    assert read_features(tmp_path / "store").pdqs == hashed.pdqs
+    assert hashed.select(np.array([1, 0])).pdqs == ["", "0f" * 32]
+    assert hashed.content == plain.content
