@@ -28,6 +28,10 @@ Data = Annotated[str, typer.Option(help="File (.jsonl, ShareGPT .json), folder, 
 Split = Annotated[str, typer.Option(help="Name of the split.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Rows per file.")]
 DecodingWorkers = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
+Views = Annotated[
+    list[str] | None,
+    typer.Option(help="Further vector of each meme: NAME=ENCODER, of an LMM also untuned; several times."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the random weights.")]
 
 
@@ -67,6 +71,7 @@ def extract_command(
     shard_size: ShardSize = 512,
     workers: DecodingWorkers = 2,
     padding_side: Annotated[str, typer.Option(help="left or right.")] = "left",
+    views: Views = None,
 ) -> None:
     """Extract features of memes by an LMM. An interrupted command continues when started again; also under torchrun."""
     from ra_hmd.features.extract_lmm import extract_hidden_states
@@ -80,6 +85,7 @@ def extract_command(
         output,
         split=split,
         source=described,
+        views=views or (),
         label_classes=source.label_classes(data),
         batch_size=batch_size,
         shard_size=shard_size,
@@ -105,6 +111,7 @@ def encode_command(
     shard_size: ShardSize = 512,
     workers: DecodingWorkers = 2,
     dtype: Precision = "auto",
+    views: Views = None,
 ) -> None:
     """Extract image and text features of memes by a frozen CLIP-like encoder. Continues like extract; also under
     torchrun.
@@ -125,6 +132,7 @@ def encode_command(
         output,
         split=split,
         source=described,
+        views=views or (),
         label_classes=source.label_classes(data),
         batch_size=batch_size,
         shard_size=shard_size,

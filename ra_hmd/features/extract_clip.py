@@ -1,6 +1,6 @@
 """Extraction of a CLIP-family encoder's features: sharded, resumable, on as many processes as torchrun starts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from ra_hmd.core.manifests import CaptionLengths
 from ra_hmd.core.memory import keep_freed_memory
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.extraction import make_features
+from ra_hmd.features.views import requested_views
 from ra_hmd.models.clip_encoder import Encoder
 
 _ROWS_OF_A_PART = 8  # fewer make poor use of a core
@@ -23,6 +24,7 @@ def encode(
     *,
     split: str = "",
     source: Mapping[str, str | None] | None = None,
+    views: Sequence[str] = (),
     label_classes: int | None = None,
     batch_size: int = 32,
     shard_size: int = 512,
@@ -40,6 +42,7 @@ def encode(
         output: Folder of the store.
         split: Recorded in the manifest.
         source: Origin of the memes (`describe_source`); recorded in the manifest.
+        views: Further vectors of each meme, by other encoders (`requested_views`).
         label_classes: C, where a meme may have several labels.
         batch_size: Memes per call of each tower; memes with captions of similar length share one.
         shard_size: Rows per file; a stop loses at most one unfinished shard per rank.
@@ -47,8 +50,9 @@ def encode(
 
     Raises:
         UserError: unreadable images (all listed before the weights are loaded), labels of another kind, or `output`
-            holds other features.
+            holds other features; see `requested_views`.
     """
+    further = requested_views(views, None)
     tokens = encoder.count_tokens([meme.caption for meme in memes])
     length = dict(zip((meme.id for meme in memes), tokens, strict=True))
     captions = {
@@ -56,13 +60,15 @@ def encode(
         "longest": max(tokens, default=0),
         "over_limit": sum(count > encoder.limit for count in tokens),
     }
-    with _side_by_side(encoder, batch_size):
+    encoders = [encoder, *(view.encoder for view in further if view.encoder is not None)]
+    with _side_by_side(encoders, batch_size):
         return make_features(
             memes,
             output,
             encoder.load,
             encoder.fingerprint(),
             lambda meme, _: length[meme.id],
+            views=further,
             label_classes=label_classes,
             batch_size=batch_size,
             shard_size=shard_size,
@@ -76,7 +82,7 @@ def encode(
 
 
 @contextmanager
-def _side_by_side(encoder: Encoder, batch_size: int) -> Iterator[None]:
+def _side_by_side(encoders: Sequence[Encoder], batch_size: int) -> Iterator[None]:
     """On a CPU, let parts of a batch run beside each other instead of each operation on all cores.
 
     The threads of one operation wait for each other at its end, again and again, and the workers that decode images
@@ -87,12 +93,14 @@ def _side_by_side(encoder: Encoder, batch_size: int) -> Iterator[None]:
     if PartialState().device.type == "cpu":
         parts = max(min(threads, batch_size // _ROWS_OF_A_PART), 1)
         keep_freed_memory()
-    encoder.parts = parts
+    for encoder in encoders:
+        encoder.parts = parts
     torch.set_num_threads(threads // parts)
     try:
         yield
     finally:
-        encoder.parts = 1
+        for encoder in encoders:
+            encoder.parts = 1
         torch.set_num_threads(threads)
 
 

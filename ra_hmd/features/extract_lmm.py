@@ -1,6 +1,6 @@
 """Extraction of an LMM's features: sharded, resumable, on as many processes as torchrun starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +8,7 @@ from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.extraction import make_features
+from ra_hmd.features.views import requested_views
 from ra_hmd.models.checkpoint import Run
 from ra_hmd.models.meme_model import MemeModel
 
@@ -19,6 +20,7 @@ def extract_hidden_states(
     *,
     split: str = "",
     source: Mapping[str, str | None] | None = None,
+    views: Sequence[str] = (),
     label_classes: int | None = None,
     batch_size: int = 16,
     shard_size: int = 512,
@@ -37,6 +39,7 @@ def extract_hidden_states(
         output: Folder of the store.
         split: Recorded in the manifest.
         source: Origin of the memes (`describe_source`); recorded in the manifest.
+        views: Further vectors of each meme (`requested_views`).
         label_classes: C, where a meme may have several labels; default is that of a multi-label run.
         batch_size: Memes per forward pass; memes of similar length share one.
         shard_size: Rows per file; a stop loses at most one unfinished shard per rank.
@@ -46,7 +49,7 @@ def extract_hidden_states(
 
     Raises:
         UserError: unreadable images (all listed before the model is loaded), labels of another kind, or `output` holds
-            other features.
+            other features; see `requested_views`.
     """
     problem = run.settings.problem
     classes = label_classes or (problem.outputs if problem.kind == "multi_label" else None)
@@ -63,6 +66,7 @@ def extract_hidden_states(
         lambda device: MemeModel(run, device, dtype, padding_side),
         run.fingerprint() | {"dtype": dtype},
         length,
+        views=requested_views(views, run, dtype=dtype),
         label_classes=classes,
         batch_size=batch_size,
         shard_size=shard_size,

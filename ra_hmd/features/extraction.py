@@ -3,13 +3,11 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from PIL.Image import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ra_hmd.core.artifacts import plain, sha256_bytes
@@ -19,33 +17,12 @@ from ra_hmd.core.progress import track
 from ra_hmd.data.image_hashes import has_pdq, pdq_hash
 from ra_hmd.data.images import content_hash, file_digest, image_size, perceptual_hash
 from ra_hmd.data.meme import Meme
-from ra_hmd.features.store import MODALITIES, Features, FeatureWriter, digest_of
+from ra_hmd.features.model_protocol import FeatureModel
+from ra_hmd.features.store import MODALITIES, VIEW, Features, FeatureWriter, digest_of
+from ra_hmd.features.views import View, ViewedModel
 
 _PREPARED_ROWS = 65536
 """Most memes that a model is prepared for at a time; fewer than a model remembers."""
-
-
-class FeatureModel(Protocol):
-    """A model that makes features of memes. `encode` and `collate` run in the loader's worker processes."""
-
-    def prepare(self, memes: Sequence[Meme]) -> None:
-        """Compute by batches what `encode` needs to know of memes, in the process that has the device."""
-
-    def encode(self, text: str, image: Image) -> Any:
-        """Encode a meme as an item of a batch.
-
-        Raises:
-            ValueError: The meme cannot be encoded; the message is a predicate without its subject.
-        """
-
-    def length(self, row: Any) -> int:
-        """Approximate cost of an item, in tokens."""
-
-    def collate(self, rows: list[Any]) -> Any:
-        """Collate B items of `encode` to a batch."""
-
-    def columns(self, batch: Any) -> dict[str, Tensor]:
-        """Columns of a store for a batch, each [B, …]: fields of `Features`, or the two of `MODALITIES`."""
 
 
 def make_features(
@@ -55,6 +32,7 @@ def make_features(
     fingerprint: dict[str, Any],
     length: Callable[[Meme, tuple[int, int]], float],
     *,
+    views: Sequence[View] = (),
     label_classes: int | None = None,
     batch_size: int = 16,
     shard_size: int = 512,
@@ -74,6 +52,7 @@ def make_features(
         fingerprint: What a feature depends on, apart from the memes; their digest is added as `data`.
         length: Length of the input, from the meme and its image's width and height; memes of similar length share a
             batch.
+        views: Further vectors of each meme.
         label_classes: C, where a meme may have several labels; None where it has one.
         batch_size: Memes per call of the model.
         shard_size: Rows per file; a stop loses at most one unfinished shard per rank.
@@ -92,6 +71,8 @@ def make_features(
     check_labels(memes, label_classes)
     lengths = [length(meme, size) for meme, size in zip(memes, _image_sizes(memes), strict=True)]
     rows = [_digest(meme) for meme in memes]
+    if views:
+        content["views"] = {view.name: view.describe() for view in views}
     with state.main_process_first():  # it removes outdated shards before another rank looks
         writer = FeatureWriter(
             output, fingerprint, len(memes), shard_size, ids=[meme.id for meme in memes], digests=rows, **content
@@ -99,7 +80,7 @@ def make_features(
         writer.begin()
     shards = [shard for shard in writer.missing() if shard % state.num_processes == state.process_index]
     if shards:
-        encoded = _EncodedMemes(open_model(state.device), memes)
+        encoded = _EncodedMemes(ViewedModel.of(open_model(state.device), views, state.device), memes)
         plan = [batch for shard in shards for batch in _batches(writer.bounds(shard), lengths, batch_size)]
         batches = _load(encoded, plan, num_workers)
         shown = track(batches, description, sum(map(len, plan)), "memes", show=state.is_main_process)
@@ -226,7 +207,8 @@ def _write_shards(
             part = [pending[row] for row in range(first, last)]
             columns = {name: np.stack([row[name] for row in part]) for name in part[0]}
             columns |= {name: columns[name].tolist() for name in ("pdqs", "contents") if name in columns}
-            writer.write(shard, features_of_memes(encoded.memes[first:last], columns, classes))
+            seconds = encoded.model.take_seconds() if isinstance(encoded.model, ViewedModel) else {}
+            writer.write(shard, features_of_memes(encoded.memes[first:last], columns, classes), seconds)
             pending = {}
             shard = next(todo, shard)
 
@@ -241,7 +223,7 @@ def features_of_memes(memes: Sequence[Meme], columns: Mapping[str, Any], classes
 
     Args:
         memes: The memes.
-        columns: Fields of `Features`, or the two of `MODALITIES`.
+        columns: Fields of `Features`, the two of `MODALITIES`, and `view_NAME` of further views.
         classes: C, where labels are sets of classes.
     """
     texts, extras = [meme.caption for meme in memes], [meme.extras for meme in memes]
@@ -261,7 +243,7 @@ def features_from_columns(
         ids: Ids of the memes.
         texts: Their captions.
         labels: See `label_array`.
-        columns: Fields of `Features`, or the two of `MODALITIES`.
+        columns: Fields of `Features`, the two of `MODALITIES`, and `view_NAME` of further views.
         extras: Further fields of each meme.
     """
     columns = dict(columns)
@@ -270,7 +252,9 @@ def features_from_columns(
     if parts:
         columns["hidden"] = np.concatenate(parts, axis=1)
         modalities = tuple(part.shape[1] for part in parts)
-    return Features(ids, labels, texts=texts, extras=extras, modalities=modalities, **columns)
+    views = {name: columns.pop(name) for name in list(columns) if name.startswith(VIEW)}
+    views = {name.removeprefix(VIEW): view for name, view in views.items()}
+    return Features(ids, labels, texts=texts, extras=extras, modalities=modalities, views=views, **columns)
 
 
 def label_array(memes: Sequence[Meme], classes: int | None = None) -> np.ndarray:

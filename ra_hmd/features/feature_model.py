@@ -12,7 +12,7 @@ from ra_hmd.core.choices import DType
 from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import HeadRunManifest, read_folder_manifest
-from ra_hmd.features.extraction import FeatureModel
+from ra_hmd.features.model_protocol import FeatureModel
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ MODALITIES = ("image_features", "text_features")
 """Columns of an encoder's features in a store; side by side they are `Features.hidden`."""
 VIEW = "view_"
 """What the names of the columns of further views begin with; see `Features.views`."""
+_SECONDS = b"ra_hmd_seconds"  # key of the file's metadata
 _COLUMNS = ("ids", "labels", *_MATRICES, "texts", "image_hashes", "contents", "extras")
 _HASHED = "pdqs"  # not in `Features.content`: it depends on what is installed
 NO_STORE = StoreManifest(kind="features")
@@ -222,8 +223,14 @@ class FeatureWriter:
         """First row and one past the last row of a shard."""
         return shard * self.shard_size, min((shard + 1) * self.shard_size, self.rows)
 
-    def write(self, shard: int, features: Features) -> None:
-        """Write one shard, atomically."""
+    def write(self, shard: int, features: Features, seconds: Mapping[str, float] | None = None) -> None:
+        """Write one shard, atomically.
+
+        Args:
+            shard: Its index.
+            features: Its rows.
+            seconds: Time that was spent on each view of the rows, and on the main model's features as `hidden`.
+        """
         first, last = self.bounds(shard)
         if len(features) != last - first:
             raise ValueError(f"shard {shard} needs {last - first} rows, got {len(features)}")
@@ -248,8 +255,9 @@ class FeatureWriter:
         if features.extras is not None:
             lines = [json.dumps(plain(extras), ensure_ascii=False) for extras in features.extras]
             columns["extras"] = pa.array(lines, pa.string())  # JSON: its fields differ from data set to data set
+        about = {_SECONDS: json.dumps(seconds)} if seconds else None
         with atomic_path(self.shard_path(shard)) as temporary:
-            pq.write_table(pa.table(columns), temporary, compression="zstd")
+            pq.write_table(pa.table(columns, metadata=about), temporary, compression="zstd")
 
     def finish(self) -> None:
         """Mark the store complete.
@@ -259,21 +267,23 @@ class FeatureWriter:
         """
         if self.missing():
             raise UserError(f"{self.folder}: shards {self.missing()} are missing; run the same command again.")
-        views = self._made_views()
-        self._write_manifest(complete=True, **({"views": views} if views else {}))
+        self._write_manifest(complete=True, **self._made_views())
 
     def _made_views(self) -> dict[str, Any]:
-        """The views that the shards have, as the manifest states them, with their widths."""
-        if not self.shards:
+        """What the manifest states of the views that the shards have; nothing where they have none."""
+        schemas = [pq.read_schema(self.shard_path(shard)) for shard in range(self.shards)]
+        names = [name.removeprefix(VIEW) for name in (schemas[0].names if schemas else ()) if name.startswith(VIEW)]
+        if not names:
             return {}
-        schema = pq.read_schema(self.shard_path(0))
+        spent = [json.loads((schema.metadata or {}).get(_SECONDS, "{}")) for schema in schemas]
+        seconds = {name: round(sum(part[name] for part in spent) / self.rows, 6)
+                   for name in ("hidden", *names) if all(name in part for part in spent)}  # fmt: skip
         stated = self._manifest(complete=False).views
-        return {
-            name.removeprefix(VIEW): stated.get(name.removeprefix(VIEW), ViewDescription()).to_json()
-            | {"width": schema.field(name).type.list_size}
-            for name in schema.names
-            if name.startswith(VIEW)
-        }
+        views = {}
+        for name in names:
+            made = {"width": schemas[0].field(VIEW + name).type.list_size, "seconds": seconds.get(name)}
+            views[name] = stated.get(name, ViewDescription()).to_json() | made
+        return {"views": views, "seconds": seconds.get("hidden")}
 
 
 def digest_of(digests: Iterable[str]) -> str:

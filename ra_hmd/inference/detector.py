@@ -24,8 +24,9 @@ from ra_hmd.data.images import content_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.text import well_formed
-from ra_hmd.features.extraction import FeatureModel, batch_columns, features_from_columns
+from ra_hmd.features.extraction import batch_columns, features_from_columns
 from ra_hmd.features.feature_model import open_feature_model
+from ra_hmd.features.model_protocol import FeatureModel
 from ra_hmd.inference.types import Explain, PreparedMeme, Verdict
 from ra_hmd.inference.verdicts import verdicts_of
 from ra_hmd.models.head import HEAD_WEIGHTS

@@ -61,6 +61,19 @@ class Run:
         """Whether the LMM is loaded in 4 or 8 bits."""
         return self.loading.get("quantization_bit") is not None
 
+    def untuned(self) -> "Run":
+        """The LMM as it was before training, with this run's prompt.
+
+        Raises:
+            UserError: the weights themselves were tuned, or there is no training to leave aside.
+        """
+        if self.adapter is None:
+            raise UserError(
+                f"{self.folder} has no adapter that could be left aside (view `untuned`): it is the model itself. Take "
+                "a run with an adapter, or make a store of the model before training with --backbone-only."
+            )
+        return replace(self, adapter=None, head=None, experts=None)
+
     def fingerprint(self) -> dict[str, Any]:
         """Everything but the meme that a hidden state depends on; equal fingerprints give equal features."""
         adapter = None if self.adapter is None else sha256_file(self.adapter / "adapter_model.safetensors")

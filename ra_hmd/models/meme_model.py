@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.models.checkpoint import Run
 from ra_hmd.models.classifier import IGNORE, ClassifierOutput, ReadoutConfig, attach_head
 from ra_hmd.models.cluster_assignment import UNKNOWN_CLUSTER
-from ra_hmd.models.experts.attach import attach_experts
+from ra_hmd.models.experts.attach import attach_experts, experts_of
 from ra_hmd.models.experts.files import load_experts, read_expert_settings
 from ra_hmd.models.families import family_of
 from ra_hmd.models.head import load_head, read_head_config
@@ -27,6 +28,7 @@ from ra_hmd.models.tokenization import InputSettings, MemeEncoder, check_family
 from ra_hmd.models.unlisted_family import check_unlisted
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from PIL.Image import Image
     from transformers import PreTrainedModel
 
@@ -193,6 +195,16 @@ class MemeModel:
     def score(self, batch: dict[str, Tensor]) -> ClassifierOutput:
         """All heads of a batch, from one forward pass."""
         return self.model(**{name: value.to(self.device) for name, value in batch.items()})
+
+    @torch.inference_mode()
+    def untuned(self, batch: dict[str, Tensor]) -> Tensor:
+        """Hidden states [B, H] of the LMM without the run's adapter and experts, by a forward pass of its own."""
+        with ExitStack() as stack:
+            stack.enter_context(cast("PeftModel", self.model).disable_adapter())
+            experts = experts_of(self.model)
+            if experts is not None:
+                stack.enter_context(experts.disabled())
+            return self.model(**{name: value.to(self.device) for name, value in batch.items()}).hidden
 
     def columns(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Hidden states, answer probabilities and, with a head, its outputs for a batch of `collate`; each [B, …]."""

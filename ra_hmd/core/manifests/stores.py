@@ -125,6 +125,7 @@ class StoreManifest(FeatureOrigin, Manifest):
         captions: Captions beyond the encoder's limit.
         run: Folder of the Stage 1 run that made the features.
         views: Further vectors of each meme, by name.
+        seconds: Time that the model's own features take per meme, where the store has further views and it is known.
     """
 
     KINDS: ClassVar[tuple[str, ...]] = ("features",)
@@ -140,6 +141,7 @@ class StoreManifest(FeatureOrigin, Manifest):
     captions: CaptionLengths | None = None
     run: str | None = None
     views: dict[str, ViewDescription] = Field(default_factory=dict)
+    seconds: float | None = None
 
     def view_fingerprints(self) -> dict[str, dict[str, Any]]:
         """Fingerprint of each view, by `views.NAME`."""
