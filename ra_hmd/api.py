@@ -17,7 +17,8 @@ from ra_hmd.features.store import Features, read_features
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import Verdict
 from ra_hmd.models.checkpoint import open_run
-from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+from ra_hmd.models.encoder_files import EncoderSettings
+from ra_hmd.models.encoders import open_encoder
 
 __all__ = ["Bank", "Detector", "Features", "Meme", "Verdict", "evaluate", "extract"]
 
@@ -56,6 +57,6 @@ def extract(
             open_run(model), list(memes), output, split=split, batch_size=batch_size, num_workers=num_workers
         )
     else:
-        encoder = Encoder(EncoderSettings(path=str(model)))
+        encoder = open_encoder(EncoderSettings(path=str(model)))
         folder = encode(encoder, list(memes), output, split=split, batch_size=batch_size, num_workers=num_workers)
     return read_features(folder)

@@ -34,7 +34,8 @@ from ra_hmd.core.progress import track
 from ra_hmd.data.images import load_image
 from ra_hmd.data.rows import jsonl_rows
 from ra_hmd.data.synthetic.confounders import DOMAINS
-from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+from ra_hmd.models.clip_encoder import Encoder
+from ra_hmd.models.encoder_files import EncoderSettings
 from ra_hmd.models.tiny_clip import EncoderFamily, make_tiny_encoder
 
 

@@ -18,7 +18,8 @@ from ra_hmd.data.guidance import Guidance
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
-from ra_hmd.models.cluster_assignment import Clusters, joint_vectors
+from ra_hmd.models.cluster_assignment import Clusters
+from ra_hmd.models.encoders import joint_vectors
 from ra_hmd.models.tiny_clip import make_tiny_encoder
 
 Config = Callable[..., dict[str, Any]]

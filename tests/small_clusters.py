@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.core.manifests import ClustersManifest
-from ra_hmd.models.cluster_assignment import Clusters, digest_of_centroids, joint_vectors
+from ra_hmd.models.cluster_assignment import Clusters, digest_of_centroids
+from ra_hmd.models.encoders import joint_vectors
 
 
 def clusters_of(

@@ -50,12 +50,18 @@ def tiny_lmm_command(
 @models_app.command("tiny-encoder")
 def tiny_encoder_command(
     output: Output,
-    family: Annotated[str, typer.Option(help="clip, altclip, align, siglip or siglip2.")] = "clip",
+    family: Annotated[
+        str, typer.Option(help="clip, altclip, align, siglip, siglip2, or qwen3_vl_embedding: an LMM embedder.")
+    ] = "clip",
     seed: Seed = 0,
 ) -> None:
     """Build a CPU-sized image–text encoder from its config, with tokenizer and image processor."""
+    from ra_hmd.models.tiny import EMBEDDER_FAMILY, make_tiny_embedder
     from ra_hmd.models.tiny_clip import EncoderFamily, make_tiny_encoder
 
+    if family == EMBEDDER_FAMILY:
+        print(make_tiny_embedder(output, seed=seed))
+        return
     print(make_tiny_encoder(checked("--family", family, EncoderFamily), output, seed=seed))
 
 
@@ -111,19 +117,26 @@ def encode_command(
     shard_size: ShardSize = 512,
     workers: DecodingWorkers = 2,
     dtype: Precision = "auto",
+    embedder: Annotated[str | None, typer.Option(help="Format of an LMM embedder's input (docs/encoders.md).")] = None,
+    instruction: Annotated[str | None, typer.Option(help="System message of an LMM embedder.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Most pixels of an LMM embedder's images.")] = None,
+    dimensions: Annotated[int | None, typer.Option(min=1, help="Leading values of its vector that are kept.")] = None,
     views: Views = None,
 ) -> None:
-    """Extract image and text features of memes by a frozen CLIP-like encoder. Continues like extract; also under
-    torchrun.
+    """Extract features of memes by a frozen encoder: CLIP-like, of image and text, or an LMM embedder, one vector.
+    Continues like extract; also under torchrun.
     """
     from ra_hmd.core.config import load_settings
     from ra_hmd.core.manifests import StoreManifest, read_manifest
     from ra_hmd.features.extract_clip import describe_captions, encode
     from ra_hmd.features.store import STORE_MANIFEST
-    from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+    from ra_hmd.models.encoder_files import EncoderSettings
+    from ra_hmd.models.encoders import open_encoder
 
     chosen = {"path": encoder, "revision": revision, "features": features, "long_text": long_text, "dtype": dtype}
-    opened = Encoder(load_settings(EncoderSettings, chosen, "options"))
+    of_embedders = {"embedder": embedder, "instruction": instruction, "max_pixels": max_pixels}
+    of_embedders |= {"dimensions": dimensions}
+    opened = open_encoder(load_settings(EncoderSettings, chosen | of_embedders, "options"))
     memes, described = source.read(data, split)
     memes = memes[: source.limit]
     folder = encode(
@@ -139,9 +152,9 @@ def encode_command(
         num_workers=workers,
     )
     print(f"{folder}: {len(memes)} memes")
-    captions = read_manifest(folder / STORE_MANIFEST, StoreManifest).captions
-    note = "" if captions is None else describe_captions(captions, long_text)
-    print_notes([note] if note else [])
+    stated = read_manifest(folder / STORE_MANIFEST, StoreManifest)
+    if stated.captions is not None and stated.encoder is not None:
+        print_notes([note] if (note := describe_captions(stated.captions, stated.encoder)) else [])
 
 
 @models_app.command("import-official")

@@ -66,7 +66,8 @@ def _cluster_memes(
     data: str, encoder: str, output: Path, settings: ClusterSettings, given: ClusterSource, source: o.SourceOptions
 ) -> "ClustersManifest":
     from ra_hmd.clusters.run import cluster_memes
-    from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+    from ra_hmd.models.clip_encoder import Encoder
+    from ra_hmd.models.encoder_files import EncoderSettings
 
     chosen = EncoderSettings(
         path=encoder, revision=given.revision, long_text=given.long_text or "truncate", dtype=given.dtype

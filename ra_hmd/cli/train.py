@@ -83,14 +83,16 @@ def zero_shot_command(
     dtype: Precision = "auto",
 ) -> None:
     """Make an untrained head that compares memes with sentences, for stores of `encode --features projected`."""
-    from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+    from ra_hmd.models.encoder_files import EncoderSettings
+    from ra_hmd.models.encoders import open_two_towers
     from ra_hmd.training.zero_shot import Modality, zero_shot
     from ra_hmd.training.zero_shot_prompts import NEGATIVE, POSITIVE, Prompts
 
     if prompts is not None and (positive or negative):
         raise UserError("--prompts has all sentences; leave out --positive and --negative.")
     read = Prompts.binary(positive or POSITIVE, negative or NEGATIVE) if prompts is None else Prompts.read(prompts)
-    opened = Encoder(
-        EncoderSettings(path=encoder, revision=revision, features="projected", dtype=checked("--dtype", dtype, DType))
+    chosen = EncoderSettings(
+        path=encoder, revision=revision, features="projected", dtype=checked("--dtype", dtype, DType)
     )
+    opened = open_two_towers(chosen, "zero-shot classification")
     print(zero_shot(opened, read, output, modality=checked("--modality", modality, Modality), command=command_line()))

@@ -30,8 +30,8 @@ from ra_hmd.models.cluster_assignment import (
     Assignment,
     Clusters,
     digest_of_centroids,
-    joint_vectors,
 )
+from ra_hmd.models.encoders import joint_vectors
 
 STORE = "features"
 """Feature store in the output folder, of clusters that are made straight from memes."""
@@ -302,7 +302,7 @@ def _notes(features: Features, sizes: list[int], unknown: int) -> list[str]:
     if unknown:
         notes.append(f"{unknown} of {len(features)} memes are beyond the distance quantile and belong to no cluster.")
     captions, encoder = features.manifest.captions, features.manifest.encoder
-    note = "" if captions is None or encoder is None else describe_captions(captions, encoder.long_text or "truncate")
+    note = "" if captions is None or encoder is None else describe_captions(captions, encoder)
     return [*notes, note] if note else notes
 
 

@@ -1,4 +1,4 @@
-"""Extraction of a CLIP-family encoder's features: sharded, resumable, on as many processes as torchrun starts."""
+"""Extraction of a frozen encoder's features: sharded, resumable, on as many processes as torchrun starts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,18 +7,19 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from ra_hmd.core.manifests import CaptionLengths
+from ra_hmd.core.manifests import CaptionLengths, EncoderReference
 from ra_hmd.core.memory import keep_freed_memory
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.extraction import make_features
 from ra_hmd.features.views import requested_views
 from ra_hmd.models.clip_encoder import Encoder
+from ra_hmd.models.lmm_embedder import LmmEmbedder
 
 _ROWS_OF_A_PART = 8  # fewer make poor use of a core
 
 
 def encode(
-    encoder: Encoder,
+    encoder: Encoder | LmmEmbedder,
     memes: list[Meme],
     output: str | Path,
     *,
@@ -30,7 +31,8 @@ def encode(
     shard_size: int = 512,
     num_workers: int = 2,
 ) -> Path:
-    """Write a feature store of image and text features; called again after a stop, it makes only what is missing.
+    """Write a feature store of image and text features, of an LMM embedder of one vector; called again after a stop, it
+    makes only what is missing.
 
     What a row holds does not depend on batch size, shards or number of ranks, up to rounding. The manifest has the
     settings as `encoder`, and as `captions` how many tokens a caption may have, how many the longest has, and how many
@@ -60,14 +62,14 @@ def encode(
         "longest": max(tokens, default=0),
         "over_limit": sum(count > encoder.limit for count in tokens),
     }
-    encoders = [encoder, *(view.encoder for view in further if view.encoder is not None)]
-    with _side_by_side(encoders, batch_size):
+    encoders = [encoder, *(view.encoder for view in further)]
+    with _side_by_side([one for one in encoders if isinstance(one, Encoder)], batch_size):
         return make_features(
             memes,
             output,
             encoder.load,
             encoder.fingerprint(),
-            lambda meme, _: length[meme.id],
+            lambda meme, size: encoder.expected_length(length[meme.id], size),
             views=further,
             label_classes=label_classes,
             batch_size=batch_size,
@@ -90,7 +92,7 @@ def _side_by_side(encoders: Sequence[Encoder], batch_size: int) -> Iterator[None
     """
     threads = torch.get_num_threads()
     parts = 1
-    if PartialState().device.type == "cpu":
+    if encoders and PartialState().device.type == "cpu":
         parts = max(min(threads, batch_size // _ROWS_OF_A_PART), 1)
         keep_freed_memory()
     for encoder in encoders:
@@ -104,11 +106,13 @@ def _side_by_side(encoders: Sequence[Encoder], batch_size: int) -> Iterator[None
         torch.set_num_threads(threads)
 
 
-def describe_captions(captions: CaptionLengths, long_text: str) -> str:
+def describe_captions(captions: CaptionLengths, encoder: EncoderReference) -> str:
     """One sentence on captions that are too long for the encoder; empty when none is."""
     if not captions.over_limit:
         return ""
-    done = "averaged over pieces" if long_text == "average" else "cut off (--long-text average keeps all of them)"
+    done = "averaged over pieces" if encoder.long_text == "average" else "cut off"
+    if done == "cut off" and encoder.embedder is None:
+        done += " (--long-text average keeps all of them)"
     return (
         f"{captions.over_limit} captions have more than {captions.limit} tokens, the longest {captions.longest}; they "
         f"were {done}."

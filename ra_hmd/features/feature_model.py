@@ -1,4 +1,4 @@
-"""The model that makes a head's features: the LMM of a Stage 1 run, or a CLIP-family encoder."""
+"""The model that makes a head's features: the LMM of a Stage 1 run, or a frozen encoder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -67,12 +67,13 @@ def open_feature_model(
 
 
 def _encoder(stated: dict[str, Any], run: Path, backbone: str | Path | None, dtype: DType | None) -> Backbone:
-    from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+    from ra_hmd.models.encoder_files import EncoderSettings
+    from ra_hmd.models.encoders import open_encoder
 
     settings = load_settings(EncoderSettings, stated, run / MANIFEST_NAME)
     if backbone is not None:
         settings = settings.replace(path=str(backbone), revision=None)
     if dtype is not None:
         settings = settings.replace(dtype=dtype)
-    encoder = Encoder(settings)
+    encoder = open_encoder(settings)
     return Backbone(settings.path, encoder.fingerprint(), encoder.load)

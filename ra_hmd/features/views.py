@@ -19,10 +19,10 @@ from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import ViewDescription
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.model_protocol import FeatureModel
-from ra_hmd.features.store import MODALITIES, VIEW
+from ra_hmd.features.store import VIEW
 from ra_hmd.models.checkpoint import Run
-from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
-from ra_hmd.models.cluster_assignment import joint_vectors
+from ra_hmd.models.encoder_files import EncoderSettings
+from ra_hmd.models.encoders import AnyEncoder, open_encoder, unit_vectors
 from ra_hmd.models.meme_model import MemeModel
 
 UNTUNED = "untuned"
@@ -45,7 +45,7 @@ class View:
 
     name: str
     fingerprint: dict[str, Any]
-    encoder: Encoder | None = None
+    encoder: AnyEncoder | None = None
 
     def describe(self) -> dict[str, Any]:
         """The view as a manifest states it (`ViewDescription`)."""
@@ -112,7 +112,7 @@ def _untuned(run: Run | None, **more: Any) -> View:
 
 
 def _encoder_view(name: str, settings: EncoderSettings) -> View:
-    encoder = Encoder(settings)
+    encoder = open_encoder(settings)
     return View(name, encoder.fingerprint(), encoder)
 
 
@@ -162,12 +162,10 @@ class ViewedModel:
             columns |= self._timed(name, lambda: {VIEW + name: self._vectors(batch, name, encoder)})  # noqa: B023
         return columns
 
-    def _vectors(self, batch: dict[str, Any], name: str, encoder: Encoder | None) -> Tensor:
+    def _vectors(self, batch: dict[str, Any], name: str, encoder: AnyEncoder | None) -> Tensor:
         if encoder is None:
             return cast(MemeModel, self.main).untuned(batch[_MAIN])
-        made = encoder.columns(batch[name])
-        image, text = (made[part].float().cpu().numpy() for part in MODALITIES)
-        return torch.from_numpy(joint_vectors(image, text))
+        return torch.from_numpy(unit_vectors(encoder.columns(batch[name])))
 
     def _timed(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         start = time.perf_counter()

@@ -13,24 +13,28 @@ What transformers 5.6 gives, per `model_type`:
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from PIL.Image import Image
 from PIL.Image import new as new_image
-from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ra_hmd.core.artifacts import fingerprint_model, sha256_bytes
-from ra_hmd.core.choices import DType
-from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.images import to_rgb
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.text import PlainText
 from ra_hmd.models.clip_presets import PRESETS, Preset
+from ra_hmd.models.encoder_files import (
+    OF_EMBEDDERS,
+    TOKENIZER_FILES,
+    EncoderFiles,
+    EncoderSettings,
+    check_sides,
+    known_encoders,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,50 +42,8 @@ if TYPE_CHECKING:
 FAMILIES = ("clip", "altclip", "align", "siglip", "siglip2")
 """`model_type` of the models that are encoders."""
 
-FeatureKind = Literal["pooled", "projected"]
-LongText = Literal["truncate", "average"]
-
 # SigLIP was trained on captions padded to the full length, with the padding attended to.
 _FULL_LENGTH = ("siglip", "siglip2")
-_LONGEST_SIDE_RATIO = 200  # as in Qwen-VL; an image's shorter side is scaled up, and a line would fill the memory
-_TOKENIZER_FILES = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-)
-_WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
-_HUB_FILES = ["*.json", "*.txt", "*.model", _WEIGHT_FILES[0]]
-
-
-class EncoderSettings(Settings):
-    """Settings that determine how a meme is encoded; a store's manifest has them as `encoder`."""
-
-    TITLE: ClassVar[str] = "encoder"
-
-    path: str = Field(description="Folder of a model, or its id on the Hugging Face hub.")
-    revision: str | None = Field(default=None, description="Commit there; null for a folder.")
-    features: FeatureKind = Field(
-        default="pooled",
-        description="`pooled`: output of each tower before the projection into the shared space (Hate-CLIPper, RGCL); "
-        "`projected`: in the shared space, where images and captions are compared (zero-shot).",
-    )
-    long_text: LongText = Field(
-        default="truncate",
-        description="Treatment of a caption with more tokens than the model takes. `truncate`: its end is cut off. "
-        "`average`: it is cut into pieces, each with the special tokens; the caption's features are the mean of "
-        "theirs, weighted by their tokens without the special ones.",
-    )
-    dtype: DType = Field(
-        default="auto",
-        description="Number format of the computation; `auto` is that of the weights. Features are stored in float32.",
-    )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values for the manifest."""
-        return self.model_dump()
 
 
 class _TwoTowers(Protocol):
@@ -103,6 +65,7 @@ class Encoder:
 
     Args:
         settings: `path` may also be the name of a preset.
+        files: The model's files, where they are found already.
 
     Attributes:
         settings: With preset and revision resolved.
@@ -115,21 +78,23 @@ class Encoder:
         UserError: nothing of that name, a model of another kind, or without tokenizer, image processor or weights.
     """
 
-    def __init__(self, settings: EncoderSettings) -> None:
-        from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+    def __init__(self, settings: EncoderSettings, files: EncoderFiles | None = None) -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer
 
-        self._preset = None if Path(settings.path).is_dir() else PRESETS.get(settings.path)
-        self.settings, self._folder = _locate(settings)
-        name = self.settings.path
-        try:
-            self._config = AutoConfig.from_pretrained(self._folder)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{name} is not an encoder: {error}\n{_known()}") from error
-        self.family = self._config.model_type
+        self._files = EncoderFiles.find(settings) if files is None else files
+        self._preset = PRESETS.get(self._files.preset or "")
+        self.settings, self._folder, self._config = self._files.settings, self._files.folder, self._files.config
+        name, self.family = self.settings.path, self._files.family
         if self.family not in FAMILIES:
             raise UserError(
-                f"{name} is a {self.family} model; encoders are of the families {', '.join(FAMILIES)}. {_known()}"
+                f"{name} is a {self.family} model; encoders are of the families {', '.join(FAMILIES)}. "
+                f"{known_encoders()}"
             )
+        raise_all(
+            [f"`{option}` is {getattr(self.settings, option)!r}" for option in OF_EMBEDDERS
+             if getattr(self.settings, option) is not None],
+            f"{name} is a {self.family} encoder, and settings of LMM embedders are set; remove them",
+        )  # fmt: skip
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(self._folder)
             self.image_processor = AutoImageProcessor.from_pretrained(self._folder, backend="torchvision")
@@ -138,9 +103,7 @@ class Encoder:
         names = self.tokenizer.vocab_files_names.values()
         if not any((self._folder / file).is_file() for file in names):  # transformers makes an empty one, silently
             raise UserError(f"{name} has no tokenizer; put one of {', '.join(names)} of this model into the folder.")
-        if not any(file for pattern in _WEIGHT_FILES for file in self._folder.glob(pattern)):
-            # Before anything is written: a store's fingerprint has the weights.
-            raise UserError(f"{name} has no weights; put {' or '.join(_WEIGHT_FILES)} of this model into the folder.")
+        self._files.check_weights()
         self._plain = PlainText(self.tokenizer)
         self._prefix, self._suffix = self._special_tokens()
         text = self._config.text_config
@@ -205,14 +168,13 @@ class Encoder:
 
     def fingerprint(self) -> dict[str, Any]:
         """Fingerprint of everything but the meme that a feature depends on; equal fingerprints give equal features."""
-        files = sorted({path for pattern in _TOKENIZER_FILES for path in self._folder.glob(pattern)})
         return {
             "model": fingerprint_model(self._folder),
             "adapter": None,  # stated, so that a head of a tuned LMM is refused
             "encoder.features": self.settings.features,
             "encoder.long_text": self.settings.long_text,
             "encoder.text_limit": self.limit,
-            "encoder.tokenizer": sha256_bytes(*[path.read_bytes() for path in files]),
+            "encoder.tokenizer": sha256_bytes(*self._files.read(TOKENIZER_FILES)),
             "encoder.image_processor": self.image_processor.to_dict(),
             "dtype": self.settings.dtype,
         }
@@ -227,6 +189,10 @@ class Encoder:
         """Tokens of each text, special tokens included; more than `limit` do not fit."""
         special = len(self._prefix) + len(self._suffix)
         return [len(ids) + special for ids in self._token_ids(texts)]
+
+    def expected_length(self, tokens: int, size: tuple[int, int]) -> float:
+        """Tokens of a caption: an image costs the same whatever its size."""
+        return tokens
 
     def pieces(self, text: str) -> list[list[int]]:
         """Token ids of a caption, special tokens included, in as many pieces as its features are the mean of."""
@@ -245,12 +211,7 @@ class Encoder:
 
     def pixels(self, image: Image) -> dict[str, Tensor]:
         """An image as the vision tower takes it, each tensor with a first dimension of 1."""
-        short, long = sorted(image.size)
-        if long > _LONGEST_SIDE_RATIO * short:
-            raise UserError(
-                f"its image has {image.width} x {image.height} pixels; one side may be {_LONGEST_SIDE_RATIO} times "
-                "the other at most"
-            )
+        check_sides(image)
         return dict(self.image_processor(images=to_rgb(image), return_tensors="pt"))
 
     def length(self, row: dict[str, Any]) -> int:
@@ -355,42 +316,3 @@ def _split(inputs: dict[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
     rows = len(next(iter(inputs.values())))
     split = {name: value.tensor_split(min(parts, rows)) for name, value in inputs.items()}
     return [dict(zip(split, part, strict=True)) for part in zip(*split.values(), strict=True)]
-
-
-def _known() -> str:
-    names = ", ".join(PRESETS)
-    return f"Give a folder, a name on the Hugging Face hub, or one of the presets {names}."
-
-
-def _locate(settings: EncoderSettings) -> tuple[EncoderSettings, Path]:
-    """The settings with preset and revision resolved, and the folder of the model's files.
-
-    Raises:
-        UserError: neither a folder nor loadable.
-    """
-    folder = Path(settings.path)
-    if folder.is_dir():
-        if settings.revision is not None:
-            raise UserError(f"{folder} is a folder; --revision is for names on the hub.")
-        return settings, folder
-    name = PRESETS[settings.path].hub if settings.path in PRESETS else settings.path
-    try:
-        folder = _download(name, settings.revision, _HUB_FILES)
-        if not any(folder.glob("*.safetensors")):
-            _download(name, settings.revision, [_WEIGHT_FILES[1]])
-    except (OSError, ValueError) as error:
-        raise UserError(f"{settings.path} is no folder and cannot be loaded: {error}\n{_known()}") from error
-    return settings.replace(path=name, revision=folder.name), folder
-
-
-def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    """The folder of a model of the hub at a commit, downloaded or as it was downloaded before."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except OSError as error:
-        try:  # offline, a commit whose files are all there would not be taken otherwise
-            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
-        except OSError:
-            raise error from None

@@ -30,7 +30,8 @@ from ra_hmd.core.progress import track
 from ra_hmd.data.images import content_hash, to_rgb
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.prompt import clean_caption
-from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+from ra_hmd.models.encoder_files import EncoderSettings
+from ra_hmd.models.encoders import AnyEncoder, open_encoder, unit_vectors
 
 CENTROIDS = "centroids.safetensors"
 CLUSTERS_MANIFEST = "clusters.json"
@@ -43,32 +44,6 @@ _CLOSE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _DECODERS = 4
 _MOST_REMEMBERED = 1 << 18
 """Memes whose clusters an assigner remembers, some 50 MB of them: a service asks for new ones for ever."""
-
-
-def joint_vectors(image: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """Joint vectors of memes: image and text features, each of length 1, side by side and divided by the root of 2.
-
-    Features of length 0 stay 0.
-
-    Args:
-        image: Image features [N, I].
-        text: Text features [N, T].
-
-    Returns:
-        float32 [N, I + T], each row of length 1.
-    """
-    joint = np.empty((len(image), image.shape[1] + text.shape[1]), dtype=np.float32)
-    for start in range(0, len(joint), _ROWS):
-        rows = slice(start, start + _ROWS)
-        joint[rows] = np.concatenate([_unit(image[rows]), _unit(text[rows])], axis=1)
-    return joint
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows [n, W] in float64, of length 1 / √2."""
-    rows = np.ascontiguousarray(rows, dtype=np.float64)
-    length = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
-    return rows / np.where(length > 0, length * np.sqrt(2), 1)
 
 
 @dataclass(frozen=True)
@@ -317,8 +292,7 @@ class ClusterAssigner:
                 raise UserError(f"{f'meme {ids[row]!r}' if ids else 'the meme'}: {error}") from error
         with self._lock:
             columns = self._encoder.columns(self._encoder.collate(rows))
-        image_features, text_features = (columns[name].cpu().numpy() for name in ("image_features", "text_features"))
-        return joint_vectors(image_features, text_features)
+        return unit_vectors(columns)
 
 
 def _key(image: Image, text: str) -> tuple[str, bytes]:
@@ -350,12 +324,12 @@ def _read_centroids(path: Path, manifest: ClustersManifest) -> np.ndarray:
     return centroids
 
 
-def _open_encoder(clusters: Clusters, place: str | Path | None) -> Encoder:
+def _open_encoder(clusters: Clusters, place: str | Path | None) -> AnyEncoder:
     settings = clusters.encoder
     if place is not None:
         settings = settings.replace(path=str(place), revision=None)
     try:
-        encoder = Encoder(settings)
+        encoder = open_encoder(settings)
     except UserError as error:
         raise UserError(
             f"The clusters in {clusters.folder} are of encoder {settings.path}, which cannot be opened; write its "

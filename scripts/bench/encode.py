@@ -32,7 +32,8 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.synthetic.confounders import caption_corpus
 from ra_hmd.features.extract_clip import encode
 from ra_hmd.features.store import read_features
-from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
+from ra_hmd.models.clip_encoder import Encoder
+from ra_hmd.models.encoder_files import EncoderSettings
 from ra_hmd.models.tiny_clip import make_tiny_encoder
 
 SIZES = ((800, 600), (600, 800), (640, 640), (1024, 768), (500, 400))

@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 from ra_hmd.clusters.fit import fit_centroids
 from ra_hmd.clusters.settings import ClusterSettings
 from ra_hmd.core.errors import UserError
-from ra_hmd.models.cluster_assignment import joint_vectors
+from ra_hmd.models.encoders import joint_vectors
 
 
 def groups(sizes: tuple[int, ...], noise: float = 0.05, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,8 @@ from ra_hmd.experiments.few_shot.steps import Study, few_shot_steps, prepare, sh
 from ra_hmd.experiments.pipeline import Step
 from ra_hmd.features.store import Features, read_features, write_features
 from ra_hmd.features.test_lock import final_records
-from ra_hmd.models.cluster_assignment import Clusters, joint_vectors
+from ra_hmd.models.cluster_assignment import Clusters
+from ra_hmd.models.encoders import joint_vectors
 from ra_hmd.models.experts.settings import ExpertSettings
 
 QUIET = Console(file=StringIO(), width=200)

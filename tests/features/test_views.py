@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
 from ra_hmd.features.store import STORE_MANIFEST, Features, read_features
-from ra_hmd.models.cluster_assignment import joint_vectors
+from ra_hmd.models.encoders import joint_vectors
 from ra_hmd.models.tiny_clip import make_tiny_encoder
 
 

@@ -24,7 +24,7 @@ class DataSource(Section):
 
 
 class EncoderReference(Section):
-    """The CLIP-family encoder that made features, with its settings (`EncoderSettings`).
+    """The frozen encoder that made features, with its settings (`EncoderSettings`).
 
     Attributes:
         path: Folder or hub name.
@@ -32,6 +32,10 @@ class EncoderReference(Section):
         features: Kind of features.
         long_text: What is done to captions beyond the limit.
         dtype: Precision of the computation.
+        embedder: Format of the input of an LMM embedder; None for an encoder of the CLIP family.
+        instruction: Its system message.
+        max_pixels: Most pixels of an image; None: as many as the format has.
+        dimensions: Values of the vector that are kept; None: all.
     """
 
     path: str = ""
@@ -39,6 +43,10 @@ class EncoderReference(Section):
     features: str | None = None
     long_text: str | None = None
     dtype: str | None = None
+    embedder: str | None = None
+    instruction: str | None = None
+    max_pixels: int | None = None
+    dimensions: int | None = None
 
 
 class FeatureOrigin(Section):
@@ -52,7 +60,7 @@ class FeatureOrigin(Section):
         split: Split, as it was requested.
         source: The data set.
         imported_from: Official file that was imported.
-        encoder: The CLIP-family encoder that made the features.
+        encoder: The frozen encoder that made the features.
     """
 
     fingerprint: dict[str, Any] = Field(default_factory=dict)

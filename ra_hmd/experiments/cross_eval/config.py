@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from ra_hmd.core.config import Settings
 from ra_hmd.core.heads import Head
 from ra_hmd.core.manifests import EncoderReference, HeadRunManifest, read_folder_manifest
+from ra_hmd.models.encoder_files import OF_EMBEDDERS
 from ra_hmd.models.head import read_head_config
 from ra_hmd.retrieval.voting import VoteWeights, Voting
 
@@ -55,10 +56,10 @@ class System(Settings):
         if self.encoder is None and (self.checkpoint is not None or stated is None):
             return {}
         stated = stated or EncoderReference()
-        options = {"features": stated.features, "long_text": stated.long_text, "dtype": stated.dtype}
-        options |= {"revision": stated.revision} if self.encoder is None else {}
+        names = ["features", "long_text", "dtype", *OF_EMBEDDERS, *(["revision"] if self.encoder is None else [])]
+        options = {name: getattr(stated, name) for name in names}
         return {"encoder": str(self.encoder or stated.path)} | {
-            name: value for name, value in options.items() if value is not None
+            name: str(value) for name, value in options.items() if value is not None
         }
 
     def of_encoder(self) -> bool:
