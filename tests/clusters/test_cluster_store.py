@@ -20,8 +20,8 @@ from ra_hmd.models.cluster_assignment import (
     UNKNOWN_CLUSTER,
     Clusters,
     digest_of_centroids,
-    joint_vectors,
 )
+from ra_hmd.models.encoders import joint_vectors
 
 FINGERPRINT = {"model": "m" * 64, "adapter": None, "encoder.features": "pooled", "dtype": "auto"}
 THREE = ClusterSettings(clusters=3, stability_seeds=2)

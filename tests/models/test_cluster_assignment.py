@@ -27,8 +27,8 @@ from ra_hmd.models.cluster_assignment import (
     UNKNOWN_CLUSTER,
     ClusterAssigner,
     Clusters,
-    joint_vectors,
 )
+from ra_hmd.models.encoders import joint_vectors
 from ra_hmd.models.tiny_clip import make_tiny_encoder
 
 CPU = torch.device("cpu")
