@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.bank.backends.base import backend_class, backend_of
+from ra_hmd.bank.backends.base import ViewBackend, backend_class, backend_of
 from ra_hmd.bank.identical import addition, check_one_label, relabelling
 from ra_hmd.bank.reader import BankReader
 from ra_hmd.bank.versions import (
@@ -27,9 +27,10 @@ from ra_hmd.bank.versions import (
     no_labels,
     now,
 )
+from ra_hmd.bank.views import chosen_views, new_vectors
 from ra_hmd.core.artifacts import plain
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.manifests import BankManifest
+from ra_hmd.core.manifests import BankManifest, ViewDescription
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.retrieval.index import IndexKind, resolve_kind
 
@@ -70,6 +71,8 @@ class Bank(BankReader):
         index: IndexKind = "auto",
         recall_target: float = 0.99,
         seed: int = 0,
+        views: Mapping[str, np.ndarray] | None = None,
+        view_origins: Mapping[str, ViewDescription] | None = None,
         wait: float = 60.0,
         **options: Any,
     ) -> "Bank":
@@ -86,11 +89,13 @@ class Bank(BankReader):
             index: Index of a folder, see `build_index`; Milvus has its own.
             recall_target: Lowest recall@20 of an approximate index.
             seed: Seed of the index.
+            views: Further vectors [M, D_v] of the memes, which the bank keeps of every row. Only in a folder.
+            view_origins: What made them, by name.
             wait: Seconds to wait for other processes.
             options: See `open`.
 
         Raises:
-            UserError: see `add`; something is there already.
+            UserError: see `add`; something is there already; a place that does not keep views.
         """
         check_entry(author, reason)
         resolve_kind(index, len(rows))
@@ -100,6 +105,8 @@ class Bank(BankReader):
         if rows.decided.any():
             check_one_label(rows)
         backend = backend_of(location)
+        kept, vectors = _first_views(views or {}, view_origins or {}, rows, location)
+        more = {"views": {name: view.to_json() for name, view in kept.items()}} if kept else {"format": 1}
         settings = BankManifest.new(
             backend=backend,
             dimension=embedding.shape[1],
@@ -108,14 +115,23 @@ class Bank(BankReader):
             index=index,
             recall_target=recall_target,
             seed=seed,
+            **more,
         )
         change = Change.of(no_labels(problem), added=rows)
         entry = VersionEntry(1, "create", author, reason, now(), change.counts(len(rows)))
-        backend_class(backend).create(location, settings, entry, change, embedding, wait=wait, **options)
+        stored = {"views": vectors} if vectors else {}
+        backend_class(backend).create(location, settings, entry, change, embedding, wait=wait, **stored, **options)
         return cls.open(location, wait=wait, **options)
 
     def add(
-        self, rows: BankRows, embedding: np.ndarray, *, author: str, reason: str, relabel_identical: bool = False
+        self,
+        rows: BankRows,
+        embedding: np.ndarray,
+        *,
+        author: str,
+        reason: str,
+        relabel_identical: bool = False,
+        views: Mapping[str, np.ndarray] | None = None,
     ) -> VersionEntry:
         """Add memes with embeddings [M, D], as a new version.
 
@@ -125,13 +141,16 @@ class Bank(BankReader):
             author: Author of the change.
             reason: Why.
             relabel_identical: Whether rows that are the same memes with other labels get the new ones.
+            views: Further vectors [M, D_v] of the memes; those that the bank does not keep are left out.
 
         Raises:
             UserError: ids that are duplicate or in the bank, labels that are not the problem's, embeddings of another
-                width or not finite; memes that the bank has with another label (`LabelConflictError`).
+                width or not finite, a missing view of a bank that keeps views; memes that the bank has with
+                another label (`LabelConflictError`).
         """
         embedding = check_new(rows, embedding, self.problem, self.dimension)
-        return self._commit("add", lambda: self.plan_add(rows, relabel_identical), author, reason, embedding)
+        vectors = new_vectors(self.views, views or {}, len(rows), self.location)
+        return self._commit("add", lambda: self.plan_add(rows, relabel_identical), author, reason, embedding, vectors)
 
     def plan_add(self, rows: BankRows, relabel_identical: bool = False, state: BankState | None = None) -> Change:
         """The change that `add` would make to this version, or to a `preview`."""
@@ -202,6 +221,7 @@ class Bank(BankReader):
         author: str,
         reason: str,
         embedding: np.ndarray | None = None,
+        views: Mapping[str, np.ndarray] | None = None,
         *,
         restores: int | None = None,
     ) -> VersionEntry:
@@ -214,6 +234,20 @@ class Bank(BankReader):
                 raise UserError(f"{self.location} would stay as it is at version {self.version}: nothing was changed.")
             rows = len(self) + len(change.added) - len(change.removed) + len(change.restored)
             entry = VersionEntry(self.version + 1, action, author, reason, now(), change.counts(rows), restores)
-            self._backend.write(entry, change, embedding, len(self._state.rows))
+            stored = {"views": views} if views else {}
+            self._backend.write(entry, change, embedding, len(self._state.rows), **stored)
             self._apply([(entry, change)])
             return entry
+
+
+def _first_views(
+    views: Mapping[str, np.ndarray], origins: Mapping[str, ViewDescription], rows: BankRows, location: str | Path
+) -> tuple[dict[str, ViewDescription], dict[str, np.ndarray]]:
+    """What a new bank states of its views, and their vectors."""
+    backend = backend_of(location)
+    if views and not issubclass(backend_class(backend), ViewBackend):
+        raise UserError(
+            f"{location}: backend {backend!r} keeps no views ({', '.join(views)}); give a folder, or leave them out."
+        )
+    kept = chosen_views(views, origins)
+    return kept, new_vectors(kept, views, len(rows), location)

@@ -1,5 +1,6 @@
 """Embedding a feature store with a head, for the rows of a bank or the queries to it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.versions import BankRows, now
 from ra_hmd.core.artifacts import plain, sha256_file
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.manifests import ViewDescription
 from ra_hmd.core.problem import Problem
 from ra_hmd.data.image_hashes import caption_digest
 from ra_hmd.data.text import well_formed
@@ -17,6 +19,7 @@ from ra_hmd.features.compatibility import (
     DATA_KEYS,
     check_head_fits,
     check_same_origin,
+    check_same_views,
     check_store,
     head_fingerprint,
     store_fingerprint,
@@ -73,10 +76,27 @@ class EmbeddedFeatures:
             decided=np.full(len(features), decided),
         )
 
+    @property
+    def view_origins(self) -> dict[str, ViewDescription]:
+        """What made the views of `embeddings`, by name."""
+        own = {key: value for key, value in self.fingerprint.items() if key != HEAD_KEY}
+        return {"hidden": ViewDescription(fingerprint=own), **self.features.manifest.views}
+
+    def views(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The views of these names, for a bank that is to keep them; the embedding, which it keeps anyway, is left out.
+
+        Raises:
+            UserError: the store does not have one of them.
+        """
+        return {name: self.embeddings.view(name) for name in names if name != "embedding"}
+
     def check_for(self, bank: Bank) -> None:
-        """Raise `UserError` unless these embeddings are comparable with the bank's: same LMM, adapter, prompt, head."""
+        """Raise `UserError` unless these embeddings are comparable with the bank's: same LMM, adapter, prompt,
+        head, and the same models behind the views that the bank keeps.
+        """
         check_embedded_by(bank, self.fingerprint[HEAD_KEY], self.checkpoint)
         check_same_origin({str(bank.location): bank.fingerprint, str(self.store): self.fingerprint})
+        check_same_views({str(bank.location): bank.views, str(self.store): self.view_origins})
         if self.problem != bank.problem:
             raise UserError(f"{bank.location} holds labels of {bank.problem}, the head decides {self.problem}.")
 

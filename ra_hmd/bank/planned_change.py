@@ -24,6 +24,7 @@ class PlannedChange:
 
     Attributes:
         add: New rows and their embeddings [M, D].
+        views: Further vectors [M, D_v] of the new rows, by name.
         remove: Ids.
         relabel: Id to label.
         rollback: The version to restore.
@@ -35,6 +36,7 @@ class PlannedChange:
     relabel: Mapping[str, Any] = field(default_factory=dict)
     rollback: int | None = None
     relabel_identical: bool = False
+    views: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def changes(self, bank: Bank) -> list[Change]:
         """The changes to rows that the bank has or had; rows to add are left out.

@@ -6,15 +6,16 @@ Shapes: N rows of a version, Q queries, D embedding, K neighbours, C classes.
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
-from ra_hmd.bank.backends.base import BankBackend
+from ra_hmd.bank.backends.base import BankBackend, ViewBackend
 from ra_hmd.bank.identical import decided_rows, rows_by_content
 from ra_hmd.bank.versions import BankState, Change, VersionEntry, no_labels
 from ra_hmd.core.artifacts import plain
-from ra_hmd.core.errors import UserError
+from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.manifests import ViewDescription
 from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval.distinct_vectors import ABSENT
 from ra_hmd.retrieval.embeddings import Embeddings
@@ -30,6 +31,7 @@ class BankReader:
         problem: What labels mean.
         dimension: D.
         fingerprint: The LMM, adapter, prompt and head that made the embeddings.
+        views: Further views of the rows that the bank keeps, by name.
         log: Entries of all versions up to this one, oldest first.
     """
 
@@ -40,6 +42,7 @@ class BankReader:
         self.problem = Problem(settings.problem.kind, settings.problem.outputs)
         self.dimension = settings.dimension
         self.fingerprint: dict[str, Any] = plain(settings.fingerprint)
+        self.views: dict[str, ViewDescription] = settings.views
         self.log: list[VersionEntry] = []
         self._state = BankState.start(no_labels(self.problem))
         self._changes: list[Change] = []
@@ -128,6 +131,7 @@ class BankReader:
                 "rows_per_class": counts,
                 "decided_rows": int(self._state.rows.decided[self._state.members].sum()),
                 "dimension": self.dimension,
+                **({"views": {name: view.width for name, view in self.views.items()}} if self.views else {}),
                 "problem": {"kind": self.problem.kind, "outputs": self.problem.outputs},
                 "created": self._backend.settings.created,
                 "changed": self.log[-1].time,
@@ -216,8 +220,23 @@ class BankReader:
         """The state after changes without new rows, for `nearest`."""
         return replace(self._state.after(changes), version=self.version, origins=self._state.origins)
 
-    def to_embeddings(self, version: int | None = None) -> Embeddings:
-        """The bank in memory, at this or an earlier version: ids, labels, embeddings as the head computed them."""
+    def to_embeddings(self, version: int | None = None, views: Sequence[str] | None = None) -> Embeddings:
+        """The bank in memory, at this or an earlier version: ids, labels, embeddings as the head computed them.
+
+        Args:
+            version: Default: the version that is shown.
+            views: Further views to read; default: all that the bank keeps.
+
+        Raises:
+            UserError: there is no such version, or no such view.
+        """
+        names = list(self.views) if views is None else list(views)
+        unknown = [f"view {name!r}" for name in names if name not in self.views]
+        have = f"it keeps {', '.join(self.views)}" if self.views else "it keeps none"
+        remedy = "name them when it is created, `ra-hmd bank create … --views NAME`"
+        raise_all(unknown, f"{self.location} does not keep these ({have}); {remedy}")
         with self._lock:
             state = self.state_at(version)
-            return Embeddings(state.ids, state.labels, self._backend.embeddings(state, state.members))
+            further = {name: cast(ViewBackend, self._backend).view(state, state.members, name) for name in names}
+            embedding = self._backend.embeddings(state, state.members)
+            return Embeddings(state.ids, state.labels, embedding, views=further)

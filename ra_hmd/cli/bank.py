@@ -59,6 +59,10 @@ def create_command(
     source: MemeSource = None,
     note: Note = "",
     decided: Decided = False,
+    views: Annotated[
+        list[str] | None,
+        typer.Option(help="View that the bank keeps of each meme: hidden, or one of the store; several times."),
+    ] = None,
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
@@ -86,6 +90,8 @@ def create_command(
         index=checked("--index", index, IndexKind),
         recall_target=recall,
         seed=seed,
+        views=found.views(views or []),
+        view_origins=found.view_origins,
         wait=wait,
         **_milvus(bank, lock, token),
     ) as opened:
@@ -114,8 +120,15 @@ def add_command(
     with _open(bank, wait, lock, token) as opened:
         found.check_for(opened)
         rows = found.rows(source, note, decided=decided)
-        change = {"author": author or _login(), "reason": reason}
-        _print_entry(opened.add(rows, found.embeddings.embedding, **change, relabel_identical=relabel_identical), bank)
+        entry = opened.add(
+            rows,
+            found.embeddings.embedding,
+            author=author or _login(),
+            reason=reason,
+            relabel_identical=relabel_identical,
+            views=found.embeddings.views,
+        )
+        _print_entry(entry, bank)
 
 
 @bank_app.command("remove")
@@ -288,7 +301,8 @@ def effect_command(
                 found.check_for(opened)
         added = (new.rows(), new.embeddings.embedding) if new else None
         labels = _labels(relabel or [], opened.problem)
-        planned = PlannedChange(added, remove or [], labels, rollback, relabel_identical)
+        views = new.embeddings.views if new else {}
+        planned = PlannedChange(added, remove or [], labels, rollback, relabel_identical, views)
         rule, notes = vote_rule(opened, read_operating_point(checkpoint), voting)
         result = change_impact(opened, embedded.embeddings, planned, voting, rule.thresholds)
     print_notes(notes)

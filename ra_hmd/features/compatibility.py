@@ -8,7 +8,7 @@ import numpy as np
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, STATED_IF_PRESENT, fingerprint_model, plain, sha256_file
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.manifests import HeadRunManifest, Stage1Manifest, read_folder_manifest
+from ra_hmd.core.manifests import HeadRunManifest, Stage1Manifest, ViewDescription, read_folder_manifest
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.features.store import STORE_MANIFEST, Features
 from ra_hmd.models.experts.settings import EXPERT_WEIGHTS
@@ -54,13 +54,39 @@ def check_same_origin(fingerprints: Mapping[str, Mapping[str, Any]]) -> None:
         fingerprints: Place (folder, for the message) to fingerprint; the first is compared with each of the others.
     """
     (first, expected), *others = ((place, _with_absent(parts)) for place, parts in fingerprints.items())
+    problems = [problem for place, found in others for problem in _differences(first, expected, place, found)]
+    raise_all(problems, "These were not made alike; extract the features again with one checkpoint and prompt")
+
+
+def check_same_views(views: Mapping[str, Mapping[str, ViewDescription]]) -> None:
+    """Raise `UserError` unless views of one name were made alike everywhere, apart from memes and precision.
+
+    Args:
+        views: Place (folder, for the message) to its views by name; the first is compared with each of the others.
+    """
+    (first, expected), *others = views.items()
     problems = [
-        f"{key}: {_short(expected[key])} in {first}, {_short(found[key])} in {place}."
+        f"View {name!r}: {problem}"
         for place, found in others
+        for name in sorted(set(expected) & set(found))
+        for problem in _differences(
+            first, _with_absent(expected[name].fingerprint), place, _with_absent(found[name].fingerprint)
+        )
+    ]
+    raise_all(
+        problems,
+        "These views have one name and were not made alike; make the features again with the models of the first "
+        "place, or give the view another name",
+    )
+
+
+def _differences(first: str, expected: Mapping[str, Any], place: str, found: Mapping[str, Any]) -> list[str]:
+    """The parts that both fingerprints state and that differ, each as a sentence."""
+    return [
+        f"{key}: {_short(expected[key])} in {first}, {_short(found[key])} in {place}."
         for key in sorted(set(expected) & set(found) - set(DATA_KEYS))
         if plain(expected[key]) != plain(found[key])
     ]
-    raise_all(problems, "These were not made alike; extract the features again with one checkpoint and prompt")
 
 
 def _with_absent(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _is_recorded(bank: Bank, version: int, chosen: BankReference) -> bool:
     state = bank.state_at(version)
     if rows_digest(state.ids, state.labels) != content.sha256:
         return False
-    return same_sketch(rows_sketch(state.ids, bank.to_embeddings(version).embedding), content.sketch)
+    return same_sketch(rows_sketch(state.ids, bank.to_embeddings(version, views=()).embedding), content.sketch)
 
 
 def bank_record(bank: Bank, version: int | None = None) -> dict[str, Any]:

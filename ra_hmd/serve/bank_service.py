@@ -120,8 +120,15 @@ class BankService:
         with self._exclusive() as detector:
             present = set(rows.ids) & set(self.bank.ids)
             self._raise(AlreadyApplied, present, "has these already; relabel or remove them, or leave them out")
-            embedding = detector.score(prepared).queries.embedding
-            return self.bank.add(rows, embedding, author=author, reason=reason, relabel_identical=relabel_identical)
+            new = detector.score(prepared).queries
+            return self.bank.add(
+                rows,
+                new.embedding,
+                author=author,
+                reason=reason,
+                relabel_identical=relabel_identical,
+                views=new.views,
+            )
 
     def remove(self, ids: Sequence[str], *, author: str, reason: str) -> VersionEntry:
         """Remove rows by id, as a new version.
@@ -183,8 +190,10 @@ class BankService:
         """
         queries, new = self._impact_queries(), self._rows(add, labels, "planned") if add else None
         with self._exclusive() as detector:
-            rows = None if new is None else (new[0], detector.score(new[1]).queries.embedding)
-            planned = PlannedChange(rows, remove, relabel or {}, relabel_identical=relabel_identical)
+            scored = None if new is None else detector.score(new[1]).queries
+            rows = None if new is None or scored is None else (new[0], scored.embedding)
+            views = {} if scored is None else scored.views
+            planned = PlannedChange(rows, remove, relabel or {}, None, relabel_identical, views)
             return self._impact(detector, queries, planned)
 
     def preview_rollback(self, version: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,7 +42,10 @@ class BankBackend(Protocol):
         embedding: np.ndarray,
         **options: Any,
     ) -> None:
-        """Write a new bank with its first version, whose rows have embeddings [M, D]."""
+        """Write a new bank with its first version, whose rows have embeddings [M, D].
+
+        `views` among the options are the further vectors of the rows, see `ViewBackend`.
+        """
 
     def writing(self) -> AbstractContextManager[None]:
         """Exclude other writers; remove what a writer that died left behind."""
@@ -73,6 +76,18 @@ class BankBackend(Protocol):
 
     def close(self) -> None:
         """Close files and connections."""
+
+
+@runtime_checkable
+class ViewBackend(Protocol):
+    """Storage that keeps further views of the rows of a bank: `BankBackend` with this method.
+
+    `create` and `write` take `views`, float32 [M, D_v] by name, where the bank keeps views and rows are added.
+    """
+
+    def view(self, state: BankState, rows: np.ndarray, name: str) -> np.ndarray:
+        """float32 [M, D_v], vectors of row numbers [M] in rising order in a view."""
+        ...
 
 
 @dataclass(frozen=True)

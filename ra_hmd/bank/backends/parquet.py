@@ -8,7 +8,7 @@ Shapes: N rows ever added, Q queries, D embedding.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ra_hmd.bank.versions import BankState, Change, VersionEntry
 from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, new_folder
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import BankManifest, read_manifest, write_manifest
+from ra_hmd.features.store import VIEW
 from ra_hmd.retrieval.nearest import CandidateIndex
 
 VERSIONS, CACHE, LOCK = "versions", "cache", ".lock"
@@ -87,9 +88,10 @@ class ParquetBackend:
         entry: VersionEntry,
         change: Change,
         embedding: np.ndarray,
+        views: Mapping[str, np.ndarray] | None = None,
         **options: Any,
     ) -> None:
-        """Write the folder with its first version; it appears in one step, so no option is needed.
+        """Write the folder with its first version; it appears in one step, so no other option is needed.
 
         Raises:
             UserError: the folder exists.
@@ -97,7 +99,7 @@ class ParquetBackend:
         with new_folder(location) as temporary:
             (temporary / VERSIONS).mkdir()
             write_manifest(temporary / MANIFEST_NAME, settings)
-            _write_version(temporary, entry, change, embedding)
+            _write_version(temporary, entry, change, _vectors(embedding, views))
             sync_folder(temporary)
         sync_folder(Path(location).parent)
 
@@ -131,13 +133,20 @@ class ParquetBackend:
             versions.append((entry, Change.from_table(table, multi_label=self._multi_label)))
         return versions
 
-    def write(self, entry: VersionEntry, change: Change, embedding: np.ndarray | None, first: int) -> None:
+    def write(
+        self,
+        entry: VersionEntry,
+        change: Change,
+        embedding: np.ndarray | None,
+        first: int,
+        views: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Write a version, within `writing`.
 
         Raises:
             UserError: the version exists, because another writer did not see the lock.
         """
-        _write_version(self.location, entry, change, embedding)
+        _write_version(self.location, entry, change, _vectors(embedding, views))
         if entry.version % EVERY == 0:
             versions = self.read(1, entry.version)
             with suppress(OSError):  # a checkpoint is optional: the disk may be full, or the folder read-only
@@ -154,7 +163,15 @@ class ParquetBackend:
 
     def embeddings(self, state: BankState, rows: np.ndarray) -> np.ndarray:
         """float32 [M, D], embeddings of row numbers [M] in rising order, as the head computed them."""
-        parts = [np.zeros((0, self.settings.dimension), np.float32)]
+        return self._column(state, rows, "embedding", self.settings.dimension)
+
+    def view(self, state: BankState, rows: np.ndarray, name: str) -> np.ndarray:
+        """See `ViewBackend`."""
+        return self._column(state, rows, VIEW + name, self.settings.views[name].width or 0)
+
+    def _column(self, state: BankState, rows: np.ndarray, name: str, width: int) -> np.ndarray:
+        """float32 [M, width], vectors in a column of the versions' files."""
+        parts = [np.zeros((0, width), np.float32)]
         for version in range(1, state.version + 1):
             first, last = state.origins[version - 1 : version + 1]
             wanted = rows[np.searchsorted(rows, first) : np.searchsorted(rows, last)] - first
@@ -162,7 +179,7 @@ class ParquetBackend:
                 continue
             with pq.ParquetFile(self._path(version)) as file:
                 for group in np.unique(wanted // _ROW_GROUP):
-                    column = file.read_row_group(int(group), columns=["embedding"])["embedding"]
+                    column = file.read_row_group(int(group), columns=[name])[name]
                     matrix = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
                     parts.append(matrix[wanted[wanted // _ROW_GROUP == group] - group * _ROW_GROUP])
         return np.concatenate(parts)
@@ -183,15 +200,21 @@ class ParquetBackend:
         return self.location / VERSIONS / f"{version:08d}.parquet"
 
 
-def _write_version(folder: Path, entry: VersionEntry, change: Change, embedding: np.ndarray | None) -> None:
+def _vectors(embedding: np.ndarray | None, views: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+    """The columns of new rows' vectors."""
+    vectors = {} if embedding is None else {"embedding": embedding}
+    return vectors | {VIEW + name: matrix for name, matrix in (views or {}).items()}
+
+
+def _write_version(folder: Path, entry: VersionEntry, change: Change, vectors: Mapping[str, np.ndarray]) -> None:
     path = folder / VERSIONS / f"{entry.version:08d}.parquet"
     table = change.to_table()
-    if embedding is not None:
-        width = embedding.shape[1]
+    for name, new in vectors.items():
+        width = new.shape[1]
         matrix = np.zeros((len(table), width), np.float32)  # zeros for earlier rows, whose lines come last
-        matrix[: len(embedding)] = embedding
+        matrix[: len(new)] = new
         values = pa.array(matrix.reshape(-1))
-        table = table.append_column("embedding", pa.FixedSizeListArray.from_arrays(values, width))
+        table = table.append_column(name, pa.FixedSizeListArray.from_arrays(values, width))
     table = table.replace_schema_metadata({_KEY: json.dumps(entry.to_dict(), ensure_ascii=False)})
     if path.exists():
         raise UserError(

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ra_hmd.core.heads import Head
 from ra_hmd.core.manifests.base import Manifest, Section
-from ra_hmd.core.manifests.stores import BankReference, EncoderReference, StoreReference
+from ra_hmd.core.manifests.stores import BankReference, EncoderReference, StoreReference, ViewDescription
 from ra_hmd.core.problem import ProblemType
 
 
@@ -334,9 +334,11 @@ class BankManifest(Manifest):
         index: Kind of index.
         recall_target: Least recall@20 of an approximate search.
         seed: Seed of the index.
+        views: Further views of the rows that the bank keeps.
     """
 
     KINDS: ClassVar[tuple[str, ...]] = ("bank",)
+    FORMAT: ClassVar[int] = 2  # that of banks with further views; others have 1
     REMEDY: ClassVar[str] = "give an example bank (`ra-hmd bank create`)"
 
     backend: str = "faiss"
@@ -346,3 +348,4 @@ class BankManifest(Manifest):
     index: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
     recall_target: float = 0.99
     seed: int = 0
+    views: dict[str, ViewDescription] = Field(default_factory=dict)
