@@ -47,8 +47,8 @@ def pdq_hash(image: Image.Image) -> str:
 def pdq_hashes(image: Image.Image, *, turned: bool = False) -> list[str]:
     """Return PDQ's hash of an image, and with `turned` those of its `TRANSFORMS`; empty where there is none.
 
-    Hashes are computed as ThreatExchange's `threatexchange` package does, so that exchanged lists match; turned ones from
-    at most 512 pixels a side. PDQ's own hashes of rotations were up to 36 bits from those of an image rotated before.
+    Hashes are computed as ThreatExchange's `threatexchange` package does, so that exchanged lists match; turned ones
+    from at most 512 pixels a side. PDQ's own hashes of rotations are not those of an image that was rotated before.
     """
     if not has_pdq():
         return []
