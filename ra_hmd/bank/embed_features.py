@@ -61,20 +61,7 @@ class EmbeddedFeatures:
             note: Kept with every row. The time is the data's, or now.
             decided: Whether people gave the labels to these very memes, see `ra_hmd.bank.identical`.
         """
-        features, moment = self.features, now()
-        extras = features.extras or [{}] * len(features)
-        return BankRows(
-            ids=features.ids,
-            labels=features.labels,
-            sources=[well_formed(str(self.store) if source is None else source)] * len(features),
-            notes=[well_formed(note)] * len(features),
-            times=[str(extra.get("time") or moment) for extra in extras],
-            image_hashes=np.zeros(len(features), np.uint64) if features.image_hashes is None else features.image_hashes,
-            contents=features.contents or (),
-            pdqs=features.pdqs or (),
-            caption_digests=[caption_digest(text) for text in features.texts or ()],
-            decided=np.full(len(features), decided),
-        )
+        return bank_rows(self.features, str(self.store) if source is None else source, note, decided=decided)
 
     @property
     def view_origins(self) -> dict[str, ViewDescription]:
@@ -99,6 +86,23 @@ class EmbeddedFeatures:
         check_same_views({str(bank.location): bank.views, str(self.store): self.view_origins})
         if self.problem != bank.problem:
             raise UserError(f"{bank.location} holds labels of {bank.problem}, the head decides {self.problem}.")
+
+
+def bank_rows(features: Features, source: str, note: str = "", *, decided: bool) -> BankRows:
+    """Memes of a feature store as rows of a bank; see `EmbeddedFeatures.rows`."""
+    moment = now()
+    return BankRows(
+        ids=features.ids,
+        labels=features.labels,
+        sources=[well_formed(source)] * len(features),
+        notes=[well_formed(note)] * len(features),
+        times=[str(extra.get("time") or moment) for extra in features.extras or [{}] * len(features)],
+        image_hashes=np.zeros(len(features), np.uint64) if features.image_hashes is None else features.image_hashes,
+        contents=features.contents or (),
+        pdqs=features.pdqs or (),
+        caption_digests=[caption_digest(text) for text in features.texts or ()],
+        decided=np.full(len(features), decided),
+    )
 
 
 def check_embedded_by(bank: Bank, head_sha256: str, checkpoint: Path) -> None:

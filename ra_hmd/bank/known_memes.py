@@ -176,12 +176,19 @@ class KnownMemes:
         places: The rows; of equally near ones those of the first place are cited.
         limit: Largest distance of two copies, of 256 bits; of a 64-bit hash a quarter of it.
         turned: Whether rotated and mirrored images are copies too.
+        lists: Digests of the hash lists among the places.
     """
 
     places: Sequence[LabelledRows]
     limit: int
     turned: bool = False
+    lists: Sequence[str] = ()
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    def describe(self) -> dict[str, Any]:
+        """What the answers depend on besides the bank, for manifests."""
+        kind = "pdq" if has_pdq() else "phash"
+        return {"limit": self.limit, "turned": self.turned, "hash": kind, "hash_lists": list(self.lists)}
 
     def hashes(self, image: Image.Image, text: str, content: str) -> MemeHashes:
         """Hashes of a meme, of the kinds that rows have.
@@ -212,23 +219,24 @@ class KnownMemes:
         same = [copy for copy in copies if copy.same_caption]
         by_person = [copy for copy in same if copy.rows.decided[copy.number]]
         able = by_person or same
-        for cited in (able or copies)[:1]:
-            other = next((copy.name for copy in able if copy.label != cited.label), None)
-            rows, number = cited.rows, cited.number
-            return KnownMeme(
-                id=cited.name,
-                label=cited.label,
-                hash=cited.hash,
-                distance=cited.distance,
-                transform=cited.transform,
-                same_caption=cited.same_caption,
-                decides=bool(able) and other is None,
-                contradicted_by=other,
-                source=rows.sources[number],
-                note=rows.notes[number],
-                time=rows.times[number],
-            )
-        return None
+        if not copies:
+            return None
+        cited = (able or copies)[0]
+        other = next((copy.name for copy in able if copy.label != cited.label), None)
+        rows, number = cited.rows, cited.number
+        return KnownMeme(
+            id=cited.name,
+            label=cited.label,
+            hash=cited.hash,
+            distance=cited.distance,
+            transform=cited.transform,
+            same_caption=cited.same_caption,
+            decides=bool(able) and other is None,
+            contradicted_by=other,
+            source=rows.sources[number],
+            note=rows.notes[number],
+            time=rows.times[number],
+        )
 
 
 def _same_caption(rows: BankRows, number: int, meme: MemeHashes) -> bool | None:

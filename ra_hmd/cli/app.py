@@ -17,6 +17,7 @@ from ra_hmd.cli.evaluate import evaluation_app
 from ra_hmd.cli.experiments import experiments_app
 from ra_hmd.cli.features import features_app, models_app
 from ra_hmd.cli.few_shot import few_shot_app
+from ra_hmd.cli.hash_lists import hash_lists_app
 from ra_hmd.cli.options import GROUP
 from ra_hmd.cli.predict import prediction_app
 from ra_hmd.cli.serve import serve_app
@@ -59,6 +60,7 @@ class _Group(TyperGroup):
 
 app = typer.Typer(cls=_Group, help="Hateful-meme detection with retrieval-augmented large multimodal models.", **GROUP)
 app.add_typer(data_app, name="data")
+bank_app.add_typer(hash_lists_app)
 app.add_typer(bank_app, name="bank")
 app.add_typer(features_app, name="features")
 for commands in (

@@ -33,9 +33,9 @@ def margin(verdict: Verdict, service: BatchingService) -> float:
 
     It is the distance between the two most likely classes for a single-label task, else the distance between the
     probability and that of the threshold (the smallest for a multi-label task). It is 0 where the detector abstained,
-    and 1 where a person labelled the meme.
+    and 1 where a person labelled the meme, or it is known.
     """
-    if verdict.identical is not None:
+    if verdict.identical is not None or not verdict.scores:
         return 1.0
     if verdict.verdict is None:
         return 0.0

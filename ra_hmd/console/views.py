@@ -105,6 +105,7 @@ class Views:
             reason=self._reason(verdict),
             unsure=verdict.verdict is None,
             heads=[self._head(verdict, head) for head in HEADS if head in verdict.scores],
+            known=self._known(verdict),
             neighbours=None if verdict.neighbours is None else [self._neighbour(one) for one in verdict.neighbours],
             in_bank={name: self.names(label) for name, label in (in_bank or {}).items()},
             version=served.version,
@@ -141,6 +142,8 @@ class Views:
     def _reason(self, verdict: Verdict) -> str:
         """Explain in one sentence how a verdict came about."""
         head, short, kind = verdict.head, HEADS[verdict.head][0], self.names.problem.kind
+        if not verdict.scores:
+            return "Known: a copy of a labelled meme, with the same caption. The model was not asked."
         if verdict.identical is not None:
             return (
                 f"A person labelled this very picture and caption (row {verdict.identical['id']} of the bank, "
@@ -158,6 +161,13 @@ class Views:
         if kind == "binary":
             return f"Decided by {short}: probability {value}; from {threshold} on it is “{self.names.names[1]}”."
         return f"Decided by {short}, for each class by its own threshold."
+
+    def _known(self, verdict: Verdict) -> dict[str, Any] | None:
+        """The row that a meme is a copy of."""
+        if verdict.known is None:
+            return None
+        turned = verdict.known["transform"].replace("_", " ")
+        return verdict.known | {"label": self._label(verdict.known["label"]), "turned": turned}
 
     def _head(self, verdict: Verdict, head: Head) -> dict[str, Any]:
         names, kind = self.names.names, self.names.problem.kind

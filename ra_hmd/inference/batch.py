@@ -112,7 +112,7 @@ def _check_output(
     style = choose_format(output, style)
     voting = detector.scorer.voting
     abstains = bool(detector.abstain) or (detector.head == "rkc" and voting.min_similarity is not None)
-    check_format(style, detector.problem, abstains=abstains)
+    check_format(style, detector.problem, abstains=abstains, known=detector.known is not None)
     written = (output, _rejected_path(output), manifest_path(output))
     if source.is_file() and any(path.exists() and path.samefile(source) for path in written):
         raise UserError(f"--output {output} would overwrite the memes of --input {source}; give another --output.")
@@ -149,6 +149,8 @@ def _settings(
         "chunk_size": size,
         "options": dict(options or {}),
     }
+    if detector.known is not None:
+        settings["known"] = detector.known.describe()
     if explainer is not None:
         shown = [lookup.digest for lookup in explainer.lookups] if explainer.neighbours else []
         settings["explainer"] = explainer.describe() | {"shown": shown}
@@ -218,7 +220,7 @@ def _judge(
     verdicts = detector.judge(prepared)
     rationales: list[dict[str, Any] | str] = [{}] * len(verdicts)
     if explainer:
-        rationales = explain_rows(explainer, verdicts, [meme.image for meme in prepared])
+        rationales = explain_rows(explainer, verdicts, [detector.image_of(meme) for meme in prepared])
     for (line, row), verdict, rationale in zip(places, verdicts, rationales, strict=True):
         if isinstance(rationale, str):
             lines[line] = _reject(row, rationale)
@@ -257,7 +259,7 @@ def _finish(
             return {}
         counts = _merge(detector, output, style, folder)
         judged, rejected = counts.texts.total(), counts.reasons.total()
-        notes = detector.scorer.notes(detector.head)
+        notes = [*detector.scorer.notes(detector.head), *_known_note(detector, counts)]
         manifest = PredictionsManifest.new(
             command=command,
             arguments={"input": str(source), **folder.settings["options"]},
@@ -287,13 +289,21 @@ class _Counts:
         verdicts: Names of the verdicts.
         reasons: Reasons of rejected rows.
         texts: Sources of the captions.
+        known: Number of known memes.
         seconds: Seconds that the chunks took, summed over ranks.
     """
 
     verdicts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     texts: Counter[str] = field(default_factory=Counter)
+    known: int = 0
     seconds: float = 0.0
+
+
+def _known_note(detector: Detector, counts: _Counts) -> list[str]:
+    if detector.known is None:
+        return []
+    return [f"{counts.known} of {counts.texts.total()} memes are known: answered by their hash, without the model."]
 
 
 def _merge(detector: Detector, output: Path, style: FileFormat, folder: ChunkFolder) -> _Counts:
@@ -301,7 +311,11 @@ def _merge(detector: Detector, output: Path, style: FileFormat, folder: ChunkFol
     counts = _Counts()
     with ExitStack() as stack:
         # Contexts end in reverse order: the rejected rows are there before the output is.
-        write = stack.enter_context(open_writer(stack.enter_context(atomic_path(output)), style, detector.problem))
+        write = stack.enter_context(
+            open_writer(
+                stack.enter_context(atomic_path(output)), style, detector.problem, known=detector.known is not None
+            )
+        )
         rejects = stack.enter_context(
             stack.enter_context(atomic_path(_rejected_path(output))).open("w", encoding="utf-8")
         )
@@ -316,6 +330,7 @@ def _merge(detector: Detector, output: Path, style: FileFormat, folder: ChunkFol
                 write(answer)
                 counts.verdicts.update(verdict_names(answer["verdict"]))
                 counts.texts[answer["text_source"]] += 1
+                counts.known += (answer.get("known") or {}).get("decides", False)
             elif reject is not None:
                 rejects.write(json_line(reject))
                 counts.reasons[reject["reason"].split(":")[0][:60]] += 1

@@ -69,6 +69,7 @@ def as_table(verdicts: Sequence[Verdict]) -> Table:
             f"{head} {_number(score)} (probability {_number(one.probabilities[head])})"
             for head, score in one.scores.items()
         )
+        scores = "\n".join(filter(None, [scores, _copy_of(one.known)]))
         near = "\n".join(
             f"{item['id']}  label {item['label']}  similarity {item['similarity']:.3f}  share {item['share']:.2f}"
             for item in (one.neighbours or [])[:_NEIGHBOURS_SHOWN]
@@ -79,6 +80,16 @@ def as_table(verdicts: Sequence[Verdict]) -> Table:
             cells.append(one.rationale or "")
         table.add_row(*map(Text, cells))  # as `Text`: names and captions are no markup
     return table
+
+
+def _copy_of(known: dict[str, Any] | None) -> str:
+    """The row that a meme is a copy of, and whether it decides."""
+    if known is None:
+        return ""
+    turned = "" if known["transform"] == "none" else f", {known['transform']}"
+    caption = {True: "same caption", False: "another caption", None: "caption not known"}[known["same_caption"]]
+    role = "known" if known["decides"] else "evidence"
+    return f"{role}: copy of {known['id']}  label {known['label']}  distance {known['distance']}{turned}, {caption}"
 
 
 def _number(value: Any) -> str:

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from PIL.Image import Image
 
+from ra_hmd.bank.known_memes import KnownMeme, KnownMemes
 from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.choices import DType
 from ra_hmd.core.config import choose
@@ -27,6 +28,7 @@ from ra_hmd.data.text import well_formed
 from ra_hmd.features.extraction import batch_columns, features_from_columns
 from ra_hmd.features.feature_model import open_feature_model
 from ra_hmd.features.model_protocol import FeatureModel
+from ra_hmd.inference.known import known_verdict, open_known_memes
 from ra_hmd.inference.types import Explain, PreparedMeme, Verdict
 from ra_hmd.inference.verdicts import verdicts_of
 from ra_hmd.models.head import HEAD_WEIGHTS
@@ -62,6 +64,7 @@ class Detector:
         abstain: Half the width, in probability, of the band around the threshold in which a meme is left to a person.
             Binary heads only.
         batch_size: Memes per forward pass.
+        known: Labelled rows whose copies are answered without the model; default: none are looked for.
 
     Raises:
         UserError: a missing head, an abstention band outside [0, 0.5) or for several classes.
@@ -74,8 +77,10 @@ class Detector:
         head: Head | None = None,
         abstain: float = 0.0,
         batch_size: int = 16,
+        known: KnownMemes | None = None,
     ) -> None:
         self.model, self.scorer, self.batch_size = model, scorer, batch_size
+        self.known = known
         self.problem = scorer.model.config.problem
         self.head, self.abstain = _deciding_head(scorer, head, abstain), abstain
         self._head_sha256 = sha256_file(scorer.checkpoint / HEAD_WEIGHTS)
@@ -97,6 +102,9 @@ class Detector:
         batch_size: int = 16,
         dtype: DType | None = None,
         device: str | torch.device | None = None,
+        known_memes: int | None = None,
+        known_turned: bool = False,
+        hash_lists: Sequence[str | Path] = (),
     ) -> "Detector":
         """Open a trained system.
 
@@ -113,6 +121,9 @@ class Detector:
             dtype: Precision of the LMM or encoder; default is that of the weights for an LMM, and that of the
                 features that the head was trained on for an encoder.
             device: Where everything runs; default is what accelerate finds.
+            known_memes: Look for known memes first, up to this distance (see `open_known_memes`); default is not to.
+            known_turned: See `open_known_memes`.
+            hash_lists: See `open_known_memes`.
 
         Raises:
             UserError: folders that are missing, or do not belong together.
@@ -122,7 +133,10 @@ class Detector:
         opened = open_feature_model(run, backbone=backbone, base_model=base_model, dtype=dtype)
         scorer.check_origin(opened.place, opened.fingerprint)
         head = _deciding_head(scorer, head, abstain)  # before a large model is loaded
-        return cls(opened.load(device), scorer, head, abstain, batch_size)
+        known = None
+        if known_memes is not None:
+            known = open_known_memes(scorer, known_memes, turned=known_turned, hash_lists=hash_lists)
+        return cls(opened.load(device), scorer, head, abstain, batch_size, known)
 
     @property
     def version(self) -> dict[str, Any]:
@@ -150,7 +164,7 @@ class Detector:
         verdicts = self.judge(prepared)
         if explain is None:
             return verdicts
-        explanations = explain(verdicts, [meme.image for meme in prepared])
+        explanations = explain(verdicts, [self.image_of(meme) for meme in prepared])
         return [replace(verdict, **one.fields()) for verdict, one in zip(verdicts, explanations, strict=True)]
 
     def prepare(self, meme: Meme) -> PreparedMeme:
@@ -162,7 +176,13 @@ class Detector:
         try:
             image = meme.load_image()
             text, source = (well_formed(meme.text), "given") if meme.text is not None else self._read(image)
-            return PreparedMeme(meme.id, text, source, self.model.encode(text, image), content_hash(image, text))
+            content = content_hash(image, text)
+            if self.known is not None:
+                hashes = self.known.hashes(image, text, content)
+                found = self.known.find(hashes)
+                item = None if found is not None and found.decides else self.model.encode(text, image)
+                return PreparedMeme(meme.id, text, source, item, content, hashes, image if item is None else None)
+            return PreparedMeme(meme.id, text, source, self.model.encode(text, image), content)
         except ValueError as error:  # a UserError, or an error of the model's own code about the image
             raise UserError(f"meme {meme.id!r}: {error}") from error
 
@@ -174,10 +194,44 @@ class Detector:
 
     def judge(self, memes: Sequence[PreparedMeme]) -> list[Verdict]:
         """Classify prepared memes, in their order; memes of similar length share a forward pass."""
-        return self.verdicts(memes, self.score(memes)) if memes else []
+        return self.judge_and_score(memes)[0]
+
+    def judge_and_score(self, memes: Sequence[PreparedMeme]) -> tuple[list[Verdict], ScoredSet | None]:
+        """Verdicts on memes, and the scores of those that the model has seen, which are those that are not known
+        (`known`); None if there are none.
+        """
+        found = [self._find_known(meme) for meme in memes]
+        unknown = [meme for meme, known in zip(memes, found, strict=True) if known is None or not known.decides]
+        scored = self.score(unknown) if unknown else None
+        made = iter([] if scored is None else self.verdicts(unknown, scored))
+        verdicts = []
+        for meme, known in zip(memes, found, strict=True):
+            if known is not None and known.decides:
+                (identical,) = self.scorer.decided_rows_of([meme.content])
+                verdicts.append(known_verdict(meme, known, self.head, identical))
+            else:
+                verdicts.append(replace(next(made), known=None if known is None else known.to_dict()))
+        return verdicts, scored
+
+    def image_of(self, meme: PreparedMeme) -> Image:
+        """The resized image of a prepared meme of an LMM."""
+        return self._encoded(meme).image
+
+    def _find_known(self, meme: PreparedMeme) -> KnownMeme | None:
+        return None if self.known is None or meme.hashes is None else self.known.find(meme.hashes)
+
+    def _encoded(self, meme: PreparedMeme) -> PreparedMeme:
+        """The meme with its item, which that of a known one lacks; the bank may have changed since it was prepared."""
+        if meme.picture is None:
+            return meme
+        try:
+            return replace(meme, item=self.model.encode(meme.text, meme.picture), picture=None)
+        except ValueError as error:
+            raise UserError(f"meme {meme.id!r}: {error}") from error
 
     def score(self, memes: Sequence[PreparedMeme]) -> ScoredSet:
         """Scores and embeddings of one or more prepared memes, in their order."""
+        memes = [self._encoded(meme) for meme in memes]
         order = sorted(range(len(memes)), key=lambda row: self.model.length(memes[row].item))
         parts = []
         for start in range(0, len(order), self.batch_size):

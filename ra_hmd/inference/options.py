@@ -4,6 +4,7 @@ A field's name is the option's (`base_model`: `--base-model`) unless it carries 
 option's help, and its default and range are the option's.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -87,6 +88,22 @@ class DetectorOptions(VotingOptions, ModelOptions):
     batch_size: int | None = Field(None, ge=1, description="Memes per forward pass; default: 16.")
     dtype: DType | None = Field(None, description="Precision: auto, float32, bfloat16 or float16.")
 
+    known_memes: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="Answer copies of labelled memes by their image hash, without the model, up to this distance of "
+        "256 bits (31 is usual); default: off.",
+    )
+    known_turned: bool = Field(False, description="With --known-memes: rotated and mirrored images are copies too.")
+    hash_lists: Annotated[list[Path], Flag("--hash-list")] = Field(
+        default_factory=list, description="With --known-memes: file of hashes beside the bank; several times."
+    )
+
+    def _problems(self) -> Iterator[str]:
+        if self.known_memes is None and (self.known_turned or self.hash_lists):
+            yield "--known-turned and --hash-list go with --known-memes DISTANCE; give it, for example 31."
+
     def open(self, run: str | Path) -> "Detector":
         """Open the detector of a run (see `Detector.from_run`).
 
@@ -106,6 +123,9 @@ class DetectorOptions(VotingOptions, ModelOptions):
             abstain=self.abstain or 0.0,
             batch_size=self.batch_size or 16,
             dtype=self.dtype,
+            known_memes=self.known_memes,
+            known_turned=self.known_turned,
+            hash_lists=self.hash_lists,
         )
 
 

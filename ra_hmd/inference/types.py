@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from ra_hmd.bank.known_memes import MemeHashes
 from ra_hmd.core.heads import Head
 
 
@@ -17,8 +18,10 @@ class PreparedMeme:
         id: Id of the meme.
         text: The caption.
         text_source: `given`, or the OCR engine that read the caption.
-        item: Input of the model (see `FeatureModel.encode`).
+        item: Input of the model (see `FeatureModel.encode`); None of a known meme, which the model need not see.
         content: Hash of image and caption (see `content_hash`).
+        hashes: Hashes of a detector that looks for known memes; else None.
+        picture: The decoded image of a known meme; else None.
     """
 
     id: str
@@ -26,6 +29,8 @@ class PreparedMeme:
     text_source: str
     item: Any
     content: str = ""
+    hashes: MemeHashes | None = None
+    picture: Image | None = None
 
     @property
     def image(self) -> Image:
@@ -37,6 +42,8 @@ class PreparedMeme:
 class Verdict:
     """The verdict on a meme. With several classes, values are lists.
 
+    The model does not see a known meme: it has no scores, probabilities, verdicts of heads, threshold and neighbours.
+
     Attributes:
         id: Id of the meme.
         text: The caption that was classified.
@@ -45,12 +52,14 @@ class Verdict:
         probabilities: Head → calibrated probability; without a calibration the score as a probability.
         verdicts: Head → verdict by the head's threshold; None where the vote abstained.
         head: The head that decides.
-        verdict: Verdict of `head`, or the label of `identical`; None: left to a person.
+        verdict: Verdict of `head`, or the label of `identical` or of `known`; None: left to a person.
         threshold: Threshold of the score of `head`; None for one of C classes, where the highest score decides.
         neighbours: Neighbours in the vote, nearest first: `id`, `label`, `similarity`, `vote`, `share`, and for an
             example bank `source`, `note`, `time`; None without a bank.
         identical: Row of the bank with the same image and caption and a label given by a person (`id`, `label`,
             `source`, `note`, `time`); its label overrides the heads. None if there is no such row.
+        known: Row whose image is a copy of the meme's, by its hash (see `KnownMeme`); it `decides` if its caption is
+            the meme's too. None without such a row, or where known memes are not looked for.
         rationale: Rationale generated after the verdict, if one was requested.
         explanation: How the rationale was generated (see `Explanation.fields`).
     """
@@ -66,12 +75,17 @@ class Verdict:
     threshold: float | list[float] | None
     neighbours: list[dict[str, Any]] | None
     identical: dict[str, Any] | None = None
+    known: dict[str, Any] | None = None
     rationale: str | None = None
     explanation: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of the HTTP API; without `rationale` and `explanation` where there is no rationale."""
-        left_out = ("rationale", "explanation") if self.rationale is None else ()
+        """Return the JSON object of the HTTP API; without `known` where it is None, and without `rationale` and
+        `explanation` where there is no rationale.
+        """
+        left_out = {"rationale", "explanation"} if self.rationale is None else set()
+        if self.known is None:
+            left_out.add("known")
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def to_row(self, *, brief: bool = False) -> dict[str, Any]:
@@ -85,8 +99,8 @@ class Verdict:
         row = {
             "id": self.id,
             "head": self.head,
-            "score": self.scores[self.head],
-            "probability": self.probabilities[self.head],
+            "score": self.scores.get(self.head),
+            "probability": self.probabilities.get(self.head),
             "verdict": self.verdict,
         }
         further = self.to_dict()

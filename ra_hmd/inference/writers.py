@@ -20,6 +20,14 @@ HATECLIPPER_COLUMNS = ("id", "prob_hate", "pred_label")
 _BY_SUFFIX: dict[str, FileFormat] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _ROW_GROUP = 4096
 _HEADS = get_args(Head)
+_KNOWN = {
+    "id": pa.string(),
+    "hash": pa.string(),
+    "distance": pa.int64(),
+    "transform": pa.string(),
+    "same_caption": pa.bool_(),
+    "decides": pa.bool_(),
+}
 _PER_HEAD = ("score", "probability", "verdict")
 
 
@@ -44,8 +52,15 @@ def choose_format(output: Path, style: FileFormat | None) -> FileFormat:
     return style
 
 
-def check_format(style: FileFormat, problem: Problem, *, abstains: bool = False) -> None:
-    """Raise `UserError` where a format cannot hold verdicts of a problem; `abstains`: some may be left to a person."""
+def check_format(style: FileFormat, problem: Problem, *, abstains: bool = False, known: bool = False) -> None:
+    """Raise `UserError` where a format cannot hold verdicts of a problem.
+
+    Args:
+        style: The format.
+        problem: What the head decides.
+        abstains: Whether memes may be left to a person.
+        known: Whether memes may be known, and have no probability.
+    """
     if style != "hateclipper-csv":
         return
     if problem.kind != "binary":
@@ -57,6 +72,11 @@ def check_format(style: FileFormat, problem: Problem, *, abstains: bool = False)
         raise UserError(
             "`hateclipper-csv` cannot express that a meme is left to a person; use another --format, or leave out "
             "--abstain and --min-similarity."
+        )
+    if known:
+        raise UserError(
+            "`hateclipper-csv` has a probability for each meme, and a known meme has none; use another --format, or "
+            "leave out --known-memes."
         )
 
 
@@ -75,10 +95,14 @@ def verdict_names(verdict: int | list[int] | None) -> list[str]:
 
 
 @contextmanager
-def open_writer(path: Path, style: FileFormat, problem: Problem) -> Iterator[Callable[[dict[str, Any]], object]]:
-    """Open a new file and yield a function that adds a row (`Verdict.to_row`) to it."""
+def open_writer(
+    path: Path, style: FileFormat, problem: Problem, *, known: bool = False
+) -> Iterator[Callable[[dict[str, Any]], object]]:
+    """Open a new file and yield a function that adds a row (`Verdict.to_row`) to it; `known`: with the columns of known
+    memes, in CSV and Parquet.
+    """
     if style == "parquet":
-        with pq.ParquetWriter(path, _schema(problem), compression="zstd") as table:
+        with pq.ParquetWriter(path, _schema(problem, known), compression="zstd") as table:
             waiting: list[dict[str, Any]] = []
 
             def flush() -> None:
@@ -86,7 +110,7 @@ def open_writer(path: Path, style: FileFormat, problem: Problem) -> Iterator[Cal
                 waiting.clear()
 
             def add(row: dict[str, Any]) -> None:
-                waiting.append(_flatten(row))
+                waiting.append(_flatten(row, known))
                 if len(waiting) == _ROW_GROUP:
                     flush()
 
@@ -102,12 +126,13 @@ def open_writer(path: Path, style: FileFormat, problem: Problem) -> Iterator[Cal
             table.writerow(HATECLIPPER_COLUMNS)
             yield lambda row: table.writerow((row["id"], row["probability"], row["verdict"]))
             return
-        table.writerow(_schema(problem).names)
-        yield lambda row: table.writerow(map(_cell, _flatten(row).values()))
+        table.writerow(_schema(problem, known).names)
+        yield lambda row: table.writerow(map(_cell, _flatten(row, known).values()))
 
 
-def _flatten(row: dict[str, Any]) -> dict[str, Any]:
+def _flatten(row: dict[str, Any], known: bool) -> dict[str, Any]:
     """Columns of CSV and Parquet, from a row: None for heads without scores, and the id alone of `identical`."""
+    copy = row.get("known") or {}
     values = {name: row[name] for name in ("id", "head", "score", "probability", "verdict", "threshold")}
     for head in _HEADS:
         for name, plural in zip(_PER_HEAD, ("scores", "probabilities", "verdicts"), strict=True):
@@ -116,6 +141,7 @@ def _flatten(row: dict[str, Any]) -> dict[str, Any]:
         values
         | {name: row[name] for name in ("text", "text_source", "neighbours")}
         | {"identical": (row["identical"] or {}).get("id")}
+        | ({f"known_{name}": copy.get(name) for name in _KNOWN} if known else {})
     )
 
 
@@ -123,7 +149,7 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
-def _schema(problem: Problem) -> pa.Schema:
+def _schema(problem: Problem, known: bool) -> pa.Schema:
     """Typed columns of `_flatten`; several values per meme are lists."""
     number = pa.float64() if problem.kind == "binary" else pa.list_(pa.float64())
     several = problem.kind == "multi_label"
@@ -138,4 +164,5 @@ def _schema(problem: Problem) -> pa.Schema:
         | {f"{head}_{name}": kind for head in _HEADS for name, kind in kinds.items()}
         | {"text": pa.string(), "text_source": pa.string()}
         | {"neighbours": pa.list_(pa.struct(list(neighbour.items()))), "identical": pa.string()}
+        | ({f"known_{name}": kind for name, kind in _KNOWN.items()} if known else {})
     )

@@ -3,7 +3,7 @@
 Where the features come from (a store, memes of a request), and how verdicts are presented, is left to the caller.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -137,9 +137,12 @@ class Scorer:
 
         Its label replaces the verdict of the heads in predictions, but not in evaluation, which measures the heads.
         """
-        contents = scored.queries.contents
-        if self.bank is None or not contents:
-            return [None] * len(scored)
+        return self.decided_rows_of(scored.queries.contents or [""] * len(scored))
+
+    def decided_rows_of(self, contents: Sequence[str]) -> list[dict[str, Any] | None]:
+        """`decided_rows` for memes by their content hashes."""
+        if self.bank is None:
+            return [None] * len(contents)
         shown = ("id", "label", "source", "note", "time")
         rows = (None if i is None else self.bank.row(i) for i in self.bank.decided_positions(contents))
         return [None if row is None else {name: row[name] for name in shown} for row in rows]

@@ -80,10 +80,12 @@ class BatchStatistics:
     Attributes:
         refused: Memes refused because the queue was full.
         sizes: Number of forward passes by batch size.
+        known: Known memes, answered without a forward pass.
     """
 
     refused: int = 0
     sizes: Counter[int] = field(default_factory=Counter)
+    known: int = 0
 
     @property
     def batches(self) -> int:
@@ -92,8 +94,8 @@ class BatchStatistics:
 
     @property
     def memes(self) -> int:
-        """Number of memes that were scored."""
-        return sum(size * passes for size, passes in self.sizes.copy().items())
+        """Number of memes that were judged."""
+        return self.known + sum(size * passes for size, passes in self.sizes.copy().items())
 
 
 class BatchingService:
@@ -282,11 +284,13 @@ class BatchingService:
     def _verdicts(self, memes: list[tuple[Meme, PreparedMeme]]) -> list[ServedVerdict]:
         self._refresh()
         prepared = [item for _, item in memes]
-        scored = self.detector.score(prepared)
-        verdicts, version = self.detector.verdicts(prepared, scored), self.detector.version
-        self.statistics.sizes[len(memes)] += 1
-        embedded = scored.queries
-        self._recent.extend(zip(embedded.ids, zip(embedded.embedding, embedded.contents, strict=True), strict=True))
+        verdicts, scored = self.detector.judge_and_score(prepared)
+        version = self.detector.version
+        if scored is not None:
+            self.statistics.sizes[len(scored)] += 1
+            seen = scored.queries
+            self._recent.extend(zip(seen.ids, zip(seen.embedding, seen.contents, strict=True), strict=True))
+        self.statistics.known += len(memes) - (0 if scored is None else len(scored))
         return [
             ServedVerdict(replace(meme, text=verdict.text), verdict, version)
             for (meme, _), verdict in zip(memes, verdicts, strict=True)

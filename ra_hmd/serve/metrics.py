@@ -54,6 +54,7 @@ class _ServiceCollector:
         yield GaugeMetricFamily("ra_hmd_queue_memes", "Memes accepted and not answered.", service.pending)
         yield GaugeMetricFamily("ra_hmd_queue_limit", "Most of them.", service.settings.max_queue)
         yield CounterMetricFamily("ra_hmd_memes", "Memes judged.", statistics.memes)
+        yield CounterMetricFamily("ra_hmd_known_memes", "Of these, known: judged without the model.", statistics.known)
         yield CounterMetricFamily("ra_hmd_refused_memes", "Memes for which the queue was full.", statistics.refused)
         yield self._batch_sizes()
         bank = service.detector.scorer.bank

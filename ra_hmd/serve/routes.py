@@ -142,5 +142,5 @@ def _explain(context: AppContext, explainer: Explain, meme: Meme, deadline: floa
     prepared = context.service.detector.prepare(meme)
     with context.service.exclusive(max(deadline - time.monotonic(), 0)) as detector:
         (verdict,) = detector.judge([prepared])
-        (explanation,) = explainer([verdict], [prepared.image])
+        (explanation,) = explainer([verdict], [detector.image_of(prepared)])
         return ServedVerdict(replace(meme, text=verdict.text), verdict, detector.version), explanation

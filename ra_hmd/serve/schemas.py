@@ -217,6 +217,24 @@ class Identical(BaseModel):
     time: str
 
 
+class Known(BaseModel):
+    """The row whose picture is a copy of the meme's. With the meme's caption too, and no row that contradicts it, it
+    decides, and the model did not see the meme.
+    """
+
+    id: str
+    label: Label
+    hash: Literal["pdq", "phash"]
+    distance: int = Field(description="Of the two hashes, in bits.")
+    transform: str = Field(description="What makes the meme's picture the row's: none, rotate_90, flip_left_right, ….")
+    same_caption: bool | None = Field(description="null: the row's caption is not known, or empty.")
+    decides: bool
+    contradicted_by: str | None = Field(description="Another such row with another label.")
+    source: Source
+    note: str
+    time: str
+
+
 class JudgedMeme(BaseModel):
     """What is said of a meme: see `Verdict` in the Python API."""
 
@@ -230,10 +248,13 @@ class JudgedMeme(BaseModel):
     probabilities: dict[str, Score]
     verdicts: dict[str, Label | None]
     head: Literal["lmh", "lrc", "rkc"]
-    verdict: Label | None = Field(description="Of `head`, or the label of `identical`; null: left to a person.")
+    verdict: Label | None = Field(
+        description="Of `head`, or the label of `identical` or `known`; null: left to a person."
+    )
     threshold: Score | None
     neighbours: list[Neighbour] | None
     identical: Identical | None = None
+    known: Known | None = None
     version: Version
 
 
