@@ -15,6 +15,9 @@ from ra_hmd.features.store import Features
 from ra_hmd.models.head import MemeHead
 from ra_hmd.retrieval.knn import Neighbours, search
 
+EMBEDDING = "embedding"
+"""Name of the view that the head makes."""
+
 
 def hidden_tensor(features: Features) -> Tensor:
     """The hidden states [N, H] as a float32 tensor on the CPU, without a copy where possible."""
@@ -72,7 +75,7 @@ class Embeddings:
         Raises:
             UserError: there is no such view.
         """
-        if name == "embedding":
+        if name == EMBEDDING:
             return self.embedding
         if name not in self.views:
             have = ", ".join(["embedding", *self.views])

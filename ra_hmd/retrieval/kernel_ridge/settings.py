@@ -1,0 +1,23 @@
+"""Settings of the kernel head."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from ra_hmd.core.config import Settings
+from ra_hmd.retrieval.embeddings import EMBEDDING
+
+
+class KernelSettings(Settings):
+    """Settings of kernel ridge regression over the rows of a bank."""
+
+    TITLE: ClassVar[str] = "kernel head"
+
+    views: tuple[str, ...] = Field(
+        (EMBEDDING,),
+        min_length=1,
+        description="Views of a meme that are compared: embedding (the head's), hidden, untuned, or an encoder's name.",
+    )
+    balanced: bool = Field(False, description="Give the classes of the bank equal weight.")
+    exact_rows: int = Field(5000, ge=1, description="Largest bank that is solved as one system.")
+    local_rows: int = Field(256, ge=2, description="Beyond it, number of nearest rows that answer a query.")
