@@ -23,6 +23,7 @@ from ra_hmd.features.compatibility import (
     check_store,
     head_fingerprint,
     store_fingerprint,
+    views_of,
 )
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import HEAD_WEIGHTS, load_head
@@ -66,8 +67,7 @@ class EmbeddedFeatures:
     @property
     def view_origins(self) -> dict[str, ViewDescription]:
         """What made the views of `embeddings`, by name."""
-        own = {key: value for key, value in self.fingerprint.items() if key != HEAD_KEY}
-        return {"hidden": ViewDescription(fingerprint=own), **self.features.manifest.views}
+        return views_of(self.features)
 
     def views(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """The views of these names, for a bank that is to keep them; the embedding, which it keeps anyway, is left out.

@@ -25,6 +25,15 @@ def store_fingerprint(features: Features) -> dict[str, Any]:
     return features.manifest.fingerprint
 
 
+def views_of(features: Features) -> dict[str, ViewDescription]:
+    """The views of a store by name, as its manifest states them; `hidden`, which every store has, is made as the store
+    is.
+    """
+    own = {key: value for key, value in features.manifest.fingerprint.items() if key not in DATA_KEYS}
+    hidden = ViewDescription(fingerprint=own, width=features.hidden.shape[1])
+    return {"hidden": hidden, **features.manifest.views}
+
+
 def head_fingerprint(folder: str | Path) -> dict[str, Any]:
     """Fingerprint of the features that the head in `folder` was trained on; empty where it is not known.
 

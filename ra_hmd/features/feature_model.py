@@ -1,6 +1,6 @@
 """The model that makes a head's features: the LMM of a Stage 1 run, or a frozen encoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,11 @@ from ra_hmd.core.artifacts import MANIFEST_NAME
 from ra_hmd.core.choices import DType
 from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.manifests import HeadRunManifest, read_folder_manifest
+from ra_hmd.core.manifests import HeadRunManifest, ViewDescription, read_folder_manifest
+from ra_hmd.features.compatibility import check_same_views
 from ra_hmd.features.model_protocol import FeatureModel
+from ra_hmd.features.views import View, ViewedModel, stated_views
+from ra_hmd.models.checkpoint import Run
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,18 @@ class Backbone:
     Attributes:
         place: Its place, for messages.
         fingerprint: What its features depend on.
-        load: Function that loads it onto a device.
+        load_main: Function that loads it onto a device.
+        views: Further views that it makes too.
     """
 
     place: str
     fingerprint: dict[str, Any]
-    load: Callable[[torch.device], FeatureModel]
+    load_main: Callable[[torch.device], FeatureModel]
+    views: Sequence[View] = ()
+
+    def load(self, device: torch.device) -> FeatureModel:
+        """Load the model, and those of further views, onto a device."""
+        return ViewedModel.of(self.load_main(device), self.views, device)
 
 
 def open_feature_model(
@@ -36,6 +45,8 @@ def open_feature_model(
     backbone: str | Path | None = None,
     base_model: str | None = None,
     dtype: DType | None = None,
+    views: Mapping[str, ViewDescription] | None = None,
+    views_place: str | Path = "the bank",
 ) -> Backbone:
     """Open the model whose features the head in `run` takes.
 
@@ -44,14 +55,18 @@ def open_feature_model(
         backbone: Stage 1 run or encoder, if it is no longer at the place that the run states.
         base_model: Present place of an LMM's base model.
         dtype: Precision of the computation; None: that of the encoder's features, `auto` for an LMM.
+        views: Further views to make of each meme, as a bank or a feature store states them.
+        views_place: That bank or store, for messages.
 
     Raises:
-        UserError: it cannot be found or opened.
+        UserError: it cannot be found or opened, or a view would be made otherwise than stated.
     """
+    views = views or {}
     run = Path(run)
     manifest = read_folder_manifest(run)
     if isinstance(manifest, HeadRunManifest) and manifest.encoder:
-        return _encoder(manifest.encoder.to_json(), run, backbone, dtype)
+        further = _further(views, None, views_place)
+        return replace(_encoder(manifest.encoder.to_json(), run, backbone, dtype), views=further)
     from ra_hmd.models.checkpoint import open_run
     from ra_hmd.models.meme_model import MemeModel
 
@@ -63,7 +78,19 @@ def open_feature_model(
         place = Path(origin)
     # Without its own head: that of `run` is used.
     opened = replace(open_run(place, base_model), head=None)
-    return Backbone(str(place), opened.fingerprint(), lambda device: MemeModel(opened, device, dtype or "auto"))
+
+    def load(device: torch.device) -> FeatureModel:
+        return MemeModel(opened, device, dtype or "auto")
+
+    return Backbone(str(place), opened.fingerprint(), load, _further(views, opened, views_place))
+
+
+def _further(stated: Mapping[str, ViewDescription], run: Run | None, place: str | Path) -> list[View]:
+    """Open the models of further views. Raises `UserError` where a view would not be what is stated."""
+    opened = stated_views(stated, run, place)
+    here = {view.name: ViewDescription(fingerprint=view.fingerprint) for view in opened}
+    check_same_views({str(place): stated, "the models that are loaded": here})
+    return opened
 
 
 def _encoder(stated: dict[str, Any], run: Path, backbone: str | Path | None, dtype: DType | None) -> Backbone:

@@ -98,10 +98,14 @@ def stated_views(stated: Mapping[str, ViewDescription], run: Run | None, place: 
     for name, view in stated.items():
         if name in OWN_VIEWS:
             continue
-        if view.encoder is None:
-            views.append(_untuned(run))
-        else:
-            views.append(_encoder_view(name, load_settings(EncoderSettings, view.encoder.to_json(), str(place))))
+        try:
+            if view.encoder is None:
+                views.append(_untuned(run))
+            else:
+                settings = load_settings(EncoderSettings, view.encoder.to_json(), str(place))
+                views.append(_encoder_view(name, settings))
+        except UserError as error:
+            raise UserError(f"View {name!r} of {place} cannot be made: {error}") from error
     return views
 
 

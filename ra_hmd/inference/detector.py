@@ -20,6 +20,7 @@ from ra_hmd.core.choices import DType
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
+from ra_hmd.core.manifests import ViewDescription
 from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.data.images import content_hash
 from ra_hmd.data.meme import Meme
@@ -28,6 +29,7 @@ from ra_hmd.data.text import well_formed
 from ra_hmd.features.extraction import batch_columns, features_from_columns
 from ra_hmd.features.feature_model import open_feature_model
 from ra_hmd.features.model_protocol import FeatureModel
+from ra_hmd.features.views import ViewedModel
 from ra_hmd.inference.known import known_verdict, open_known_memes
 from ra_hmd.inference.types import Explain, PreparedMeme, Verdict
 from ra_hmd.inference.verdicts import verdicts_of
@@ -51,6 +53,25 @@ def _deciding_head(scorer: Scorer, head: Head | None, abstain: float) -> Head:
     return head
 
 
+def _views_to_make(scorer: Scorer, requested: Sequence[str]) -> dict[str, ViewDescription]:
+    """The views that are made of each meme: those that an example bank keeps, and those requested.
+
+    Raises:
+        UserError: the examples do not have a view.
+    """
+    examples = scorer.reference_set
+    stated = {} if examples is None else examples.views
+    made = {} if scorer.bank is None else dict(stated)
+    for name, _, encoder in (text.partition("=") for text in requested):
+        if name == "embedding":
+            continue
+        if name not in stated:
+            have = ", ".join(["embedding", *stated])
+            raise UserError(f"View {name!r} is not among those of the bank {scorer.state['place']} ({have}).")
+        made[name] = stated[name].at(encoder) if encoder else stated[name]
+    return made
+
+
 class Detector:
     """A trained system that classifies memes: LMM or encoder, head, bank and decision rules.
 
@@ -58,7 +79,7 @@ class Detector:
     evaluate`, and depend on no other meme.
 
     Args:
-        model: Computes the features of memes.
+        model: Computes the features of memes, and further views of them (`ViewedModel`).
         scorer: Head, bank, thresholds and calibration.
         head: The head that decides; default is the RKC with a bank and the LRC without.
         abstain: Half the width, in probability, of the band around the threshold in which a meme is left to a person.
@@ -79,7 +100,8 @@ class Detector:
         batch_size: int = 16,
         known: KnownMemes | None = None,
     ) -> None:
-        self.model, self.scorer, self.batch_size = model, scorer, batch_size
+        self.feature_model, self.scorer, self.batch_size = model, scorer, batch_size
+        self.model = model.main if isinstance(model, ViewedModel) else model
         self.known = known
         self.problem = scorer.model.config.problem
         self.head, self.abstain = _deciding_head(scorer, head, abstain), abstain
@@ -101,6 +123,7 @@ class Detector:
         abstain: float = 0.0,
         batch_size: int = 16,
         dtype: DType | None = None,
+        views: Sequence[str] = (),
         device: str | torch.device | None = None,
         known_memes: int | None = None,
         known_turned: bool = False,
@@ -120,6 +143,8 @@ class Detector:
             batch_size: Memes per forward pass.
             dtype: Precision of the LMM or encoder; default is that of the weights for an LMM, and that of the
                 features that the head was trained on for an encoder.
+            views: Views of the bank that are made of each meme; those that an example bank keeps always are. `NAME`, or
+                `NAME=ENCODER` where its encoder is not where the bank says.
             device: Where everything runs; default is what accelerate finds.
             known_memes: Look for known memes first, up to this distance (see `open_known_memes`); default is not to.
             known_turned: See `open_known_memes`.
@@ -130,7 +155,14 @@ class Detector:
         """
         device = torch.device(device) if device is not None else Accelerator().device
         scorer = Scorer.open(run, bank, voting, thresholds=thresholds, device=device)
-        opened = open_feature_model(run, backbone=backbone, base_model=base_model, dtype=dtype)
+        opened = open_feature_model(
+            run,
+            backbone=backbone,
+            base_model=base_model,
+            dtype=dtype,
+            views=_views_to_make(scorer, views),
+            views_place=scorer.state["place"],
+        )
         scorer.check_origin(opened.place, opened.fingerprint)
         head = _deciding_head(scorer, head, abstain)  # before a large model is loaded
         known = None
@@ -180,9 +212,9 @@ class Detector:
             if self.known is not None:
                 hashes = self.known.hashes(image, text, content)
                 found = self.known.find(hashes)
-                item = None if found is not None and found.decides else self.model.encode(text, image)
+                item = None if found is not None and found.decides else self.feature_model.encode(text, image)
                 return PreparedMeme(meme.id, text, source, item, content, hashes, image if item is None else None)
-            return PreparedMeme(meme.id, text, source, self.model.encode(text, image), content)
+            return PreparedMeme(meme.id, text, source, self.feature_model.encode(text, image), content)
         except ValueError as error:  # a UserError, or an error of the model's own code about the image
             raise UserError(f"meme {meme.id!r}: {error}") from error
 
@@ -225,18 +257,19 @@ class Detector:
         if meme.picture is None:
             return meme
         try:
-            return replace(meme, item=self.model.encode(meme.text, meme.picture), picture=None)
+            return replace(meme, item=self.feature_model.encode(meme.text, meme.picture), picture=None)
         except ValueError as error:
             raise UserError(f"meme {meme.id!r}: {error}") from error
 
     def score(self, memes: Sequence[PreparedMeme]) -> ScoredSet:
         """Scores and embeddings of one or more prepared memes, in their order."""
         memes = [self._encoded(meme) for meme in memes]
-        order = sorted(range(len(memes)), key=lambda row: self.model.length(memes[row].item))
+        order = sorted(range(len(memes)), key=lambda row: self.feature_model.length(memes[row].item))
         parts = []
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            parts.append(batch_columns(self.model, self.model.collate([memes[row].item for row in rows])))
+            batch = self.feature_model.collate([memes[row].item for row in rows])
+            parts.append(batch_columns(self.feature_model, batch))
         columns: dict[str, Any] = {
             name: np.concatenate([part[name] for part in parts])[np.argsort(order)] for name in parts[0]
         }

@@ -86,16 +86,17 @@ class Embeddings:
             )
         return self.views[name]
 
-    def plus(self, other: "Embeddings") -> "Embeddings":
-        """These rows followed by the other's, with the views that both have."""
+    def plus(self, *others: "Embeddings") -> "Embeddings":
+        """These rows followed by the others', with the views that all have."""
+        parts = (self, *others)
+        shared = [name for name in self.views if all(name in other.views for other in others)]
         return Embeddings(
-            [*self.ids, *other.ids],
-            np.concatenate([self.labels, other.labels]),
-            np.concatenate([self.embedding, other.embedding]),
-            [content for part in (self, other) for content in part.contents or [""] * len(part)],
-            {name: np.concatenate([view, other.views[name]]) for name, view in self.views.items()
-             if name in other.views},
-        )  # fmt: skip
+            [name for part in parts for name in part.ids],
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.embedding for part in parts]),
+            [content for part in parts for content in part.contents or [""] * len(part)],
+            {name: np.concatenate([part.views[name] for part in parts]) for name in shared},
+        )
 
     def select(self, rows: np.ndarray) -> "Embeddings":
         """The given rows, in the given order."""

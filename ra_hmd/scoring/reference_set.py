@@ -1,7 +1,7 @@
 """The labelled examples of an evaluation: a feature store, embedded by the head, or an example bank on disk."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import check_embedded_by
 from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.manifests import BankReference
-from ra_hmd.features.compatibility import check_same_origin, store_fingerprint
+from ra_hmd.core.manifests import BankReference, ViewDescription
+from ra_hmd.features.compatibility import check_same_origin, check_same_views, store_fingerprint, views_of
 from ra_hmd.features.store import Features
 from ra_hmd.features.test_lock import store_digest
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead
@@ -38,11 +38,13 @@ class ReferenceSet:
         rows: The examples.
         state: Their identity for manifests: `place`, `sha256`, of an example bank also `version`.
         bank: The example bank that they are from; None for a feature store.
+        views: Further views of the examples, as bank or store states them.
     """
 
     rows: Embeddings | Bank
     state: Mapping[str, Any]
     bank: Bank | None = None
+    views: Mapping[str, ViewDescription] = field(default_factory=dict)
 
     def in_memory(self) -> Embeddings:
         """The examples in memory."""
@@ -66,7 +68,9 @@ def open_reference_set(
     """
     if not is_bank(place):
         features = stores[Path(place)]
-        return ReferenceSet(Embeddings.of(features, head), {"place": str(place), "sha256": store_digest(features)})
+        state, stated = {"place": str(place), "sha256": store_digest(features)}, views_of(features)
+        check_same_views({str(place): stated, **{str(p): views_of(f) for p, f in stores.items()}})
+        return ReferenceSet(Embeddings.of(features, head), state, views=stated)
     bank = Bank.open(place)
     check_embedded_by(bank, sha256_file(checkpoint / HEAD_WEIGHTS), checkpoint)
     if bank.problem != head.config.problem:
@@ -74,7 +78,8 @@ def open_reference_set(
             f"{place} holds labels of {bank.problem}, the head in {checkpoint} decides {head.config.problem}."
         )
     check_same_origin({str(place): bank.fingerprint, **{str(p): store_fingerprint(f) for p, f in stores.items()}})
-    return ReferenceSet(bank.to_embeddings() if in_memory else bank, bank_record(bank), bank)
+    check_same_views({str(place): bank.views, **{str(p): views_of(f) for p, f in stores.items()}})
+    return ReferenceSet(bank.to_embeddings() if in_memory else bank, bank_record(bank), bank, bank.views)
 
 
 def vote_rule(bank: Bank, decision: OperatingPoint | None, voting: Voting) -> tuple[DecisionRule, list[str]]:

@@ -18,9 +18,11 @@ from ra_hmd.core.heads import Head
 from ra_hmd.features.compatibility import (
     check_head_fits,
     check_same_origin,
+    check_same_views,
     check_store,
     head_fingerprint,
     store_fingerprint,
+    views_of,
 )
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import MemeHead, load_head
@@ -126,7 +128,10 @@ class Scorer:
         check_store(features, place, labelled=False)
         check_head_fits(self.model.config, self.checkpoint, features, place)
         self.check_origin(place, store_fingerprint(features))
-        rows = None if self.reference_set is None else self.reference_set.rows
+        rows = None
+        if self.reference_set is not None:
+            rows, stated = self.reference_set.rows, self.reference_set.views
+            check_same_views({str(self.state["place"]): stated, str(place): views_of(features)})
         scored = score_set(Path(place).name, place, features, self.model, rows, self.voting)
         if self.decision is not None:
             use_rules(self.decision, scored, self.bank_match, self.voting)

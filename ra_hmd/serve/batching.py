@@ -116,7 +116,7 @@ class BatchingService:
         self._accepted = 0
         self._closing = False
         self._queue: queue.SimpleQueue[_QueuedMeme | None] = queue.SimpleQueue()
-        self._recent: deque[tuple[str, tuple[np.ndarray, str]]] = deque(maxlen=_RECENT_MEMES)
+        self._recent: deque[Embeddings] = deque(maxlen=_RECENT_MEMES)
         self._preparation = ThreadPoolExecutor(self.settings.prepare_threads, thread_name_prefix="prepare")
         self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
         self._worker.start()
@@ -140,12 +140,11 @@ class BatchingService:
     @property
     def recent(self) -> Embeddings | None:
         """Embeddings of the memes that were scored last, without labels; None before the first."""
-        newest = dict(self._recent.copy())
+        newest = {meme.ids[0]: meme for meme in self._recent.copy()}
         if not newest:
             return None
-        labels = self.detector.problem.unlabelled(len(newest))
-        embedding, contents = zip(*newest.values(), strict=True)
-        return Embeddings(list(newest), labels, np.stack(embedding), contents)
+        first, *others = newest.values()
+        return first.plus(*others)
 
     def submit(self, memes: Sequence[Meme]) -> "list[Future[ServedVerdict]]":
         """Queue memes, all or none. A future that is cancelled before its meme is scored costs no forward pass.
@@ -288,8 +287,7 @@ class BatchingService:
         version = self.detector.version
         if scored is not None:
             self.statistics.sizes[len(scored)] += 1
-            seen = scored.queries
-            self._recent.extend(zip(seen.ids, zip(seen.embedding, seen.contents, strict=True), strict=True))
+            self._recent.extend(scored.queries.select(np.array([row])) for row in range(len(scored)))
         self.statistics.known += len(memes) - (0 if scored is None else len(scored))
         return [
             ServedVerdict(replace(meme, text=verdict.text), verdict, version)

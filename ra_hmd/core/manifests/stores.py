@@ -119,6 +119,11 @@ class ViewDescription(Section):
     width: int | None = None
     seconds: float | None = None
 
+    def at(self, encoder: str) -> "ViewDescription":
+        """This view, with its encoder at another place."""
+        stated = EncoderReference() if self.encoder is None else self.encoder
+        return self.model_copy(update={"encoder": stated.model_copy(update={"path": encoder, "revision": None})})
+
 
 class StoreManifest(FeatureOrigin, Manifest):
     """Manifest of a feature store (`manifest.json`).
