@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from copies import jpeg
@@ -16,6 +17,7 @@ from servers import as_json, encoded, in_thread, queries
 from typer.testing import CliRunner
 
 from ra_hmd.bank.bank import Bank
+from ra_hmd.bank.versions import BankRows
 from ra_hmd.cli.app import app
 from ra_hmd.console.labels import ClassNames
 from ra_hmd.console.review_queue import margin
@@ -114,6 +116,23 @@ def test_the_row_of_a_person_is_named_as_identical(served_clip: Path, clip_bank:
     assert (verdict.verdict, verdict.scores) == (label, {})
     assert verdict.identical is not None
     assert verdict.identical["id"] == meme.id
+
+
+def test_the_label_of_a_person_for_this_very_meme_goes_first(served_clip: Path, clip_bank: Path, memes: Path) -> None:
+    """Also where its row has no hashes, and another row would decide."""
+    meme = queries(memes, "train")[0]
+    copy = replace(meme, id="copy", image=jpeg(image_of(meme), 80))
+    label = 1 - row_of(clip_bank, meme.id)["label"]
+    detector = opened(served_clip, clip_bank)
+    plain = opened(served_clip, clip_bank, known_memes=None)
+    prepared = plain.prepare(copy)
+    row = BankRows(["row"], np.array([label]), contents=[prepared.content], decided=np.ones(1, bool))
+    with Bank.open(clip_bank) as bank:
+        bank.add(row, plain.score([prepared]).queries.embedding, **SAID)
+    detector.refresh()
+    (verdict,) = detector([copy])
+    assert verdict.known is not None
+    assert (verdict.known["id"], verdict.known["decides"], verdict.verdict) == (meme.id, True, label)
 
 
 def test_a_feature_store_and_a_hash_list_hold_known_memes(
