@@ -39,6 +39,10 @@ from ra_hmd.scoring.scorer import Scorer
 from ra_hmd.scoring.scores import ScoredSet
 
 
+_KEPT_PIXELS = 1 << 20
+"""Largest image of a known meme that is kept as it is; of a larger one the model's input takes less memory."""
+
+
 def _deciding_head(scorer: Scorer, head: Head | None, abstain: float) -> Head:
     """Return the head that decides. Raises `UserError` for a missing head, and a band outside [0, 0.5)."""
     head = head or ("lrc" if scorer.reference_set is None else "rkc")
@@ -212,7 +216,8 @@ class Detector:
             if self.known is not None:
                 hashes = self.known.hashes(image, text, content)
                 found = self.known.find(hashes)
-                item = None if found is not None and found.decides else self.feature_model.encode(text, image)
+                keep = found is not None and found.decides and image.width * image.height <= _KEPT_PIXELS
+                item = None if keep else self.feature_model.encode(text, image)
                 return PreparedMeme(meme.id, text, source, item, content, hashes, image if item is None else None)
             return PreparedMeme(meme.id, text, source, self.feature_model.encode(text, image), content)
         except ValueError as error:  # a UserError, or an error of the model's own code about the image

@@ -18,10 +18,10 @@ class PreparedMeme:
         id: Id of the meme.
         text: The caption.
         text_source: `given`, or the OCR engine that read the caption.
-        item: Input of the model (see `FeatureModel.encode`); None of a known meme, which the model need not see.
+        item: Input of the model (see `FeatureModel.encode`); None of a known meme with a small image.
         content: Hash of image and caption (see `content_hash`).
         hashes: Hashes of a detector that looks for known memes; else None.
-        picture: The decoded image of a known meme; else None.
+        picture: The decoded image where `item` is None; else None.
     """
 
     id: str

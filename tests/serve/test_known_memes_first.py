@@ -95,6 +95,19 @@ def test_the_model_does_not_see_known_memes(served_clip: Path, memes: Path, call
         assert (verdict.verdict, verdict.scores) == (same.verdict, pytest.approx(same.scores))
 
 
+def test_the_images_of_known_memes_that_wait_are_small(
+    served_clip: Path, memes: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector, meme = opened(served_clip, served_clip / "bank"), queries(memes, "train")[0]
+    assert detector.prepare(meme).picture is not None
+    monkeypatch.setattr("ra_hmd.inference.detector._KEPT_PIXELS", 100)
+    prepared = detector.prepare(meme)
+    assert prepared.picture is None
+    (verdict,) = detector.judge([prepared])
+    assert verdict.scores == {}
+    assert calls == {"encoded": 1}
+
+
 def test_another_caption_is_evidence_and_the_heads_decide(served_clip: Path, memes: Path, calls: Counter[str]) -> None:
     meme = replace(queries(memes, "train")[0], id="new", text="another caption")
     (plain,) = opened(served_clip, served_clip / "bank", known_memes=None)([meme])
