@@ -38,7 +38,6 @@ from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.scorer import Scorer
 from ra_hmd.scoring.scores import ScoredSet
 
-
 _KEPT_PIXELS = 1 << 20
 """Largest image of a known meme that is kept as it is; of a larger one the model's input takes less memory."""
 
