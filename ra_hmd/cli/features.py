@@ -178,6 +178,43 @@ def _bits(number: int | None) -> Literal[4, 8] | None:
     return number  # type: ignore[return-value] # mypy does not narrow by `in`
 
 
+@features_app.command("info")
+def info_command(
+    store: Annotated[Path, typer.Argument(help="Feature store.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Show what a feature store holds: origin, rows, views and their cost."""
+    import json
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ra_hmd.features.store import read_store_manifest
+
+    stated = read_store_manifest(store)
+    if as_json:
+        print(json.dumps(stated.to_json(), ensure_ascii=False, indent=2))
+        return
+    table = Table(show_header=False)
+    shown: dict[str, object] = {
+        "data set": stated.dataset,
+        "split": stated.split_name,
+        "task": stated.task,
+        "rows": stated.rows,
+    }
+    shown |= {"complete": stated.complete, "run": stated.run}
+    shown |= {"encoder": stated.encoder and stated.encoder.path, "seconds per meme": stated.seconds}
+    for name, view in stated.views.items():
+        made = "by the LMM" if view.encoder is None else f"by {view.encoder.path}"
+        shown[f"view · {name}"] = f"{view.width} values {made}, {view.seconds} seconds per meme"
+    shown |= {f"fingerprint · {key}": value for key, value in stated.fingerprint.items()}
+    for key, value in shown.items():
+        if value is not None:
+            table.add_row(key, escape(str(value)))
+    Console().print(table)
+
+
 @features_app.command("import")
 def import_store_command(
     source: Annotated[Path, typer.Argument(help="Official .pt file (ids, feats, labels).")],

@@ -299,11 +299,11 @@ def write_features(folder: str | Path, features: Features, fingerprint: dict[str
     writer.finish()
 
 
-def read_features(folder: str | Path) -> Features:
-    """Read a complete store.
+def read_store_manifest(folder: str | Path) -> StoreManifest:
+    """Read the manifest of a store, which may be incomplete.
 
     Raises:
-        UserError: no store there, an incomplete one, or one with doubled ids.
+        UserError: no store there.
     """
     folder = Path(folder)
     if not (folder / STORE_MANIFEST).is_file():
@@ -311,7 +311,17 @@ def read_features(folder: str | Path) -> Features:
             f"{folder} is not a feature store, {STORE_MANIFEST} does not exist there; make one with `ra-hmd extract` "
             "(LMM) or `ra-hmd encode` (encoder)."
         )
-    manifest = read_manifest(folder / STORE_MANIFEST, StoreManifest)
+    return read_manifest(folder / STORE_MANIFEST, StoreManifest)
+
+
+def read_features(folder: str | Path) -> Features:
+    """Read a complete store.
+
+    Raises:
+        UserError: no store there, an incomplete one, or one with doubled ids.
+    """
+    folder = Path(folder)
+    manifest = read_store_manifest(folder)
     if not manifest.complete:
         command = "encode" if manifest.encoder is not None else "extract"
         raise UserError(f"{folder} is incomplete: run its `ra-hmd {command}` command again, it continues.")

@@ -1,5 +1,6 @@
 """Further views of memes: what an extraction with them holds, and which are refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,15 @@ def test_the_manifest_has_the_cost_of_each_view(viewed: Path) -> None:
     stated = read_json(viewed / STORE_MANIFEST)
     assert all(view.seconds > 0 for view in stated.views.values())
     assert stated.seconds > 0
+
+
+def test_a_store_is_described_with_its_views(viewed: Path, stage1_run: Path) -> None:
+    said = CliRunner().invoke(app, ["features", "info", str(viewed)], env={"COLUMNS": "200"}).output
+    assert "12" in said
+    assert "64 values by the LMM" in said
+    stated = json.loads(CliRunner().invoke(app, ["features", "info", str(viewed), "--json"]).output)
+    assert stated == read_json(viewed / STORE_MANIFEST)
+    assert "is not a feature store" in refused("features", "info", stage1_run)
 
 
 def test_a_stopped_extraction_continues_with_the_same_views_alone(
