@@ -73,14 +73,18 @@ def test_memes_that_a_service_adds_keep_their_views(service: BankService, viewed
     assert np.array_equal(service.bank.to_embeddings().views["untuned"], before.views["untuned"])
 
 
-def test_memes_scored_last_have_their_views(service: BankService, asked: list[Meme]) -> None:
+def test_memes_scored_last_have_their_views(service: BankService, viewed: Path, asked: list[Meme]) -> None:
     for future in service.service.submit(asked[:3]):
         future.result(60)
     recent = service.service.recent
     assert recent is not None
-    assert recent.ids == [meme.id for meme in asked[:3]]
-    assert set(recent.views) == {"hidden", "untuned", "clip"}
-    assert recent.contents[0]
+    store = read_features(viewed / "test")
+    rows = [store.ids.index(name) for name in recent.ids]
+    assert sorted(rows) == [0, 1, 2], "in the order in which they were prepared"
+    for name, expected in {"hidden": store.hidden, **store.views}.items():
+        assert np.abs(recent.view(name) - expected[rows]).max() <= 1e-4, name
+    assert store.contents is not None
+    assert list(recent.contents) == [store.contents[row] for row in rows]
 
 
 def test_views_that_no_one_asks_for_are_not_made(
