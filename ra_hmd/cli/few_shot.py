@@ -66,8 +66,8 @@ def _cluster_memes(
     data: str, encoder: str, output: Path, settings: ClusterSettings, given: ClusterSource, source: o.SourceOptions
 ) -> "ClustersManifest":
     from ra_hmd.clusters.run import cluster_memes
-    from ra_hmd.models.clip_encoder import Encoder
     from ra_hmd.models.encoder_files import EncoderSettings
+    from ra_hmd.models.encoders import open_encoder
 
     chosen = EncoderSettings(
         path=encoder, revision=given.revision, long_text=given.long_text or "truncate", dtype=given.dtype
@@ -77,7 +77,7 @@ def _cluster_memes(
     return cluster_memes(
         memes[: source.limit],
         output,
-        Encoder(chosen),
+        open_encoder(chosen),
         settings,
         split=split,
         source=described,

@@ -92,12 +92,13 @@ def _settings(manifest: ClustersManifest) -> dict[str, str]:
     assert fit is not None
     source = manifest.source.dataset if manifest.source else None
     quantile = manifest.unknown_quantile
+    parts = ("of the image", "of the caption") if len(manifest.modalities) > 1 else ("of image and caption together",)
+    widths = " and ".join(f"{width} {part}" for width, part in zip(manifest.modalities, parts, strict=True))
     return {
         "memes": f"{manifest.rows} of split {manifest.split}" + (f", data set {source}" if source else ""),
         "feature store": manifest.store or "",
         "encoder": f"{encoder.path}{f' at {encoder.revision}' if encoder.revision else ''}, "
-        f"{encoder.features or 'pooled'} features, {manifest.modalities[0]} of the image and "
-        f"{manifest.modalities[1]} of the caption",
+        f"{encoder.features or 'pooled'} features, {widths}",
         "clusters": f"{manifest.count}, numbered from the largest",
         "k-means": f"k-means++, {fit.n_init} starts, at most {fit.max_iter} iterations, tolerance {fit.tol:g}, seed "
         f"{fit.seed}; the best start took {fit.iterations} iterations to an inertia of {fit.inertia:.6g}",

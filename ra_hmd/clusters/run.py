@@ -23,7 +23,6 @@ from ra_hmd.features.compatibility import check_output, check_store
 from ra_hmd.features.extract_clip import describe_captions, encode
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.features.test_lock import check_training, says_test, split_name
-from ra_hmd.models.clip_encoder import Encoder
 from ra_hmd.models.cluster_assignment import (
     CLUSTERS_MANIFEST,
     UNKNOWN_CLUSTER,
@@ -31,7 +30,7 @@ from ra_hmd.models.cluster_assignment import (
     Clusters,
     digest_of_centroids,
 )
-from ra_hmd.models.encoders import joint_vectors
+from ra_hmd.models.encoders import AnyEncoder, joint_vectors
 
 STORE = "features"
 """Feature store in the output folder, of clusters that are made straight from memes."""
@@ -43,7 +42,7 @@ _PURPOSE = "Clusters are fitted"
 def cluster_memes(
     memes: list[Meme],
     output: str | Path,
-    encoder: Encoder,
+    encoder: AnyEncoder,
     settings: ClusterSettings,
     *,
     split: str,
@@ -103,7 +102,7 @@ def cluster_store(
     no part in the fit.
 
     Args:
-        store: Feature store with image and text features (`ra-hmd encode`), of a training split.
+        store: Feature store of an encoder (`ra-hmd encode`), of a training split.
         output: Folder of the clusters.
         settings: Settings of the fit.
         split: Split that the store must be of; None: any training split.
@@ -114,7 +113,7 @@ def cluster_store(
         The manifest.
 
     Raises:
-        UserError: a store of another split or without image and text features, values that are not finite, fewer
+        UserError: a store of another split or not of an encoder, values that are not finite, fewer
             different memes than clusters, or `output` holds clusters that were made from something else.
     """
     store, output = Path(store), Path(output)
@@ -125,8 +124,7 @@ def cluster_store(
     with alone_in(output):
         stated = _inputs(features, _place(store, output), split_name(features, store), settings)
         _check_same(output, stated)
-        assert features.modalities is not None
-        vectors = joint_vectors(*np.split(features.hidden, [features.modalities[0]], axis=1))
+        vectors = _vectors(features)
         order = np.argsort(np.array(features.ids, dtype=object), kind="stable")  # the order of rows has no part
         clusters = _clusters(output, stated, fit_centroids(vectors[order], settings, show=show), settings)
         clusters, assigned = _measured(clusters, vectors, features)
@@ -152,16 +150,23 @@ def _check(features: Features, store: Path, split: str | None) -> None:
         raise UserError(
             f"--split {split}: {store} is of split {name!r}; leave --split out, or give a store of {split!r}."
         )
-    if features.modalities is None:
+    if features.modalities is None and features.manifest.encoder is None:
         raise UserError(
-            f"{store} has one vector per meme, not image and text features; clusters are made of stores of "
-            "`ra-hmd encode`."
+            f"{store} has one vector per meme, not image and text features, and not of an encoder; clusters are made "
+            "of stores of `ra-hmd encode`."
         )
     if features.manifest.encoder is None:
         raise UserError(
             f"{store} does not state its encoder, which finds the cluster of other memes; make it with `ra-hmd encode`."
         )
     check_store(features, store, labelled=False)
+
+
+def _vectors(features: Features) -> np.ndarray:
+    """Vectors of length 1 [N, D]: joint ones of image and text features, an LMM embedder's own."""
+    if features.modalities is None:
+        return features.hidden
+    return joint_vectors(*np.split(features.hidden, [features.modalities[0]], axis=1))
 
 
 def _place(store: Path, output: Path) -> str:
@@ -172,8 +177,7 @@ def _place(store: Path, output: Path) -> str:
 
 def _inputs(features: Features, place: str, split: str, settings: ClusterSettings) -> ClustersManifest:
     """The manifest of clusters before they are found: all that they are made from."""
-    manifest, modalities = features.manifest, features.modalities
-    assert modalities is not None
+    manifest = features.manifest
     return ClustersManifest.model_validate(
         {
             "kind": "clusters",
@@ -184,7 +188,7 @@ def _inputs(features: Features, place: str, split: str, settings: ClusterSetting
             "source": None if manifest.source is None else manifest.source.to_json(),
             "encoder": None if manifest.encoder is None else manifest.encoder.to_json(),
             "count": settings.clusters,
-            "modalities": modalities,
+            "modalities": features.modalities or (features.hidden.shape[1],),
             "centroids_sha256": "",
             "unknown_quantile": settings.unknown_quantile,
             "store": place,

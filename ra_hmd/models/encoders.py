@@ -15,6 +15,7 @@ from ra_hmd.models.encoder_files import EncoderFiles, EncoderSettings, known_enc
 from ra_hmd.models.lmm_embedder import LmmEmbedder
 
 AnyEncoder = Encoder | LmmEmbedder
+_EMBEDDERS = tuple(dict.fromkeys(known.family for known in FORMATS.values()))
 _ROWS = 256  # of float64 vectors at a time: they stay in the cache
 
 
@@ -29,11 +30,10 @@ def open_encoder(settings: EncoderSettings) -> AnyEncoder:
     files = EncoderFiles.find(settings)
     if files.family in FAMILIES:
         return Encoder(settings, files)
-    families = [known.family for known in FORMATS.values()]
-    if files.family not in families:
+    if files.family not in _EMBEDDERS:
         raise UserError(
             f"{files.settings.path} is a {files.family} model; encoders are of the families "
-            f"{', '.join([*FAMILIES, *families])}. {known_encoders()}"
+            f"{', '.join([*FAMILIES, *_EMBEDDERS])}. {known_encoders()}"
         )
     return LmmEmbedder(files)
 
@@ -48,13 +48,13 @@ def open_two_towers(settings: EncoderSettings, purpose: str) -> Encoder:
     Raises:
         UserError: see `open_encoder`; an LMM embedder.
     """
-    encoder = open_encoder(settings)
-    if isinstance(encoder, LmmEmbedder):
+    files = EncoderFiles.find(settings)
+    if files.family in _EMBEDDERS:
         raise UserError(
-            f"{encoder.settings.path} is an LMM embedder: it has one vector for image and caption together, and "
-            f"{purpose} needs one of each; give an encoder of the families {', '.join(FAMILIES)}."
+            f"{files.settings.path} is an LMM embedder, with one vector for image and caption together, and {purpose} "
+            f"needs one of each; give an encoder of the families {', '.join(FAMILIES)}."
         )
-    return encoder
+    return Encoder(settings, files)
 
 
 def unit_vectors(columns: Mapping[str, Tensor]) -> np.ndarray:

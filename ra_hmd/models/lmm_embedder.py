@@ -4,7 +4,6 @@ Shapes: B memes of a batch, T tokens, H hidden size, D kept values of the vector
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -25,7 +24,6 @@ from ra_hmd.models.families import FAMILIES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TEMPLATE_FILES = ("chat_template*",)
 _POOLING = "1_Pooling/config.json"
 _OF_TOKENS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
@@ -106,10 +104,9 @@ class LmmEmbedder:
             "encoder.long_text": self.settings.long_text,
             "encoder.text_limit": self.limit,
             "encoder.tokenizer": sha256_bytes(*self._files.read(TOKENIZER_FILES)),
-            "encoder.chat_template": sha256_bytes(self._prompt("").encode()),
+            "encoder.prompt": self._prompt(""),
             "encoder.image_processor": self.processor.image_processor.to_dict(),
-            "encoder.embedder": asdict(self._format),
-            "encoder.instruction": self.settings.instruction,
+            "encoder.sequential": self._format.sequential,
             "encoder.dimensions": self.settings.dimensions,
             "dtype": self.settings.dtype,
         }

@@ -147,7 +147,7 @@ def _fresh_fusion(args: HeadArguments, train: Features) -> FusionConfig | None:
     names = (*FUSION_SHAPE, "map_dropout")
     if train.modalities is None:
         problems = [f"`{name}` is {getattr(args, name)}, but {args.train} has one vector of {train.hidden.shape[1]} "
-                    "per meme, not image and text features (`ra-hmd encode`); remove it."
+                    "per meme, not image and text features (`ra-hmd encode` with an encoder of two vectors); remove it."
                     for name in ("fusion", *names) if getattr(args, name) not in (None, "none")]  # fmt: skip
         raise_all(problems, "There is nothing to fuse")
         return None

@@ -1,4 +1,4 @@
-"""A linear head on an encoder's features, which are only normalised to length 1: zero-shot and linear probe end in one.
+"""A linear head on an encoder's features, each of length 1: zero-shot and linear probe end in one.
 
 Shapes: C outputs, I image features, T text features, W features of the modalities that are used.
 """
@@ -29,7 +29,7 @@ def check_modality(modality: str) -> None:
 
 def linear_head(
     modality: Modality,
-    widths: tuple[int, int],
+    widths: tuple[int, ...],
     problem: Problem,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -37,15 +37,17 @@ def linear_head(
     """The head, in evaluation mode.
 
     Args:
-        modality: Which features it looks at; `both`: those of the image, then those of the text.
-        widths: I and T of the stores that it is for.
+        modality: Which features it looks at; `both`: those of the image, then those of the text, or one vector of both.
+        widths: I and T of the stores that it is for, or the width of their one vector.
         problem: What its outputs mean.
         weight: [C, W]; None: zeros.
         bias: [C]; None: zeros.
     """
-    fusion = FusionConfig(image_dim=widths[0], text_dim=widths[1], kind=_KINDS[modality], mapping_layers=0)
+    fusion = None
+    if len(widths) == 2:
+        fusion = FusionConfig(image_dim=widths[0], text_dim=widths[1], kind=_KINDS[modality], mapping_layers=0)
     config = HeadConfig(
-        input_dim=fusion.input_dim, num_layers=1, output_dim=problem.outputs, problem_type=problem.kind, fusion=fusion
+        input_dim=sum(widths), num_layers=1, output_dim=problem.outputs, problem_type=problem.kind, fusion=fusion
     )
     head = MemeHead(config)
     with torch.no_grad():

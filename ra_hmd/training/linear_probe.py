@@ -60,7 +60,8 @@ def linear_probe(
 ) -> LinearProbeManifest:
     """Fit a logistic regression by L-BFGS, with an L2 penalty of 1 / C, and write it as a head.
 
-    Each modality's features are normalised to length 1, as the head does with every meme. Labels say which problem it
+    Each modality's features are normalised to length 1, as the head does with every meme; an LMM embedder's one vector
+    is of length 1. Labels say which problem it
     is: 0 and 1, one of C classes (softmax), or label sets (one regression per class, all with one C).
 
     Args:
@@ -68,7 +69,7 @@ def linear_probe(
         output: Folder of the head.
         dev: Feature store that chooses C from `GRID` by AUROC (of several classes, their mean); of equal ones the
             smallest C.
-        modality: Features that are used.
+        modality: Features that are used; of one vector, `both`.
         c: C, instead of a choice; without it and without `dev` it is 1.
         standardise: The penalty treats features as if each had mean 0 and variance 1 on the fitted rows; mean and
             variance are then folded into the weights. Encoders have features of very different variance, and without
@@ -89,7 +90,7 @@ def linear_probe(
     _check_c(c, dev)
     places = {"train": train} | ({} if dev is None else {"dev": Path(dev)})
     stores = {name: read_features(place) for name, place in places.items()}
-    problem = _check(stores, places)
+    problem = _check(stores, places, modality)
     rows = stores["train"] if shot_list is None else shot_list.take(stores["train"], train)
     notes = _check_classes(rows, problem, train if shot_list is None else shot_list.path)
     probe = _Probe(modality, problem, rows, standardise)
@@ -132,18 +133,23 @@ def _check_c(c: float | None, dev: str | Path | None) -> None:
         raise UserError(f"--dev chooses C, and --c {c} sets it; leave one of them out.")
 
 
-def _check(stores: dict[str, Features], places: dict[str, Path]) -> Problem:
+def _check(stores: dict[str, Features], places: dict[str, Path], modality: Modality) -> Problem:
     """The problem that the labels state, with all stores checked against it."""
     for name, features in stores.items():
-        if features.modalities is None:
+        if features.modalities is None and features.manifest.encoder is None:
             raise UserError(
-                f"{places[name]} has one vector per meme, not image and text features; a linear probe is for stores of "
-                "`ra-hmd encode`."
+                f"{places[name]} has one vector per meme, not image and text features, and not of an encoder; a linear "
+                "probe is for stores of `ra-hmd encode`."
             )
-        if features.modalities != stores["train"].modalities:
+        if features.modalities is None and modality != "both":
             raise UserError(
-                f"{places['train']} has {stores['train'].modalities} image and text features, {places[name]} has "
-                f"{features.modalities}; encode both alike."
+                f"--modality {modality}: {places[name]} has one vector for image and caption together; leave "
+                "--modality out, or encode with an encoder of two vectors."
+            )
+        if _widths(features) != _widths(stores["train"]):
+            raise UserError(
+                f"{places['train']} has {_described(stores['train'])}, {places[name]} has {_described(features)}; "
+                "encode both alike."
             )
     problem = _problem(list(stores.values()))
     for name, features in stores.items():
@@ -152,6 +158,17 @@ def _check(stores: dict[str, Features], places: dict[str, Path]) -> Problem:
     if "dev" in stores:
         check_dev(places["dev"], stores["dev"], problem)
     return problem
+
+
+def _widths(features: Features) -> tuple[int, ...]:
+    """Widths of image and text features, or of the one vector."""
+    return features.modalities or (features.hidden.shape[1],)
+
+
+def _described(features: Features) -> str:
+    if features.modalities is None:
+        return f"one vector of {features.hidden.shape[1]}"
+    return f"{features.modalities} image and text features"
 
 
 def _problem(stores: list[Features]) -> Problem:
@@ -183,10 +200,9 @@ class _Probe:
     """
 
     def __init__(self, modality: Modality, problem: Problem, rows: Features, standardise: bool) -> None:
-        assert rows.modalities is not None
-        self._modality, self._problem, self._widths = modality, problem, rows.modalities
+        self._modality, self._problem, self._widths = modality, problem, _widths(rows)
         self._labels = rows.labels
-        empty = linear_head(modality, rows.modalities, problem)
+        empty = linear_head(modality, self._widths, problem)
         # The embedding of a head without blocks is what its output layer takes.
         vectors = run_head(empty, hidden_tensor(rows))[0].double().numpy()
         self._mean = vectors.mean(axis=0) if standardise else np.zeros(vectors.shape[1])

@@ -172,7 +172,7 @@ def with_value(value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("features", "content", "said"),
     [
-        (rows(modalities=None), {}, "not image and text features"),
+        (rows(modalities=None), {"encoder": None}, "not image and text features, and not of an encoder"),
         (rows(), {"encoder": None}, "does not state its encoder"),
         (rows(hidden=with_value(np.nan)), {}, r"not finite.*'m007'"),
         (rows(hidden=with_value(np.inf)), {}, r"not finite.*'m007'"),

@@ -251,8 +251,8 @@ def test_settings_of_an_embedder_are_refused_for_two_towers(tmp_path: Path) -> N
 
 
 def test_what_needs_two_vectors_says_so(folder_of: Callable[[str], Path]) -> None:
-    with pytest.raises(UserError, match="it has one vector .* zero-shot needs one of each; give an encoder of"):
-        open_two_towers(EncoderSettings(path=str(folder_of("qwen3_vl"))), "zero-shot")
+    with pytest.raises(UserError, match="one vector for .* zero-shot needs one of each; give an encoder of the"):
+        open_two_towers(EncoderSettings(path=str(folder_of("qwen3_vl")), features="projected"), "zero-shot")
 
 
 def test_presets_name_a_known_format_of_a_registered_family() -> None:

@@ -58,7 +58,7 @@ class ClustersManifest(FeatureOrigin, Manifest):
 
     Attributes:
         count: K, the number of clusters.
-        modalities: Number of image features and of text features.
+        modalities: Number of image features and of text features; of an LMM embedder, of its one vector's values.
         centroids_sha256: Digest of the centroids' values.
         unknown_beyond: Distance beyond which a meme belongs to no cluster; None: each meme belongs to one.
         unknown_quantile: Quantile of the training rows' distances that `unknown_beyond` was taken at.
@@ -78,7 +78,7 @@ class ClustersManifest(FeatureOrigin, Manifest):
     REMEDY: ClassVar[str] = "give a folder of `ra-hmd cluster`"
 
     count: int = Field(ge=1)
-    modalities: tuple[int, int]
+    modalities: tuple[int, ...] = Field(min_length=1, max_length=2)
     centroids_sha256: str
     unknown_beyond: float | None = None
     unknown_quantile: float | None = None
