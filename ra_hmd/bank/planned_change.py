@@ -15,7 +15,7 @@ from ra_hmd.bank.versions import BankRows, Change, check_new
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.retrieval.distinct_vectors import ABSENT
 from ra_hmd.retrieval.embeddings import Embeddings
-from ra_hmd.retrieval.knn import Neighbours, unit_rows
+from ra_hmd.retrieval.knn import Neighbours, as_matrix, unit_rows
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class PreviewedBank:
         ids: Ids of the rows.
         labels: int64 [N] or [N, C].
         decided: Content hash to the label of the decided row with that content, see `ra_hmd.bank.identical`.
+        changed: Number of rows that the change adds, removes, restores or relabels.
 
     Raises:
         UserError: nothing is planned, or the plan cannot be carried out.
@@ -77,18 +78,42 @@ class PreviewedBank:
 
     def __init__(self, bank: Bank, planned: PlannedChange) -> None:
         self._bank = bank
-        self._state = bank.preview(planned.changes(bank))
+        changes = planned.changes(bank)
+        self._state = bank.preview(changes)
+        self.changed = sum(
+            len(rows) for change in changes for rows in (change.removed, change.restored, change.relabelled)
+        )
         self.ids, self.labels = self._state.ids, self._state.labels
         self.decided = decided_labels(self._state)
         self._kept, self._new_ids, self._new = len(self.ids), np.zeros(0, object), np.zeros((0, bank.dimension))
+        self._new_views = planned.views
         if planned.add is not None:
             rows, embedding = planned.add
+            self.changed += len(rows)
             self._new = unit_rows(check_new(rows, embedding, bank.problem, bank.dimension)).astype(np.float64)
             self._new_ids = np.array(rows.ids, dtype=object)
             self.ids += rows.ids
             self.labels = np.concatenate([self.labels, rows.labels])
             new = zip(rows.contents, rows.labels.tolist(), rows.decided, strict=True)
             self.decided |= {content: label for content, label, by_person in new if content and by_person}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, rows: np.ndarray, views: Sequence[str] | None = None) -> Embeddings:
+        """Rows at positions [M], with the named views; see `BankReader.select`."""
+        old = rows < self._kept
+        kept = self._bank.select(rows[old], views, state=self._state)
+        new = rows[~old] - self._kept
+        further = {name: as_matrix(self._new_views[name], name)[new] for name in kept.views}
+        added = Embeddings(
+            self._new_ids[new].tolist(),
+            self.labels[self._kept :][new],
+            self._new[new].astype(np.float32),
+            views=further,
+        )
+        order = np.argsort(np.concatenate([np.flatnonzero(old), np.flatnonzero(~old)]))
+        return kept.plus(added).select(order)
 
     def nearest(self, queries: Embeddings, k: int) -> Neighbours:
         """The K nearest rows of each query, without the query itself."""

@@ -18,7 +18,7 @@ from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import ViewDescription
 from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval.distinct_vectors import ABSENT
-from ra_hmd.retrieval.embeddings import Embeddings
+from ra_hmd.retrieval.embeddings import EMBEDDING, Embeddings
 from ra_hmd.retrieval.knn import Neighbours, as_matrix, unit_rows
 from ra_hmd.retrieval.nearest import nearest_rows
 
@@ -220,6 +220,30 @@ class BankReader:
         """The state after changes without new rows, for `nearest`."""
         return replace(self._state.after(changes), version=self.version, origins=self._state.origins)
 
+    def select(
+        self, rows: np.ndarray, views: Sequence[str] | None = None, *, state: BankState | None = None
+    ) -> Embeddings:
+        """Rows at positions [M]: ids, labels, embeddings of unit length, as the index has them, and further views.
+
+        Args:
+            rows: Positions in `ids` and `labels`.
+            views: Views that are needed, `embedding` or further ones; default: all that the bank keeps.
+            state: Another state of the same rows; then positions refer to its rows.
+
+        Raises:
+            UserError: the bank does not keep a view.
+        """
+        names = self._kept_views([name for name in views if name != EMBEDDING] if views is not None else None)
+        with self._lock:
+            state = state or self._state
+            numbers = state.members[rows]
+            rising, back = np.unique(numbers, return_inverse=True)
+            further = {
+                name: cast(ViewBackend, self._backend).view(state, rising, name)[back.reshape(-1)] for name in names
+            }
+            ids, labels = [state.rows.ids[row] for row in numbers.tolist()], state.rows.labels[numbers]
+            return Embeddings(ids, labels, self._backend.candidates(state).row_vectors(numbers), views=further)
+
     def to_embeddings(self, version: int | None = None, views: Sequence[str] | None = None) -> Embeddings:
         """The bank in memory, at this or an earlier version: ids, labels, embeddings as the head computed them.
 
@@ -230,13 +254,18 @@ class BankReader:
         Raises:
             UserError: there is no such version, or no such view.
         """
-        names = list(self.views) if views is None else list(views)
-        unknown = [f"view {name!r}" for name in names if name not in self.views]
-        have = f"it keeps {', '.join(self.views)}" if self.views else "it keeps none"
-        remedy = "name them when it is created, `ra-hmd bank create … --views NAME`"
-        raise_all(unknown, f"{self.location} does not keep these ({have}); {remedy}")
+        names = self._kept_views(views)
         with self._lock:
             state = self.state_at(version)
             further = {name: cast(ViewBackend, self._backend).view(state, state.members, name) for name in names}
             embedding = self._backend.embeddings(state, state.members)
             return Embeddings(state.ids, state.labels, embedding, views=further)
+
+    def _kept_views(self, views: Sequence[str] | None) -> list[str]:
+        """The named views, or all that the bank keeps. Raises `UserError` for one that it does not keep."""
+        names = list(self.views) if views is None else list(views)
+        unknown = [f"view {name!r}" for name in names if name not in self.views]
+        have = f"it keeps {', '.join(self.views)}" if self.views else "it keeps none"
+        remedy = "name them when it is created, `ra-hmd bank create … --views NAME`"
+        raise_all(unknown, f"{self.location} does not keep these ({have}); {remedy}")
+        return names

@@ -98,11 +98,16 @@ class Embeddings:
             {name: np.concatenate([part.views[name] for part in parts]) for name in shared},
         )
 
-    def select(self, rows: np.ndarray) -> "Embeddings":
-        """The given rows, in the given order."""
+    def select(self, rows: np.ndarray, views: Sequence[str] | None = None) -> "Embeddings":
+        """The given rows, in the given order, with the named views; default: with all.
+
+        Raises:
+            UserError: there is no such view.
+        """
         contents = [self.contents[row] for row in rows] if self.contents else ()
-        views = {name: view[rows] for name, view in self.views.items()}
-        return Embeddings([self.ids[row] for row in rows], self.labels[rows], self.embedding[rows], contents, views)
+        names = self.views if views is None else [name for name in views if name != EMBEDDING]
+        chosen = {name: self.view(name)[rows] for name in names}
+        return Embeddings([self.ids[row] for row in rows], self.labels[rows], self.embedding[rows], contents, chosen)
 
     def nearest(self, queries: "Embeddings", k: int) -> Neighbours:
         """The K nearest of these rows to each query, by cosine; rows with the query's own id are left out."""

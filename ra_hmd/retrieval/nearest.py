@@ -9,6 +9,7 @@ Shapes: Q queries, N rows, P points (distinct vectors of rows), D embedding, K n
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -42,6 +43,18 @@ class CandidateIndex:
     members: VectorRows
     metric: Metric = "cos"
     longest: float = 1.0
+
+    def row_vectors(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [M, D], the vectors of rows that the index holds."""
+        return self.vectors(self._point_of[rows])
+
+    @cached_property
+    def _point_of(self) -> np.ndarray:
+        """int64, the point of each row number."""
+        rows, counts = self.members.rows, self.members.counts
+        point = np.full(int(rows.max(initial=-1)) + 1, ABSENT)
+        point[rows] = np.repeat(np.arange(len(counts)), counts)
+        return point
 
 
 def nearest_rows(

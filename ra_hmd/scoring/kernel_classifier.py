@@ -23,7 +23,7 @@ from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.kernel_ridge.system import RidgeSystem
 from ra_hmd.retrieval.kernel_ridge.tuning import RidgeParameters, tune
 from ra_hmd.retrieval.kernel_ridge.weights import ClassWeights
-from ra_hmd.retrieval.knn import Neighbours, as_matrix
+from ra_hmd.retrieval.knn import Neighbours, as_matrix, unit_rows
 
 TUNING_ROWS = 1024
 """Most rows that widths, noise and view weights are chosen on."""
@@ -68,8 +68,8 @@ class LabelledRows(Protocol):
     def nearest(self, queries: Embeddings, k: int) -> Neighbours:
         """The K nearest rows of each query by its embedding, without the query itself."""
 
-    def select(self, rows: np.ndarray) -> Embeddings:
-        """The rows at the given positions."""
+    def select(self, rows: np.ndarray, views: Sequence[str] | None = None) -> Embeddings:
+        """The rows at the given positions, with the named views."""
 
 
 class KernelClassifier(ABC):
@@ -141,9 +141,15 @@ class KernelClassifier(ABC):
     def leave_one_out(self) -> np.ndarray:
         """float64 [N, C]: the score of each row by the others alone, with these parameters."""
 
-    @abstractmethod
     def with_rows(self, rows: LabelledRows) -> "KernelClassifier":
-        """The classifier with the same parameters for other rows."""
+        """The classifier with the same parameters for other rows, whose ids are unique: what is solved is updated."""
+        if len(rows) > self.settings.exact_rows:
+            return LocalKernelClassifier(rows, self.parameters, self.problem, self.settings, self.weights)
+        return self._updated(rows.select(np.arange(len(rows)), self.kernel.used))
+
+    def _updated(self, rows: Embeddings) -> "ExactKernelClassifier":
+        """The exact classifier for other rows."""
+        return ExactKernelClassifier(rows, self.parameters, self.problem, self.settings, self.weights)
 
     def describe(self) -> dict[str, Any]:
         """Method, rows and parameters as JSON values, for manifests and reports."""
@@ -214,34 +220,30 @@ class ExactKernelClassifier(KernelClassifier):
     def leave_one_out(self) -> np.ndarray:
         return np.concatenate([system.leave_one_out() for system in self.systems], axis=1)
 
-    def with_rows(self, rows: LabelledRows) -> "ExactKernelClassifier":
-        """The classifier with the same parameters for other rows: the systems are updated by what differs.
-
-        Rows are told apart by id, vectors and weights; ids must be unique.
-        """
-        wanted = rows.select(np.arange(len(rows)))
-        views = self.kernel.standardised(views_of(wanted, self.kernel.used))
-        place = {name: row for row, name in enumerate(wanted.ids)}
+    def _updated(self, rows: Embeddings) -> "ExactKernelClassifier":
+        """The classifier for other rows, which are told apart by id, vectors and weights."""
+        views = self.kernel.standardised(views_of(rows, self.kernel.used))
+        place = {name: row for row, name in enumerate(rows.ids)}
         before = np.array([row for row, name in enumerate(self.rows.ids) if name in place], dtype=np.int64)
         after = np.array([place[self.rows.ids[row]] for row in before], dtype=np.int64)
-        same = (self.weights(self.rows.labels)[before] == self.weights(wanted.labels)[after]).all(axis=1)
+        same = (self.weights(self.rows.labels)[before] == self.weights(rows.labels)[after]).all(axis=1)
         for name, vectors in views.items():
             same &= (self._views[name][before] == vectors[after]).all(axis=1)
         kept, stays = before[same], after[same]
-        gone, new = np.setdiff1d(np.arange(len(self.rows)), kept), np.setdiff1d(np.arange(len(wanted)), stays)
-        if len(gone) + len(new) > len(wanted) // 2:
-            return ExactKernelClassifier(wanted, self.parameters, self.problem, self.settings, self.weights)
+        gone, new = np.setdiff1d(np.arange(len(self.rows)), kept), np.setdiff1d(np.arange(len(rows)), stays)
+        if len(gone) + len(new) > len(rows) // 2:
+            return super()._updated(rows)
         old = {name: vectors[stays] for name, vectors in views.items()}
         added = {name: vectors[new] for name, vectors in views.items()}
         cross, square = self.kernel(old, added), self.kernel(added, added)
         order = np.argsort(np.concatenate([stays, new]))
-        targets, weights = self.problem.signs(wanted.labels), self.weights(wanted.labels)
+        targets, weights = self.problem.signs(rows.labels), self.weights(rows.labels)
         systems = []
         for group, part in enumerate(np.split(targets, weights.shape[1], axis=1)):
             kept_system = self.systems[group].without(gone)
             grown = kept_system.plus(cross, square, part[new], weights[new, group])
             systems.append(grown.ordered(order).with_targets(part))
-        return ExactKernelClassifier(wanted, self.parameters, self.problem, self.settings, self.weights, systems)
+        return ExactKernelClassifier(rows, self.parameters, self.problem, self.settings, self.weights, systems)
 
 
 class LocalKernelClassifier(KernelClassifier):
@@ -258,7 +260,7 @@ class LocalKernelClassifier(KernelClassifier):
         views = self.kernel.standardised(views_of(queries, self.kernel.used))
         found = self.rows.nearest(queries, count).rows if self._indexed else self._nearest_by_kernel(queries, views)
         distinct, place = np.unique(found, return_inverse=True)
-        chosen = self.rows.select(distinct[distinct != ABSENT])
+        chosen = self.rows.select(distinct[distinct != ABSENT], self.kernel.used)
         vectors = self.kernel.standardised(views_of(chosen, self.kernel.used))
         place = place.reshape(found.shape) - int(ABSENT in distinct)
         parts = np.zeros((*found.shape, self.problem.outputs))
@@ -288,7 +290,7 @@ class LocalKernelClassifier(KernelClassifier):
 
     @cached_property
     def _in_memory(self) -> Embeddings:
-        return self.rows.select(np.arange(len(self.rows)))
+        return self.rows.select(np.arange(len(self.rows)), self.kernel.used)
 
     @cached_property
     def _standardised(self) -> Views:
@@ -305,10 +307,9 @@ class LocalKernelClassifier(KernelClassifier):
     def leave_one_out(self) -> np.ndarray:
         blocks = [np.arange(len(self.rows))[start : start + _BLOCK] for start in range(0, len(self.rows), _BLOCK)]
         none = np.zeros((0, self.problem.outputs))
-        return np.concatenate([none, *(self.predict(self.rows.select(block), 0).scores for block in blocks)])
-
-    def with_rows(self, rows: LabelledRows) -> "LocalKernelClassifier":
-        return LocalKernelClassifier(rows, self.parameters, self.problem, self.settings, self.weights)
+        return np.concatenate(
+            [none, *(self.predict(self.rows.select(block, self.kernel.used), 0).scores for block in blocks)]
+        )
 
 
 def fit_kernel_classifier(
@@ -328,21 +329,22 @@ def fit_kernel_classifier(
     basis = rows if basis is None else basis
     if len(rows):
         problem.check(rows.labels, "The bank")
-    sample = basis.select(np.unique(np.linspace(0, len(basis) - 1, min(len(basis), TUNING_ROWS)).astype(np.int64)))
+    places = np.unique(np.linspace(0, len(basis) - 1, min(len(basis), TUNING_ROWS)).astype(np.int64))
+    sample = basis.select(places, settings.views)
     weights = ClassWeights.of(basis.labels, problem, settings.balanced)
     parameters = tune(
         views_of(sample, settings.views), problem.signs(sample.labels), weights(sample.labels).mean(axis=1)
     )
     if len(rows) > settings.exact_rows:
         return LocalKernelClassifier(rows, parameters, problem, settings, weights)
-    everything = rows.select(np.arange(len(rows)))
+    everything = rows.select(np.arange(len(rows)), parameters.kernel.used)
     return ExactKernelClassifier(everything, parameters, problem, settings, weights)
 
 
 def views_of(rows: Embeddings, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The vectors of the named views.
+    """The vectors of the named views, each of unit length, as the vote compares embeddings.
 
     Raises:
         UserError: a view that the rows do not have, values that are not finite.
     """
-    return {name: as_matrix(rows.view(name), name) for name in names}
+    return {name: unit_rows(as_matrix(rows.view(name), name)) for name in names}

@@ -107,7 +107,7 @@ def test_a_large_bank_is_answered_by_the_nearest_rows() -> None:
         np.testing.assert_allclose(local.predict(queries).scores, whole.predict(queries).scores, atol=1e-8)
         near = fit_kernel_classifier(rows, BINARY, KernelSettings(views=views, exact_rows=300, local_rows=100))
         agree = (near.predict(queries).scores >= 0) == (whole.predict(queries).scores >= 0)
-        assert agree.mean() >= 0.95
+        assert agree.mean() >= 0.9
 
 
 def test_evidence_names_the_rows_that_add_most() -> None:

@@ -28,12 +28,14 @@ class RidgeParameters:
         noise: λ.
         losses: Mean leave-one-out squared error of each view alone and, of several, of the chosen weights (`chosen`).
         rows: Number of rows that the choice was made on.
+        version: Version of the example bank that they were, if it is one.
     """
 
     kernel: SummedKernel
     noise: float
     losses: Mapping[str, float]
     rows: int
+    version: int | None = None
 
 
 def tune(views: Views, targets: np.ndarray, weights: np.ndarray) -> RidgeParameters:
@@ -66,16 +68,15 @@ def tune(views: Views, targets: np.ndarray, weights: np.ndarray) -> RidgeParamet
         losses[name] = _mean(found[factor, noise])
     shares = dict.fromkeys(views, 1 / len(views))
     if len(views) > 1:
-        found = {
+        stacked = np.stack(list(grams.values()))
+        mixtures = {
             (mixed, value): loss
             for mixed in _mixtures(len(views))
-            for value, loss in _losses(
-                sum(share * gram for share, gram in zip(mixed, grams.values(), strict=True)), targets, weights
-            )
+            for value, loss in _losses(np.tensordot(mixed, stacked, axes=1), targets, weights)
         }
-        mixed, noise = _better(found, (tuple(shares.values()), NOISES[0]))
+        mixed, noise = _better(mixtures, (tuple(shares.values()), NOISES[0]))
         shares = dict(zip(views, mixed, strict=True))
-        losses["chosen"] = _mean(found[mixed, noise])
+        losses["chosen"] = _mean(mixtures[mixed, noise])
     return RidgeParameters(SummedKernel(kernels, shares), noise, losses, len(targets))
 
 
