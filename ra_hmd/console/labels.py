@@ -12,6 +12,7 @@ HEADS: dict[Head, tuple[str, str]] = {
     "lmh": ("LMH", "what the language model itself answers when it is asked about the meme"),
     "lrc": ("LRC", "a classifier that was trained on how the model sees memes"),
     "rkc": ("RKC", "a vote of the most similar memes of the bank, whose labels people gave"),
+    "krr": ("KRR", "a smooth function fitted to all memes of the bank, to which similar ones add most"),
 }
 REASONS = (
     "The verdict is wrong",

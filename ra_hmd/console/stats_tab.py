@@ -38,6 +38,7 @@ def render_stats(service: BatchingService, names: ClassNames, queue: ReviewQueue
     ]
     missing: set[Head] = set() if isinstance(detector.model, MemeModel) else {"lmh"}
     missing |= {"rkc"} if detector.scorer.reference_set is None else set()
+    missing |= {"krr"} if detector.scorer.kernel is None else set()
     heads = [head for head in HEADS if head not in missing]
     parts = {"Model": model, "Thresholds": [(HEADS[head][0], _describe_rule(service, head)) for head in heads]}
     if bank is not None:

@@ -5,8 +5,10 @@ from typing import Literal
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 """Precision of a model."""
 
-Head = Literal["lmh", "lrc", "rkc"]
-"""The heads: language-model head, logistic-regression classifier, retrieval-based KNN classifier."""
+Head = Literal["lmh", "lrc", "rkc", "krr"]
+"""The heads: language-model head, logistic-regression classifier, retrieval-based KNN classifier, kernel ridge
+regression over the bank.
+"""
 
 EngineKind = Literal["auto", "transformers", "vllm"]
 """Engine that generates text."""

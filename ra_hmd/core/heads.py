@@ -1,4 +1,4 @@
-"""The three heads of a verdict (LMH, LRC, RKC), their official thresholds, and the decision rule.
+"""The heads of a verdict (LMH, LRC, RKC, KRR), their official thresholds, and the decision rule.
 
 Shapes: Q memes, C outputs of the problem (1 if binary).
 """
@@ -8,8 +8,11 @@ import numpy as np
 from ra_hmd.core.choices import Head
 from ra_hmd.core.problem import Problem
 
-THRESHOLDS: dict[Head, float] = {"lmh": 0.5, "lrc": 0.5, "rkc": 0.0}
+THRESHOLDS: dict[Head, float] = {"lmh": 0.5, "lrc": 0.5, "rkc": 0.0, "krr": 0.0}
 """A score at or above its head's threshold means class 1."""
+
+BANK_HEADS: tuple[Head, ...] = ("rkc", "krr")
+"""The heads that classify by the labelled memes of a bank; their scores are no probabilities."""
 
 
 def official_thresholds(head: Head, problem: Problem) -> np.ndarray:
@@ -40,4 +43,5 @@ HEAD_NAMES: dict[Head, str] = {
     "lmh": "LMH (language-model head)",
     "lrc": "LRC (logistic regression)",
     "rkc": "RKC (KNN vote over the bank)",
+    "krr": "KRR (kernel ridge regression over the bank)",
 }

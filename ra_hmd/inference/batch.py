@@ -23,6 +23,7 @@ from PIL import Image
 
 from ra_hmd.core.artifacts import atomic_path, plain, sha256_file
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.heads import BANK_HEADS
 from ra_hmd.core.manifests import PredictionsManifest, read_manifest, write_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.data.meme_dataset import json_line
@@ -111,7 +112,7 @@ def _check_output(
     """Return the format of the output. Raises `UserError`: see `predict_files`."""
     style = choose_format(output, style)
     voting = detector.scorer.voting
-    abstains = bool(detector.abstain) or (detector.head == "rkc" and voting.min_similarity is not None)
+    abstains = bool(detector.abstain) or (detector.head in BANK_HEADS and voting.min_similarity is not None)
     check_format(style, detector.problem, abstains=abstains, known=detector.known is not None)
     written = (output, _rejected_path(output), manifest_path(output))
     if source.is_file() and any(path.exists() and path.samefile(source) for path in written):

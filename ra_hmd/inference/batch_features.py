@@ -11,7 +11,7 @@ import torch
 from ra_hmd.core.artifacts import atomic_path, plain, sha256_file
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.heads import Head
+from ra_hmd.core.heads import BANK_HEADS, Head
 from ra_hmd.core.manifests import PredictionsManifest, write_manifest
 from ra_hmd.core.problem import Problem
 from ra_hmd.core.progress import track
@@ -24,7 +24,7 @@ from ra_hmd.inference.writers import check_format, manifest_path, open_writer, v
 from ra_hmd.models.head import HEAD_WEIGHTS
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.operating_point import OFFICIAL_NOTE
-from ra_hmd.scoring.scorer import Scorer
+from ra_hmd.scoring.scorer import Scorer, kernel_of
 from ra_hmd.scoring.scores import ScoredSet
 
 _FORMATS: tuple[FileFormat, ...] = ("jsonl", "hateclipper-csv")
@@ -65,7 +65,8 @@ def predict_features(
     """
     output = Path(output)
     _check_arguments(output, head, style, bank)
-    scorer = Scorer.open(checkpoint, bank, voting, thresholds=thresholds, device=device)
+    kernel = kernel_of(head, voting)
+    scorer = Scorer.open(checkpoint, bank, voting, thresholds=thresholds, device=device, kernel=kernel)
     problem = scorer.model.config.problem
     check_format(style, problem)
     features = read_features(queries)
@@ -97,11 +98,11 @@ def _check_arguments(output: Path, head: Head, style: FileFormat, bank: str | Pa
     choose("format", style, _FORMATS)
     if output.is_dir():
         raise UserError(f"{output} is a folder; give a file to write, for example {output / 'predictions.csv'}.")
-    if (head == "rkc") != (bank is not None):
+    if (head in BANK_HEADS) != (bank is not None):
         raise UserError(
-            "`--head rkc` needs `--bank`: the labelled memes that vote."
+            f"`--head {head}` needs `--bank`: the labelled memes that vote."
             if bank is None
-            else f"`--bank` is for `--head rkc` alone, {head!r} does not use it; leave it out."
+            else f"`--bank` is for `--head rkc` and `--head krr` alone, {head!r} does not use it; leave it out."
         )
 
 

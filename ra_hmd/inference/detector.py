@@ -19,7 +19,7 @@ from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.choices import DType
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.heads import Head
+from ra_hmd.core.heads import BANK_HEADS, Head
 from ra_hmd.core.manifests import ViewDescription
 from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.data.images import content_hash
@@ -35,7 +35,7 @@ from ra_hmd.inference.types import Explain, PreparedMeme, Verdict
 from ra_hmd.inference.verdicts import verdicts_of
 from ra_hmd.models.head import HEAD_WEIGHTS
 from ra_hmd.retrieval.voting import Voting
-from ra_hmd.scoring.scorer import Scorer
+from ra_hmd.scoring.scorer import Scorer, kernel_of
 from ra_hmd.scoring.scores import ScoredSet
 
 _KEPT_PIXELS = 1 << 20
@@ -46,8 +46,8 @@ def _deciding_head(scorer: Scorer, head: Head | None, abstain: float) -> Head:
     """Return the head that decides. Raises `UserError` for a missing head, and a band outside [0, 0.5)."""
     head = head or ("lrc" if scorer.reference_set is None else "rkc")
     choose("head", head, get_args(Head))
-    if head == "rkc" and scorer.reference_set is None:
-        raise UserError("The head `rkc` needs a bank: the labelled memes that vote.")
+    if head in BANK_HEADS and scorer.reference_set is None:
+        raise UserError(f"The head `{head}` needs a bank: the labelled memes that vote.")
     if not 0 <= abstain < 0.5:
         raise UserError(f"abstain is {abstain}, it must lie in [0, 0.5).")
     kind = scorer.model.config.problem.kind
@@ -157,7 +157,7 @@ class Detector:
             UserError: folders that are missing, or do not belong together.
         """
         device = torch.device(device) if device is not None else Accelerator().device
-        scorer = Scorer.open(run, bank, voting, thresholds=thresholds, device=device)
+        scorer = Scorer.open(run, bank, voting, thresholds=thresholds, device=device, kernel=kernel_of(head, voting))
         opened = open_feature_model(
             run,
             backbone=backbone,

@@ -68,7 +68,8 @@ class DetectorOptions(VotingOptions, ModelOptions):
     TITLE: ClassVar[str] = "detector"
 
     head: Head | None = Field(
-        None, description="Head that decides: lrc, rkc (needs --bank) or lmh; default: rkc with a bank, else lrc."
+        None,
+        description="Head that decides: lrc, rkc or krr (with --bank), or lmh; default: rkc with a bank, else lrc.",
     )
     bank: str | None = Field(
         None, description="Labelled memes that vote: a feature store, or an example bank (folder or URI)."

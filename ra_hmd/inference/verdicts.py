@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.core.heads import Head
+from ra_hmd.core.heads import BANK_HEADS, Head
 from ra_hmd.inference.types import Verdict
 from ra_hmd.scoring.evidence import plain_score, vote_evidence
 from ra_hmd.scoring.scorer import Scorer
@@ -45,8 +45,8 @@ def verdicts_of(
                strict=False)  # fmt: skip
     for row, (name, (text, source), neighbours, identical) in enumerate(rows):
         decided: dict[Head, Any] = {one: values[row].tolist() for one, values in verdicts.items()}
-        if "rkc" in decided and scored.abstained[row]:
-            decided["rkc"] = None
+        if scored.abstained[row]:
+            decided |= {one: None for one in BANK_HEADS if one in decided}
         verdict = None if uncertain[row] else decided[head]
         yield Verdict(
             id=name,

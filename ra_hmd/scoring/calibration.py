@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
-from ra_hmd.core.heads import Head
+from ra_hmd.core.heads import BANK_HEADS, Head
 from ra_hmd.core.problem import Problem
 
 CalibrationKind = Literal["temperature", "isotonic"]
@@ -23,10 +23,10 @@ _TEMPERATURES = (0.01, 100.0)
 def score_logits(scores: np.ndarray, head: Head, problem: Problem) -> np.ndarray:
     """Logits [Q, C] of a head's scores [Q, C].
 
-    LMH and LRC give probabilities: their logits, of one of C classes their logarithms. The RKC's score is its own
-    logit, as in the released code, which calls class 1 from sigmoid(score) = 0.5.
+    LMH and LRC give probabilities: their logits, of one of C classes their logarithms. The score of a bank head
+    (RKC, KRR) is its own logit, as in the released code, which calls class 1 from sigmoid(score) = 0.5.
     """
-    if head == "rkc":
+    if head in BANK_HEADS:
         return scores
     inside = np.clip(scores, _SMALLEST, 1 - _SMALLEST)
     return np.log(inside) if problem.kind == "single_label" else logit(inside)
@@ -83,8 +83,8 @@ def fit_calibration(
 ) -> Calibration | Uncalibrated:
     """Fit a map on dev by least negative log-likelihood.
 
-    `temperature` divides the logits of LMH and LRC by one T between 0.01 and 100. The RKC's score has no fixed zero
-    and scale, so it gets a slope and an intercept instead (Platt), unless it is one of C classes.
+    `temperature` divides the logits of LMH and LRC by one T between 0.01 and 100. The score of RKC and KRR has no
+    fixed zero and scale, so it gets a slope and an intercept instead (Platt), unless it is one of C classes.
 
     A map never decreases: where a higher score goes with fewer cases on dev, probabilities would contradict verdicts,
     and no map is returned. A class that all or no dev memes have determines no direction; its map is constant.
@@ -100,7 +100,7 @@ def fit_calibration(
     dev is separable; isotonic: Zadrozny and Elkan, KDD 2002.
     """
     logits, member = score_logits(scores, head, problem), problem.membership(labels)
-    if kind == "isotonic" or (head == "rkc" and problem.kind != "single_label"):
+    if kind == "isotonic" or (head in BANK_HEADS and problem.kind != "single_label"):
         directions = [_direction(kind, logits[:, c], member[:, c]) for c in range(problem.outputs)]
         falling = {c: value for c, value in enumerate(directions) if value is not None and value <= 0}
         if falling:
@@ -114,7 +114,7 @@ def fit_calibration(
         fits = [IsotonicRegression(y_min=0, y_max=1).fit(base[:, c], member[:, c]) for c in range(problem.outputs)]
         knots = {"x": [fit.X_thresholds_.tolist() for fit in fits], "y": [fit.y_thresholds_.tolist() for fit in fits]}
         return Calibration("isotonic", knots)
-    if head == "rkc" and problem.kind != "single_label":
+    if head in BANK_HEADS and problem.kind != "single_label":
         slopes, intercepts = zip(*(_platt(logits[:, c], member[:, c]) for c in range(problem.outputs)), strict=True)
         return Calibration("platt", {"slope": list(slopes), "intercept": list(intercepts)})
     if _rise(logits, member, problem) <= 0:

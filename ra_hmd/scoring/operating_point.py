@@ -13,7 +13,7 @@ import numpy as np
 from ra_hmd.core.artifacts import plain, sha256_file
 from ra_hmd.core.config import choose
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.heads import Head, decide
+from ra_hmd.core.heads import BANK_HEADS, Head, decide
 from ra_hmd.core.manifests import (
     BankReference,
     DecisionManifest,
@@ -26,6 +26,7 @@ from ra_hmd.core.problem import Problem
 from ra_hmd.features.store import Features
 from ra_hmd.features.test_lock import open_labels, split_name, store_digest
 from ra_hmd.models.head import HEAD_WEIGHTS
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.calibration import UNCALIBRATED, Calibration, CalibrationKind, Uncalibrated, fit_calibration
 from ra_hmd.scoring.scores import DecisionRule, ScoredSet
@@ -50,6 +51,7 @@ class OperatingPoint:
         rules: Decision rule of each head.
         values: Value of the criterion on dev for each head (`official`, `chosen`); a mean over several classes.
         uncalibrated: Reason why a head has no calibration, for heads without one.
+        kernel: Settings of the kernel head; None where it was not scored.
     """
 
     criterion: Criterion
@@ -61,6 +63,7 @@ class OperatingPoint:
     rules: Mapping[Head, DecisionRule]
     values: Mapping[Head, Mapping[str, float]]
     uncalibrated: Mapping[Head, str] = field(default_factory=dict)
+    kernel: Mapping[str, Any] | None = None
 
     def write(self, head: str | Path) -> None:
         """Write `decision.json` into the head's folder, atomically."""
@@ -81,6 +84,7 @@ class OperatingPoint:
             bank=self.bank.to_json(),
             voting=plain(dict(self.voting)),
             dev=self.dev.to_json(),
+            **({} if self.kernel is None else {"kernel": plain(dict(self.kernel))}),
         )
         write_manifest(Path(head) / DECISION_NAME, manifest)
 
@@ -106,6 +110,7 @@ def read_operating_point(head: str | Path) -> OperatingPoint | None:
             {name: _read_rule(item) for name, item in stored.heads.items()},
             {name: item.dev for name, item in stored.heads.items()},
             {name: item.uncalibrated for name, item in stored.heads.items() if item.uncalibrated},
+            stored.kernel,
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not a decision file ({error!r}); {DecisionManifest.REMEDY}.") from error
@@ -150,8 +155,10 @@ def choose_operating_point(
     voting: Voting,
     criterion: Criterion,
     calibration: CalibrationKind,
+    kernel: KernelSettings | None = None,
 ) -> OperatingPoint:
-    """Choose thresholds and fit calibrations on a scored dev set; those of the RKC without memes on which it abstains.
+    """Choose thresholds and fit calibrations on a scored dev set; those of RKC and KRR without memes that the
+    RKC abstains on.
 
     Args:
         scored: The dev set.
@@ -163,6 +170,7 @@ def choose_operating_point(
         voting: Settings of the vote.
         criterion: The metric to maximise.
         calibration: The kind of map to fit.
+        kernel: Settings of the kernel head; None where it was not scored.
 
     Raises:
         UserError: the vote abstained on so many memes that one class is left.
@@ -193,6 +201,7 @@ def choose_operating_point(
         rules,
         values,
         uncalibrated,
+        None if kernel is None else kernel.model_dump(),
     )
 
 
@@ -201,7 +210,7 @@ def _choose_rule(
 ) -> tuple[DecisionRule, dict[str, float], str | None]:
     """The rule of one head, the values of its criterion, and the reason if it has no calibration."""
     problem, scores = scored.problem, scored.scores[head]
-    used = ~scored.abstained if head == "rkc" else np.ones(len(scored), dtype=bool)
+    used = ~scored.abstained if head in BANK_HEADS else np.ones(len(scored), dtype=bool)
     labels, official = scored.labels[used], DecisionRule.official(head, problem)
     if not used.any() or (problem.kind == "binary" and len(np.unique(labels)) < 2):
         raise UserError(
@@ -219,11 +228,17 @@ def _choose_rule(
     return DecisionRule(thresholds, fitted, chosen=True), values, None
 
 
-def apply_operating_point(decision: OperatingPoint, scored: ScoredSet, bank_match: BankMatch, voting: Voting) -> None:
+def apply_operating_point(
+    decision: OperatingPoint,
+    scored: ScoredSet,
+    bank_match: BankMatch,
+    voting: Voting,
+    kernel: KernelSettings | None = None,
+) -> None:
     """Set the rules of a query set to the chosen ones where they hold, and add a note where they do not.
 
-    They do not hold for memes that they were chosen on, and those of the RKC only with the bank and vote that they were
-    chosen with, see `BankMatch`.
+    They do not hold for memes that they were chosen on, and those of RKC and KRR only with the bank and the
+    settings that they were chosen with, see `BankMatch`.
     """
     shared = len(set(decision.dev.ids) & set(scored.queries.ids))
     if shared:
@@ -231,7 +246,7 @@ def apply_operating_point(decision: OperatingPoint, scored: ScoredSet, bank_matc
             f"official thresholds, no calibration: {shared} memes are among those that the stored ones were chosen on."
         )
         return
-    use_rules(decision, scored, bank_match, voting)
+    use_rules(decision, scored, bank_match, voting, kernel)
 
 
 def check_judged(decision: OperatingPoint, place: str | Path, ids: Sequence[str]) -> None:
@@ -270,49 +285,72 @@ def dev_rows(
     return (dev.select(np.flatnonzero(keep)), left_out) if left_out else (dev, [])
 
 
-def use_rules(decision: OperatingPoint, scored: ScoredSet, bank_match: BankMatch, voting: Voting) -> None:
-    """Set the rules of a query set to the chosen ones; those of the RKC only with the bank and vote of their choice.
+def use_rules(
+    decision: OperatingPoint,
+    scored: ScoredSet,
+    bank_match: BankMatch,
+    voting: Voting,
+    kernel: KernelSettings | None = None,
+) -> None:
+    """Set the rules of a query set to the chosen ones; those of RKC and KRR only with bank and settings of it.
 
     Unlike `apply_operating_point`, this does not check whether the memes are those of dev, so a meme's verdict does not
     depend on the other memes of the call. Metrics of such verdicts on dev would be too good.
     """
     for name in scored.scores:
-        scored.rules[name] = rule_of(decision, name, scored.problem, bank_match, voting)
-        scored.notes += rule_notes(decision, name, bank_match, voting)
+        scored.rules[name] = rule_of(decision, name, scored.problem, bank_match, voting, kernel)
+        scored.notes += rule_notes(decision, name, bank_match, voting, kernel)
 
 
 def rule_of(
-    decision: OperatingPoint | None, head: Head, problem: Problem, bank_match: BankMatch, voting: Voting
+    decision: OperatingPoint | None,
+    head: Head,
+    problem: Problem,
+    bank_match: BankMatch,
+    voting: Voting,
+    kernel: KernelSettings | None = None,
 ) -> DecisionRule:
     """The rule of a head with this bank and vote: the chosen one where it holds, else the official one."""
-    if decision is None or _refusal(decision, head, bank_match, voting) is not None:
+    if decision is None or _refusal(decision, head, bank_match, voting, kernel) is not None:
         return DecisionRule.official(head, problem)
     return decision.rules[head]
 
 
-def rule_notes(decision: OperatingPoint | None, head: Head, bank_match: BankMatch, voting: Voting) -> list[str]:
+def rule_notes(
+    decision: OperatingPoint | None,
+    head: Head,
+    bank_match: BankMatch,
+    voting: Voting,
+    kernel: KernelSettings | None = None,
+) -> list[str]:
     """Notes on the threshold and calibration of a head, for readers of its verdicts."""
     if decision is None:
         return [OFFICIAL_NOTE]
-    refusal = _refusal(decision, head, bank_match, voting)
+    refusal = _refusal(decision, head, bank_match, voting, kernel)
     if refusal is not None:
         return [refusal]
     why = decision.uncalibrated.get(head)
     notes = [] if why is None else [f"{head.upper()} has no calibration: {why}."]
-    return notes + (bank_match.notes() if head == "rkc" else [])
+    return notes + (bank_match.notes(head) if head in BANK_HEADS else [])
 
 
-def _refusal(decision: OperatingPoint, head: Head, bank_match: BankMatch, voting: Voting) -> str | None:
+def _refusal(
+    decision: OperatingPoint, head: Head, bank_match: BankMatch, voting: Voting, kernel: KernelSettings | None
+) -> str | None:
     """The reason why the chosen rule of a head does not hold with this bank and vote; None where it holds."""
     if head not in decision.rules:
         return f"{head.upper()} has its official threshold, none was chosen for it."
-    if head != "rkc":
+    if head not in BANK_HEADS:
         return None
     changed = [] if bank_match.holds else ["bank"]
-    changed += ["vote"] if plain(dict(decision.voting)) != plain(asdict(voting)) else []
+    if head == "rkc" and plain(dict(decision.voting)) != plain(asdict(voting)):
+        changed.append("vote")
+    settings = None if kernel is None else plain(kernel.model_dump())
+    if head == "krr" and settings != plain(decision.kernel):
+        changed.append("kernel")
     if not changed:
         return None
     return (
-        f"RKC has its official threshold and no calibration: the stored ones were chosen with another "
+        f"{head.upper()} has its official threshold and no calibration: the stored ones were chosen with another "
         f"{' and another '.join(changed)}; choose anew with `--dev`."
     )

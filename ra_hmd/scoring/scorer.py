@@ -26,13 +26,23 @@ from ra_hmd.features.compatibility import (
 )
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import MemeHead, load_head
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.bank_kernel import kernel_classifier_of, refreshed_kernel
+from ra_hmd.scoring.kernel_classifier import KernelClassifier
 from ra_hmd.scoring.operating_point import OperatingPoint, read_operating_point, rule_notes, rule_of, use_rules
 from ra_hmd.scoring.reference_set import ReferenceSet, match_reference_set, open_reference_set
 from ra_hmd.scoring.scores import DecisionRule, ScoredSet, score_set
 from ra_hmd.scoring.threshold_basis import NO_MATCH, BankMatch, bank_record
 
 _NO_BANK = {"place": None, "sha256": None}
+
+
+def kernel_of(head: Head | None, voting: Voting | None) -> KernelSettings | None:
+    """Settings of the kernel head where it decides: with the class weights of the vote; else None."""
+    if head != "krr":
+        return None
+    return KernelSettings.model_validate({"balanced": voting is not None and voting.prior_correction})
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,8 @@ class Scorer:
         origins: Fingerprints of the features that head and bank are for, by folder or location.
         decision: Thresholds and calibration from dev, or None: official thresholds, scores used as probabilities.
         voting: Settings of the vote.
-        bank_match: How the bank compares with the one that the RKC's rule was chosen with.
+        bank_match: How the bank compares with the one that the rules of RKC and KRR were chosen with.
+        kernel: The kernel classifier of the bank, or None: then there is no KRR.
     """
 
     checkpoint: Path
@@ -56,6 +67,7 @@ class Scorer:
     decision: OperatingPoint | None
     voting: Voting
     bank_match: BankMatch = NO_MATCH
+    kernel: KernelClassifier | None = None
 
     @classmethod
     def open(
@@ -66,6 +78,7 @@ class Scorer:
         *,
         thresholds: Literal["stored", "official"] = "stored",
         device: str | torch.device | None = None,
+        kernel: KernelSettings | None = None,
     ) -> "Scorer":
         """Open a head.
 
@@ -75,6 +88,7 @@ class Scorer:
             voting: Settings of the vote; default: the official ones.
             thresholds: `stored` uses the operating point beside the head, if there is one; else `official`.
             device: Device of the head; default: the one that accelerate finds.
+            kernel: Settings of the kernel head; default: there is no KRR.
 
         Raises:
             UserError: no head; a bank of another head or LMM, or one that is not labelled as the head decides.
@@ -94,7 +108,10 @@ class Scorer:
         if bank is not None:
             reference_set = open_reference_set(bank, stores, model, checkpoint)
         bank_match = match_reference_set(reference_set, None if decision is None else decision.bank)
-        return cls(checkpoint, model, reference_set, origins, decision, voting or Voting(), bank_match)
+        fitted = None
+        if kernel is not None and reference_set is not None:
+            fitted = kernel_classifier_of(reference_set.rows, model.config.problem, kernel)
+        return cls(checkpoint, model, reference_set, origins, decision, voting or Voting(), bank_match, fitted)
 
     @property
     def bank(self) -> Bank | None:
@@ -111,7 +128,8 @@ class Scorer:
             bank_match = BankMatch(True, self.bank_match.grown_from or before, self.bank.version)
         else:
             bank_match = match_reference_set(reference_set, None if self.decision is None else self.decision.bank)
-        return replace(self, reference_set=reference_set, bank_match=bank_match)
+        kernel = self.kernel if self.kernel is None else refreshed_kernel(self.kernel, self.bank, before or 0)
+        return replace(self, reference_set=reference_set, bank_match=bank_match, kernel=kernel)
 
     def __call__(self, place: str | Path, features: Features) -> ScoredSet:
         """Score Q memes with every head; the scores and verdicts of a meme do not depend on other memes.
@@ -132,9 +150,9 @@ class Scorer:
         if self.reference_set is not None:
             rows, stated = self.reference_set.rows, self.reference_set.views
             check_same_views({str(self.state["place"]): stated, str(place): views_of(features)})
-        scored = score_set(Path(place).name, place, features, self.model, rows, self.voting)
+        scored = score_set(Path(place).name, place, features, self.model, rows, self.voting, self.kernel)
         if self.decision is not None:
-            use_rules(self.decision, scored, self.bank_match, self.voting)
+            use_rules(self.decision, scored, self.bank_match, self.voting, self._kernel_settings)
         return scored
 
     def decided_rows(self, scored: ScoredSet) -> list[dict[str, Any] | None]:
@@ -154,7 +172,7 @@ class Scorer:
 
     def notes(self, head: Head) -> list[str]:
         """Notes on the rule of a head, for readers of its verdicts."""
-        return rule_notes(self.decision, head, self.bank_match, self.voting)
+        return rule_notes(self.decision, head, self.bank_match, self.voting, self._kernel_settings)
 
     def describe_rule(self, head: Head) -> str:
         """The rule of a head as a sentence, with `notes`."""
@@ -170,7 +188,13 @@ class Scorer:
 
     def rule(self, head: Head) -> DecisionRule:
         """The rule of a head: the one chosen on dev where it holds, else the official one."""
-        return rule_of(self.decision, head, self.model.config.problem, self.bank_match, self.voting)
+        return rule_of(
+            self.decision, head, self.model.config.problem, self.bank_match, self.voting, self._kernel_settings
+        )
+
+    @property
+    def _kernel_settings(self) -> KernelSettings | None:
+        return None if self.kernel is None else self.kernel.settings
 
     def check_origin(self, place: str | Path, fingerprint: Mapping[str, Any]) -> None:
         """Raise `UserError` unless head and bank are for features of this fingerprint."""

@@ -1,4 +1,4 @@
-"""Scores of a query set by the three heads.
+"""Scores of a query set by the heads.
 
 Shapes: N bank rows, Q queries, H hidden size, D embedding, K neighbours, C outputs of the problem (1 if binary).
 """
@@ -18,6 +18,7 @@ from ra_hmd.retrieval.embeddings import Embeddings, hidden_tensor, run_head
 from ra_hmd.retrieval.knn import Neighbours
 from ra_hmd.retrieval.voting import Votes, Voting
 from ra_hmd.scoring.calibration import UNCALIBRATED, Calibration
+from ra_hmd.scoring.kernel_classifier import KernelClassifier, KernelPrediction
 from ra_hmd.scoring.knn_classifier import LabelledIndex, knn_classify
 
 
@@ -53,10 +54,12 @@ class ScoredSet:
         votes: [Q, K, C], what each neighbour adds to the RKC scores.
         abstained: bool [Q], queries on which the RKC abstains.
         in_bank: Number of query ids that also occur in the bank.
-        scores: Scores [Q, C] by head; without `lmh` where the store has none, without `rkc` where there is no bank.
+        scores: Scores [Q, C] by head; without `lmh` where the store has none, without `rkc` where there is no bank,
+            without `krr` where there is no kernel classifier.
         rules: Decision rules by head.
         extras: Further fields of each meme, or None where the store has none.
         notes: Notes for readers of the results.
+        kernel: Scores of the KRR and the rows behind them; None without a kernel classifier.
     """
 
     name: str
@@ -70,6 +73,7 @@ class ScoredSet:
     rules: dict[Head, DecisionRule]
     extras: list[dict[str, Any]] | None = None
     notes: list[str] = field(default_factory=list)
+    kernel: KernelPrediction | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -94,9 +98,16 @@ class ScoredSet:
 
 
 def score_set(
-    name: str, place: str | Path, features: Features, head: MemeHead, bank: LabelledIndex | None, voting: Voting
+    name: str,
+    place: str | Path,
+    features: Features,
+    head: MemeHead,
+    bank: LabelledIndex | None,
+    voting: Voting,
+    kernel: KernelClassifier | None = None,
 ) -> ScoredSet:
-    """Score a query set with every head: the LMH where the store has its scores, the RKC where there is a bank.
+    """Score a query set with every head: the LMH where the store has its scores, the RKC where there is a bank, the KRR
+    where there is a kernel classifier. The KRR abstains where the RKC does.
 
     The rules are the official ones. Labels are passed on unused.
 
@@ -127,6 +138,10 @@ def score_set(
         found = knn_classify(queries, bank, voting, problem)
         neighbours, votes, scores["rkc"] = found.neighbours, found.votes, found.scores
         in_bank = len(set(features.ids).intersection(bank.ids))  # a set of the whole bank would be slow for each batch
+    predicted = None
+    if kernel is not None:
+        predicted = kernel.predict(queries)
+        scores["krr"] = predicted.scores
     rules = {which: DecisionRule.official(which, problem) for which in scores}
     return ScoredSet(name, problem, queries, neighbours, votes.contributions, votes.abstained, in_bank, scores, rules,
-                     features.extras, notes)  # fmt: skip
+                     features.extras, notes, predicted)  # fmt: skip

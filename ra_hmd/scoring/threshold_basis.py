@@ -16,6 +16,7 @@ import numpy as np
 
 from ra_hmd.bank.bank import Bank
 from ra_hmd.core.artifacts import sha256_bytes
+from ra_hmd.core.heads import Head
 from ra_hmd.core.manifests import BankReference
 from ra_hmd.retrieval.embeddings import Embeddings
 
@@ -68,13 +69,13 @@ class BankMatch:
     grown_from: int | None = None
     version: int | None = None
 
-    def notes(self) -> list[str]:
-        """Caveats for the RKC's verdicts of a bank that has grown."""
+    def notes(self, head: Head = "rkc") -> list[str]:
+        """Caveats for a bank head's verdicts of a bank that has grown."""
         if self.grown_from is None:
             return []
         return [
-            f"RKC: its threshold was chosen with version {self.grown_from} of the bank, which is at {self.version}; "
-            "choose anew with `--dev` from time to time."
+            f"{head.upper()}: its threshold was chosen with version {self.grown_from} of the bank, which is at "
+            f"{self.version}; choose anew with `--dev` from time to time."
         ]
 
 

@@ -247,7 +247,7 @@ class JudgedMeme(BaseModel):
     scores: dict[str, Score]
     probabilities: dict[str, Score]
     verdicts: dict[str, Label | None]
-    head: Literal["lmh", "lrc", "rkc"]
+    head: Literal["lmh", "lrc", "rkc", "krr"]
     verdict: Label | None = Field(
         description="Of `head`, or the label of `identical` or `known`; null: left to a person."
     )

@@ -239,7 +239,7 @@ def test_bad_input_is_refused_before_anything_is_written(lab):
     write_features(lab / "unlabelled", unlabelled(features(5, 5, "o")), FINGERPRINT)
     for asked, said in (
         ({"head": "rkc"}, "`--head rkc` needs `--bank`"),
-        ({"bank": lab / "bank"}, "`--bank` is for `--head rkc` alone"),
+        ({"bank": lab / "bank"}, "`--bank` is for `--head rkc` and `--head krr` alone"),
         ({"head": "svm"}, "head 'svm' is unknown; choose one of lmh, lrc, rkc"),
         ({"style": "xml"}, "format 'xml' is unknown; choose one of jsonl, hateclipper-csv"),
         ({"queries": lab / "other", "head": "rkc", "bank": lab / "bank"}, "not made alike"),

@@ -15,7 +15,9 @@ from ra_hmd.core.manifests import BankReference
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.evaluation.request import OperatingPointSettings
 from ra_hmd.features.store import read_features
+from ra_hmd.inference.batch_features import predict_features
 from ra_hmd.retrieval.embeddings import Embeddings
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.change_impact import change_impact
 from ra_hmd.scoring.reference_set import ReferenceSet, match_reference_set
@@ -51,6 +53,29 @@ def test_the_rule_outlives_the_growth_of_its_bank(tuned: Path, served_clip: Path
         assert not any("version" in note for note in one.notes("lrc"))
         (other,) = replace(one, voting=Voting(5)).notes("rkc")
         assert "official threshold and no calibration: the stored ones were chosen with another vote" in other
+
+
+def test_the_kernel_head_follows_the_bank(tuned: Path, served_clip: Path, clip_bank: Path, tmp_path: Path) -> None:
+    store, kernel = served_clip / "features" / "dev", KernelSettings()
+    dev = read_features(store)
+    scorer, without = Scorer.open(tuned, clip_bank, kernel=kernel), Scorer.open(tuned, clip_bank)
+    before, plain = scorer("dev", dev), without("dev", dev)
+    assert "krr" not in plain.scores
+    for head, scores in plain.scores.items():
+        np.testing.assert_array_equal(before.scores[head], scores)
+    ids = scorer.bank.ids
+    bank = Bank.open(clip_bank)
+    bank.remove(ids[:2], author="ana", reason="doubles")
+    bank.relabel({ids[4]: 1 - int(bank.labels[bank.ids.index(ids[4])])}, author="ana", reason="satire")
+    newer, fresh = scorer.refreshed()("dev", dev), Scorer.open(tuned, clip_bank, kernel=kernel)("dev", dev)
+    assert np.abs(newer.scores["krr"] - before.scores["krr"]).max() > 1e-6
+    np.testing.assert_allclose(newer.scores["krr"], fresh.scores["krr"], atol=1e-9)
+    np.testing.assert_allclose(newer.kernel.shares.sum(1) + newer.kernel.rest, newer.scores["krr"], atol=1e-12)
+    assert not newer.rules["krr"].chosen, "the decision file has no rule of the KRR"
+    predict_features(tuned, store, tmp_path / "krr.jsonl", head="krr", bank=clip_bank)
+    rows = list(map(json.loads, (tmp_path / "krr.jsonl").read_text().splitlines()))
+    np.testing.assert_allclose([row["score"] for row in rows], fresh.scores["krr"][:, 0], atol=1e-12)
+    assert [row["verdict"] for row in rows] == [int(score >= 0) for score in fresh.scores["krr"][:, 0]]
 
 
 def test_a_bank_is_known_by_its_rows_not_by_its_folder(

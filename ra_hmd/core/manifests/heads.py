@@ -309,6 +309,7 @@ class DecisionManifest(Manifest):
         bank: The bank that voted.
         voting: Settings of the vote.
         dev: The dev set.
+        kernel: Settings of the kernel head; None where none was chosen for.
     """
 
     KINDS: ClassVar[tuple[str, ...]] = ("decision",)
@@ -321,6 +322,7 @@ class DecisionManifest(Manifest):
     bank: BankReference
     voting: dict[str, Any]
     dev: DevReference
+    kernel: dict[str, Any] | None = None
 
 
 class BankManifest(Manifest):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ra_hmd.core.heads import Head
+from ra_hmd.core.heads import BANK_HEADS, Head
 from ra_hmd.evaluation.metrics.estimates import ThresholdedScores, estimates, metric_estimate, per_class
 from ra_hmd.evaluation.metrics.groups import breakdown
 from ra_hmd.evaluation.metrics.intervals import mean_estimate, rate
@@ -57,7 +57,7 @@ def analyse(
 
 def _answered(scored: ScoredSet, head: Head) -> np.ndarray:
     """Row numbers of the memes on which a head did not abstain."""
-    return np.flatnonzero(~scored.abstained) if head == "rkc" else np.arange(len(scored))
+    return np.flatnonzero(~scored.abstained) if head in BANK_HEADS else np.arange(len(scored))
 
 
 def _calibration(scored: ScoredSet, head: Head, *, samples: int, seed: int) -> dict[str, Any] | None:
@@ -89,7 +89,7 @@ def _calibration(scored: ScoredSet, head: Head, *, samples: int, seed: int) -> d
 def _abstention(scored: ScoredSet, head: Head, *, samples: int, seed: int) -> dict[str, Any]:
     """`aurc` and `curve`; where the vote abstained also `abstained`, `coverage` and metrics of the `answered` ones."""
     rule, right = scored.rules[head], scored.right(head)
-    abstained = scored.abstained if head == "rkc" else None
+    abstained = scored.abstained if head in BANK_HEADS else None
     certain = confidence(scored.probabilities(head), scored.verdicts(head), scored.problem, abstained)
     values = (scored.scores[head], scored.labels, rule.thresholds, scored.problem)
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_curve
 
-from ra_hmd.core.heads import THRESHOLDS, Head
+from ra_hmd.core.heads import BANK_HEADS, THRESHOLDS, Head
 from ra_hmd.core.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, legend_below, panels, plain_text
 from ra_hmd.evaluation.metrics.runs import error_bars
 from ra_hmd.retrieval.knn import unit_rows
@@ -20,6 +20,7 @@ HEAD_STYLE: dict[Head, dict[str, str]] = {
     "lmh": {"color": ORANGE, "linestyle": ":"},
     "lrc": {"color": BLUE, "linestyle": "--"},
     "rkc": {"color": GREEN, "linestyle": "-"},
+    "krr": {"color": PURPLE, "linestyle": "-."},
 }
 _CLASS_STYLE = ((0, "class 0", BLUE, "o"), (1, "class 1", VERMILION, "^"))
 CLASS_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY)
@@ -60,7 +61,7 @@ def histogram_figure(sets: Sequence[ScoredSet]) -> Figure:
                 axis.text(0.5, 0.5, "no scores in the store", ha="center", transform=axis.transAxes)
                 continue
             scores = scored.scores[head][:, 0]
-            low = -1.0 if head == "rkc" else 0.0
+            low = -1.0 if head in BANK_HEADS else 0.0
             bins = np.linspace(low, 1.0, 41)
             for label, text, colour, _ in _CLASS_STYLE:
                 fill = (
