@@ -128,7 +128,7 @@ class Scorer:
             bank_match = BankMatch(True, self.bank_match.grown_from or before, self.bank.version)
         else:
             bank_match = match_reference_set(reference_set, None if self.decision is None else self.decision.bank)
-        kernel = self.kernel if self.kernel is None else refreshed_kernel(self.kernel, self.bank, before or 0)
+        kernel = self.kernel if self.kernel is None else refreshed_kernel(self.kernel, self.bank)
         return replace(self, reference_set=reference_set, bank_match=bank_match, kernel=kernel)
 
     def __call__(self, place: str | Path, features: Features) -> ScoredSet:
