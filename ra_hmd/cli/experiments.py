@@ -49,13 +49,19 @@ def staleness_command(
     window: Annotated[int | None, typer.Option(help="Number of latest periods in a bank; default: all.")] = None,
     bank_size: Annotated[int | None, typer.Option(help="Number of memes drawn for a bank, class-balanced.")] = None,
     min_memes: Annotated[int, typer.Option(help="Periods with fewer memes are not scored.")] = 20,
+    views: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="View that the KRR compares: embedding (default), hidden, untuned, or an encoder's; several."
+        ),
+    ] = None,
     topk: o.TopK = 20,
     weights: o.Weights = "arithmetic",
     bootstrap_samples: o.BootstrapSamples = 1000,
     seed: Annotated[int, typer.Option(help="Seed of resampling and of the draw.")] = 0,
     final: o.Final = False,
 ) -> None:
-    """Measure what the KNN vote loses as its bank ages: memes of each period, scored with banks of every age."""
+    """Measure what RKC and KRR lose as their bank ages: memes of each period, scored with banks of every age."""
     from ra_hmd.core.config import load_settings
     from ra_hmd.experiments.staleness.config import StalenessSettings
     from ra_hmd.experiments.staleness.run import staleness
@@ -68,6 +74,7 @@ def staleness_command(
         "window": window,
         "bank_size": bank_size,
         "min_memes": min_memes,
+        **({"views": views} if views else {}),
         "topk": topk,
         "weights": weights,
         "bootstrap_samples": bootstrap_samples,

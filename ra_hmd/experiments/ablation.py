@@ -18,7 +18,7 @@ from ra_hmd.core.errors import raise_all
 from ra_hmd.core.heads import THRESHOLDS, Head
 from ra_hmd.core.manifests import AblationManifest, write_manifest
 from ra_hmd.core.markdown import markdown_table
-from ra_hmd.core.plotting import BLUE, GREEN, ORANGE, PURPLE, panels, save_figure
+from ra_hmd.core.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, panels, save_figure
 from ra_hmd.core.progress import track
 from ra_hmd.evaluation.bank_update import nested_order
 from ra_hmd.evaluation.metrics.runs import METRIC_TITLES, STUDY_METRICS, Cell, error_bars, estimate, paired_change
@@ -29,7 +29,10 @@ from ra_hmd.experiments.pipeline import Step, configs_folder, overrides, ra_hmd,
 from ra_hmd.features.compatibility import check_head_fits, check_store
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.features.test_lock import open_labels
+from ra_hmd.features.views import UNTUNED
 from ra_hmd.models.head import HEAD_WEIGHTS, load_head
+from ra_hmd.retrieval.embeddings import EMBEDDING
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.voting import Voting
 
 FIRST_SEED = 42
@@ -42,16 +45,26 @@ _JOBS = 2
 _JOINT = {"rgcl": "true", "rgcl_metrics": "cos", "rgcl_warmup": 50, "rgcl_reindex_every": 100}
 _JOINT_QUICK = {**_JOINT, "rgcl_warmup": 4, "rgcl_reindex_every": 8}
 
-SETTINGS: dict[str, tuple[Head, str, int]] = {
-    "A · LMH": ("lmh", "a_test", 0),
-    "A · LRC": ("lrc", "a_test", 0),
-    "A · RKC": ("rkc", "a_test", 0),
-    "B · LMH": ("lmh", "b_test", 0),
-    "B · LRC": ("lrc", "b_test", 0),
-    "B · RKC, bank of A": ("rkc", "b_test", 0),
-    f"B · RKC, bank of A + {ADDED} of B": ("rkc", "b_test", ADDED),
+VIEWS = (EMBEDDING, "hidden", UNTUNED)
+"""Views that the KRR compares in columns of several views; a variant without an adapter has no `untuned`."""
+
+_KERNEL = KernelSettings()
+_KERNEL_OF_VIEWS = KernelSettings(views=VIEWS)
+
+SETTINGS: dict[str, tuple[Head, str, int, KernelSettings]] = {
+    "A · LMH": ("lmh", "a_test", 0, _KERNEL),
+    "A · LRC": ("lrc", "a_test", 0, _KERNEL),
+    "A · RKC": ("rkc", "a_test", 0, _KERNEL),
+    "A · KRR": ("krr", "a_test", 0, _KERNEL),
+    "B · LMH": ("lmh", "b_test", 0, _KERNEL),
+    "B · LRC": ("lrc", "b_test", 0, _KERNEL),
+    "B · RKC, bank of A": ("rkc", "b_test", 0, _KERNEL),
+    "B · KRR, bank of A": ("krr", "b_test", 0, _KERNEL),
+    f"B · RKC, bank of A + {ADDED} of B": ("rkc", "b_test", ADDED, _KERNEL),
+    f"B · KRR, bank of A + {ADDED} of B": ("krr", "b_test", ADDED, _KERNEL),
+    f"B · KRR of all views, bank of A + {ADDED} of B": ("krr", "b_test", ADDED, _KERNEL_OF_VIEWS),
 }
-"""Column → head, query store, memes of domain B in the bank."""
+"""Column → head, query store, memes of domain B in the bank, settings of the KRR."""
 
 
 @dataclass(frozen=True)
@@ -214,14 +227,14 @@ def _seed_steps(output: Path, seed: int, *, quick: bool) -> list[Step]:
     return [
         refine("no_stage1"),
         train("Stage 1", demo / "stage1_qwen2_vl.yaml", stage1, common),
-        *features("full", checkpoint=stage1),
+        *features("full", "--views", UNTUNED, checkpoint=stage1),
         refine("full"),
         train("plain SFT (stock stage: sft)", ablate / "sft_qwen2_vl.yaml", sft, common),
         Step(f"Seed {seed}: merge the adapter of plain SFT", merge),
         *features("sft", "--backbone-only", checkpoint=merged),
         refine("sft"),
         train("both stages in one (rgcl: true)", demo / "stage1_qwen2_vl.yaml", joint, both),
-        *features("combined", checkpoint=joint),
+        *features("combined", "--views", UNTUNED, checkpoint=joint),
     ]
 
 
@@ -243,7 +256,7 @@ def _results(
         scores[name].append(_columns(head, stores, tests, voting))
     results: dict[str, dict[str, Cell]] = {name: {} for name in VARIANTS}
     changes: dict[str, dict[str, Any]] = {name: {} for name in VARIANTS if name != "full"}
-    for column, (which, store, _) in SETTINGS.items():
+    for column, (which, store, *_) in SETTINGS.items():
         base = [run[column] for run in scores["full"]]
         for name, scored in scores.items():
             runs_of, threshold = [run[column] for run in scored], THRESHOLDS[which]
@@ -266,9 +279,15 @@ def _columns(head_folder: Path, stores: Path, tests: Mapping[str, Features], vot
     grown = bank.plus(pool.select(nested_order(pool.labels, 0)[:ADDED]))
     banks = {0: bank, ADDED: grown}
     columns = {}
-    for column, (name, store, added) in SETTINGS.items():
+    for column, (name, store, added, kernel) in SETTINGS.items():
         queries = seen[store]
-        columns[column] = queries.vote(banks[added], voting) if name == "rkc" else queries.scores[name]
+        if name == "rkc":
+            columns[column] = queries.vote(banks[added], voting)
+        elif name == "krr":
+            views = tuple(one for one in kernel.views if one == EMBEDDING or one in bank.views)
+            columns[column] = queries.regress(banks[added], kernel.replace(views=views))
+        else:
+            columns[column] = queries.scores[name]
     return columns
 
 
@@ -280,7 +299,8 @@ def _markdown(
         "# Ablation\n\nA tiny Qwen2-VL on synthetic memes: domain A is its training domain; labels of domain B are "
         f"never trained on. Mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
         f"{' ± standard deviation' if len(seeds) > 1 else ''} [95 % interval over the test memes]. "
-        f"K = {manifest.topk}, {manifest.bootstrap_samples} resamples.\n"
+        f"K = {manifest.topk}, {manifest.bootstrap_samples} resamples. The views of KRR: the embedding, or all of "
+        f"{', '.join(VIEWS)} that a variant has.\n"
     )
     if manifest.quick:
         text += "\n**`--quick`: few memes and little training, to show that the commands work and nothing else.**\n"
@@ -308,16 +328,18 @@ def _markdown(
 def _figure(results: dict[str, dict[str, Cell]]) -> Figure:
     """AUROC with intervals: one panel per domain, one group of marks per variant, one mark per head and bank."""
     figure, axes = panels(2, width=6.4, height=4.4)
-    marks = ((ORANGE, "o"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "D"))
+    colours, markers = (ORANGE, BLUE, GREEN, PURPLE, VERMILION, GREY, "#000000"), "os^DvPX"
     for axis, domain in zip(axes[0], "AB", strict=True):
         columns = [column for column in SETTINGS if column.startswith(domain)]
-        for place, (column, (colour, marker)) in enumerate(zip(columns, marks, strict=False)):
+        for place, (column, (colour, marker)) in enumerate(
+            zip(columns, zip(colours, markers, strict=True), strict=False)
+        ):
             known = [
                 (number, cells[column]["auroc"])
                 for number, cells in enumerate(results.values())
                 if cells[column]["auroc"]["value"] is not None
             ]
-            x = [number + 0.16 * (place - (len(columns) - 1) / 2) for number, _ in known]
+            x = [number + 0.11 * (place - (len(columns) - 1) / 2) for number, _ in known]
             y = [item["value"] for _, item in known]
             bars = error_bars([item for _, item in known])
             label = column.partition(" · ")[2]
@@ -325,7 +347,7 @@ def _figure(results: dict[str, dict[str, Cell]]) -> Figure:
         axis.axhline(0.5, color="0.6", linewidth=0.8)
         axis.set_xticks(range(len(results)), [VARIANTS[name].title for name in results], rotation=20)
         axis.set(title=f"domain {domain}, test", ylabel="AUROC")
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=4, frameon=False)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2, frameon=False)
     return figure
 
 

@@ -17,7 +17,9 @@ from ra_hmd.core.problem import BINARY
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, MemeHead
 from ra_hmd.retrieval.embeddings import Embeddings, hidden_tensor, run_head
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.kernel_classifier import fit_kernel_classifier
 from ra_hmd.scoring.knn_classifier import knn_classify
 
 
@@ -26,7 +28,7 @@ class HeadView:
     """A feature store as embedded and scored by a head.
 
     Attributes:
-        rows: Ids, labels and embeddings.
+        rows: Ids, labels, embeddings and further views.
         scores: Scores [Q] without a bank: `lrc`, and `lmh` where the store has them.
     """
 
@@ -43,11 +45,24 @@ class HeadView:
             if not np.isfinite(scores["lmh"]).all():
                 raise UserError(f"{place} has LMH scores that are not finite; extract it again.")
         scores["lrc"] = expit(logits[:, 0].double().cpu().numpy())
-        return cls(Embeddings(features.ids, features.labels, embedding.cpu().numpy()), scores)
+        return cls(Embeddings.with_features(features, embedding.cpu().numpy()), scores)
 
     def vote(self, bank: Embeddings, voting: Voting) -> np.ndarray:
         """RKC scores [Q] with `bank`; a row with the query's own id does not vote."""
         return knn_classify(self.rows, bank, voting).scores[:, 0]
+
+    def regress(self, bank: Embeddings, kernel: KernelSettings) -> np.ndarray:
+        """KRR scores [Q] with `bank`; a row with the query's own id has no part in its score."""
+        return regress(self.rows, bank, kernel)
+
+
+def regress(queries: Embeddings, bank: Embeddings, kernel: KernelSettings) -> np.ndarray:
+    """KRR scores [Q] of a binary problem; a row with the query's own id has no part in its score.
+
+    Raises:
+        UserError: a view that queries or bank do not have.
+    """
+    return fit_kernel_classifier(bank, BINARY, kernel).predict(queries, evidence=0).scores[:, 0]
 
 
 def require_binary(config: HeadConfig, place: str | Path) -> None:

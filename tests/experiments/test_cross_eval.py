@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from json_files import read_json
+from lab import FINGERPRINT
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from typer.main import get_command
@@ -19,14 +20,16 @@ from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.config import load_yaml
 from ra_hmd.core.errors import UserError
+from ra_hmd.experiments.common import regress
 from ra_hmd.experiments.cross_eval import run as module
 from ra_hmd.experiments.cross_eval.config import CrossEvalArguments, HeadAndBank
 from ra_hmd.experiments.cross_eval.run import cross_eval
-from ra_hmd.features.store import read_features
+from ra_hmd.features.store import read_features, write_features
 from ra_hmd.features.test_lock import final_records
 from ra_hmd.models.fusion import FusionConfig
 from ra_hmd.models.head import load_head
-from ra_hmd.retrieval.embeddings import hidden_tensor, run_head
+from ra_hmd.retrieval.embeddings import Embeddings, hidden_tensor, run_head
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 
 ROOT = Path(__file__).parents[2]
 SHOTS, SEEDS = (2, 5), 3
@@ -141,6 +144,77 @@ def test_cells_are_those_of_a_naive_recomputation(lab, cross, system, target):
         assert cell["bank_rows"] == 2 * shots
 
 
+def with_untuned(lab, system):
+    """Give the stores of a system a further view, in which class 1 is another direction, in both domains the same."""
+    views = {}
+    for path in sorted((lab.folder / system / "features").glob("*/*")):
+        features = read_features(path)
+        rng = np.random.default_rng(len(views))
+        view = rng.normal(size=(len(features), 5)).astype(np.float32)
+        view[:, 0] += 2 * features.labels - 1
+        views[str(path.relative_to(lab.folder / system / "features"))] = view
+        stated = {"untuned": {"fingerprint": {"model": "u" * 8}, "encoder": None}}
+        for file in path.iterdir():
+            file.unlink()
+        fingerprint = FINGERPRINT | {"data": str(path), "model": system * 8}
+        write_features(path, replace(features, views={"untuned": view}), fingerprint, views=stated)
+    return views
+
+
+def cell_of_views(result, system, target, bank, views, shots=None):
+    chosen = [one for one in result["cells"] if one.get("views") == views]
+    return cell_of({"cells": chosen}, system, target, "krr", bank, shots)
+
+
+def test_the_kernel_head_has_a_cell_for_each_choice_of_views(lab, cross):
+    views = with_untuned(lab, "alpha")
+    choices = ["embedding", "untuned", "hidden+untuned"]
+    result = cross_eval(cross(heads=["rkc", "krr"], views=choices))
+    queries = read_features(lab.folder / "alpha/features/beta/dev")
+    train = read_features(lab.folder / "alpha/features/beta/train")
+    rows = [train.ids.index(name) for name in read_json(lab.folder / "beta_k.json").lists[0]["ids"]]
+    head = load_head(lab.folder / "alpha/head")
+    asked, known = Embeddings.of(queries, head), Embeddings.of(train, head)
+    np.testing.assert_array_equal(asked.views["untuned"], views["beta/dev"])
+    for choice in choices:
+        settings = KernelSettings(views=tuple(choice.split("+")))
+        cell = cell_of_views(result, "alpha", "beta", "target", choice)
+        check_metrics(cell, regress(asked, known, settings), queries.labels, 0.0)
+        few = regress(asked, known.select(np.array(rows)), settings)
+        runs = cell_of_views(result, "alpha", "beta", "k_shot", choice, SHOTS[0])["auroc"]["runs"]
+        assert runs[0] == pytest.approx(roc_auc_score(queries.labels, few), abs=1e-6)
+    of_a = [cell_of_views(result, "alpha", "beta", "train", choice)["auroc"]["value"] for choice in choices]
+    assert of_a[0] < 0.3, "by its embedding the class turns around between the domains"
+    assert of_a[1] > 0.8, "by the untuned view it does not"
+    told = "ra-hmd extract --checkpoint {} --data data/{} --split {} --output {} --views untuned"
+    gaps = {(one["views"], one["target"], one["command"]) for one in result["missing"] if one["bank"] == "target"}
+    place = lab.folder / "beta/features/beta/dev"
+    assert ("untuned", "beta", told.format(lab.folder / "beta/head", "beta", "dev", place)) in gaps
+    assert {system["system"] for system in result["missing"]} == {"beta"}
+    report = (lab.folder / "out/cross_eval.md").read_text().replace("\\", "")
+    for title in ("### KRR, training bank", "### KRR of hidden+untuned, 5-shot bank of the target"):
+        assert title in report
+
+
+def test_what_a_cell_depends_on_is_named_as_before_the_kernel_head_but_for_its_own():
+    """Finished cells of earlier versions are found by the digest of these fields."""
+    assert HeadAndBank("rkc", "k_shot", 5).to_dict() == {"head": "rkc", "bank": "k_shot", "shots": 5}
+    assert HeadAndBank("lmh").to_dict() == {"head": "lmh", "bank": None, "shots": None}
+    assert HeadAndBank("krr", "train", None, "hidden").to_dict()["views"] == "hidden"
+
+
+def test_views_of_one_name_that_differ_are_refused(lab, cross):
+    with_untuned(lab, "alpha")
+    place = lab.folder / "alpha/features/beta/train"
+    features = read_features(place)
+    for file in place.iterdir():
+        file.unlink()
+    stated = {"untuned": {"fingerprint": {"model": "other"}, "encoder": None}}
+    write_features(place, features, FINGERPRINT | {"model": "alpha" * 8}, views=stated)
+    with pytest.raises(UserError, match="View 'untuned'"):
+        cross_eval(cross())
+
+
 def test_lmh_is_there_where_the_store_has_it(lab, cross):
     result = cross_eval(cross())
     queries = read_features(lab.folder / "alpha/features/beta/dev")
@@ -149,7 +223,7 @@ def test_lmh_is_there_where_the_store_has_it(lab, cross):
     assert {(one["head"], one["target"]) for one in gaps} == {("lmh", "alpha"), ("lmh", "beta")}
     assert all("has no LMH scores" in one["reason"] for one in gaps)
     assert len(result["missing"]) == 2
-    assert len(result["cells"]) == 4 * (2 + 2 + len(SHOTS)) - 2
+    assert len(result["cells"]) == 4 * (2 + 2 * (2 + len(SHOTS))) - 2
 
 
 def test_equal_ids_of_different_data_sets_are_different_memes(lab, cross):
@@ -178,7 +252,7 @@ def test_a_missing_store_is_said_with_its_command(lab, cross):
     place = lab.folder / "alpha/features/gamma/dev"
     command = f"ra-hmd extract --checkpoint 'saves/run 1' --data data/imported/gamma --split dev --output {place}"
     gaps = [one for one in result["missing"] if one["target"] == "gamma"]
-    assert {one["head"] for one in gaps} == {"lmh", "lrc", "rkc"}
+    assert {one["head"] for one in gaps} == {"lmh", "lrc", "rkc", "krr"}
     assert {one["command"] for one in gaps} == {command}
     assert {one["target"] for one in result["cells"]} == {"alpha"}
     report = (lab.folder / "out/cross_eval.md").read_text()
@@ -203,6 +277,7 @@ def test_everything_is_written_and_finished_cells_are_not_done_again(lab, cross,
         HeadAndBank("rkc", "train"),
         HeadAndBank("rkc", "k_shot", 5),
         HeadAndBank("rkc", "target"),
+        HeadAndBank("krr", "train", views="embedding"),
     ):
         assert f"### {kind.title}".replace("-", r"\-") in report
     assert "ra-hmd cross-eval x.yaml" in report
@@ -217,11 +292,14 @@ def test_everything_is_written_and_finished_cells_are_not_done_again(lab, cross,
         path.unlink()
     lab.store("beta/features/beta/dev", changed, model="beta" * 8)
     again = cross_eval(cross())
-    assert len(done) == 3 + len(SHOTS)
+    of_banks = 2 * (2 + len(SHOTS))
+    assert len(done) == 1 + of_banks
     same = [one for one in again["cells"] if (one["system"], one["target"]) != ("beta", "beta")]
     assert same == [one for one in first["cells"] if (one["system"], one["target"]) != ("beta", "beta")]
-    cross_eval(cross(topk=5, heads=["lrc", "rkc"], banks=["train"]))
-    assert len(done) == 3 + len(SHOTS) + 4, "another K is another vote, but the same logistic regression"
+    cross_eval(cross(topk=5, heads=["lrc", "rkc", "krr"], banks=["train"]))
+    assert len(done) == 1 + of_banks + 4, "another K is another vote, but the same logistic and kernel regression"
+    cross_eval(cross(topk=5, heads=["lrc", "rkc", "krr"], banks=["train"], views=["embedding", "hidden"]))
+    assert len(done) == 1 + of_banks + 8, "another view is new to the kernel regression alone"
 
 
 def test_the_test_split_needs_final_and_leaves_a_record(lab, cross):
@@ -296,6 +374,8 @@ def test_all_problems_of_the_file_are_told_together(cross):
         assert text in str(error.value)
     with pytest.raises(UserError) as error:
         cross(systems={"x": {"head": "h", "features": "f/{target}"}}, topk=0, heads=["rkc", "rkc"], bootstrap_samples=0)
+    with pytest.raises(UserError, match=r"`views` has 'hidden\+'.*\n.*`views` has 'a\+a'"):
+        cross(views=["hidden+", "a+a"])
     for text in ("must contain {split}", "`topk` is 0", "each once", "`bootstrap_samples` is 0"):
         assert text in str(error.value)
 
@@ -347,8 +427,8 @@ def encoded(lab, cross):
 def test_features_of_an_encoder_have_no_lmh_and_nothing_is_missing(lab, encoded):
     result = cross_eval(encoded())
     assert result["missing"] == []
-    assert {cell["head"] for cell in result["cells"]} == {"lrc", "rkc"}
-    assert len(result["cells"]) == 2 * (1 + 2 + len(SHOTS))
+    assert {cell["head"] for cell in result["cells"]} == {"lrc", "rkc", "krr"}
+    assert len(result["cells"]) == 2 * (1 + 2 * (2 + len(SHOTS)))
     head = load_head(lab.folder / "gamma/head")
     for target in ("alpha", "beta"):
         queries = read_features(lab.folder / f"gamma/features/{target}/dev")

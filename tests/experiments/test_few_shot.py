@@ -330,7 +330,7 @@ def test_results_are_those_of_plain_loops_over_the_stores(
         "macro_f1": lambda score: f1_score(labels, score >= 0.5, average="macro"),
     }
     for (arm, shots), cell in cells.items():
-        if arm == "rkc":
+        if arm in ("rkc", "krr"):
             assert len(cell.auroc.runs) == 2
             continue
         names = [f"{arm}/{shots}-shot-seed-{seed}" for seed in (0, 1)] if arm in TRAINED else [f"{arm}/untuned"]
@@ -396,6 +396,28 @@ def test_the_vote_is_that_of_the_shots_and_no_query_is_left_out_for_its_id(
         scores.append((np.array([3, 2, 1]) * signs * similarity[nearest]).sum() / 6)
     assert cell.auroc.value == pytest.approx(roc_auc_score(queries.labels, scores))
     assert cell.accuracy.value == pytest.approx(accuracy_score(queries.labels, np.array(scores) >= 0))
+
+
+def test_the_kernel_regression_is_that_of_the_shots(
+    make: Make, memes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make(arms=["krr"], seeds=1, shots=[4])
+    commands = Drawn(settings, memes)
+    monkeypatch.setattr(pipeline, "_run", commands)
+    run_few_shot(settings, final=True, console=QUIET)
+    assert len(commands.done) == 2, "the scored split and the shots, by the untuned model"
+    (cell,) = read_json(tmp_path / "out/few_shot.json").cells
+    queries, shots = (
+        read_features(tmp_path / "out/features/zero_shot" / name) for name in ("untuned", "4-shot-1-seeds")
+    )
+    scale = np.maximum(shots.hidden.std(axis=0), 1e-12)
+    asked, known = ((store.hidden - shots.hidden.mean(axis=0)) / scale for store in (queries, shots))
+    among = ((known[:, None] - known[None]) ** 2).sum(axis=2)
+    gamma = 1 / np.median(among[np.triu_indices(len(known), 1)])
+    weights = np.linalg.solve(np.exp(-gamma * among) + 0.1 * np.eye(len(known)), 2 * shots.labels - 1.0)
+    scores = np.exp(-gamma * ((asked[:, None] - known[None]) ** 2).sum(axis=2)) @ weights
+    assert cell.auroc.value == pytest.approx(roc_auc_score(queries.labels, scores))
+    assert cell.accuracy.value == pytest.approx(accuracy_score(queries.labels, scores >= 0))
 
 
 def test_stores_of_other_memes_are_refused(

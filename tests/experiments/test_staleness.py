@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
 from ra_hmd.core.errors import UserError
+from ra_hmd.experiments.common import regress
 from ra_hmd.experiments.staleness.config import StalenessSettings
 from ra_hmd.experiments.staleness.periods import periods_of
 from ra_hmd.experiments.staleness.run import staleness
 from ra_hmd.features.test_lock import final_records
 from ra_hmd.models.head import load_head
 from ra_hmd.retrieval.embeddings import Embeddings
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.voting import Voting
 
 YEARS = (2019, 2020, 2021, 2022)
@@ -64,6 +66,9 @@ def test_every_cell_is_that_of_the_bank_of_its_age(lab, store):
         assert cell["auroc"]["value"] == pytest.approx(roc_auc_score(asked.labels, scores))
         assert cell["accuracy"]["value"] == pytest.approx(accuracy_score(asked.labels, scores >= 0))
         assert cell["accuracy"]["low"] <= cell["accuracy"]["value"] <= cell["accuracy"]["high"]
+        scores = regress(asked, bank, KernelSettings())
+        assert cell["krr"]["auroc"]["value"] == pytest.approx(roc_auc_score(asked.labels, scores))
+        assert cell["krr"]["accuracy"]["value"] == pytest.approx(accuracy_score(asked.labels, scores >= 0))
 
 
 def test_a_bank_that_is_updated_follows_the_drift_and_a_frozen_one_does_not(lab, store):
@@ -76,6 +81,8 @@ def test_a_bank_that_is_updated_follows_the_drift_and_a_frozen_one_does_not(lab,
     gain = result["updated_gain"]["2022"]
     assert gain["value"] == pytest.approx(accuracy["2022", 1] - accuracy["2022", 3])
     assert gain["low"] > 0
+    gain, kernel = result["updated_gain_krr"]["2022"], [cell for cell in result["cells"] if cell["period"] == "2022"]
+    assert gain["value"] == pytest.approx(kernel[0]["krr"]["accuracy"]["value"] - kernel[2]["krr"]["accuracy"]["value"])
     assert set(result["updated_gain"]) == {"2021", "2022"}, "in the second period both banks are the same"
 
 
@@ -91,7 +98,16 @@ def test_everything_is_written(lab, store):
     }
     assert json.loads((output / "staleness.json").read_text()) == result
     report = (output / "staleness.md").read_text()
-    for text in ("age 3", "2022", "the command", "all earlier periods"):
+    for text in (
+        "RKC: accuracy by age",
+        "KRR: AUROC by age",
+        "by the KRR",
+        "KRR compares embedding",
+        "age 3",
+        "2022",
+        "the command",
+        "all earlier periods",
+    ):
         assert text in report
     assert read_json(output / "ra_hmd.json").arguments.key == "year"
 
@@ -169,6 +185,14 @@ def test_the_command_line(lab, store):
     assert done.exit_code == 0, done.output
     result = json.loads((lab.folder / "out/staleness.json").read_text())
     assert [period["name"] for period in result["periods"]] == list(map(str, YEARS))
+    several = [*words, "--views", "embedding", "--views", "hidden"]
+    done = CliRunner().invoke(app, several)
+    assert done.exit_code == 0, done.output
+    again = json.loads((lab.folder / "out/staleness.json").read_text())
+    assert [cell["auroc"] for cell in again["cells"]] == [cell["auroc"] for cell in result["cells"]]
+    assert [cell["krr"] for cell in again["cells"]] != [cell["krr"] for cell in result["cells"]]
+    done = CliRunner().invoke(app, [*words, "--views", "untuned"])
+    assert (done.exit_code, "View 'untuned' is not among" in done.output) == (2, True)
     done = CliRunner().invoke(app, [*words, "--order", "a,b", "--bins", "2"])
     assert done.exit_code == 2
     assert "give one" in done.output

@@ -20,21 +20,18 @@ _PANELS_PER_ROW = 3
 
 def write_cross_report(args: CrossEvalArguments, result: Mapping[str, Any], command: str, output: Path) -> None:
     """Write cross_eval.md and cross_eval.png."""
-    cells = {(_kind(one), one["system"], one["target"]): one for one in result["cells"]}
-    kinds = list(dict.fromkeys(map(_kind, [*result["cells"], *result["missing"]])))
+    cells = {(HeadAndBank.of(one), one["system"], one["target"]): one for one in result["cells"]}
+    kinds = list(dict.fromkeys(map(HeadAndBank.of, [*result["cells"], *result["missing"]])))
     kinds.sort(
         key=lambda kind: (
             args.heads.index(kind.head),
+            kind.views is not None and args.views.index(kind.views),
             kind.bank is not None and args.banks.index(kind.bank),
             kind.shots or 0,
         )
     )
     save_figure(_heat_map(args, kinds, cells), output / "cross_eval.png")
     write_text(output / "cross_eval.md", _markdown(args, kinds, cells, result["missing"], command))
-
-
-def _kind(entry: Mapping[str, Any]) -> HeadAndBank:
-    return HeadAndBank(entry["head"], entry["bank"], entry["shots"])
 
 
 def _markdown(
@@ -48,8 +45,9 @@ def _markdown(
         "# Cross-evaluation\n\nRows are trained systems, columns are the data sets that they were tested on, without "
         f"further training. In brackets: the {CONFIDENCE:.0%} interval over the query memes "
         f"({args.bootstrap_samples} resamples, seed {args.seed}); for K-shot banks the mean ± standard deviation over "
-        f"the lists of the manifest. The vote has K = {args.topk} and {args.weights} weights. †: in domain, trained on "
-        "the training split of the same data set. –: missing or undefined.\n"
+        f"the lists of the manifest. The vote has K = {args.topk} and {args.weights} weights; KRR is kernel "
+        "ridge regression on the same bank. †: in domain, trained on the training split of the same data set. –: missing "
+        "or undefined.\n"
     )
     for metric in CROSS_METRICS:
         text += f"\n## {_TITLES[metric]}\n"
@@ -68,7 +66,7 @@ def _markdown(
     if missing:
         rows = [
             [
-                *map(escape, (one["system"], one["target"], _kind(one).title, one["reason"])),
+                *map(escape, (one["system"], one["target"], HeadAndBank.of(one).title, one["reason"])),
                 _code(one["command"]),
             ]
             for one in missing

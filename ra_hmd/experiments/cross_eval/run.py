@@ -1,14 +1,14 @@
 """Cross-evaluation (`ra-hmd cross-eval`): systems trained on one data set, tested on others, by head and bank.
 
-This is the low-resource protocol: nothing is trained, and the RKC may use labelled memes of the target.
+This is the low-resource protocol: nothing is trained, and RKC and KRR may use labelled memes of the target.
 
 Source: RA-HMD's low-resource setting (K-shot examples come from the training split of the target).
 """
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from accelerate import Accelerator
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, plain, read_json, sha256_bytes, sha256_file, write_json
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.heads import THRESHOLDS
-from ra_hmd.core.manifests import CrossEvalManifest, write_manifest
+from ra_hmd.core.heads import BANK_HEADS, THRESHOLDS
+from ra_hmd.core.manifests import CrossEvalManifest, ViewDescription, write_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.data.k_shot import check_same_data, read_shot_lists, shot_rows
 from ra_hmd.evaluation.metrics.runs import estimate
@@ -32,12 +32,14 @@ from ra_hmd.features.compatibility import (
     check_head_fits,
     check_output,
     check_same_origin,
+    check_same_views,
     check_store,
     head_fingerprint,
     store_fingerprint,
 )
 from ra_hmd.features.store import STORE_MANIFEST, Features, read_features
 from ra_hmd.features.test_lock import open_labels, split_name, store_digest
+from ra_hmd.features.views import OWN_VIEWS, UNTUNED
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, load_head, read_head_config
 from ra_hmd.retrieval.embeddings import Embeddings
 
@@ -91,7 +93,7 @@ def cross_eval(args: CrossEvalArguments, *, final: bool = False, command: str = 
     cells: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
     openings: list[dict[str, Any]] = []
-    total = sum(len(list(_kinds(args, args.systems[system], shots[target]))) for system, target in pairs)
+    total = sum(len(list(_kinds(args, system, shots[target]))) for system, target in pairs)
     for entry in track(
         ((1, one) for one in _compute(args, shots, openings, final, command)), "Cross-evaluation", total, "cells"
     ):
@@ -116,19 +118,8 @@ def cross_eval(args: CrossEvalArguments, *, final: bool = False, command: str = 
     return result
 
 
-def _kinds(args: CrossEvalArguments, system: System, shots: Mapping[int, Any]) -> Iterator[HeadAndBank]:
-    """Heads and banks of one system on one target; features of an encoder have no LMH."""
-    for head in args.heads:
-        if head == "lmh" and system.of_encoder():
-            continue
-        if head != "rkc":
-            yield HeadAndBank(head)
-            continue
-        for bank in args.banks:
-            if bank == "k_shot":
-                yield from (HeadAndBank(head, bank, count) for count in shots)
-            else:
-                yield HeadAndBank(head, bank)
+def _kinds(args: CrossEvalArguments, system: str, shots: Iterable[int]) -> Iterator[HeadAndBank]:
+    return args.kinds(encoder=args.systems[system].of_encoder(), shots=shots)
 
 
 def _check_open(args: CrossEvalArguments, pairs: Sequence[tuple[str, str]], *, final: bool) -> None:
@@ -153,8 +144,8 @@ def _compute(
         judge = _SystemJudge(args, name, system)
         for target_name in args.targets:
             pair = _Pair(judge, target_name, shots[target_name], final=final, command=command)
-            for kind in _kinds(args, system, shots[target_name]):
-                where = {"system": name, "trained_on": judge.trained_on, "target": target_name, **asdict(kind)}
+            for kind in _kinds(args, name, shots[target_name]):
+                where = {"system": name, "trained_on": judge.trained_on, "target": target_name, **kind.to_dict()}
                 try:
                     yield {**where, **pair.cell(kind)}
                 except _MissingError as gap:
@@ -171,6 +162,7 @@ class _SystemJudge:
         self.head: MemeHead = load_head(system.head).to(Accelerator().device)
         self.head_sha256 = sha256_file(system.head / HEAD_WEIGHTS)
         self._origins = {str(system.head): head_fingerprint(system.head)}
+        self._views: dict[str, Mapping[str, ViewDescription]] = {}
         self._bank: tuple[_Store, Embeddings] | None = None
 
     def read(self, target: str, split: str) -> _Store:
@@ -191,8 +183,18 @@ class _SystemJudge:
             check_same_origin({known: fingerprint, str(place): stated})
         if len(self._origins) == 1:  # in case the head records no origin: later stores are compared with the first
             self._origins[str(place)] = stated
+        self._views[str(place)] = features.manifest.views
+        check_same_views(self._views)
         digest = sha256_bytes(store_digest(features).encode(), features.content.encode())
         return _Store(place, features, digest)
+
+    def check_views(self, store: _Store, target: str, split: str, names: Sequence[str]) -> None:
+        """Raise `_MissingError` where a store lacks a view that is to be compared."""
+        lacking = [name for name in names if name not in (*OWN_VIEWS, *store.features.views)]
+        if lacking:
+            views = " ".join(f"--views {name if name == UNTUNED else f'{name}=ENCODER'}" for name in lacking)
+            command = self._features_command(target, split, store.place)
+            raise _MissingError(f"{store.place} has no view {', '.join(map(repr, lacking))}.", f"{command} {views}")
 
     def embedded(self, store: _Store, target: str) -> Embeddings:
         """Embed the store's rows, with ids that are unique over data sets."""
@@ -243,17 +245,21 @@ class _Pair:
         queries = self._once("queries", self._read_queries)
         if kind.head == "lmh" and queries.features.lmh_score is None:
             raise _MissingError(f"{queries.place} has no LMH scores.")
+        if kind.head == "krr":
+            self._check_views(kind)
         banks = self._banks(kind)
         key = {
             "format": _CELL_FORMAT,
             "head": self.judge.head_sha256,
             "queries": queries.digest,
-            "kind": asdict(kind),
+            "kind": kind.to_dict(),
             "banks": [name for name, _ in banks],
             "vote": [args.topk, args.weights] if kind.head == "rkc" else None,
             "bootstrap": [args.bootstrap_samples, args.seed],
             "metrics": CROSS_METRICS,
         }
+        if kind.head == "krr":
+            key["kernel"] = kind.kernel.model_dump()
         digest = sha256_bytes(json.dumps(key, sort_keys=True).encode())
         path = args.output_dir / "cells" / f"{digest}.json"
         described = {
@@ -265,9 +271,12 @@ class _Pair:
             return {**described, **read_json(path)}
         self._once("opened", self._open)
         seen: HeadView = self._once("seen", self._see)
-        if kind.head == "rkc":
+        if kind.head in BANK_HEADS:
             embedded = [build() for _, build in banks]
-            runs = [seen.vote(bank, args.voting) for bank in embedded]
+            runs = [
+                seen.vote(bank, args.voting) if kind.head == "rkc" else seen.regress(bank, kind.kernel)
+                for bank in embedded
+            ]
             sizes = sorted({len(bank) for bank in embedded})
         else:
             runs, sizes = [seen.scores[kind.head]], [0]
@@ -282,6 +291,19 @@ class _Pair:
         )
         write_json(path, cell)
         return {**described, **cell}
+
+    def _check_views(self, kind: HeadAndBank) -> None:
+        """Raise `_MissingError` where queries or bank lack a view that the KRR compares."""
+        judge, names = self.judge, kind.kernel.views
+        queries: _Store = self._once("queries", self._read_queries)
+        target = judge.args.targets[self.target]
+        judge.check_views(queries, self.target, target.split, names)
+        if kind.bank == "train":
+            store, _ = judge.training_bank()
+            split = judge.args.targets.get(judge.trained_on, Target()).train_split
+            judge.check_views(store, judge.trained_on, split, names)
+        else:
+            judge.check_views(self._once("train", self._read_train), self.target, target.train_split, names)
 
     def _banks(self, kind: HeadAndBank) -> list[tuple[str, Callable[[], Embeddings]]]:
         """Digest and loader of the bank of each run: one, or one per seed of a K-shot bank."""

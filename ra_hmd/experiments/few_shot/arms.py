@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ra_hmd.core.choices import Head
 from ra_hmd.models.experts.settings import ATTENTION, SETTING_OF_KEY
 
 ArmName = Literal[
     "zero_shot",
     "guidance",
     "rkc",
+    "krr",
     "lora",
     "lora_guidance",
     "lora_matched",
@@ -51,7 +53,7 @@ class Arm:
         tuning: What is trained; None for an arm without training.
         clusters: Clusters that give ids to the memes, if any.
         guidance: Guidance in the prompts, if any.
-        vote: Whether the score is the vote of the shots instead of the language model's.
+        bank_head: Head that takes the shots as its bank; None where the score is the language model's.
     """
 
     title: str
@@ -59,7 +61,7 @@ class Arm:
     tuning: Tuning | None = None
     clusters: Source | None = None
     guidance: Source | None = None
-    vote: bool = False
+    bank_head: Head | None = None
 
 
 ARMS: dict[ArmName, Arm] = {
@@ -70,7 +72,14 @@ ARMS: dict[ArmName, Arm] = {
         clusters="own",
         guidance="own",
     ),
-    "rkc": Arm("RKC", "A vote of the shots by the hidden states of the untuned model; nothing is trained.", vote=True),
+    "rkc": Arm(
+        "RKC", "A vote of the shots by the hidden states of the untuned model; nothing is trained.", bank_head="rkc"
+    ),
+    "krr": Arm(
+        "KRR",
+        "Kernel ridge regression on the shots, with the same hidden states as the RKC; nothing is trained.",
+        bank_head="krr",
+    ),
     "lora": Arm("LoRA q,k,v,o", "LoRA on the attention.", "lora"),
     "lora_guidance": Arm(
         "LoRA q,k,v,o, guidance",

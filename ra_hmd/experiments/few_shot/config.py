@@ -14,7 +14,7 @@ from ra_hmd.experiments.few_shot.arms import ARMS, SET_BY_STUDY, ArmName
 from ra_hmd.retrieval.voting import VoteWeights, Voting
 
 DEFAULT_ARMS: tuple[ArmName, ...] = (
-    *("zero_shot", "guidance", "rkc", "lora", "lora_matched", "hydralora"),
+    *("zero_shot", "guidance", "rkc", "krr", "lora", "lora_matched", "hydralora"),
     *("ssmoe", "ssmoe_guidance_shuffled", "ssmoe_ids_shuffled"),
 )
 _NEEDED = ("model_name_or_path", "template")

@@ -17,7 +17,20 @@ from ra_hmd.experiments.few_shot.arms import ARMS, optimizer_steps
 from ra_hmd.experiments.few_shot.config import FewShotSettings
 from ra_hmd.experiments.few_shot.results import BASELINES, METRICS
 
-_COLOURS = (GREY, "#000000", GREEN, ORANGE, BLUE, PURPLE, VERMILION, "#56B4E9", "#A0522D", "#7F7F00", "#404080")
+_COLOURS = (
+    GREY,
+    "#000000",
+    GREEN,
+    ORANGE,
+    BLUE,
+    PURPLE,
+    VERMILION,
+    "#56B4E9",
+    "#A0522D",
+    "#7F7F00",
+    "#404080",
+    "#8B8BC0",
+)
 _MARKERS = "oPsD^vXph<>"
 
 
@@ -36,9 +49,9 @@ def _markdown(settings: FewShotSettings, found: Mapping[str, Any], manifest: Few
         f"K labelled memes of each class, {seeds} list{'s' if seeds > 1 else ''} for each K; mean"
         f"{' ± standard deviation' if seeds > 1 else ''} over lists [{CONFIDENCE:.0%} interval over the scored memes, "
         f"{settings.bootstrap_samples} resamples]. The interval does not cover the choice of the shots; the standard "
-        "deviation shows it.\n\nThe score is p(Yes) against p(No) at the first token of the answer, for RKC the vote. "
-        "Thresholds are fixed, 0.5 and for the vote 0, because there is no dev split: the shots are all labels that an "
-        "arm has.\n"
+        "deviation shows it.\n\nThe score is p(Yes) against p(No) at the first token of the answer, for RKC the vote, "
+        "for KRR the regression. Thresholds are fixed, 0.5 and for RKC and KRR 0, because there is no dev split: the "
+        "shots are all labels that an arm has.\n"
     )
     for metric in METRICS:
         rows = []

@@ -1,7 +1,7 @@
 """Results of a few-shot study from its feature stores.
 
-Scores are p(Yes) against p(No) at the first token of the answer, or the vote of the shots; no generated word is
-matched.
+Scores are p(Yes) against p(No) at the first token of the answer, or those of a bank head with the shots as its bank; no
+generated word is matched.
 
 Shapes: Q scored memes.
 """
@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.heads import THRESHOLDS
+from ra_hmd.core.heads import THRESHOLDS, Head
 from ra_hmd.core.progress import track
 from ra_hmd.data.k_shot import read_shot_lists, shot_rows
 from ra_hmd.evaluation.metrics.estimates import ThresholdedScores, metric_estimate
+from ra_hmd.experiments.common import HeadView
 from ra_hmd.experiments.few_shot.arms import ARMS, ArmName
 from ra_hmd.experiments.few_shot.steps import ZERO_SHOT, Study
 from ra_hmd.features.compatibility import check_store
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.retrieval.embeddings import Embeddings
-from ra_hmd.scoring.knn_classifier import knn_classify
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 
 METRICS = ("auroc", "accuracy", "macro_f1")
 BASELINES: tuple[ArmName, ...] = ("lora", "rkc", "ssmoe")
@@ -83,9 +84,9 @@ class _Reader:
     def runs(self, arm: ArmName, shots: int) -> Runs:
         """Scores of an arm with K shots, with their thresholds."""
         layout, settings, stated = self._study.layout, self._study.settings, ARMS[arm]
-        if stated.vote:
+        if stated.bank_head is not None:
             queries = self._store(layout.features(ZERO_SHOT), settings.output_dir, arm)
-            return [self._vote(queries, shots, seed) for seed in range(settings.seeds)]
+            return [self._by_shots(stated.bank_head, queries, shots, seed) for seed in range(settings.seeds)]
         if stated.tuning is None:
             return [_lmh(self._store(layout.features(arm), settings.output_dir, arm))]
         return [
@@ -110,8 +111,8 @@ class _Reader:
             self._kept[place] = features
         return features
 
-    def _vote(self, queries: Features, shots: int, seed: int) -> ThresholdedScores:
-        """Vote of a list's memes, by the hidden states of the untuned model."""
+    def _by_shots(self, head: Head, queries: Features, shots: int, seed: int) -> ThresholdedScores:
+        """Scores of a bank head with a list's memes as its bank, by the hidden states of the untuned model."""
         study, place = self._study, self._study.layout.shot_features
         if place not in self._kept:
             self._kept[place] = read_features(place)
@@ -121,8 +122,10 @@ class _Reader:
         bank = known.select(np.array(shot_rows(listed, known.ids, path, place)))
         # Two splits may use one id for different memes, and none of the shots is a query.
         examples = Embeddings([f"shot {name}" for name in bank.ids], bank.labels, bank.hidden)
-        voted = knn_classify(Embeddings(queries.ids, queries.labels, queries.hidden), examples, study.settings.voting)
-        return ThresholdedScores.binary(voted.scores[:, 0], THRESHOLDS["rkc"])
+        seen = HeadView(Embeddings(queries.ids, queries.labels, queries.hidden), {})
+        voting, kernel = study.settings.voting, KernelSettings()
+        scores = seen.vote(examples, voting) if head == "rkc" else seen.regress(examples, kernel)
+        return ThresholdedScores.binary(scores, THRESHOLDS[head])
 
 
 def _lmh(features: Features) -> ThresholdedScores:

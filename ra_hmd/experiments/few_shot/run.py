@@ -31,7 +31,8 @@ def run_few_shot(
 ) -> Path:
     """Run the study and write few_shot.json, .md, .png and a manifest; finished steps are skipped.
 
-    Thresholds are the official ones, 0.5 for LMH scores and 0 for the vote: there is no dev split to choose others on.
+    Thresholds are the official ones, 0.5 for LMH scores and 0 for RKC and KRR: there is no dev split to
+    choose others on.
 
     Args:
         settings: Settings.

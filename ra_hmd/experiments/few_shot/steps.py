@@ -271,9 +271,10 @@ def few_shot_steps(study: Study) -> list[Step]:
     """Commands in order: what needs no training, then for each K and seed every arm, so that a fault shows early."""
     settings, layout, arms = study.settings, study.layout, study.settings.arms
     steps: list[Step] = []
-    if {ZERO_SHOT, "rkc"} & set(arms):
+    of_shots = [arm for arm in arms if ARMS[arm].bank_head is not None]
+    if ZERO_SHOT in arms or of_shots:
         steps.append(Step("Untuned model: scored split", _untuned(study, ZERO_SHOT)))
-    if "rkc" in arms:
+    if of_shots:
         shots = ra_hmd("extract", data=layout.shots, split=settings.train_split, output=layout.shot_features)
         steps.append(Step("Untuned model: shots", [*shots, *_bare(study)]))
     if "guidance" in arms:

@@ -36,10 +36,11 @@ splits are marked: results are too optimistic on a split that anything was chose
 """
 _LEGEND = """
 System names are taken from the manifests of their runs. A system was trained on the column's data set unless its row
-names another. `RKC` votes with a bank of the system's own training data, K = 20 and arithmetic weights, unless stated
-otherwise; a meme on which it abstains counts with the verdict of score 0. Verdicts use the official thresholds (0.5;
-RKC 0) unless the cell states a threshold from dev; AUROC needs no threshold. C: command of a cell; P: source of a cell.
-Published numbers without a mark are from the system's own paper, or a third party compared them with the PDF.
+names another. `RKC` votes with a bank of the system's own training data, K = 20 and arithmetic weights, and `KRR` is
+kernel ridge regression on that bank by the head's embedding, unless stated otherwise; a meme on which it abstains
+counts with the verdict of score 0. Verdicts use the official thresholds (0.5; RKC and KRR 0) unless the cell states a
+threshold from dev; AUROC needs no threshold. C: command of a cell; P: source of a cell. Published numbers without a
+mark are from the system's own paper, or a third party compared them with the PDF.
 *Second-hand* numbers are quoted by others: check them before quoting them.
 """
 

@@ -12,7 +12,7 @@ import yaml
 
 from ra_hmd.core.artifacts import MANIFEST_NAME
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.heads import THRESHOLDS, Head
+from ra_hmd.core.heads import BANK_HEADS, THRESHOLDS, Head
 from ra_hmd.core.manifests import (
     CrossEvalManifest,
     EvaluationManifest,
@@ -224,23 +224,23 @@ def _vote(arguments: Mapping[str, Any]) -> str:
 
 
 def _head(head: Head, manifest: EvaluationManifest, systems: Sequence[SystemDescription], column: Column) -> str:
-    """Name of a head; for the vote with its bank, unless that is the system's training data."""
+    """Name of a head; of RKC and KRR with their bank, unless that is the system's training data."""
     bank = None if manifest.bank is None else manifest.bank.data
-    if head != "rkc" or bank is None:
+    if head not in BANK_HEADS or bank is None:
         return head.upper()
     of_train = "train" in bank.split.lower()
     if of_train and all(bank.dataset == system.trained_on for system in systems):
-        name = _own_bank(systems)
+        name = _own_bank(HeadAndBank(head), systems)
     elif of_train and bank.dataset == column.dataset:
-        name = HeadAndBank("rkc", "target").title
+        name = HeadAndBank(head, "target").title
     else:
-        name = f"RKC, bank of {bank.dataset} ({bank.split})"
-    return name + _vote(manifest.all_arguments)
+        name = f"{head.upper()}, bank of {bank.dataset} ({bank.split})"
+    return name + (_vote(manifest.all_arguments) if head == "rkc" else "")
 
 
-def _own_bank(systems: Iterable[SystemDescription]) -> str:
-    """Name of the vote of the training split, which for a few-shot system exceeds its training data."""
-    return "RKC, whole training split" if any(system.shots for system in systems) else "RKC"
+def _own_bank(head: HeadAndBank, systems: Iterable[SystemDescription]) -> str:
+    """Name of RKC or KRR with the training split, which for a few-shot system exceeds its training data."""
+    return head.title + (", whole training split" if any(system.shots for system in systems) else "")
 
 
 def _cross_evaluation(
@@ -254,10 +254,13 @@ def _cross_evaluation(
             home = cell["trained_on"] == cell["target"]
             trained_on = column.dataset if home else described.trained_on or cell["trained_on"]
             described = described.model_copy(update={"trained_on": trained_on})
-        head = HeadAndBank(cell["head"], cell["bank"], cell["shots"]).title
-        if cell["bank"] == "train":  # as `evaluate` names the same vote
-            head = _own_bank([described]) if described.trained else f"RKC, bank of {cell['trained_on']}"
-        if cell["bank"] is not None:
+        kind = HeadAndBank.of(cell)
+        head = kind.title
+        if kind.bank == "train":  # as `evaluate` names the same head and bank
+            alone = HeadAndBank(kind.head, views=kind.views)
+            own = f"{alone.title}, bank of {cell['trained_on']}"
+            head = _own_bank(alone, [described]) if described.trained else own
+        if kind.head == "rkc":
             head += _vote(manifest.arguments)
         shown = f"{name}: {cell['system']}" if name else _joined([described], column.dataset)
         lists = len(cell["accuracy"]["runs"])

@@ -7,6 +7,8 @@ from pydantic import Field
 
 from ra_hmd.core.config import Settings
 from ra_hmd.experiments.staleness.periods import DatePart
+from ra_hmd.retrieval.embeddings import EMBEDDING
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.voting import VoteWeights, Voting
 
 
@@ -32,6 +34,11 @@ class StalenessSettings(Settings):
         default=None, ge=2, description="Class-balanced sample for each bank, so that banks differ only in age."
     )
     min_memes: int = Field(default=20, ge=1, description="Periods with fewer queries are not evaluated.")
+    views: tuple[str, ...] = Field(
+        default=(EMBEDDING,),
+        min_length=1,
+        description="Views that the KRR compares: embedding, hidden, untuned, or the name of an encoder's view.",
+    )
     topk: int = Field(default=20, ge=1, description="K of the KNN vote.")
     weights: VoteWeights = Field(default="arithmetic", description="Vote weights.")
     bootstrap_samples: int = Field(default=1000, ge=1, description="Resamples of each interval.")
@@ -47,3 +54,8 @@ class StalenessSettings(Settings):
     def voting(self) -> Voting:
         """Settings of the KNN vote."""
         return Voting(self.topk, self.weights)
+
+    @property
+    def kernel(self) -> KernelSettings:
+        """Settings of the KRR."""
+        return KernelSettings(views=self.views)

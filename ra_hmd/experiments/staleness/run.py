@@ -1,4 +1,5 @@
-"""Staleness study (`ra-hmd staleness`): accuracy of the KNN vote as its bank ages.
+"""Staleness study (`ra-hmd staleness`): accuracy of the KNN vote and of kernel ridge regression as the
+bank ages.
 
 Memes are ordered in numbered periods of time, or of domains. A bank frozen at period s holds memes of periods up to s.
 Queries of period t are classified with banks of every age t − s ≥ 1; the bank of age 1 is updated in every period.
@@ -15,13 +16,13 @@ from accelerate import Accelerator
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, plain, sha256_file, write_json
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.heads import THRESHOLDS
+from ra_hmd.core.heads import THRESHOLDS, Head
 from ra_hmd.core.manifests import StalenessManifest, write_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.evaluation.bank_update import nested_order
 from ra_hmd.evaluation.metrics.intervals import paired_gain
 from ra_hmd.evaluation.metrics.runs import estimate
-from ra_hmd.experiments.common import require_binary
+from ra_hmd.experiments.common import regress, require_binary
 from ra_hmd.experiments.staleness.config import StalenessSettings
 from ra_hmd.experiments.staleness.periods import periods_of
 from ra_hmd.experiments.staleness.report import write_staleness_report
@@ -29,6 +30,7 @@ from ra_hmd.features.compatibility import (
     check_head_fits,
     check_output,
     check_same_origin,
+    check_same_views,
     check_store,
     head_fingerprint,
     store_fingerprint,
@@ -64,7 +66,8 @@ def staleness(
 
     Returns:
         Content of staleness.json: `periods` (name, queries, bank rows, note), `cells` (period, age, frozen at, bank
-        rows, metrics), `updated_gain` (period → paired accuracy gain of the updated bank over the first), `notes`.
+        rows, metrics of the RKC, and those of the KRR under `krr`), `updated_gain` (period → paired accuracy gain of
+        the updated bank over the first, by the RKC), `updated_gain_krr` (the same by the KRR), `notes`.
 
     Raises:
         UserError: incompatible stores and head, periods that are unknown or without an order, a single period, a test
@@ -108,6 +111,7 @@ def _check(stores: Mapping[Path, Features], head: MemeHead, checkpoint: Path) ->
     fingerprints = {str(place): store_fingerprint(features) for place, features in stores.items()}
     check_same_origin(fingerprints)
     check_same_origin({str(checkpoint): head_fingerprint(checkpoint), **fingerprints})
+    check_same_views({str(place): features.manifest.views for place, features in stores.items()})
 
 
 def _periods(
@@ -171,11 +175,11 @@ class _Study:
         """Compute every cell of the matrix."""
         periods = [self._period(number) for number in range(len(self.names))]
         cells: list[dict[str, Any]] = []
-        gains: dict[str, Any] = {}
+        gains: dict[Head, dict[str, Any]] = {"rkc": {}, "krr": {}}
         ready = [number for number, period in enumerate(periods) if number > 0 and period["judged"]]
         for number in track(((1, one) for one in ready), "Periods", len(ready), "periods"):
             queries = self.queries.select(np.flatnonzero(self.query_periods == number))
-            correct: dict[int, np.ndarray] = {}
+            correct: dict[Head, dict[int, np.ndarray]] = {"rkc": {}, "krr": {}}
             for age in range(1, number + 1):
                 bank = self.frozen(number - age)
                 cell = {"period": self.names[number], "age": age, "frozen_at": self.names[number - age]}
@@ -183,17 +187,28 @@ class _Study:
                 if problem:
                     cells.append({**cell, "bank_rows": len(bank), "why": problem})
                     continue
-                predicted = knn_classify(queries, bank, self.settings.voting)
-                correct[age] = predicted.verdicts == queries.labels
-                estimated = self._estimate(predicted.scores[:, 0], queries.labels)
-                cells.append({**cell, "bank_rows": len(bank), **estimated})
-            if 1 in correct and number in correct and number > 1:
-                gain = paired_gain(
-                    correct[number], correct[1], samples=self.settings.bootstrap_samples, seed=self.settings.seed
-                )
-                gains[self.names[number]] = gain.as_dict()
+                scores: dict[Head, np.ndarray] = {
+                    "rkc": knn_classify(queries, bank, self.settings.voting).scores[:, 0],
+                    "krr": regress(queries, bank, self.settings.kernel),
+                }
+                for head, found in scores.items():
+                    correct[head][age] = (found >= THRESHOLDS[head]) == queries.labels
+                estimated = {head: self._estimate(found, queries.labels, head) for head, found in scores.items()}
+                cells.append({**cell, "bank_rows": len(bank), **estimated["rkc"], "krr": estimated["krr"]})
+            for head, right in correct.items():
+                if 1 in right and number in right and number > 1:
+                    gain = paired_gain(
+                        right[number], right[1], samples=self.settings.bootstrap_samples, seed=self.settings.seed
+                    )
+                    gains[head][self.names[number]] = gain.as_dict()
         notes = [f"{period['name']}: {period['note']}" for period in periods if period["note"]]
-        return {"periods": periods, "cells": cells, "updated_gain": gains, "notes": notes}
+        return {
+            "periods": periods,
+            "cells": cells,
+            "updated_gain": gains["rkc"],
+            "updated_gain_krr": gains["krr"],
+            "notes": notes,
+        }
 
     def frozen(self, last: int) -> Embeddings:
         """The bank as it was after period `last`."""
@@ -227,7 +242,7 @@ class _Study:
             "note": note,
         }
 
-    def _estimate(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, Any]]:
+    def _estimate(self, scores: np.ndarray, labels: np.ndarray, head: Head) -> dict[str, dict[str, Any]]:
         return estimate(
-            [scores], labels, THRESHOLDS["rkc"], samples=self.settings.bootstrap_samples, seed=self.settings.seed
+            [scores], labels, THRESHOLDS[head], samples=self.settings.bootstrap_samples, seed=self.settings.seed
         )

@@ -14,10 +14,10 @@ class KernelSettings(Settings):
     TITLE: ClassVar[str] = "kernel head"
 
     views: tuple[str, ...] = Field(
-        (EMBEDDING,),
+        default=(EMBEDDING,),
         min_length=1,
         description="Views of a meme that are compared: embedding (the head's), hidden, untuned, or an encoder's name.",
     )
-    balanced: bool = Field(False, description="Give the classes of the bank equal weight.")
-    exact_rows: int = Field(5000, ge=1, description="Largest bank that is solved as one system.")
-    local_rows: int = Field(256, ge=2, description="Beyond it, number of nearest rows that answer a query.")
+    balanced: bool = Field(default=False, description="Give the classes of the bank equal weight.")
+    exact_rows: int = Field(default=5000, ge=1, description="Largest bank that is solved as one system.")
+    local_rows: int = Field(default=256, ge=2, description="Beyond it, number of nearest rows that answer a query.")
