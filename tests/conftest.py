@@ -10,6 +10,7 @@ import faiss
 import offline  # noqa: F401 - first of what imports libraries
 import pytest
 import torch
+from cross_lab import cross
 from engines import train
 from expert_runs import expert_config, expert_run, guides
 from lab import lab
@@ -22,8 +23,18 @@ from ra_hmd.data.synthetic.confounders import make_confounders
 from ra_hmd.models.families import FAMILIES
 from ra_hmd.models.tiny import make_tiny_lmm
 
-# Fixtures of expert_runs.py, lab.py and served.py.
-__all__ = ["clip_bank", "expert_config", "expert_run", "guides", "lab", "served_clip", "served_experts", "served_lmm"]
+# Fixtures of cross_lab.py, expert_runs.py, lab.py and served.py.
+__all__ = [
+    "clip_bank",
+    "cross",
+    "expert_config",
+    "expert_run",
+    "guides",
+    "lab",
+    "served_clip",
+    "served_experts",
+    "served_lmm",
+]
 SIZE = 96
 # Fixtures that train an LMM or start a browser: tests that need them are slow.
 SLOW_FIXTURES = {"expert_run", "stage1_run", "served_lmm", "served_experts", "browser"}

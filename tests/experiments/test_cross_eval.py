@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from cross_lab import SHOTS, cell_of, check_metrics, k_shot
 from json_files import read_json
-from lab import FINGERPRINT
 from scipy.special import expit
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -20,73 +19,16 @@ from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import write_json
 from ra_hmd.core.config import load_yaml
 from ra_hmd.core.errors import UserError
-from ra_hmd.experiments.common import regress
 from ra_hmd.experiments.cross_eval import run as module
 from ra_hmd.experiments.cross_eval.config import CrossEvalArguments, HeadAndBank
 from ra_hmd.experiments.cross_eval.run import cross_eval
-from ra_hmd.features.store import read_features, write_features
+from ra_hmd.features.store import read_features
 from ra_hmd.features.test_lock import final_records
 from ra_hmd.models.fusion import FusionConfig
 from ra_hmd.models.head import load_head
-from ra_hmd.retrieval.embeddings import Embeddings, hidden_tensor, run_head
-from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
+from ra_hmd.retrieval.embeddings import hidden_tensor, run_head
 
 ROOT = Path(__file__).parents[2]
-SHOTS, SEEDS = (2, 5), 3
-
-
-def k_shot(features, path, *, split="train", shots=SHOTS):
-    """Lists as `ra-hmd data k-shot` writes them."""
-    lists = []
-    for count in shots:
-        for seed in range(SEEDS):
-            rng = np.random.default_rng(seed)
-            rows = [rng.permutation(np.flatnonzero(features.labels == label))[:count] for label in (0, 1)]
-            lists.append({"shots": count, "seed": seed, "ids": [features.ids[row] for row in np.concatenate(rows)]})
-    write_json(path, {"kind": "k_shot", "split": split, "lists": lists})
-    return path
-
-
-@pytest.fixture
-def cross(lab):
-    """Two systems (one head of one data set each), two data sets; ids occur in both."""
-    for number, system in enumerate(("alpha", "beta")):
-        lab.head(f"{system}/head")
-        for place, target in enumerate(("alpha", "beta")):
-            for split, rows in (("train", 60), ("dev", 40)):
-                features = lab.features(rows, 10 * place + rows, f"{split}-", domain=float(place), lmh=number == 0)
-                lab.store(f"{system}/features/{target}/{split}", features, model=system * 8)
-    for target in ("alpha", "beta"):
-        k_shot(read_features(lab.folder / f"alpha/features/{target}/train"), lab.folder / f"{target}_k.json")
-
-    def make(**changes):
-        values = {
-            "systems": {
-                name: {
-                    "head": str(lab.folder / name / "head"),
-                    "features": str(lab.folder / name / "features/{target}/{split}"),
-                }
-                for name in ("alpha", "beta")
-            },
-            "targets": {
-                name: {"data": f"data/{name}", "split": "dev", "k_shot": str(lab.folder / f"{name}_k.json")}
-                for name in ("alpha", "beta")
-            },
-            "output_dir": str(lab.folder / "out"),
-            "topk": 7,
-            "bootstrap_samples": 30,
-        }
-        path = lab.folder / "cross.yaml"
-        path.write_text(yaml.safe_dump(values | changes))
-        return load_yaml(CrossEvalArguments, path, [])
-
-    return make
-
-
-def cell_of(result, system, target, head, bank=None, shots=None):
-    keys = ("system", "target", "head", "bank", "shots")
-    (cell,) = [one for one in result["cells"] if tuple(one[key] for key in keys) == (system, target, head, bank, shots)]
-    return cell
 
 
 def naive_vote(queries, query_ids, bank, labels, bank_ids, k):
@@ -105,14 +47,6 @@ def naive_vote(queries, query_ids, bank, labels, bank_ids, k):
         # Absent neighbours have no weight.
         scores.append(sum(terms) / sum(weights))
     return np.array(scores)
-
-
-def check_metrics(cell, scores, labels, threshold):
-    predicted = scores >= threshold
-    assert cell["auroc"]["value"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
-    assert cell["accuracy"]["value"] == pytest.approx(accuracy_score(labels, predicted))
-    assert cell["macro_f1"]["value"] == pytest.approx(f1_score(labels, predicted, average="macro"))
-    assert cell["auroc"]["low"] <= cell["auroc"]["value"] <= cell["auroc"]["high"]
 
 
 @pytest.mark.parametrize(("system", "target"), [("alpha", "alpha"), ("alpha", "beta"), ("beta", "alpha")])
@@ -142,77 +76,6 @@ def test_cells_are_those_of_a_naive_recomputation(lab, cross, system, target):
         assert cell["auroc"]["value"] == pytest.approx(statistics.fmean(values), abs=1e-6)
         assert cell["auroc"]["std"] == pytest.approx(statistics.stdev(values), abs=1e-6)
         assert cell["bank_rows"] == 2 * shots
-
-
-def with_untuned(lab, system):
-    """Give the stores of a system a further view, in which class 1 is another direction, in both domains the same."""
-    views = {}
-    for path in sorted((lab.folder / system / "features").glob("*/*")):
-        features = read_features(path)
-        rng = np.random.default_rng(len(views))
-        view = rng.normal(size=(len(features), 5)).astype(np.float32)
-        view[:, 0] += 2 * features.labels - 1
-        views[str(path.relative_to(lab.folder / system / "features"))] = view
-        stated = {"untuned": {"fingerprint": {"model": "u" * 8}, "encoder": None}}
-        for file in path.iterdir():
-            file.unlink()
-        fingerprint = FINGERPRINT | {"data": str(path), "model": system * 8}
-        write_features(path, replace(features, views={"untuned": view}), fingerprint, views=stated)
-    return views
-
-
-def cell_of_views(result, system, target, bank, views, shots=None):
-    chosen = [one for one in result["cells"] if one.get("views") == views]
-    return cell_of({"cells": chosen}, system, target, "krr", bank, shots)
-
-
-def test_the_kernel_head_has_a_cell_for_each_choice_of_views(lab, cross):
-    views = with_untuned(lab, "alpha")
-    choices = ["embedding", "untuned", "hidden+untuned"]
-    result = cross_eval(cross(heads=["rkc", "krr"], views=choices))
-    queries = read_features(lab.folder / "alpha/features/beta/dev")
-    train = read_features(lab.folder / "alpha/features/beta/train")
-    rows = [train.ids.index(name) for name in read_json(lab.folder / "beta_k.json").lists[0]["ids"]]
-    head = load_head(lab.folder / "alpha/head")
-    asked, known = Embeddings.of(queries, head), Embeddings.of(train, head)
-    np.testing.assert_array_equal(asked.views["untuned"], views["beta/dev"])
-    for choice in choices:
-        settings = KernelSettings(views=tuple(choice.split("+")))
-        cell = cell_of_views(result, "alpha", "beta", "target", choice)
-        check_metrics(cell, regress(asked, known, settings), queries.labels, 0.0)
-        few = regress(asked, known.select(np.array(rows)), settings)
-        runs = cell_of_views(result, "alpha", "beta", "k_shot", choice, SHOTS[0])["auroc"]["runs"]
-        assert runs[0] == pytest.approx(roc_auc_score(queries.labels, few), abs=1e-6)
-    of_a = [cell_of_views(result, "alpha", "beta", "train", choice)["auroc"]["value"] for choice in choices]
-    assert of_a[0] < 0.3, "by its embedding the class turns around between the domains"
-    assert of_a[1] > 0.8, "by the untuned view it does not"
-    told = "ra-hmd extract --checkpoint {} --data data/{} --split {} --output {} --views untuned"
-    gaps = {(one["views"], one["target"], one["command"]) for one in result["missing"] if one["bank"] == "target"}
-    place = lab.folder / "beta/features/beta/dev"
-    assert ("untuned", "beta", told.format(lab.folder / "beta/head", "beta", "dev", place)) in gaps
-    assert {system["system"] for system in result["missing"]} == {"beta"}
-    report = (lab.folder / "out/cross_eval.md").read_text().replace("\\", "")
-    for title in ("### KRR, training bank", "### KRR of hidden+untuned, 5-shot bank of the target"):
-        assert title in report
-
-
-def test_what_a_cell_depends_on_is_named_as_before_the_kernel_head_but_for_its_own():
-    """Finished cells of earlier versions are found by the digest of these fields."""
-    assert HeadAndBank("rkc", "k_shot", 5).to_dict() == {"head": "rkc", "bank": "k_shot", "shots": 5}
-    assert HeadAndBank("lmh").to_dict() == {"head": "lmh", "bank": None, "shots": None}
-    assert HeadAndBank("krr", "train", None, "hidden").to_dict()["views"] == "hidden"
-
-
-def test_views_of_one_name_that_differ_are_refused(lab, cross):
-    with_untuned(lab, "alpha")
-    place = lab.folder / "alpha/features/beta/train"
-    features = read_features(place)
-    for file in place.iterdir():
-        file.unlink()
-    stated = {"untuned": {"fingerprint": {"model": "other"}, "encoder": None}}
-    write_features(place, features, FINGERPRINT | {"model": "alpha" * 8}, views=stated)
-    with pytest.raises(UserError, match="View 'untuned'"):
-        cross_eval(cross())
 
 
 def test_lmh_is_there_where_the_store_has_it(lab, cross):

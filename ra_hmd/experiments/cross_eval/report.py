@@ -46,8 +46,8 @@ def _markdown(
         f"further training. In brackets: the {CONFIDENCE:.0%} interval over the query memes "
         f"({args.bootstrap_samples} resamples, seed {args.seed}); for K-shot banks the mean ± standard deviation over "
         f"the lists of the manifest. The vote has K = {args.topk} and {args.weights} weights; KRR is kernel "
-        "ridge regression on the same bank. †: in domain, trained on the training split of the same data set. –: missing "
-        "or undefined.\n"
+        "ridge regression on the same bank. †: in domain, trained on the training split of the same data set. –: "
+        "missing or undefined.\n"
     )
     for metric in CROSS_METRICS:
         text += f"\n## {_TITLES[metric]}\n"

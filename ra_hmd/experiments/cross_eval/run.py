@@ -191,6 +191,8 @@ class _SystemJudge:
     def check_views(self, store: _Store, target: str, split: str, names: Sequence[str]) -> None:
         """Raise `_MissingError` where a store lacks a view that is to be compared."""
         lacking = [name for name in names if name not in (*OWN_VIEWS, *store.features.views)]
+        if UNTUNED in lacking and store.features.manifest.fingerprint.get("adapter", UNTUNED) is None:
+            raise _MissingError(f"{store.place}: its model has no adapter, so that `hidden` is its view `{UNTUNED}`.")
         if lacking:
             views = " ".join(f"--views {name if name == UNTUNED else f'{name}=ENCODER'}" for name in lacking)
             command = self._features_command(target, split, store.place)
