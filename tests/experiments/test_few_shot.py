@@ -410,8 +410,9 @@ def test_the_kernel_regression_is_that_of_the_shots(
     queries, shots = (
         read_features(tmp_path / "out/features/zero_shot" / name) for name in ("untuned", "4-shot-1-seeds")
     )
-    scale = np.maximum(shots.hidden.std(axis=0), 1e-12)
-    asked, known = ((store.hidden - shots.hidden.mean(axis=0)) / scale for store in (queries, shots))
+    asked, known = (store.hidden / np.linalg.norm(store.hidden, axis=1, keepdims=True) for store in (queries, shots))
+    mean, scale = known.mean(axis=0), known.std(axis=0)
+    asked, known = (asked - mean) / scale, (known - mean) / scale
     among = ((known[:, None] - known[None]) ** 2).sum(axis=2)
     gamma = 1 / np.median(among[np.triu_indices(len(known), 1)])
     weights = np.linalg.solve(np.exp(-gamma * among) + 0.1 * np.eye(len(known)), 2 * shots.labels - 1.0)
