@@ -58,12 +58,11 @@ def find_contradictions(scores: np.ndarray, labels: np.ndarray, problem: Problem
     nothing = np.zeros(len(labels), bool)
     if not len(labels):
         return Contradictions(np.zeros(0), labels.copy(), nothing)
-    # The map of the RKC is used, whose score decides at 0 as well.
-    calibration = fit_calibration("isotonic", scores, labels, "rkc", problem)
+    calibration = fit_calibration("isotonic", scores, labels, "krr", problem)
     if isinstance(calibration, Uncalibrated):
         why = f"The rows do not predict each other's labels: {calibration.reason}."
         return Contradictions(np.full(len(labels), np.nan), labels.copy(), nothing, why)
-    probabilities = calibration.apply(scores, "rkc", problem)
+    probabilities = calibration.apply(scores, "krr", problem)
     if problem.kind == "single_label":
         return Contradictions(*_confident(probabilities, labels))
     columns = labels[:, None] if problem.kind == "binary" else labels
