@@ -24,7 +24,7 @@ from ra_hmd.evaluation.bank_update import nested_order
 from ra_hmd.evaluation.metrics.runs import METRIC_TITLES, STUDY_METRICS, Cell, error_bars, estimate, paired_change
 from ra_hmd.evaluation.report.sections import format_estimate
 from ra_hmd.experiments.common import HeadView
-from ra_hmd.experiments.demo import extract_steps, pretrained_model, pretraining_steps, train_words
+from ra_hmd.experiments.demo import JOBS, extract_steps, pretrained_model, pretraining_steps, train_words
 from ra_hmd.experiments.pipeline import Step, configs_folder, overrides, ra_hmd, run_steps
 from ra_hmd.features.compatibility import check_head_fits, check_store
 from ra_hmd.features.store import Features, read_features
@@ -38,9 +38,6 @@ from ra_hmd.retrieval.voting import Voting
 FIRST_SEED = 42
 ADDED = 128
 """Number of memes of domain B that are added to the bank."""
-
-_JOBS = 2
-"""Concurrent extractions; most of each is start-up on one core."""
 
 _JOINT = {"rgcl": "true", "rgcl_metrics": "cos", "rgcl_warmup": 50, "rgcl_reindex_every": 100}
 _JOINT_QUICK = {**_JOINT, "rgcl_warmup": 4, "rgcl_reindex_every": 8}
@@ -146,7 +143,7 @@ def run_ablation(
     output, console, voting = Path(output), console or Console(), Voting(topk)
     numbers = list(range(FIRST_SEED, FIRST_SEED + seeds))
     steps = ablation_steps(output, numbers, quick=quick)
-    seconds = run_steps("ablate", steps, output, console=console, jobs=_JOBS, quick=quick, seeds=numbers)
+    seconds = run_steps("ablate", steps, output, console=console, jobs=JOBS, quick=quick, seeds=numbers)
     command = " ".join(ra_hmd("ablate", output=output, seeds=seeds, topk=topk, bootstrap_samples=bootstrap_samples))
     command += " --quick" if quick else ""
     results, changes, opened = _results(output, numbers, voting, bootstrap_samples, command)

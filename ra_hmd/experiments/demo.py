@@ -13,6 +13,9 @@ from ra_hmd.experiments.pipeline import Step, configs_folder, overrides, ra_hmd,
 PARTS = (("a", "train"), ("a", "dev"), ("a", "test"), ("b", "train"), ("b", "test"))
 UPDATE_LIMIT = 256  # memes of domain B's training split that the bank update samples from
 
+JOBS = 2
+"""Concurrent extractions; most of each is start-up on one core."""
+
 
 def run_demo(output: str | Path, *, quick: bool = False, console: Console | None = None) -> Path:
     """Run the demo; steps that an earlier run finished are skipped.
@@ -29,7 +32,7 @@ def run_demo(output: str | Path, *, quick: bool = False, console: Console | None
         UserError: a step failed; the message ends with the end of its log.
     """
     output, console = Path(output), console or Console()
-    seconds = run_steps("demo", demo_steps(output, quick=quick), output, console=console, quick=quick)
+    seconds = run_steps("demo", demo_steps(output, quick=quick), output, console=console, jobs=JOBS, quick=quick)
     report = output / "report" / "report.md"
     _print_results(output, console)
     console.print(f"Report: {report}  ({sum(seconds.values()) / 60:.1f} minutes)", highlight=False, soft_wrap=True)
