@@ -97,7 +97,7 @@ def measure(rows: int, dim: int, queries: int, exact_rows: int) -> list[dict[str
                 head = kernel_classifier_of(bank, Problem("binary", 1), settings)
                 result = {"rows": rows, "dim": dim, "head": name, "fit_cpu_s": time.process_time() - began}
                 times = Times()
-                for number in range(SINGLE):
+                for number in range(min(SINGLE, queries)):
                     one = asked.select(np.array([number]))
                     with times.step("query_ms"):
                         head.predict(one)
@@ -120,7 +120,7 @@ def add_rows(bank: Bank, head: KernelClassifier, asked: Embeddings, new: Embeddi
     meta = noisy(new, 5)
     for number in range(ADDED):
         row, vector = BankRows([meta.ids[number]], meta.labels[[number]]), new.embedding[[number]]
-        query = asked.select(np.array([number]))
+        query = asked.select(np.array([number % len(asked)]))
         with times.step("bank_ms"):
             bank.add(row, vector, author="bench", reason="bench")
         with times.step("head_ms"):
@@ -151,7 +151,7 @@ def main() -> None:
             results.append(result)
             times = {key: "/".join(f"{value:.2f}" for value in result[key]) for key in result if key.endswith("_ms")}
             print(
-                f"{rows:9,} rows, {result['head']:10}: a row is added: bank {times['bank_ms']}, head {times['head_ms']}, "
+                f"{rows:9,} rows, {result['head']:10}: a row added: bank {times['bank_ms']}, head {times['head_ms']}, "
                 f"answer {times['answer_ms']}; a query {times['query_ms']}, {options.queries} in a batch "
                 f"{times['batch_ms']} (ms, wall/CPU); same verdicts {result['same_verdict']:.4f}, correlation "
                 f"{result['correlation']:.4f}, AUROC {result['auroc']:.4f}; fitted in {result['fit_cpu_s']:.1f} CPU s",
