@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ra_hmd.inference.detector import Detector
     from ra_hmd.inference.explainer import Explainer
     from ra_hmd.models.checkpoint import Run
+    from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
     from ra_hmd.retrieval.voting import Voting
 
 
@@ -54,6 +55,23 @@ class VotingOptions(Settings):
         from ra_hmd.retrieval.voting import Voting
 
         return Voting(self.topk, self.weights, self.min_similarity, self.prior_correction)
+
+
+class BankHeadOptions(VotingOptions):
+    """Options of both heads that read the bank: the vote and the kernel head."""
+
+    views: list[str] = Field(
+        default_factory=list,
+        description="What the kernel head compares: embedding (the default), hidden, untuned, or a view's NAME "
+        "(docs/bank.md); several times.",
+    )
+
+    @property
+    def kernel(self) -> "KernelSettings":
+        """The settings of the kernel head."""
+        from ra_hmd.retrieval.kernel_ridge.settings import kernel_settings
+
+        return kernel_settings(self.views, balanced=self.prior_correction)
 
 
 class ModelOptions(Settings):

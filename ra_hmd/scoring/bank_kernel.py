@@ -5,7 +5,7 @@ that opens the bank has the same ones, whichever versions it has seen. Between a
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.planned_change import PreviewedBank
@@ -15,8 +15,8 @@ from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.scoring.kernel_classifier import KernelClassifier, fit_kernel_classifier
 
-_CHANGED = ("added", "removed", "restored", "relabelled")
-_SHARE = 4  # an anchor is left when a quarter of its rows has changed
+_CHANGES = ("added", "removed", "restored", "relabelled")
+_FEW = 8  # changed rows after which the first anchor of a large bank is left
 
 
 def kernel_classifier_of(examples: Embeddings | Bank, problem: Problem, settings: KernelSettings) -> KernelClassifier:
@@ -27,40 +27,58 @@ def kernel_classifier_of(examples: Embeddings | Bank, problem: Problem, settings
     """
     if isinstance(examples, Embeddings):
         return fit_kernel_classifier(examples, problem, settings)
-    anchor, _ = _anchor(examples.log)
+    anchor = _Anchor.of(examples.log).version
     basis = None if anchor == examples.version else examples.to_embeddings(anchor)
-    return _marked(fit_kernel_classifier(examples, problem, settings, basis), anchor)
+    classifier = fit_kernel_classifier(examples, problem, settings, basis)
+    classifier.parameters = replace(classifier.parameters, version=anchor)
+    return classifier
 
 
 def refreshed_kernel(classifier: KernelClassifier, bank: Bank) -> KernelClassifier:
     """The kernel head of an example bank that has moved to another version, from that of an earlier version."""
-    if _anchor(bank.log)[0] != classifier.parameters.version:
+    if _Anchor.of(bank.log).version != classifier.parameters.version:
         return kernel_classifier_of(bank, classifier.problem, classifier.settings)
     return classifier.with_rows(bank)
 
 
 def previewed_kernel(classifier: KernelClassifier, bank: Bank, preview: PreviewedBank) -> KernelClassifier:
     """The kernel head of a bank as a planned change would make it, from that of the bank as it is."""
-    anchor, changed = _anchor(bank.log)
-    if _is_left(bank.log[anchor - 1], changed + preview.changed):
+    if _Anchor.of(bank.log).is_left(preview.changed):
         return fit_kernel_classifier(preview, classifier.problem, classifier.settings)
     return classifier.with_rows(preview)
 
 
-def _anchor(log: Sequence[VersionEntry]) -> tuple[int, int]:
-    """The anchor version, and the number of rows that were changed since."""
-    anchor, changed = log[0], 0
-    for entry in log[1:]:
-        changed += sum(entry.counts[name] for name in _CHANGED)
-        if _is_left(anchor, changed):
-            anchor, changed = entry, 0
-    return anchor.version, changed
+@dataclass(frozen=True)
+class _Anchor:
+    """The version at which the parameters of a bank are chosen.
 
+    It is left when as many rows have changed since as had before it (at least `_FEW`), or a quarter of the bank: so a
+    few new memes count soon, and a bank whose rows are changed N times is tuned about log N times.
 
-def _is_left(anchor: VersionEntry, changed: int) -> bool:
-    return changed * _SHARE >= max(anchor.counts["rows"], 1)
+    Attributes:
+        version: The version.
+        rows: Number of rows of the bank at that version.
+        before: Number of rows that were changed up to it since the first version.
+        since: Number of rows that were changed after it.
+    """
 
+    version: int
+    rows: int
+    before: int = 0
+    since: int = 0
 
-def _marked(classifier: KernelClassifier, version: int) -> KernelClassifier:
-    classifier.parameters = replace(classifier.parameters, version=version)
-    return classifier
+    @classmethod
+    def of(cls, log: Sequence[VersionEntry]) -> "_Anchor":
+        """The anchor of the newest version of a log."""
+        anchor = cls(log[0].version, log[0].counts["rows"])
+        for entry in log[1:]:
+            changed = sum(entry.counts[name] for name in _CHANGES)
+            if anchor.is_left(changed):
+                anchor = cls(entry.version, entry.counts["rows"], anchor.before + anchor.since + changed)
+            else:
+                anchor = replace(anchor, since=anchor.since + changed)
+        return anchor
+
+    def is_left(self, changed: int) -> bool:
+        """Whether a version that changes some rows is the next anchor."""
+        return self.since + changed >= min(max(self.before, _FEW), max(self.rows / 4, 1))

@@ -25,8 +25,10 @@ from ra_hmd.retrieval.kernel_ridge.tuning import RidgeParameters, tune
 from ra_hmd.retrieval.kernel_ridge.weights import ClassWeights
 from ra_hmd.retrieval.knn import Neighbours, as_matrix, unit_rows
 
-TUNING_ROWS = 1024
+TUNING_ROWS = 512
 """Most rows that widths, noise and view weights are chosen on."""
+NEWEST_ROWS = 128
+"""How many of them are the last ones, if there are more rows: what is new decides which views are needed."""
 EVIDENCE_ROWS = 20
 _BLOCK = 256  # queries that are answered at a time
 
@@ -321,7 +323,8 @@ def fit_kernel_classifier(
         rows: The labelled rows.
         problem: What labels mean.
         settings: Settings of the head.
-        basis: Rows that the parameters are chosen on, at most `TUNING_ROWS` of them at equal steps; default: `rows`.
+        basis: Rows that the parameters are chosen on; default: `rows`. Of more than `TUNING_ROWS` these are the last
+            `NEWEST_ROWS` and others at equal steps.
 
     Raises:
         UserError: labels that are not the problem's, a view that the rows do not have, values that are not finite.
@@ -329,8 +332,7 @@ def fit_kernel_classifier(
     basis = rows if basis is None else basis
     if len(rows):
         problem.check(rows.labels, "The bank")
-    places = np.unique(np.linspace(0, len(basis) - 1, min(len(basis), TUNING_ROWS)).astype(np.int64))
-    sample = basis.select(places, settings.views)
+    sample = basis.select(_tuning_rows(len(basis)), settings.views)
     weights = ClassWeights.of(basis.labels, problem, settings.balanced)
     parameters = tune(
         views_of(sample, settings.views), problem.signs(sample.labels), weights(sample.labels).mean(axis=1)
@@ -339,6 +341,15 @@ def fit_kernel_classifier(
         return LocalKernelClassifier(rows, parameters, problem, settings, weights)
     everything = rows.select(np.arange(len(rows)), parameters.kernel.used)
     return ExactKernelClassifier(everything, parameters, problem, settings, weights)
+
+
+def _tuning_rows(count: int) -> np.ndarray:
+    """Positions of the rows that the parameters of a bank of `count` rows are chosen on."""
+    if count <= TUNING_ROWS:
+        return np.arange(count)
+    newest = np.arange(count - NEWEST_ROWS, count)
+    older = np.linspace(0, count - NEWEST_ROWS - 1, TUNING_ROWS - NEWEST_ROWS).astype(np.int64)
+    return np.concatenate([np.unique(older), newest])
 
 
 def views_of(rows: Embeddings, names: Sequence[str]) -> dict[str, np.ndarray]:

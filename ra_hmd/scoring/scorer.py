@@ -26,7 +26,7 @@ from ra_hmd.features.compatibility import (
 )
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import MemeHead, load_head
-from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings, kernel_settings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.bank_kernel import kernel_classifier_of, refreshed_kernel
 from ra_hmd.scoring.kernel_classifier import KernelClassifier
@@ -42,7 +42,7 @@ def kernel_of(head: Head | None, voting: Voting | None) -> KernelSettings | None
     """Settings of the kernel head where it decides: with the class weights of the vote; else None."""
     if head != "krr":
         return None
-    return KernelSettings.model_validate({"balanced": voting is not None and voting.prior_correction})
+    return kernel_settings(balanced=voting is not None and voting.prior_correction)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Settings of the kernel head."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
@@ -21,3 +22,9 @@ class KernelSettings(Settings):
     balanced: bool = Field(default=False, description="Give the classes of the bank equal weight.")
     exact_rows: int = Field(default=5000, ge=1, description="Largest bank that is solved as one system.")
     local_rows: int = Field(default=256, ge=2, description="Beyond it, number of nearest rows that answer a query.")
+
+
+def kernel_settings(views: Sequence[str] = (), *, balanced: bool = False) -> KernelSettings:
+    """The settings for views as options give them: `NAME`, or `NAME=ENCODER`; none: the head's embedding."""
+    names = tuple(dict.fromkeys(view.partition("=")[0] for view in views))
+    return KernelSettings(balanced=balanced, **({"views": names} if names else {}))
