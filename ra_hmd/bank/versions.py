@@ -107,6 +107,15 @@ class BankRows:
         columns |= {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAY_COLUMNS}
         return BankRows(**columns)
 
+    def select(self, numbers: np.ndarray) -> "BankRows":
+        """The rows at the given places, in the given order."""
+        columns: dict[str, Any] = {
+            name: [values[number] for number in numbers.tolist()]
+            for name in _TEXT_COLUMNS
+            for values in [getattr(self, name)]
+        }
+        return BankRows(**columns, **{name: getattr(self, name)[numbers] for name in _ARRAY_COLUMNS})
+
 
 _TEXT_COLUMNS = ("ids", "sources", "notes", "times", "contents", "pdqs", "caption_digests")
 _ARRAY_COLUMNS = ("labels", "image_hashes", "decided")

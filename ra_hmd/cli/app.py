@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ra_hmd.cli.bank import bank_app
+from ra_hmd.cli.bank_review import bank_review_app
 from ra_hmd.cli.data import data_app
 from ra_hmd.cli.doctor import doctor_app
 from ra_hmd.cli.evaluate import evaluation_app
@@ -61,6 +62,7 @@ class _Group(TyperGroup):
 app = typer.Typer(cls=_Group, help="Hateful-meme detection with retrieval-augmented large multimodal models.", **GROUP)
 app.add_typer(data_app, name="data")
 bank_app.add_typer(hash_lists_app)
+bank_app.add_typer(bank_review_app)
 app.add_typer(bank_app, name="bank")
 app.add_typer(features_app, name="features")
 for commands in (

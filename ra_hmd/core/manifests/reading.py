@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, read_json, write_json
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.manifests import clusters, guidance, heads, reports, stores
+from ra_hmd.core.manifests import bank_review, clusters, guidance, heads, reports, stores
 from ra_hmd.core.manifests.base import Manifest
 
 _MODELS: tuple[type[Manifest], ...] = (
@@ -40,6 +40,8 @@ _MODELS: tuple[type[Manifest], ...] = (
     reports.JudgeManifest,
     reports.LeaderboardManifest,
     reports.BankSearchManifest,
+    bank_review.BankAuditManifest,
+    bank_review.BankSuggestionsManifest,
     reports.PredictionsManifest,
     reports.TinyEncoderManifest,
 )

@@ -1,0 +1,48 @@
+"""`ra-hmd bank audit`: what to correct in a bank."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ra_hmd.bank_review.settings import AuditSettings
+from ra_hmd.cli.bank import Checkpoint, Json
+from ra_hmd.cli.options import Final, command_line, from_settings, print_notes
+
+bank_review_app = typer.Typer()
+ReviewedPlace = Annotated[str, typer.Argument(help="Example bank, or feature store that serves as one.")]
+
+
+@bank_review_app.command("audit")
+@from_settings
+def audit_command(
+    bank: ReviewedPlace,
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Option(help="Folder of audit.json, audit.md and index.html.")],
+    settings: AuditSettings,
+    memes: Annotated[
+        list[Path] | None, typer.Option(help="Data of the memes, for captions and blurred pictures; several times.")
+    ] = None,
+    final: Final = False,
+    as_json: Json = False,
+) -> None:
+    """List doubtful labels, copies with different labels, rows without effect, and thin classes. Changes nothing."""
+    from ra_hmd.bank_review.audit import audit_bank
+    from ra_hmd.bank_review.report import PAGE, check_audit_folder, summary, write_audit
+    from ra_hmd.bank_review.reviewed_bank import open_reviewed_bank
+    from ra_hmd.inference.meme_lookup import MemeLookup
+
+    check_audit_folder(output)
+    lookup = MemeLookup.open(memes) if memes else None
+    with open_reviewed_bank(bank, checkpoint, final=final, command=command_line()) as reviewed:
+        audit = audit_bank(reviewed, checkpoint, settings, show=not as_json)
+        contents = dict(zip(reviewed.table.ids, reviewed.table.contents, strict=True))
+    write_audit(audit, output, lookup, contents)
+    if as_json:
+        print(json.dumps(audit.to_json(), ensure_ascii=False, indent=2))
+        return
+    print_notes([*audit.notes, *(lookup.notes if lookup is not None else [])])
+    for line in summary(audit):
+        print(line)
+    print(output / PAGE)
