@@ -14,18 +14,17 @@ class ReviewSettings(Settings):
     """Settings that audit and suggestions share."""
 
     views: list[str] = Field(
-        default_factory=lambda: ["embedding"],
-        min_length=1,
-        description="View that memes are compared by: embedding (default), hidden, untuned or an encoder's; several "
-        "times.",
+        default_factory=list,
+        description="What memes are compared by: embedding (the default), hidden, untuned, or a view's NAME "
+        "(docs/bank.md); several times.",
     )
 
     @property
     def kernel(self) -> "KernelSettings":
         """The settings of the kernel head."""
-        from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
+        from ra_hmd.retrieval.kernel_ridge.settings import kernel_settings
 
-        return KernelSettings(views=tuple(self.views))
+        return kernel_settings(self.views)
 
 
 class AuditSettings(ReviewSettings):

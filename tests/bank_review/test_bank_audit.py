@@ -120,8 +120,8 @@ def test_copies_with_different_labels_are_groups() -> None:
         [f"m{row}" for row in range(9)],
         np.array([0, 1, 1, 0, 1, 0, 1, 0, 0]),
         contents=["x", "x", "y", "y2", "z", "u", "v", "w", "w"],  # the last two agree
-        pdqs=["", "", "0" * 64, near, near, near, near, "", ""],
-        caption_digests=["", "", "c", "c", "other", "", "", "d", "d"],
+        pdqs=["f" * 64, "f" * 64, "0" * 64, near, near, near, near, "", ""],
+        caption_digests=["e", "e", "c", "c", "other", "", "", "d", "d"],
         image_hashes=np.array([0, 0, 1, 2**63, 1, 1, 1, 5, 5], np.uint64),
     )
     found = opposed_duplicates(table, 31)
