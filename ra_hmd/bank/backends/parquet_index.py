@@ -79,7 +79,9 @@ class ParquetIndex:
             self._add(index, state, missing[first : first + _BLOCK])
         members = VectorRows.of(self._point_of(state), len(self._vectors), state.alive)
         mask = members.counts > 0
-        if kind != "flat" and len(np.setxor1d(state.members, self._tuned)) > _RETUNE * len(self._tuned):
+        # Rows that were added or removed since; all tuned ones are in the index, so the state knows their numbers.
+        changed = len(state.members) + len(self._tuned) - 2 * int(state.alive[self._tuned].sum())
+        if kind != "flat" and changed > _RETUNE * len(self._tuned):
             self._tune(index, state, mask)
         candidates = CandidateIndex(partial(_candidates, index, mask), index.vectors, members)
         self._prepared = state, candidates
