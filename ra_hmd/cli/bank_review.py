@@ -1,4 +1,4 @@
-"""`ra-hmd bank audit`: what to correct in a bank."""
+"""`ra-hmd bank audit` and `suggest`: what to correct in a bank, and which memes to label for it."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ra_hmd.bank_review.settings import AuditSettings
+from ra_hmd.bank_review.settings import AuditSettings, SuggestSettings
 from ra_hmd.cli.bank import Checkpoint, Json
 from ra_hmd.cli.options import Final, command_line, from_settings, print_notes
 
@@ -46,3 +46,26 @@ def audit_command(
     for line in summary(audit):
         print(line)
     print(output / PAGE)
+
+
+@bank_review_app.command("suggest")
+@from_settings
+def suggest_command(
+    bank: ReviewedPlace,
+    checkpoint: Checkpoint,
+    pool: Annotated[Path, typer.Option(help="Feature store of memes without a label.")],
+    output: Annotated[Path, typer.Option(help="JSONL file: id, score and uncertainty, the best first.")],
+    settings: SuggestSettings,
+    final: Final = False,
+    as_json: Json = False,
+) -> None:
+    """List the memes of a pool whose labels would teach the bank most. Changes nothing."""
+    from ra_hmd.bank_review.reviewed_bank import open_reviewed_bank
+    from ra_hmd.bank_review.suggestion_files import suggest_from_store
+
+    with open_reviewed_bank(bank, checkpoint, final=final, command=command_line()) as reviewed:
+        manifest = suggest_from_store(reviewed, checkpoint, pool, settings, output)
+    if as_json:
+        print(json.dumps(manifest.to_json(), ensure_ascii=False, indent=2))
+        return
+    print(f"{output}: {manifest.suggested} of {manifest.pool_rows} memes; the bank holds {manifest.left_out} of them")

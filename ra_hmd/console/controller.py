@@ -5,6 +5,7 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
+from ra_hmd.bank_review.suggestion_files import read_suggestions
 from ra_hmd.console.labels import ClassNames
 from ra_hmd.console.moderation import Moderation, content_id
 from ra_hmd.console.review_queue import ReviewQueue
@@ -56,7 +57,8 @@ class Console:
         self.views = Views(service, self.names, lookup or MemeLookup())
         self.reviews = Reviews(settings.reviews or _default_reviews(service))
         self.moderation = Moderation(bank_service, self.reviews)
-        self.queue = ReviewQueue(service, self.reviews, settings.queue, settings.media_dir)
+        order = read_suggestions(settings.suggestions) if settings.suggestions is not None else None
+        self.queue = ReviewQueue(service, self.reviews, settings.queue, settings.media_dir, order)
 
     def check(self, image: bytes | None, caption: str) -> ServedVerdict:
         """Score an upload. An empty caption is read from the image.

@@ -1,9 +1,11 @@
-"""Review queue: the memes of a file or folder, scored in the background, the most uncertain first."""
+"""Review queue: the memes of a file or folder, scored in the background; suggested ones first, then the
+most uncertain.
+"""
 
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +69,7 @@ class ReviewQueue:
         reviews: Log of decisions.
         source: File or folder, see `ra_hmd.inference.batch_reader`; None: an empty queue.
         media_dir: Folder that relative image paths start from.
+        order: Id to place of the memes that come before all others, in that order (`ra-hmd bank suggest`).
 
     Attributes:
         problems: Place and reason of each row that cannot be scored.
@@ -77,11 +80,17 @@ class ReviewQueue:
     """
 
     def __init__(
-        self, service: BatchingService, reviews: Reviews, source: Path | None = None, media_dir: Path | None = None
+        self,
+        service: BatchingService,
+        reviews: Reviews,
+        source: Path | None = None,
+        media_dir: Path | None = None,
+        order: Mapping[str, int] | None = None,
     ) -> None:
         self.service, self.reviews, self.source, self.media_dir = service, reviews, source, media_dir
         if source is not None and not source.exists():
             raise UserError(f"--queue {source} does not exist; give a .jsonl or .csv file, or a folder.")
+        self.order = dict(order or {})
         self.problems: list[tuple[str, str]] = []
         self.scoring = False
         self._memes: dict[str, Meme] = {}
@@ -113,20 +122,23 @@ class ReviewQueue:
         return sum(not self._is_decided(name) for name in list(self._margins))
 
     def next(self, session: str) -> Meme | None:
-        """Return the most uncertain meme without a decision that no other session has claimed, and claim it."""
+        """Return the first meme without a decision that no other session has claimed, and claim it.
+
+        Memes that are in `order` come first, then the most uncertain.
+        """
         self.reviews.refresh()
         with self._lock:
             self._claims = {name: claim for name, claim in self._claims.items() if claim.session != session}
             now = time.monotonic()
             free = [
-                (value, name)
+                (self.order.get(name, len(self.order)), value, name)
                 for name, value in self._margins.items()
                 if not self._is_decided(name)
                 and ((claim := self._claims.get(name)) is None or now - claim.since > _CLAIM_SECONDS)
             ]
             if not free:
                 return None
-            name = min(free)[1]
+            name = min(free)[-1]
             self._claims[name] = _Claim(session, now)
             meme = self._memes[name]
             self._digests[name] = file_digest(meme.image) if isinstance(meme.image, Path) else ""

@@ -16,6 +16,9 @@ class ConsoleSettings(Settings):
 
     queue: Path | None = Field(default=None, description="Memes to review: .jsonl, .csv, .parquet, or a folder.")
     media_dir: Path | None = Field(default=None, description="With --queue: base folder of relative image paths.")
+    suggestions: Path | None = Field(
+        default=None, description="With --queue: file of `ra-hmd bank suggest`, whose memes come first, in its order."
+    )
     reviews: Path | None = Field(
         default=None,
         description="File of decisions; default: BANK.reviews.jsonl, or beside the run if the bank is no folder.",
