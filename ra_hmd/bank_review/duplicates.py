@@ -97,6 +97,7 @@ def _pairs(hashes: dict[int, bytes], limit: int, bits: int) -> np.ndarray:
     index = faiss.IndexBinaryFlat(bits)
     index.add(matrix)
     bounds, distances, found = index.range_search(matrix, limit * bits // PDQ_BITS + 1)
-    left, right = places[np.repeat(np.arange(len(places)), np.diff(bounds.astype(np.int64)))], places[found]
+    counts = np.diff(bounds).astype(np.int64)
+    left, right = places[np.repeat(np.arange(len(places)), counts)], places[found]
     pairs = np.stack([left, right, distances.astype(np.int64) * (PDQ_BITS // bits)])
     return pairs[:, left < right]

@@ -1,5 +1,5 @@
-"""Review queue: the memes of a file or folder, scored in the background; suggested ones first, then the
-most uncertain.
+"""Review queue: the memes of a file or folder, scored in the background. Suggested ones come first, then the most
+uncertain.
 """
 
 import logging

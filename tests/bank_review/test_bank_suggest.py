@@ -78,9 +78,11 @@ def test_a_bank_of_hardly_any_row_has_suggestions(count: int) -> None:
     assert (found.uncertainty <= 1).all()
 
 
-def test_of_equal_memes_the_first_is_suggested() -> None:
+def test_of_equal_memes_the_first_is_suggested_and_none_twice() -> None:
     pool = Embeddings([f"p{row}" for row in range(6)], np.full(6, -1), np.ones((6, 6), np.float32))
-    assert suggested(head(rows(20, 0)), pool, 3).rows[0] == 0
+    found = suggested(head(rows(20, 0)), pool, 6).rows.tolist()
+    assert found[0] == 0
+    assert sorted(found) == list(range(6))
 
 
 def test_labels_of_the_pool_have_no_part_and_label_sets_are_taken() -> None:
