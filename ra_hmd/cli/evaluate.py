@@ -8,7 +8,7 @@ import typer
 from ra_hmd.cli import options as o
 from ra_hmd.cli.options import command_line, from_settings, print_notes
 from ra_hmd.core.errors import UserError
-from ra_hmd.inference.options import VotingOptions
+from ra_hmd.inference.options import BankHeadOptions
 
 evaluation_app = typer.Typer()
 
@@ -24,7 +24,7 @@ def evaluate_command(
     ],
     queries: Annotated[list[Path], typer.Option(help="Feature store to classify; may be given several times.")],
     output: o.Output,
-    vote: VotingOptions,
+    heads: BankHeadOptions,
     final: o.Final = False,
     dev: Annotated[
         Path | None, typer.Option(help="Feature store of dev: choose thresholds and calibration on it, and store them.")
@@ -42,11 +42,12 @@ def evaluate_command(
     ] = None,
     update: Annotated[Path | None, typer.Option(help="Feature store of labelled memes to add to the bank.")] = None,
     update_sizes: Annotated[str, typer.Option(help="Numbers of memes to add, e.g. 8,32,128.")] = "8,32,128",
+    update_draws: Annotated[int, typer.Option(min=1, help="Number of samples of each size.")] = 1,
     before: Annotated[Path | None, typer.Option(help="Head whose projection of the bank is plotted too.")] = None,
     bootstrap_samples: o.BootstrapSamples = 1000,
     seed: Annotated[int, typer.Option(help="Seed of resampling and of the choice of memes to add.")] = 0,
 ) -> None:
-    """Compare the three heads (LMH, LRC, RKC) with 95 % intervals, and write a report (docs/evaluation.md)."""
+    """Compare the heads (LMH, LRC, RKC, KRR) with 95 % intervals, and write a report (docs/evaluation.md)."""
     from ra_hmd.core.config import load_settings
     from ra_hmd.evaluation.evaluate import evaluate
     from ra_hmd.evaluation.request import OperatingPointSettings
@@ -63,10 +64,11 @@ def evaluate_command(
         groups=groups or (),
         update=update,
         update_sizes=_numbers("--update-sizes", update_sizes) if update else [],
+        update_draws=update_draws,
         before=before,
         bootstrap_samples=bootstrap_samples,
         seed=seed,
-        **vote.model_dump(),
+        **heads.model_dump(),
     )
     print_notes(done["notes"])
     print(output / "report.md")

@@ -1,4 +1,4 @@
-"""Effect of a bank update on the KNN vote: accuracy after adding n labelled memes, without retraining."""
+"""Effect of a bank update on both bank heads: accuracy after adding n labelled memes, without retraining."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.heads import exact_match
-from ra_hmd.core.problem import Problem
-from ra_hmd.evaluation.metrics.estimates import estimates
-from ra_hmd.evaluation.metrics.intervals import paired_gain
+from ra_hmd.core.heads import BANK_HEADS, Head, decide, exact_match
+from ra_hmd.evaluation.metrics.estimates import ThresholdedScores, metric_estimate
+from ra_hmd.evaluation.metrics.intervals import mean_estimate
 from ra_hmd.features.store import Features
 from ra_hmd.retrieval.embeddings import Embeddings
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.kernel_classifier import fit_kernel_classifier
 from ra_hmd.scoring.knn_classifier import knn_classify
+from ra_hmd.scoring.scores import ScoredSet
 
 
 def nested_order(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -63,39 +65,88 @@ def check_update(
 
 
 def update_curve(
-    queries: Embeddings,
+    scored: ScoredSet,
     bank: Embeddings,
     update: Embeddings,
     sizes: Sequence[int],
     voting: Voting,
+    kernel: KernelSettings,
     *,
-    thresholds: np.ndarray,
-    problem: Problem,
+    draws: int = 1,
     samples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Evaluate the KNN vote on one query set with the bank, and with the bank plus n rows of `update`, n in `sizes`.
+    """Evaluate both bank heads on one query set with the bank, and with the bank plus n rows of `update`, n in `sizes`.
 
-    The thresholds [C] stay the same throughout.
+    The thresholds [C] stay the same throughout; the parameters of the kernel head are chosen on each bank.
+
+    Args:
+        scored: The query set with the scores of the bank as it is.
+        bank: The bank in memory.
+        update: Rows to sample from.
+        sizes: Numbers of rows to add.
+        voting: Settings of the vote.
+        kernel: Settings of the kernel head.
+        draws: Number of samples of each size; values are means over them, intervals are over the query memes.
+        samples: Resamples behind an interval; 0 for none.
+        seed: Seed of the resamples, and of the first sample.
 
     Returns:
-        One entry per size, starting at 0: `added`, `accuracy` and `auroc` (`value`, `low`, `high`), and `gain`: the
-        paired change in accuracy since size 0 (None there).
+        One entry per size, starting at 0: `added`, and for the RKC `accuracy` and `auroc` (`value`, `low`, `high`, with
+        several draws also `std` over them), `gain` and `auroc_gain`: the paired changes since size 0 (None there); the
+        same for the KRR under `krr`.
     """
-    order = nested_order(update.labels, seed)
+    orders = [nested_order(update.labels, seed + draw) for draw in range(draws)]
+    settings = {"samples": samples, "seed": seed}
+    start = {head: [_thresholded(scored, head, scored.scores[head])] for head in BANK_HEADS}
     curve: list[dict[str, Any]] = []
-    correct_at_start = None
     for size in [0, *sorted(set(sizes))]:
-        grown = bank.plus(update.select(order[:size]))
-        predicted = knn_classify(queries, grown, voting, problem, thresholds)
-        scores, correct = predicted.scores, exact_match(predicted.verdicts, queries.labels)
-        found = estimates(
-            scores, queries.labels, thresholds, problem, samples=samples, seed=seed, names=("accuracy", "auroc")
-        )
-        gain = None
-        if correct_at_start is None:
-            correct_at_start = correct
-        else:
-            gain = paired_gain(correct_at_start, correct, samples=samples, seed=seed).as_dict()
-        curve.append({"added": size, **{name: item.as_dict() for name, item in found.items()}, "gain": gain})
+        runs = start
+        if size:
+            runs = {head: [] for head in BANK_HEADS}
+            for order in orders:
+                for head, scores in _bank_scores(
+                    scored, bank.plus(update.select(order[:size])), voting, kernel
+                ).items():
+                    runs[head].append(_thresholded(scored, head, scores))
+        measured = {head: _measure(scored, runs[head], start[head] if size else [], settings) for head in BANK_HEADS}
+        curve.append({"added": size, **measured["rkc"], "krr": measured["krr"]})
     return curve
+
+
+def _thresholded(scored: ScoredSet, head: Head, scores: np.ndarray) -> ThresholdedScores:
+    return ThresholdedScores(scores, scored.rules[head].thresholds)
+
+
+def _bank_scores(scored: ScoredSet, bank: Embeddings, voting: Voting, kernel: KernelSettings) -> dict[Head, np.ndarray]:
+    """Scores [Q, C] of the bank heads with another bank."""
+    return {
+        "rkc": knn_classify(scored.queries, bank, voting, scored.problem).scores,
+        "krr": fit_kernel_classifier(bank, scored.problem, kernel).predict(scored.queries).scores,
+    }
+
+
+def _measure(
+    scored: ScoredSet, runs: Sequence[ThresholdedScores], start: Sequence[ThresholdedScores], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Metrics of R runs, and their gains over `start` (None without it)."""
+    measured: dict[str, Any] = {}
+    for name in ("accuracy", "auroc"):
+        found = metric_estimate(name, runs, scored.labels, scored.problem, **settings).as_dict()
+        if len(runs) > 1:
+            values = [
+                metric_estimate(name, [run], scored.labels, scored.problem, samples=0, seed=0).value for run in runs
+            ]
+            found["std"] = float(np.std([value for value in values if value is not None], ddof=1))
+        measured[name] = found
+    if not start:
+        return measured | {"gain": None, "auroc_gain": None}
+    right = [
+        np.mean(
+            [exact_match(decide(run.scores, run.thresholds, scored.problem), scored.labels) for run in group], axis=0
+        )
+        for group in (start, runs)
+    ]
+    measured["gain"] = mean_estimate(right[1] - right[0], (-1.0, 1.0), **settings).as_dict()
+    gained = metric_estimate("auroc", runs, scored.labels, scored.problem, base=start, **settings)
+    return measured | {"auroc_gain": gained.as_dict()}

@@ -1,4 +1,4 @@
-"""Evaluation of the three heads on query sets, with intervals, evidence and bank updates (`ra-hmd evaluate`)."""
+"""Evaluation of the heads on query sets, with intervals, evidence and bank updates (`ra-hmd evaluate`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +23,7 @@ from ra_hmd.evaluation.provenance import describe_bank, describe_head, describe_
 from ra_hmd.evaluation.report.outputs import write_evaluation, write_seeds
 from ra_hmd.evaluation.request import EvaluationRequest, OperatingPointSettings, name_queries
 from ra_hmd.evaluation.result import Evaluation, EvaluationSummary, find_evidence
+from ra_hmd.evaluation.views import compare_views
 from ra_hmd.features.compatibility import (
     check_head_fits,
     check_output,
@@ -35,7 +36,10 @@ from ra_hmd.features.store import Features, read_features
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, MemeHead, has_head, load_head
 from ra_hmd.retrieval.embeddings import Embeddings
+from ra_hmd.retrieval.kernel_ridge.settings import kernel_settings
 from ra_hmd.retrieval.voting import VoteWeights, Voting
+from ra_hmd.scoring.bank_kernel import kernel_classifier_of
+from ra_hmd.scoring.kernel_classifier import KernelClassifier
 from ra_hmd.scoring.operating_point import (
     OperatingPoint,
     apply_operating_point,
@@ -60,19 +64,21 @@ def evaluate(
     weights: VoteWeights = "arithmetic",
     min_similarity: float | None = None,
     prior_correction: bool = False,
+    views: Sequence[str] = (),
     operating_point: OperatingPointSettings | None = None,
     final: bool = False,
     compare: Sequence[str | Path] = (),
     groups: Sequence[str] = (),
     update: str | Path | None = None,
     update_sizes: Sequence[int] = (),
+    update_draws: int = 1,
     before: str | Path | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
     device: str | torch.device | None = None,
     commands: Sequence[str] = (),
 ) -> EvaluationSummary:
-    """Score query sets with the LM head, the logistic head and the KNN vote; write metrics and a report.
+    """Score query sets with the LM head, the logistic head, the vote and the kernel head; write metrics and a report.
 
     A query whose id is in the bank does not vote for itself. The head embeds all stores from their hidden states.
 
@@ -86,12 +92,14 @@ def evaluate(
         weights: Weights of the vote.
         min_similarity: The vote abstains where no neighbour is at least this similar.
         prior_correction: Weight the classes of the bank equally.
+        views: Views of the memes that the kernel head compares; default: the head's embedding.
         operating_point: Source of thresholds and calibration; by default those stored beside the head.
         final: Score test splits too; each time is recorded beside the head.
         compare: Earlier evaluations (folders or predictions.jsonl) to compare with, meme by meme.
         groups: Fields of the memes to break results down by, `FIELD` or `DATASET:FIELD`.
         update: Feature store whose labelled rows are added to the bank, to measure the effect.
         update_sizes: Numbers of rows to add, for example (8, 32, 128): nested, class-balanced samples.
+        update_draws: Number of samples of each size; results are means over them.
         before: Folder with the head of the "before" panel of the bank's projection; default: Stage 2's initial head.
         bootstrap_samples: Resamples behind each 95 % interval; 0 for no intervals.
         seed: Seed of the resamples and of the update's samples.
@@ -104,7 +112,9 @@ def evaluate(
     voting = Voting(topk, weights, min_similarity, prior_correction)
     request = EvaluationRequest(
         expand_checkpoints(checkpoint), bank, name_queries(queries), Path(output), voting,
-        operating_point or OperatingPointSettings(), _path(update), update_sizes, bootstrap_samples, seed, final,
+        kernel_settings(views, balanced=prior_correction),
+        operating_point or OperatingPointSettings(), _path(update), update_sizes, update_draws, bootstrap_samples,
+        seed, final,
         tuple(map(Path, compare)), tuple(groups), _path(before), tuple(commands),
     )  # fmt: skip
     return run_evaluation(request, device if device is not None else Accelerator().device)
@@ -189,27 +199,31 @@ def _evaluate_head(
     """Evaluate one head on all query sets."""
     checkpoint, voting = request.checkpoints[name], request.voting
     examples = open_reference_set(request.bank, stores, head, checkpoint, in_memory=request.update is not None)
-    point = _operating_point(request, checkpoint, head, dev, examples)
+    labelled = examples.in_memory() if examples.bank is None else examples.bank
+    kernel = kernel_classifier_of(labelled, head.config.problem, request.kernel)
+    point = _operating_point(request, checkpoint, head, dev, examples, kernel)
     bank_match = match_reference_set(examples, None if point is None else point.bank)
     result = Evaluation(request, checkpoint, head.config.problem, examples.rows, point, dict(opened))
     result.sets = [
-        score_set(name, path, stores[path], head, examples.rows, voting) for name, path in request.queries.items()
+        score_set(name, path, stores[path], head, examples.rows, voting, kernel)
+        for name, path in request.queries.items()
     ]
+    views = compare_views(kernel, examples, result.sets)
+    result.kernel = {**kernel.describe(), "choices": views}
     _add_before(result, stores, head)
     added = Embeddings.of(stores[request.update], head) if request.update is not None else None
     settings = {"samples": request.bootstrap_samples, "seed": request.seed}
     sizes = list(map(len, result.sets))
     for scored in track(zip(sizes, result.sets, strict=True), "Evaluating", sum(sizes), "memes"):
         if point is not None:
-            apply_operating_point(point, scored, bank_match, voting)
+            apply_operating_point(point, scored, bank_match, voting, request.kernel)
         result.metrics[scored.name] = _head_metrics(scored, **settings)
         result.evidence[scored.name] = find_evidence(scored, examples.rows)
         result.analysis[scored.name] = analyse(scored, others=others, groups=request.groups, **settings)
         if added is not None:
-            thresholds = scored.rules["rkc"].thresholds
             result.updates[scored.name] = update_curve(
-                scored.queries, examples.in_memory(), added, request.update_sizes, voting, thresholds=thresholds,
-                problem=result.problem, **settings,
+                scored, examples.in_memory(), added, request.update_sizes, voting, request.kernel,
+                draws=request.update_draws, **settings,
             )  # fmt: skip
     result.notes = _notes(result, added)
     result.manifest = _manifest(result, examples, stores)
@@ -222,17 +236,18 @@ def _operating_point(
     head: MemeHead,
     dev: tuple[Features, list[str]] | None,
     examples: ReferenceSet,
+    kernel: KernelClassifier,
 ) -> OperatingPoint | None:
     """Choose an operating point on dev and store it beside the head, or read the stored one."""
     settings = request.operating_point
     if settings.dev is None or dev is None:
         return read_operating_point(checkpoint) if settings.thresholds == "stored" else None
     rows, left_out = dev
-    scored = score_set("dev", settings.dev, rows, head, examples.rows, request.voting)
+    scored = score_set("dev", settings.dev, rows, head, examples.rows, request.voting, kernel)
     point = choose_operating_point(
         scored, settings.dev, rows, left_out=left_out, head=checkpoint,
         bank={**examples.state, "content": bank_content(examples.in_memory())}, voting=request.voting,
-        criterion=settings.criterion, calibration=settings.calibration,
+        criterion=settings.criterion, calibration=settings.calibration, kernel=request.kernel,
     )  # fmt: skip
     point.write(checkpoint)
     return point
@@ -305,6 +320,8 @@ def _manifest(result: Evaluation, examples: ReferenceSet, stores: Mapping[Path, 
         **asdict(request.voting),
         "update": request.update,
         "update_sizes": list(request.update_sizes),
+        "update_draws": request.update_draws,
+        "views": request.kernel.views,
         "bootstrap_samples": request.bootstrap_samples,
         "before": result.before_place,
         **request.operating_point.model_dump(),
@@ -326,6 +343,7 @@ def _manifest(result: Evaluation, examples: ReferenceSet, stores: Mapping[Path, 
         head_sha256=sha256_file(result.checkpoint / HEAD_WEIGHTS),
         bank={**examples.state, "data": describe_bank(request.bank, stores)},
         decisions=decisions,
+        kernel=plain(result.kernel),
         features={str(folder): plain(store_fingerprint(features)) for folder, features in stores.items()},
         commands=result.commands,
     )

@@ -11,6 +11,8 @@ from pydantic import Field
 from ra_hmd.bank.backends.base import is_bank
 from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
+from ra_hmd.retrieval.embeddings import EMBEDDING
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.calibration import CalibrationKind
 from ra_hmd.scoring.thresholds import Criterion
@@ -53,9 +55,11 @@ class EvaluationRequest:
         queries: Name → feature store of each query set.
         output: Output folder.
         voting: Settings of the KNN vote.
+        kernel: Settings of the kernel head.
         operating_point: Source of thresholds and calibration.
         update: Feature store whose rows are added to the bank, if any.
         update_sizes: Numbers of rows to add.
+        update_draws: Number of samples of each size.
         bootstrap_samples: Resamples behind each interval.
         seed: Seed of the resamples and of the update's samples.
         final: Whether test splits may be scored.
@@ -70,9 +74,11 @@ class EvaluationRequest:
     queries: Mapping[str, Path]
     output: Path
     voting: Voting
+    kernel: KernelSettings
     operating_point: OperatingPointSettings
     update: Path | None
     update_sizes: Sequence[int]
+    update_draws: int
     bootstrap_samples: int
     seed: int
     final: bool
@@ -84,6 +90,8 @@ class EvaluationRequest:
     def __post_init__(self) -> None:
         if self.bootstrap_samples < 0:
             raise UserError(f"bootstrap_samples is {self.bootstrap_samples}, it must not be negative.")
+        if self.update_draws < 1:
+            raise UserError(f"update_draws is {self.update_draws}, at least one sample of each size is needed.")
 
     def example_stores(self) -> list[Path]:
         """Feature stores whose rows are labelled examples: the bank, unless it is an example bank, and the update."""
@@ -107,6 +115,7 @@ class EvaluationRequest:
             ("weights", [self.voting.weights]),
             ("compare", self.compare),
             ("groups", self.groups),
+            ("views", () if self.kernel.views == (EMBEDDING,) else self.kernel.views),
         ):
             words += [word for value in values for word in (f"--{option}", value)]
         if self.voting.min_similarity is not None:
@@ -119,6 +128,7 @@ class EvaluationRequest:
             words += ["--thresholds", "official"]
         if self.update is not None:
             words += ["--update", self.update, "--update-sizes", ",".join(map(str, self.update_sizes))]
+            words += ["--update-draws", self.update_draws] if self.update_draws > 1 else []
         if self.before is not None:
             words += ["--before", self.before]
         words += ["--bootstrap-samples", self.bootstrap_samples, "--seed", self.seed]

@@ -54,6 +54,7 @@ class Evaluation:
         before: [N, D'], the bank embedded by the head that Stage 2 started from, or None.
         before_place: Folder of that head.
         updates: Query set → update curve; empty without an update.
+        kernel: Description of the kernel head (`KernelClassifier.describe`), and as `choices` what other views give.
         evidence: Query set → its first memes with their nearest bank rows.
         notes: Sentences that a reader of the results must know.
         manifest: Manifest of the run.
@@ -71,6 +72,7 @@ class Evaluation:
     before: np.ndarray | None = None
     before_place: Path | None = None
     updates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    kernel: dict[str, Any] = field(default_factory=dict)
     evidence: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     manifest: EvaluationManifest = field(default_factory=lambda: EvaluationManifest(kind="evaluation"))

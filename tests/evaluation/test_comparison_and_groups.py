@@ -88,11 +88,11 @@ def test_two_runs_are_joined_by_id(lab):
     assert any("119 memes are in both, 1 only here and 1 only there" in note for note in result["notes"])
     found = json.loads((lab.folder / "out" / "analysis.json").read_text())["test"]
     assert [(entry["first"], entry["second"]) for entry in found["comparisons"]] == [
-        ("LMH", "LRC"), ("LMH", "RKC"), ("LRC", "RKC")
+        ("LMH", "LRC"), ("LMH", "RKC"), ("LMH", "KRR"), ("LRC", "RKC"), ("LRC", "KRR"), ("RKC", "KRR")
     ]  # fmt: skip
     (run,) = found["runs"]
-    lmh, lrc, rkc = run["comparisons"]
-    for same in (lmh, lrc):
+    lmh, lrc, rkc, krr = run["comparisons"]
+    for same in (lmh, lrc, krr):
         assert same["memes"] == 119
         assert same["difference"]["accuracy"]["value"] == 0
         assert -0.05 < same["difference"]["accuracy"]["low"] < 0 < same["difference"]["accuracy"]["high"] < 0.05
@@ -124,7 +124,7 @@ def test_the_other_run_keeps_its_own_thresholds(lab):
     )
     (run,) = json.loads((lab.folder / "out" / "analysis.json").read_text())["test"]["runs"]
     old, new = (json.loads((lab.folder / name / "metrics.json").read_text())["test"] for name in ("old", "out"))
-    for entry, head in zip(run["comparisons"], ("lmh", "lrc", "rkc"), strict=True):
+    for entry, head in zip(run["comparisons"], ("lmh", "lrc", "rkc", "krr"), strict=True):
         assert entry["difference"]["accuracy"]["value"] == pytest.approx(
             new[head]["accuracy"]["value"] - old[head]["accuracy"]["value"]
         )

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,17 +15,20 @@ from scipy.special import expit
 from ra_hmd.core.artifacts import sha256_file, write_json
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.markdown import escape
+from ra_hmd.core.problem import BINARY
 from ra_hmd.evaluation.bank_update import nested_order
 from ra_hmd.evaluation.metrics.classification import BINARY_METRICS, classification_metrics
 from ra_hmd.evaluation.request import UPDATE_KEY
-from ra_hmd.features.store import Features, read_features
+from ra_hmd.features.store import Features, read_features, write_features
 from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, HeadConfig, MemeHead, load_head
-from ra_hmd.retrieval.embeddings import run_head
+from ra_hmd.retrieval.embeddings import Embeddings, run_head
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.knn import search
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.kernel_classifier import fit_kernel_classifier
 
 
-def test_metrics_are_those_of_the_three_heads(lab):
+def test_metrics_are_those_of_the_heads(lab):
     result = lab.evaluate()
     test, bank = read_features(lab.folder / "test"), read_features(lab.folder / "bank")
 
@@ -35,11 +39,13 @@ def test_metrics_are_those_of_the_three_heads(lab):
         "lmh": (test.lmh_score[:, 0], 0.5),
         "lrc": (expit(test.hidden[:, 0].astype(np.float64)), 0.5),
         "rkc": (Voting().vote(search(embed(test.hidden), embed(bank.hidden), 20), bank.labels).scores[:, 0], 0.0),
-    }
+        "krr": (_kernel_scores(Embeddings(test.ids, test.labels, embed(test.hidden)),
+                               Embeddings(bank.ids, bank.labels, embed(bank.hidden))), 0.0),
+    }  # fmt: skip
     written = json.loads((lab.folder / "out" / "metrics.json").read_text())
     assert written == result["metrics"]
     assert list(written) == ["test"]
-    assert list(written["test"]) == ["lmh", "lrc", "rkc"]
+    assert list(written["test"]) == ["lmh", "lrc", "rkc", "krr"]
     for head, (scores, threshold) in expected.items():
         values = classification_metrics(scores, test.labels, threshold)
         assert list(written["test"][head]) == list(BINARY_METRICS)
@@ -66,7 +72,7 @@ def test_everything_is_written(lab):
     assert manifest.head_sha256 == sha256_file(lab.folder / "head" / HEAD_WEIGHTS)
     rows = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 200
-    assert set(rows[0]) == {"set", "id", "label", "lmh_score", "lrc_score", "rkc_score"}
+    assert set(rows[0]) == {"set", "id", "label", "lmh_score", "lrc_score", "rkc_score", "krr_score"}
     report = (output / "report.md").read_text()
     for text in (
         "K = 20",
@@ -84,6 +90,10 @@ def test_everything_is_written(lab):
         assert (output / image).read_bytes().startswith(b"\x89PNG")
 
 
+def _kernel_scores(queries, bank):
+    return fit_kernel_classifier(bank, BINARY, KernelSettings()).predict(queries).scores[:, 0]
+
+
 def test_an_update_turns_the_bank_to_the_new_domain(lab):
     """In the other domain the class direction is turned around: only its own examples can help."""
     lab.store("other", lab.features(150, 5, "other", domain=1.0))
@@ -97,8 +107,48 @@ def test_an_update_turns_the_bank_to_the_new_domain(lab):
     assert curve[-1]["gain"]["low"] > 0
     assert curve[-1]["gain"]["value"] == pytest.approx(curve[-1]["accuracy"]["value"] - curve[0]["accuracy"]["value"])
     assert curve[-1]["auroc"]["value"] > 0.9
+    assert curve[0]["krr"]["auroc"] == result["metrics"]["other"]["krr"]["auroc"]
+    assert curve[-1]["krr"]["auroc_gain"]["low"] > 0
     assert json.loads((lab.folder / "out" / "metrics.json").read_text())[UPDATE_KEY]["other"] == curve
     assert lab.evaluate(**settings, update_sizes=(8, 32, 128), bootstrap_samples=300) == result
+
+
+def test_several_draws_of_an_update_are_averaged(lab):
+    lab.store("pool", lab.features(200, 6, "pool", domain=1.0))
+    settings = {"update": lab.folder / "pool", "update_sizes": (8,), "bootstrap_samples": 0}
+    single = [lab.evaluate(**settings, seed=seed)["updates"]["test"] for seed in (3, 4)]
+    both = lab.evaluate(**settings, seed=3, update_draws=2)["updates"]["test"]
+    assert both[0] == single[0][0]
+    for one, *others in ((curve[1] for curve in (both, *single)), (curve[1]["krr"] for curve in (both, *single))):
+        for metric in ("accuracy", "auroc", "gain", "auroc_gain"):
+            values = [other[metric]["value"] for other in others]
+            assert one[metric]["value"] == pytest.approx(np.mean(values))
+        assert one["auroc"]["std"] == pytest.approx(np.std([other["auroc"]["value"] for other in others], ddof=1))
+    assert "means over 2 draws, seeds 3 to 4" in (lab.folder / "out" / "report.md").read_text()
+
+
+def test_the_report_says_what_each_view_gives(lab):
+    for name, seed in (("bank", 1), ("test", 2)):
+        features = read_features(lab.folder / name)
+        clear = features.labels[:, None] + np.random.default_rng(seed).normal(0, 0.1, (len(features), 3))
+        stated = {"clear": {"width": 3, "seconds": 0.002, "fingerprint": {"model": "one"}}}
+        features = replace(features, views={"clear": clear.astype(np.float32)})
+        write_features(lab.folder / "viewed" / name, features, features.manifest.fingerprint, views=stated)
+    settings = {"bank": lab.folder / "viewed/bank", "queries": lab.folder / "viewed/test", "bootstrap_samples": 0}
+    plain = lab.evaluate(**settings)["metrics"]["test"]
+    mixed = lab.evaluate(**settings, views=("embedding", "clear"))["metrics"]["test"]
+    assert mixed["rkc"] == plain["rkc"]
+    assert mixed["krr"]["auroc"]["value"] == 1 > plain["krr"]["auroc"]["value"]
+    choices = json.loads((lab.folder / "out" / "ra_hmd.json").read_text())["kernel"]["choices"]
+    assert [choice["views"] for choice in choices] == [["embedding"], ["hidden"], ["clear"], ["embedding", "clear"]]
+    assert choices[0]["sets"]["test"]["auroc"] == pytest.approx(plain["krr"]["auroc"]["value"])
+    assert choices[3]["sets"]["test"]["auroc"] == pytest.approx(mixed["krr"]["auroc"]["value"])
+    assert choices[2]["loss"] < choices[0]["loss"]
+    report = (lab.folder / "out" / "report.md").read_text()
+    assert "what each view gives" in report
+    assert "| 3 | 12 |" in report
+    with pytest.raises(UserError, match="'untuned'"):
+        lab.evaluate(**settings, views=("untuned",))
 
 
 def test_samples_of_an_update_are_nested_balanced_and_seeded():
@@ -140,8 +190,8 @@ def test_evidence_adds_up_to_the_score(lab):
 def test_without_lmh_scores_the_head_is_left_out_and_said_so(lab):
     lab.store("plain", lab.features(40, 2, "plain", lmh=False))
     result = lab.evaluate(queries=[lab.folder / "plain", lab.folder / "test"])
-    assert list(result["metrics"]["plain"]) == ["lrc", "rkc"]
-    assert list(result["metrics"]["test"]) == ["lmh", "lrc", "rkc"]
+    assert list(result["metrics"]["plain"]) == ["lrc", "rkc", "krr"]
+    assert list(result["metrics"]["test"]) == ["lmh", "lrc", "rkc", "krr"]
     assert "plain: LMH is left out" in result["notes"][0]
     assert "no scores in the store" in (lab.folder / "out" / "report.md").read_text()
 

@@ -134,7 +134,7 @@ def test_several_classes_choose_on_dev_update_and_compare(lab, classes):
         assert len(set(moved["lmh"])) == 3, "each class has its own threshold"
         assert all(decision.values[head]["chosen"] >= decision.values[head]["official"] for head in moved)
     (run,) = read(lab, "analysis.json")["c_test"]["runs"]
-    assert [entry["memes"] for entry in run["comparisons"]] == [150] * 3
+    assert [entry["memes"] for entry in run["comparisons"]] == [150] * 4
     calibration = read(lab, "analysis.json")["c_test"]["calibration"]
     assert calibration["rkc"]["after"]["nll"]["value"] < calibration["rkc"]["before"]["nll"]["value"]
 
@@ -146,7 +146,7 @@ def test_lmh_scores_of_another_number_are_left_out(lab, classes):
         "narrow_test", Features(features.ids, features.labels, features.hidden, lmh_score=np.ones((40, 1), np.float32))
     )
     result = lab.evaluate(**settings | {"queries": [lab.folder / "narrow_test"]})
-    assert list(result["metrics"]["narrow_test"]) == ["lrc", "rkc"]
+    assert list(result["metrics"]["narrow_test"]) == ["lrc", "rkc", "krr"]
     assert any("1 LMH scores per meme for 3 outputs" in note for note in result["notes"])
 
 

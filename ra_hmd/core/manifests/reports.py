@@ -69,6 +69,7 @@ class EvaluationManifest(TestRecord, Manifest):
         head_sha256: Digest of the head's weights.
         bank: The labelled examples.
         decisions: Query set to head to rule; for several heads one level below the head's name.
+        kernel: Description of the kernel head, and what each view gives; for several heads below the head's name.
         features: Store to its fingerprint.
         commands: Command lines.
         in_context: Settings that the scores of `ra-hmd in-context` depend on.
@@ -89,6 +90,7 @@ class EvaluationManifest(TestRecord, Manifest):
     head_sha256: str | None = None
     bank: BankReference | None = None
     decisions: dict[str, dict[str, RuleDescription | dict[str, RuleDescription]]] = Field(default_factory=dict)
+    kernel: dict[str, Any] | None = None
     features: dict[str, dict[str, Any]] = Field(default_factory=dict)
     commands: list[str] = Field(default_factory=list)
     in_context: dict[str, Any] | None = None

@@ -58,6 +58,7 @@ def write_seeds(results: Mapping[str, Evaluation], output: Path) -> EvaluationSu
         sets=first.manifest.sets,
         bank=first.manifest.bank,
         decisions={name: one["decisions"] for name, one in stated.items()},
+        kernel={name: one["kernel"] for name, one in stated.items()},
         commands=first.commands,
     )
     write_json(output / METRICS_NAME, metrics)

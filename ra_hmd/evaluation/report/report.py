@@ -28,6 +28,8 @@ from ra_hmd.evaluation.report.sections import (
     comparison_section,
     format_estimate,
     groups_section,
+    kernel_section,
+    kernel_text,
     vote_text,
 )
 from ra_hmd.evaluation.result import Evaluation
@@ -46,6 +48,7 @@ def write_report(result: Evaluation, output: Path) -> Path:
         comparison_section(result),
         calibration_section(result),
         abstention_section(result),
+        kernel_section(result),
         groups_section(result),
         _figures(figures),
         _evidence(result),
@@ -133,6 +136,7 @@ def _setting(result: Evaluation) -> str:
         ["head", escape(result.checkpoint)],
         ["bank", f"{escape(result.request.bank)}: {_counted(result.bank.labels, result)}"],
         ["KNN vote", escape(vote_text(result.request.voting))],
+        ["kernel head", escape(kernel_text(result.kernel))],
         ["thresholds", escape(_thresholds(result))],
         ["test data", escape(_opened(result))],
         [
@@ -155,7 +159,11 @@ def _counted(labels: Any, result: Evaluation) -> str:
 def _thresholds(result: Evaluation) -> str:
     point = result.operating_point
     if point is None:
-        return "official: 0.5 (LMH, LRC), 0 (RKC)" if result.problem.kind != "single_label" else "highest score decides"
+        return (
+            "official: 0.5 (LMH, LRC), 0 (RKC, KRR)"
+            if result.problem.kind != "single_label"
+            else "highest score decides"
+        )
     where = f"chosen on {point.dev.place} ({point.dev.rows} memes)"
     if result.problem.kind == "single_label":
         return f"highest score decides; calibration {where}"
@@ -191,23 +199,23 @@ def _update(result: Evaluation) -> str:
     if not result.updates:
         return ""
     how = "samples" if result.problem.kind == "multi_label" else "class-balanced samples"
+    count, seed = result.request.update_draws, result.request.seed
+    draws = f"seed {seed}" if count == 1 else f"means over {count} draws, seeds {seed} to {seed + count - 1}"
+    spread = "" if count == 1 else "; that is the standard deviation after ±"
     text = (
         "## Updating the bank without retraining\n\n"
-        f"Nested {how} of {escape(result.request.update)} (seed {result.request.seed}) are added to the bank; head and "
+        f"Nested {how} of {escape(result.request.update)} ({draws}) are added to the bank; head and "
         "thresholds stay the same. The gain is paired over the query memes. The intervals cover the variation between "
-        "query memes, not between samples of the update.\n"
+        f"query memes, not between samples of the update{spread}.\n"
     )
     for name, curve in result.updates.items():
         rows = [
-            [
-                str(entry["added"]),
-                format_estimate(entry["accuracy"]),
-                format_estimate(entry["auroc"]),
-                format_estimate(entry["gain"], signed=True) if entry["gain"] else "–",
-            ]
+            [str(entry["added"]), head, *(format_estimate(values[metric]) for metric in ("accuracy", "auroc")),
+             *(format_estimate(values[gain], signed=True) if values[gain] else "–" for gain in ("gain", "auroc_gain"))]
             for entry in curve
-        ]
-        header = ["memes added", "RKC accuracy", "RKC AUROC", "accuracy gained"]
+            for head, values in (("RKC", entry), ("KRR", entry["krr"]))
+        ]  # fmt: skip
+        header = ["memes added", "head", "accuracy", "AUROC", "accuracy gained", "AUROC gained"]
         text += f"\n### {escape(name)}\n\n{markdown_table(header, rows)}"
     return text
 

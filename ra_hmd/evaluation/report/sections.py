@@ -56,6 +56,39 @@ def vote_text(voting: Voting) -> str:
     return ", ".join(parts)
 
 
+def kernel_text(kernel: Mapping[str, Any]) -> str:
+    """Describe a kernel head (`KernelClassifier.describe`)."""
+    views = ", ".join(f"{name} {view['weight']:.2f}" for name, view in kernel["views"].items())
+    how = "one system of all rows" if kernel["method"] == "exact" else "a system of the nearest rows for each query"
+    text = f"{how}, λ = {kernel['noise']:g}, views: {views}, chosen by leave-one-out on {kernel['tuned_on']} rows"
+    return text + (", classes of the bank weigh equally" if kernel["balanced"] else "")
+
+
+def kernel_section(result: Evaluation) -> str:
+    """What the kernel head gives with each view; empty where only one was measured."""
+    choices = result.kernel["choices"]
+    if len(choices) < 2:
+        return ""
+    names = [scored.name for scored in result.sets]
+    rows = []
+    for choice in choices:
+        weights = choice["weights"]
+        mixed = ", ".join(f"{escape(name)} {weights[name]:.2f}" for name in choice["views"]) if len(weights) > 1 else ""
+        title = escape(choice["views"][0]) if len(weights) == 1 else mixed
+        seconds = "–" if choice["seconds"] is None else f"{1000 * choice['seconds']:.1f}"
+        found = [choice["sets"][name][metric] for name in names for metric in ("auroc", "accuracy")]
+        values = ["–" if value is None else f"{value:.3f}" for value in found]
+        cost = [str(choice["width"]), str(4 * choice["width"]), seconds]
+        rows.append([title, f"{choice['loss']:.4f}", *values, *cost])
+    header = ["views", "leave-one-out loss", *(f"{escape(name)}: {metric}" for name in names for metric in
+              ("AUROC", "accuracy")), "width", "bytes per meme", "ms per meme"]  # fmt: skip
+    return (
+        "## Kernel head: what each view gives\n\nThe loss is the squared error of leave-one-out on the bank, by which "
+        "the weights of several views are chosen. Milliseconds per meme are those of the further forward pass when the "
+        "bank's features were made; the embedding needs none.\n\n" + markdown_table(header, rows)
+    )
+
+
 def _per_set(result: Evaluation, heading: str, table: Mapping[str, str]) -> str:
     return heading + "".join(f"\n### {escape(name)}\n\n{text}" for name, text in table.items() if text)
 
@@ -131,8 +164,9 @@ def calibration_section(result: Evaluation) -> str:
     return _per_set(
         result,
         "## Calibration\n\nOf the memes with an estimated probability of 0.8, 80 % should be hateful. ECE is the mean "
-        f"distance from that over {BINS} bins; all three measures are better when smaller. The RKC score is no "
-        "probability: without calibration its sigmoid is used, as in the released code. Maps are fitted on dev only.\n",
+        f"distance from that over {BINS} bins; all three measures are better when smaller. The scores of RKC and "
+        "KRR are no probabilities: without calibration their sigmoid is used, as in the released code. Maps are "
+        "fitted on dev only.\n",
         tables,
     )
 
