@@ -91,7 +91,7 @@ def test_every_number_is_that_of_the_evaluation(runs):
     metrics = json.loads((folder / "metrics.json").read_text())["test_seen"]
     done, page = page_of(runs, command="ra-hmd results out")
     table = cells(page)
-    assert set(metrics) == {"lrc", "rkc"}
+    assert set(metrics) == {"lrc", "rkc", "krr"}
     for name, values in metrics.items():
         cell = table["measured", "MLP head, clip-large", name.upper()]["hateful_memes · test_seen"]
         *lines, origin = cell.split("<br>")
@@ -126,7 +126,7 @@ def test_seeds_have_mean_spread_and_their_number_and_are_not_rows_of_their_own(r
     assert cell.split("<br>")[0] == f"AUROC {format_estimate(metrics['auroc'])}"
     assert " ± " in cell
     assert cell.endswith("measured, 2 seeds, 50 memes, C1")
-    assert len([one for one in done.results if one["origin"] == "measured"]) == 2
+    assert len([one for one in done.results if one["origin"] == "measured"]) == 3
     assert done.results[0]["metrics"]["auroc"]["runs"] == metrics["auroc"]["runs"]
 
 
@@ -282,7 +282,7 @@ def test_cross_evaluations_join_the_table(runs):
 def test_names_given_by_the_user_and_folders_that_overlap(runs):
     folder = runs.judge(runs.named("a"), "hateful_memes", "test_seen", "one")
     done, _ = page_of(runs, str(runs.folder / "out"), f"mine={folder}", str(folder))
-    assert [one["system"] for one in done.results if one["origin"] == "measured"] == ["mine", "mine"]
+    assert [one["system"] for one in done.results if one["origin"] == "measured"] == ["mine"] * 3
 
 
 def test_the_nearest_name_counts_and_two_names_of_one_folder_are_refused(runs):
@@ -313,6 +313,7 @@ def test_a_cell_says_how_the_bank_voted_and_where_its_threshold_is_from(runs):
     assert {one["head"] for one in measured} == {
         "LRC",
         "RKC, K = 5, arithmetic weights, cosine, abstains below similarity 0.1",
+        "KRR",
     }
     decisions = json.loads((runs.folder / "out/one/ra_hmd.json").read_text())["decisions"]["test_seen"]
     told = {}

@@ -26,6 +26,7 @@ from ra_hmd.evaluation.report.sections import vote_text
 from ra_hmd.evaluation.request import UPDATE_KEY
 from ra_hmd.experiments.cross_eval.config import CROSS_METRICS, HeadAndBank
 from ra_hmd.features.test_lock import is_test_split
+from ra_hmd.retrieval.embeddings import EMBEDDING
 from ra_hmd.retrieval.voting import Voting
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -223,6 +224,13 @@ def _vote(arguments: Mapping[str, Any]) -> str:
     return "" if voting == Voting() else f", {vote_text(voting)}"
 
 
+def _views(arguments: Mapping[str, Any]) -> str:
+    """Settings of the kernel head where they differ from the default."""
+    views = arguments.get("views", [EMBEDDING])
+    balanced = ", classes of the bank weigh equally" if arguments.get("prior_correction") else ""
+    return ("" if views == [EMBEDDING] else f", views {', '.join(views)}") + balanced
+
+
 def _head(head: Head, manifest: EvaluationManifest, systems: Sequence[SystemDescription], column: Column) -> str:
     """Name of a head; of RKC and KRR with their bank, unless that is the system's training data."""
     bank = None if manifest.bank is None else manifest.bank.data
@@ -235,7 +243,7 @@ def _head(head: Head, manifest: EvaluationManifest, systems: Sequence[SystemDesc
         name = HeadAndBank(head, "target").title
     else:
         name = f"{head.upper()}, bank of {bank.dataset} ({bank.split})"
-    return name + (_vote(manifest.all_arguments) if head == "rkc" else "")
+    return name + (_vote if head == "rkc" else _views)(manifest.all_arguments)
 
 
 def _own_bank(head: HeadAndBank, systems: Iterable[SystemDescription]) -> str:
