@@ -9,7 +9,7 @@ import typer
 
 from ra_hmd.cli.options import GROUP, Final, checked, command_line, from_settings, print_notes
 from ra_hmd.core.errors import UserError
-from ra_hmd.inference.options import VotingOptions
+from ra_hmd.inference.options import BankHeadOptions
 
 if TYPE_CHECKING:
     from ra_hmd.bank.bank import Bank
@@ -228,7 +228,7 @@ def search_command(
     bank: Place,
     checkpoint: Checkpoint,
     queries: Queries,
-    vote: VotingOptions,
+    heads: BankHeadOptions,
     output: Annotated[Path | None, typer.Option(help="Evidence of every query, as JSON.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Queries to print.")] = 20,
     final: Final = False,
@@ -240,13 +240,15 @@ def search_command(
     """Classify memes by their nearest neighbours, and show these."""
     from ra_hmd.scoring.evidence import print_evidence, search_evidence
     from ra_hmd.scoring.operating_point import read_operating_point
-    from ra_hmd.scoring.reference_set import vote_rule
+    from ra_hmd.scoring.reference_set import bank_rules
 
-    voting = vote.voting
+    voting = heads.voting
     with _open(bank, wait, lock, token) as opened:
-        rule, notes = vote_rule(opened, read_operating_point(checkpoint), voting)
+        rules, notes = bank_rules(opened, read_operating_point(checkpoint), voting, heads.kernel)
         command = command_line()
-        evidence = search_evidence(opened, checkpoint, queries, voting, rule.thresholds, final=final, command=command)
+        evidence = search_evidence(
+            opened, checkpoint, queries, voting, rules["rkc"].thresholds, final=final, command=command
+        )
     print_notes(notes)
     if output is not None:
         from ra_hmd.core.manifests import write_manifest
@@ -265,7 +267,7 @@ def effect_command(
     bank: Place,
     checkpoint: Checkpoint,
     queries: Queries,
-    vote: VotingOptions,
+    heads: BankHeadOptions,
     add: Annotated[Path | None, typer.Option(help="Feature store of memes to add.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="Id to remove; may be given several times.")] = None,
     relabel: Annotated[list[str] | None, typer.Option(help="id=label; may be given several times.")] = None,
@@ -277,15 +279,16 @@ def effect_command(
     lock: Lock = None,
     token: Token = None,
 ) -> None:
-    """Show the verdicts that a change would flip, by the head's stored threshold where it applies. Changes nothing."""
+    """Show the verdicts that a change would flip, by the stored thresholds where they apply. Changes nothing."""
     from ra_hmd.bank.embed_features import embed_store
     from ra_hmd.bank.planned_change import PlannedChange
     from ra_hmd.features.test_lock import open_labels
+    from ra_hmd.scoring.bank_kernel import kernel_classifier_of
     from ra_hmd.scoring.change_impact import change_impact, print_change_impact
     from ra_hmd.scoring.operating_point import read_operating_point
-    from ra_hmd.scoring.reference_set import vote_rule
+    from ra_hmd.scoring.reference_set import bank_rules
 
-    voting = vote.voting
+    voting = heads.voting
     embedded = embed_store(checkpoint, queries, labelled=False)
     new = embed_store(checkpoint, add) if add else None
     open_labels(
@@ -303,8 +306,10 @@ def effect_command(
         labels = _labels(relabel or [], opened.problem)
         views = new.embeddings.views if new else {}
         planned = PlannedChange(added, remove or [], labels, rollback, relabel_identical, views)
-        rule, notes = vote_rule(opened, read_operating_point(checkpoint), voting)
-        result = change_impact(opened, embedded.embeddings, planned, voting, rule.thresholds)
+        rules, notes = bank_rules(opened, read_operating_point(checkpoint), voting, heads.kernel)
+        kernel = kernel_classifier_of(opened, opened.problem, heads.kernel)
+        limits = {head: rule.thresholds for head, rule in rules.items()}
+        result = change_impact(opened, embedded.embeddings, planned, voting, limits["rkc"], kernel, limits["krr"])
     print_notes(notes)
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=2))

@@ -18,7 +18,7 @@ from ra_hmd.console.labels import HEADS, ClassNames, format_number
 from ra_hmd.console.moderation import ChangePreview
 from ra_hmd.console.review_queue import threshold_probabilities
 from ra_hmd.core.errors import UserError
-from ra_hmd.core.heads import Head
+from ra_hmd.core.heads import BANK_HEADS, Head
 from ra_hmd.core.templates import template_environment
 from ra_hmd.data.images import load_image
 from ra_hmd.data.meme import Meme
@@ -117,14 +117,28 @@ class Views:
 
     def impact(self, preview: ChangePreview) -> str:
         """Render the impact of a change that is not made yet."""
-        flips = preview.impact["flips"]
-        shown = [flip | {"from": self.names(flip["from"]), "to": self.names(flip["to"]),
-                         "label": self._label(flip["label"])} for flip in flips[:_FLIPS_SHOWN]]  # fmt: skip
+        impact = preview.impact
+        found = {"rkc": impact, "krr": impact["krr"]}
+        heads = [self._flips_of(head, found[head]) for head in BANK_HEADS if found[head] is not None]
+        return render("impact.html", change=self._change(preview), impact=impact, heads=heads)
+
+    def _flips_of(self, head: Head, found: Mapping[str, Any]) -> dict[str, Any]:
+        """What a change does to the verdicts of one head."""
         counts: dict[str, int] = {}
-        for flip in flips:
+        for flip in found["flips"]:
             kind = f"from {self.names(flip['from'])} to {self.names(flip['to'])}"
             counts[kind] = counts.get(kind, 0) + 1
-        return render("impact.html", change=self._change(preview), impact=preview.impact, flips=shown, counts=counts)
+        shown = [flip | {"from": self.names(flip["from"]), "to": self.names(flip["to"]),
+                         "label": self._label(flip["label"])} for flip in found["flips"][:_FLIPS_SHOWN]]  # fmt: skip
+        return {
+            "key": head,
+            "name": HEADS[head][0],
+            "decides": head == self.service.detector.head,
+            "flips": shown,
+            "count": len(found["flips"]),
+            "counts": counts,
+            "paired": found["paired"],
+        }
 
     def _change(self, preview: ChangePreview) -> str:
         if preview.label is None:

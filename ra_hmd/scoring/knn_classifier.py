@@ -56,8 +56,13 @@ class KNNPrediction:
 
     def verdict_values(self) -> list[Any]:
         """Per query the class, for `multi_label` a list of 0 and 1, or `ABSTAINED`."""
-        pairs = zip(self.verdicts.tolist(), self.votes.abstained, strict=True)
-        return [ABSTAINED if abstains else verdict for verdict, abstains in pairs]
+        return with_abstentions(self.verdicts, self.votes.abstained)
+
+
+def with_abstentions(verdicts: np.ndarray, abstained: np.ndarray) -> list[Any]:
+    """Verdicts as JSON values, `ABSTAINED` where `abstained` [Q] is True."""
+    pairs = zip(verdicts.tolist(), abstained, strict=True)
+    return [ABSTAINED if abstains else verdict for verdict, abstains in pairs]
 
 
 def knn_classify(

@@ -10,12 +10,14 @@ from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import check_embedded_by
 from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.heads import BANK_HEADS, Head
 from ra_hmd.core.manifests import BankReference, ViewDescription
 from ra_hmd.features.compatibility import check_same_origin, check_same_views, store_fingerprint, views_of
 from ra_hmd.features.store import Features
 from ra_hmd.features.test_lock import store_digest
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead
 from ra_hmd.retrieval.embeddings import Embeddings
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.operating_point import OperatingPoint, rule_notes, rule_of
 from ra_hmd.scoring.scores import DecisionRule
@@ -82,13 +84,16 @@ def open_reference_set(
     return ReferenceSet(bank.to_embeddings() if in_memory else bank, bank_record(bank), bank, bank.views)
 
 
-def vote_rule(bank: Bank, decision: OperatingPoint | None, voting: Voting) -> tuple[DecisionRule, list[str]]:
-    """The rule by which a vote of this bank decides (the chosen one where it holds, else the official one), and the
-    notes on it for its reader.
+def bank_rules(
+    bank: Bank, decision: OperatingPoint | None, voting: Voting, kernel: KernelSettings
+) -> tuple[dict[Head, DecisionRule], list[str]]:
+    """The rules of RKC and KRR with this bank (the chosen ones where they hold, else the official ones), and the notes
+    on them for their reader.
     """
     bank_match = NO_MATCH if decision is None else match_bank(bank, decision.bank)
-    rule = rule_of(decision, "rkc", bank.problem, bank_match, voting)
-    return rule, rule_notes(decision, "rkc", bank_match, voting)
+    rules = {head: rule_of(decision, head, bank.problem, bank_match, voting, kernel) for head in BANK_HEADS}
+    notes = [note for head in BANK_HEADS for note in rule_notes(decision, head, bank_match, voting, kernel)]
+    return rules, list(dict.fromkeys(notes))
 
 
 def match_reference_set(reference_set: ReferenceSet | None, chosen: BankReference | None) -> BankMatch:

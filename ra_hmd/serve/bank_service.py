@@ -16,6 +16,7 @@ from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.bank.planned_change import PlannedChange
 from ra_hmd.bank.versions import BankRows, VersionEntry
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.heads import BANK_HEADS
 from ra_hmd.data.image_hashes import caption_digest, pdq_hash
 from ra_hmd.data.images import content_hash, perceptual_hash
 from ra_hmd.data.meme import Meme
@@ -179,8 +180,8 @@ class BankService:
         *,
         relabel_identical: bool = False,
     ) -> dict[str, Any]:
-        """Compute the impact of a change on the verdicts of the RKC, by its current threshold, without changing the
-        bank.
+        """Compute the impact of a change on the verdicts of RKC and KRR, by their current thresholds, without changing
+        the bank.
 
         Returns:
             See `ra_hmd.scoring.change_impact.change_impact`; measured on the reference and the memes scored last.
@@ -204,7 +205,8 @@ class BankService:
 
     def _impact(self, detector: Detector, queries: Embeddings, planned: PlannedChange) -> dict[str, Any]:
         scorer = detector.scorer
-        return change_impact(self.bank, queries, planned, scorer.voting, scorer.rule("rkc").thresholds)
+        vote, kernel = (scorer.rule(head).thresholds for head in BANK_HEADS)
+        return change_impact(self.bank, queries, planned, scorer.voting, vote, scorer.kernel, kernel)
 
     def search(self, meme: Meme, k: int) -> dict[str, Any]:
         """Return the K rows nearest to a meme, by the embedding of the head; nothing of the meme is stored.

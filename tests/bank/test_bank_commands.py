@@ -109,7 +109,7 @@ def test_a_life_by_commands(lab):
         lab("effect", place, *ASK, "--remove", "bank0", "--relabel", "bank1=0", "--topk", "3", "--json")
     )
     assert effect["version"] == 2
-    assert effect["paired"]["labelled"] == 12
+    assert effect["paired"]["labelled"] == effect["krr"]["paired"]["labelled"] == 12
     assert "verdicts would flip" in lab("effect", place, *ASK, "--relabel", "bank1=0", "--topk", "3")
     assert "1 removed; 49 rows" in lab("remove", place, "bank0", "--reason", "wrong picture")
     (lab.folder / "ids").write_bytes(b"\xef\xbb\xbfbank2\r\n\r\nbank4\t\r\n")  # as a Windows editor saves it

@@ -29,7 +29,7 @@ PROBLEMS: dict[str, tuple[Problem, Any, Any]] = {
 def views(problem: Problem, names: tuple[str, ...] = ()) -> Views:
     """Views of a service of which nothing but its rules is asked."""
     scorer = SimpleNamespace(rule=lambda head: DecisionRule.official(head, problem))
-    service: Any = SimpleNamespace(detector=SimpleNamespace(problem=problem, scorer=scorer, abstain=0.1))
+    service: Any = SimpleNamespace(detector=SimpleNamespace(problem=problem, scorer=scorer, abstain=0.1, head="krr"))
     return Views(service, ClassNames(problem, names), MemeLookup())
 
 
@@ -73,8 +73,13 @@ def test_what_is_left_to_a_person_says_why() -> None:
 
 def test_an_effect_in_words() -> None:
     flip = {"id": HOSTILE, "label": -1, "from": 0, "to": "abstained"}
-    impact = {"version": 3, "queries": 9, "flips": [flip] * 30, "paired": None}
+    krr = {"flips": [flip] * 2, "flip_counts": {}, "paired": None}
+    impact = {"version": 3, "queries": 9, "flips": [flip] * 30, "paired": None, "krr": krr}
     shown = views(BINARY).impact(ChangePreview("m", 1, 3, impact))
+    vote, kernel = shown.split('data-effect="krr"')
+    assert "2 verdicts would change" in kernel
+    assert "decides</span>" in kernel
+    assert "decides</span>" not in vote
     assert "Add this meme to the bank as “hateful”" in shown
     assert "30 from not hateful to left to a person" in shown
     assert "and 10 more" in shown

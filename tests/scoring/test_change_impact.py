@@ -9,9 +9,12 @@ from small_banks import SAID, bank_of, labels_of, make_rows, points, queries_of
 
 from ra_hmd.bank.planned_change import PlannedChange, PreviewedBank
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.heads import decide
 from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval.embeddings import Embeddings
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.voting import Voting
+from ra_hmd.scoring.bank_kernel import kernel_classifier_of, previewed_kernel
 from ra_hmd.scoring.change_impact import change_impact
 from ra_hmd.scoring.knn_classifier import ABSTAINED, knn_classify
 
@@ -157,6 +160,32 @@ def test_counts_and_paired_accuracy(tmp_path, name):
         assert gone["abstained"] == {"before": 0, "after": 4}
         unlabelled = Embeddings(asked.ids, np.full(6, -1), asked.embedding)
         assert change_impact(bank, unlabelled, PlannedChange(remove=["m0"]), Voting(4))["paired"] is None
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.kind)
+@pytest.mark.parametrize("count", [2, 40], ids=["updated", "tuned again"])
+def test_the_flips_of_the_kernel_head_are_those_after_the_change(tmp_path, problem, count):
+    bank, asked = bank_of(tmp_path / "bank", problem=problem), queries_of()
+    asked = Embeddings(asked.ids, labels_of(problem, len(asked.ids), 7), asked.embedding)
+    asked = asked.select(np.delete(np.arange(len(asked)), 3))  # a row of zeros, on which the vote abstains
+    kernel = kernel_classifier_of(bank, problem, KernelSettings())
+    before = kernel.predict(asked).scores
+    new = labels_of(problem, count, 3)
+    planned = PlannedChange(add=(make_rows([f"n{row}" for row in range(count)], new), points(60, seed=1)[:count]))
+    would = previewed_kernel(kernel, bank, PreviewedBank(bank, planned)).predict(asked).scores
+    moved = np.abs(would - before).argmax(axis=0)
+    limits = np.take_along_axis((would + before) / 2, moved[None], axis=0)[0]  # the verdict that moves most flips
+    impact = change_impact(bank, asked, planned, Voting(5), None, kernel, limits)
+    assert impact["krr"].keys() == {"flips", "flip_counts", "paired"}
+    carry_out(bank, planned)
+    after = kernel_classifier_of(bank, problem, KernelSettings()).predict(asked).scores
+    old, new = (decide(scores, limits, problem).tolist() for scores in (before, after))
+    flips = [(name, one, other) for name, one, other in zip(asked.ids, old, new, strict=True) if one != other]
+    assert flips or problem.kind == "single_label"
+    assert [(flip["id"], flip["from"], flip["to"]) for flip in impact["krr"]["flips"]] == flips
+    for flip in impact["krr"]["flips"]:
+        assert flip["score_after"] == pytest.approx(after[asked.ids.index(flip["id"])].tolist(), abs=1e-8)
+    assert impact["krr"]["paired"]["gained"] + impact["krr"]["paired"]["lost"] <= len(flips)
 
 
 def test_a_plan_that_cannot_be_carried_out_is_refused(tmp_path):
