@@ -59,6 +59,7 @@ NOT_RUN = {
     ("docs/judge.md", "--references"): "tests/experiments/test_judge.py, against a local server",
     ("docs/bank.md", "pip install 'ra-hmd[milvus]'"): "tests/bank, with Milvus Lite",
     ("docs/encoders.md", "make-confounders"): "tests/e2e/test_encoder_track.py",
+    ("docs/encoders.md", "--encoder qwen3-vl-embedding-2b"): "needs the published weights; the block below it is run",
     ("docs/stage2.md", "k_shot=data/imported/mami"): "tests/training/test_few_shots.py",
     ("docs/stage1.md", "export-clusters"): "tests/clusters/test_export.py",
     ("docs/ssmoe.md", "few-shot"): "tests/e2e/test_few_shot_study.py",
@@ -356,6 +357,15 @@ def test_encoder_track(prepared: Path, tmp_path: Path, monkeypatch: pytest.Monke
         assert len(walk.block("docs/clusters.md", "ra-hmd cluster --data")) == 2
 
 
+def test_tiny_embedder_of_the_encoder_page(memes: Path, tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "confounders").symlink_to(memes)
+    with contextlib.chdir(tmp_path):
+        assert len(Walk(tmp_path).block("docs/encoders.md", "--family qwen3_vl_embedding")) == 6
+    report = tmp_path / "outputs" / "encoders" / "embedder" / "report"
+    assert set(json.loads((report / "metrics.json").read_text())["test"]) >= {"lrc", "rkc"}
+
+
 def test_worked_example_of_the_evaluation_page(tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     with contextlib.chdir(tmp_path):
@@ -377,6 +387,7 @@ OTHERS = [
     ("docs/deploy.md", "tar -C"),
     ("docs/encoders.md", "# Hate-CLIPper; or _cross"),
     ("docs/encoders.md", "ra-hmd zero-shot"),
+    ("docs/encoders.md", "--family qwen3_vl_embedding"),
     ("docs/evaluation.md", "outputs/cancer/stage2"),
     ("docs/pipeline.md", "--backbone-only"),
     ("docs/stage2.md", "ra-hmd train-head configs/hateclipper/hateful_memes_align.yaml"),
