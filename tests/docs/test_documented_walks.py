@@ -57,6 +57,8 @@ NOT_RUN = {
     ("docs/clusters.md", "--describe-with"): "tests/clusters/test_descriptions.py, against a local server",
     ("docs/clusters.md", "guidance_by_hand"): "tests/clusters/test_hand_written_guidance.py",
     ("docs/judge.md", "--references"): "tests/experiments/test_judge.py, against a local server",
+    ("docs/bank.md", "--known-memes 31"): "tests/bank/test_known_memes.py",
+    ("docs/bank.md", "export-hashes"): "tests/bank/test_hash_lists.py",
     ("docs/bank.md", "pip install 'ra-hmd[milvus]'"): "tests/bank, with Milvus Lite",
     ("docs/encoders.md", "make-confounders"): "tests/e2e/test_encoder_track.py",
     ("docs/encoders.md", "--encoder qwen3-vl-embedding-2b"): "needs the published weights; the block below it is run",
@@ -64,6 +66,7 @@ NOT_RUN = {
     ("docs/stage1.md", "export-clusters"): "tests/clusters/test_export.py",
     ("docs/ssmoe.md", "few-shot"): "tests/e2e/test_few_shot_study.py",
     ("docs/ssmoe.md", "few_shot_ssmoe"): "tests/e2e/test_ssmoe_walk.py, on a tiny LLaVA",
+    ("docs/studies.md", "ra-hmd demo"): "tests/e2e/test_demo.py, tests/experiments/test_cross_eval.py",
     ("docs/studies.md", "cross.yaml"): "tests/experiments/test_cross_eval.py",
     ("docs/studies.md", "ra-hmd ablate"): "tests/e2e/test_ablate.py, tests/experiments/test_cross_eval.py",
     ("docs/studies.md", "outputs/age --final"): "tests/experiments/test_staleness.py",
@@ -226,7 +229,7 @@ def test_readme_from_a_data_set_to_a_verdict(walked: tuple[Walk, list[str]]) -> 
     walk, printed = walked
     folder = walk.folder
     metrics = json.loads((folder / RUN / "report" / "metrics.json").read_text())
-    assert set(metrics["test"]) == {"lmh", "lrc", "rkc"}
+    assert set(metrics["test"]) == {"lmh", "lrc", "rkc", "krr"}
     verdicts = [json.loads(line) for line in (folder / "verdicts.jsonl").open(encoding="utf-8")]
     assert [one["id"] for one in verdicts] == ["cat", "cake", *map(str, range(8))]
     assert len(printed) == 19
@@ -328,7 +331,7 @@ def test_plain_sft_baseline(walk: Walk) -> None:
         walk.command(["llamafactory-cli", "train", "configs/stage1/qwen2_vl_7b/hateful_memes_qlora_sft.yaml"])
         assert len(walk.block("docs/pipeline.md", "--backbone-only")) == 6
         metrics = json.loads(Path("saves/qwen2_vl_7b/hateful_memes_qlora_sft/report/metrics.json").read_text())
-    assert set(metrics["test"]) == {"lmh", "lrc", "rkc"}
+    assert set(metrics["test"]) == {"lmh", "lrc", "rkc", "krr"}
 
 
 def test_encoder_track(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
