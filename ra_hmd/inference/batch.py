@@ -144,6 +144,7 @@ def _settings(
         "bank": {name: value for name, value in version["bank"].items() if name != "place"},
         "decision": sha256_file(scorer.checkpoint / DECISION_NAME) if scorer.decision is not None else None,
         "voting": asdict(scorer.voting),
+        "kernel": None if scorer.kernel is None else scorer.kernel.settings.model_dump(),
         "head": detector.head,
         "abstain": detector.abstain,
         "batch_size": detector.batch_size,

@@ -1,7 +1,7 @@
 """Prediction on feature stores: the verdict of one head on each meme, written to a file."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,9 +22,10 @@ from ra_hmd.inference.types import Verdict
 from ra_hmd.inference.verdicts import verdicts_of
 from ra_hmd.inference.writers import check_format, manifest_path, open_writer, verdict_names
 from ra_hmd.models.head import HEAD_WEIGHTS
+from ra_hmd.retrieval.kernel_ridge.settings import kernel_settings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.operating_point import OFFICIAL_NOTE
-from ra_hmd.scoring.scorer import Scorer, kernel_of
+from ra_hmd.scoring.scorer import Scorer
 from ra_hmd.scoring.scores import ScoredSet
 
 _FORMATS: tuple[FileFormat, ...] = ("jsonl", "hateclipper-csv")
@@ -39,6 +40,7 @@ def predict_features(
     style: FileFormat = "jsonl",
     bank: str | Path | None = None,
     voting: Voting | None = None,
+    views: Sequence[str] = (),
     thresholds: Literal["stored", "official"] = "stored",
     device: str | torch.device | None = None,
     command: str = "",
@@ -51,8 +53,9 @@ def predict_features(
         output: File to write; its manifest is written beside it, as `<output>.manifest.json`.
         head: The head that decides.
         style: `jsonl`, or for a binary head `hateclipper-csv` (columns `id, prob_hate, pred_label`).
-        bank: Labelled memes that vote, for the RKC.
+        bank: Labelled memes, for RKC and KRR.
         voting: Settings of the vote.
+        views: Views that the KRR compares; default: the embedding.
         thresholds: See `Scorer.open`.
         device: Where the head runs.
         command: The command line, for the manifest.
@@ -65,7 +68,8 @@ def predict_features(
     """
     output = Path(output)
     _check_arguments(output, head, style, bank)
-    kernel = kernel_of(head, voting)
+    balanced = voting is not None and voting.prior_correction
+    kernel = kernel_settings(views, balanced=balanced) if head == "krr" else None  # the rows have no other head
     scorer = Scorer.open(checkpoint, bank, voting, thresholds=thresholds, device=device, kernel=kernel)
     problem = scorer.model.config.problem
     check_format(style, problem)

@@ -34,8 +34,9 @@ from ra_hmd.inference.known import known_verdict, open_known_memes
 from ra_hmd.inference.types import Explain, PreparedMeme, Verdict
 from ra_hmd.inference.verdicts import verdicts_of
 from ra_hmd.models.head import HEAD_WEIGHTS
+from ra_hmd.retrieval.kernel_ridge.settings import kernel_settings
 from ra_hmd.retrieval.voting import Voting
-from ra_hmd.scoring.scorer import Scorer, kernel_of
+from ra_hmd.scoring.scorer import Scorer
 from ra_hmd.scoring.scores import ScoredSet
 
 _KEPT_PIXELS = 1 << 20
@@ -66,7 +67,7 @@ def _views_to_make(scorer: Scorer, requested: Sequence[str]) -> dict[str, ViewDe
     stated = {} if examples is None else examples.views
     made = {} if scorer.bank is None else dict(stated)
     for name, _, encoder in (text.partition("=") for text in requested):
-        if name == "embedding":
+        if name == "embedding" or (name == "hidden" and scorer.bank is None):
             continue
         if name not in stated:
             have = ", ".join(["embedding", *stated])
@@ -146,8 +147,8 @@ class Detector:
             batch_size: Memes per forward pass.
             dtype: Precision of the LMM or encoder; default is that of the weights for an LMM, and that of the
                 features that the head was trained on for an encoder.
-            views: Views of the bank that are made of each meme; those that an example bank keeps always are. `NAME`, or
-                `NAME=ENCODER` where its encoder is not where the bank says.
+            views: Views of the bank that the KRR compares; default: the embedding. `NAME`, or `NAME=ENCODER` where its
+                encoder is not where the bank says. Those that an example bank keeps are made of each meme in any case.
             device: Where everything runs; default is what accelerate finds.
             known_memes: Look for known memes first, up to this distance (see `open_known_memes`); default is not to.
             known_turned: See `open_known_memes`.
@@ -157,7 +158,7 @@ class Detector:
             UserError: folders that are missing, or do not belong together.
         """
         device = torch.device(device) if device is not None else Accelerator().device
-        scorer = Scorer.open(run, bank, voting, thresholds=thresholds, device=device, kernel=kernel_of(head, voting))
+        scorer = Scorer.open(run, bank, voting, thresholds=thresholds, device=device)
         opened = open_feature_model(
             run,
             backbone=backbone,
@@ -167,6 +168,7 @@ class Detector:
             views_place=scorer.state["place"],
         )
         scorer.check_origin(opened.place, opened.fingerprint)
+        scorer = scorer.with_kernel(kernel_settings(views, balanced=scorer.voting.prior_correction))
         head = _deciding_head(scorer, head, abstain)  # before a large model is loaded
         known = None
         if known_memes is not None:

@@ -80,7 +80,7 @@ class ModelOptions(Settings):
     base_model: str | None = Field(None, description="Where the base model is now, if it was moved.")
 
 
-class DetectorOptions(VotingOptions, ModelOptions):
+class DetectorOptions(BankHeadOptions, ModelOptions):
     """Options of `predict`, `explain`, `serve` and `console`: the detector, apart from its run."""
 
     TITLE: ClassVar[str] = "detector"
@@ -142,6 +142,7 @@ class DetectorOptions(VotingOptions, ModelOptions):
             abstain=self.abstain or 0.0,
             batch_size=self.batch_size or 16,
             dtype=self.dtype,
+            views=self.views,
             known_memes=self.known_memes,
             known_turned=self.known_turned,
             hash_lists=self.hash_lists,

@@ -96,7 +96,7 @@ class PredictionRequest(Settings):
         detector = self.detector
         done = predict_features(self.checkpoint, queries, self.inputs.output, head=detector.head or "lrc",
                                 style=self.inputs.style or "jsonl", bank=detector.bank, voting=detector.voting,
-                                thresholds=detector.thresholds, command=command)  # fmt: skip
+                                views=detector.views, thresholds=detector.thresholds, command=command)  # fmt: skip
         yield from done["notes"]
         print(f"{self.inputs.output}: {done['rows']} memes")
 

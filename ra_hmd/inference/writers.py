@@ -19,7 +19,7 @@ from ra_hmd.inference.options import FileFormat
 HATECLIPPER_COLUMNS = ("id", "prob_hate", "pred_label")
 _BY_SUFFIX: dict[str, FileFormat] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _ROW_GROUP = 4096
-_HEADS = get_args(Head)[:3]  # the KRR, where it decides, has the columns `score`, `probability`, `verdict`
+_HEADS = get_args(Head)
 _KNOWN = {
     "id": pa.string(),
     "hash": pa.string(),

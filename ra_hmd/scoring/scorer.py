@@ -26,7 +26,7 @@ from ra_hmd.features.compatibility import (
 )
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.head import MemeHead, load_head
-from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings, kernel_settings
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.bank_kernel import kernel_classifier_of, refreshed_kernel
 from ra_hmd.scoring.kernel_classifier import KernelClassifier
@@ -36,13 +36,6 @@ from ra_hmd.scoring.scores import DecisionRule, ScoredSet, score_set
 from ra_hmd.scoring.threshold_basis import NO_MATCH, BankMatch, bank_record
 
 _NO_BANK = {"place": None, "sha256": None}
-
-
-def kernel_of(head: Head | None, voting: Voting | None) -> KernelSettings | None:
-    """Settings of the kernel head where it decides: with the class weights of the vote; else None."""
-    if head != "krr":
-        return None
-    return kernel_settings(balanced=voting is not None and voting.prior_correction)
 
 
 @dataclass(frozen=True)
@@ -108,10 +101,19 @@ class Scorer:
         if bank is not None:
             reference_set = open_reference_set(bank, stores, model, checkpoint)
         bank_match = match_reference_set(reference_set, None if decision is None else decision.bank)
-        fitted = None
-        if kernel is not None and reference_set is not None:
-            fitted = kernel_classifier_of(reference_set.rows, model.config.problem, kernel)
-        return cls(checkpoint, model, reference_set, origins, decision, voting or Voting(), bank_match, fitted)
+        scorer = cls(checkpoint, model, reference_set, origins, decision, voting or Voting(), bank_match)
+        return scorer if kernel is None else scorer.with_kernel(kernel)
+
+    def with_kernel(self, settings: KernelSettings) -> "Scorer":
+        """This scorer with a kernel head on its bank, if it has one.
+
+        Raises:
+            UserError: a view that the bank does not have.
+        """
+        if self.reference_set is None:
+            return self
+        kernel = kernel_classifier_of(self.reference_set.rows, self.model.config.problem, settings)
+        return replace(self, kernel=kernel)
 
     @property
     def bank(self) -> Bank | None:

@@ -26,9 +26,9 @@ _SCORE = re.compile(r'data-head="(\w+)" data-score="([^"]+)"')
 @pytest.mark.parametrize(
     ("kind", "run", "heads"),
     [
-        ("clip", "head", ("lrc", "rkc")),
-        ("lmm", "run", ("lmh", "lrc", "rkc")),
-        ("experts", "run", ("lmh", "lrc", "rkc")),
+        ("clip", "head", ("lrc", "rkc", "krr")),
+        ("lmm", "run", ("lmh", "lrc", "rkc", "krr")),
+        ("experts", "run", ("lmh", "lrc", "rkc", "krr")),
     ],
 )
 def test_one_score(

@@ -21,7 +21,7 @@ from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import Verdict
 from ra_hmd.scoring.scorer import Scorer
 
-HEADS = {"lmm": ("lmh", "lrc", "rkc"), "stage2": ("lmh", "lrc", "rkc"), "encoder": ("lrc", "rkc")}
+HEADS = {"lmm": ("lmh", "lrc", "rkc", "krr"), "stage2": ("lmh", "lrc", "rkc", "krr"), "encoder": ("lrc", "rkc", "krr")}
 
 
 def ra_hmd(*words: str | Path) -> None:

@@ -71,11 +71,11 @@ def test_the_kernel_head_follows_the_bank(tuned: Path, served_clip: Path, clip_b
     assert np.abs(newer.scores["krr"] - before.scores["krr"]).max() > 1e-6
     np.testing.assert_allclose(newer.scores["krr"], fresh.scores["krr"], atol=1e-9)
     np.testing.assert_allclose(newer.kernel.shares.sum(1) + newer.kernel.rest, newer.scores["krr"], atol=1e-12)
-    assert not newer.rules["krr"].chosen, "the decision file has no rule of the KRR"
+    assert newer.rules["krr"].chosen
     predict_features(tuned, store, tmp_path / "krr.jsonl", head="krr", bank=clip_bank)
     rows = list(map(json.loads, (tmp_path / "krr.jsonl").read_text().splitlines()))
     np.testing.assert_allclose([row["score"] for row in rows], fresh.scores["krr"][:, 0], atol=1e-12)
-    assert [row["verdict"] for row in rows] == [int(score >= 0) for score in fresh.scores["krr"][:, 0]]
+    assert [row["verdict"] for row in rows] == fresh.verdicts("krr").tolist()
 
 
 def test_a_bank_is_known_by_its_rows_not_by_its_folder(
