@@ -1,12 +1,16 @@
 """Settings compared with the records: metrics that evaluation will give, classes, rows that training would drop."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llamafactory.extras import logging
+from safetensors import safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from llamafactory_ext.sft_classifier.metric import logged_metrics
 from llamafactory_ext.sft_classifier.rgcl import check_rgcl
+from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.features.test_lock import says_test
 from ra_hmd.models.families import family_of
@@ -28,6 +32,47 @@ def check_attention(model_type: str, flash_attn: str) -> None:
             f"`flash_attn: fa2` does not fit a {model_type} model: {family.without_flash_attention}. Use "
             "`flash_attn: sdpa`."
         )
+
+
+def check_language_head(config: Any, name: str, revision: str | None, weight: float) -> None:
+    """Raise `UserError` where the language loss counts and the model's weights have no LM head: it would be random.
+
+    With the language loss off a warning says that LMH is not trained.
+
+    Args:
+        config: The model's configuration.
+        name: Its folder, or its id on the hub.
+        revision: Commit there.
+        weight: r0, of the language loss.
+    """
+    if weight == 0:
+        logger.warning_rank0("The language loss is off (`loss_ratio`): the LM head is not trained; do not read LMH.")
+        return
+    if any(getattr(one, "tie_word_embeddings", False) for one in (config, config.get_text_config())):
+        return
+    names = _weight_names(name, revision)
+    if names and not any("lm_head" in one for one in names):
+        raise UserError(
+            f"`model_name_or_path: {name}` has no LM head in its weights, and does not share that of the input "
+            "embeddings: it would be random. Set `loss_ratio: [0.0, 1.0]` to train without the language loss."
+        )
+
+
+def _weight_names(name: str, revision: str | None) -> list[str]:
+    """Names of a model's weights in safetensors; none where they are unknown, as in a single file on the hub."""
+    single = Path(name) / SAFE_WEIGHTS_NAME
+    if single.is_file():
+        with safe_open(single, framework="pt") as weights:
+            return list(weights.keys())
+    index = cached_file(
+        name,
+        SAFE_WEIGHTS_INDEX_NAME,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return [] if index is None else list(read_json(Path(index))["weight_map"])
 
 
 def check_training(

@@ -21,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llamafactory_ext.launchers import STAGE
 from llamafactory_ext.sft_classifier import experts
-from llamafactory_ext.sft_classifier.checks import check_attention, check_training
+from llamafactory_ext.sft_classifier.checks import check_attention, check_language_head, check_training
 from llamafactory_ext.sft_classifier.guides import Guides
 from llamafactory_ext.sft_classifier.metric import compute_metrics
 from llamafactory_ext.sft_classifier.records import describe, load_records
@@ -102,6 +102,8 @@ def run_sft_classifier(
     records = load_records(template, *parsed, tokenizer_module, settings, guides)
     if training_args.do_train:
         check_training(records, data_args, training_args, finetuning_args)
+        name, revision = model_args.model_name_or_path, model_args.model_revision
+        check_language_head(config, name, revision, finetuning_args.loss_weights[0])
     head_config = finetuning_args.head_config(config.get_text_config().hidden_size)
     expert_settings = experts.settings_of(finetuning_args, guides)
     manifest = _manifest(*parsed, settings, head_config, expert_settings, records)
