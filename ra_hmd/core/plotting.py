@@ -6,6 +6,7 @@ distinction.
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,6 +20,12 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a PNG, atomically."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+def save_svg(figure: Figure, path: str | Path) -> None:
+    """Write an SVG, atomically; the same figure gives the same bytes."""
+    with matplotlib.rc_context({"svg.hashsalt": "ra-hmd"}), atomic_path(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
 def panels(count: int, width: float = 4.6, height: float = 4.0, rows: int = 1) -> tuple[Figure, np.ndarray]:

@@ -2,17 +2,26 @@
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ra_hmd.core.heads import THRESHOLDS
+from ra_hmd.core.heads import BANK_HEADS, THRESHOLDS
 from ra_hmd.data.synthetic.confounders import unimodal_oracle
+from ra_hmd.experiments.demo_figure import head_values, write_bank_update_figure
 from ra_hmd.experiments.pipeline import Step, configs_folder, overrides, ra_hmd, run_steps
 
 PARTS = (("a", "train"), ("a", "dev"), ("a", "test"), ("b", "train"), ("b", "test"))
 UPDATE_LIMIT = 256  # memes of domain B's training split that the bank update samples from
+
+VIEWS = ("embedding", "hidden", "untuned")
+"""What the kernel head compares; its weights are chosen on the bank."""
+
+DRAWS = 5
+"""Samples of each size in the bank update."""
 
 JOBS = 2
 """Concurrent extractions; most of each is start-up on one core."""
@@ -49,19 +58,19 @@ def demo_steps(output: Path, *, quick: bool = False) -> list[Step]:
     refine = {"train": features / "a_train", "dev": features / "a_dev", "init_head": stage1, "output_dir": stage2}
     classify = ra_hmd("evaluate", checkpoint=stage2, bank=features / "a_train", queries=features / "a_test")
     classify += ra_hmd(queries=features / "b_test", update=features / "b_train", output=output / "report")[1:]
-    classify.append("--final")
+    classify += [*(word for view in VIEWS for word in ("--views", view)), "--update-draws", str(DRAWS), "--final"]
     return [
         *pretraining_steps(output, quick=quick),
         Step(
             "Stage 1: LoRA and head on domain A",
             train_words(configs / "stage1_qwen2_vl.yaml", pretrained_model(output), stage1, train),
         ),
-        *extract_steps("Extract embeddings", output / "data", features, checkpoint=stage1),
+        *extract_steps("Extract embeddings", output / "data", features, "--views", "untuned", checkpoint=stage1),
         Step(
             "Stage 2: refine the head with retrieval-guided contrast",
             ["ra-hmd", "stage2", str(configs / "stage2.yaml"), *overrides(refine)],
         ),
-        Step("Classify by three heads; update the bank without retraining", classify),
+        Step("Classify by four heads; update the bank without retraining", classify),
     ]
 
 
@@ -112,18 +121,30 @@ def _print_results(output: Path, console: Console) -> None:
                 cells = [_cell(values[metric]) for metric in ("accuracy", "auroc", "macro_f1")]
                 table.add_row(f"domain {name[0].upper()}", head.upper(), *cells)
     console.print(table)
-    console.print("LMH: the language model's Yes/No · LRC: the logistic head · RKC: KNN vote over the bank (A's train)")
-
-    updates = Table(title="RKC on domain B after adding labelled memes of B to the bank, without retraining")
-    for column in ("memes of B added", "accuracy", "gain over none, paired"):
-        updates.add_column(column)
-    for point in metrics["bank_update"]["b_test"]:
-        gain = _cell(point["gain"]) if point.get("gain") else ""
-        updates.add_row(str(point["added"]), _cell(point["accuracy"]), gain)
-    console.print(updates)
+    console.print(
+        "LMH: the language model's Yes/No · LRC: the logistic head · RKC: KNN vote over the bank (A's train) · "
+        "KRR: kernel ridge regression over the bank"
+    )
+    for name, title in (("b_test", "domain B"), ("a_test", "domain A")):
+        console.print(_update_table(metrics["bank_update"][name], title))
+    console.print(f"Figure: {write_bank_update_figure(metrics['bank_update'], output / 'report')}", soft_wrap=True)
     oracle = unimodal_oracle(output / "data" / "a")
     shown = ", ".join(f"{modality} {value:.3f}" for modality, value in oracle.items())
     console.print(f"Best classifier on one modality's true attributes, AUROC on domain A: {shown}", highlight=False)
+
+
+def _update_table(curve: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """AUROC of both bank heads by the number of memes of B in the bank."""
+    table = Table(title=f"AUROC on {title} after adding labelled memes of B to the bank, without retraining")
+    for column in ("memes of B", "RKC", "gain, paired", "KRR", "gain, paired"):
+        table.add_column(column)
+    for point in curve:
+        cells = []
+        for head in BANK_HEADS:
+            values = head_values(point, head)
+            cells += [_cell(values["auroc"]), _cell(values["auroc_gain"]) if values["auroc_gain"] else ""]
+        table.add_row(str(point["added"]), *cells)
+    return table
 
 
 def _cell(value: dict[str, float | None]) -> str:
