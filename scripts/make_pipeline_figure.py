@@ -1,4 +1,4 @@
-"""Write docs/pipeline.svg, the figure of the pipeline in README.md.
+"""Write docs/pipeline.svg, the figure of docs/pipeline.md.
 
 Usage: python scripts/make_pipeline_figure.py [--output docs/pipeline.svg]
 """

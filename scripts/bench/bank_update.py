@@ -101,9 +101,8 @@ def measure(rows: int, dim: int, queries: int, exact_rows: int) -> list[dict[str
                     one = asked.select(np.array([number]))
                     with times.step("query_ms"):
                         head.predict(one)
-                for _ in range(3):
-                    with times.step("batch_ms"):
-                        scores[name] = head.predict(asked).scores[:, 0]
+                with times.step("batch_ms"):
+                    scores[name] = head.predict(asked).scores[:, 0]
                 add_rows(bank, head, asked, clustered(ADDED, dim, 4, f"{name} "), times)
                 result |= times.medians()
                 bank.rollback(1, author="bench", reason="as it was created")

@@ -18,7 +18,11 @@ def test_quick_demo(tmp_path: Path) -> None:
     for step in demo_steps(Path("out dir"), quick=True):
         assert step.title in done.stdout
     metrics = json.loads((tmp_path / "out dir/report/metrics.json").read_text())
-    assert set(metrics["a_test"]) == {"lmh", "lrc", "rkc"}
+    assert set(metrics["a_test"]) == {"lmh", "lrc", "rkc", "krr"}
+    for curve in metrics["bank_update"].values():
+        assert all("std" in point["krr"]["auroc"] for point in curve[1:]), "several draws of each size"
+    assert set(metrics["bank_update"]) == {"a_test", "b_test"}
+    assert (tmp_path / "out dir/report/bank_update.svg").is_file()
     assert [point["added"] for point in metrics["bank_update"]["b_test"]] == [0, 8, 32, 128]
     assert metrics["a_test"]["rkc"]["auroc"]["low"] <= metrics["a_test"]["rkc"]["auroc"]["value"]
     assert (tmp_path / "out dir/report/report.md").is_file()
