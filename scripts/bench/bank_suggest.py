@@ -6,7 +6,7 @@ the paired difference with a 95 % interval (Student's t). Random memes are drawn
 test stay the same, and the pool is four fifths of its store. Width and noise of the kernel are those of the bank.
 
     python scripts/bench/bank_suggest.py [--bank DEMO/features/a_train --pool DEMO/features/b_train
-        --test DEMO/features/b_test --checkpoint DEMO/stage2 --final]
+        --test DEMO/features/b_test --checkpoint DEMO/stage2 --final --views embedding]
 """
 
 import argparse
@@ -24,7 +24,7 @@ from ra_hmd.bank_review.suggest import suggest_memes
 from ra_hmd.core.problem import BINARY
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.retrieval.embeddings import Embeddings
-from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
+from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings, kernel_settings
 from ra_hmd.scoring.kernel_classifier import KernelClassifier, fit_kernel_classifier
 
 SEEDS, BUDGETS, RANDOM = range(10, 15), (8, 32, 128), 3
@@ -47,7 +47,7 @@ def stores(options: argparse.Namespace) -> Iterator[Draw]:
     found = [embed_store(options.checkpoint, place) for place in (options.bank, options.pool, options.test)]
     open_labels({options.test: found[2].features}, [options.checkpoint], final=options.final, command="bank_suggest.py")
     bank, pool, test = (one.embeddings for one in found)
-    head = fit_kernel_classifier(bank, found[0].problem, KernelSettings())
+    head = fit_kernel_classifier(bank, found[0].problem, kernel_settings(options.views))
     for seed in SEEDS:
         some = np.random.default_rng(seed).permutation(len(pool))[: 4 * len(pool) // 5]
         yield head, bank, pool.select(np.sort(some)), test
@@ -80,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("bank", "pool", "test", "checkpoint"):
         parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--views", nargs="+", default=[], help="what the kernel head compares in the given stores")
     parser.add_argument("--final", action="store_true", help="the test store is of a test split")
     options = parser.parse_args()
     sets = {"digits": digits()}
