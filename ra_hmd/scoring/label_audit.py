@@ -71,7 +71,7 @@ def find_contradictions(scores: np.ndarray, labels: np.ndarray, problem: Problem
         for column, own in zip(probabilities.T, columns.T, strict=True)
     ]
     own, suggested, contradicted = (np.stack(values, axis=1) for values in zip(*parts, strict=True))
-    return Contradictions(own.min(axis=1), suggested.reshape(labels.shape), contradicted.any(axis=1))
+    return Contradictions(own.min(axis=1), suggested.reshape(labels.shape), np.any(contradicted, axis=1))
 
 
 def _confident(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -27,4 +27,4 @@ class KernelSettings(Settings):
 def kernel_settings(views: Sequence[str] = (), *, balanced: bool = False) -> KernelSettings:
     """The settings for views as options give them: `NAME`, or `NAME=ENCODER`; none: the head's embedding."""
     names = tuple(dict.fromkeys(view.partition("=")[0] for view in views))
-    return KernelSettings(balanced=balanced, **({"views": names} if names else {}))
+    return KernelSettings(balanced=balanced, views=names or (EMBEDDING,))
