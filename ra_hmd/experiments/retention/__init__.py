@@ -1,0 +1,1 @@
+"""What tuning costs a model (`ra-hmd retention`)."""
