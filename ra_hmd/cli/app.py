@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from ra_hmd.cli.attack import attack_app
 from ra_hmd.cli.bank import bank_app
 from ra_hmd.cli.bank_review import bank_review_app
 from ra_hmd.cli.data import data_app
@@ -69,6 +70,7 @@ for commands in (
     models_app,
     training_app,
     evaluation_app,
+    attack_app,
     prediction_app,
     serve_app,
     experiments_app,

@@ -2,41 +2,16 @@
 
 import json
 import os
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand
 
-from ra_hmd.cli.options import GROUP, Output, checked
+from ra_hmd.cli.options import GROUP, Lists, Output, checked
 from ra_hmd.core.errors import UserError
 
 if TYPE_CHECKING:
     from ra_hmd.data.meme_dataset import MemeData
-
-
-# Options that take several values at once, and what one of these looks like.
-_LIST_OPTIONS = {"--shots": r"\d+", "--columns": r".+=.+", "--labels": r".+=.+", "--splits": r"[\w-][\w.-]*"}
-
-
-class _Lists(TyperCommand):
-    """Command whose options take several values at once: `--shots 4 8`, `--columns id=a text=b`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        spread: list[str] = []
-        option = ""
-        for argument in args:
-            name, _, value = argument.partition("=")
-            if argument.startswith("--"):
-                option = name if name in _LIST_OPTIONS else ""
-                spread += [name, value] if option and value else [argument]
-            elif option and spread[-1] != option and re.fullmatch(_LIST_OPTIONS[option], argument):
-                spread += [option, argument]
-            else:
-                option = option if spread and spread[-1] == option else ""
-                spread.append(argument)
-        return super().parse_args(ctx, spread)
 
 
 data_app = typer.Typer(
@@ -59,7 +34,7 @@ def list_command() -> None:
     Console().print(catalogue_table())
 
 
-@data_app.command("import", cls=_Lists)
+@data_app.command("import", cls=Lists)
 def import_dataset_command(
     dataset: Annotated[str, typer.Argument(help="hateful_memes, harm_c, … or generic; see `ra-hmd data list`.")],
     root: Annotated[Path, typer.Argument(help="Folder that the data set was unpacked to (generic: also a file).")],
@@ -122,7 +97,7 @@ def check_command(
     raise typer.Exit(int(report.worst == "error" or (strict and report.worst == "warning")))
 
 
-@data_app.command("to-sharegpt", cls=_Lists)
+@data_app.command("to-sharegpt", cls=Lists)
 def to_sharegpt_command(
     folder: Folder,
     output: Annotated[Path, typer.Option("--output", help="LLaMA-Factory's `dataset_dir`.")],
@@ -168,7 +143,7 @@ def to_sharegpt_command(
         print(f"  prompt_template: {question.template!r}")
 
 
-@data_app.command("k-shot", cls=_Lists)
+@data_app.command("k-shot", cls=Lists)
 def k_shot_command(
     folder: Folder,
     shots: Annotated[list[int], typer.Option(help="Numbers of memes K: --shots 4 8 16.")],

@@ -1,6 +1,7 @@
 """Options that commands share, and the decorator that makes options of the fields of a settings model."""
 
 import inspect
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ import annotated_types
 import typer
 from pydantic import Field
 from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
 from ra_hmd.core.config import Settings, choose
 from ra_hmd.inference.options import DetectorOptions, Flag, VotingOptions
@@ -24,6 +26,36 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 GROUP: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
 """Arguments of a `typer.Typer` that has commands of its own."""
+
+
+# Options that take several values at once, and what one of these looks like.
+_LIST_OPTIONS = {
+    "--shots": r"\d+",
+    "--columns": r".+=.+",
+    "--labels": r".+=.+",
+    "--splits": r"[\w-][\w.-]*",
+    **dict.fromkeys(("--families", "--attacks", "--channels"), r"[a-z_]+"),
+    "--severities": r"[1-3]",
+}
+
+
+class Lists(TyperCommand):
+    """Command whose options take several values at once: `--shots 4 8`, `--columns id=a text=b`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        option = ""
+        for argument in args:
+            name, _, value = argument.partition("=")
+            if argument.startswith("--"):
+                option = name if name in _LIST_OPTIONS else ""
+                spread += [name, value] if option and value else [argument]
+            elif option and spread[-1] != option and re.fullmatch(_LIST_OPTIONS[option], argument):
+                spread += [option, argument]
+            else:
+                option = option if spread and spread[-1] == option else ""
+                spread.append(argument)
+        return super().parse_args(ctx, spread)
 
 
 @dataclass(frozen=True)

@@ -132,20 +132,44 @@ def read_text(engine: "RapidOCR", image: Image, min_score: float = 0.5) -> dict[
     Raises:
         UserError: The engine fails on the image.
     """
+    result = _run(engine, image)[0]
+    lines = zip(result.txts or (), result.scores or (), strict=True)
+    good = [(text, score) for text, score in lines if score >= min_score]
+    text = " ".join(well_formed(text).strip() for text, _ in good)
+    return {"text": text, "score": round(min((score for _, score in good), default=0.0), 4)}
+
+
+def find_lines(engine: "RapidOCR", image: Image, min_score: float = 0.5) -> list[tuple[tuple[int, int, int, int], str]]:
+    """Return box (left, top, right, bottom, in pixels) and text of each line on an image.
+
+    Raises:
+        UserError: The engine fails on the image.
+    """
+    result, (left, top) = _run(engine, image)
+    lines = []
+    for corners, text, score in zip(
+        result.boxes if result.txts else (), result.txts or (), result.scores or (), strict=True
+    ):
+        if score >= min_score and text.strip():
+            low, high = np.floor(corners.min(0)).astype(int), np.ceil(corners.max(0)).astype(int)
+            box = (low[0] - left, low[1] - top, high[0] - left, high[1] - top)
+            limits = (image.width, image.height) * 2
+            lines.append((tuple(int(min(max(at, 0), most)) for at, most in zip(box, limits, strict=True)), text))
+    return [(box, text) for box, text in lines if box[0] < box[2] and box[1] < box[3]]  # type: ignore[misc]
+
+
+def _run(engine: "RapidOCR", image: Image) -> tuple[Any, tuple[int, int]]:
+    """Result of the engine on an image, and the width of the padding at its left and at its top."""
     # The engine scales the short side to 736 pixels, which would make a thin line endlessly long.
     wide, high = (max(0, -(-max(image.size) // _NARROWEST) - side) for side in image.size)
     padded = ImageOps.expand(to_rgb(image), (wide // 2, high // 2, -(-wide // 2), -(-high // 2)), "white")
     try:
-        result: Any = engine(np.asarray(padded)[..., ::-1])  # the engine takes BGR
+        return engine(np.asarray(padded)[..., ::-1]), (wide // 2, high // 2)  # the engine takes BGR
     except Exception as error:  # its exceptions have no class in common
         raise UserError(
             f"its words cannot be read, of {image.width} x {image.height} pixels ({type(error).__name__}: {error}); "
             "give its text"
         ) from error
-    lines = zip(result.txts or (), result.scores or (), strict=True)
-    good = [(text, score) for text, score in lines if score >= min_score]
-    text = " ".join(well_formed(text).strip() for text, _ in good)
-    return {"text": text, "score": round(min((score for _, score in good), default=0.0), 4)}
 
 
 def _with_captions(data: MemeData, split: str, read: dict[str, dict[str, Any]], source: str) -> Iterator[Meme]:

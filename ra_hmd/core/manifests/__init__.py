@@ -1,5 +1,11 @@
 """Manifests: one pydantic model per kind of run, read in every format that was ever written."""
 
+from ra_hmd.core.manifests.attacks import (
+    AttackManifest,
+    CleanData,
+    CleanSplit,
+    VariantDescription,
+)
 from ra_hmd.core.manifests.bank_review import (
     BankAuditManifest,
     BankSuggestionsManifest,
@@ -91,6 +97,7 @@ from ra_hmd.core.manifests.stores import (
 __all__ = [
     "MODELS",
     "AblationManifest",
+    "AttackManifest",
     "BankAuditManifest",
     "BankContent",
     "BankManifest",
@@ -101,6 +108,8 @@ __all__ = [
     "BestCheckpoint",
     "CaptionLengths",
     "CheckManifest",
+    "CleanData",
+    "CleanSplit",
     "ClusterAdaptersManifest",
     "ClusterFit",
     "ClusterGuidance",
@@ -152,6 +161,7 @@ __all__ = [
     "ThinClass",
     "TinyEncoderManifest",
     "TrainedHeadManifest",
+    "VariantDescription",
     "ViewDescription",
     "ZeroShotManifest",
     "kinds_of",

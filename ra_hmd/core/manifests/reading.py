@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, read_json, write_json
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.manifests import bank_review, clusters, guidance, heads, reports, stores
+from ra_hmd.core.manifests import attacks, bank_review, clusters, guidance, heads, reports, stores
 from ra_hmd.core.manifests.base import Manifest
 
 _MODELS: tuple[type[Manifest], ...] = (
@@ -20,6 +20,7 @@ _MODELS: tuple[type[Manifest], ...] = (
     stores.KShotManifest,
     stores.ShareGptManifest,
     stores.CheckManifest,
+    attacks.AttackManifest,
     clusters.ClustersManifest,
     clusters.ClusterAdaptersManifest,
     guidance.GuidanceManifest,

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from ra_hmd.core.manifests.attacks import VariantDescription
 from ra_hmd.core.manifests.base import Manifest, Section
 
 
@@ -251,6 +252,8 @@ class DatasetManifest(Manifest):
         fixes: Number of `data check --fix` runs that changed the records.
         fixed: What they changed.
         ocr: Split to the engine that read its captions.
+        attack: The attack that made it of another data set.
+        attack_seed: Seed of that attack.
     """
 
     KINDS: ClassVar[tuple[str, ...]] = ("dataset",)
@@ -272,6 +275,8 @@ class DatasetManifest(Manifest):
     fixes: int = 0
     fixed: list[str] = Field(default_factory=list)
     ocr: dict[str, str] = Field(default_factory=dict)
+    attack: VariantDescription | None = None
+    attack_seed: int | None = None
 
 
 class ShotList(Section):
