@@ -1,4 +1,4 @@
-"""Commands of studies: `cross-eval`, `staleness`, `in-context`, `judge`, `ablate`, and `demo`."""
+"""Commands of studies: `cross-eval`, `robustness`, `staleness`, `in-context`, `judge`, `ablate`, and `demo`."""
 
 import importlib.util
 import shlex
@@ -32,6 +32,24 @@ def cross_eval_command(
     for gap in dict.fromkeys(f"{gap['reason']} {gap['command']}".strip() for gap in result["missing"]):
         typer.echo(f"Missing: {gap}", err=True)
     print(args.output_dir / "cross_eval.md")
+
+
+@experiments_app.command("robustness")
+def robustness_command(
+    config: Annotated[Path, typer.Argument(help="YAML file: data, attacked sets, systems (docs/robustness.md).")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+    final: o.Final = False,
+) -> None:
+    """Measure heads on clean and attacked memes, and what defences give and cost. Can be resumed."""
+    from ra_hmd.core.config import load_yaml
+    from ra_hmd.experiments.robustness.config import RobustnessSettings
+    from ra_hmd.experiments.robustness.run import robustness
+
+    settings = load_yaml(RobustnessSettings, config, overrides or [])
+    words = ["ra-hmd", "robustness", str(config), *(overrides or []), *(["--final"] if final else [])]
+    result = robustness(settings, final=final, command=shlex.join(words))
+    print(result["summary"])
+    print(settings.output_dir / "robustness.md")
 
 
 @experiments_app.command("staleness")

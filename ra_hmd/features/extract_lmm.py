@@ -1,8 +1,10 @@
 """Extraction of an LMM's features: sharded, resumable, on as many processes as torchrun starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError
@@ -27,6 +29,7 @@ def extract_hidden_states(
     num_workers: int = 2,
     dtype: DType = "auto",
     padding_side: Literal["left", "right"] = "left",
+    open_model: Callable[[torch.device], MemeModel] | None = None,
 ) -> Path:
     """Write a feature store of `memes`; called again after a stop, it makes only what is missing.
 
@@ -46,6 +49,7 @@ def extract_hidden_states(
         num_workers: Processes that decode images beside each rank.
         dtype: Precision of the computation; `auto` is that of the model's weights.
         padding_side: Padding side of the batches.
+        open_model: Opens the run's model of this `dtype` and `padding_side`, so that several calls can share it.
 
     Raises:
         UserError: unreadable images (all listed before the model is loaded), labels of another kind, or `output` holds
@@ -63,7 +67,7 @@ def extract_hidden_states(
     return make_features(
         memes,
         output,
-        lambda device: MemeModel(run, device, dtype, padding_side),
+        open_model or (lambda device: MemeModel(run, device, dtype, padding_side)),
         run.fingerprint() | {"dtype": dtype},
         length,
         views=requested_views(views, run, dtype=dtype),

@@ -76,6 +76,7 @@ from ra_hmd.core.manifests.reports import (
     TestRecord,
     TinyEncoderManifest,
 )
+from ra_hmd.core.manifests.robustness import RobustnessManifest
 from ra_hmd.core.manifests.stores import (
     BankContent,
     BankReference,
@@ -142,6 +143,7 @@ __all__ = [
     "PipelineManifest",
     "PredictionsManifest",
     "ProblemDescription",
+    "RobustnessManifest",
     "RuleDescription",
     "ScoreSummary",
     "Section",

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, read_json, write_json
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.manifests import attacks, bank_review, clusters, guidance, heads, reports, stores
+from ra_hmd.core.manifests import attacks, bank_review, clusters, guidance, heads, reports, robustness, stores
 from ra_hmd.core.manifests.base import Manifest
 
 _MODELS: tuple[type[Manifest], ...] = (
@@ -45,6 +45,7 @@ _MODELS: tuple[type[Manifest], ...] = (
     bank_review.BankSuggestionsManifest,
     reports.PredictionsManifest,
     reports.TinyEncoderManifest,
+    robustness.RobustnessManifest,
 )
 MODELS = {kind: model for model in _MODELS for kind in model.KINDS}
 """Kind to the model of its manifest."""
