@@ -1,12 +1,13 @@
 """Attacks on how the caption stands in the picture. Its words stay as they are."""
 
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from ra_hmd.attacks.base import PICTURE_CHANNELS, Attack
 from ra_hmd.attacks.drawing import Box, CaptionLayout
@@ -22,59 +23,61 @@ def font(layout: CaptionLayout, generator: random.Random, *, name: str) -> Image
 
 def font_size(layout: CaptionLayout, generator: random.Random, *, factor: float) -> Image.Image:
     """Draw the caption smaller."""
-    return layout.with_look(size=max(4, round(layout.look.size * factor))).draw()
+    return layout.with_look(size=max(5, round(layout.look.size * factor))).draw()
 
 
 def position(layout: CaptionLayout, generator: random.Random, *, place: str) -> Image.Image:
-    """Draw the caption at the opposite edge, in the middle, or anywhere."""
+    """Draw the caption at the opposite edge, in the middle, or anywhere; its parts keep their order."""
     height = layout.base.height
-
-    def moved(box: Box) -> Box:
-        left, top, right, bottom = box
-        tall = bottom - top
-        opposite = height - bottom
-        middle = (height - tall) // 2
-        start = {"opposite": opposite, "middle": middle}.get(place)
-        start = generator.randint(0, height - tall) if start is None else start
-        return left, start, right, start + tall
-
-    return replace(layout, boxes=tuple(moved(box) for box in layout.boxes)).draw()
+    if place == "opposite":
+        boxes = [_shifted(box, height - box[1] - box[3]) for box in reversed(layout.boxes)]
+    else:
+        room = height - sum(bottom - top for _, top, _, bottom in layout.boxes)
+        start, boxes = room // 2 if place == "middle" else generator.randint(0, max(room, 0)), []
+        for box in layout.boxes:
+            boxes.append(_shifted(box, start - box[1]))
+            start = boxes[-1][3]
+    return replace(layout, boxes=tuple(boxes)).draw()
 
 
 def colour(layout: CaptionLayout, generator: random.Random, *, contrast: float) -> Image.Image:
-    """Draw the caption in a colour near its background, without outline; `contrast` is the share that is left."""
+    """Draw the caption in a colour near its background, without outline; `contrast` is the difference over 255."""
     pixels = np.asarray(layout.base)[np.asarray(layout.region()) > 0]
     ground = np.median(pixels.astype(float), axis=0)
-    mixed = np.rint(ground + contrast * (np.array(layout.look.fill) - ground)).astype(int)
-    return layout.with_look(fill=tuple(mixed.tolist()), width=0).draw()
+    step = contrast * 255 * (-1 if ground.mean() > 127 else 1)
+    near = np.clip(np.rint(ground + step), 0, 255).astype(int)
+    return layout.with_look(fill=tuple(near.tolist()), width=0).draw()
 
 
 def curved(layout: CaptionLayout, generator: random.Random, *, bend: float) -> Image.Image:
     """Draw the caption along a wave whose height is a share of its box."""
-    tall = max(bottom - top for _, top, _, bottom in layout.boxes)
-    columns = np.arange(layout.base.width)
+    height, width = layout.base.height, layout.base.width
+    swing = bend * max(bottom - top for _, top, _, bottom in layout.boxes)
     phase = generator.random() * 2 * np.pi
-    shifts = np.rint(bend * tall * np.sin(2 * np.pi * columns / layout.base.width + phase)).astype(int)
-    rows = np.arange(layout.base.height)[:, None] - shifts[None]
-    inside = (rows >= 0) & (rows < layout.base.height)
+    shifts = np.rint(swing * np.sin(2 * np.pi * np.arange(width) / width + phase)).astype(int)
+    rows = np.arange(height)[:, None] - shifts[None]
+    inside = (rows >= 0) & (rows < height)
 
     def bent(mask: Image.Image) -> Image.Image:
-        values = np.asarray(mask)[np.clip(rows, 0, layout.base.height - 1), columns[None]]
+        values = np.asarray(mask)[np.clip(rows, 0, height - 1), np.arange(width)[None]]
         return Image.fromarray(np.where(inside, values, 0).astype(np.uint8))
 
-    fill, stroke = layout.masks(layout.caption)
+    fill, stroke = _inwards(layout, math.ceil(swing)).masks(layout.caption)
     return layout.paint(bent(fill), bent(stroke))
 
 
 def rotated(layout: CaptionLayout, generator: random.Random, *, degrees: float) -> Image.Image:
-    """Draw the caption at an angle; the direction is drawn."""
-    angle = generator.choice((-1, 1)) * degrees
-    left, top, right, bottom = layout.boxes[0]
-    around = ((left + right) / 2, (top + bottom) / 2)
-    fill, stroke = (
-        mask.rotate(angle, Image.Resampling.BILINEAR, center=around) for mask in layout.masks(layout.caption)
-    )
-    return layout.paint(fill, stroke)
+    """Draw each box of the caption at an angle; the direction is drawn."""
+    angle, sine = generator.choice((-1, 1)) * degrees, math.sin(math.radians(degrees))
+
+    def turned(alone: CaptionLayout) -> list[Image.Image]:
+        left, _, right, _ = alone.boxes[0]
+        alone = _inwards(alone, math.ceil((right - left) * sine / 2))
+        left, top, right, bottom = alone.boxes[0]
+        around = ((left + right) / 2, (top + bottom) / 2)
+        return [mask.rotate(angle, Image.Resampling.BILINEAR, center=around) for mask in alone.masks(alone.caption)]
+
+    return _box_by_box(layout, turned)
 
 
 def panels(layout: CaptionLayout, generator: random.Random, *, count: int) -> Image.Image:
@@ -123,17 +126,42 @@ def mirrored_text(layout: CaptionLayout, generator: random.Random, *, how: str) 
     """Draw the caption mirrored, upside down, or both."""
     steps = {"mirror": (ImageOps.mirror,), "upside_down": (ImageOps.flip,)}.get(how, (ImageOps.mirror, ImageOps.flip))
 
-    def turned(mask: Image.Image) -> Image.Image:
-        mask = mask.copy()
-        for box in layout.boxes:
-            part = mask.crop(box)
+    def turned(alone: CaptionLayout) -> list[Image.Image]:
+        masks = list(alone.masks(alone.caption))
+        letters = masks[1].getbbox()
+        for mask in masks if letters else ():
+            part = mask.crop(letters)
             for step in steps:
                 part = step(part)
-            mask.paste(part, box)
-        return mask
+            mask.paste(part, letters)
+        return masks
 
-    fill, stroke = layout.masks(layout.caption)
-    return layout.paint(turned(fill), turned(stroke))
+    return _box_by_box(layout, turned)
+
+
+def _box_by_box(layout: CaptionLayout, change: Callable[[CaptionLayout], Sequence[Image.Image]]) -> Image.Image:
+    """The picture with the masks that `change` makes of each box by itself."""
+    masks = [Image.new("L", layout.base.size) for _ in range(2)]
+    for number in range(len(layout.boxes)):
+        masks = [ImageChops.lighter(*pair) for pair in zip(masks, change(layout.only(number)), strict=True)]
+    return layout.paint(masks[0], masks[1])
+
+
+def _inwards(layout: CaptionLayout, by: int) -> CaptionLayout:
+    """The caption, moved towards the middle of the picture, so that letters that rise or sink stay inside."""
+    height = layout.base.height
+
+    def moved(box: Box) -> Box:
+        _, top, _, bottom = box
+        room = (height - top - bottom) / 2  # to the middle; negative upwards
+        return _shifted(box, round(max(-by, min(by, room))))
+
+    return replace(layout, boxes=tuple(map(moved, layout.boxes)))
+
+
+def _shifted(box: Box, by: int) -> Box:
+    left, top, right, bottom = box
+    return left, top + by, right, bottom + by
 
 
 def _attack(
@@ -145,15 +173,15 @@ def _attack(
 
 ATTACKS = (
     _attack("font", font, "name", ("DejaVuSerif-Bold.ttf", "STIXGeneralBolIta.ttf", "cmti10.ttf")),
-    _attack("font_size", font_size, "factor", (0.8, 0.6, 0.4)),
+    _attack("font_size", font_size, "factor", (0.85, 0.7, 0.55)),
     _attack("position", position, "place", ("opposite", "middle", "anywhere")),
-    _attack("colour", colour, "contrast", (0.5, 0.25, 0.12)),
+    _attack("colour", colour, "contrast", (0.4, 0.25, 0.15)),
     _attack("curved", curved, "bend", (0.1, 0.2, 0.35)),
     _attack("rotated", rotated, "degrees", (5, 15, 30)),
     _attack("panels", panels, "count", (2, 3, 4)),
-    _attack("outline", outline, "opacity", (1.0, 0.6, 0.35)),
+    _attack("outline", outline, "opacity", (1.0, 0.7, 0.45)),
     _attack("lines", lines, "count", (1, 3, 6)),
-    _attack("blur_text", blur_text, "radius", (0.1, 0.2, 0.4)),
+    _attack("blur_text", blur_text, "radius", (0.06, 0.12, 0.2)),
     _attack("salt_text", salt_text, "share", (0.1, 0.2, 0.4)),
     _attack("mirrored_text", mirrored_text, "how", ("mirror", "upside_down", "both"), "reposting"),
 )

@@ -60,8 +60,13 @@ def combining(caption: str, generator: random.Random, *, share: float, marks: in
 
 
 def spacing(caption: str, generator: random.Random, *, words: int) -> str:
-    """Put blanks between the letters of some words."""
-    return replace_words(caption, generator, words, " ".join)
+    """Put blanks between the letters of some words, and two around these words."""
+    parts = caption.split(" ")
+    long = [place for place, part in enumerate(parts) if sum(map(str.isalpha, part)) > 1]
+    chosen = set(generator.sample(long, min(words, len(long))))
+    spaced = [" ".join(part) if place in chosen else part for place, part in enumerate(parts)]
+    gaps = [" " * (1 + (place in chosen or place + 1 in chosen)) for place in range(len(parts) - 1)]
+    return "".join(one for pair in zip(spaced, [*gaps, ""], strict=True) for one in pair)
 
 
 def bidi(caption: str, generator: random.Random, *, words: int) -> str:
@@ -154,7 +159,7 @@ def _attack(name: str, function: Callable[..., str], key: str, levels: tuple[obj
 
 
 def _typed(name: str, function: Callable[..., str], key: str, levels: tuple[object, object, object]) -> Attack:
-    """An attack that cannot be seen in a picture, or that the fonts of pictures cannot draw."""
+    """An attack that a picture does not show, or that its fonts cannot draw."""
     first, second, third = ({key: level} for level in levels)
     return Attack(name, "characters", "text", function, (first, second, third), ("field",))
 
@@ -162,7 +167,7 @@ def _typed(name: str, function: Callable[..., str], key: str, levels: tuple[obje
 ATTACKS = (
     _attack("typos", typos, "words", (1, 2, 4)),
     _attack("leet", leet, "share", (0.2, 0.5, 1.0)),
-    _attack("homoglyphs", homoglyphs, "share", (0.1, 0.3, 0.6)),
+    _typed("homoglyphs", homoglyphs, "share", (0.1, 0.3, 0.6)),
     _typed("zero_width", zero_width, "share", (0.1, 0.3, 0.6)),
     Attack(
         "combining",

@@ -85,6 +85,11 @@ class CaptionLayout:
         """The same caption with another look."""
         return replace(self, look=replace(self.look, **changes))  # type: ignore[arg-type]
 
+    def only(self, number: int) -> "CaptionLayout":
+        """One box with its part of the caption."""
+        part = " ".join(self._split(self.caption)[number])
+        return replace(self, boxes=(self.boxes[number],), shares=(1.0,), caption=part)
+
     def region(self) -> Image.Image:
         """Mask of the boxes."""
         mask = Image.new("L", self.base.size)
@@ -133,19 +138,27 @@ def _write(mask: Image.Image, words: Sequence[str], box: Box, look: Look, outlin
 
 
 def _fitted(words: Sequence[str], box: Box, look: Look, whole: tuple[int, int]) -> tuple[Box, int, list[str]]:
-    """The box, font size and lines of a text: first the size shrinks to 60 %, then the box grows."""
+    """The box, font size and lines of a text: first the box gets wider, then the size shrinks to 60 %, then the box
+    gets taller.
+    """
     least = min(look.size, max(_SMALLEST, look.size // 3))
-    for taller in (1, 1.5, 2, 3):
-        grown = _taller(box, taller, whole[1])
-        floor = least if taller == 3 else max(least, round(look.size * 0.6))
+    for taller in (0, 1, 1.5, 2, 3):
+        grown = _taller(_wide(box, whole[0]), taller, whole[1]) if taller else box
+        floor = look.size if taller == 0 else least if taller == 3 else max(least, round(look.size * 0.6))
         for size in range(look.size, floor - 1, -1):
             font = font_of(look.font, size)
             width = grown[2] - grown[0] - 4
             lines = wrapped(words, font, width)
-            fits = len(lines) * size * _LINE <= grown[3] - grown[1] and max(map(font.getlength, lines)) <= width
-            if fits:
+            if len(lines) * size * _LINE <= grown[3] - grown[1] and max(map(font.getlength, lines)) <= width:
                 return grown, size, lines
     return grown, size, lines
+
+
+def _wide(box: Box, width: int) -> Box:
+    """The box, as wide as it can be around its middle."""
+    left, top, right, bottom = box
+    more = min(left, width - right)
+    return left - more, top, right + more, bottom
 
 
 def _taller(box: Box, factor: float, height: int) -> Box:

@@ -13,6 +13,7 @@ from ra_hmd.data.synthetic.pictograms import SIDE, STRIP
 from ra_hmd.data.synthetic.redraw import drawn_scene
 
 _CAPITALS = 0.75  # font size over the height of OCR's line
+_PAPER = 215  # median grey of boxes above which letters are taken to be dark
 
 
 def locate_caption(meme: Meme, image: Image.Image) -> CaptionLayout | None:
@@ -68,7 +69,7 @@ def _read_layout(image: Image.Image, caption: str) -> CaptionLayout | None:
     words = np.array([max(1, sum(count for _, count in block)) for block in blocks], dtype=float)
     tall = float(np.median([box[3] - box[1] for box, _ in lines]))
     region = [image.crop(box).convert("L") for box in boxes]
-    bright = float(np.median(np.concatenate([np.asarray(part).reshape(-1) for part in region]))) > 150
+    bright = float(np.median(np.concatenate([np.asarray(part).reshape(-1) for part in region]))) > _PAPER
     look = Look(
         size=max(6, round(tall * _CAPITALS)),
         fill=DARK if bright else WHITE,
