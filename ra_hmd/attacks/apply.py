@@ -20,6 +20,19 @@ OTHER_CLASS = "of a class that the attack is not applied to"
 NO_EFFECT = "the attack changes nothing"
 
 
+@dataclass(frozen=True)
+class Taught:
+    """What a teacher made of a caption.
+
+    Attributes:
+        text: The other caption; None where there is none that counts.
+        reason: Why there is none.
+    """
+
+    text: str | None
+    reason: str = ""
+
+
 class CleanMeme:
     """A meme that is attacked by several variants: its picture is decoded, and its caption located, once.
 
@@ -54,7 +67,7 @@ class Outcome:
     reason: str = ""
 
 
-def attacked(clean: CleanMeme, variant: Variant, seed: int = 0, taught: Mapping[str, str] | None = None) -> Outcome:
+def attacked(clean: CleanMeme, variant: Variant, seed: int = 0, taught: Mapping[str, Taught] | None = None) -> Outcome:
     """Apply a variant to a meme. The outcome depends on meme, variant and seed alone.
 
     Args:
@@ -70,9 +83,11 @@ def attacked(clean: CleanMeme, variant: Variant, seed: int = 0, taught: Mapping[
     if not attack.concerns(meme):
         return _outcome(clean, variant, reason=OTHER_CLASS)
     generator = attack.generator(variant.severity, seed, meme.id)
+    if attack.target == "text" and attack.needs:
+        given = (taught or {}).get(meme.caption, Taught(None, NO_EFFECT))
+        return _attacked_text(clean, variant, given.text, given.reason)
     if attack.target == "text":
-        return _attacked_text(clean, variant, (taught or {}).get(meme.caption) if attack.needs else
-                              attack.change(meme.caption, variant.severity, generator))  # fmt: skip
+        return _attacked_text(clean, variant, attack.change(meme.caption, variant.severity, generator))
     if attack.target == "drawing":
         if clean.layout is None:
             return _outcome(clean, variant, reason=NO_WORDS)
@@ -80,9 +95,9 @@ def attacked(clean: CleanMeme, variant: Variant, seed: int = 0, taught: Mapping[
     return _outcome(clean, variant, image=attack.change(clean.image, variant.severity, generator))
 
 
-def _attacked_text(clean: CleanMeme, variant: Variant, text: str | None) -> Outcome:
+def _attacked_text(clean: CleanMeme, variant: Variant, text: str | None, reason: str = "") -> Outcome:
     if text is None or text == clean.meme.caption:
-        return _outcome(clean, variant, reason=NO_EFFECT)
+        return _outcome(clean, variant, reason=reason)
     if variant.channel == "field":
         return _outcome(clean, variant, text=text)
     typed = text if variant.channel == "both" else None

@@ -4,18 +4,18 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, delayed
-from PIL import Image
 
-from ra_hmd.attacks.apply import CHANGED, CleanMeme, attacked
+from ra_hmd.attacks.apply import CHANGED, Taught
 from ra_hmd.attacks.base import Variant
+from ra_hmd.attacks.chunks import Chunk, rows_folder
 from ra_hmd.attacks.settings import AttackSettings
-from ra_hmd.core.artifacts import alone_in, atomic_path, plain, sha256_bytes, sha256_file
+from ra_hmd.attacks.teacher import TaughtCaptions, Teacher
+from ra_hmd.core.artifacts import alone_in, plain, sha256_bytes, sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import (
     AttackManifest,
@@ -27,42 +27,14 @@ from ra_hmd.core.manifests import (
     write_manifest,
 )
 from ra_hmd.core.progress import track
-from ra_hmd.data.meme import Meme
-from ra_hmd.data.meme_dataset import DATASET_MANIFEST, REJECTED, MemeData, SplitWriter, json_line, open_data
+from ra_hmd.data.meme_dataset import DATASET_MANIFEST, REJECTED, MemeData, SplitWriter, open_data
 from ra_hmd.data.readers.tree import absolute
 from ra_hmd.data.rows import jsonl_rows
 
 ATTACK_MANIFEST = "attack.json"
 _FORMAT = 1  # raised when an attack makes other memes from the same ones
 _CHUNK = 32  # memes
-_ROWS = ".rows"
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Memes of a split that one process attacks by all variants.
-
-    Attributes:
-        output: Folder of all variants.
-        split: The split.
-        first: Row of the first meme in its split.
-        memes: The memes.
-        variants: The variants.
-        seed: Seed of the random choices.
-        taught: Variant name to what a teacher made of captions.
-    """
-
-    output: Path
-    split: str
-    first: int
-    memes: tuple[Meme, ...]
-    variants: tuple[Variant, ...]
-    seed: int
-    taught: Mapping[str, Mapping[str, str]]
-
-    def rows(self, variant: Variant) -> Path:
-        """File of the finished rows of a variant."""
-        return self.output / variant.name / _ROWS / f"{self.split}-{self.first:08d}.jsonl"
+_TEACHER = "teacher"  # folder of the answers
 
 
 def attack_data(
@@ -71,6 +43,7 @@ def attack_data(
     settings: AttackSettings | None = None,
     *,
     splits: Sequence[str] = (),
+    teacher: Teacher | None = None,
     workers: int = 1,
     show: bool = False,
     command: str = "",
@@ -78,14 +51,15 @@ def attack_data(
     """Write an attacked copy of a data set for each variant, `output/<variant>/`, and `output/attack.json`.
 
     Each copy is a data set as `ra-hmd data import` writes one. Pictures that an attack does not change are not copied.
-    An interrupted run continues where it stopped, variants that are there already are kept, and further ones of the
-    same memes and seed are added.
+    An interrupted run continues where it stopped. Variants that are there already are kept; further ones, and further
+    splits, of the same data set and with the same seed are added.
 
     Args:
         folder: Imported data set.
         output: Folder of the copies.
         settings: Attacks and seed.
         splits: Splits to attack; () stands for all but `train`.
+        teacher: Model that rephrases captions: attack `rephrase` is added. **Captions are sent to its endpoint.**
         workers: Number of processes.
         show: Show a progress bar.
         command: Command line for the manifest.
@@ -95,22 +69,34 @@ def attack_data(
             decoded.
     """
     settings, output = settings or AttackSettings(), absolute(Path(output))
-    variants, data = settings.variants(), open_data(folder)
-    clean = _describe(data, _chosen_splits(data, splits))
+    variants, data = settings.variants(taught=teacher is not None), open_data(folder)
     with alone_in(output):
-        before = _before(output, clean, settings.seed)
-        kept = {one.name: one for one in before}
-        todo = [variant for variant in variants if variant.name not in kept]
+        before = _before(output)
+        clean = _describe(data, _chosen_splits(data, splits), before)
+        _check_same(output, before, clean, settings.seed)
         stated = AttackManifest.new(
-            command=command, clean=clean, suite=settings.suite, seed=settings.seed, variants=before
+            command=command,
+            clean=clean,
+            suite=settings.suite,
+            seed=settings.seed,
+            variants=[] if before is None else before.variants,
+            teacher=None if before is None else before.teacher,
+        )
+        todo = _lacking(stated, variants, list(clean.splits))
+        write_manifest(output / ATTACK_MANIFEST, stated)
+        taught = _ask(data, output, todo, teacher)
+        _attack_all(data, output, todo, settings.seed, taught.captions, clean, workers=workers, show=show)
+        done = {one.name: one for one in stated.variants}
+        for variant in variants:
+            new = [split for split, lacking in todo.items() if variant in lacking]
+            if new:
+                done[variant.name] = _merge(data, output, variant, new, clean, settings.seed, done.get(variant.name))
+        stated = stated.model_copy(
+            update={"variants": list(done.values()), "teacher": taught.description or stated.teacher}
         )
         write_manifest(output / ATTACK_MANIFEST, stated)
-        _attack_all(data, output, list(clean.splits), todo, settings.seed, clean, workers=workers, show=show)
-        made = [_merge(data, output, variant, clean, settings.seed) for variant in todo]
-        for variant in todo:
-            shutil.rmtree(output / variant.name / _ROWS, ignore_errors=True)
-        stated = stated.model_copy(update={"variants": [*before, *made]})
-        write_manifest(output / ATTACK_MANIFEST, stated)
+        for variant in variants:
+            shutil.rmtree(rows_folder(output / variant.name), ignore_errors=True)
     return stated
 
 
@@ -124,13 +110,27 @@ def _chosen_splits(data: MemeData, splits: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _describe(data: MemeData, splits: Sequence[str]) -> CleanData:
+def _before(output: Path) -> AttackManifest | None:
+    """The manifest of attacks that `output` holds already.
+
+    Raises:
+        UserError: `output` holds something else.
+    """
+    path = output / ATTACK_MANIFEST
+    if not path.is_file() and any(output.iterdir()):
+        raise UserError(f"{output} is not empty and holds no attacks; give another --output.")
+    return read_manifest(path, AttackManifest) if path.is_file() else None
+
+
+def _describe(data: MemeData, splits: Sequence[str], before: AttackManifest | None) -> CleanData:
+    """The clean data set, with the splits that are asked for and those that were attacked before."""
     described = {}
-    for split in splits:
+    for split in dict.fromkeys([*(before.clean.splits if before is not None else ()), *splits]):
         path = data.folder / f"{split}.jsonl"
-        with path.open("rb") as lines:
-            rows = sum(bool(line.strip()) for line in lines)
-        described[split] = CleanSplit(rows=rows, sha256=sha256_file(path))
+        if path.is_file():
+            with path.open("rb") as lines:
+                rows = sum(bool(line.strip()) for line in lines)
+            described[split] = CleanSplit(rows=rows, sha256=sha256_file(path))
     return CleanData(
         folder=str(absolute(data.folder)),
         dataset=data.manifest.dataset,
@@ -139,96 +139,93 @@ def _describe(data: MemeData, splits: Sequence[str]) -> CleanData:
     )
 
 
-def _before(output: Path, clean: CleanData, seed: int) -> list[VariantDescription]:
-    """The variants that are complete already.
-
-    Raises:
-        UserError: `output` holds something else.
-    """
-    path = output / ATTACK_MANIFEST
-    if not path.is_file():
-        if any(output.iterdir()):
-            raise UserError(f"{output} is not empty and holds no attacks; give another --output.")
-        return []
-    stated = read_manifest(path, AttackManifest)
-    if stated.clean.splits != clean.splits:
+def _check_same(output: Path, before: AttackManifest | None, clean: CleanData, seed: int) -> None:
+    """Raise `UserError` where `output` holds attacks on other memes, or with another seed."""
+    if before is None:
+        return
+    if not before.clean.splits.items() <= clean.splits.items():
         raise UserError(
-            f"{output} holds attacks on other memes (splits {', '.join(stated.clean.splits)} of "
-            f"{stated.clean.folder}); give another --output."
+            f"{output} holds attacks on other memes (splits {', '.join(before.clean.splits)} of "
+            f"{before.clean.folder}); give another --output."
         )
-    if stated.seed != seed:
-        raise UserError(f"{output} holds attacks with seed {stated.seed}, not {seed}; give another --output.")
-    return stated.variants
+    if before.seed != seed:
+        raise UserError(f"{output} holds attacks with seed {before.seed}, not {seed}; give another --output.")
+
+
+def _lacking(stated: AttackManifest, variants: Sequence[Variant], splits: Sequence[str]) -> dict[str, list[Variant]]:
+    """Split to the variants that do not have it yet."""
+    have = {one.name: one.rows for one in stated.variants}
+    return {split: [variant for variant in variants if split not in have.get(variant.name, {})] for split in splits}
+
+
+def _ask(
+    data: MemeData, output: Path, todo: Mapping[str, Sequence[Variant]], teacher: Teacher | None
+) -> TaughtCaptions:
+    """What the teacher makes of the captions."""
+    taught = {split: [variant for variant in variants if variant.attack.needs] for split, variants in todo.items()}
+    variants = list({variant.name: variant for lacking in taught.values() for variant in lacking}.values())
+    if teacher is None or not variants:
+        return TaughtCaptions()
+    captions = dict.fromkeys(
+        meme.caption for split, lacking in taught.items() if lacking for meme in data.memes(split) if meme.text
+    )
+    from ra_hmd.attacks.rephrase import rephrase_all
+
+    return rephrase_all(list(captions), variants, teacher, output / _TEACHER)
 
 
 def _attack_all(
     data: MemeData,
     output: Path,
-    splits: Sequence[str],
-    variants: Sequence[Variant],
+    todo: Mapping[str, Sequence[Variant]],
     seed: int,
+    taught: Mapping[str, Mapping[str, Taught]],
     clean: CleanData,
     *,
     workers: int,
     show: bool,
 ) -> None:
     def tasks() -> Iterator[Any]:
-        for split in splits:
-            memes, first = data.memes(split), 0
+        for split, variants in todo.items():
+            memes, first = data.memes(split) if variants else iter(()), 0
             while chunk := tuple(islice(memes, _CHUNK)):
-                yield delayed(_attack_chunk)(_Chunk(output, split, first, chunk, tuple(variants), seed, {}))
+                yield delayed(_attack_chunk)(Chunk(output, split, first, chunk, tuple(variants), seed, taught))
                 first += len(chunk)
 
-    if not variants:
-        return
-    total = sum(split.rows for split in clean.splits.values()) * len(variants)
-    done = Parallel(n_jobs=max(workers, 1), return_as="generator")(tasks())
-    for _ in track(((size, None) for size in done), "Attacking", total, "memes", show=show):
-        pass
+    total = sum(clean.splits[split].rows * len(variants) for split, variants in todo.items())
+    if total:
+        done = Parallel(n_jobs=max(workers, 1), return_as="generator")(tasks())
+        for _ in track(((size, None) for size in done), "Attacking", total, "memes", show=show):
+            pass
 
 
-def _attack_chunk(chunk: _Chunk) -> int:
-    """Attack memes by all variants, and return their product. Variants whose rows are there are passed by."""
-    todo = [variant for variant in chunk.variants if not chunk.rows(variant).is_file()]
-    made: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in todo}
-    for row, meme in enumerate(chunk.memes, chunk.first):
-        clean = CleanMeme(meme)
-        for variant in todo:
-            outcome = attacked(clean, variant, chunk.seed, chunk.taught.get(variant.name))
-            image = outcome.meme.image
-            if isinstance(image, Image.Image):
-                image = _save(image, chunk.output / variant.name / "images" / chunk.split, row)
-            else:
-                image = absolute(outcome.meme.path)
-            record = replace(outcome.meme, image=image).to_row()
-            made[variant.name].append({"record": plain(record), "unchanged": outcome.reason})
-    for variant in todo:
-        with atomic_path(chunk.rows(variant)) as temporary:
-            temporary.write_text("".join(map(json_line, made[variant.name])), encoding="utf-8", newline="\n")
-    return len(chunk.memes) * len(chunk.variants)
+def _attack_chunk(chunk: Chunk) -> int:
+    return chunk.attack()
 
 
-def _save(image: Image.Image, folder: Path, row: int) -> Path:
-    folder = folder / f"{row // 1000:04d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{row:07d}.png"
-    image.save(path, "PNG")
-    return path
-
-
-def _merge(data: MemeData, output: Path, variant: Variant, clean: CleanData, seed: int) -> VariantDescription:
-    """Join the rows of a variant into a data set."""
-    folder, changed, unchanged = output / variant.name, Counter[str](), Counter[str]()
-    for split in clean.splits:
+def _merge(
+    data: MemeData,
+    output: Path,
+    variant: Variant,
+    splits: Sequence[str],
+    clean: CleanData,
+    seed: int,
+    before: VariantDescription | None,
+) -> VariantDescription:
+    """Join the rows of a variant's new splits into its data set."""
+    folder = output / variant.name
+    changed = Counter[str]() if before is None else Counter(before.changed)
+    unchanged = Counter[str]() if before is None else Counter(before.unchanged)
+    for split in splits:
         changed[split] = 0
         with SplitWriter(folder, split) as writer:
-            for path in sorted((folder / _ROWS).glob(f"{split}-????????.jsonl")):
+            for path in sorted(rows_folder(folder).glob(f"{split}-????????.jsonl")):
                 for row in jsonl_rows(path):
                     writer.write(row.values["record"])
                     changed[split] += row.values["record"]["extras"][CHANGED]
-                    if row.values["unchanged"]:
-                        unchanged[row.values["unchanged"]] += 1
-    rows = {split: described.rows for split, described in clean.splits.items()}
+                    unchanged[row.values["unchanged"]] += bool(row.values["unchanged"])
+    del unchanged[""]
+    rows = {split: clean.splits[split].rows for split in changed}
     described = VariantDescription(
         name=variant.name,
         attack=variant.attack.name,

@@ -28,6 +28,7 @@ def suite_variants(
     attacks: Sequence[str] = (),
     severities: Sequence[int] = (),
     channels: Sequence[str] = (),
+    taught: bool = False,
 ) -> list[Variant]:
     """Return the variants of a suite, in order.
 
@@ -38,19 +39,24 @@ def suite_variants(
         severities: In place of the severities of the suite.
         channels: In place of the channels of the suite; attacks that have none of them are left out.
 
+        taught: Whether there is a teacher: attacks that need one are left out where there is none.
+
     Raises:
-        UserError: A name is unknown, or nothing is left.
+        UserError: A name is unknown, an attack was named that needs a teacher, or nothing is left.
     """
     _check("suite", [suite], SUITES)
     _check("family", families, FAMILIES)
     _check("attack", attacks, ATTACKS)
     _check("severity", severities, SEVERITIES)
     _check("channel", channels, CHANNELS)
+    needy = [name for name in attacks if ATTACKS[name].needs and not taught]
+    if needy:
+        raise UserError(f"Attack {needy[0]!r} needs {ATTACKS[needy[0]].needs}.")
     names = set(attacks or (_SMOKE if suite == "smoke" else ATTACKS))
     found = [
         Variant(attack, severity, channel)
         for attack in ATTACKS.values()
-        if attack.name in names and (not families or attack.family in families)
+        if attack.name in names and (taught or not attack.needs) and (not families or attack.family in families)
         for severity in (_severities(suite, attack) if not severities else sorted(set(severities)))
         for channel in _channels(suite, attack, channels)
     ]

@@ -73,6 +73,11 @@ def synonyms(caption: str, generator: random.Random, *, words: int) -> str:
     return replace_words(caption, generator, words, other, lambda word: word.lower() in _SYNONYMS, pattern=r"[^\W\d_]+")
 
 
+def rephrase(caption: str, generator: random.Random, *, how: str) -> str:
+    """Say the same in other words. A teacher does it before (`ra_hmd.attacks.rephrase`)."""
+    raise NotImplementedError
+
+
 def _attack(
     name: str, function: Callable[..., str], key: str, levels: tuple[int, int, int], *, positive_only: bool = False
 ) -> Attack:
@@ -86,4 +91,13 @@ ATTACKS = (
     _attack("benign_after", partial(benign_sentence, before=False), "sentences", (1, 2, 3), positive_only=True),
     _attack("hashtags", hashtags, "tags", (3, 6, 12)),
     _attack("synonyms", synonyms, "words", (1, 2, 4)),
+    Attack(
+        "rephrase",
+        "words",
+        "text",
+        rephrase,
+        ({"how": "some words"}, {"how": "all words"}, {"how": "hint"}),
+        TEXT_CHANNELS,
+        needs="a teacher that rephrases captions; give --endpoint and --model",
+    ),
 )

@@ -8,7 +8,7 @@ import pytest
 from meme_files import imported
 from typer.testing import CliRunner
 
-from ra_hmd.attacks import run
+from ra_hmd.attacks import chunks, run
 from ra_hmd.attacks.pairing import clean_id, pair_rows
 from ra_hmd.attacks.run import attack_data
 from ra_hmd.attacks.settings import AttackSettings
@@ -97,18 +97,18 @@ def test_killed_and_resumed_gives_the_same_bytes(
     workers: int, clean: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "_CHUNK", 5)
-    real, output = run._save, tmp_path / "attacked"
+    real, output = chunks.save_picture, tmp_path / "attacked"
 
     def dies(image: Any, folder: Path, row: int) -> Path:
         if row == 7:
             raise KeyboardInterrupt
         return real(image, folder, row)
 
-    monkeypatch.setattr(run, "_save", dies)
+    monkeypatch.setattr(chunks, "save_picture", dies)
     with pytest.raises(KeyboardInterrupt):
         attack_data(clean, output, FEW)
     assert read_manifest(output / "attack.json", AttackManifest).variants == []
-    monkeypatch.setattr(run, "_save", real)
+    monkeypatch.setattr(chunks, "save_picture", real)
     attack_data(clean, output, FEW, workers=workers)
     assert contents(output) == contents(made)
     done = read_manifest(output / "attack.json", AttackManifest)
@@ -121,6 +121,31 @@ def test_further_variants_are_added_and_earlier_ones_kept(clean: Path, tmp_path:
     stated = attack_data(clean, tmp_path / "out", AttackSettings(attacks=["jpeg"], severities=[1, 2]))
     assert [one.name for one in stated.variants] == ["jpeg-1-picture", "jpeg-2-picture"]
     assert before.items() <= contents(tmp_path / "out").items()
+
+
+def test_further_splits_are_added_to_the_same_variants(memes: Path, tmp_path: Path) -> None:
+    imported("generic", memes / "a", tmp_path / "data")
+    chosen = AttackSettings(attacks=["typos", "benign_after"], severities=[1])
+    attack_data(tmp_path / "data", tmp_path / "out", chosen, splits=["test"])
+    before = contents(tmp_path / "out")
+    stated = attack_data(tmp_path / "data", tmp_path / "out", chosen, splits=["dev"])
+    assert before.items() <= contents(tmp_path / "out").items()
+    attack_data(tmp_path / "data", tmp_path / "once", chosen, splits=["test", "dev"])
+    assert contents(tmp_path / "out") == contents(tmp_path / "once")
+    assert stated.variants == read_manifest(tmp_path / "once" / "attack.json", AttackManifest).variants
+    for variant in stated.variants:
+        assert variant.rows == {"test": 24, "dev": 16}
+        assert set(open_data(tmp_path / "out" / variant.folder).splits) == {"test", "dev"}
+
+
+def test_a_train_split_is_attacked_where_it_is_named_alone(memes: Path, tmp_path: Path) -> None:
+    imported("generic", memes / "a", tmp_path / "data")
+    chosen = AttackSettings(attacks=["jpeg"], severities=[1])
+    assert set(attack_data(tmp_path / "data", tmp_path / "out", chosen).clean.splits) == {"dev", "test"}
+    stated = attack_data(tmp_path / "data", tmp_path / "train", chosen, splits=["train"])
+    assert list(stated.variants[0].rows) == ["train"]
+    with pytest.raises(UserError, match=r"has no split 'val'; it has"):
+        attack_data(tmp_path / "data", tmp_path / "val", chosen, splits=["val"])
 
 
 def test_another_seed_makes_other_memes_and_is_refused_in_the_same_folder(
@@ -160,6 +185,7 @@ def test_the_command_says_what_it_changed(clean: Path, tmp_path: Path) -> None:
         ({"suite": "none"}, r"There is no suite 'none'; there are standard, quick"),
         ({"attacks": ["jepg"]}, r"There is no attack 'jepg'; there are typos"),
         ({"severities": [4]}, r"There is no severity 4; there are 1, 2, 3"),
+        ({"attacks": ["rephrase"]}, r"needs a teacher that rephrases captions; give --endpoint and --model"),
         ({"attacks": ["bidi"], "channels": ["picture"]}, r"has no such attack, severity and channel"),
     ],
 )

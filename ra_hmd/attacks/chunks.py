@@ -1,0 +1,80 @@
+"""The unit of work of `ra-hmd attack`: a few memes of a split, attacked by every variant."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ra_hmd.attacks.apply import CleanMeme, Taught, attacked
+from ra_hmd.attacks.base import Variant
+from ra_hmd.core.artifacts import atomic_path, plain
+from ra_hmd.data.meme import Meme
+from ra_hmd.data.meme_dataset import json_line
+from ra_hmd.data.readers.tree import absolute
+
+_ROWS = ".rows"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Memes that one process attacks by all variants.
+
+    Attributes:
+        output: Folder of all variants.
+        split: Split of the memes.
+        first: Row of the first meme in its split.
+        memes: The memes.
+        variants: The variants.
+        seed: Seed of the random choices.
+        taught: Variant name to captions and what a teacher made of them.
+    """
+
+    output: Path
+    split: str
+    first: int
+    memes: Sequence[Meme]
+    variants: Sequence[Variant]
+    seed: int
+    taught: Mapping[str, Mapping[str, Taught]]
+
+    def attack(self) -> int:
+        """Write pictures and rows of each variant, and return the number of rows. Finished rows are kept."""
+        todo = [variant for variant in self.variants if not self._rows(variant).is_file()]
+        made: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in todo}
+        for row, meme in enumerate(self.memes, self.first):
+            clean = CleanMeme(meme)
+            for variant in todo:
+                outcome = attacked(clean, variant, self.seed, self.taught.get(variant.name))
+                made[variant.name].append(
+                    {"record": self._record(outcome.meme, variant, row), "unchanged": outcome.reason}
+                )
+        for variant in todo:
+            with atomic_path(self._rows(variant)) as temporary:
+                temporary.write_text("".join(map(json_line, made[variant.name])), encoding="utf-8", newline="\n")
+        return len(self.memes) * len(self.variants)
+
+    def _record(self, meme: Meme, variant: Variant, row: int) -> dict[str, Any]:
+        if isinstance(meme.image, Image.Image):
+            path = save_picture(meme.image, self.output / variant.name / "images" / self.split, row)
+        else:
+            path = absolute(meme.path)
+        return plain(replace(meme, image=path, split=self.split).to_row())
+
+    def _rows(self, variant: Variant) -> Path:
+        return rows_folder(self.output / variant.name) / f"{self.split}-{self.first:08d}.jsonl"
+
+
+def rows_folder(variant: Path) -> Path:
+    """Folder of the rows of finished chunks, in the folder of a variant."""
+    return variant / _ROWS
+
+
+def save_picture(image: Image.Image, folder: Path, row: int) -> Path:
+    """Write the picture of a row as PNG, which keeps every pixel, and return its path."""
+    folder = folder / f"{row // 1000:04d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{row:07d}.png"
+    image.save(path, "PNG")
+    return path
