@@ -18,13 +18,18 @@ NO_CLASS = "none"
 _SPECIAL = re.compile(r"<(/?(?:image|video|audio|think|tool_call|tool_response)|\|[^<>\s]*\|)>", re.IGNORECASE)
 
 
+def without_markup(text: str) -> str:
+    """Return a text that is safe inside a prompt: `<image>` becomes `< image >`; see `clean_caption`."""
+    return _SPECIAL.sub(r"< \1 >", well_formed(text))
+
+
 def clean_caption(text: str) -> str:
     """Return a caption that is safe inside a prompt.
 
     Outer blanks are removed, markup is spaced out (`<image>` → `< image >`), and lone surrogates, which no tokenizer
     accepts, are replaced. The function is idempotent: a caption read from a training file gives the same prompt.
     """
-    return _SPECIAL.sub(r"< \1 >", well_formed(text)).strip()
+    return without_markup(text).strip()
 
 
 def special_strings(text: str) -> list[str]:
