@@ -22,6 +22,7 @@ from ra_hmd.cli.few_shot import few_shot_app
 from ra_hmd.cli.hash_lists import hash_lists_app
 from ra_hmd.cli.options import GROUP
 from ra_hmd.cli.predict import prediction_app
+from ra_hmd.cli.retention import retention_app
 from ra_hmd.cli.serve import serve_app
 from ra_hmd.cli.train import training_app
 from ra_hmd.core.errors import UserError
@@ -66,6 +67,7 @@ bank_app.add_typer(hash_lists_app)
 bank_app.add_typer(bank_review_app)
 app.add_typer(bank_app, name="bank")
 app.add_typer(features_app, name="features")
+app.add_typer(retention_app, name="retention")
 for commands in (
     models_app,
     training_app,

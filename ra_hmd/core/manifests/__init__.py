@@ -76,6 +76,7 @@ from ra_hmd.core.manifests.reports import (
     TestRecord,
     TinyEncoderManifest,
 )
+from ra_hmd.core.manifests.retention import RetentionManifest
 from ra_hmd.core.manifests.robustness import RobustnessManifest
 from ra_hmd.core.manifests.stores import (
     BankContent,
@@ -143,6 +144,7 @@ __all__ = [
     "PipelineManifest",
     "PredictionsManifest",
     "ProblemDescription",
+    "RetentionManifest",
     "RobustnessManifest",
     "RuleDescription",
     "ScoreSummary",

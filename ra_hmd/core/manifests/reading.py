@@ -11,7 +11,17 @@ from pydantic import ValidationError
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, read_json, write_json
 from ra_hmd.core.errors import UserError, raise_all
-from ra_hmd.core.manifests import attacks, bank_review, clusters, guidance, heads, reports, robustness, stores
+from ra_hmd.core.manifests import (
+    attacks,
+    bank_review,
+    clusters,
+    guidance,
+    heads,
+    reports,
+    retention,
+    robustness,
+    stores,
+)
 from ra_hmd.core.manifests.base import Manifest
 
 _MODELS: tuple[type[Manifest], ...] = (
@@ -46,6 +56,7 @@ _MODELS: tuple[type[Manifest], ...] = (
     reports.PredictionsManifest,
     reports.TinyEncoderManifest,
     robustness.RobustnessManifest,
+    retention.RetentionManifest,
 )
 MODELS = {kind: model for model in _MODELS for kind in model.KINDS}
 """Kind to the model of its manifest."""

@@ -1,6 +1,6 @@
 """In-context classification of a split by the LMM with labelled demonstrations (`ra-hmd in-context`)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from ra_hmd.core.artifacts import plain, read_json, sha256_bytes, write_json, write_jsonl
+from ra_hmd.core.artifacts import plain, sha256_bytes
 from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import EvaluationManifest, read_folder_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.data.images import image_size
 from ra_hmd.data.meme import Meme
-from ra_hmd.data.rows import jsonl_rows
 from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures, MemeSplit, open_candidates
 from ra_hmd.experiments.in_context.demonstrations import DemonstrationSettings, choose_demonstrations
 from ra_hmd.experiments.in_context.prompting import InContextScorer, class_answers
 from ra_hmd.experiments.in_context.report import InContextPlan, InContextResult, write_in_context_result
 from ra_hmd.experiments.in_context.thresholds import dev_threshold
+from ra_hmd.experiments.parts import Parts
 from ra_hmd.features.compatibility import check_output
 from ra_hmd.features.extraction import check_labels, features_of_memes, fingerprint_memes, label_array
 from ra_hmd.features.store import NO_STORE, Features
@@ -32,7 +32,6 @@ from ra_hmd.models.meme_model import MemeModel
 from ra_hmd.scoring.thresholds import Criterion
 
 _PART = 64  # memes per part; an interruption loses one part at most
-_MARK = "fingerprint.json"
 _FORMAT = 1  # format of the parts
 
 
@@ -86,14 +85,14 @@ def in_context(
     output = _check_output(Path(output))
     plan = _plan(run, queries, examples, selection, stores, answers, dtype)
     threshold = dev_threshold(dev, criterion, plan.stated, queries.memes, run.settings.problem) if dev else None
-    parts, state = _Parts(output / "parts", plan.stated, _longest_first(plan)), PartialState()
+    parts, state = Parts(output / "parts", plan.stated, _longest_first(plan)), PartialState()
     with state.main_process_first():
         parts.check()
         opened = _open(parts, plan, output, final=final, command=command)
     _score_missing(plan, parts, state, batch_size, dtype, device, show=show)
     if parts.missing():  # other ranks still score
         return {}
-    scored = parts.scores(queries.memes, run.settings.problem.outputs)
+    scored = _scores(parts, queries.memes, run.settings.problem.outputs)
     result = InContextResult(plan, *scored, threshold, opened, bootstrap_samples, command)
     return write_in_context_result(result, output)
 
@@ -164,52 +163,14 @@ def _longest_first(plan: InContextPlan) -> list[list[int]]:
     return [order[start : start + _PART] for start in range(0, len(order), _PART)]
 
 
-class _Parts:
-    """Finished parts of a run, one JSON Lines file each."""
-
-    def __init__(self, folder: Path, stated: dict[str, Any], plan: list[list[int]]) -> None:
-        self.folder, self.stated, self.plan = folder, stated, plan
-
-    def check(self) -> None:
-        """Raise `UserError` if the folder holds the parts of another run."""
-        old = self.mark().get("stated")
-        if old is not None and old != self.stated:
-            other = [name for name in self.stated if old.get(name) != self.stated[name]]
-            raise UserError(
-                f"{self.folder} holds scores of another run; what differs: {', '.join(other)}. Remove it, or give "
-                "another --output."
-            )
-
-    def mark(self) -> dict[str, Any]:
-        """Content of the fingerprint file; empty before the run begins."""
-        path = self.folder / _MARK
-        return read_json(path) if path.is_file() else {}
-
-    def begin(self, opened: Mapping[str, Any]) -> None:
-        """Record the settings of the run, and which test data it opened."""
-        write_json(self.folder / _MARK, {"stated": self.stated, "opened": dict(opened)})
-
-    def path(self, number: int) -> Path:
-        """Path of a part."""
-        return self.folder / f"part-{number:05d}.jsonl"
-
-    def missing(self) -> list[int]:
-        """Numbers of the parts that are not scored yet."""
-        return [number for number in range(len(self.plan)) if not self.path(number).is_file()]
-
-    def scores(self, memes: Sequence[Meme], outputs: int) -> tuple[np.ndarray, int]:
-        """All scores [Q, C] in the order of the memes, and the length of the longest prompt in tokens."""
-        found, longest = np.full((len(memes), outputs), np.nan), 0
-        for number, rows in enumerate(self.plan):
-            lines = [row.values for row in jsonl_rows(self.path(number))]
-            if [line.get("id") for line in lines] != [memes[row].id for row in rows]:
-                raise UserError(f"{self.path(number)} is damaged; remove it, and run the same command again.")
-            found[rows] = [line["score"] for line in lines]
-            longest = max(longest, *(line["longest"] for line in lines))
-        return found, longest
+def _scores(parts: Parts, memes: Sequence[Meme], outputs: int) -> tuple[np.ndarray, int]:
+    """All scores [Q, C] in the order of the memes, and the length of the longest prompt in tokens."""
+    rows = parts.rows([meme.id for meme in memes])
+    found = np.array([row["score"] for row in rows], dtype=np.float64).reshape(len(memes), outputs)
+    return found, max(row["longest"] for row in rows)
 
 
-def _open(parts: _Parts, plan: InContextPlan, output: Path, *, final: bool, command: str) -> dict[str, Any]:
+def _open(parts: Parts, plan: InContextPlan, output: Path, *, final: bool, command: str) -> dict[str, Any]:
     """Open the labels once per run, however often it is interrupted."""
 
     def locked(source: MemeSplit) -> Features:
@@ -230,13 +191,13 @@ def _open(parts: _Parts, plan: InContextPlan, output: Path, *, final: bool, comm
     if final:
         output.mkdir(parents=True, exist_ok=True)
     opened = open_labels(scored, [head], final=final, command=command, examples=shown)
-    parts.begin(opened)
+    parts.begin(opened=opened)
     return opened
 
 
 def _score_missing(
     plan: InContextPlan,
-    parts: _Parts,
+    parts: Parts,
     state: PartialState,
     batch_size: int,
     dtype: DType,
@@ -261,7 +222,7 @@ def _score_missing(
 
     total = sum(len(parts.plan[number]) for number in todo)
     for number, scores in track(scored(), "Scoring", total, "memes", show=show and state.is_main_process):
-        write_jsonl(parts.path(number), [
+        parts.write(number, [
             {"id": memes[row].id, "score": values, "longest": longest}
             for row, values in zip(parts.plan[number], scores.tolist(), strict=True)
         ])  # fmt: skip

@@ -112,25 +112,36 @@ class GateResult:
 
     def table(self) -> str:
         """Markdown table of the rows."""
-        cells = [
-            [
-                escape(row.task),
-                str(row.items),
-                f"{row.difference.value:+.4f} [{row.difference.low:+.4f}, {row.difference.high:+.4f}]",
-                f"{row.margin:g}",
-                escape(row.unit),
-                row.verdict,
-            ]
-            for row in self.rows
-        ]
-        header = ["task", "items", f"tuned - base [{CONFIDENCE:.0%} interval]", "margin", "unit", "verdict"]
-        return markdown_table(header, cells)
+        return gate_table(self.as_dict())
 
     def summary(self) -> str:
         """One line: the verdict, and the rows that are responsible for it."""
-        deciding = [row for row in self.rows if row.verdict == self.verdict]
-        named = ", ".join(f"{row.task} {row.difference.value:+.3f} (margin {row.margin:g})" for row in deciding)
-        return f"Retention: {self.verdict}: {named}."
+        return gate_summary(self.as_dict())
+
+
+def gate_table(gate: Mapping[str, Any]) -> str:
+    """Markdown table of the rows of a gate in its JSON form."""
+    cells = [
+        [
+            escape(row["task"]),
+            str(row["items"]),
+            str(row["groups"]),
+            "{value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**row["difference"]),
+            f"{row['margin']:g}",
+            escape(row["unit"]),
+            row["verdict"],
+        ]
+        for row in gate["rows"]
+    ]
+    header = ["task", "items", "groups", f"difference [{CONFIDENCE:.0%} interval]", "margin", "unit", "verdict"]
+    return markdown_table(header, cells)
+
+
+def gate_summary(gate: Mapping[str, Any]) -> str:
+    """One line of a gate in its JSON form: the verdict, and the rows that are responsible for it."""
+    deciding = [row for row in gate["rows"] if row["verdict"] == gate["verdict"]]
+    named = ", ".join(f"{row['task']} {row['difference']['value']:+.3f} (margin {row['margin']:g})" for row in deciding)
+    return f"Retention: {gate['verdict']}: {named}."
 
 
 def non_inferiority(

@@ -190,14 +190,53 @@ class ChatModel:
             found[rows] = logits[:, -1, first].float().softmax(dim=-1).cpu().numpy()
         return found
 
+    def answer_ids(self, chat: Chat, answer: str) -> list[int]:
+        """Token ids of an answer as training has it after the prompt of `chat`, with the token that ends it."""
+        tokenizer, template = self.model.encoder.tokenizer, self.model.encoder.template
+        said = [*(dict(message) for message in chat.messages), {"role": "assistant", "content": answer}]
+        system = said.pop(0)["content"] if said[0]["role"] == "system" else None
+        _, ids = template.encode_oneturn(tokenizer, said, system)
+        stops = template.get_stop_token_ids(tokenizer)
+        end = next((place for place, token in enumerate(ids) if token in stops), None)
+        return [*ids, tokenizer.eos_token_id] if end is None else ids[: end + 1]
+
+    def answer_log_probs(
+        self, chats: Sequence[Chat], answers: Sequence[list[int]], batch_size: int = 8
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Log-probabilities of the next token at each place of given answers.
+
+        Args:
+            chats: Chats [Q].
+            answers: Token ids of each chat's answer, one or more; see `answer_ids`.
+            batch_size: Chats per pass.
+
+        Yields:
+            Rows in an order of their own, each with its log-probabilities float32 [T, V]: row t is the distribution
+            of the answer's token t, after the prompt and the tokens before it.
+
+        Raises:
+            UserError: a chat that the model cannot take; names its place.
+        """
+        for rows, batch in self._batches(chats, 1, batch_size, answers):
+            longest = max(len(answers[row]) for row in rows)
+            with torch.inference_mode(), self._speaker([chats[row].cluster for row in rows]):
+                logits = self._base(**batch, use_cache=False, logits_to_keep=longest + 1).logits
+            for place, row in enumerate(rows):
+                yield row, logits[place, -len(answers[row]) - 1 : -1].float().log_softmax(dim=-1)
+
     def _batches(
-        self, chats: Sequence[Chat], max_new_tokens: int, batch_size: int
+        self,
+        chats: Sequence[Chat],
+        max_new_tokens: int,
+        batch_size: int,
+        answers: Sequence[list[int]] | None = None,
     ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """Rows of similar length with their inputs, on the model's device."""
+        """Rows of similar length with their inputs, on the model's device; `answers` follow the prompts."""
         encoded = []
         for row, chat in enumerate(chats):
             try:
-                encoded.append(self.encode(chat, max_new_tokens))
+                following = [] if answers is None else answers[row]
+                encoded.append(self.encode(chat, max(max_new_tokens, len(following))) + following)
             except ValueError as error:  # a UserError, or what the model's own code says of an image
                 raise UserError(f"chat {row + 1} of {len(chats)}: {error}") from error
         order = sorted(range(len(chats)), key=lambda row: len(encoded[row]))
