@@ -16,6 +16,7 @@ from ra_hmd.data.images import load_image
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.data.prompt import clean_caption
+from ra_hmd.experiments.retention.benchmark_logs import read_logs
 from ra_hmd.models.checkpoint import open_run
 from ra_hmd.models.generation.chat import Chat, ChatModel
 from ra_hmd.models.meme_model import MemeModel
@@ -39,7 +40,7 @@ doc_to_text: !function functions.text
 doc_to_target: answer
 process_results: !function functions.score
 generation_kwargs: {{max_new_tokens: 6}}
-metric_list: [{{metric: right, aggregation: mean, higher_is_better: true}}]
+metric_list: [{{metric: odd, aggregation: mean, higher_is_better: true}}]
 """
 FUNCTIONS = """
 def pictures(doc):
@@ -51,7 +52,7 @@ def text(doc, lmms_eval_specific_kwargs=None):
 
 
 def score(doc, results):
-    return {"right": float(results[0] == doc["answer"])}
+    return {"odd": float(len(results[0]) % 2)}
 """
 
 
@@ -120,5 +121,6 @@ def test_lmms_eval_gets_the_answers_of_our_own_generation(
         found = ask(stage1_run, task, tmp_path / name, f",adapter={adapter}")
         answers[name] = [found[number]["filtered_resps"] for number in range(8)]
         assert answers[name] == ChatModel(model, adapter).generate(chats, max_new_tokens=6)
-        assert [found[number]["right"] for number in range(8)] == [answer == "Yes." for answer in answers[name]]
     assert answers["tuned"] != answers["base"]
+    pair = read_logs(tmp_path / "base", tmp_path / "tuned")["drawn_questions"]
+    assert (pair.base, pair.tuned) == tuple([len(one) % 2 for one in answers[name]] for name in ("base", "tuned"))
