@@ -134,6 +134,10 @@ class ClassifierFinetuningArguments(ExpertArguments, FinetuningArguments):
         default="shorten",
         metadata={"help": "sft-classifier: a caption that does not fit in cutoff_len is shortened, or refused."},
     )
+    fold_captions: bool = field(
+        default=False,
+        metadata={"help": "sft-classifier: fold captions first: one spelling for look-alikes, nothing invisible."},
+    )
     rgcl: bool = field(
         default=False,
         metadata={"help": "sft-classifier: add a retrieval-guided loss on the head's embedding (joint training)."},

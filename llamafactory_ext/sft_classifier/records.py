@@ -137,7 +137,13 @@ class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
         """
         args = self.finetuning_args
         encoder = MemeEncoder(
-            self.template, self.tokenizer, self.processor, args.prompt, self.data_args.cutoff_len, args.expected_answers
+            self.template,
+            self.tokenizer,
+            self.processor,
+            args.prompt,
+            self.data_args.cutoff_len,
+            args.expected_answers,
+            fold_captions=args.fold_captions,
         )
         no_label = [UNLABELLED] * args.output_dim if args.problem_type == "multi_label" else UNLABELLED
         rows = defaultdict(list)

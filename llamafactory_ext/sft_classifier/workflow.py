@@ -216,6 +216,7 @@ def input_settings(
         embed_layer=finetuning_args.embed_layer,
         problem_type=finetuning_args.problem_type,
         answers=tuple(finetuning_args.answers or ()),
+        fold_captions=finetuning_args.fold_captions,
         **guides.digests,
     )
 

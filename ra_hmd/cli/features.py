@@ -32,6 +32,7 @@ Views = Annotated[
     list[str] | None,
     typer.Option(help="Further vector of each meme: NAME=ENCODER, of an LMM also untuned; several times."),
 ]
+FoldCaptions = Annotated[bool, typer.Option(help=LmmOptions.model_fields["fold_captions"].description)]
 Seed = Annotated[int, typer.Option(help="Seed of the random weights.")]
 
 
@@ -122,6 +123,7 @@ def encode_command(
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Most pixels of an LMM embedder's images.")] = None,
     dimensions: Annotated[int | None, typer.Option(min=1, help="Leading values of its vector that are kept.")] = None,
     views: Views = None,
+    fold_captions: FoldCaptions = False,
 ) -> None:
     """Extract features of memes by a frozen encoder: CLIP-like, of image and text, or an LMM embedder, one vector.
     Continues like extract; also under torchrun.
@@ -135,7 +137,7 @@ def encode_command(
 
     chosen = {"path": encoder, "revision": revision, "features": features, "long_text": long_text, "dtype": dtype}
     of_embedders = {"embedder": embedder, "instruction": instruction, "max_pixels": max_pixels}
-    of_embedders |= {"dimensions": dimensions}
+    of_embedders |= {"dimensions": dimensions, "fold_captions": fold_captions}
     opened = open_encoder(load_settings(EncoderSettings, chosen | of_embedders, "options"))
     memes, described = source.read(data, split)
     memes = memes[: source.limit]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, get_args
 
+from ra_hmd.data.unicode_folding import fold_caption
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -48,9 +50,11 @@ class PlainText:
     Args:
         tokenizer: Tokenizer whose special tokens are the control tokens.
         markup: Further control strings.
+        fold: Fold the text first (`fold_caption`), so that no control token is left that folding makes.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", markup: Iterable[str] = ()) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", markup: Iterable[str] = (), *, fold: bool = False) -> None:
+        self._fold = fold
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         found = {_folded(text.strip())[0] for text in (*special, *tokenizer.all_special_tokens, *markup)}
         # Longest first, since the first matching alternative counts. One character cannot be split; some tokenizers pad
@@ -60,6 +64,8 @@ class PlainText:
 
     def __call__(self, text: str) -> str:
         """Insert blanks after the first and before the last character of each control token. Idempotent."""
+        if self._fold:
+            text = fold_caption(text)
         while True:
             folded, places = _folded(text)
             ends = [(places[match.start()], places[match.end() - 1]) for match in self._pattern.finditer(folded)]

@@ -139,9 +139,11 @@ def overrides(values: Mapping[str, object]) -> list[str]:
 
 
 def ra_hmd(*words: str, **options: object) -> list[str]:
-    """Words of a `ra-hmd` command; underscores in option names become hyphens."""
-    given = ((f"--{key.replace('_', '-')}", str(value)) for key, value in options.items())
-    return ["ra-hmd", *words, *(word for pair in given for word in pair)]
+    """Words of a `ra-hmd` command; underscores in option names become hyphens, and True is an option without value."""
+    given = (
+        (f"--{key.replace('_', '-')}", *(() if value is True else (str(value),))) for key, value in options.items()
+    )
+    return ["ra-hmd", *words, *(word for option in given for word in option)]
 
 
 def configs_folder(name: str) -> Path:

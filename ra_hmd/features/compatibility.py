@@ -1,6 +1,8 @@
 """Checks that feature stores, heads and output folders fit together."""
 
+import logging
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,11 @@ DATA_KEYS = ("data", "head", "dtype")
 """Parts of a fingerprint that may differ between comparable stores: the memes, the head on the same LMM, the precision.
 All other parts decide what a hidden state means.
 """
+FOLDING_KEYS = ("inputs.fold_captions", "encoder.fold_captions")
+"""Parts that say whether captions were folded, stated where they were. A difference is warned of, not refused: captions
+that need no folding have the same features.
+"""
+_log = logging.getLogger(__name__)
 
 
 def store_fingerprint(features: Features) -> dict[str, Any]:
@@ -57,14 +64,38 @@ def check_same_origin(fingerprints: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise `UserError` unless all fingerprints are of comparable hidden states: same LMM, adapter, prompt, image size.
 
     Parts that one of two does not state (an imported `.pt` states none) are not compared. Experts, clusters and
-    guidance are stated only by runs that have them, so there a missing part means none.
+    guidance are stated only by runs that have them, so there a missing part means none. That captions were folded in
+    one place alone is logged as a warning.
 
     Args:
         fingerprints: Place (folder, for the message) to fingerprint; the first is compared with each of the others.
     """
     (first, expected), *others = ((place, _with_absent(parts)) for place, parts in fingerprints.items())
+    for place, found in others:
+        if _folding_known(expected) and _folding_known(found) and folds_captions(expected) != folds_captions(found):
+            _warn_of_folding(*((first, place) if folds_captions(expected) else (place, first)))
     problems = [problem for place, found in others for problem in _differences(first, expected, place, found)]
     raise_all(problems, "These were not made alike; extract the features again with one checkpoint and prompt")
+
+
+def folds_captions(fingerprint: Mapping[str, Any]) -> bool:
+    """Whether features of this fingerprint are of folded captions."""
+    return any(fingerprint.get(key) for key in FOLDING_KEYS)
+
+
+def _folding_known(fingerprint: Mapping[str, Any]) -> bool:
+    return "inputs.template" in fingerprint or "encoder.features" in fingerprint
+
+
+@cache
+def _warn_of_folding(folded: str, other: str) -> None:
+    """Once per pair: each batch of a service is checked."""
+    _log.warning(
+        "The captions of %s were folded, those of %s were not: captions with disguised letters have other features "
+        "there. Make both with --fold-captions, or both without.",
+        folded,
+        other,
+    )
 
 
 def check_same_views(views: Mapping[str, Mapping[str, ViewDescription]]) -> None:
@@ -93,7 +124,7 @@ def _differences(first: str, expected: Mapping[str, Any], place: str, found: Map
     """The parts that both fingerprints state and that differ, each as a sentence."""
     return [
         f"{key}: {_short(expected[key])} in {first}, {_short(found[key])} in {place}."
-        for key in sorted(set(expected) & set(found) - set(DATA_KEYS))
+        for key in sorted(set(expected) & set(found) - {*DATA_KEYS, *FOLDING_KEYS})
         if plain(expected[key]) != plain(found[key])
     ]
 

@@ -54,7 +54,7 @@ def encode(
         UserError: unreadable images (all listed before the weights are loaded), labels of another kind, or `output`
             holds other features; see `requested_views`.
     """
-    further = requested_views(views, None)
+    further = requested_views(views, None, fold_captions=encoder.settings.fold_captions)
     tokens = encoder.count_tokens([meme.caption for meme in memes])
     length = dict(zip((meme.id for meme in memes), tokens, strict=True))
     captions = {

@@ -70,7 +70,7 @@ def extract_hidden_states(
         open_model or (lambda device: MemeModel(run, device, dtype, padding_side)),
         run.fingerprint() | {"dtype": dtype},
         length,
-        views=requested_views(views, run, dtype=dtype),
+        views=requested_views(views, run, fold_captions=run.settings.fold_captions, dtype=dtype),
         label_classes=classes,
         batch_size=batch_size,
         shard_size=shard_size,

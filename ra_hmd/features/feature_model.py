@@ -12,7 +12,7 @@ from ra_hmd.core.choices import DType
 from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import HeadRunManifest, ViewDescription, read_folder_manifest
-from ra_hmd.features.compatibility import check_same_views
+from ra_hmd.features.compatibility import check_same_views, folds_captions
 from ra_hmd.features.model_protocol import FeatureModel
 from ra_hmd.features.views import View, ViewedModel, stated_views
 from ra_hmd.models.checkpoint import Run
@@ -47,6 +47,7 @@ def open_feature_model(
     dtype: DType | None = None,
     views: Mapping[str, ViewDescription] | None = None,
     views_place: str | Path = "the bank",
+    fold_captions: bool = False,
 ) -> Backbone:
     """Open the model whose features the head in `run` takes.
 
@@ -57,6 +58,8 @@ def open_feature_model(
         dtype: Precision of the computation; None: that of the encoder's features, `auto` for an LMM.
         views: Further views to make of each meme, as a bank or a feature store states them.
         views_place: That bank or store, for messages.
+        fold_captions: Fold captions, also for a head that was trained on captions as they are; one that was trained on
+            folded captions has them folded in any case.
 
     Raises:
         UserError: it cannot be found or opened, or a view would be made otherwise than stated.
@@ -64,9 +67,12 @@ def open_feature_model(
     views = views or {}
     run = Path(run)
     manifest = read_folder_manifest(run)
-    if isinstance(manifest, HeadRunManifest) and manifest.encoder:
-        further = _further(views, None, views_place)
-        return replace(_encoder(manifest.encoder.to_json(), run, backbone, dtype), views=further)
+    if isinstance(manifest, HeadRunManifest):
+        fold_captions = fold_captions or folds_captions(manifest.train_store.fingerprint)
+        if manifest.encoder:
+            further = _further(views, None, views_place, fold_captions)
+            stated = manifest.encoder.to_json()
+            return replace(_encoder(stated, run, backbone, dtype, fold_captions), views=further)
     from ra_hmd.models.checkpoint import open_run
     from ra_hmd.models.meme_model import MemeModel
 
@@ -77,23 +83,27 @@ def open_feature_model(
             raise UserError(f"{run} does not state the Stage 1 run that its features came from; give it as `backbone`.")
         place = Path(origin)
     # Without its own head: that of `run` is used.
-    opened = replace(open_run(place, base_model), head=None)
+    opened = replace(open_run(place, base_model), head=None).folding(fold_captions)
 
     def load(device: torch.device) -> FeatureModel:
         return MemeModel(opened, device, dtype or "auto")
 
-    return Backbone(str(place), opened.fingerprint(), load, _further(views, opened, views_place))
+    return Backbone(str(place), opened.fingerprint(), load, _further(views, opened, views_place, fold_captions))
 
 
-def _further(stated: Mapping[str, ViewDescription], run: Run | None, place: str | Path) -> list[View]:
+def _further(
+    stated: Mapping[str, ViewDescription], run: Run | None, place: str | Path, fold_captions: bool
+) -> list[View]:
     """Open the models of further views. Raises `UserError` where a view would not be what is stated."""
-    opened = stated_views(stated, run, place)
+    opened = stated_views(stated, run, place, fold_captions=fold_captions)
     here = {view.name: ViewDescription(fingerprint=view.fingerprint) for view in opened}
     check_same_views({str(place): stated, "the models that are loaded": here})
     return opened
 
 
-def _encoder(stated: dict[str, Any], run: Path, backbone: str | Path | None, dtype: DType | None) -> Backbone:
+def _encoder(
+    stated: dict[str, Any], run: Path, backbone: str | Path | None, dtype: DType | None, fold_captions: bool
+) -> Backbone:
     from ra_hmd.models.encoder_files import EncoderSettings
     from ra_hmd.models.encoders import open_encoder
 
@@ -102,5 +112,7 @@ def _encoder(stated: dict[str, Any], run: Path, backbone: str | Path | None, dty
         settings = settings.replace(path=str(backbone), revision=None)
     if dtype is not None:
         settings = settings.replace(dtype=dtype)
+    if fold_captions:
+        settings = settings.replace(fold_captions=True)
     encoder = open_encoder(settings)
     return Backbone(settings.path, encoder.fingerprint(), encoder.load)

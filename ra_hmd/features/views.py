@@ -53,12 +53,15 @@ class View:
         return plain({"fingerprint": self.fingerprint, "encoder": encoder})
 
 
-def requested_views(requested: Sequence[str], run: Run | None, **more: Any) -> list[View]:
+def requested_views(
+    requested: Sequence[str], run: Run | None, *, fold_captions: bool = False, **more: Any
+) -> list[View]:
     """The views that the options `--views` name.
 
     Args:
         requested: `untuned`, or `NAME=ENCODER` with an encoder of `ra-hmd encode --encoder`.
         run: The LMM; None for features of an encoder.
+        fold_captions: Fold captions for encoders.
         more: Further parts of the fingerprint of `untuned`.
 
     Raises:
@@ -78,18 +81,21 @@ def requested_views(requested: Sequence[str], run: Run | None, **more: Any) -> l
         elif name in (UNTUNED, *OWN_VIEWS) or not _NAME.fullmatch(name):
             problems.append(f"{text}: {name!r} cannot be the name of an encoder's view; take letters, digits and _.-")
         else:
-            views.append(_encoder_view(name, EncoderSettings(path=encoder)))
+            views.append(_encoder_view(name, EncoderSettings(path=encoder, fold_captions=fold_captions)))
     raise_all(problems, "--views")
     return views
 
 
-def stated_views(stated: Mapping[str, ViewDescription], run: Run | None, place: object) -> list[View]:
+def stated_views(
+    stated: Mapping[str, ViewDescription], run: Run | None, place: object, *, fold_captions: bool = False
+) -> list[View]:
     """The views that a feature store or a bank states, to be made of other memes.
 
     Args:
         stated: The views by name; those that every feature store gives are left out.
         run: The LMM; None for features of an encoder.
         place: The store or the bank, for messages.
+        fold_captions: Fold captions for encoders also where the views were made without.
 
     Raises:
         UserError: an encoder that cannot be opened; `untuned` of a model without adapter.
@@ -103,7 +109,8 @@ def stated_views(stated: Mapping[str, ViewDescription], run: Run | None, place: 
                 views.append(_untuned(run))
             else:
                 settings = load_settings(EncoderSettings, view.encoder.to_json(), str(place))
-                views.append(_encoder_view(name, settings))
+                folding = settings.replace(fold_captions=True) if fold_captions else settings
+                views.append(_encoder_view(name, folding))
         except UserError as error:
             raise UserError(f"View {name!r} of {place} cannot be made: {error}") from error
     return views

@@ -129,6 +129,7 @@ class Detector:
         dtype: DType | None = None,
         views: Sequence[str] = (),
         device: str | torch.device | None = None,
+        fold_captions: bool = False,
         known_memes: int | None = None,
         known_turned: bool = False,
         hash_lists: Sequence[str | Path] = (),
@@ -150,6 +151,8 @@ class Detector:
             views: Views of the bank that the KRR compares; default: the embedding. `NAME`, or `NAME=ENCODER` where its
                 encoder is not where the bank says. Those that an example bank keeps are made of each meme in any case.
             device: Where everything runs; default is what accelerate finds.
+            fold_captions: Fold captions for the model (`fold_caption`); a head that was trained on folded captions has
+                them folded in any case. Verdicts state the caption as it was given.
             known_memes: Look for known memes first, up to this distance (see `open_known_memes`); default is not to.
             known_turned: See `open_known_memes`.
             hash_lists: See `open_known_memes`.
@@ -166,6 +169,7 @@ class Detector:
             dtype=dtype,
             views=_views_to_make(scorer, views),
             views_place=scorer.state["place"],
+            fold_captions=fold_captions,
         )
         scorer.check_origin(opened.place, opened.fingerprint)
         scorer = scorer.with_kernel(kernel_settings(views, balanced=scorer.voting.prior_correction))

@@ -157,7 +157,7 @@ class Explainer:
             ValueError: it does not fit the model; a message without a subject.
         """
         shown = self._examples(verdict)
-        policy = self.engine.plain(clean_caption(self.policy or ""))
+        policy = clean_caption(self.engine.plain(clean_caption(self.policy or "")))
         values = {
             "policy": f"The policy:\n{policy}\n\n" if policy else "",
             "examples": "".join(example.line for example in shown),
@@ -223,7 +223,7 @@ class Explainer:
 
     def _quoted(self, text: str) -> str:
         """A caption as one line in quotation marks, with none inside: it cannot end its own quotation."""
-        return '"' + " ".join(self.engine.plain(clean_caption(text)).replace('"', "'").split()) + '"'
+        return '"' + " ".join(clean_caption(self.engine.plain(clean_caption(text))).replace('"', "'").split()) + '"'
 
     def _labelled(self, label: int | list[int] | None) -> str:
         """The question of training, answered by a label; None: the meme was left to a person."""

@@ -106,7 +106,11 @@ class DetectorOptions(BankHeadOptions, ModelOptions):
     )
     batch_size: int | None = Field(None, ge=1, description="Memes per forward pass; default: 16.")
     dtype: DType | None = Field(None, description="Precision: auto, float32, bfloat16 or float16.")
-
+    fold_captions: bool = Field(
+        False,
+        description="Fold captions for the model: one spelling for look-alikes, nothing invisible "
+        "(docs/robustness.md).",
+    )
     known_memes: int | None = Field(
         None,
         ge=0,
@@ -143,6 +147,7 @@ class DetectorOptions(BankHeadOptions, ModelOptions):
             batch_size=self.batch_size or 16,
             dtype=self.dtype,
             views=self.views,
+            fold_captions=self.fold_captions,
             known_memes=self.known_memes,
             known_turned=self.known_turned,
             hash_lists=self.hash_lists,
@@ -173,6 +178,9 @@ class LmmOptions(ModelOptions):
         None, description="With --backbone-only and --clusters: guidance for the prompts of each cluster."
     )
     dtype: DType = Field("auto", description="Precision: auto, float32, bfloat16 or float16.")
+    fold_captions: bool = Field(
+        False, description="Fold captions: one spelling for look-alikes, nothing invisible (docs/robustness.md)."
+    )
 
     def open(self) -> "Run":
         """Open the run.
@@ -181,6 +189,9 @@ class LmmOptions(ModelOptions):
             UserError: a missing folder, or one that is no run; clusters, guidance or a YAML file for a run that has its
                 own.
         """
+        return self._open().folding(self.fold_captions)
+
+    def _open(self) -> "Run":
         from ra_hmd.models.checkpoint import open_backbone, open_run
 
         guides = {"clusters": self.clusters, "guidance": self.guidance}

@@ -70,6 +70,7 @@ class PredictionRequest(Settings):
             "--base-model": (detector.base_model, ("IMAGE", "--input")),
             "--batch-size": (detector.batch_size, ("IMAGE", "--input")),
             "--dtype": (detector.dtype, ("IMAGE", "--input")),
+            "--fold-captions": (detector.fold_captions, ("IMAGE", "--input")),
             "--known-memes": (detector.known_memes is not None, ("IMAGE", "--input")),
         }
         problems = [f"{name} goes with {' or '.join(allowed)}, not with {kind}; leave it out."
@@ -155,6 +156,7 @@ class PredictionRequest(Settings):
             "backbone": self.detector.backbone,
             "base_model": self.detector.base_model,
             "dtype": self.detector.dtype,
+            **({"fold_captions": True} if self.detector.fold_captions else {}),
             **({"hash_lists": list(map(str, self.detector.hash_lists))} if self.detector.hash_lists else {}),
             **({"memes": list(map(str, self.rationale.memes))} if self.rationale else {}),
         }

@@ -74,6 +74,10 @@ class Run:
             )
         return replace(self, adapter=None, head=None, experts=None)
 
+    def folding(self, fold_captions: bool = True) -> "Run":
+        """This run with captions folded; with False as it is."""
+        return replace(self, settings=self.settings.replace(fold_captions=True)) if fold_captions else self
+
     def fingerprint(self) -> dict[str, Any]:
         """Everything but the meme that a hidden state depends on; equal fingerprints give equal features."""
         adapter = None if self.adapter is None else sha256_file(self.adapter / "adapter_model.safetensors")

@@ -104,7 +104,7 @@ class Encoder:
         if not any((self._folder / file).is_file() for file in names):  # transformers makes an empty one, silently
             raise UserError(f"{name} has no tokenizer; put one of {', '.join(names)} of this model into the folder.")
         self._files.check_weights()
-        self._plain = PlainText(self.tokenizer)
+        self._plain = PlainText(self.tokenizer, fold=self.settings.fold_captions)
         self._prefix, self._suffix = self._special_tokens()
         text = self._config.text_config
         # XLM-R counts positions from the padding's index on.
@@ -177,6 +177,7 @@ class Encoder:
             "encoder.tokenizer": sha256_bytes(*self._files.read(TOKENIZER_FILES)),
             "encoder.image_processor": self.image_processor.to_dict(),
             "dtype": self.settings.dtype,
+            **({"encoder.fold_captions": True} if self.settings.fold_captions else {}),
         }
 
     # -- what happens in the loader's workers ---------------------------------------------------------------------

@@ -75,10 +75,14 @@ class EncoderSettings(Settings):
         ge=1,
         description="Of an LMM embedder, leading values of the vector that are kept (Matryoshka); null: all.",
     )
+    fold_captions: bool = Field(
+        default=False,
+        description="Fold captions: one spelling for look-alikes, nothing invisible (docs/robustness.md).",
+    )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values for the manifest, those of LMM embedders where they are set."""
-        values = self.model_dump()
+        """Return the values for the manifest, those of LMM embedders and `fold_captions` where they are set."""
+        values = self.model_dump(exclude=None if self.fold_captions else {"fold_captions"})
         return {name: value for name, value in values.items() if value is not None or name not in OF_EMBEDDERS}
 
 

@@ -54,7 +54,9 @@ class LmmEmbedder:
         _check(files, self.settings)
         self.processor = _load_processor(files, self._format)
         self.tokenizer = self.processor.tokenizer
-        self._plain = PlainText(self.tokenizer, [self.processor.image_token, self.processor.video_token])
+        self._plain = PlainText(
+            self.tokenizer, [self.processor.image_token, self.processor.video_token], fold=self.settings.fold_captions
+        )
         self.limit = self._room_for_caption()
         self.model: PreTrainedModel | None = None
 
@@ -109,6 +111,7 @@ class LmmEmbedder:
             "encoder.sequential": self._format.sequential,
             "encoder.dimensions": self.settings.dimensions,
             "dtype": self.settings.dtype,
+            **({"encoder.fold_captions": True} if self.settings.fold_captions else {}),
         }
 
     # -- what happens in the loader's workers ---------------------------------------------------------------------

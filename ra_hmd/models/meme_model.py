@@ -79,6 +79,7 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
         cutoff_len=settings.cutoff_len,
         answers=settings.expected_answers,
         family=family_of(config),
+        fold_captions=settings.fold_captions,
     )
     check_unlisted(encoder, config, settings.template, settings.expected_answers)
     return encoder, model_args

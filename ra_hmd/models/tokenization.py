@@ -54,6 +54,7 @@ class InputSettings(Settings):
     answers: tuple[str, ...] = Field(default=(), description="Answers of C classes, in class order.")
     clusters: str | None = Field(default=None, description="Digest of the clusters that memes are assigned to.")
     guidance: str | None = Field(default=None, description="Digest of the guidance that each cluster's prompts have.")
+    fold_captions: bool = Field(default=False, description="Fold captions before they become tokens (Unicode folding).")
 
     @property
     def prompt(self) -> PromptTemplate:
@@ -71,8 +72,8 @@ class InputSettings(Settings):
         return expected_answers(self.problem_type, self.answers, self.negative_answer, self.positive_answer)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values for the manifest and for fingerprints."""
-        return self.model_dump()
+        """Return the values for the manifest and for fingerprints; `fold_captions` where it is on."""
+        return self.model_dump(exclude=None if self.fold_captions else {"fold_captions"})
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class MemeEncoder:
         cutoff_len: Longest sequence, answer included.
         answers: The answers; room is kept for the longest one.
         family: Family of the model, which predicts how many tokens an image takes; None where it is not registered.
+        fold_captions: Fold captions first (`fold_caption`).
 
     Attributes:
         plain: Makes a text in which neither tokenizer nor template reads anything but text.
@@ -124,12 +126,13 @@ class MemeEncoder:
         cutoff_len: int,
         answers: Answers | None = None,
         family: Family | None = None,
+        fold_captions: bool = False,
     ) -> None:
         self.template, self.tokenizer, self.processor, self.family = template, tokenizer, processor, family
         self.prompt, self.cutoff_len = prompt, cutoff_len
         plugin = template.mm_plugin
         media = [token for token in (plugin.image_token, plugin.video_token, plugin.audio_token) if token]
-        self.plain = PlainText(tokenizer, [*_PLACEHOLDERS, *media])
+        self.plain = PlainText(tokenizer, [*_PLACEHOLDERS, *media], fold=fold_captions)
         self.tail = self._assistant_header()
         self.answer_budget = max([ANSWER_BUDGET, *map(len, map(self.encode_answer, _longest(answers or Answers())))])
 

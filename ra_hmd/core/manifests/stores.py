@@ -37,6 +37,7 @@ class EncoderReference(Section):
         instruction: Its system message.
         max_pixels: Most pixels of an image; None: as many as the format has.
         dimensions: Values of the vector that are kept; None: all.
+        fold_captions: Whether captions were folded first.
     """
 
     path: str = ""
@@ -48,6 +49,7 @@ class EncoderReference(Section):
     instruction: str | None = None
     max_pixels: int | None = None
     dimensions: int | None = None
+    fold_captions: bool = False
 
 
 class FeatureOrigin(Section):

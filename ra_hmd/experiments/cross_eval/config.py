@@ -51,7 +51,7 @@ class System(Settings):
         """Folder of the features of a target's split."""
         return Path(self.features.replace("{target}", target).replace("{split}", split))
 
-    def encoder_options(self) -> dict[str, str]:
+    def encoder_options(self) -> dict[str, str | bool]:
         """Options of `ra-hmd encode` that reproduce the head's features; empty for features of an LMM."""
         manifest = read_folder_manifest(self.head)
         stated = manifest.encoder if isinstance(manifest, HeadRunManifest) else None
@@ -60,9 +60,12 @@ class System(Settings):
         stated = stated or EncoderReference()
         names = ["features", "long_text", "dtype", *OF_EMBEDDERS, *(["revision"] if self.encoder is None else [])]
         options = {name: getattr(stated, name) for name in names}
-        return {"encoder": str(self.encoder or stated.path)} | {
-            name: str(value) for name, value in options.items() if value is not None
-        }
+        given: dict[str, str | bool] = {name: str(value) for name, value in options.items() if value is not None}
+        return (
+            {"encoder": str(self.encoder or stated.path)}
+            | given
+            | ({"fold_captions": True} if stated.fold_captions else {})
+        )
 
     def of_encoder(self) -> bool:
         """Whether the head takes image and text features of an encoder, so that there is no LMH."""
