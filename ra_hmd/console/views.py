@@ -106,6 +106,7 @@ class Views:
             unsure=verdict.verdict is None,
             heads=[self._head(verdict, head) for head in HEADS if head in verdict.scores],
             known=self._known(verdict),
+            check=verdict.caption_check,
             neighbours=None if verdict.neighbours is None else [self._neighbour(one) for one in verdict.neighbours],
             in_bank={name: self.names(label) for name, label in (in_bank or {}).items()},
             version=served.version,
@@ -163,6 +164,8 @@ class Views:
                 f"A person labelled this very picture and caption (row {verdict.identical['id']} of the bank, "
                 f"{verdict.identical['time'][:10]}); what the heads say is below."
             )
+        if self._is_caption_doubted(verdict):
+            return "The caption and the words on the picture differ too much to decide by them."
         if verdict.verdict is None and verdict.verdicts[head] is None:
             return "No example in the bank is similar enough to vote on it."
         values = np.atleast_1d(verdict.probabilities[head])
@@ -175,6 +178,11 @@ class Views:
         if kind == "binary":
             return f"Decided by {short}: probability {value}; from {threshold} on it is “{self.names.names[1]}”."
         return f"Decided by {short}, for each class by its own threshold."
+
+    def _is_caption_doubted(self, verdict: Verdict) -> bool:
+        """Whether a meme is left to a person for its caption."""
+        check, abstains = verdict.caption_check, self.service.detector.defences.check_captions == "abstain"
+        return verdict.verdict is None and abstains and check is not None and not check["agrees"]
 
     def _known(self, verdict: Verdict) -> dict[str, Any] | None:
         """The row that a meme is a copy of."""

@@ -113,6 +113,7 @@ def _check_output(
     style = choose_format(output, style)
     voting = detector.scorer.voting
     abstains = bool(detector.abstain) or (detector.head in BANK_HEADS and voting.min_similarity is not None)
+    abstains = abstains or detector.defences.check_captions == "abstain"
     check_format(style, detector.problem, abstains=abstains, known=detector.known is not None)
     written = (output, _rejected_path(output), manifest_path(output))
     if source.is_file() and any(path.exists() and path.samefile(source) for path in written):
@@ -151,6 +152,7 @@ def _settings(
         "chunk_size": size,
         "options": dict(options or {}),
     }
+    settings |= {"defences": on} if (on := detector.defences.described()) else {}
     if detector.known is not None:
         settings["known"] = detector.known.describe()
     if explainer is not None:
@@ -212,8 +214,8 @@ def _judge(
         if row.meme is None or isinstance(image, str):
             lines[-1] = _reject(row, str(image))
             continue
-        if row.meme.text is None:
-            _check_ocr()
+        if row.meme.text is None or detector.defences.check_captions:
+            _check_ocr(row.meme.text)
         try:
             prepared.append(detector.prepare(replace(row.meme, image=image)))
             places.append((len(lines) - 1, row))
@@ -233,10 +235,11 @@ def _judge(
     return lines
 
 
-def _check_ocr() -> None:
+def _check_ocr(text: str | None) -> None:
     """Raise `UserError` where captions cannot be read, which is no row's fault."""
     if importlib.util.find_spec("rapidocr") is None:
-        raise UserError("A meme has no `text`, and reading it needs the extra `ocr`: pip install 'ra-hmd[ocr]'.")
+        why = "A meme has no `text`, and reading it" if text is None else "--check-captions"
+        raise UserError(f"{why} needs the extra `ocr`: pip install 'ra-hmd[ocr]'.")
 
 
 def _reject(row: BatchRow, reason: str) -> dict[str, Any]:
@@ -315,7 +318,11 @@ def _merge(detector: Detector, output: Path, style: FileFormat, folder: ChunkFol
         # Contexts end in reverse order: the rejected rows are there before the output is.
         write = stack.enter_context(
             open_writer(
-                stack.enter_context(atomic_path(output)), style, detector.problem, known=detector.known is not None
+                stack.enter_context(atomic_path(output)),
+                style,
+                detector.problem,
+                known=detector.known is not None,
+                checked=detector.defences.check_captions is not None,
             )
         )
         rejects = stack.enter_context(

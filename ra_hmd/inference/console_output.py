@@ -75,11 +75,18 @@ def as_table(verdicts: Sequence[Verdict]) -> Table:
             for item in (one.neighbours or [])[:_NEIGHBOURS_SHOWN]
         )
         read = "" if one.text_source == "given" else f"\n{one.text_source}: {one.text}"
-        cells = [one.id + read, f"{verdict}\n{one.head}{limit}", scores, near]
+        cells = [one.id + read + _checked(one.caption_check), f"{verdict}\n{one.head}{limit}", scores, near]
         if explained:
             cells.append(one.rationale or "")
         table.add_row(*map(Text, cells))  # as `Text`: names and captions are no markup
     return table
+
+
+def _checked(check: dict[str, Any] | None) -> str:
+    """The words on the picture, and how far the caption agrees with them."""
+    if check is None:
+        return ""
+    return f"\ncaption {'agrees' if check['agrees'] else 'differs'} ({check['agreement']:.2f}); read: {check['read']}"
 
 
 def _copy_of(known: dict[str, Any] | None) -> str:

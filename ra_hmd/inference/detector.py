@@ -22,6 +22,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import BANK_HEADS, Head
 from ra_hmd.core.manifests import ViewDescription
 from ra_hmd.core.problem import UNLABELLED
+from ra_hmd.data.benign_transforms import benign_copies
 from ra_hmd.data.images import content_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.prompt import PromptTemplate
@@ -30,6 +31,7 @@ from ra_hmd.features.extraction import batch_columns, features_from_columns
 from ra_hmd.features.feature_model import open_feature_model
 from ra_hmd.features.model_protocol import FeatureModel
 from ra_hmd.features.views import ViewedModel
+from ra_hmd.inference.defences import OFF, Defences, mean_over_copies
 from ra_hmd.inference.known import known_verdict, open_known_memes
 from ra_hmd.inference.types import Explain, PreparedMeme, Verdict
 from ra_hmd.inference.verdicts import verdicts_of
@@ -90,6 +92,7 @@ class Detector:
             Binary heads only.
         batch_size: Memes per forward pass.
         known: Labelled rows whose copies are answered without the model; default: none are looked for.
+        defences: Defences against disguised memes; folding is the model's own, which `from_run` opens accordingly.
 
     Raises:
         UserError: a missing head, an abstention band outside [0, 0.5) or for several classes.
@@ -103,10 +106,11 @@ class Detector:
         abstain: float = 0.0,
         batch_size: int = 16,
         known: KnownMemes | None = None,
+        defences: Defences = OFF,
     ) -> None:
         self.feature_model, self.scorer, self.batch_size = model, scorer, batch_size
         self.model = model.main if isinstance(model, ViewedModel) else model
-        self.known = known
+        self.known, self.defences = known, defences
         self.problem = scorer.model.config.problem
         self.head, self.abstain = _deciding_head(scorer, head, abstain), abstain
         self._head_sha256 = sha256_file(scorer.checkpoint / HEAD_WEIGHTS)
@@ -129,7 +133,7 @@ class Detector:
         dtype: DType | None = None,
         views: Sequence[str] = (),
         device: str | torch.device | None = None,
-        fold_captions: bool = False,
+        defences: Defences = OFF,
         known_memes: int | None = None,
         known_turned: bool = False,
         hash_lists: Sequence[str | Path] = (),
@@ -151,8 +155,8 @@ class Detector:
             views: Views of the bank that the KRR compares; default: the embedding. `NAME`, or `NAME=ENCODER` where its
                 encoder is not where the bank says. Those that an example bank keeps are made of each meme in any case.
             device: Where everything runs; default is what accelerate finds.
-            fold_captions: Fold captions for the model (`fold_caption`); a head that was trained on folded captions has
-                them folded in any case. Verdicts state the caption as it was given.
+            defences: Defences against disguised memes. Of a head that was trained on folded captions they are folded in
+                any case; verdicts state them as they were given.
             known_memes: Look for known memes first, up to this distance (see `open_known_memes`); default is not to.
             known_turned: See `open_known_memes`.
             hash_lists: See `open_known_memes`.
@@ -169,7 +173,7 @@ class Detector:
             dtype=dtype,
             views=_views_to_make(scorer, views),
             views_place=scorer.state["place"],
-            fold_captions=fold_captions,
+            fold_captions=defences.fold_captions,
         )
         scorer.check_origin(opened.place, opened.fingerprint)
         scorer = scorer.with_kernel(kernel_settings(views, balanced=scorer.voting.prior_correction))
@@ -177,7 +181,7 @@ class Detector:
         known = None
         if known_memes is not None:
             known = open_known_memes(scorer, known_memes, turned=known_turned, hash_lists=hash_lists)
-        return cls(opened.load(device), scorer, head, abstain, batch_size, known)
+        return cls(opened.load(device), scorer, head, abstain, batch_size, known, defences)
 
     @property
     def version(self) -> dict[str, Any]:
@@ -217,14 +221,14 @@ class Detector:
         try:
             image = meme.load_image()
             text, source = (well_formed(meme.text), "given") if meme.text is not None else self._read(image)
-            content = content_hash(image, text)
+            content, hashes = content_hash(image, text), None
             if self.known is not None:
                 hashes = self.known.hashes(image, text, content)
                 found = self.known.find(hashes)
                 keep = found is not None and found.decides and image.width * image.height <= _KEPT_PIXELS
-                item = None if keep else self.feature_model.encode(text, image)
-                return PreparedMeme(meme.id, text, source, item, content, hashes, image if item is None else None)
-            return PreparedMeme(meme.id, text, source, self.feature_model.encode(text, image), content)
+                if keep:
+                    return PreparedMeme(meme.id, text, source, None, content, hashes, image)
+            return self._with_items(PreparedMeme(meme.id, text, source, None, content, hashes), image)
         except ValueError as error:  # a UserError, or an error of the model's own code about the image
             raise UserError(f"meme {meme.id!r}: {error}") from error
 
@@ -267,18 +271,33 @@ class Detector:
         if meme.picture is None:
             return meme
         try:
-            return replace(meme, item=self.feature_model.encode(meme.text, meme.picture), picture=None)
+            return self._with_items(meme, meme.picture)
         except ValueError as error:
             raise UserError(f"meme {meme.id!r}: {error}") from error
+
+    def _with_items(self, meme: PreparedMeme, image: Image) -> PreparedMeme:
+        """The meme with the model's inputs for its picture and changed copies of that, and its caption checked."""
+        items = [self.feature_model.encode(meme.text, one)
+                 for one in (image, *benign_copies(image, self.defences.transforms))]  # fmt: skip
+        check = None
+        if self.defences.check_captions is not None and meme.text_source == "given":
+            check = self.defences.check(meme.text, self._read(image)[0])
+        return replace(meme, item=items[0], copies=tuple(items[1:]), caption_check=check, picture=None)
 
     def score(self, memes: Sequence[PreparedMeme]) -> ScoredSet:
         """Scores and embeddings of one or more prepared memes, in their order."""
         memes = [self._encoded(meme) for meme in memes]
-        order = sorted(range(len(memes)), key=lambda row: self.feature_model.length(memes[row].item))
+        copies = [[meme.copies[number] for meme in memes] for number in range(self.defences.transforms)]
+        scored = self._score_items(memes, [meme.item for meme in memes])
+        return mean_over_copies(scored, [self._score_items(memes, one) for one in copies]) if copies else scored
+
+    def _score_items(self, memes: Sequence[PreparedMeme], items: Sequence[Any]) -> ScoredSet:
+        """Scores of memes by the model's inputs for them."""
+        order = sorted(range(len(items)), key=lambda row: self.feature_model.length(items[row]))
         parts = []
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            batch = self.feature_model.collate([memes[row].item for row in rows])
+            batch = self.feature_model.collate([items[row] for row in rows])
             parts.append(batch_columns(self.feature_model, batch))
         columns: dict[str, Any] = {
             name: np.concatenate([part[name] for part in parts])[np.argsort(order)] for name in parts[0]
@@ -295,7 +314,7 @@ class Detector:
             raise UserError(f"The head `{self.head}` has no answer: {' '.join(scored.notes)}")
         captions = [(meme.text, meme.text_source) for meme in memes]
         made = verdicts_of(scored, self.scorer, self.head, captions, abstain=self.abstain, provenance=True)
-        return list(made)
+        return [self.defences.apply(verdict, meme.caption_check) for verdict, meme in zip(made, memes, strict=True)]
 
     def _read(self, image: Image) -> tuple[str, str]:
         """Caption read from an image, and the name of the OCR engine."""

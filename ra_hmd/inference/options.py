@@ -14,6 +14,7 @@ from pydantic import Field
 from ra_hmd.core.choices import DType, EngineKind, Head, VoteWeights
 from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
+from ra_hmd.inference.defences import Defences
 
 if TYPE_CHECKING:
     from ra_hmd.inference.detector import Detector
@@ -80,7 +81,7 @@ class ModelOptions(Settings):
     base_model: str | None = Field(None, description="Where the base model is now, if it was moved.")
 
 
-class DetectorOptions(BankHeadOptions, ModelOptions):
+class DetectorOptions(BankHeadOptions, ModelOptions, Defences):
     """Options of `predict`, `explain`, `serve` and `console`: the detector, apart from its run."""
 
     TITLE: ClassVar[str] = "detector"
@@ -106,11 +107,6 @@ class DetectorOptions(BankHeadOptions, ModelOptions):
     )
     batch_size: int | None = Field(None, ge=1, description="Memes per forward pass; default: 16.")
     dtype: DType | None = Field(None, description="Precision: auto, float32, bfloat16 or float16.")
-    fold_captions: bool = Field(
-        False,
-        description="Fold captions for the model: one spelling for look-alikes, nothing invisible "
-        "(docs/robustness.md).",
-    )
     known_memes: int | None = Field(
         None,
         ge=0,
@@ -124,8 +120,14 @@ class DetectorOptions(BankHeadOptions, ModelOptions):
     )
 
     def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         if self.known_memes is None and (self.known_turned or self.hash_lists):
             yield "--known-turned and --hash-list go with --known-memes DISTANCE; give it, for example 31."
+
+    @property
+    def defences(self) -> Defences:
+        """The defences."""
+        return Defences(**{name: getattr(self, name) for name in Defences.model_fields})
 
     def open(self, run: str | Path) -> "Detector":
         """Open the detector of a run (see `Detector.from_run`).
@@ -147,7 +149,7 @@ class DetectorOptions(BankHeadOptions, ModelOptions):
             batch_size=self.batch_size or 16,
             dtype=self.dtype,
             views=self.views,
-            fold_captions=self.fold_captions,
+            defences=self.defences,
             known_memes=self.known_memes,
             known_turned=self.known_turned,
             hash_lists=self.hash_lists,

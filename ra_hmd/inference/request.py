@@ -71,6 +71,8 @@ class PredictionRequest(Settings):
             "--batch-size": (detector.batch_size, ("IMAGE", "--input")),
             "--dtype": (detector.dtype, ("IMAGE", "--input")),
             "--fold-captions": (detector.fold_captions, ("IMAGE", "--input")),
+            "--check-captions": (detector.check_captions, ("IMAGE", "--input")),
+            "--transforms": (detector.transforms, ("IMAGE", "--input")),
             "--known-memes": (detector.known_memes is not None, ("IMAGE", "--input")),
         }
         problems = [f"{name} goes with {' or '.join(allowed)}, not with {kind}; leave it out."
@@ -156,7 +158,7 @@ class PredictionRequest(Settings):
             "backbone": self.detector.backbone,
             "base_model": self.detector.base_model,
             "dtype": self.detector.dtype,
-            **({"fold_captions": True} if self.detector.fold_captions else {}),
+            **self.detector.defences.described(),
             **({"hash_lists": list(map(str, self.detector.hash_lists))} if self.detector.hash_lists else {}),
             **({"memes": list(map(str, self.rationale.memes))} if self.rationale else {}),
         }

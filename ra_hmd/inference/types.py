@@ -11,6 +11,21 @@ from ra_hmd.core.heads import Head
 
 
 @dataclass(frozen=True)
+class CaptionCheck:
+    """A caption against the words that were read from its picture.
+
+    Attributes:
+        read: The words.
+        agreement: See `caption_agreement`.
+        agrees: Whether that is enough.
+    """
+
+    read: str
+    agreement: float
+    agrees: bool
+
+
+@dataclass(frozen=True)
 class PreparedMeme:
     """A meme as the model takes it: decoded, resized and tokenised.
 
@@ -22,6 +37,8 @@ class PreparedMeme:
         content: Hash of image and caption (see `content_hash`).
         hashes: Hashes of a detector that looks for known memes; else None.
         picture: The decoded image where `item` is None; else None.
+        copies: Inputs of the model for changed copies of the image, over which scores are means.
+        caption_check: The caption against the words on the image, where that is asked for.
     """
 
     id: str
@@ -31,6 +48,8 @@ class PreparedMeme:
     content: str = ""
     hashes: MemeHashes | None = None
     picture: Image | None = None
+    copies: tuple[Any, ...] = ()
+    caption_check: CaptionCheck | None = None
 
     @property
     def image(self) -> Image:
@@ -60,6 +79,7 @@ class Verdict:
             `source`, `note`, `time`); its label overrides the heads. None if there is no such row.
         known: Row whose image is a copy of the meme's, by its hash (see `KnownMeme`); it `decides` if its caption is
             the meme's too. None without such a row, or where known memes are not looked for.
+        caption_check: The caption against the words on the image (see `CaptionCheck`), where that is asked for.
         rationale: Rationale generated after the verdict, if one was requested.
         explanation: How the rationale was generated (see `Explanation.fields`).
     """
@@ -76,16 +96,16 @@ class Verdict:
     neighbours: list[dict[str, Any]] | None
     identical: dict[str, Any] | None = None
     known: dict[str, Any] | None = None
+    caption_check: dict[str, Any] | None = None
     rationale: str | None = None
     explanation: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of the HTTP API; without `known` where it is None, and without `rationale` and
-        `explanation` where there is no rationale.
+        """Return the JSON object of the HTTP API; without `known` and `caption_check` where they are None, and without
+        `rationale` and `explanation` where there is no rationale.
         """
         left_out = {"rationale", "explanation"} if self.rationale is None else set()
-        if self.known is None:
-            left_out.add("known")
+        left_out |= {name for name in ("known", "caption_check") if getattr(self, name) is None}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def to_row(self, *, brief: bool = False) -> dict[str, Any]:

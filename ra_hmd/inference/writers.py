@@ -20,6 +20,7 @@ HATECLIPPER_COLUMNS = ("id", "prob_hate", "pred_label")
 _BY_SUFFIX: dict[str, FileFormat] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _ROW_GROUP = 4096
 _HEADS = get_args(Head)
+_CHECKED = {"read": pa.string(), "agreement": pa.float64(), "agrees": pa.bool_()}
 _KNOWN = {
     "id": pa.string(),
     "hash": pa.string(),
@@ -71,7 +72,7 @@ def check_format(style: FileFormat, problem: Problem, *, abstains: bool = False,
     if abstains:
         raise UserError(
             "`hateclipper-csv` cannot express that a meme is left to a person; use another --format, or leave out "
-            "--abstain and --min-similarity."
+            "--abstain, --min-similarity and --check-captions abstain."
         )
     if known:
         raise UserError(
@@ -96,13 +97,13 @@ def verdict_names(verdict: int | list[int] | None) -> list[str]:
 
 @contextmanager
 def open_writer(
-    path: Path, style: FileFormat, problem: Problem, *, known: bool = False
+    path: Path, style: FileFormat, problem: Problem, *, known: bool = False, checked: bool = False
 ) -> Iterator[Callable[[dict[str, Any]], object]]:
     """Open a new file and yield a function that adds a row (`Verdict.to_row`) to it; `known`: with the columns of known
-    memes, in CSV and Parquet.
+    memes, `checked`: of checked captions, in CSV and Parquet.
     """
     if style == "parquet":
-        with pq.ParquetWriter(path, _schema(problem, known), compression="zstd") as table:
+        with pq.ParquetWriter(path, _schema(problem, known, checked), compression="zstd") as table:
             waiting: list[dict[str, Any]] = []
 
             def flush() -> None:
@@ -110,7 +111,7 @@ def open_writer(
                 waiting.clear()
 
             def add(row: dict[str, Any]) -> None:
-                waiting.append(_flatten(row, known))
+                waiting.append(_flatten(row, known, checked))
                 if len(waiting) == _ROW_GROUP:
                     flush()
 
@@ -126,11 +127,11 @@ def open_writer(
             table.writerow(HATECLIPPER_COLUMNS)
             yield lambda row: table.writerow((row["id"], row["probability"], row["verdict"]))
             return
-        table.writerow(_schema(problem, known).names)
-        yield lambda row: table.writerow(map(_cell, _flatten(row, known).values()))
+        table.writerow(_schema(problem, known, checked).names)
+        yield lambda row: table.writerow(map(_cell, _flatten(row, known, checked).values()))
 
 
-def _flatten(row: dict[str, Any], known: bool) -> dict[str, Any]:
+def _flatten(row: dict[str, Any], known: bool, checked: bool) -> dict[str, Any]:
     """Columns of CSV and Parquet, from a row: None for heads without scores, and the id alone of `identical`."""
     copy = row.get("known") or {}
     values = {name: row[name] for name in ("id", "head", "score", "probability", "verdict", "threshold")}
@@ -142,6 +143,7 @@ def _flatten(row: dict[str, Any], known: bool) -> dict[str, Any]:
         | {name: row[name] for name in ("text", "text_source", "neighbours")}
         | {"identical": (row["identical"] or {}).get("id")}
         | ({f"known_{name}": copy.get(name) for name in _KNOWN} if known else {})
+        | ({f"caption_{name}": (row.get("caption_check") or {}).get(name) for name in _CHECKED} if checked else {})
     )
 
 
@@ -149,7 +151,7 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
-def _schema(problem: Problem, known: bool) -> pa.Schema:
+def _schema(problem: Problem, known: bool, checked: bool) -> pa.Schema:
     """Typed columns of `_flatten`; several values per meme are lists."""
     number = pa.float64() if problem.kind == "binary" else pa.list_(pa.float64())
     several = problem.kind == "multi_label"
@@ -165,4 +167,5 @@ def _schema(problem: Problem, known: bool) -> pa.Schema:
         | {"text": pa.string(), "text_source": pa.string()}
         | {"neighbours": pa.list_(pa.struct(list(neighbour.items()))), "identical": pa.string()}
         | ({f"known_{name}": kind for name, kind in _KNOWN.items()} if known else {})
+        | ({f"caption_{name}": kind for name, kind in _CHECKED.items()} if checked else {})
     )

@@ -235,6 +235,14 @@ class Known(BaseModel):
     time: str
 
 
+class CaptionCheck(BaseModel):
+    """The caption against the words that were read from the picture, with `--check-captions`."""
+
+    read: str
+    agreement: float = Field(description="Share of the letters that both have in common, in their order.")
+    agrees: bool = Field(description="Whether that is at least `--min-agreement`.")
+
+
 class JudgedMeme(BaseModel):
     """What is said of a meme: see `Verdict` in the Python API."""
 
@@ -255,6 +263,7 @@ class JudgedMeme(BaseModel):
     neighbours: list[Neighbour] | None
     identical: Identical | None = None
     known: Known | None = None
+    caption_check: CaptionCheck | None = None
     version: Version
 
 

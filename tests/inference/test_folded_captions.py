@@ -17,6 +17,7 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.features.compatibility import check_same_origin, store_fingerprint
 from ra_hmd.features.store import read_features
+from ra_hmd.inference.defences import Defences
 from ra_hmd.inference.detector import Detector
 from ra_hmd.models.checkpoint import open_run
 
@@ -45,7 +46,7 @@ def test_disguised_captions_score_as_plain_ones(
     plain = scores(Detector.from_run(head, bank), some)
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
-        folding = Detector.from_run(head, bank, fold_captions=True)
+        folding = Detector.from_run(head, bank, defences=Defences(fold_captions=True))
     assert "were folded" in caplog.text
     assert scores(folding, some) == plain
     verdicts = folding(disguised(some))
@@ -57,7 +58,7 @@ def test_disguised_captions_score_as_plain_ones(
 def test_an_lmm_folds_as_its_run_says(served_lmm: Path, some: list[Meme], tmp_path: Path) -> None:
     run = Path(shutil.copytree(served_lmm / "run", tmp_path / "run"))
     plain = scores(Detector.from_run(run), some)
-    assert scores(Detector.from_run(run, fold_captions=True), disguised(some)) == plain
+    assert scores(Detector.from_run(run, defences=Defences(fold_captions=True)), disguised(some)) == plain
     assert scores(Detector.from_run(run), disguised(some)) != plain
     assert "fold_captions" not in open_run(run).settings.to_dict()
     manifest = json.loads((run / "ra_hmd.json").read_text())
