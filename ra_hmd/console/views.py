@@ -181,8 +181,10 @@ class Views:
 
     def _is_caption_doubted(self, verdict: Verdict) -> bool:
         """Whether a meme is left to a person for its caption."""
-        check, abstains = verdict.caption_check, self.service.detector.defences.check_captions == "abstain"
-        return verdict.verdict is None and abstains and check is not None and not check["agrees"]
+        check = verdict.caption_check
+        if verdict.verdict is not None or check is None or check["agrees"]:
+            return False
+        return self.service.detector.defences.check_captions == "abstain"
 
     def _known(self, verdict: Verdict) -> dict[str, Any] | None:
         """The row that a meme is a copy of."""

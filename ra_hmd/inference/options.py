@@ -81,7 +81,7 @@ class ModelOptions(Settings):
     base_model: str | None = Field(None, description="Where the base model is now, if it was moved.")
 
 
-class DetectorOptions(BankHeadOptions, ModelOptions, Defences):
+class DetectorOptions(Defences, BankHeadOptions, ModelOptions):
     """Options of `predict`, `explain`, `serve` and `console`: the detector, apart from its run."""
 
     TITLE: ClassVar[str] = "detector"

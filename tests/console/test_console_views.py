@@ -13,6 +13,7 @@ from ra_hmd.console.views import Views, meme_figure
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.data.meme import Meme
+from ra_hmd.inference.defences import Defences
 from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.inference.types import Verdict
 from ra_hmd.scoring.scores import DecisionRule
@@ -69,6 +70,12 @@ def test_what_is_left_to_a_person_says_why() -> None:
     assert "too near to the threshold of 0.500" in unsure
     assert "less than 0.100 away" in " ".join(unsure.split())
     assert "No example in the bank is similar enough" in shown.card(near)
+    shown.service.detector.defences = Defences(check_captions="abstain")
+    check = {"read": HOSTILE, "agreement": 0.25, "agrees": False}
+    doubted = shown.card(replace(near, verdict=replace(near.verdict, verdicts={"lrc": 1}, caption_check=check)))
+    assert "the words on the picture differ too much" in doubted
+    assert "They differ from the caption" in doubted
+    assert "&lt;img src=x" in doubted.split('data-agreement="0.25"')[1]
 
 
 def test_an_effect_in_words() -> None:
