@@ -1,5 +1,6 @@
 """Drawing of captions: where the caption of a picture stands, and the picture with another caption, or another look."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -99,7 +100,7 @@ class CaptionLayout:
 
     def _split(self, caption: str) -> list[list[str]]:
         """Words of each box."""
-        words = caption.split()
+        words = re.split(r"\s", caption.strip())  # two blanks between words stay two
         ends = np.round(np.cumsum([0.0, *self.shares]) * len(words)).astype(int)
         return [words[start:end] for start, end in pairwise(ends.tolist())]
 
@@ -117,12 +118,12 @@ def wrapped(words: Sequence[str], font: ImageFont.FreeTypeFont, width: float) ->
     """The words in lines no wider than `width`, unless a single word is."""
     lines = [""]
     for word in words:
-        longer = f"{lines[-1]} {word}".strip()
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
         if font.getlength(longer) > width and lines[-1]:
             lines.append(word)
         else:
             lines[-1] = longer
-    return lines
+    return [line.strip() for line in lines]
 
 
 def _write(mask: Image.Image, words: Sequence[str], box: Box, look: Look, outline: int) -> None:

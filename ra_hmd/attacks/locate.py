@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ra_hmd.attacks.drawing import DARK, WHITE, Box, CaptionLayout, Look
+from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.synthetic.pictograms import SIDE, STRIP
 from ra_hmd.data.synthetic.redraw import drawn_scene
@@ -41,7 +42,10 @@ def read_caption(image: Image.Image) -> dict[str, Any]:
     from ra_hmd.data.ocr import read_text
 
     engine, name = _engine()
-    return {**read_text(engine, image), "source": name}
+    try:
+        return {**read_text(engine, image), "source": name}
+    except UserError:  # a picture on which the engine fails has no words for it
+        return {"text": "", "score": 0.0, "source": name}
 
 
 @cache
@@ -54,7 +58,11 @@ def _engine() -> tuple[Any, str]:
 def _read_layout(image: Image.Image, caption: str) -> CaptionLayout | None:
     from ra_hmd.data.ocr import find_lines
 
-    lines = find_lines(_engine()[0], image)
+    engine, _ = _engine()
+    try:
+        lines = find_lines(engine, image)
+    except UserError:  # see above
+        lines = []
     if not lines:
         return None
     blocks: list[list[tuple[Box, int]]] = []

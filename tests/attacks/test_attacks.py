@@ -148,6 +148,9 @@ def test_a_long_caption_gets_smaller_letters_and_more_room() -> None:
     assert np.asarray(fill).any(0).nonzero()[0][[0, -1]].tolist() >= [0, 100]
 
 
+FAILS = (((0, 0, 0, 0), "fails"),)
+
+
 class Engine:
     """Stands for OCR: the same lines on every picture."""
 
@@ -155,6 +158,8 @@ class Engine:
         self.lines = lines
 
     def __call__(self, image: Any) -> Any:
+        if self.lines == FAILS:
+            raise RuntimeError("no such picture")
         corners = [np.array([[x, y], [x2, y], [x2, y2], [x, y2]], float) for (x, y, x2, y2), _ in self.lines]
         txts = tuple(text for _, text in self.lines)
         return type("Result", (), {"boxes": corners, "txts": txts, "scores": (0.9,) * len(txts)})()
@@ -178,8 +183,9 @@ def test_the_caption_of_other_memes_is_drawn_where_ocr_reads_it(monkeypatch: pyt
     assert not changed[70:240].any()
 
 
-def test_a_picture_without_words_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_ocr(monkeypatch)
+@pytest.mark.parametrize("lines", [(), FAILS], ids=["no_words", "ocr_fails"])
+def test_a_picture_without_words_is_left_as_it_is(lines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_ocr(monkeypatch, *lines)
     clean = CleanMeme(Meme("m", Image.new("RGB", (64, 64)), "a caption", 1))
     for name, channel, text in (
         ("case", "picture", "a caption"),
@@ -200,6 +206,11 @@ def test_reread_takes_the_caption_from_the_attacked_picture(monkeypatch: pytest.
     assert digest(made) == digest(outcome("jpeg", 3, "picture"))
     alone = outcome("unchanged", 1)
     assert (alone.text, digest(alone)) == ("what OCR reads", digest(Drawn().meme))
+
+
+def test_a_picture_on_which_ocr_fails_has_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_ocr(monkeypatch, *FAILS)
+    assert outcome("jpeg", 3, "reread").text == ""
 
 
 def test_a_meme_that_cannot_be_read_ends_with_a_sentence() -> None:
