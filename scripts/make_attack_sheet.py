@@ -1,6 +1,6 @@
 """Draw docs/attacks.png: drawn memes under the attacks that a picture shows, at severity 3.
 
-    python scripts/make_attack_sheet.py [--severity 3] [--output docs/attacks.png]
+python scripts/make_attack_sheet.py [--severity 3] [--output docs/attacks.png]
 """
 
 import argparse
