@@ -67,6 +67,8 @@ NOT_RUN = {
     ("docs/ssmoe.md", "few-shot"): "tests/e2e/test_few_shot_study.py",
     ("docs/ssmoe.md", "few_shot_ssmoe"): "tests/e2e/test_ssmoe_walk.py, on a tiny LLaVA",
     ("docs/robustness.md", "--attacks rephrase"): "tests/attacks/test_rephrase.py, against a local server",
+    ("docs/retention.md", "retention drawn"): "tests/experiments/test_retention.py",
+    ("docs/retention.md", "retention policy"): "tests/experiments/test_policy_retention.py",
     ("docs/studies.md", "ra-hmd demo"): "tests/e2e/test_demo.py, tests/experiments/test_cross_eval.py",
     ("docs/studies.md", "cross.yaml"): "tests/experiments/test_cross_eval.py",
     ("docs/studies.md", "ra-hmd ablate"): "tests/e2e/test_ablate.py, tests/experiments/test_cross_eval.py",
