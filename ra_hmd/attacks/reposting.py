@@ -39,7 +39,7 @@ def watermark(image: Image.Image, generator: random.Random, *, opacity: float) -
 
 def sticker(image: Image.Image, generator: random.Random, *, share: float) -> Image.Image:
     """Put a round sticker with a star at the left or right edge, at half height."""
-    side = max(8, round(share * min(image.size)))
+    side = min(max(8, round(share * min(image.size))), *image.size)
     stamp, mask = Image.new("RGB", (side, side), _RED), Image.new("L", (side, side))
     ImageDraw.Draw(mask).ellipse((0, 0, side - 1, side - 1), fill=255)
     points = [
@@ -53,7 +53,7 @@ def sticker(image: Image.Image, generator: random.Random, *, share: float) -> Im
 
 def emoji_overlay(image: Image.Image, generator: random.Random, *, count: int) -> Image.Image:
     """Put smiling faces on the middle of the picture."""
-    side = max(8, min(image.size) // 6)
+    side = min(max(8, min(image.size) // 6), *image.size)
     face, mask = Image.new("RGB", (side, side), _YELLOW), Image.new("L", (side, side))
     ImageDraw.Draw(mask).ellipse((0, 0, side - 1, side - 1), fill=255)
     draw, eye = ImageDraw.Draw(face), max(1, side // 8)

@@ -219,6 +219,17 @@ def test_a_meme_that_cannot_be_read_ends_with_a_sentence() -> None:
         attacked(broken, Variant(ATTACKS["jpeg"], 1, "picture"))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (200, 3)], ids=str)
+@pytest.mark.parametrize("caption", ["x" * 30, "日本語 の テキスト"])
+def test_no_picture_is_too_small_or_thin(size: tuple[int, int], caption: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
+    layout = CaptionLayout(image, ((0, 0, size[0], max(1, size[1] // 4)),), (1.0,), Look(), caption)
+    for attack in WITHOUT_TEACHER:
+        for severity in SEVERITIES if attack.target != "text" else ():
+            given = image if attack.target == "image" else layout
+            assert attack.change(given, severity, random.Random(0)).mode == "RGB"
+
+
 def test_captions_without_letters_are_left_as_they_are() -> None:
     for name in ("typos", "leet", "homoglyphs", "zero_width", "spacing", "emoji", "synonyms"):
         for text in ("", "1 2 3", "?!"):
