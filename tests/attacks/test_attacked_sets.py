@@ -205,3 +205,5 @@ def test_memes_that_do_not_pair_are_refused() -> None:
         pair_rows(["a", "b"], ["a@jpeg-1-picture", "c@jpeg-1-picture"])
     with pytest.raises(UserError, match="give the whole split of both"):
         pair_rows(["a", "b"], ["a@jpeg-1-picture"])
+    with pytest.raises(UserError, match="give the whole split of both"):
+        pair_rows(["a", "b"], ["a@jpeg-1-picture", "a@jpeg-2-picture"])

@@ -33,10 +33,10 @@ def captions(body: dict[str, Any]) -> list[str]:
 
 
 def teach(body: dict[str, Any], before: int) -> Reply:
-    """Says it the other way round; what is about a slug means something else then, and monday it will not touch."""
+    """Says it the other way round; what is about a sparrow means something else then, and monday it will not touch."""
     found = captions(body)
     if len(found) == 2:
-        return completion("No." if "slug" in found[0] else "Yes.")
+        return completion("No." if "sparrow" in found[0] else "Yes.")
     if "monday" in found[0]:
         return completion("I'm sorry, I can't help with that.")
     return completion(f'"{" ".join(reversed(found[0].split()))}"')
@@ -51,21 +51,18 @@ def test_captions_that_mean_the_same_take_their_place(clean: Path, tmp_path: Pat
     with serve(teach) as endpoint:
         stated = ask(clean, tmp_path / "out", endpoint.url)
     originals = {meme.id: meme for meme in open_data(clean).memes("test")}
+    assert {"sparrow", "monday"} <= {word for meme in originals.values() for word in meme.caption.split()}
     for channel in ("field", "both"):
         for meme in open_data(tmp_path / "out" / f"rephrase-2-{channel}").memes("test"):
             before = originals[clean_id(meme.id)]
-            kept = "slug" in before.caption or "monday" in before.caption
+            kept = "sparrow" in before.caption or "monday" in before.caption
             turned = " ".join(reversed(before.caption.split()))
             assert meme.caption == (before.caption if kept else turned)
             assert (meme.image == before.image) == (kept or channel == "field")
     [one, _] = stated.variants
     assert one.unchanged == {
-        reason: count
-        for reason, word in (
-            ("the teacher gave no other words", "monday"),
-            ("the teacher's words do not mean the same", "slug"),
-        )
-        if (count := sum(word in meme.caption for meme in originals.values()))
+        "the teacher gave no other words": sum("monday" in meme.caption for meme in originals.values()),
+        "the teacher's words do not mean the same": sum("sparrow" in meme.caption for meme in originals.values()),
     }
     assert stated.teacher is not None
     assert (stated.teacher["model"], stated.teacher["served"]) == ("teacher", ["served"])
