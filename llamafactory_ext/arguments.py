@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, Positiv
 from llamafactory_ext.expert_arguments import ExpertArguments, expert_problems, set_default_target
 from llamafactory_ext.host_arguments import refusals
 from llamafactory_ext.launchers import STAGE
+from llamafactory_ext.retention_arguments import RetentionArguments, retention_problems
 from ra_hmd.core.config import Rate, validate_fields, without
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.problem import Problem, ProblemType
@@ -45,7 +46,7 @@ _JOINT_HELP = {name: {"help": f"sft-classifier, rgcl: {info.description}"} for n
 
 
 @dataclass
-class ClassifierFinetuningArguments(ExpertArguments, FinetuningArguments):
+class ClassifierFinetuningArguments(RetentionArguments, ExpertArguments, FinetuningArguments):
     """LLaMA-Factory's fine-tuning arguments plus ours. Names and defaults are those of the official RA-HMD files."""
 
     stage: Literal["pt", "sft", "rm", "ppo", "dpo", "kto", "sft-classifier"] = field(
@@ -172,6 +173,7 @@ class ClassifierFinetuningArguments(ExpertArguments, FinetuningArguments):
         yield from self._answer_problems()
         yield from self._rgcl_problems()
         yield from expert_problems(self)
+        yield from retention_problems(self)
         for build in (lambda: self.head_config(1), lambda: self.prompt):
             try:
                 build()

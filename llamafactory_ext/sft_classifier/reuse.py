@@ -38,7 +38,7 @@ llm_moe_num_experts expert_rank expert_alpha expert_dropout universal_expert clu
 cluster_prior_init cluster_prior_scale router_input router_lr expert_top_k moe_balance_w moe_balance_scope lora_rank
 lora_alpha lora_dropout lora_target use_rslora use_dora additional_target pure_bf16 freeze_trainable_layers
 freeze_trainable_modules freeze_extra_modules freeze_vision_tower freeze_multi_modal_projector freeze_language_model
-disable_shuffling
+disable_shuffling lm_kl_weight
 """
 _RESUMED = {"training": _TRAINING.split(), "finetuning": _FINETUNING.split()}
 _BEST = ("metric_for_best_model", "greater_is_better")

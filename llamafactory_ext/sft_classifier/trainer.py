@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, SaveStrategy, rotate_checkpoints
 
+from llamafactory_ext.sft_classifier.base_divergence import base_logits, token_divergence
 from llamafactory_ext.sft_classifier.guides import Guides
 from llamafactory_ext.sft_classifier.rgcl import RetrievalGuidance
 from llamafactory_ext.sft_classifier.weights import load_expert_weights, load_weights, whole_state
@@ -31,7 +32,7 @@ from ra_hmd.models.losses import class_weights, weights_of
 class ClassifierTrainer(CustomSeq2SeqTrainer):
     """Minimises `r0 * L_LM + r1 * L_LRC` (RA-HMD, Stage 1), with `rgcl` also `r2 * L_RGCL`.
 
-    A model with experts adds `moe_balance_w * L_balance`.
+    A model with experts adds `moe_balance_w * L_balance`, and `lm_kl_weight` the divergence from the base model.
 
     Args:
         manifest: Written into every checkpoint, so that each opens as a run.
@@ -47,8 +48,8 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         self.model_accepts_loss_kwargs = False
         self.manifest, self.guides = manifest, guides
         self.experts = experts_of(self.model)
-        # Sums of L_LM, L_LRC, L_RGCL, L_balance and the routing entropy; micro-batches, and those of them with L_RGCL.
-        self._parts = torch.zeros(7, device=self.args.device)
+        # Sums of L_LM, L_LRC, L_RGCL, L_balance, the routing entropy and L_KL; micro-batches, and those with L_RGCL.
+        self._parts = torch.zeros(8, device=self.args.device)
         self._class_weights: Tensor | None = None
         self._guidance: RetrievalGuidance | None = None
         self._saved_step: int | None = None  # of the checkpoint that was written before its evaluation
@@ -77,14 +78,16 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         """
         inputs = dict(inputs)
         labels, sample_index = inputs.pop("class_labels"), inputs.pop("sample_index")
-        outputs = model(**inputs)
+        diverges = model.training and self.finetuning_args.lm_kl_weight > 0
+        base = base_logits(self.model, inputs) if diverges else None
+        outputs = model(**inputs, **({"with_logits": True} if diverges else {}))
         weights = weights_of(labels, self._class_weights) if model.training else None
         lrc_loss = self.finetuning_args.objective(outputs["logits"], labels, weights)
         r0, r1, r2 = self.finetuning_args.loss_weights
         loss = r0 * outputs["lm_loss"] + r1 * lrc_loss
         if model.training:
             one = torch.ones_like(lrc_loss)
-            rgcl_loss = counted = balance_loss = entropy = torch.zeros_like(lrc_loss)
+            rgcl_loss = counted = balance_loss = entropy = kl_loss = torch.zeros_like(lrc_loss)
             if self._guidance is not None and self._guidance.active:
                 rgcl_loss, counted = self._guidance.loss(outputs["embedding"], labels, sample_index, weights), one
                 loss = loss + r2 * rgcl_loss
@@ -92,7 +95,10 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
                 balance_loss = self.experts.balance_loss(self.finetuning_args.moe_balance_scope)
                 entropy = routing_entropy(self.experts)
                 loss = loss + self.finetuning_args.moe_balance_w * balance_loss
-            parts = [outputs["lm_loss"], lrc_loss, rgcl_loss, balance_loss, entropy, one, counted]
+            if base is not None:
+                kl_loss = token_divergence(outputs["token_logits"], base, inputs["answer_labels"])
+                loss = loss + self.finetuning_args.lm_kl_weight * kl_loss
+            parts = [outputs["lm_loss"], lrc_loss, rgcl_loss, balance_loss, entropy, kl_loss, one, counted]
             self._parts += torch.stack(parts).detach()
         return (loss, outputs) if return_outputs else loss
 
@@ -101,9 +107,10 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         if "loss" in logs:
             *sums, batches, counted = self.accelerator.reduce(self._parts, reduction="sum").tolist()
             if batches:
-                names = ("lm_loss", "lrc_loss", "rgcl_loss", "balance_loss", "routing_entropy")
+                names = ("lm_loss", "lrc_loss", "rgcl_loss", "balance_loss", "routing_entropy", "kl_loss")
                 means = {name: value / batches for name, value in zip(names, sums, strict=True)}
                 left_out = ["rgcl_loss", *([] if self.experts else ["balance_loss", "routing_entropy"])]
+                left_out += [] if self.finetuning_args.lm_kl_weight else ["kl_loss"]
                 logs |= {name: value for name, value in means.items() if name not in left_out}
             if counted:
                 logs["rgcl_loss"] = sums[2] / counted

@@ -32,6 +32,7 @@ class ClassifierOutput(ModelOutput):
             token tells them apart).
         lm_loss: [], mean token cross-entropy over the answers (None without answers).
         token_loss: [B, A], cross-entropy of each answer token, 0 where there is none (None if it was fused).
+        token_logits: [B, A, V], what predicts each answer token, in float32 (None unless requested).
     """
 
     logits: Tensor | None = None
@@ -40,6 +41,7 @@ class ClassifierOutput(ModelOutput):
     answer_probs: Tensor | None = None
     lm_loss: Tensor | None = None
     token_loss: Tensor | None = None
+    token_logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,11 @@ def _classify(
     answer_positions: Tensor,
     answer_labels: Tensor | None = None,
     cluster_ids: Tensor | None = None,
+    with_logits: bool = False,
     **inputs: Any,
 ) -> ClassifierOutput:
     """Forward pass: one run of the decoder; the LM head sees answer positions only (that, not T, decides memory).
+    `with_logits` returns what it says there, and computes no fused loss.
 
     Experts, if there are any, are routed by `cluster_ids` [B] (-1: unknown).
     """
@@ -150,7 +154,7 @@ def _classify(
     result = ClassifierOutput(hidden=hidden)
     if scored is not None:
         result.logits, result.embedding = scored.logits, scored.embedding
-    if answer_labels is not None and reader.fused and model.training and _plain(model.lm_head):
+    if answer_labels is not None and reader.fused and model.training and not with_logits and _plain(model.lm_head):
         result.lm_loss = _fused_loss(model.lm_head, answer_states, answer_labels)
         return result
     if answer_labels is None:
@@ -158,6 +162,7 @@ def _classify(
             return result
         answer_states = answer_states[:, :1]
     token_logits = model.lm_head(answer_states).float()
+    result.token_logits = token_logits if with_logits else None
     if reader.answer_ids:
         result.answer_probs = token_logits[:, 0, list(reader.answer_ids)].softmax(dim=-1)
     if answer_labels is not None:
