@@ -9,8 +9,20 @@ from ra_hmd.core.artifacts import sha256_file, write_json, write_jsonl
 from ra_hmd.core.manifests import AttackManifest, write_manifest
 
 Change = Callable[[str], str]
+
+
+def wide(text: str) -> str:
+    """The letters in their wide shapes, which folding undoes."""
+    return "".join(chr(ord(one) + 0xFEE0) if one.isalpha() else one for one in text)
+
+
 CHANGES: dict[str, tuple[str, list[int] | None, tuple[Change, Change, Change]]] = {
     "shout": ("characters", None, (str.capitalize, str.title, str.upper)),
+    "wide": (
+        "characters",
+        None,
+        (lambda text: wide(text[:3]) + text[3:], lambda text: wide(text[:6]) + text[6:], wide),
+    ),
     "empty": ("words", [1], (lambda text: text[: len(text) // 2], lambda text: text[:3], lambda text: "")),
 }
 """Attack → family, classes (None: both), and the change of the caption at each severity."""

@@ -1,6 +1,6 @@
 """Extraction of a frozen encoder's features: sharded, resumable, on as many processes as torchrun starts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from ra_hmd.core.manifests import CaptionLengths, EncoderReference
 from ra_hmd.core.memory import keep_freed_memory
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.extraction import make_features
+from ra_hmd.features.model_protocol import FeatureModel
 from ra_hmd.features.views import requested_views
 from ra_hmd.models.clip_encoder import Encoder
 from ra_hmd.models.lmm_embedder import LmmEmbedder
@@ -30,6 +31,7 @@ def encode(
     batch_size: int = 32,
     shard_size: int = 512,
     num_workers: int = 2,
+    open_model: Callable[[torch.device], FeatureModel] | None = None,
 ) -> Path:
     """Write a feature store of image and text features, of an LMM embedder of one vector; called again after a stop, it
     makes only what is missing.
@@ -49,6 +51,7 @@ def encode(
         batch_size: Memes per call of each tower; memes with captions of similar length share one.
         shard_size: Rows per file; a stop loses at most one unfinished shard per rank.
         num_workers: Processes that decode and resize images beside each rank.
+        open_model: Loads the encoder's weights, so that several calls can share them.
 
     Raises:
         UserError: unreadable images (all listed before the weights are loaded), labels of another kind, or `output`
@@ -67,7 +70,7 @@ def encode(
         return make_features(
             memes,
             output,
-            encoder.load,
+            open_model or encoder.load,
             encoder.fingerprint(),
             lambda meme, size: encoder.expected_length(length[meme.id], size),
             views=further,

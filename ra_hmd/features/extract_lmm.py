@@ -10,6 +10,7 @@ from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.extraction import make_features
+from ra_hmd.features.model_protocol import FeatureModel
 from ra_hmd.features.views import requested_views
 from ra_hmd.models.checkpoint import Run
 from ra_hmd.models.meme_model import MemeModel
@@ -29,7 +30,7 @@ def extract_hidden_states(
     num_workers: int = 2,
     dtype: DType = "auto",
     padding_side: Literal["left", "right"] = "left",
-    open_model: Callable[[torch.device], MemeModel] | None = None,
+    open_model: Callable[[torch.device], FeatureModel] | None = None,
 ) -> Path:
     """Write a feature store of `memes`; called again after a stop, it makes only what is missing.
 

@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from attacked import CHANGES, attack_by_hand
 from json_files import read_json
+from scipy.special import expit
 from sklearn.metrics import accuracy_score, roc_auc_score
 from typer.testing import CliRunner
 
@@ -16,12 +18,19 @@ from ra_hmd.cli.app import app
 from ra_hmd.core.config import load_yaml
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import RobustnessManifest, read_manifest
+from ra_hmd.data.benign_transforms import benign_copies
+from ra_hmd.data.meme_files import read_memes
 from ra_hmd.experiments.robustness import run as module
 from ra_hmd.experiments.robustness.config import RobustnessSettings
-from ra_hmd.experiments.robustness.extraction import FeatureMaker
+from ra_hmd.experiments.robustness.extraction import makers_of
 from ra_hmd.experiments.robustness.run import robustness
+from ra_hmd.experiments.robustness.suite import Suite
 from ra_hmd.features.store import read_features
 from ra_hmd.features.test_lock import final_records
+from ra_hmd.models.encoder_files import EncoderSettings
+from ra_hmd.models.encoders import open_encoder
+from ra_hmd.models.head import load_head
+from ra_hmd.retrieval.embeddings import hidden_tensor, run_head
 
 
 def settings_of(folder, **changes):
@@ -38,6 +47,8 @@ def settings_of(folder, **changes):
                 "bank": str(folder / "features" / "train"),
             },
             "taught": {"base": "plain", "bank_attacks": ["empty"], "bank_attacked_memes": 12},
+            "folded": {"base": "plain", "fold_captions": True},
+            "means": {"base": "plain", "transforms": 1},
         },
         "topk": 5,
         "bootstrap_samples": 50,
@@ -65,6 +76,12 @@ def copy(made, tmp_path):
     return shutil.copytree(made, tmp_path / "study")
 
 
+def store_of(folder, *key, system="plain"):
+    """Folder of a store of a study."""
+    settings = settings_of(folder)
+    return makers_of(Suite.open(settings))[system].store(settings.system(system), *key)
+
+
 def table_of(folder, system):
     return pq.read_table(folder / "out" / "scores" / f"{system}.parquet").to_pandas()
 
@@ -90,9 +107,8 @@ def test_metrics_are_those_of_the_written_scores(made):
 
 
 def test_attacked_memes_stand_in_the_order_of_their_clean_ones_with_other_features_where_they_were_changed(made):
-    maker = FeatureMaker(settings_of(made), settings_of(made).system("plain"))
-    clean = read_features(maker.store("clean", "test", 16))
-    attacked = read_features(maker.store("empty-3", "test", 16))
+    clean = read_features(store_of(made, "clean", "test", 16))
+    attacked = read_features(store_of(made, "empty-3", "test", 16))
     assert attacked.ids == [f"{name}@empty-3" for name in clean.ids]
     assert (attacked.labels == clean.labels).all()
     differs = (attacked.hidden != clean.hidden).any(axis=1)
@@ -124,6 +140,35 @@ def test_attacked_training_memes_are_added_to_the_bank_and_the_heads_without_a_b
     assert set(gain["families"]) == {"characters", "words"}
 
 
+def test_folding_undoes_an_attack_and_shares_the_features_of_memes_that_it_leaves_as_they_are(made):
+    assert store_of(made, "shout-3", "test", 16, system="folded") == store_of(made, "shout-3", "test", 16)
+    folded = store_of(made, "wide-3", "test", 16, system="folded")
+    assert folded != store_of(made, "wide-3", "test", 16)
+    clean = read_features(store_of(made, "clean", "test", 16))
+    assert (read_features(folded).hidden == clean.hidden).all()
+    attacked = read_features(store_of(made, "wide-3", "test", 16))
+    assert (attacked.hidden != clean.hidden).any()
+    variants = read_json(made / "out" / "robustness.json")["systems"]["folded"]["heads"]["lrc"]["variants"]
+    assert variants["wide-3"]["difference"]["auroc"]["value"] == 0
+
+
+def test_scores_are_means_over_the_picture_and_its_harmless_changes(made):
+    head = load_head(made / "head")
+    stores = [store_of(made, "shout-1", "test", 16, copy, system="means") for copy in (0, 1)]
+    picture, copy = (read_features(store) for store in stores)
+    scores = [expit(run_head(head, hidden_tensor(one))[1][:, 0].double().numpy()) for one in (picture, copy)]
+    rows = table_of(made, "means").query("set == 'shout-1'")
+    assert rows["lrc_scores"].to_numpy() == pytest.approx(sum(scores) / 2, abs=1e-6)
+    # What the store of the copies holds is what the encoder makes of a copy.
+    encoder = open_encoder(EncoderSettings(path=str(made / "clip"))).load(torch.device("cpu"))
+    memes = {meme.id: meme for meme in read_memes(made / "attacked" / "shout-1" / "test.jsonl")}
+    meme = memes[copy.ids[0]]
+    item = encoder.encode(meme.caption, benign_copies(meme.load_image(), 1)[0])
+    by_hand = torch.cat(list(encoder.columns(encoder.collate([item])).values()), dim=1).numpy()[0]
+    assert copy.hidden[0] == pytest.approx(by_hand, abs=1e-4)
+    assert picture.hidden[0] != pytest.approx(by_hand, abs=1e-4)
+
+
 def test_the_report_has_a_line_for_each_head_and_its_figures(made):
     text = (made / "out" / "robustness.md").read_text()
     assert text.count("| KRR |") >= 4
@@ -137,7 +182,7 @@ def test_the_report_has_a_line_for_each_head_and_its_figures(made):
 def test_a_finished_study_computes_nothing_again_and_opens_no_test_split(copy, monkeypatch):
     before = read_json(copy / "out" / "robustness.json")
     opened = len(final_records(copy / "head"))
-    assert opened == 2  # by each system
+    assert opened == 4  # by each system
 
     def fail(*_, **__):
         raise AssertionError("computed again")
@@ -155,9 +200,8 @@ def test_a_finished_study_computes_nothing_again_and_opens_no_test_split(copy, m
 
 def test_what_is_missing_after_a_stop_is_made_again_with_the_same_result(copy):
     finished = robustness(settings_of(copy), final=True)
-    maker = FeatureMaker(settings_of(copy), settings_of(copy).system("plain"))
-    next(maker.store("shout-2", "test", 16).glob("part-*.parquet")).unlink()
-    shutil.rmtree(maker.store("empty-1", "train", 12))
+    next(store_of(copy, "shout-2", "test", 16).glob("part-*.parquet")).unlink()
+    shutil.rmtree(store_of(copy, "empty-1", "train", 12, system="taught"))
     (copy / "out" / "scores" / "taught.parquet").unlink()
     next((copy / "out" / "cells").glob("*.json")).unlink()
     assert json.dumps(robustness(settings_of(copy), final=True)) == json.dumps(finished)

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from ra_hmd.core.config import Settings
 from ra_hmd.core.heads import Head
+from ra_hmd.data.benign_transforms import MOST_COPIES
 from ra_hmd.models.encoder_files import EncoderSettings
 from ra_hmd.retrieval.embeddings import EMBEDDING
 from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings, kernel_settings
@@ -40,6 +41,17 @@ class System(Settings):
         default=(EMBEDDING,),
         min_length=1,
         description="Views that the KRR compares: embedding, hidden, untuned, or NAME=ENCODER.",
+    )
+    fold_captions: bool = Field(
+        default=False,
+        description="Defence: captions are folded before they are read. A bank of `bank_split` is folded too, one of "
+        "`bank` is taken as it is.",
+    )
+    transforms: int = Field(
+        default=0,
+        ge=0,
+        le=MOST_COPIES,
+        description="Defence: scores are means over the picture and so many harmless changes of it.",
     )
     bank_attacks: tuple[str, ...] = Field(
         default=(),
@@ -144,6 +156,8 @@ def _system_problems(name: str, system: System) -> Iterator[str]:
         yield f"{place} needs `checkpoint` or `encoder`, and not both: one of them makes the features."
     if system.encoder is not None and system.head is None:
         yield f"{place} has an `encoder` and no `head`; give the folder of the head that was trained on its features."
+    if system.transforms and any("=" in view for view in system.views):
+        yield f"{place} has `transforms` and views of encoders, which would read the unchanged picture; leave out one."
     if system.bank is not None and system.bank_split is not None:
         yield f"{place} has `bank` and `bank_split`; give one of them."
     if system.bank_attacks and system.bank is None and system.bank_split is None:

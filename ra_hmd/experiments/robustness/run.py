@@ -19,7 +19,7 @@ from ra_hmd.core.progress import track
 from ra_hmd.evaluation.provenance import describe_head
 from ra_hmd.experiments.robustness.cells import Estimates, HeadUnderAttack, defence_results, head_results
 from ra_hmd.experiments.robustness.config import RobustnessSettings
-from ra_hmd.experiments.robustness.extraction import FeatureMaker, makers_of, study_jobs
+from ra_hmd.experiments.robustness.extraction import makers_of
 from ra_hmd.experiments.robustness.report import write_robustness_report
 from ra_hmd.experiments.robustness.scores import SystemScores
 from ra_hmd.experiments.robustness.scoring import SystemScorer
@@ -67,8 +67,9 @@ def robustness(settings: RobustnessSettings, *, final: bool = False, command: st
         )
     check_output(output, "robustness")
     suite = Suite.open(settings)
-    makers = makers_of(settings)
-    _extract(suite, makers)
+    makers = makers_of(suite)
+    for maker in dict.fromkeys(makers.values()):
+        maker.make()
     clock.stop("features")
     scores = {
         name: SystemScorer(suite, name, maker)(final=final, command=command) for name, maker in makers.items()
@@ -115,14 +116,6 @@ def robustness(settings: RobustnessSettings, *, final: bool = False, command: st
 def _head_folder(settings: RobustnessSettings, name: str) -> Any:
     system = settings.system(name)
     return system.head or system.checkpoint
-
-
-def _extract(suite: Suite, makers: Mapping[str, FeatureMaker]) -> None:
-    """Make the features that are missing."""
-    for maker, job in study_jobs(suite, makers):
-        maker.make(job)
-    for maker in makers.values():
-        maker.release()
 
 
 def groups_of(suite: Suite) -> dict[str, dict[str, list[str]]]:

@@ -4,7 +4,7 @@ Shapes: Q memes.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,10 +33,11 @@ from ra_hmd.features.compatibility import (
 )
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.features.test_lock import open_labels, store_digest
+from ra_hmd.inference.defences import mean_over_copies
 from ra_hmd.models.head import HEAD_WEIGHTS, MemeHead, load_head
 from ra_hmd.retrieval.embeddings import Embeddings
 from ra_hmd.scoring.bank_kernel import kernel_classifier_of
-from ra_hmd.scoring.operating_point import OperatingPoint, check_dev, choose_operating_point, dev_rows
+from ra_hmd.scoring.operating_point import OperatingPoint, check_dev, choose_operating_point
 from ra_hmd.scoring.reference_set import ReferenceSet, open_reference_set
 from ra_hmd.scoring.scores import ScoredSet, score_set
 
@@ -74,8 +75,9 @@ class SystemScorer:
             command: Command line, for the record.
         """
         places = {name: self._read(place) for name, place in self._places.items()}
+        copies = {name: [self._read(place) for place in self._copies(name)] for name in places}
         bank_place, bank_stores = self._bank_stores()
-        digest = self._digest(places, bank_place, bank_stores)
+        digest = self._digest(places, copies, bank_place, bank_stores)
         path = self.settings.output_dir / "scores" / f"{self.name}.parquet"
         known = read_scores(path, digest)
         if known is not None:
@@ -85,7 +87,7 @@ class SystemScorer:
             evaluated, [self.head_folder], final=final, command=command, examples=bank_stores
         )  # fmt: skip
         examples = self._examples(bank_place, bank_stores, places)
-        scored, point = self._score(places, examples)
+        scored, point = self._score(places, copies, examples)
         found = replace(self._collect(scored, point, examples, digest), opened=opened)
         write_scores(path, found)
         return found
@@ -94,8 +96,14 @@ class SystemScorer:
     def _places(self) -> dict[str, Path]:
         maker, settings = self.maker, self.settings
         names = (CLEAN, *(variant.name for variant in self.suite.variants))
-        places = {name: maker.store(name, settings.split, settings.memes) for name in names}
-        return {DEV: maker.store(CLEAN, settings.dev_split), **places}
+        places = {name: maker.store(self.system, name, settings.split, settings.memes) for name in names}
+        return {DEV: maker.store(self.system, CLEAN, settings.dev_split), **places}
+
+    def _copies(self, name: str) -> list[Path]:
+        """Stores of a set with changed copies of the pictures."""
+        settings = self.settings
+        key = (CLEAN, settings.dev_split, None) if name == DEV else (name, settings.split, settings.memes)
+        return [self.maker.store(self.system, *key, copy) for copy in range(1, self.system.transforms + 1)]
 
     def _read(self, place: Path) -> Features:
         features = read_features(place)
@@ -109,20 +117,26 @@ class SystemScorer:
     def _bank_stores(self) -> tuple[str | None, dict[Path, Features]]:
         """Place of the bank, and the feature stores that its rows are from, the attacked ones last."""
         system, maker = self.system, self.maker
-        place = system.bank if system.bank_split is None else str(maker.store(CLEAN, system.bank_split))
+        place = system.bank if system.bank_split is None else str(maker.store(system, CLEAN, system.bank_split))
         stores = {} if place is None or is_bank(place) else {Path(place): self._read(Path(place))}
-        for variant in self.suite.manifest.variants:
-            if variant.attack in system.bank_attacks:
-                attacked = maker.store(variant.name, self.settings.train_split, system.bank_attacked_memes)
-                stores[attacked] = self._read(attacked)
+        for variant in self.suite.taught(system.bank_attacks):
+            attacked = maker.store(system, variant.name, self.settings.train_split, system.bank_attacked_memes)
+            stores[attacked] = self._read(attacked)
         return place, stores
 
-    def _digest(self, places: Mapping[str, Features], bank: str | None, stores: Mapping[Path, Features]) -> str:
+    def _digest(
+        self,
+        places: Mapping[str, Features],
+        copies: Mapping[str, Sequence[Features]],
+        bank: str | None,
+        stores: Mapping[Path, Features],
+    ) -> str:
         settings = self.settings
         stated = {
             "format": _FORMAT,
             "head": sha256_file(self.head_folder / HEAD_WEIGHTS),
             "sets": {name: [store_digest(one), one.content] for name, one in places.items()},
+            "copies": {name: [one.content for one in each] for name, each in copies.items()},
             "bank": [store_digest(one) + one.content for one in stores.values()],
             "state": None if bank is None or Path(bank) in stores else dict(self._open_bank(bank, {}).state),
             "voting": asdict(settings.voting),
@@ -157,33 +171,46 @@ class SystemScorer:
         return examples, sum(map(len, attacked))
 
     def _score(
-        self, places: Mapping[str, Features], examples: tuple[ReferenceSet, int] | None
+        self,
+        places: Mapping[str, Features],
+        copies: Mapping[str, Sequence[Features]],
+        examples: tuple[ReferenceSet, int] | None,
     ) -> tuple[dict[str, ScoredSet], OperatingPoint]:
         settings, problem = self.settings, self.head.config.problem
         rows = None if examples is None else examples[0].rows
         kernel = None
         if rows is not None and "krr" in settings.heads:
             kernel = kernel_classifier_of(rows, problem, self.system.kernel)
-        dev, left_out = dev_rows(self._places[DEV], places[DEV], {self._places[CLEAN]: places[CLEAN].ids})
-        check_dev(self._places[DEV], dev, problem)
-        sets = {**places, DEV: dev}
+        self._check_dev(places)
         scored = {}
         for name, features in track(
-            ((len(one), (name, one)) for name, one in sets.items()),
-            f"Scoring {self.name}", sum(map(len, sets.values())), "memes",
+            ((len(one), (name, one)) for name, one in places.items()),
+            f"Scoring {self.name}", sum(map(len, places.values())), "memes",
         ):  # fmt: skip
-            found = score_set(name, self._places[name], features, self.head, rows, settings.voting, kernel)
+            every = [features, *copies[name]]
+            each = [score_set(name, self._places[name], one, self.head, rows, settings.voting, kernel) for one in every]
+            found = mean_over_copies(each[0], each[1:]) if len(each) > 1 else each[0]
             found.scores = {head: found.scores[head] for head in settings.heads if head in found.scores}
             scored[name] = found
         state = {"place": "none", "sha256": ""} if examples is None else examples[0].state
         point = choose_operating_point(
-            scored[DEV], self._places[DEV], dev, left_out=left_out, head=self.head_folder, bank=state,
+            scored[DEV], self._places[DEV], places[DEV], head=self.head_folder, bank=state,
             voting=settings.voting, criterion=settings.criterion, calibration=settings.calibration,
             kernel=self.system.kernel,
         )  # fmt: skip
         for one in scored.values():
             one.rules = dict(point.rules)
         return scored, point
+
+    def _check_dev(self, places: Mapping[str, Features]) -> None:
+        """Raise `UserError` where thresholds would be chosen on test data, or on memes that are measured."""
+        check_dev(self._places[DEV], places[DEV], self.head.config.problem)
+        shared = sorted(set(places[DEV].ids) & set(places[CLEAN].ids))
+        if shared:
+            raise UserError(
+                f"{len(shared)} memes of `dev_split` are measured too, for example {shared[:3]}; thresholds are not "
+                "chosen on what they are measured on."
+            )
 
     def _collect(
         self,

@@ -57,9 +57,14 @@ class Suite:
         variants = [one for one in manifest.variants if not settings.attacks or one.attack in settings.attacks]
         suite = cls(settings, manifest, tuple(variants))
         suite._check_split(settings.split, variants)
-        if needed:
-            suite._check_split(settings.train_split, [one for one in manifest.variants if one.attack in needed])
+        for name in sorted(needed):
+            suite._check_split(settings.train_split, suite.taught([name])[:1])
         return suite
+
+    def taught(self, attacks: Sequence[str]) -> list[VariantDescription]:
+        """The variants of some attacks whose training memes there are, or all of them where there are none."""
+        found = [one for one in self.manifest.variants if one.attack in attacks]
+        return [one for one in found if self.settings.train_split in one.rows] or found
 
     def _check_split(self, split: str, variants: Sequence[VariantDescription]) -> None:
         settings, clean = self.settings, self.manifest.clean.splits.get(split)
@@ -96,6 +101,10 @@ class Suite:
             return list(range(len(memes)))
         return sampled_rows(memes, self.settings.memes, self.settings.seed)
 
+    def folder(self, variant: VariantDescription) -> Path:
+        """Folder of a variant."""
+        return self.settings.attacked / (variant.folder or variant.name)
+
     def attacked(self, variant: VariantDescription, split: str, clean: Sequence[Meme]) -> list[Meme]:
         """The attacked memes of a variant in the order of their clean ones, with the labels of these.
 
@@ -107,7 +116,7 @@ class Suite:
         Raises:
             UserError: the two do not pair one to one, or labels differ.
         """
-        folder = self.settings.attacked / (variant.folder or variant.name)
+        folder = self.folder(variant)
         memes = self._read(folder, split, attacked=True)
         rows = pair_rows([meme.id for meme in clean], [meme.id for meme in memes])
         found = [meme for _, meme in sorted(zip(rows, memes, strict=True), key=lambda pair: pair[0])]

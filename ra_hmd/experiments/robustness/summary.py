@@ -7,8 +7,8 @@ from ra_hmd.evaluation.report.sections import format_estimate
 
 
 def summary_line(result: Mapping[str, Any]) -> str:
-    """The heads of the first system, the worst family, and whether each defence pays."""
-    name, system = next(iter(result["systems"].items()))
+    """The heads of the first system without a base, its worst family, and whether each defence pays."""
+    name, system = next(pair for pair in result["systems"].items() if pair[1]["base"] is None)
     parts = [f"{name}, AUROC clean → attacked: {', '.join(_heads(system))}"]
     worst = _worst_family(system)
     if worst is not None:
