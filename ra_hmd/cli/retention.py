@@ -8,7 +8,7 @@ import typer
 
 from ra_hmd.cli import options as o
 from ra_hmd.cli.options import GROUP, command_line, from_settings, print_notes
-from ra_hmd.experiments.retention.config import PolicySettings, RetentionSettings
+from ra_hmd.experiments.retention.config import BenchmarkSettings, PolicySettings, RetentionSettings
 
 retention_app = typer.Typer(
     help="Measure what tuning cost a model; ends with 0 (pass), 1 (fail) or 2 (undecided).", **GROUP
@@ -55,6 +55,27 @@ def policy_command(
     result = policy_retention(before, after, output, settings, query_set=query_set, heads=heads, command=command_line())
     print_notes(result["notes"])
     finish(result["gate"], output / "policy.md")
+
+
+@retention_app.command("benchmarks")
+@from_settings
+def benchmarks_command(
+    base: Annotated[Path, typer.Argument(help="Folder that lmms-eval wrote of the base model, with --log_samples.")],
+    tuned: Annotated[Path, typer.Argument(help="The same of the tuned model.")],
+    output: o.Output,
+    settings: BenchmarkSettings,
+    metric: Annotated[list[str] | None, typer.Option(help="TASK=METRIC that counts for a task; several.")] = None,
+) -> None:
+    """Compare the logged samples of two models on the same benchmarks, question by question."""
+    from ra_hmd.core.errors import UserError
+    from ra_hmd.experiments.retention.benchmarks import benchmark_retention
+
+    pairs = [one.partition("=") for one in metric or ()]
+    if not all(name and value for name, _, value in pairs):
+        raise UserError(f"--metric is {' '.join(metric or ())!r}; write TASK=METRIC, such as seedbench=seed_all.")
+    metrics = {name: value for name, _, value in pairs}
+    result = benchmark_retention(base, tuned, output, settings, metrics=metrics, command=command_line())
+    finish(result["gate"], output / "benchmarks.md")
 
 
 def finish(gate: Mapping[str, Any], report: Path) -> None:

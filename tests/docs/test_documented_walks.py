@@ -71,6 +71,11 @@ NOT_RUN = {
     ("docs/robustness.md", "bank add banks/memes"): "tests/e2e/test_attacked_training.py",
     ("docs/robustness.md", "--attacks rephrase"): "tests/attacks/test_rephrase.py, against a local server",
     ("docs/retention.md", "retention drawn"): "tests/experiments/test_retention.py",
+    (
+        "docs/retention.md",
+        "lmms_eval",
+    ): "tests/models/test_lmms_eval.py, tests/experiments/test_retention_benchmarks.py",
+    ("docs/retention.md", "lm_kl_weight"): "tests/llamafactory_ext/test_base_divergence.py",
     ("docs/retention.md", "retention policy"): "tests/experiments/test_policy_retention.py",
     ("docs/studies.md", "ra-hmd demo"): "tests/e2e/test_demo.py, tests/experiments/test_cross_eval.py",
     ("docs/studies.md", "cross.yaml"): "tests/experiments/test_cross_eval.py",

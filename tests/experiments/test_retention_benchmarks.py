@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from ra_hmd.cli.app import app
 from ra_hmd.core.errors import UserError
 from ra_hmd.experiments.retention.benchmark_logs import read_logs
-from ra_hmd.experiments.retention.benchmarks import BenchmarkSettings, benchmark_retention
+from ra_hmd.experiments.retention.benchmarks import benchmark_retention
+from ra_hmd.experiments.retention.config import BenchmarkSettings
 
 
 def write_log(folder: Path, task: str, metrics: Sequence[dict[str, Any]], tokens: int = 16) -> Path:
@@ -101,6 +104,18 @@ def test_the_gate_judges_each_task_and_all_questions(
     assert gqa["won"] == 0
     assert json.loads((tmp_path / "out" / "benchmarks.json").read_text(encoding="utf-8")) == result
     assert verdict in (tmp_path / "out" / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_the_command_ends_with_the_exit_code_of_the_gate(
+    logs: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    words = ["retention", "benchmarks", *map(str, logs(0.3, count=300)), "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*words, "--metric", "gqa=exact_match"])
+    assert done.exit_code == 1
+    assert "Retention: fail: gqa -0." in done.output
+    wrong = CliRunner().invoke(app, [*words, "--metric", "gqa"])
+    assert wrong.exit_code == 2
+    assert "write TASK=METRIC" in " ".join((wrong.output + wrong.stderr).split())
 
 
 def test_scores_of_another_unit_are_judged_without_pooling(

@@ -2,28 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from ra_hmd.core.artifacts import write_json, write_text
-from ra_hmd.core.config import Settings
 from ra_hmd.core.markdown import escape, markdown_table
 from ra_hmd.experiments.retention.benchmark_logs import PairedTask, read_logs
+from ra_hmd.experiments.retention.config import BenchmarkSettings
 from ra_hmd.experiments.retention.gate import GateResult, Margins, non_inferiority
 from ra_hmd.features.compatibility import check_output
-
-
-class BenchmarkSettings(Settings):
-    """Settings of the gate."""
-
-    TITLE: ClassVar[str] = "retention benchmarks"
-
-    margin: float = Field(default=0.03, gt=0, description="Margin of each benchmark; 0.01 is a point.")
-    pooled_margin: float = Field(default=0.01, gt=0, description="Margin of the questions of all benchmarks together.")
-    bootstrap_samples: int = Field(default=2000, ge=100, description="Resamples behind each interval.")
-    seed: int = Field(default=0, description="Seed of the resamples.")
 
 
 def benchmark_retention(

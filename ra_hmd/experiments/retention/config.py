@@ -53,3 +53,14 @@ class PolicySettings(Settings):
     margin: float = Field(default=0.03, gt=0, description="Accuracy that each head may lose.")
     bootstrap_samples: int = Field(default=2000, ge=100, description="Resamples behind each interval.")
     seed: int = Field(default=0, description="Seed of the resampling.")
+
+
+class BenchmarkSettings(Settings):
+    """Settings of the gate of benchmarks."""
+
+    TITLE: ClassVar[str] = "retention"
+
+    margin: float = Field(default=0.03, gt=0, description="Margin of each benchmark; 0.01 is a point.")
+    pooled_margin: float = Field(default=0.01, gt=0, description="Margin of the questions of all benchmarks together.")
+    bootstrap_samples: int = Field(default=2000, ge=100, description="Resamples behind each interval.")
+    seed: int = Field(default=0, description="Seed of the resamples.")
