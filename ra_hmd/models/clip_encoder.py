@@ -264,6 +264,10 @@ class Encoder:
 
     @torch.inference_mode()
     def _image(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.image_features(inputs)
+
+    def image_features(self, inputs: dict[str, Tensor]) -> Tensor:
+        """[B, I] features of the inputs of images, float32, with a gradient where these have one."""
         # SigLIP 2 has no projection, and its tower calls the mask of an image by another name than its processor.
         whole = self.settings.features == "projected" or self.family == "siglip2"
         call = self._towers.get_image_features if whole else self._towers.vision_model

@@ -204,6 +204,11 @@ class ExactKernelClassifier(KernelClassifier):
         self._views = self.kernel.standardised(views_of(rows, self.kernel.used))
         self.systems = systems or self._solve(self.kernel(self._views, self._views), rows.labels)
 
+    @property
+    def standardised_rows(self) -> Views:
+        """The rows' vectors by view, in units of the kernel's standard deviations."""
+        return self._views
+
     @cached_property
     def coefficients(self) -> np.ndarray:
         """α, float64 [N, C]."""
