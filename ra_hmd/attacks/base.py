@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 if TYPE_CHECKING:
     from ra_hmd.data.meme import Meme
 
-Family = Literal["characters", "words", "caption", "picture", "reposting"]
+Family = Literal["characters", "words", "caption", "picture", "reposting", "white_box"]
 Channel = Literal["field", "picture", "both", "reread"]
 Target = Literal["text", "drawing", "image"]
 Severity = Literal[1, 2, 3]
-FAMILIES: tuple[Family, ...] = get_args(Family)
+FAMILIES: tuple[Family, ...] = ("characters", "words", "caption", "picture", "reposting")
+"""Families of the suites."""
 CHANNELS: tuple[Channel, ...] = get_args(Channel)
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 TEXT_CHANNELS: tuple[Channel, ...] = ("both", "field", "picture", "reread")

@@ -41,29 +41,35 @@ class Chunk:
 
     def attack(self) -> int:
         """Write pictures and rows of each variant, and return the number of rows. Finished rows are kept."""
-        todo = [variant for variant in self.variants if not self._rows(variant).is_file()]
-        made: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in todo}
+        todo = [variant for variant in self.variants if not self.rows_file(variant).is_file()]
+        made: dict[str, list[tuple[dict[str, Any], str]]] = {variant.name: [] for variant in todo}
         for row, meme in enumerate(self.memes, self.first):
             clean = CleanMeme(meme)
             for variant in todo:
                 outcome = attacked(clean, variant, self.seed, self.taught.get(variant.name))
-                made[variant.name].append(
-                    {"record": self._record(outcome.meme, variant, row), "unchanged": outcome.reason}
-                )
+                made[variant.name].append((self.record(outcome.meme, variant, row), outcome.reason))
         for variant in todo:
-            with atomic_path(self._rows(variant)) as temporary:
-                temporary.write_text("".join(map(json_line, made[variant.name])), encoding="utf-8", newline="\n")
+            write_rows(self.rows_file(variant), made[variant.name])
         return len(self.memes) * len(self.variants)
 
-    def _record(self, meme: Meme, variant: Variant, row: int) -> dict[str, Any]:
+    def record(self, meme: Meme, variant: Variant, row: int) -> dict[str, Any]:
+        """The row of an attacked meme, whose picture is written where it is a decoded one."""
         if isinstance(meme.image, Image.Image):
             path = save_picture(meme.image, self.output / variant.name / "images" / self.split, row)
         else:
             path = absolute(meme.path)
         return plain(replace(meme, image=path, split=self.split).to_row())
 
-    def _rows(self, variant: Variant) -> Path:
+    def rows_file(self, variant: Variant) -> Path:
+        """File of the finished rows of a variant."""
         return rows_folder(self.output / variant.name) / f"{self.split}-{self.first:08d}.jsonl"
+
+
+def write_rows(path: Path, rows: Sequence[tuple[dict[str, Any], str]]) -> None:
+    """Write the finished rows of a chunk: records of memes, and why a meme is as it was."""
+    lines = [json_line({"record": record, "unchanged": reason}) for record, reason in rows]
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def rows_folder(variant: Path) -> Path:

@@ -3,7 +3,8 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ra_hmd.core.manifests import (
     write_manifest,
 )
 from ra_hmd.core.progress import track
+from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import DATASET_MANIFEST, REJECTED, MemeData, SplitWriter, open_data
 from ra_hmd.data.readers.tree import absolute
 from ra_hmd.data.rows import jsonl_rows
@@ -68,32 +70,95 @@ def attack_data(
         UserError: No such data, `output` holds attacks on other memes or with another seed, or a picture cannot be
             decoded.
     """
-    settings, output = settings or AttackSettings(), absolute(Path(output))
-    variants, data = settings.variants(taught=teacher is not None), open_data(folder)
+    settings, data = settings or AttackSettings(), open_data(folder)
+    variants = settings.variants(taught=teacher is not None)
+
+    def make(job: AttackJob) -> dict[str, Any] | None:
+        taught = _ask(data, job.output, job.todo, teacher)
+        _attack_all(data, job, settings.seed, taught.captions, workers=workers, show=show)
+        return taught.description
+
+    return write_attacks(
+        data, output, variants, make, splits=splits, suite=settings.suite, seed=settings.seed, command=command
+    )
+
+
+@dataclass(frozen=True)
+class AttackJob:
+    """What is left to do of a run.
+
+    Attributes:
+        output: Folder of the copies.
+        clean: The clean data set.
+        todo: Split to the variants that do not have it yet.
+    """
+
+    output: Path
+    clean: CleanData
+    todo: Mapping[str, Sequence[Variant]]
+
+    @property
+    def total(self) -> int:
+        """Number of memes to attack, each variant counted."""
+        return sum(self.clean.splits[split].rows * len(variants) for split, variants in self.todo.items())
+
+    def chunks(self, data: MemeData, size: int) -> Iterator[tuple[str, Sequence[Variant], int, Sequence[Meme]]]:
+        """Split, variants, first row, and memes of each chunk of `size` memes."""
+        for split, variants in self.todo.items():
+            memes, first = data.memes(split) if variants else iter(()), 0
+            while chunk := tuple(islice(memes, size)):
+                yield split, variants, first, chunk
+                first += len(chunk)
+
+
+def write_attacks(
+    data: MemeData,
+    output: str | Path,
+    variants: Sequence[Variant],
+    make: Callable[[AttackJob], dict[str, Any] | None],
+    *,
+    splits: Sequence[str],
+    suite: str,
+    seed: int,
+    command: str,
+) -> AttackManifest:
+    """Write the copies of a data set whose rows `make` leaves as files of `Chunk`.
+
+    Args:
+        data: The clean data set.
+        output: Folder of the copies.
+        variants: The variants.
+        make: Attacks what is left to do, and returns the description of a teacher, if there was one.
+        splits: See `attack_data`.
+        suite: Name for the manifest.
+        seed: Seed of all random choices.
+        command: Command line for the manifest.
+
+    Raises:
+        UserError: See `attack_data`.
+    """
+    output = absolute(Path(output))
     with alone_in(output):
         before = _before(output)
         clean = _describe(data, _chosen_splits(data, splits), before)
-        _check_same(output, before, clean, settings.seed)
+        _check_same(output, before, clean, seed)
         stated = AttackManifest.new(
             command=command,
             clean=clean,
-            suite=settings.suite,
-            seed=settings.seed,
+            suite=suite,
+            seed=seed,
             variants=[] if before is None else before.variants,
             teacher=None if before is None else before.teacher,
         )
         todo = _lacking(stated, variants, list(clean.splits))
         write_manifest(output / ATTACK_MANIFEST, stated)
-        taught = _ask(data, output, todo, teacher)
-        _attack_all(data, output, todo, settings.seed, taught.captions, clean, workers=workers, show=show)
+        teacher = make(AttackJob(output, clean, todo))
         done = {one.name: one for one in stated.variants}
         for variant in variants:
             new = [split for split, lacking in todo.items() if variant in lacking]
             if new:
-                done[variant.name] = _merge(data, output, variant, new, clean, settings.seed, done.get(variant.name))
-        stated = stated.model_copy(
-            update={"variants": list(done.values()), "teacher": taught.description or stated.teacher}
-        )
+                done[variant.name] = _merge(data, output, variant, new, clean, seed, done.get(variant.name))
+        stated = stated.model_copy(update={"variants": list(done.values()), "teacher": teacher or stated.teacher})
         write_manifest(output / ATTACK_MANIFEST, stated)
         for variant in variants:
             shutil.rmtree(rows_folder(output / variant.name), ignore_errors=True)
@@ -176,26 +241,20 @@ def _ask(
 
 def _attack_all(
     data: MemeData,
-    output: Path,
-    todo: Mapping[str, Sequence[Variant]],
+    job: AttackJob,
     seed: int,
     taught: Mapping[str, Mapping[str, Taught]],
-    clean: CleanData,
     *,
     workers: int,
     show: bool,
 ) -> None:
-    def tasks() -> Iterator[Any]:
-        for split, variants in todo.items():
-            memes, first = data.memes(split) if variants else iter(()), 0
-            while chunk := tuple(islice(memes, _CHUNK)):
-                yield delayed(_attack_chunk)(Chunk(output, split, first, chunk, tuple(variants), seed, taught))
-                first += len(chunk)
-
-    total = sum(clean.splits[split].rows * len(variants) for split, variants in todo.items())
-    if total:
-        done = Parallel(n_jobs=max(workers, 1), return_as="generator")(tasks())
-        for _ in track(((size, None) for size in done), "Attacking", total, "memes", show=show):
+    tasks = (
+        delayed(_attack_chunk)(Chunk(job.output, split, first, memes, tuple(variants), seed, taught))
+        for split, variants, first, memes in job.chunks(data, _CHUNK)
+    )
+    if job.total:
+        done = Parallel(n_jobs=max(workers, 1), return_as="generator")(tasks)
+        for _ in track(((size, None) for size in done), "Attacking", job.total, "memes", show=show):
             pass
 
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ra_hmd.attacks.settings import AttackSettings, RephraseOptions
+from ra_hmd.attacks.white_box.settings import WhiteBoxSettings
 from ra_hmd.cli.options import GROUP, Lists, Output, command_line, from_settings
 from ra_hmd.core.errors import UserError
 
 if TYPE_CHECKING:
     from ra_hmd.attacks.teacher import Teacher
+    from ra_hmd.core.manifests import AttackManifest
 
 attack_app = typer.Typer(**GROUP)
 
@@ -23,6 +25,7 @@ def attack_command(
     output: Output,
     settings: AttackSettings,
     teacher: RephraseOptions,
+    white_box: WhiteBoxSettings,
     splits: Annotated[list[str] | None, typer.Option(help="Splits to attack; default: all but train.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that attack memes.")] = 1,
     api_key_env: Annotated[str, typer.Option(help="Environment variable with the API's key.")] = "OPENAI_API_KEY",
@@ -31,10 +34,19 @@ def attack_command(
 ) -> None:
     """Write attacked copies of a data set, one per attack, severity and channel. An interrupted run continues.
 
-    With --endpoint, a model rephrases captions too (attack `rephrase`): CAPTIONS ARE SENT THERE.
+    With --endpoint, a model rephrases captions too (attack `rephrase`): CAPTIONS ARE SENT THERE. With --white-box,
+    pictures are changed by the scores of a trained system, in place of a suite.
     """
     from ra_hmd.attacks.run import ATTACK_MANIFEST, attack_data
 
+    if white_box.white_box is not None:
+        from ra_hmd.attacks.white_box.run import attack_system
+
+        stated = attack_system(
+            data, output, white_box, seed=settings.seed, splits=splits or (), show=True, command=command_line()
+        )
+        print_measured(stated)
+        return
     stated = attack_data(
         data,
         output,
@@ -51,6 +63,16 @@ def attack_command(
         for reason, count in variant.unchanged.items():
             print(f"{'':32} {count}: {reason}")
     print(f"{output / ATTACK_MANIFEST}: {len(stated.variants)} attacked data sets")
+
+
+def print_measured(stated: "AttackManifest") -> None:
+    """Print what the pictures of white-box attacks, read again from their files, do to each head."""
+    for variant in stated.variants:
+        for split, heads in variant.measured.items():
+            for head, values in heads.items():
+                metric = "auroc" if "auroc" in values else "accuracy"
+                before, after = (values[metric][state] for state in ("clean", "attacked"))
+                print(f"{variant.name:24} {split:8} {head.upper()} {metric} {before:.3f} -> {after:.3f}")
 
 
 def _teacher(options: RephraseOptions, variable: str, concurrency: int, cache: Path | None) -> "Teacher":

@@ -34,8 +34,9 @@ _LIST_OPTIONS = {
     "--columns": r".+=.+",
     "--labels": r".+=.+",
     "--splits": r"[\w-][\w.-]*",
-    **dict.fromkeys(("--families", "--attacks", "--channels"), r"[a-z_]+"),
+    **dict.fromkeys(("--families", "--attacks", "--channels", "--targets"), r"[a-z_]+"),
     "--severities": r"[1-3]",
+    "--eps": r"\d+",
 }
 
 

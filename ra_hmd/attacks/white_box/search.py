@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ra_hmd.attacks.white_box.settings import JPEG_QUALITIES, RESCALE_FACTORS, WIDENED
 from ra_hmd.attacks.white_box.transforms import jpeg, quantised, rescaled
 
 Margins = Callable[[Sequence[Tensor]], Tensor]
 """Margins [B] of B pictures: how far their verdicts are on the side of the labels."""
-JPEG_QUALITIES = (50, 95)
-RESCALE_FACTORS = (0.5, 0.95)
 _FIRST_SHARE = 0.3  # of the picture, that a square of the search without gradients covers at first
 
 
@@ -44,8 +43,10 @@ def pgd(
 ) -> Found:
     """Projected gradient descent on the margin, from a random start.
 
-    Each step moves every pixel value by 2.5 eps / steps against the sign of the gradient. The best of all steps is
-    returned, as it is with 8 bits.
+    In the first half of the steps the bound on a pixel's change shrinks from `WIDENED` · eps to eps, so that the
+    search gets past plateaus around the clean picture. Each step moves every pixel value by a quarter of the bound, in
+    the last quarter of the steps by less and less, against the sign of the gradient. The best of the pictures within
+    eps is returned, as it is with 8 bits.
 
     Args:
         margins: Differentiable margins.
@@ -59,19 +60,26 @@ def pgd(
     Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018; Athalye et al.,
     Synthesizing Robust Adversarial Examples, 2018.
     """
-    size = 2.5 * eps / steps
     changes = [_noise(picture, generator) * eps for picture, generator in zip(pictures, generators, strict=True)]
     best, lowest = list(pictures), torch.full((len(pictures),), torch.inf)
     for step in range(steps + 1):
+        bound, size = _bound(step, steps, eps)
+        changes = [change.clamp(-bound, bound) for change in changes]
         at = [(clean + change).clamp(0, 255) for clean, change in zip(pictures, changes, strict=True)]
         value, gradients = _mean_margins(margins, at, generators, draws, gradient=step < steps)
-        better = value < lowest
-        lowest = torch.where(better, value, lowest)
-        best = [new.round() if wins else old for new, old, wins in zip(at, best, better.tolist(), strict=True)]
-        if step < steps:
-            moved = [change - size * slope.sign() for change, slope in zip(changes, gradients, strict=True)]
-            changes = [change.clamp(-eps, eps) for change in moved]
+        if bound <= eps:
+            better = value < lowest
+            lowest = torch.where(better, value, lowest)
+            best = [new.round() if wins else old for new, old, wins in zip(at, best, better.tolist(), strict=True)]
+        changes = [change - size * slope.sign() for change, slope in zip(changes, gradients, strict=True)]
     return Found(best, (steps + 1) * (draws + 1))
+
+
+def _bound(step: int, steps: int, eps: float) -> tuple[float, float]:
+    """The bound on a pixel's change at a step, and the length of the step."""
+    done = step / steps
+    bound = eps * WIDENED ** max(1 - 2 * done, 0.0)
+    return bound, max(bound * min(1.0, 4 * (1 - done)) / 4, 1.0)
 
 
 def _mean_margins(

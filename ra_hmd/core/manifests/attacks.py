@@ -23,6 +23,7 @@ class VariantDescription(Section):
         rows: Split to number of memes.
         changed: Split to number of memes whose picture or caption differs from the clean one.
         unchanged: Reason to number of memes that are as they were.
+        measured: Of white-box attacks: split to what the pictures, read again from their files, do to the heads.
     """
 
     name: str
@@ -36,6 +37,7 @@ class VariantDescription(Section):
     rows: dict[str, int] = Field(default_factory=dict)
     changed: dict[str, int] = Field(default_factory=dict)
     unchanged: dict[str, int] = Field(default_factory=dict)
+    measured: dict[str, Any] = Field(default_factory=dict)
 
 
 class CleanSplit(Section):
