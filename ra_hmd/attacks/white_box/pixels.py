@@ -78,4 +78,4 @@ def _through(name: str, exact: Tensor, smooth: Tensor | None) -> Tensor:
             f"The model's {name} of a picture with real numbers differ from those of the picture with 8 bits; give "
             "`--white-box square`, which needs no gradient."
         )
-    return smooth + (exact - smooth).detach()
+    return exact + (smooth - smooth.detach())

@@ -23,7 +23,7 @@ _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, 
 
 def rounded(values: Tensor) -> Tensor:
     """Rounded values, whose gradient is that of the values."""
-    return values + (values.round() - values).detach()
+    return values.detach().round() + (values - values.detach())
 
 
 def quantised(pixels: Tensor) -> Tensor:
