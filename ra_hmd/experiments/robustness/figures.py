@@ -14,7 +14,7 @@ from ra_hmd.experiments.robustness.summary import changed
 
 SUITE = "all"
 _DEEPEST = -0.5  # AUROC lost where the colours of the heat map end
-_PANELS_PER_ROW = 3
+_PANELS_PER_ROW = 3  # more are in two rows
 
 
 def write_figures(result: Mapping[str, Any], output: Path) -> list[str]:
@@ -33,7 +33,7 @@ def heat_map(result: Mapping[str, Any]) -> Figure:
     systems = result["systems"]
     families = _families(result)
     most = max(len(system["heads"]) for system in systems.values())
-    columns = min(len(systems), _PANELS_PER_ROW)
+    columns = len(systems) if len(systems) <= _PANELS_PER_ROW else -(-len(systems) // 2)
     rows = -(-len(systems) // columns)
     figure, axes = panels(columns, width=1.5 + 0.8 * most, height=1.1 + 0.42 * len(families), rows=rows)
     for axis in axes.ravel()[len(systems) :]:
@@ -60,8 +60,11 @@ def heat_map(result: Mapping[str, Any]) -> Figure:
 
 
 def severity_curves(result: Mapping[str, Any]) -> Figure:
-    """AUROC by severity (0: clean) with intervals: one row per system, one panel per family, one line per head."""
-    families, systems = _families(result)[:-1], result["systems"]
+    """AUROC by severity (0: clean) with intervals: one row per system without a base, one panel per family, one line
+    per head.
+    """
+    families = _families(result)[:-1]
+    systems = {name: system for name, system in result["systems"].items() if system["base"] is None}
     figure, axes = panels(len(families), width=2.6, height=2.5, rows=len(systems))
     for line, (name, system) in zip(axes, systems.items(), strict=True):
         for axis, family in zip(line, families, strict=True):
