@@ -77,6 +77,8 @@ NOT_RUN = {
     ): "tests/models/test_lmms_eval.py, tests/experiments/test_retention_benchmarks.py",
     ("docs/retention.md", "lm_kl_weight"): "tests/llamafactory_ext/test_base_divergence.py",
     ("docs/retention.md", "retention policy"): "tests/experiments/test_policy_retention.py",
+    ("docs/robustness.md", "robustness.yaml --final"): "tests/experiments/test_robustness_study.py",
+    ("docs/robustness.md", "robustness_confounders"): "the same, and tests/attacks",
     ("docs/studies.md", "ra-hmd demo"): "tests/e2e/test_demo.py, tests/experiments/test_cross_eval.py",
     ("docs/studies.md", "cross.yaml"): "tests/experiments/test_cross_eval.py",
     ("docs/studies.md", "ra-hmd ablate"): "tests/e2e/test_ablate.py, tests/experiments/test_cross_eval.py",
