@@ -64,6 +64,12 @@ def test_items_of_a_group_are_resampled_together() -> None:
     assert width > 3 * (alone.high - alone.low)
 
 
+def test_groups_of_two_tasks_are_different_ones() -> None:
+    task = PairedDifferences([0.0] * 40, groups=[str(number // 2) for number in range(40)])
+    rows = non_inferiority({"a": task, "b": task, "c": [0.0] * 10}).rows
+    assert [row.groups for row in rows] == [20, 20, 10, 50]
+
+
 def test_the_interval_agrees_with_a_plain_paired_bootstrap() -> None:
     generator = np.random.default_rng(1)
     values = generator.choice([-1, 0, 1], size=1500, p=[0.09, 0.84, 0.07])
