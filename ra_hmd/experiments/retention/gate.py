@@ -206,7 +206,7 @@ def _check(tasks: Mapping[str, PairedDifferences], margins: Margins) -> None:
 
 
 def _row(name: str, task: PairedDifferences, margin: float, *, samples: int, seed: int) -> GateRow:
-    difference, groups = _mean(task, samples=samples, seed=seed)
+    difference, groups = mean_difference(task, samples=samples, seed=seed)
     if difference.low is None or difference.high is None:
         raise UserError(f"The gate needs an interval, and {samples} resamples give none; ask for 100 or more.")
     verdict: GateVerdict = "undecided"
@@ -217,8 +217,8 @@ def _row(name: str, task: PairedDifferences, margin: float, *, samples: int, see
     return GateRow(name, len(task.values), groups, margin, difference, verdict, task.unit)
 
 
-def _mean(task: PairedDifferences, *, samples: int, seed: int) -> tuple[Estimate, int]:
-    """Mean difference with its interval, and K."""
+def mean_difference(task: PairedDifferences, *, samples: int, seed: int) -> tuple[Estimate, int]:
+    """Mean difference with its interval, for which groups of items are resampled; and K."""
     values = np.asarray(task.values, dtype=np.float64)
     names, group = (None, None) if task.groups is None else np.unique(np.asarray(task.groups), return_inverse=True)
     if names is None or group is None or len(names) == len(values):

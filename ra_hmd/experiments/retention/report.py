@@ -102,8 +102,8 @@ def _markdown(result: Mapping[str, Any], settings: RetentionSettings, run: Run, 
         f"# What tuning cost {escape(run.folder.name)}\n\nBase model: {escape(Path(run.base_model).name)}, which is "
         f"the same model with the adapter switched off. {settings.pictures} drawn pictures with {len(QUESTIONS)} "
         f"general questions each, {settings.memes} drawn memes to describe (seed {settings.seed}); greedy answers of "
-        f"at most {settings.max_new_tokens} tokens. In brackets: the {CONFIDENCE:.0%} interval, resampled over "
-        f"pictures in the gate.\n\n## Gate\n\n{gate_section(result['gate'])}"
+        f"at most {settings.max_new_tokens} tokens. In brackets: the {CONFIDENCE:.0%} interval, for which "
+        f"pictures are resampled.\n\n## Gate\n\n{gate_section(result['gate'])}"
         f"{notes_section(result['notes'])}"
     )
     header = ["question", "items", "KL(base, tuned)", "same answer", "verdict: base", "tuned", "words: base", "tuned"]

@@ -3,9 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from ra_hmd.evaluation.metrics.intervals import mean_estimate
 from ra_hmd.experiments.retention.config import (
     ANSWERS,
     DIVERGENCE,
@@ -14,7 +11,7 @@ from ra_hmd.experiments.retention.config import (
     WORDS,
     RetentionSettings,
 )
-from ra_hmd.experiments.retention.gate import GateResult, PairedDifferences, non_inferiority
+from ra_hmd.experiments.retention.gate import GateResult, PairedDifferences, mean_difference, non_inferiority
 from ra_hmd.experiments.retention.measure import SIDES
 from ra_hmd.experiments.retention.pictures import QUESTIONS
 
@@ -69,8 +66,10 @@ def _of_kind(rows: Sequence[Row], settings: RetentionSettings) -> dict[str, Any]
     """Measures of some questions: means with their intervals, for both sides."""
 
     def mean(values: Iterable[float], bounds: tuple[float, float] | None = (0.0, 1.0)) -> dict[str, Any]:
-        found = np.array([*values], dtype=np.float64)
-        return mean_estimate(found, bounds, samples=settings.bootstrap_samples, seed=settings.seed).as_dict()
+        items = PairedDifferences([*values], bounds, pictures)
+        return mean_difference(items, samples=settings.bootstrap_samples, seed=settings.seed)[0].as_dict()
+
+    pictures = [row["picture"] for row in rows]
 
     found: dict[str, Any] = {"items": len(rows), "same": mean(row["same"] for row in rows)}
     for name in ("verdict", "bare", "words"):
