@@ -60,6 +60,9 @@ class Verdict:
             `source`, `note`, `time`); its label overrides the heads. None if there is no such row.
         known: Row whose image is a copy of the meme's, by its hash (see `KnownMeme`); it `decides` if its caption is
             the meme's too. None without such a row, or where known memes are not looked for.
+        contributions: Rows of the bank that add most to the score of the KRR, regardless of sign: `id`, `label`,
+            `share` (what the row adds); at most K. None without a KRR.
+        contributions_rest: What all other rows add; shares and rest add up to the score. None without a KRR.
         rationale: Rationale generated after the verdict, if one was requested.
         explanation: How the rationale was generated (see `Explanation.fields`).
     """
@@ -76,16 +79,20 @@ class Verdict:
     neighbours: list[dict[str, Any]] | None
     identical: dict[str, Any] | None = None
     known: dict[str, Any] | None = None
+    contributions: list[dict[str, Any]] | None = None
+    contributions_rest: float | list[float] | None = None
     rationale: str | None = None
     explanation: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of the HTTP API; without `known` where it is None, and without `rationale` and
-        `explanation` where there is no rationale.
+        """Return the JSON object of the HTTP API; without `known` and `contributions` where they are None, and without
+        `rationale` and `explanation` where there is no rationale.
         """
         left_out = {"rationale", "explanation"} if self.rationale is None else set()
         if self.known is None:
             left_out.add("known")
+        if self.contributions is None:
+            left_out |= {"contributions", "contributions_rest"}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def to_row(self, *, brief: bool = False) -> dict[str, Any]:
@@ -93,8 +100,8 @@ class Verdict:
         head, then all further fields.
 
         Args:
-            brief: Of the further fields, keep `neighbours` and `identical` only, and these where a bank voted. Rows of
-                `ra-hmd predict --queries` are brief.
+            brief: Of the further fields, keep `neighbours`, `identical` and the contributions only, and these where a
+                bank voted. Rows of `ra-hmd predict --queries` are brief.
         """
         row = {
             "id": self.id,
@@ -105,8 +112,8 @@ class Verdict:
         }
         further = self.to_dict()
         if brief:
-            kept = () if self.neighbours is None else ("neighbours", "identical")
-            further = {name: further[name] for name in kept}
+            kept = ("neighbours", "identical", "contributions", "contributions_rest")
+            further = {} if self.neighbours is None else {name: further[name] for name in kept if name in further}
         return row | {name: value for name, value in further.items() if name not in row}
 
 
