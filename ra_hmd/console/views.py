@@ -108,6 +108,8 @@ class Views:
             known=self._known(verdict),
             check=verdict.caption_check,
             neighbours=None if verdict.neighbours is None else [self._neighbour(one) for one in verdict.neighbours],
+            contributions=self._contributions(verdict),
+            rest=np.atleast_1d(0.0 if verdict.contributions_rest is None else verdict.contributions_rest).tolist(),
             in_bank={name: self.names(label) for name, label in (in_bank or {}).items()},
             version=served.version,
         )
@@ -227,6 +229,15 @@ class Views:
             "picture": None if meme is None else image_url(meme.image, thumbnail=True),
             "from": {name: value for name in ("source", "note", "time") if (value := origin.get(name, ""))},
         }
+
+    def _contributions(self, verdict: Verdict) -> list[dict[str, Any]] | None:
+        """The rows that add most to the score of the kernel head, where it decides."""
+        if verdict.head != "krr" or verdict.contributions is None:
+            return None
+        return [
+            {"id": one["id"], "label": self._label(one["label"]), "shares": np.atleast_1d(one["share"]).tolist()}
+            for one in verdict.contributions
+        ]
 
     def _label(self, label: Any) -> str:
         missing = label == -1 or (isinstance(label, list) and -1 in label)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import BANK_HEADS, Head, decide, exact_match
+from ra_hmd.core.progress import track
 from ra_hmd.evaluation.metrics.estimates import ThresholdedScores, metric_estimate
 from ra_hmd.evaluation.metrics.intervals import mean_estimate
 from ra_hmd.features.store import Features
@@ -64,8 +65,8 @@ def check_update(
     raise_all(problems, "The sizes of the bank update do not fit")
 
 
-def update_curve(
-    scored: ScoredSet,
+def update_curves(
+    sets: Sequence[ScoredSet],
     bank: Embeddings,
     update: Embeddings,
     sizes: Sequence[int],
@@ -75,13 +76,14 @@ def update_curve(
     draws: int = 1,
     samples: int,
     seed: int,
-) -> list[dict[str, Any]]:
-    """Evaluate both bank heads on one query set with the bank, and with the bank plus n rows of `update`, n in `sizes`.
+) -> dict[str, list[dict[str, Any]]]:
+    """Evaluate both bank heads on query sets with the bank, and with the bank plus n rows of `update`, n in `sizes`.
 
-    The thresholds [C] stay the same throughout; the parameters of the kernel head are chosen on each bank.
+    The thresholds [C] stay the same throughout; the parameters of the kernel head are chosen on each bank, once for all
+    query sets.
 
     Args:
-        scored: The query set with the scores of the bank as it is.
+        sets: The query sets with the scores of the bank as it is.
         bank: The bank in memory.
         update: Rows to sample from.
         sizes: Numbers of rows to add.
@@ -92,38 +94,36 @@ def update_curve(
         seed: Seed of the resamples, and of the first sample.
 
     Returns:
-        One entry per size, starting at 0: `added`, and for the RKC `accuracy` and `auroc` (`value`, `low`, `high`, with
-        several draws also `std` over them), `gain` and `auroc_gain`: the paired changes since size 0 (None there); the
-        same for the KRR under `krr`.
+        Name of the query set → one entry per size, starting at 0: `added`, and for the RKC `accuracy` and `auroc`
+        (`value`, `low`, `high`, with several draws also `std` over them), `gain` and `auroc_gain`: the paired changes
+        since size 0 (None there); the same for the KRR under `krr`.
     """
     orders = [nested_order(update.labels, seed + draw) for draw in range(draws)]
     settings = {"samples": samples, "seed": seed}
-    start = {head: [_thresholded(scored, head, scored.scores[head])] for head in BANK_HEADS}
-    curve: list[dict[str, Any]] = []
-    for size in [0, *sorted(set(sizes))]:
-        runs = start
+    starts = [{head: [_thresholded(one, head, one.scores[head])] for head in BANK_HEADS} for one in sets]
+    curves: dict[str, list[dict[str, Any]]] = {one.name: [] for one in sets}
+    sizes = [0, *sorted(set(sizes))]
+    for size in track(((1, size) for size in sizes), "Updating the bank", len(sizes), "sizes"):
+        runs: list[dict[Head, list[ThresholdedScores]]] = starts
         if size:
-            runs = {head: [] for head in BANK_HEADS}
+            runs = [{head: [] for head in BANK_HEADS} for _ in sets]
             for order in orders:
-                for head, scores in _bank_scores(
-                    scored, bank.plus(update.select(order[:size])), voting, kernel
-                ).items():
-                    runs[head].append(_thresholded(scored, head, scores))
-        measured = {head: _measure(scored, runs[head], start[head] if size else [], settings) for head in BANK_HEADS}
-        curve.append({"added": size, **measured["rkc"], "krr": measured["krr"]})
-    return curve
+                grown = bank.plus(update.select(order[:size]))
+                classifier = fit_kernel_classifier(grown, sets[0].problem, kernel)
+                for scored, found in zip(sets, runs, strict=True):
+                    voted = knn_classify(scored.queries, grown, voting, scored.problem).scores
+                    found["rkc"].append(_thresholded(scored, "rkc", voted))
+                    found["krr"].append(_thresholded(scored, "krr", classifier.predict(scored.queries, 0).scores))
+        for scored, start, found in zip(sets, starts, runs, strict=True):
+            measured = {
+                head: _measure(scored, found[head], start[head] if size else [], settings) for head in BANK_HEADS
+            }
+            curves[scored.name].append({"added": size, **measured["rkc"], "krr": measured["krr"]})
+    return curves
 
 
 def _thresholded(scored: ScoredSet, head: Head, scores: np.ndarray) -> ThresholdedScores:
     return ThresholdedScores(scores, scored.rules[head].thresholds)
-
-
-def _bank_scores(scored: ScoredSet, bank: Embeddings, voting: Voting, kernel: KernelSettings) -> dict[Head, np.ndarray]:
-    """Scores [Q, C] of the bank heads with another bank."""
-    return {
-        "rkc": knn_classify(scored.queries, bank, voting, scored.problem).scores,
-        "krr": fit_kernel_classifier(bank, scored.problem, kernel).predict(scored.queries).scores,
-    }
 
 
 def _measure(

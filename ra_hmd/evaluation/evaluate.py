@@ -13,7 +13,7 @@ from ra_hmd.core.heads import Head
 from ra_hmd.core.manifests import EvaluationManifest
 from ra_hmd.core.problem import Problem
 from ra_hmd.core.progress import track
-from ra_hmd.evaluation.bank_update import check_update, update_curve
+from ra_hmd.evaluation.bank_update import check_update, update_curves
 from ra_hmd.evaluation.metrics.analysis import analyse
 from ra_hmd.evaluation.metrics.estimates import estimates
 from ra_hmd.evaluation.metrics.groups import find_groups
@@ -220,11 +220,11 @@ def _evaluate_head(
         result.metrics[scored.name] = _head_metrics(scored, **settings)
         result.evidence[scored.name] = find_evidence(scored, examples.rows)
         result.analysis[scored.name] = analyse(scored, others=others, groups=request.groups, **settings)
-        if added is not None:
-            result.updates[scored.name] = update_curve(
-                scored, examples.in_memory(), added, request.update_sizes, voting, request.kernel,
-                draws=request.update_draws, **settings,
-            )  # fmt: skip
+    if added is not None:
+        result.updates = update_curves(
+            result.sets, examples.in_memory(), added, request.update_sizes, voting, request.kernel,
+            draws=request.update_draws, **settings,
+        )  # fmt: skip
     result.notes = _notes(result, added)
     result.manifest = _manifest(result, examples, stores)
     return result

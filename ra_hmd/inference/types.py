@@ -79,7 +79,12 @@ class Verdict:
             `source`, `note`, `time`); its label overrides the heads. None if there is no such row.
         known: Row whose image is a copy of the meme's, by its hash (see `KnownMeme`); it `decides` if its caption is
             the meme's too. None without such a row, or where known memes are not looked for.
-        caption_check: The caption against the words on the image (see `CaptionCheck`), where that is asked for.
+        """Return the JSON object of the HTTP API; without `known`, `caption_check` and the contributions where they are
+        None, and without `rationale` and `explanation` where there is no rationale.
+        """
+        left_out = {"rationale", "explanation"} if self.rationale is None else set()
+        optional = ("known", "caption_check", "contributions", "contributions_rest")
+        left_out |= {name for name in optional if getattr(self, name) is None}
         rationale: Rationale generated after the verdict, if one was requested.
         explanation: How the rationale was generated (see `Explanation.fields`).
     """
@@ -97,15 +102,28 @@ class Verdict:
     identical: dict[str, Any] | None = None
     known: dict[str, Any] | None = None
     caption_check: dict[str, Any] | None = None
+    contributions: list[dict[str, Any]] | None = None
+    contributions_rest: float | list[float] | None = None
     rationale: str | None = None
     explanation: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
+<<<<<<< HEAD
         """Return the JSON object of the HTTP API; without `known` and `caption_check` where they are None, and without
         `rationale` and `explanation` where there is no rationale.
         """
         left_out = {"rationale", "explanation"} if self.rationale is None else set()
         left_out |= {name for name in ("known", "caption_check") if getattr(self, name) is None}
+=======
+        """Return the JSON object of the HTTP API; without `known` and `contributions` where they are None, and without
+        `rationale` and `explanation` where there is no rationale.
+        """
+        left_out = {"rationale", "explanation"} if self.rationale is None else set()
+        if self.known is None:
+            left_out.add("known")
+        if self.contributions is None:
+            left_out |= {"contributions", "contributions_rest"}
+>>>>>>> main
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def to_row(self, *, brief: bool = False) -> dict[str, Any]:
@@ -113,8 +131,8 @@ class Verdict:
         head, then all further fields.
 
         Args:
-            brief: Of the further fields, keep `neighbours` and `identical` only, and these where a bank voted. Rows of
-                `ra-hmd predict --queries` are brief.
+            brief: Of the further fields, keep `neighbours`, `identical` and the contributions only, and these where a
+                bank voted. Rows of `ra-hmd predict --queries` are brief.
         """
         row = {
             "id": self.id,
@@ -125,8 +143,8 @@ class Verdict:
         }
         further = self.to_dict()
         if brief:
-            kept = () if self.neighbours is None else ("neighbours", "identical")
-            further = {name: further[name] for name in kept}
+            kept = ("neighbours", "identical", "contributions", "contributions_rest")
+            further = {} if self.neighbours is None else {name: further[name] for name in kept if name in further}
         return row | {name: value for name, value in further.items() if name not in row}
 
 

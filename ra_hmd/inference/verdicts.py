@@ -11,7 +11,7 @@ import numpy as np
 
 from ra_hmd.core.heads import BANK_HEADS, Head
 from ra_hmd.inference.types import Verdict
-from ra_hmd.scoring.evidence import plain_score, vote_evidence
+from ra_hmd.scoring.evidence import kernel_evidence, plain_score, vote_evidence
 from ra_hmd.scoring.scorer import Scorer
 from ra_hmd.scoring.scores import ScoredSet
 
@@ -41,9 +41,9 @@ def verdicts_of(
     uncertain = _uncertain(scored, head, probabilities[head], abstain)
     single = problem.kind == "single_label"
     threshold = None if single else plain_score(scored.rules[head].thresholds, problem)
-    rows = zip(scored.queries.ids, captions, _neighbours(scored, scorer, provenance), scorer.decided_rows(scored),
-               strict=False)  # fmt: skip
-    for row, (name, (text, source), neighbours, identical) in enumerate(rows):
+    rows = zip(scored.queries.ids, captions, _neighbours(scored, scorer, provenance), _contributions(scored, scorer),
+               scorer.decided_rows(scored), strict=False)  # fmt: skip
+    for row, (name, (text, source), neighbours, (contributions, rest), identical) in enumerate(rows):
         decided: dict[Head, Any] = {one: values[row].tolist() for one, values in verdicts.items()}
         if scored.abstained[row]:
             decided |= {one: None for one in BANK_HEADS if one in decided}
@@ -60,6 +60,8 @@ def verdicts_of(
             threshold=threshold,
             neighbours=neighbours,
             identical=identical,
+            contributions=contributions,
+            contributions_rest=rest,
         )
 
 
@@ -70,6 +72,12 @@ def _uncertain(scored: ScoredSet, head: Head, probabilities: np.ndarray, abstain
     rule = scored.rules[head]
     limit = rule.calibration.apply(rule.thresholds[None, :], head, scored.problem)
     return np.abs(probabilities - limit)[:, 0] < abstain
+
+
+def _contributions(scored: ScoredSet, scorer: Scorer) -> Iterator[tuple[list[dict[str, Any]] | None, Any]]:
+    if scorer.reference_set is None or scored.kernel is None:
+        return repeat((None, None))
+    return kernel_evidence(scored, scorer.reference_set.rows)
 
 
 def _neighbours(scored: ScoredSet, scorer: Scorer, provenance: bool) -> Iterator[list[dict[str, Any]] | None]:

@@ -48,6 +48,23 @@ def vote_evidence(scored: ScoredSet, bank: LabelledIndex, memes: int | None = No
         ]
 
 
+def kernel_evidence(scored: ScoredSet, bank: LabelledIndex) -> Iterator[tuple[list[dict[str, Any]], Any]]:
+    """For each meme of a set: the rows that add most to its KRR score, regardless of sign, and what all others add.
+
+    A row's `share` is what it adds: the shares and the rest add up to the score; of several classes they are lists.
+    """
+    found, problem = scored.kernel, scored.problem
+    assert found is not None
+    ids, labels, rest = bank.ids, bank.labels, found.rest
+    for line in range(len(scored)):
+        rows = [
+            {"id": ids[row], "label": labels[row].tolist(), "share": plain_score(share, problem)}
+            for row, share in zip(found.rows[line], found.shares[line], strict=True)
+            if row >= 0
+        ]
+        yield rows, plain_score(rest[line], problem)
+
+
 def plain_score(values: np.ndarray, problem: Problem) -> float | list[float]:
     """Values [C] for JSON: one number if binary, else a list."""
     return float(values[0]) if problem.kind == "binary" else values.tolist()

@@ -140,7 +140,7 @@ def score_set(
         in_bank = len(set(features.ids).intersection(bank.ids))  # a set of the whole bank would be slow for each batch
     predicted = None
     if kernel is not None:
-        predicted = kernel.predict(queries)
+        predicted = kernel.predict(queries, voting.topk)
         scores["krr"] = predicted.scores
     rules = {which: DecisionRule.official(which, problem) for which in scores}
     return ScoredSet(name, problem, queries, neighbours, votes.contributions, votes.abstained, in_bank, scores, rules,

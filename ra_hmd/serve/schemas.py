@@ -207,6 +207,14 @@ class Neighbour(BaseModel):
     time: str | None = None
 
 
+class Contribution(BaseModel):
+    """A row of the bank, and what it adds to the score of the KRR."""
+
+    id: str
+    label: Label
+    share: Score
+
+
 class Identical(BaseModel):
     """The row of the bank that is this very picture and caption, to which a person gave its label."""
 
@@ -261,6 +269,10 @@ class JudgedMeme(BaseModel):
     )
     threshold: Score | None
     neighbours: list[Neighbour] | None
+    contributions: list[Contribution] | None = Field(
+        None, description="The rows that add most to the score of the KRR; with `contributions_rest` the whole score."
+    )
+    contributions_rest: Score | None = None
     identical: Identical | None = None
     known: Known | None = None
     caption_check: CaptionCheck | None = None

@@ -91,7 +91,7 @@ def test_stage2_card_has_the_evaluations_numbers(lab: Path, tmp_path: Path) -> N
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.license, data.language, data.model_name) == ("apache-2.0", ["en"], "Harmless example")
     (scores,) = read_json(lab / "evaluation" / "metrics.json").values()
-    assert set(scores) == {"lmh", "lrc", "rkc"}
+    assert set(scores) == {"lmh", "lrc", "rkc", "krr"}
     for head, metrics in scores.items():
         (line,) = [line for line in text.splitlines() if line.startswith(f"| {head.upper()} ") and "[" in line]
         cells = [cell.strip() for cell in line.split("|")[2:-1]]

@@ -254,6 +254,8 @@ BLOCKS = [
     ("docs/api.md", "ra-hmd serve RUN --bank BANK    ", 2),
     ("docs/api.md", "ra-hmd serve-key", 4),
     ("docs/bank.md", "ra-hmd bank search", 11),
+    ("docs/bank.md", "ra-hmd bank audit", 2),
+    ("docs/bank.md", "ra-hmd bank suggest", 2),
     ("docs/console.md", "ra-hmd console", 1),
     ("docs/data.md", "data import mami", 4),
     ("docs/data.md", "data import generic", 1),

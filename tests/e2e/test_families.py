@@ -134,7 +134,9 @@ def test_evaluation_scores_every_meme_by_all_heads(walk: Walk, record: Record) -
 
 def test_prediction_equals_evaluation(walk: Walk, record: Record) -> None:
     record("predict")
-    wanted = {row["id"]: {head: row[f"{head}_score"] for head in ("lmh", "lrc", "rkc")} for row in walk.evaluated}
+    wanted = {
+        row["id"]: {head: row[f"{head}_score"] for head in ("lmh", "lrc", "rkc", "krr")} for row in walk.evaluated
+    }
     assert {row["id"] for row in walk.predicted} == wanted.keys()
     for row in walk.predicted:
         assert row["scores"] == pytest.approx(wanted[row["id"]], abs=1e-4)

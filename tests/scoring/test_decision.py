@@ -79,8 +79,8 @@ def test_a_head_that_is_worse_than_chance_on_dev_is_not_calibrated(tilted):
         )
         stored = read_operating_point(lab.folder / "head")
         assert {rule.calibration.kind for rule in stored.rules.values()} == {"none"}
-        assert set(stored.uncalibrated) == {"lmh", "lrc", "rkc"}
-        assert sum("has no calibration: on dev" in note for note in result["notes"]) == 3
+        assert set(stored.uncalibrated) == {"lmh", "lrc", "rkc", "krr"}
+        assert sum("has no calibration: on dev" in note for note in result["notes"]) == 4
         assert all(rule.chosen for rule in stored.rules.values()), "their thresholds are those of dev all the same"
     path = lab.folder / "head" / DECISION_NAME
     old = json.loads(path.read_text())

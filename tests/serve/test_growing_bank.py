@@ -75,6 +75,9 @@ def test_the_kernel_head_follows_the_bank(tuned: Path, served_clip: Path, clip_b
     predict_features(tuned, store, tmp_path / "krr.jsonl", head="krr", bank=clip_bank)
     rows = list(map(json.loads, (tmp_path / "krr.jsonl").read_text().splitlines()))
     np.testing.assert_allclose([row["score"] for row in rows], fresh.scores["krr"][:, 0], atol=1e-12)
+    for row in rows:
+        named = sum(one["share"] for one in row["contributions"])
+        assert row["score"] == pytest.approx(named + row["contributions_rest"], abs=1e-12)
     assert [row["verdict"] for row in rows] == fresh.verdicts("krr").tolist()
 
 

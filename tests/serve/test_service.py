@@ -113,12 +113,17 @@ def test_a_correction_votes_in_the_next_answer(served_clip: Path, clip_bank: Pat
         assert all(answer.version["bank"]["version"] == 2 for answer in after)
         near = after[0].verdict.neighbours[0]
         assert (near["id"], near["source"], near["note"]) == ("twin", "review", "seen by a person")
-        flipped = {
-            one.verdict.id
-            for one, other in zip(before, after, strict=True)
-            if one.verdict.verdicts["rkc"] != other.verdict.verdicts["rkc"]
-        }
-        assert {flip["id"] for flip in impact["flips"]} == flipped
+        for head, shown in (("rkc", impact), ("krr", impact["krr"])):
+            flipped = {
+                one.verdict.id
+                for one, other in zip(before, after, strict=True)
+                if one.verdict.verdicts[head] != other.verdict.verdicts[head]
+            }
+            assert {flip["id"] for flip in shown["flips"]} == flipped
+        assert impact["krr"]["flips"], "the meme itself at least"
+        with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as fresh:
+            for one, other in zip(after, wait_for_all(fresh.submit(asked), 60), strict=True):
+                assert one.verdict.scores["krr"] == pytest.approx(other.verdict.scores["krr"], abs=1e-6)
         bank_service.rollback(1, author="ana", reason="a trial")
         again = wait_for_all(service.submit(asked), 60)
     assert [one.verdict.scores for one in again] == [pytest.approx(one.verdict.scores, abs=1e-6) for one in before]
