@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from ra_hmd.cli.attack import attack_app
 from ra_hmd.cli.bank import bank_app
+from ra_hmd.cli.bank_attack import bank_attack_app
 from ra_hmd.cli.bank_review import bank_review_app
 from ra_hmd.cli.data import data_app
 from ra_hmd.cli.doctor import doctor_app
@@ -65,6 +66,7 @@ app = typer.Typer(cls=_Group, help="Hateful-meme detection with retrieval-augmen
 app.add_typer(data_app, name="data")
 bank_app.add_typer(hash_lists_app)
 bank_app.add_typer(bank_review_app)
+bank_app.add_typer(bank_attack_app)
 app.add_typer(bank_app, name="bank")
 app.add_typer(features_app, name="features")
 app.add_typer(retention_app, name="retention")

@@ -36,7 +36,7 @@ _LIST_OPTIONS = {
     "--splits": r"[\w-][\w.-]*",
     **dict.fromkeys(("--families", "--attacks", "--channels", "--targets"), r"[a-z_]+"),
     "--severities": r"[1-3]",
-    "--eps": r"\d+",
+    **dict.fromkeys(("--eps", "--sizes"), r"\d+"),
 }
 
 
