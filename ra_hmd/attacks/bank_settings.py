@@ -15,7 +15,7 @@ class BankAttackSettings(Settings):
 
     sizes: list[int] = Field(default=[1, 2, 4, 8, 16, 32], description="Numbers of rows that are added: 1 2 4 …")
     similarity: float = Field(
-        default=0.98, gt=0, le=1, description="Cosine similarity of a near-duplicate to the meme that it copies."
+        default=1.0, gt=0, le=1, description="Cosine similarity of an added row to the meme that it copies."
     )
     sample: int = Field(default=50, ge=1, description="Queries that flipped near-duplicates are aimed at.")
     draws: int = Field(default=3, ge=1, description="Memes of each class whose near-duplicates flood the bank.")

@@ -79,12 +79,10 @@ class Verdict:
             `source`, `note`, `time`); its label overrides the heads. None if there is no such row.
         known: Row whose image is a copy of the meme's, by its hash (see `KnownMeme`); it `decides` if its caption is
             the meme's too. None without such a row, or where known memes are not looked for.
-        """Return the JSON object of the HTTP API; without `known`, `caption_check` and the contributions where they are
-        None, and without `rationale` and `explanation` where there is no rationale.
-        """
-        left_out = {"rationale", "explanation"} if self.rationale is None else set()
-        optional = ("known", "caption_check", "contributions", "contributions_rest")
-        left_out |= {name for name in optional if getattr(self, name) is None}
+        caption_check: The caption against the words on the image (see `CaptionCheck`), where that is asked for.
+        contributions: Rows of the bank that add most to the score of the KRR, regardless of sign: `id`, `label`,
+            `share` (what the row adds); at most K. None without a KRR.
+        contributions_rest: What all other rows add; shares and rest add up to the score. None without a KRR.
         rationale: Rationale generated after the verdict, if one was requested.
         explanation: How the rationale was generated (see `Explanation.fields`).
     """
@@ -108,22 +106,12 @@ class Verdict:
     explanation: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-<<<<<<< HEAD
-        """Return the JSON object of the HTTP API; without `known` and `caption_check` where they are None, and without
-        `rationale` and `explanation` where there is no rationale.
+        """Return the JSON object of the HTTP API; without `known`, `caption_check` and the contributions where they are
+        None, and without `rationale` and `explanation` where there is no rationale.
         """
         left_out = {"rationale", "explanation"} if self.rationale is None else set()
-        left_out |= {name for name in ("known", "caption_check") if getattr(self, name) is None}
-=======
-        """Return the JSON object of the HTTP API; without `known` and `contributions` where they are None, and without
-        `rationale` and `explanation` where there is no rationale.
-        """
-        left_out = {"rationale", "explanation"} if self.rationale is None else set()
-        if self.known is None:
-            left_out.add("known")
-        if self.contributions is None:
-            left_out |= {"contributions", "contributions_rest"}
->>>>>>> main
+        optional = ("known", "caption_check", "contributions", "contributions_rest")
+        left_out |= {name for name in optional if getattr(self, name) is None}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def to_row(self, *, brief: bool = False) -> dict[str, Any]:
