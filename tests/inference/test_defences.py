@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from served import ra_hmd
+from servers import as_json, in_thread
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.benign_transforms import MOST_COPIES, benign_copies
@@ -18,8 +19,11 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.inference.defences import Defences, mean_over_copies
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.options import DetectorOptions
+from ra_hmd.inference.options import DetectorOptions, ServedDetectorOptions
 from ra_hmd.scoring.scorer import Scorer
+from ra_hmd.serve.app import create_app
+from ra_hmd.serve.bank_service import BankService
+from ra_hmd.serve.batching import BatchingService
 
 
 @pytest.fixture
@@ -170,6 +174,21 @@ def test_files_have_the_checks_and_the_manifest_the_defences(
     assert manifest["arguments"]["check_captions"] == "abstain"
     assert manifest["arguments"]["transforms"] == 1
     assert manifest["text_sources"] == {"given": 2}
+
+
+def test_a_service_answers_with_the_check(
+    served_clip: Path, some: list[Meme], words_on_pictures: dict[bytes, str]
+) -> None:
+    options = ServedDetectorOptions(bank=str(served_clip / "bank"), check_captions="abstain", transforms=1)
+    service = BatchingService(options.open(served_clip / "head"))
+    sent = {"memes": [as_json(some[0], id="right"), as_json(some[1], id="wrong") | {"text": "quite another text"}]}
+    with in_thread(create_app(service, BankService(service))) as client:
+        right, wrong = client.post("/v1/classify", json=sent).json()["results"]
+    service.close()
+    assert right["caption_check"] == {"read": some[0].text, "agreement": 1.0, "agrees": True}
+    assert wrong["caption_check"]["agrees"] is False
+    assert (right["verdict"] is None, wrong["verdict"] is None) == (False, True)
+    assert wrong["verdicts"]["rkc"] is not None
 
 
 def test_options_that_do_not_fit_are_named() -> None:
