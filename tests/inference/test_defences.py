@@ -17,6 +17,7 @@ from ra_hmd.data.benign_transforms import MOST_COPIES, benign_copies
 from ra_hmd.data.caption_agreement import caption_agreement
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
+from ra_hmd.inference.batch import predict_files
 from ra_hmd.inference.defences import Defences, mean_over_copies
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.options import DetectorOptions, ServedDetectorOptions
@@ -174,6 +175,9 @@ def test_files_have_the_checks_and_the_manifest_the_defences(
     assert manifest["arguments"]["check_captions"] == "abstain"
     assert manifest["arguments"]["transforms"] == 1
     assert manifest["text_sources"] == {"given": 2}
+    careful = Detector.from_run(served_clip / "head", defences=Defences(check_captions="abstain"))
+    with pytest.raises(UserError, match="--check-captions abstain"):
+        predict_files(careful, given, tmp_path / "out2.csv", style="hateclipper-csv", show=False)
 
 
 def test_a_service_answers_with_the_check(

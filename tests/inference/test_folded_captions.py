@@ -94,6 +94,19 @@ def test_a_store_states_folding_and_its_head_folds(
         assert one == pytest.approx(other, abs=1e-5)
 
 
+def test_a_head_on_folded_features_of_an_lmm_folds(
+    served_lmm: Path, memes: Path, some: list[Meme], tmp_path: Path
+) -> None:
+    ra_hmd("extract", "--checkpoint", served_lmm / "run", "--data", memes / "a", "--split", "train", "--limit", "24",
+           "--workers", "0", "--fold-captions", "--output", tmp_path / "train")  # fmt: skip
+    assert store_fingerprint(read_features(tmp_path / "train"))["inputs.fold_captions"] is True
+    (tmp_path / "stage2.yaml").write_text(f"init_head: {served_lmm}/run\nepochs: 1\nlr: 1.0e-3\n")
+    ra_hmd("stage2", tmp_path / "stage2.yaml", f"train={tmp_path}/train", f"output_dir={tmp_path / 'head'}")
+    detector = Detector.from_run(tmp_path / "head")
+    for one, other in zip(scores(detector, some), scores(detector, disguised(some)), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
 def test_predict_records_folding(served_clip: Path, some: list[Meme], tmp_path: Path) -> None:
     given = tmp_path / "memes.jsonl"
     given.write_text(
