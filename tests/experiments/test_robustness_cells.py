@@ -84,6 +84,12 @@ def test_the_worst_case_of_a_meme_is_over_all_variants_and_the_clean_set(results
     assert results["worst_of"]["words"]["accuracy"]["value"] == pytest.approx(5 / 8)
 
 
+def test_a_meme_that_is_judged_wrongly_when_clean_is_not_right_in_the_worst_case():
+    clean = list(SETS[CLEAN])
+    clean[4] = 0.9  # right in every variant
+    assert under_attack(SETS | {CLEAN: clean}).worst(list(CLASSES))["accuracy"]["value"] == pytest.approx(1 / 8)
+
+
 def test_abstention_keeps_the_limit_that_answers_its_share_of_dev(results):
     assert results["limit"] == pytest.approx(0.7)  # the sixth of eight certainties on dev: .9 .9 .8 .8 .7 .7 .6 .6
     answered = np.array(SETS["swap-2"])
