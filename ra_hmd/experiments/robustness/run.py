@@ -19,7 +19,7 @@ from ra_hmd.core.progress import track
 from ra_hmd.evaluation.provenance import describe_head
 from ra_hmd.experiments.robustness.cells import Estimates, HeadUnderAttack, defence_results, head_results
 from ra_hmd.experiments.robustness.config import RobustnessSettings
-from ra_hmd.experiments.robustness.extraction import makers_of
+from ra_hmd.experiments.robustness.extraction import FeatureMaker, makers_of
 from ra_hmd.experiments.robustness.report import write_robustness_report
 from ra_hmd.experiments.robustness.scores import SystemScores
 from ra_hmd.experiments.robustness.scoring import SystemScorer
@@ -93,13 +93,30 @@ def robustness(settings: RobustnessSettings, *, final: bool = False, command: st
     write_json(output / "robustness.json", plain(result))
     write_robustness_report(result, settings, command, output)
     clock.stop("report")
-    manifest = RobustnessManifest.new(
+    manifest = _manifest(suite, makers, scores, result["summary"], clock, final=final, command=command)
+    write_manifest(output / MANIFEST_NAME, manifest)
+    return result
+
+
+def _manifest(
+    suite: Suite,
+    makers: Mapping[str, FeatureMaker],
+    scores: Mapping[str, SystemScores],
+    summary: str,
+    clock: _Clock,
+    *,
+    final: bool,
+    command: str,
+) -> RobustnessManifest:
+    settings = suite.settings
+    systems = {name: settings.system(name) for name in settings.systems}
+    return RobustnessManifest.new(
         command=command,
         arguments=plain(settings.model_dump()),
         seed=settings.seed,
         final=final,
         test={name: dict(found.opened) for name, found in scores.items()},
-        systems={name: describe_head(_head_folder(settings, name)) for name in settings.systems},
+        systems={name: describe_head(one.head or one.checkpoint or "") for name, one in systems.items()},
         attacked={
             "suite": suite.manifest.suite,
             "seed": suite.manifest.seed,
@@ -107,15 +124,8 @@ def robustness(settings: RobustnessSettings, *, final: bool = False, command: st
         },
         stores={name: str(maker.folder) for name, maker in makers.items()},
         seconds=clock.seconds,
-        summary=result["summary"],
+        summary=summary,
     )
-    write_manifest(output / MANIFEST_NAME, manifest)
-    return result
-
-
-def _head_folder(settings: RobustnessSettings, name: str) -> Any:
-    system = settings.system(name)
-    return system.head or system.checkpoint
 
 
 def groups_of(suite: Suite) -> dict[str, dict[str, list[str]]]:
