@@ -1,5 +1,6 @@
-"""YAML keys of stage `sft-classifier` that hold on to a model's abilities: the divergence from the base model."""
+"""YAML keys of stage `sft-classifier` that hold on to a model's abilities: general data, divergence from the base."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,22 @@ class RetentionArguments:
             "which is the model with its adapter switched off; 0: without it."
         },
     )
+    general_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "sft-classifier: those of `dataset`, with commas between them, whose rows have no class and count "
+            "in the language loss alone."
+        },
+    )
+
+    @property
+    def general_names(self) -> list[str]:
+        """Names in `general_dataset`."""
+        return [name.strip() for name in (self.general_dataset or "").split(",") if name.strip()]
+
+
+RETENTION_DEFAULTS = {item.name: item.default for item in dataclasses.fields(RetentionArguments)}
+"""YAML key to its default."""
 
 
 def retention_problems(args: Any) -> Iterator[str]:
@@ -30,3 +47,10 @@ def retention_problems(args: Any) -> Iterator[str]:
             f"`lm_kl_weight: {args.lm_kl_weight}` compares with the model whose adapter is switched off, and "
             f"`finetuning_type: {args.finetuning_type}` has none; set `finetuning_type: lora`, or leave it out."
         )
+    if not args.general_names:
+        return
+    for key in ("rgcl", "llm_moe", "clusters", "guidance"):
+        if getattr(args, key):
+            yield f"`general_dataset` does not go with `{key}`, which needs a meme in every row; leave one of them out."
+    if args.loss_ratio[0] == 0:
+        yield "`general_dataset` counts in the language loss alone, and its weight in `loss_ratio` is 0."

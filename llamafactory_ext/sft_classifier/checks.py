@@ -8,6 +8,7 @@ from llamafactory.extras import logging
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from llamafactory_ext.sft_classifier.general import labelled
 from llamafactory_ext.sft_classifier.metric import logged_metrics
 from llamafactory_ext.sft_classifier.rgcl import check_rgcl
 from ra_hmd.core.artifacts import read_json
@@ -89,7 +90,7 @@ def check_training(
     dataset = records["train_dataset"]
     if args.rgcl:
         check_rgcl(dataset, training_args, args)
-    labels = np.asarray(list(dataset["class_label"]))
+    labels = labelled(list(dataset["class_label"]))
     args.problem.refuse_one_class(labels, "The training data")
     constant = args.problem.constant_classes(labels)
     if constant:

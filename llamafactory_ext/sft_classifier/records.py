@@ -24,6 +24,7 @@ from llamafactory.data.processor import SupervisedDatasetProcessor
 from llamafactory.extras import logging
 from llamafactory.extras.misc import has_tokenized_data
 
+from llamafactory_ext.sft_classifier.general import GENERAL, encode_general, general_sources, labelled
 from llamafactory_ext.sft_classifier.guides import CLUSTER, PROBLEM, Guides
 from llamafactory_ext.sft_classifier.tokenized import (
     PICTURE,
@@ -56,7 +57,9 @@ _MEDIA = ("images", "videos", "audios")
 _ALIGN, _PROCESSOR = loader.align_dataset, loader._get_dataset_processor
 
 
-def align_with_extras(dataset: Dataset, attributes: Any, data_args: Any, training_args: Any) -> Dataset:
+def align_with_extras(
+    dataset: Dataset, attributes: Any, data_args: Any, training_args: Any, general: bool = False
+) -> Dataset:
     """The host's `align_dataset`, with the columns `_sample_id`, `_label` and `_picture` beside its own.
 
     Not from the cache: whether an image is found under `media_dir` is decided here. `_picture` is the state of its
@@ -72,10 +75,12 @@ def align_with_extras(dataset: Dataset, attributes: Any, data_args: Any, trainin
     dataset = _undecoded(dataset)
     aligned = _with_paths(_ALIGN(dataset, attributes, fresh, training_args), data_args.media_dir)
     names = next((name for name in ("id", attributes.images or "images") if name in dataset.column_names), None)
-    if names is None:
+    if names is None and not general:
         raise UserError(f"Data set {attributes.dataset_name} has neither an `id` nor an image column.")
-    ids = [image_name(name[0] if isinstance(name, list) and name else name) for name in dataset[names]]
-    labels = dataset["label"] if "label" in dataset.column_names else [None] * len(ids)
+    # General data: a text may have no image, and a picture several questions.
+    given = [f"{attributes.dataset_name} {row}" for row in range(len(dataset))] if general else dataset[names]
+    ids = [image_name(name[0] if isinstance(name, list) and name else name) for name in given]
+    labels = dataset["label"] if "label" in dataset.column_names and not general else [None] * len(ids)
     aligned = aligned.add_column("_sample_id", ids, feature=Value("string"))
     aligned = aligned.add_column("_label", list(map(_label_text, labels)), feature=Value("string"))
     states = [file_state(images[0]) if images else "" for images in aligned["_images"]]
@@ -172,6 +177,8 @@ class ClassifierDatasetProcessor(SupervisedDatasetProcessor):
         return rows
 
     def _encode_row(self, example: dict[str, Any], encoder: MemeEncoder) -> dict[str, Any]:
+        if example.get(GENERAL):
+            return encode_general(example, self.template, self.tokenizer, self.processor, encoder.cutoff_len)
         question, answer = _single_turn(example)
         args = self.finetuning_args
         caption = args.prompt.caption_of(question)
@@ -242,9 +249,14 @@ def _label_set(column: str, answer: str, answers: Answers) -> tuple[int, ...]:
 
 
 @contextmanager
-def _our_data_path(finetuning_args: "ClassifierFinetuningArguments", guides: Guides) -> Iterator[None]:
+def _our_data_path(
+    finetuning_args: "ClassifierFinetuningArguments", guides: Guides, sources: list[dict[str, Any]]
+) -> Iterator[None]:
     def align(dataset: Dataset, attributes: Any, data_args: Any, training_args: Any) -> Dataset:
-        aligned = align_with_extras(dataset, attributes, data_args, training_args)
+        general = vars(attributes) in sources
+        aligned = align_with_extras(dataset, attributes, data_args, training_args, general)
+        if sources:
+            aligned = aligned.add_column(GENERAL, [general] * len(aligned), feature=Value("bool"))
         return guides.with_clusters(aligned, finetuning_args.prompt, training_args)
 
     def get_processor(
@@ -281,6 +293,7 @@ def load_records(
         UserError: tokenised data of other settings or data, and every record that cannot be trained on, together.
     """
     _check_files([*(data_args.dataset or []), *(data_args.eval_dataset or [])], data_args.dataset_dir)
+    sources = general_sources(data_args, finetuning_args)
     tokenized, loading = data_args.tokenized_path, copy(data_args)
     reused = tokenized is not None and has_tokenized_data(tokenized)
     if tokenized is not None:
@@ -290,7 +303,7 @@ def load_records(
     else:
         loading.tokenized_path = None  # the host would write it before the rows are checked
     try:
-        with _our_data_path(finetuning_args, guides):
+        with _our_data_path(finetuning_args, guides, sources):
             module = get_dataset(template, model_args, loading, training_args, stage="sft", **tokenizer_module)
     except DatasetGenerationError as error:
         raise UserError(
@@ -379,7 +392,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     for row in dataset.select_columns(["sample_id", "class_label", "input_ids"]):
         digest.update(f"{row['sample_id']}\0{row['class_label']}\0{len(row['input_ids'])}\0".encode())
         digest.update(np.asarray(row["input_ids"], dtype=np.int32).tobytes())
-    labels = np.asarray(dataset["class_label"])
+    labels = labelled(dataset["class_label"])
     if labels.ndim == 1:
         counts = {str(label): int(count) for label, count in zip(*np.unique(labels, return_counts=True), strict=True)}
     else:

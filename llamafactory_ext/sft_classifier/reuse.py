@@ -7,6 +7,7 @@ from llamafactory.extras import logging
 
 from llamafactory_ext.expert_arguments import DEFAULTS
 from llamafactory_ext.launchers import option
+from llamafactory_ext.retention_arguments import RETENTION_DEFAULTS
 from llamafactory_ext.sft_classifier.reuse_experts import take_experts
 from llamafactory_ext.sft_classifier.tokenized import differences
 from ra_hmd.core.artifacts import MANIFEST_NAME, plain
@@ -38,7 +39,7 @@ llm_moe_num_experts expert_rank expert_alpha expert_dropout universal_expert clu
 cluster_prior_init cluster_prior_scale router_input router_lr expert_top_k moe_balance_w moe_balance_scope lora_rank
 lora_alpha lora_dropout lora_target use_rslora use_dora additional_target pure_bf16 freeze_trainable_layers
 freeze_trainable_modules freeze_extra_modules freeze_vision_tower freeze_multi_modal_projector freeze_language_model
-disable_shuffling lm_kl_weight
+disable_shuffling lm_kl_weight general_dataset
 """
 _RESUMED = {"training": _TRAINING.split(), "finetuning": _FINETUNING.split()}
 _BEST = ("metric_for_best_model", "greater_is_better")
@@ -158,7 +159,7 @@ def _resumable(manifest: Stage1Manifest) -> dict[str, dict[str, Any]]:
         "run": {"finetuning_type": manifest.finetuning_type},
     }
     for group, names in _RESUMED.items():
-        arguments = (DEFAULTS if group == "finetuning" else {}) | manifest.arguments.get(group, {})
+        arguments = (DEFAULTS | RETENTION_DEFAULTS if group == "finetuning" else {}) | manifest.arguments.get(group, {})
         parts[group] = {name: arguments[name] for name in names if name in arguments}
     chosen = manifest.argument("training", "metric_for_best_model")
     parts["data"] = {name: described.to_json() for name, described in manifest.data.items()

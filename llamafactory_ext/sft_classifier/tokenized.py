@@ -90,6 +90,7 @@ def tokenized_origin(
     return {
         "inputs": plain(settings.to_dict()),
         "overlong_caption": finetuning_args.overlong_caption,
+        "general_dataset": finetuning_args.general_names or None,
         "tokenizer": _digest(tokenizer.get_vocab()),
         "image_processor": _digest(plain(processor.image_processor.to_dict())),
         "data": plain({name: getattr(data_args, name) for name in _DATA}),

@@ -16,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, SaveStrategy, rotate_checkpoints
 
 from llamafactory_ext.sft_classifier.base_divergence import base_logits, token_divergence
+from llamafactory_ext.sft_classifier.general import head_loss, labelled
 from llamafactory_ext.sft_classifier.guides import Guides
 from llamafactory_ext.sft_classifier.rgcl import RetrievalGuidance
 from llamafactory_ext.sft_classifier.weights import load_expert_weights, load_weights, whole_state
@@ -51,6 +52,7 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         # Sums of L_LM, L_LRC, L_RGCL, L_balance, the routing entropy and L_KL; micro-batches, and those with L_RGCL.
         self._parts = torch.zeros(8, device=self.args.device)
         self._class_weights: Tensor | None = None
+        self._rows_per_meme = 1.0  # of the training set; above 1 with general data
         self._guidance: RetrievalGuidance | None = None
         self._saved_step: int | None = None  # of the checkpoint that was written before its evaluation
         if self.args.do_train:
@@ -61,7 +63,9 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
 
     def _prepare_objectives(self) -> None:
         """Compute what the losses need from the whole training set: class weights and mined neighbours."""
-        args, labels = self.finetuning_args, np.asarray(self.train_dataset["class_label"])
+        args, rows = self.finetuning_args, np.asarray(self.train_dataset["class_label"])
+        labels = labelled(rows)
+        self._rows_per_meme = len(rows) / len(labels)
         weights = class_weights(labels, args.problem, args.class_weights, args.class_balance_beta)
         if weights is not None:
             self._class_weights = torch.from_numpy(weights).to(self.args.device)
@@ -82,7 +86,11 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         base = base_logits(self.model, inputs) if diverges else None
         outputs = model(**inputs, **({"with_logits": True} if diverges else {}))
         weights = weights_of(labels, self._class_weights) if model.training else None
-        lrc_loss = self.finetuning_args.objective(outputs["logits"], labels, weights)
+        objective = self.finetuning_args.objective
+        if model.training and self._rows_per_meme > 1:
+            lrc_loss = head_loss(objective, outputs["logits"], labels, weights, self._rows_per_meme)
+        else:
+            lrc_loss = objective(outputs["logits"], labels, weights)
         r0, r1, r2 = self.finetuning_args.loss_weights
         loss = r0 * outputs["lm_loss"] + r1 * lrc_loss
         if model.training:

@@ -65,7 +65,7 @@ class ClassifierCollator(SFTDataCollatorWith4DAttentionMask):
         for feature in features:
             feature.pop("sample_id", None)
             # Opened here: the host would see other pixels of transparent, deep and turned images than we do later.
-            feature["images"] = [load_image(path) for path in feature["images"]]
+            feature["images"] = [load_image(path) for path in feature["images"] or ()]
         batch = super().__call__(features)
         batch["answer_positions"], batch["answer_labels"] = answer_spans(batch.pop("labels"))
         batch["class_labels"] = torch.tensor(extras["class_label"])
