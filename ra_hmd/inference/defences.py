@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -12,7 +12,9 @@ from ra_hmd.core.heads import BANK_HEADS, Head
 from ra_hmd.data.benign_transforms import MOST_COPIES
 from ra_hmd.data.caption_agreement import caption_agreement
 from ra_hmd.inference.types import CaptionCheck, Verdict
-from ra_hmd.scoring.scores import ScoredSet
+
+if TYPE_CHECKING:
+    from ra_hmd.scoring.scores import ScoredSet
 
 
 class Defences(Settings):
@@ -70,7 +72,7 @@ class Defences(Settings):
 OFF = Defences()
 
 
-def mean_over_copies(scored: ScoredSet, copies: Sequence[ScoredSet]) -> ScoredSet:
+def mean_over_copies(scored: "ScoredSet", copies: "Sequence[ScoredSet]") -> "ScoredSet":
     """The scores of memes as means over their pictures and changed copies of these.
 
     Neighbours and embeddings are those of the pictures. A copy on which the vote abstains does not count for the heads

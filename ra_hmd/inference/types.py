@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
-from ra_hmd.bank.known_memes import MemeHashes
 from ra_hmd.core.heads import Head
+
+if TYPE_CHECKING:
+    from ra_hmd.bank.known_memes import MemeHashes
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PreparedMeme:
     text_source: str
     item: Any
     content: str = ""
-    hashes: MemeHashes | None = None
+    hashes: "MemeHashes | None" = None
     picture: Image | None = None
     copies: tuple[Any, ...] = ()
     caption_check: CaptionCheck | None = None
