@@ -14,6 +14,7 @@ from scipy.special import expit
 from sklearn.metrics import accuracy_score, roc_auc_score
 from typer.testing import CliRunner
 
+from ra_hmd.bank.bank import Bank
 from ra_hmd.cli.app import app
 from ra_hmd.core.config import load_yaml
 from ra_hmd.core.errors import UserError
@@ -30,6 +31,7 @@ from ra_hmd.features.test_lock import final_records
 from ra_hmd.models.encoder_files import EncoderSettings
 from ra_hmd.models.encoders import open_encoder
 from ra_hmd.models.head import load_head
+from ra_hmd.models.meme_model import MemeModel
 from ra_hmd.retrieval.embeddings import hidden_tensor, run_head
 
 
@@ -266,3 +268,34 @@ def test_a_bank_with_the_measured_memes_is_refused(copy):
     systems["plain"]["bank"] = str(copy / "features" / "test")
     with pytest.raises(UserError, match="a leak"):
         robustness(settings_of(copy, systems={"plain": systems["plain"]}), final=True)
+
+
+def test_an_example_bank_gives_what_its_feature_store_gives_and_takes_attacked_memes_for_the_study_alone(
+    copy, clip_bank
+):
+    rows = len(Bank.open(clip_bank))
+    systems = settings_of(copy).model_dump(mode="json", exclude_unset=True)["systems"]
+    systems["plain"]["bank"] = str(clip_bank)
+    chosen = {name: systems[name] for name in ("plain", "taught")}
+    before = read_json(copy / "out" / "robustness.json")["systems"]
+    found = robustness(settings_of(copy, systems=chosen), final=True)["systems"]
+    for name in chosen:
+        assert found[name]["bank"] == before[name]["bank"] | {"place": str(clip_bank)}
+        for head in ("rkc", "krr"):
+            metrics = [one[name]["heads"][head]["suite"]["metrics"]["auroc"]["value"] for one in (before, found)]
+            assert metrics[1] == pytest.approx(metrics[0], abs=1e-6)
+    assert len(Bank.open(clip_bank)) == rows
+
+
+def test_a_run_of_an_lmm_has_all_four_heads_and_its_model_is_loaded_once(served_lmm, memes, tmp_path, monkeypatch):
+    shutil.copytree(memes / "a", tmp_path / "data")
+    attack_by_hand(tmp_path / "data", tmp_path / "attacked", ("dev", "test"))
+    run = shutil.copytree(served_lmm / "run", tmp_path / "run")
+    system = {"checkpoint": str(run), "bank": str(served_lmm / "features" / "train")}
+    loaded = []
+    init = MemeModel.__init__
+    monkeypatch.setattr(MemeModel, "__init__", lambda self, *given: (loaded.append(1), init(self, *given))[1])
+    settings = settings_of(tmp_path, systems={"run": system}, attacks=["shout"], memes=4)
+    found = robustness(settings, final=True)["systems"]["run"]["heads"]
+    assert list(found) == ["lmh", "lrc", "rkc", "krr"]
+    assert len(loaded) == 1
