@@ -70,7 +70,7 @@ NOT_RUN = {
     ("docs/robustness.md", "dataset=hm_clean"): "tests/e2e/test_attacked_training.py",
     ("docs/robustness.md", "bank add banks/memes"): "tests/e2e/test_attacked_training.py",
     ("docs/robustness.md", "--attacks rephrase"): "tests/attacks/test_rephrase.py, against a local server",
-    ("docs/retention.md", "retention drawn"): "tests/experiments/test_retention.py",
+    ("docs/retention.md", "retention drawn --checkpoint $RUN"): "tests/experiments/test_retention.py",
     (
         "docs/retention.md",
         "lmms_eval",
