@@ -127,7 +127,7 @@ def square(
     Source: Andriushchenko et al., Square Attack, 2020 (L∞).
     """
     best = [
-        _bounded(picture, picture + eps * _signs(generator, picture, (3, 1, picture.shape[2])), eps)
+        (picture + eps * _signs(generator, picture, (3, 1, picture.shape[2]))).clamp(0, 255)
         for picture, generator in zip(pictures, generators, strict=True)
     ]
     lowest = margins(best).detach().cpu()
@@ -155,13 +155,8 @@ def _with_square(old: Tensor, clean: Tensor, generator: random.Random, eps: floa
     tall, wide = min(side, height), min(side, width)
     top, left = generator.randint(0, height - tall), generator.randint(0, width - wide)
     new, window = old.clone(), (slice(None), slice(top, top + tall), slice(left, left + wide))
-    new[window] = clean[window] + eps * _signs(generator, clean, (3, 1, 1))
-    return _bounded(clean, new, eps)
-
-
-def _bounded(clean: Tensor, changed: Tensor, eps: float) -> Tensor:
-    """The changed picture with 8 bits, within eps of the clean one."""
-    return (clean + (changed - clean).clamp(-eps, eps)).clamp(0, 255).round()
+    new[window] = (clean[window] + eps * _signs(generator, clean, (3, 1, 1))).clamp(0, 255)
+    return new
 
 
 def _signs(generator: random.Random, like: Tensor, shape: tuple[int, ...]) -> Tensor:
