@@ -1,7 +1,7 @@
 """White-box attacks: gradients through the processor, and pictures that fool a head after they were read from disk."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +33,9 @@ from ra_hmd.data.images import load_image
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import open_data
 from ra_hmd.inference.detector import Detector
+from ra_hmd.models.checkpoint import open_backbone
 from ra_hmd.models.families import FAMILIES
+from ra_hmd.models.meme_model import MemeModel
 
 
 def drawn(width: int = 117, height: int = 99, noise: float = 6.0) -> Image.Image:
@@ -186,6 +188,28 @@ def test_gradient_of_each_head_of_an_lmm_agrees_with_its_scores(served_lmm: Path
 def test_gradient_of_each_head_of_an_encoder_agrees_with_its_scores(served_clip: Path, clean: Path, head: Head) -> None:
     detector = Detector.from_run(served_clip / "head", str(served_clip / "bank"))
     check_gradient(detector, memes_of(clean), head)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_gradient_through_each_lmm_family_is_that_of_its_scores(
+    tiny: Callable[[str], Path], clean: Path, family: str
+) -> None:
+    """Nothing is lost on the way: hidden states are those of extraction, and change as the gradient says."""
+    model = MemeModel(open_backbone(str(tiny(family))), torch.device("cpu"))
+    memes = memes_of(clean)[:2]
+    opened = open_memes(model, memes)
+    pixels = [to_pixels(meme.load_image()).requires_grad_() for meme in memes]
+    hidden = opened(pixels).hidden
+    batch = model.collate([model.encode(meme.caption, meme.load_image()) for meme in memes])
+    assert torch.equal(hidden.detach(), model.score(batch).hidden.clone())
+    towards = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
+    slopes = torch.autograd.grad((hidden * towards).sum(), pixels)
+    with torch.no_grad():
+        up, down = (
+            opened([one + sign * slope.sign() for one, slope in zip(pixels, slopes, strict=True)]).hidden
+            for sign in (1, -1)
+        )
+    assert (((up - down) * towards).sum(dim=1) > 0).all()
 
 
 @pytest.mark.slow

@@ -69,6 +69,8 @@ NOT_RUN = {
     ("docs/robustness.md", "--check-captions abstain"): "tests/inference/test_defences.py, test_folded_captions.py",
     ("docs/robustness.md", "dataset=hm_clean"): "tests/e2e/test_attacked_training.py",
     ("docs/robustness.md", "bank add banks/memes"): "tests/e2e/test_attacked_training.py",
+    ("docs/robustness.md", "--white-box pgd"): "tests/attacks/test_white_box.py",
+    ("docs/robustness.md", "ra-hmd bank attack"): "tests/attacks/test_bank_attacks.py",
     ("docs/robustness.md", "--attacks rephrase"): "tests/attacks/test_rephrase.py, against a local server",
     ("docs/retention.md", "retention drawn --checkpoint $RUN"): "tests/experiments/test_retention.py",
     (
