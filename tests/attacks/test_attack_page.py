@@ -9,12 +9,13 @@ from ra_hmd.attacks.base import SUITES, Attack
 from ra_hmd.attacks.suites import ATTACKS
 
 PAGE = (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8")
+ATTACKS_SECTION = PAGE.partition("### The attacks")[2].partition("\n### ")[0]
 IN_WORDS = ("font", "flip", "mirrored_text", "spacing")
 
 
 @pytest.mark.parametrize("attack", [one for one in ATTACKS.values() if any(one.parameters)], ids=lambda one: one.name)
 def test_the_table_has_the_attack_with_its_severities(attack: Attack) -> None:
-    (row,) = re.findall(rf"^\| .*`{attack.name}`.*$", PAGE.partition("### The attacks")[2], re.MULTILINE)
+    (row,) = re.findall(rf"^\| .*`{attack.name}`.*$", ATTACKS_SECTION, re.MULTILINE)
     if attack.name not in IN_WORDS:
         levels = " / ".join(str(next(iter(stated.values()))) for stated in attack.parameters)
         assert f"| {levels}" in row
