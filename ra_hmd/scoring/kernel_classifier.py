@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from scipy.linalg import solve
 
 from ra_hmd.core.problem import Problem
 from ra_hmd.retrieval.distinct_vectors import ABSENT
@@ -212,7 +211,7 @@ class ExactKernelClassifier(KernelClassifier):
     @cached_property
     def coefficients(self) -> np.ndarray:
         """α, float64 [N, C]."""
-        return np.concatenate([system.coefficients for system in self.systems], axis=1)
+        return _coefficients(self.systems)
 
     def _parts(self, queries: Embeddings) -> tuple[np.ndarray, np.ndarray]:
         kernel = self.kernel(self.kernel.standardised(views_of(queries, self.kernel.used)), self._views)
@@ -277,7 +276,7 @@ class LocalKernelClassifier(KernelClassifier):
                 continue
             local = {name: matrix[near] for name, matrix in vectors.items()}
             query = {name: matrix[line : line + 1] for name, matrix in views.items()}
-            coefficients = self._local_coefficients(self.kernel(local, local), chosen.labels[near])
+            coefficients = _coefficients(self._solve(self.kernel(local, local), chosen.labels[near]))
             parts[line, : len(near)] = self.kernel(query, local)[0][:, None] * coefficients
         return found, parts
 
@@ -303,20 +302,17 @@ class LocalKernelClassifier(KernelClassifier):
     def _standardised(self) -> Views:
         return self.kernel.standardised(views_of(self._in_memory, self.kernel.used))
 
-    def _local_coefficients(self, kernel: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        targets, weights = self.problem.signs(labels), self.weights(labels)
-        parts = [
-            solve(kernel + np.diag(self.parameters.noise / weights[:, group]), part, assume_a="pos")
-            for group, part in enumerate(np.split(targets, weights.shape[1], axis=1))
-        ]
-        return np.concatenate(parts, axis=1)
-
     def leave_one_out(self) -> np.ndarray:
         blocks = [np.arange(len(self.rows))[start : start + _BLOCK] for start in range(0, len(self.rows), _BLOCK)]
         none = np.zeros((0, self.problem.outputs))
         return np.concatenate(
             [none, *(self.predict(self.rows.select(block, self.kernel.used), 0).scores for block in blocks)]
         )
+
+
+def _coefficients(systems: Sequence[RidgeSystem]) -> np.ndarray:
+    """α of all outputs, float64 [N, C]."""
+    return np.concatenate([system.coefficients for system in systems], axis=1)
 
 
 def fit_kernel_classifier(
