@@ -1,12 +1,16 @@
 """Finished parts of a study that goes through a model, one JSON Lines file each: an interrupted run continues."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ra_hmd.core.artifacts import read_json, write_json, write_jsonl
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.progress import track
 from ra_hmd.data.rows import jsonl_rows
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 _MARK = "fingerprint.json"
 
@@ -49,6 +53,37 @@ class Parts:
     def missing(self) -> list[int]:
         """Numbers of the parts that are not finished."""
         return [number for number in range(len(self.plan)) if not self.path(number).is_file()]
+
+    def missing_of(self, state: "PartialState") -> list[int]:
+        """Numbers of the unfinished parts that this rank makes."""
+        return [number for number in self.missing() if number % state.num_processes == state.process_index]
+
+    def complete(
+        self,
+        numbers: Sequence[int],
+        make: Callable[[Sequence[int]], Sequence[dict[str, Any]]],
+        description: str,
+        unit: str,
+        *,
+        show: bool,
+    ) -> None:
+        """Make and write parts, each as soon as it is finished.
+
+        Args:
+            numbers: Numbers of the parts.
+            make: Row numbers of a part → its rows.
+            description: Text before the progress bar.
+            unit: What a row is.
+            show: Whether to show the bar.
+        """
+
+        def made() -> Iterator[tuple[int, tuple[int, Sequence[dict[str, Any]]]]]:
+            for number in numbers:
+                yield len(self.plan[number]), (number, make(self.plan[number]))
+
+        total = sum(len(self.plan[number]) for number in numbers)
+        for number, rows in track(made(), description, total, unit, show=show):
+            self.write(number, rows)
 
     def write(self, number: int, rows: Sequence[dict[str, Any]]) -> None:
         """Write a finished part, whose rows are those of the plan; each has its `id`."""

@@ -1,6 +1,6 @@
 """In-context classification of a split by the LMM with labelled demonstrations (`ra-hmd in-context`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from ra_hmd.core.artifacts import plain, sha256_bytes
 from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import EvaluationManifest, read_folder_manifest
-from ra_hmd.core.progress import track
 from ra_hmd.data.images import image_size
 from ra_hmd.data.meme import Meme
 from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures, MemeSplit, open_candidates
@@ -206,7 +205,7 @@ def _score_missing(
     show: bool,
 ) -> None:
     """Score this rank's missing parts; the longest prompts come first, which shows at once whether they fit."""
-    todo = [number for number in parts.missing() if number % state.num_processes == state.process_index]
+    todo = parts.missing_of(state)
     if not todo:
         return
     memes, rows = plan.queries.memes, plan.chosen.rows
@@ -215,14 +214,11 @@ def _score_missing(
     first = parts.plan[0]
     longest = scorer.check_context([memes[row] for row in first], rows[first])
 
-    def scored() -> Iterator[tuple[int, tuple[int, np.ndarray]]]:
-        for number in todo:
-            part = parts.plan[number]
-            yield len(part), (number, scorer.scores([memes[row] for row in part], rows[part], batch_size))
-
-    total = sum(len(parts.plan[number]) for number in todo)
-    for number, scores in track(scored(), "Scoring", total, "memes", show=show and state.is_main_process):
-        parts.write(number, [
+    def scored(part: Sequence[int]) -> list[dict[str, Any]]:
+        scores = scorer.scores([memes[row] for row in part], rows[part], batch_size)
+        return [
             {"id": memes[row].id, "score": values, "longest": longest}
-            for row, values in zip(parts.plan[number], scores.tolist(), strict=True)
-        ])  # fmt: skip
+            for row, values in zip(part, scores.tolist(), strict=True)
+        ]
+
+    parts.complete(todo, scored, "Scoring", "memes", show=show and state.is_main_process)

@@ -1,6 +1,6 @@
 """What tuning cost a model, measured on pictures that the tool draws (`ra-hmd retention drawn`)."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from accelerate import PartialState
 from ra_hmd.core.artifacts import MANIFEST_NAME, plain, write_json, write_jsonl
 from ra_hmd.core.choices import DType
 from ra_hmd.core.manifests import RetentionManifest, write_manifest
-from ra_hmd.core.progress import track
 from ra_hmd.experiments.parts import Parts
 from ra_hmd.experiments.retention.config import RetentionSettings
 from ra_hmd.experiments.retention.measure import PairedModel
@@ -107,17 +106,13 @@ def _measure_missing(
     show: bool,
 ) -> None:
     """Measure this rank's missing parts."""
-    todo = [number for number in parts.missing() if number % state.num_processes == state.process_index]
+    todo = parts.missing_of(state)
     if not todo:
         return
     model = MemeModel(run, torch.device(device) if device is not None else state.device, dtype)
     pair = PairedModel(model, settings)
 
-    def measured() -> Iterator[tuple[int, tuple[int, list[dict[str, Any]]]]]:
-        for number in todo:
-            part = [items[row] for row in parts.plan[number]]
-            yield len(part), (number, pair.measure(part))
+    def measured(part: Sequence[int]) -> list[dict[str, Any]]:
+        return pair.measure([items[row] for row in part])
 
-    total = sum(len(parts.plan[number]) for number in todo)
-    for number, rows in track(measured(), "Asking", total, "questions", show=show and state.is_main_process):
-        parts.write(number, rows)
+    parts.complete(todo, measured, "Asking", "questions", show=show and state.is_main_process)
