@@ -7,19 +7,15 @@ neither on interruptions nor on the number of ranks. It keeps a digest of its im
 the chunk is made again.
 """
 
-import importlib.util
-import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from PIL import Image
 
 from ra_hmd.core.artifacts import atomic_path, plain, sha256_file
 from ra_hmd.core.errors import UserError
@@ -27,11 +23,11 @@ from ra_hmd.core.heads import BANK_HEADS
 from ra_hmd.core.manifests import PredictionsManifest, read_manifest, write_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.data.meme_dataset import json_line
-from ra_hmd.data.text import well_formed
 from ra_hmd.inference.batch_chunks import ChunkFolder
-from ra_hmd.inference.batch_reader import BatchInput, BatchRow, Survey
+from ra_hmd.inference.batch_judging import answer_rows, judge_chunks
+from ra_hmd.inference.batch_reader import BatchInput, Survey
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.explainer import NOTE, Explainer, explain_rows
+from ra_hmd.inference.explainer import NOTE, Explainer
 from ra_hmd.inference.writers import FileFormat, check_format, choose_format, manifest_path, open_writer, verdict_names
 from ra_hmd.scoring.operating_point import DECISION_NAME
 
@@ -94,7 +90,8 @@ def predict_files(
     state.wait_for_everyone()  # a rank without chunks must not merge and remove the folder while another reads it
     chunks = ((number, rows) for number, rows in enumerate(memes.chunks(size)) if number in own)
     total = sum(min(size, survey.rows - number * size) for number in own)
-    judged = ((len(chunk[2]), chunk) for chunk in judge_chunks(detector, chunks, workers, explainer))
+    answers = partial(answer_rows, detector, explainer)
+    judged = ((len(chunk[2]), chunk) for chunk in judge_chunks(detector, chunks, workers, answers))
     title = "Explaining" if explainer else "Classifying"
     for chunk in track(judged, title, total, "memes", show=show and state.is_main_process) if own else ():
         folder.write(*chunk)
@@ -136,114 +133,37 @@ def _settings(
     explainer: Explainer | None,
 ) -> dict[str, Any]:
     """Everything that a chunk depends on besides its images."""
-    scorer, version = detector.scorer, detector.version
     settings = {
-        "format": _FORMAT,
         "input": survey.names if memes.source.is_dir() else sha256_file(memes.source),
         "media_dir": memes.media_dir,
-        "head_sha256": version["head_sha256"],
-        "bank": {name: value for name, value in version["bank"].items() if name != "place"},
-        "decision": sha256_file(scorer.checkpoint / DECISION_NAME) if scorer.decision is not None else None,
-        "voting": asdict(scorer.voting),
-        "kernel": None if scorer.kernel is None else scorer.kernel.settings.model_dump(),
-        "head": detector.head,
-        "abstain": detector.abstain,
-        "batch_size": detector.batch_size,
+        "bank": {name: value for name, value in detector.version["bank"].items() if name != "place"},
         "chunk_size": size,
         "options": dict(options or {}),
+        **detector_settings(detector),
     }
-    settings |= {"defences": on} if (on := detector.defences.described()) else {}
-    if detector.known is not None:
-        settings["known"] = detector.known.describe()
     if explainer is not None:
         shown = [lookup.digest for lookup in explainer.lookups] if explainer.neighbours else []
         settings["explainer"] = explainer.describe() | {"shown": shown}
     return dict(plain(settings))
 
 
-def judge_chunks(
-    detector: Detector,
-    chunks: Iterable[tuple[int, list[BatchRow]]],
-    workers: int = 4,
-    explainer: Explainer | None = None,
-) -> Iterator[tuple[int, float, list[dict[str, Any]]]]:
-    """Yield for each chunk its number, the seconds that it took, and a line per row: `answer` or `reject`.
-
-    Chunks are read as they are classified, with a few images decoded ahead.
-    """
-    flat = ((number, row) for number, rows in chunks for row in rows)
-    with ThreadPoolExecutor(workers) as pool:
-        began = time.perf_counter()
-        for number, rows in groupby(_decoded(pool, flat, 4 * workers), key=lambda item: item[0]):
-            lines = _judge(detector, explainer, ((row, image) for _, row, image in rows))
-            yield number, time.perf_counter() - began, lines
-            began = time.perf_counter()
-
-
-def _decoded(
-    pool: ThreadPoolExecutor, rows: Iterator[tuple[int, BatchRow]], ahead: int
-) -> Iterator[tuple[int, BatchRow, Image.Image | str]]:
-    """Rows with their images, or the reason why there is none; at most `ahead` of them wait in memory."""
-    waiting: deque[tuple[int, BatchRow, Future[Image.Image | str]]] = deque()
-    for number, row in rows:
-        waiting.append((number, row, pool.submit(_load, row)))
-        if len(waiting) > ahead:
-            first, ready, future = waiting.popleft()
-            yield first, ready, future.result()
-    while waiting:
-        first, ready, future = waiting.popleft()
-        yield first, ready, future.result()
-
-
-def _load(row: BatchRow) -> Image.Image | str:
-    if row.meme is None:
-        return row.problem
-    try:
-        return row.meme.load_image()
-    except UserError as error:
-        return well_formed(str(error))
-
-
-def _judge(
-    detector: Detector, explainer: Explainer | None, rows: Iterable[tuple[BatchRow, Image.Image | str]]
-) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = []
-    prepared, places = [], []
-    for row, image in rows:
-        lines.append({})
-        if row.meme is None or isinstance(image, str):
-            lines[-1] = _reject(row, str(image))
-            continue
-        if row.meme.text is None or detector.defences.check_captions:
-            _check_ocr(row.meme.text)
-        try:
-            prepared.append(detector.prepare(replace(row.meme, image=image)))
-            places.append((len(lines) - 1, row))
-        except UserError as error:
-            lines[-1] = _reject(row, well_formed(str(error)))
-    verdicts = detector.judge(prepared)
-    rationales: list[dict[str, Any] | str] = [{}] * len(verdicts)
-    if explainer:
-        rationales = explain_rows(explainer, verdicts, [detector.image_of(meme) for meme in prepared])
-    for (line, row), verdict, rationale in zip(places, verdicts, rationales, strict=True):
-        if isinstance(rationale, str):
-            lines[line] = _reject(row, rationale)
-            continue
-        answer = verdict.to_row() | rationale
-        finite = plain(answer) == answer  # in JSON there is no NaN
-        lines[line] = {"answer": answer} if finite else _reject(row, "the model's score is not a number")
-    return lines
-
-
-def _check_ocr(text: str | None) -> None:
-    """Raise `UserError` where captions cannot be read, which is no row's fault."""
-    if importlib.util.find_spec("rapidocr") is None:
-        why = "A meme has no `text`, and reading it" if text is None else "--check-captions"
-        raise UserError(f"{why} needs the extra `ocr`: pip install 'ra-hmd[ocr]'.")
-
-
-def _reject(row: BatchRow, reason: str) -> dict[str, Any]:
-    return {"reject": {"place": row.place, "id": row.id, "reason": reason}}
+def detector_settings(detector: Detector) -> dict[str, Any]:
+    """What the rows of a chunk depend on besides the memes and the bank."""
+    scorer = detector.scorer
+    settings = {
+        "format": _FORMAT,
+        "head_sha256": detector.version["head_sha256"],
+        "decision": sha256_file(scorer.checkpoint / DECISION_NAME) if scorer.decision is not None else None,
+        "voting": asdict(scorer.voting),
+        "kernel": None if scorer.kernel is None else scorer.kernel.settings.model_dump(),
+        "head": detector.head,
+        "abstain": detector.abstain,
+        "batch_size": detector.batch_size,
+    }
+    settings |= {"defences": on} if (on := detector.defences.described()) else {}
+    if detector.known is not None:
+        settings["known"] = detector.known.describe()
+    return settings
 
 
 def _finished_manifest(output: Path, folder: ChunkFolder, style: FileFormat) -> dict[str, Any] | None:

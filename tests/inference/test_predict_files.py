@@ -26,7 +26,8 @@ from ra_hmd.data.images import known_formats
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.inference import batch
-from ra_hmd.inference.batch import judge_chunks, predict_files
+from ra_hmd.inference.batch import predict_files
+from ra_hmd.inference.batch_judging import judge_chunks
 from ra_hmd.inference.batch_reader import BatchRow, read_batch
 from ra_hmd.inference.detector import Detector
 from ra_hmd.scoring.operating_point import OFFICIAL_NOTE
