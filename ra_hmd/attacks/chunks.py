@@ -1,6 +1,6 @@
 """The unit of work of `ra-hmd attack`: a few memes of a split, attacked by every variant."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from PIL import Image
 from ra_hmd.attacks.apply import CleanMeme, Taught, attacked
 from ra_hmd.attacks.base import Variant
 from ra_hmd.core.artifacts import atomic_path, plain
+from ra_hmd.core.workers import Worker
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import json_line
 from ra_hmd.data.readers.tree import absolute
@@ -39,6 +40,9 @@ class Chunk:
     seed: int
     taught: Mapping[str, Mapping[str, Taught]]
 
+    def __str__(self) -> str:
+        return f"memes {self.first} to {self.first + len(self.memes) - 1} of split {self.split}"
+
     def attack(self) -> int:
         """Write pictures and rows of each variant, and return the number of rows. Finished rows are kept."""
         todo = [variant for variant in self.variants if not self.rows_file(variant).is_file()]
@@ -63,6 +67,17 @@ class Chunk:
     def rows_file(self, variant: Variant) -> Path:
         """File of the finished rows of a variant."""
         return rows_folder(self.output / variant.name) / f"{self.split}-{self.first:08d}.jsonl"
+
+
+def open_attacker() -> Worker[Chunk, int]:
+    """The worker of an engine that attacks chunks; there is nothing to open."""
+    return _attack_chunks
+
+
+def _attack_chunks(units: Iterator[Chunk]) -> Iterator[tuple[int, int]]:
+    for chunk in units:
+        rows = chunk.attack()
+        yield rows, rows
 
 
 def write_rows(path: Path, rows: Sequence[tuple[dict[str, Any], str]]) -> None:

@@ -9,11 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed
-
 from ra_hmd.attacks.apply import CHANGED, Taught
 from ra_hmd.attacks.base import Variant
-from ra_hmd.attacks.chunks import Chunk, rows_folder
+from ra_hmd.attacks.chunks import Chunk, open_attacker, rows_folder
 from ra_hmd.attacks.settings import AttackSettings
 from ra_hmd.attacks.teacher import TaughtCaptions, Teacher
 from ra_hmd.core.artifacts import alone_in, plain, sha256_bytes, sha256_file
@@ -27,7 +25,7 @@ from ra_hmd.core.manifests import (
     read_manifest,
     write_manifest,
 )
-from ra_hmd.core.progress import track
+from ra_hmd.core.workers import WorkerSettings, run_units
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import DATASET_MANIFEST, REJECTED, MemeData, SplitWriter, open_data
 from ra_hmd.data.readers.tree import absolute
@@ -47,6 +45,7 @@ def attack_data(
     splits: Sequence[str] = (),
     teacher: Teacher | None = None,
     workers: int = 1,
+    engine: WorkerSettings | None = None,
     show: bool = False,
     command: str = "",
 ) -> AttackManifest:
@@ -62,7 +61,8 @@ def attack_data(
         settings: Attacks and seed.
         splits: Splits to attack; () stands for all but `train`.
         teacher: Model that rephrases captions: attack `rephrase` is added. **Captions are sent to its endpoint.**
-        workers: Number of processes.
+        workers: Number of processes, with the local engine.
+        engine: Engine that chunks of memes are attacked on; default is this machine.
         show: Show a progress bar.
         command: Command line for the manifest.
 
@@ -75,7 +75,7 @@ def attack_data(
 
     def make(job: AttackJob) -> dict[str, Any] | None:
         taught = _ask(data, job.output, job.todo, teacher)
-        _attack_all(data, job, settings.seed, taught.captions, workers=workers, show=show)
+        _attack_all(data, job, settings.seed, taught.captions, engine, workers=workers, show=show)
         return taught.description
 
     return write_attacks(
@@ -244,22 +244,28 @@ def _attack_all(
     job: AttackJob,
     seed: int,
     taught: Mapping[str, Mapping[str, Taught]],
+    engine: WorkerSettings | None,
     *,
     workers: int,
     show: bool,
 ) -> None:
-    tasks = (
-        delayed(_attack_chunk)(Chunk(job.output, split, first, memes, tuple(variants), seed, taught))
+    chunks = (
+        Chunk(job.output, split, first, memes, tuple(variants), seed, taught)
         for split, variants, first, memes in job.chunks(data, _CHUNK)
     )
     if job.total:
-        done = Parallel(n_jobs=max(workers, 1), return_as="generator")(tasks)
-        for _ in track(((size, None) for size in done), "Attacking", job.total, "memes", show=show):
+        done = run_units(
+            open_attacker,
+            chunks,
+            engine or WorkerSettings(),
+            description="Attacking",
+            total=job.total,
+            noun="memes",
+            show=show,
+            processes=workers,
+        )
+        for _ in done:
             pass
-
-
-def _attack_chunk(chunk: Chunk) -> int:
-    return chunk.attack()
 
 
 def _merge(

@@ -10,6 +10,7 @@ from ra_hmd.attacks.settings import AttackSettings, RephraseOptions
 from ra_hmd.attacks.white_box.settings import WhiteBoxSettings
 from ra_hmd.cli.options import GROUP, Lists, Output, command_line, from_settings
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from ra_hmd.attacks.teacher import Teacher
@@ -26,8 +27,9 @@ def attack_command(
     settings: AttackSettings,
     teacher: RephraseOptions,
     white_box: WhiteBoxSettings,
+    engine: WorkerSettings,
     splits: Annotated[list[str] | None, typer.Option(help="Splits to attack; default: all but train.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that attack memes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that attack memes, with --engine local.")] = 1,
     api_key_env: Annotated[str, typer.Option(help="Environment variable with the API's key.")] = "OPENAI_API_KEY",
     concurrency: Annotated[int, typer.Option(min=1, help="With --endpoint: concurrent requests.")] = 4,
     cache: Annotated[Path | None, typer.Option(help="Folder of answers; default: teacher/ in --output.")] = None,
@@ -40,6 +42,8 @@ def attack_command(
     from ra_hmd.attacks.run import ATTACK_MANIFEST, attack_data
 
     if white_box.white_box is not None:
+        if engine.engine != "local":
+            raise UserError("--white-box follows the gradients of one model; leave --engine ray out.")
         from ra_hmd.attacks.white_box.run import attack_system
 
         stated = attack_system(
@@ -54,6 +58,7 @@ def attack_command(
         splits=splits or (),
         teacher=None if teacher.endpoint is None else _teacher(teacher, api_key_env, concurrency, cache),
         workers=workers,
+        engine=engine,
         show=True,
         command=command_line(),
     )

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ra_hmd.cli.options import GROUP, Lists, Output, checked
+from ra_hmd.cli.options import GROUP, Lists, Output, checked, from_settings
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from ra_hmd.data.meme_dataset import MemeData
@@ -68,8 +69,10 @@ def import_dataset_command(
 
 
 @data_app.command("check")
+@from_settings
 def check_command(
     folder: Folder,
+    engine: WorkerSettings,
     config: Annotated[Path | None, typer.Option(help="Stage 1 YAML file whose token budget must hold.")] = None,
     model: Annotated[str | None, typer.Option(help="Model of that file, if it lies elsewhere.")] = None,
     fix: Annotated[bool, typer.Option("--fix", help="First repair what can be repaired without loss.")] = False,
@@ -84,7 +87,7 @@ def check_command(
         from ra_hmd.models.caption_budget import excess_tokens
 
         excess = excess_tokens(config, model)
-    report = check_data(folder, excess=excess, config=config, fix=fix, workers=workers, show=True)
+    report = check_data(folder, excess=excess, config=config, fix=fix, workers=workers, engine=engine, show=True)
     for text in report.fixed:
         print(f"mended   {text}")
     for finding in report.findings:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Generic
 
-from joblib import Parallel, delayed
-
 from ra_hmd.core.workers.protocol import R, Step, U, Worker
 
 
@@ -27,6 +25,8 @@ def local_steps(open_worker: Callable[[], Worker[U, R]], units: Iterable[U], pro
     if processes <= 1:
         yield from open_worker()(iter(units))
         return
+    from joblib import Parallel, delayed
+
     recipe = _Recipe(secrets.token_hex(8), open_worker)
     for steps in Parallel(n_jobs=processes, return_as="generator")(delayed(_work)(recipe, unit) for unit in units):
         yield from steps

@@ -16,18 +16,20 @@ class WorkerSettings(Settings):
 
     TITLE: ClassVar[str] = "engine"
 
-    engine: Engine = Field("local", description="local (this machine) or ray (a Ray cluster, docs/cluster.md).")
+    engine: Engine = Field(default="local", description="local (this machine) or ray (a Ray cluster, docs/cluster.md).")
     ray_address: str | None = Field(
-        None,
+        default=None,
         description="With --engine ray: HOST:PORT of a cluster, or auto for the one that runs here; default: a Ray of "
         "this machine, for this command.",
     )
     ray_workers: int | None = Field(
-        None, ge=1, description="With --engine ray: most workers; default: as many as the cluster has room for."
+        default=None, ge=1, description="With --engine ray: most workers; default: as many as the cluster has room for."
     )
-    ray_cpus: float = Field(1, gt=0, description="With --engine ray: CPUs of each worker.")
+    ray_cpus: float = Field(default=1, gt=0, description="With --engine ray: CPUs of each worker.")
     ray_gpus: float | None = Field(
-        None, ge=0, description="With --engine ray: GPUs of each worker; default: one, of a cluster that has any."
+        default=None,
+        ge=0,
+        description="With --engine ray: GPUs of each worker; default: one, of a cluster that has any.",
     )
 
     def _problems(self) -> Iterator[str]:

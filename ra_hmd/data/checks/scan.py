@@ -11,11 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed
 from PIL import Image
 
 from ra_hmd.core.artifacts import sha256_bytes, write_text
-from ra_hmd.core.progress import track
+from ra_hmd.core.workers import Worker, WorkerSettings, run_units
 from ra_hmd.data.images import describe_fault, open_image, perceptual_hash, to_rgb_with_traits
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import MemeData
@@ -73,37 +72,71 @@ class RowFacts:
     image: ImageFacts = ImageFacts()
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows of a split, and the file of the facts about their images."""
+
+    split: str
+    cache: Path
+    rows: list[tuple[str, Meme | str]]
+
+    def __str__(self) -> str:
+        return f"the rows of {self.cache.stem}"
+
+
 def scan(
-    data: MemeData, tasks: tuple[Task, ...], cache: Path, *, workers: int, total: int | None, show: bool
+    data: MemeData,
+    tasks: tuple[Task, ...],
+    cache: Path,
+    *,
+    workers: int,
+    engine: WorkerSettings | None = None,
+    total: int | None,
+    show: bool,
 ) -> Iterator[tuple[str, list[RowFacts]]]:
     """Yield (split, facts of the next rows) in order.
 
     Facts about images are saved in `cache` and reused as long as sizes and times of the files are the same, so that an
-    interrupted scan continues where it stopped.
+    interrupted scan continues where it stopped, also with another number of workers or on another engine.
     """
 
-    def chunks() -> Iterator[tuple[str, Path, list[tuple[str, Meme | str]]]]:
+    def chunks() -> Iterator[_Chunk]:
         for split in data.splits:
             rows = data.rows(split)
             for number, chunk in enumerate(iter(partial(_next_rows, rows), [])):
-                yield split, cache / f"{split}-{number:06d}.json", chunk
+                yield _Chunk(split, cache / f"{split}-{number:06d}.json", chunk)
 
-    jobs = (delayed(_scan_chunk)(split, path, chunk, data, tasks) for split, path, chunk in chunks())
-    done = Parallel(n_jobs=max(workers, 1), return_as="generator")(jobs)
-    yield from track(((len(result[1]), result) for result in done), "Checking", total, "memes", show=show)
+    yield from run_units(
+        partial(_open_scanner, data, tasks),
+        chunks(),
+        engine or WorkerSettings(),
+        description="Checking",
+        total=total,
+        noun="memes",
+        show=show,
+        processes=workers,
+        ordered=True,
+    )
+
+
+def _open_scanner(data: MemeData, tasks: tuple[Task, ...]) -> Worker[_Chunk, tuple[str, list[RowFacts]]]:
+    def scanner(units: Iterator[_Chunk]) -> Iterator[tuple[int, tuple[str, list[RowFacts]]]]:
+        for chunk in units:
+            facts = _scan_chunk(chunk, data, tasks)
+            yield len(facts), (chunk.split, facts)
+
+    return scanner
 
 
 def _next_rows(rows: Iterator[tuple[str, Meme | str]]) -> list[tuple[str, Meme | str]]:
     return list(islice(rows, _CHUNK))
 
 
-def _scan_chunk(
-    split: str, cache: Path, chunk: list[tuple[str, Meme | str]], data: MemeData, tasks: tuple[Task, ...]
-) -> tuple[str, list[RowFacts]]:
-    images = iter(_images([str(meme.path) for _, meme in chunk if isinstance(meme, Meme)], cache))
-    return split, [
+def _scan_chunk(chunk: _Chunk, data: MemeData, tasks: tuple[Task, ...]) -> list[RowFacts]:
+    images = iter(_images([str(meme.path) for _, meme in chunk.rows if isinstance(meme, Meme)], chunk.cache))
+    return [
         _row_facts(place, meme, next(images), data, tasks) if isinstance(meme, Meme) else RowFacts(place, meme)
-        for place, meme in chunk
+        for place, meme in chunk.rows
     ]
 
 
