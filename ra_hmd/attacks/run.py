@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -264,8 +264,7 @@ def _attack_all(
             show=show,
             processes=workers,
         )
-        for _ in done:
-            pass
+        deque(done, maxlen=0)
 
 
 def _merge(

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ra_hmd.cli.options import Without, command_line, from_settings, print_notes
+from ra_hmd.core.workers.settings import WorkerSettings
 from ra_hmd.inference.options import DetectorOptions, InputOptions, RationaleOptions
 
 prediction_app = typer.Typer()
@@ -17,14 +18,15 @@ def predict_command(
     checkpoint: Annotated[Path, typer.Option(help="Folder with a head.")],
     inputs: InputOptions,
     detector: DetectorOptions,
+    engine: WorkerSettings,
 ) -> None:
     """Classify images, a file or folder of memes, or a feature store (docs/evaluation.md).
 
-    With --input, an interrupted command that is started again continues; also under torchrun.
+    With --input, an interrupted command that is started again continues; also under torchrun, and on a Ray cluster.
     """
     from ra_hmd.inference.request import PredictionRequest
 
-    request = PredictionRequest(checkpoint=checkpoint, inputs=inputs, detector=detector)
+    request = PredictionRequest(checkpoint=checkpoint, inputs=inputs, detector=detector, engine=engine)
     print_notes(request.run(command_line()))
 
 

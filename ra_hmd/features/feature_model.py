@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,36 @@ class Backbone:
         fingerprint: What its features depend on.
         load_main: Function that loads it onto a device.
         views: Further views that it makes too.
+        run: The run of an LMM.
     """
 
     place: str
     fingerprint: dict[str, Any]
     load_main: Callable[[torch.device], FeatureModel]
     views: Sequence[View] = ()
+    run: Run | None = None
 
     def load(self, device: torch.device) -> FeatureModel:
         """Load the model, and those of further views, onto a device."""
         return ViewedModel.of(self.load_main(device), self.views, device)
+
+
+class LazyModel:
+    """A feature model that is loaded when it is first used, which a process that leaves memes to others never does.
+
+    Args:
+        backbone: The model.
+        device: Where it is loaded.
+    """
+
+    def __init__(self, backbone: Backbone, device: torch.device) -> None:
+        self.run, self._load = backbone.run, partial(backbone.load, device)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loaded":
+            self.loaded = self._load()
+            return self.loaded
+        return getattr(self.loaded, name)
 
 
 def open_feature_model(
@@ -88,7 +109,7 @@ def open_feature_model(
     def load(device: torch.device) -> FeatureModel:
         return MemeModel(opened, device, dtype or "auto")
 
-    return Backbone(str(place), opened.fingerprint(), load, _further(views, opened, views_place, fold_captions))
+    return Backbone(str(place), opened.fingerprint(), load, _further(views, opened, views_place, fold_captions), opened)
 
 
 def _further(

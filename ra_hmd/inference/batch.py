@@ -7,8 +7,8 @@ neither on interruptions nor on the number of ranks. It keeps a digest of its im
 the chunk is made again.
 """
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,10 +21,11 @@ from ra_hmd.core.artifacts import atomic_path, plain, sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import BANK_HEADS
 from ra_hmd.core.manifests import PredictionsManifest, read_manifest, write_manifest
-from ra_hmd.core.progress import track
+from ra_hmd.core.workers import WorkerSettings, run_units
 from ra_hmd.data.meme_dataset import json_line
+from ra_hmd.data.readers.tree import absolute
 from ra_hmd.inference.batch_chunks import ChunkFolder
-from ra_hmd.inference.batch_judging import answer_rows, judge_chunks
+from ra_hmd.inference.batch_judging import ChunkWorker, MemeChunk, answer_rows
 from ra_hmd.inference.batch_reader import BatchInput, Survey
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.explainer import NOTE, Explainer
@@ -33,6 +34,10 @@ from ra_hmd.scoring.operating_point import DECISION_NAME
 
 _FORMAT = 2  # of the chunks; increased when they hold something else
 _CHUNK_BATCHES = 8
+_EMBEDDED = ".pictures"  # of Parquet files, where workers are in other processes
+
+OpenDetector = Callable[[], tuple[Detector, Explainer | None]]
+"""Opens the detector, and an explainer if there is one, in the process of a worker."""
 
 
 def predict_files(
@@ -46,6 +51,8 @@ def predict_files(
     explainer: Explainer | None = None,
     chunk_size: int | None = None,
     workers: int = 4,
+    engine: WorkerSettings | None = None,
+    open_detector: OpenDetector | None = None,
     show: bool = True,
     command: str = "",
 ) -> dict[str, Any]:
@@ -66,6 +73,8 @@ def predict_files(
             rejected. JSON Lines only.
         chunk_size: Rows per chunk and in memory; default is eight batches, or one where transformers generates.
         workers: Threads that decode images.
+        engine: Engine that chunks are judged on; default is this process. Runs with other engines continue this one.
+        open_detector: Opens a detector like `detector` in each worker of Ray, once.
         show: Whether to show a progress bar.
         command: The command line, for the manifest.
 
@@ -78,9 +87,11 @@ def predict_files(
     source, output, state = Path(source), Path(output), PartialState()
     style = _check_output(detector, source, output, style, explainer)
     size = chunk_size or _chunk_size(detector, explainer)
-    survey = (memes := BatchInput(source, media_dir, detector.prompt, output)).survey(size)
+    parts = absolute(output).with_name(f"{output.name}.parts")
+    shared = None if engine is None or engine.engine == "local" else parts / _EMBEDDED
+    survey = (memes := BatchInput(source, media_dir, detector.prompt, output, shared)).survey(size)
     settings = _settings(detector, memes, survey, options, size, explainer)
-    folder = ChunkFolder(output.with_name(f"{output.name}.parts"), settings, survey.images)
+    folder = ChunkFolder(parts, settings, survey.images)
     if finished := _finished_manifest(output, folder, style):
         folder.remove_leftovers()
         return finished
@@ -88,14 +99,45 @@ def predict_files(
         folder.prepare()
     own = set(folder.missing()) & set(range(state.process_index, len(survey.images), state.num_processes))
     state.wait_for_everyone()  # a rank without chunks must not merge and remove the folder while another reads it
-    chunks = ((number, rows) for number, rows in enumerate(memes.chunks(size)) if number in own)
-    total = sum(min(size, survey.rows - number * size) for number in own)
-    answers = partial(answer_rows, detector, explainer)
-    judged = ((len(chunk[2]), chunk) for chunk in judge_chunks(detector, chunks, workers, answers))
-    title = "Explaining" if explainer else "Classifying"
-    for chunk in track(judged, title, total, "memes", show=show and state.is_main_process) if own else ():
-        folder.write(*chunk)
+    if own:
+        judging = run_units(
+            partial(_open_worker, folder, workers, _opener(detector, explainer, engine, open_detector)),
+            (MemeChunk(number, rows) for number, rows in enumerate(memes.chunks(size)) if number in own),
+            engine or WorkerSettings(),
+            description="Explaining" if explainer else "Classifying",
+            total=sum(min(size, survey.rows - number * size) for number in own),
+            noun="memes",
+            show=show and state.is_main_process,
+        )
+        deque(judging, maxlen=0)
     return {} if folder.missing() else _finish(detector, output, style, folder, source=source, command=command)
+
+
+def _opener(
+    detector: Detector, explainer: Explainer | None, engine: WorkerSettings | None, open_detector: OpenDetector | None
+) -> OpenDetector:
+    """What opens the detector of a worker: in this process it is open already."""
+    if engine is None or engine.engine == "local":
+        return lambda: (detector, explainer)
+    if open_detector is None:
+        raise UserError(f"engine {engine.engine!r} needs `open_detector`, which opens the detector in each worker.")
+    return open_detector
+
+
+def _open_worker(folder: ChunkFolder, workers: int, open_detector: OpenDetector) -> ChunkWorker:
+    """Open a worker.
+
+    Raises:
+        UserError: Its detector is not that of the run: the head or the bank has changed since.
+    """
+    detector, explainer = open_detector()
+    changed = [name for name, value in plain(_judging(detector)).items() if folder.settings[name] != value]
+    if changed:
+        raise UserError(
+            f"{folder.folder}: what differs since the run began: {', '.join(changed)}. Start it again with another "
+            "--output, or from a copy of the bank."
+        )
+    return ChunkWorker(detector, folder, workers, partial(answer_rows, detector, explainer))
 
 
 def _chunk_size(detector: Detector, explainer: Explainer | None) -> int:
@@ -136,15 +178,20 @@ def _settings(
     settings = {
         "input": survey.names if memes.source.is_dir() else sha256_file(memes.source),
         "media_dir": memes.media_dir,
-        "bank": {name: value for name, value in detector.version["bank"].items() if name != "place"},
         "chunk_size": size,
         "options": dict(options or {}),
-        **detector_settings(detector),
+        **_judging(detector),
     }
     if explainer is not None:
         shown = [lookup.digest for lookup in explainer.lookups] if explainer.neighbours else []
         settings["explainer"] = explainer.describe() | {"shown": shown}
     return dict(plain(settings))
+
+
+def _judging(detector: Detector) -> dict[str, Any]:
+    """What the rows of a chunk depend on besides the memes."""
+    bank = {name: value for name, value in detector.version["bank"].items() if name != "place"}
+    return {"bank": bank, **detector_settings(detector)}
 
 
 def detector_settings(detector: Detector) -> dict[str, Any]:

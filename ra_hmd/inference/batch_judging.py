@@ -8,13 +8,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from ra_hmd.core.artifacts import plain
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.text import well_formed
+from ra_hmd.inference.batch_chunks import ChunkFolder
 from ra_hmd.inference.batch_reader import BatchRow
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.explainer import Explainer, explain_rows
@@ -22,6 +23,38 @@ from ra_hmd.inference.types import PreparedMeme
 
 Answers = Callable[[Sequence[PreparedMeme]], list[dict[str, Any] | str]]
 """Answers to prepared memes, in their order: an object for the output, or the reason why there is none."""
+
+
+class MemeChunk(NamedTuple):
+    """A unit of work: the number of a chunk, and its rows of the input."""
+
+    number: int
+    rows: list[BatchRow]
+
+    def __str__(self) -> str:
+        return f"chunk {self.number}, from {self.rows[0].place} to {self.rows[-1].place}"
+
+
+class ChunkWorker:
+    """Judges chunks and writes their files, on any engine.
+
+    Args:
+        detector: Prepares the memes.
+        folder: Where the chunks are written.
+        workers: Threads that decode images.
+        answers: See `judge_chunks`.
+    """
+
+    def __init__(
+        self, detector: Detector, folder: ChunkFolder, workers: int = 4, answers: Answers | None = None
+    ) -> None:
+        self.detector, self.folder, self.workers, self.answers = detector, folder, workers, answers
+
+    def __call__(self, units: Iterator[MemeChunk]) -> Iterator[tuple[int, int]]:
+        """Write the chunks; yields the number of rows and the number of each chunk."""
+        for number, seconds, lines in judge_chunks(self.detector, units, self.workers, self.answers):
+            self.folder.write(number, seconds, lines)
+            yield len(lines), number
 
 
 def answer_rows(

@@ -47,15 +47,17 @@ class BatchInput:
         media_dir: Folder that relative image paths start from; default are the working directory and the file's folder.
         prompt: Template of the questions of training records; default is the official one.
         output: File of predictions; if it lies in `source`, it is no part of the input.
+        unpack_to: Folder that embedded images are written to; default is a temporary one of this process.
     """
 
     source: Path
     media_dir: str | Path | None = None
     prompt: PromptTemplate | None = None
     output: Path | None = None
+    unpack_to: Path | None = None
 
     def __iter__(self) -> Iterator[BatchRow]:
-        return read_batch(self.source, self.media_dir, self.prompt, self.output)
+        return read_batch(self.source, self.media_dir, self.prompt, self.output, self.unpack_to)
 
     def chunks(self, size: int) -> Iterator[list[BatchRow]]:
         """The rows in lists of `size`, the last one shorter."""
@@ -110,6 +112,7 @@ def read_batch(
     media_dir: str | Path | None = None,
     prompt: PromptTemplate | None = None,
     output: str | Path | None = None,
+    unpack_to: Path | None = None,
 ) -> Iterator[BatchRow]:
     """Read the memes of a file (.jsonl, .json, .csv, .tsv, .parquet) or of a folder of images, one at a time, in order.
 
@@ -118,13 +121,13 @@ def read_batch(
     their questions, by default the official one. Images are looked for under `media_dir`, or in the working directory
     and beside the file. Of a folder, every file at any depth is a row, in the order of the paths and whatever its
     suffix; its id is the path below the folder. `output` in it, and the files beside that, are left out. A row with
-    an id that occurred before is a bad row; 16 bytes are kept of each id.
+    an id that occurred before is a bad row; 16 bytes are kept of each id. Embedded images are written to `unpack_to`.
 
     Raises:
         UserError: a missing source, or a file that cannot be read to its end.
     """
     source, seen = Path(source), set()
-    rows = _image_files(source, output) if source.is_dir() else _memes(source, media_dir, prompt)
+    rows = _image_files(source, output) if source.is_dir() else _memes(source, media_dir, prompt, unpack_to)
     for row in rows:
         if row.meme is not None:
             key = hashlib.blake2b(row.meme.id.encode(), digest_size=16).digest()
@@ -173,7 +176,9 @@ def _header_problem(meme: Meme) -> str:
         return well_formed(describe_fault(error))
 
 
-def _memes(path: Path, media_dir: str | Path | None, prompt: PromptTemplate | None) -> Iterator[BatchRow]:
+def _memes(
+    path: Path, media_dir: str | Path | None, prompt: PromptTemplate | None, unpack_to: Path | None
+) -> Iterator[BatchRow]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a .jsonl, .csv or .parquet file, or a folder of images.")
     folders = [Path(media_dir)] if media_dir is not None else [Path(), path.parent]
@@ -181,7 +186,7 @@ def _memes(path: Path, media_dir: str | Path | None, prompt: PromptTemplate | No
         try:
             if row.problem:
                 raise ValueError(row.problem)
-            meme = _meme(row.values, folders, prompt or PromptTemplate())
+            meme = _meme(row.values, folders, prompt or PromptTemplate(), unpack_to)
             yield BatchRow(row.place, meme.id, meme)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             name = row.values.get("id")
@@ -190,7 +195,7 @@ def _memes(path: Path, media_dir: str | Path | None, prompt: PromptTemplate | No
             yield BatchRow(row.place, named, problem=well_formed(problem))
 
 
-def _meme(values: Mapping[str, Any], folders: list[Path], prompt: PromptTemplate) -> Meme:
+def _meme(values: Mapping[str, Any], folders: list[Path], prompt: PromptTemplate, unpack_to: Path | None) -> Meme:
     """The meme of a row. Raises `ValueError` for a missing field, and for one of another type."""
     name, text = values.get("id"), values.get("text")
     image = values.get("image", values.get("img"))
@@ -209,4 +214,4 @@ def _meme(values: Mapping[str, Any], folders: list[Path], prompt: PromptTemplate
         if not isinstance(value, kinds):
             raise ValueError(f"its {field} is of type {type(value).__name__}, text is needed")
     name, text = well_formed(str(name)), None if text is None else well_formed(text)
-    return Meme(name, locate_image(image, folders, folders[-1]), text)
+    return Meme(name, locate_image(image, folders, folders[-1], unpack_to), text)

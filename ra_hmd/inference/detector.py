@@ -28,7 +28,7 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.text import well_formed
 from ra_hmd.features.extraction import batch_columns, features_from_columns
-from ra_hmd.features.feature_model import open_feature_model
+from ra_hmd.features.feature_model import LazyModel, open_feature_model
 from ra_hmd.features.model_protocol import FeatureModel
 from ra_hmd.features.views import ViewedModel
 from ra_hmd.inference.defences import OFF, Defences, mean_over_copies
@@ -137,6 +137,7 @@ class Detector:
         known_memes: int | None = None,
         known_turned: bool = False,
         hash_lists: Sequence[str | Path] = (),
+        lazy: bool = False,
     ) -> "Detector":
         """Open a trained system.
 
@@ -160,6 +161,7 @@ class Detector:
             known_memes: Look for known memes first, up to this distance (see `open_known_memes`); default is not to.
             known_turned: See `open_known_memes`.
             hash_lists: See `open_known_memes`.
+            lazy: Load the LMM or encoder when it is first used.
 
         Raises:
             UserError: folders that are missing, or do not belong together.
@@ -181,7 +183,8 @@ class Detector:
         known = None
         if known_memes is not None:
             known = open_known_memes(scorer, known_memes, turned=known_turned, hash_lists=hash_lists)
-        return cls(opened.load(device), scorer, head, abstain, batch_size, known, defences)
+        model: Any = LazyModel(opened, device) if lazy else opened.load(device)
+        return cls(model, scorer, head, abstain, batch_size, known, defences)
 
     @property
     def version(self) -> dict[str, Any]:

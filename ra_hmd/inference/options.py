@@ -129,7 +129,7 @@ class DetectorOptions(Defences, BankHeadOptions, ModelOptions):
         """The defences."""
         return Defences(**{name: getattr(self, name) for name in Defences.model_fields})
 
-    def open(self, run: str | Path) -> "Detector":
+    def open(self, run: str | Path, *, lazy: bool = False) -> "Detector":
         """Open the detector of a run (see `Detector.from_run`).
 
         Raises:
@@ -153,6 +153,7 @@ class DetectorOptions(Defences, BankHeadOptions, ModelOptions):
             known_memes=self.known_memes,
             known_turned=self.known_turned,
             hash_lists=self.hash_lists,
+            lazy=lazy,
         )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.workers.settings import WorkerSettings
 from ra_hmd.inference.options import DetectorOptions, InputOptions, RationaleOptions, VotingOptions
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class PredictionRequest(Settings):
         inputs: The memes or features, and where verdicts are written.
         detector: How the detector is opened.
         rationale: How verdicts are explained; None: no rationales.
+        engine: Where the memes of a file or folder are judged.
     """
 
     TITLE: ClassVar[str] = "prediction"
@@ -31,6 +33,7 @@ class PredictionRequest(Settings):
     inputs: InputOptions
     detector: DetectorOptions
     rationale: RationaleOptions | None = None
+    engine: WorkerSettings = WorkerSettings()
 
     def run(self, command: str) -> Iterator[str]:
         """Print a table, or write files and print their names. Yields notes for the user.
@@ -64,6 +67,7 @@ class PredictionRequest(Settings):
             "--json": (inputs.as_json, ("IMAGE",)),
             "--output": (inputs.output, ("--input", "--queries")),
             "--format": (self.inputs.style, ("--input", "--queries")),
+            "--engine": (self.engine.engine != "local", ("--input",)),
             "--media-dir": (inputs.media_dir, ("--input",)),
             "--abstain": (detector.abstain is not None, ("IMAGE", "--input")),
             "--backbone": (detector.backbone, ("IMAGE", "--input")),
@@ -110,9 +114,10 @@ class PredictionRequest(Settings):
         output = self.inputs.output
         assert output is not None
         style = choose_format(output, self.inputs.style)
-        detector, explainer = self._open()
+        detector, explainer = self._open(lazy=self.engine.engine != "local")
         done = predict_files(detector, source, output, style=style, media_dir=self.inputs.media_dir,
-                             options=self._recorded(), explainer=explainer, command=command)  # fmt: skip
+                             options=self._recorded(), explainer=explainer, engine=self.engine,
+                             open_detector=self._open, command=command)  # fmt: skip
         if not done:  # another rank merges
             return
         yield from done["notes"]
@@ -145,8 +150,8 @@ class PredictionRequest(Settings):
         else:
             Console().print(as_table(verdicts))
 
-    def _open(self) -> "tuple[Detector, Explainer | None]":
-        detector = self.detector.open(self.checkpoint)
+    def _open(self, *, lazy: bool = False) -> "tuple[Detector, Explainer | None]":
+        detector = self.detector.open(self.checkpoint, lazy=lazy)
         return detector, None if self.rationale is None else self.rationale.open(detector)
 
     def _recorded(self) -> dict[str, Any]:
