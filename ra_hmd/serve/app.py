@@ -20,7 +20,7 @@ from ra_hmd.serve.bank_routes import bank_routes
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService
 from ra_hmd.serve.context import AppContext
-from ra_hmd.serve.errors import install_error_handlers
+from ra_hmd.serve.errors import ErrorResponse, install_error_handlers
 from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.metrics import Metrics
 from ra_hmd.serve.middleware import (
@@ -122,7 +122,8 @@ def _openapi(app: FastAPI, *, locked: bool) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         _, bodies = models_json_schema(
-            [(kind, "validation") for kind in _BODIES], ref_template="#/components/schemas/{model}"
+            [*((kind, "validation") for kind in _BODIES), (ErrorResponse, "serialization")],
+            ref_template="#/components/schemas/{model}",
         )
         components = document.setdefault("components", {})
         components.setdefault("schemas", {}).update(bodies["$defs"])

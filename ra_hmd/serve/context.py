@@ -59,7 +59,8 @@ class ConcurrencyLimit:
             ServiceClosed: the app is shutting down.
         """
         if self.active >= self.limit:
-            raise APIError(429, f"{self.active} requests of this kind are at work or waiting; ask again later.")
+            sentence = f"{self.active} requests of this kind are at work or waiting; ask again later."
+            raise APIError(429, sentence, code="busy")
         loop = asyncio.get_running_loop()
 
         def run_in_time() -> T:
@@ -188,7 +189,7 @@ class AppContext:
         total = 0
         for meme, size in zip(memes, await self._pixels(memes), strict=True):
             if isinstance(size, UserError):
-                raise APIError(422, f"meme {meme.id!r}: {size}")
+                raise APIError(422, f"meme {meme.id!r}: {size}", code="unusable_meme")
             total += size
         self.pixel_budget.acquire(total)
         try:
@@ -202,7 +203,8 @@ class AppContext:
     def require_bank(self) -> BankService:
         """The bank service. Raises `APIError` (404) where no example bank is open."""
         if self.bank_service is None:
-            raise APIError(404, "There is no example bank here; start the service with `--bank` and one of those.")
+            sentence = "There is no example bank here; start the service with `--bank` and one of those."
+            raise APIError(404, sentence, code="no_bank")
         return self.bank_service
 
     async def query_bank(self, request: Request, call: Callable[[BankService], T], memes: Sequence[Meme] = ()) -> T:
@@ -229,7 +231,8 @@ class AppContext:
             async with self.reserve_pixels(request, memes):
                 return await self.bank_limit.run(change, request.state.deadline, finish=True)
         except (AlreadyApplied, LabelConflictError) as error:
-            raise APIError(409, str(error), bank_version=bank_service.bank.version) from None
+            code = "label_conflict" if isinstance(error, LabelConflictError) else "already_applied"
+            raise APIError(409, str(error), bank_version=bank_service.bank.version, code=code) from None
 
 
 def require_moderator(request: Request, keys: KeyRing | None) -> APIKey:
@@ -243,10 +246,12 @@ def require_moderator(request: Request, keys: KeyRing | None) -> APIKey:
             403,
             "This service has no keys, so nobody may change its bank: make one with `ra-hmd serve-key NAME "
             "--role moderator --keys FILE`, and start the service with `--keys FILE`.",
+            code="no_keys",
         )
     key: Any = getattr(request.state, "key", None)
     if key is None or key.role != "moderator":
-        raise APIError(403, "The role of this key is reader; changes need the key of a moderator.")
+        sentence = "The role of this key is reader; changes need the key of a moderator."
+        raise APIError(403, sentence, code="role_not_allowed")
     return key
 
 

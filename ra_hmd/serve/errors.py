@@ -1,58 +1,82 @@
-"""Error responses of the API: each has a status, a sentence with the remedy, and the single problems of the request."""
+"""Error responses of the API: problem documents (RFC 9457), each with a stable code, a sentence that names the remedy,
+and the single problems of the request.
+"""
 
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from ra_hmd.bank.identical import LabelConflictError
 from ra_hmd.core.errors import UserError
-from ra_hmd.data.text import well_formed
 from ra_hmd.serve.bank_service import AlreadyApplied, NotInBank
 from ra_hmd.serve.batching import InferenceFailed, QueueFull, ServiceBusy, ServiceClosed
+from ra_hmd.serve.validation import RequestProblem, parameter_problems
 
+PROBLEM_JSON = "application/problem+json"
 RETRY_SECONDS = 1
 _RETRY_HEADER = {"Retry-After": str(RETRY_SECONDS)}
+_TYPE = "urn:ra-hmd:problem:"
+CODES = {
+    400: "bad_request",
+    401: "key_required",
+    403: "not_allowed",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "body_timeout",
+    409: "conflict",
+    413: "too_large",
+    415: "unsupported_type",
+    422: "unusable_value",
+    429: "queue_full",
+    500: "internal_error",
+    503: "not_available",
+    504: "time_limit",
+}
+"""Code of an error by its status, where it has none of its own."""
 _DESCRIPTIONS = {
-    400: "The request is not well formed.",
+    400: "The request is not well formed, or names another host.",
     401: "A key is missing or unknown.",
     403: "The key, or the lack of keys, does not allow it.",
     404: "There is no such thing.",
+    405: "The route has other methods; they are in the header Allow.",
     408: "The body did not arrive in time.",
     409: "The bank has, or lacks, this already, as after a change that was made, or has the same meme with another "
     "label; nothing was changed.",
     413: "The body, the pictures or their number are too large.",
     415: "The body is of another content type.",
     422: "A value cannot be used.",
-    429: "Too much is waiting; ask again after the seconds in Retry-After.",
+    429: "Too much is waiting, or the key has asked too often; ask again after the seconds in Retry-After.",
+    500: "An error of this service; its log has more.",
     503: "The service is starting, closing or broken.",
     504: "It took longer than a request may.",
 }
 
-
-class RequestProblem(BaseModel):
-    """One thing that is wrong with a request."""
-
-    __qualname__ = "Wrong"  # its public name, see `ra_hmd.serve.schemas`
-    model_config = ConfigDict(title="Wrong")
-
-    where: str
-    what: str
+_SENTENCES = {
+    "Not Found": "There is no such route; /docs has those of this service.",
+    "Method Not Allowed": "The route has other methods; they are in the header Allow.",
+}
+"""Sentences instead of those of the framework."""
 
 
 class ErrorResponse(BaseModel):
-    """Why a request was not answered."""
+    """Why a request was not answered: a problem document (RFC 9457)."""
 
     __qualname__ = "Refused"
     model_config = ConfigDict(title="Refused")
 
-    detail: str
-    problems: list[RequestProblem] = Field(default_factory=list)
+    type: str = Field(description="Stable name of the kind of problem as a URI: the code behind a fixed beginning.")
+    title: str = Field(description="The status in words.")
+    status: int = Field(description="The status of the answer.")
+    code: str = Field(description="Stable name of the kind of problem, for programs.")
+    detail: str = Field(description="A sentence for people, with the remedy.")
+    problems: list[RequestProblem] = Field(default_factory=list, description="What is wrong with single values.")
     bank_version: int | None = Field(default=None, description="Of a change that was made already: where the bank is.")
 
 
@@ -65,6 +89,7 @@ class APIError(HTTPException):
         problems: Single problems of the request.
         bank_version: Current version of the bank.
         headers: Headers of the response; 429 and 503 get `Retry-After` by default.
+        code: Stable name of the kind of problem; by default that of the status in `CODES`.
     """
 
     def __init__(
@@ -74,22 +99,36 @@ class APIError(HTTPException):
         problems: Sequence[RequestProblem] = (),
         bank_version: int | None = None,
         headers: dict[str, str] | None = None,
+        code: str | None = None,
     ) -> None:
         super().__init__(status, detail, headers or (_RETRY_HEADER if status in (429, 503) else None))
-        self.body = ErrorResponse(detail=detail, problems=list(problems), bank_version=bank_version)
+        self.body = ErrorResponse(
+            **_kind_of(status, code), detail=detail, problems=list(problems), bank_version=bank_version
+        )
+
+    def response(self) -> JSONResponse:
+        """The response of this error."""
+        return JSONResponse(self.body.model_dump(), self.status_code, self.headers, media_type=PROBLEM_JSON)
+
+
+def _kind_of(status: int, code: str | None = None) -> dict[str, Any]:
+    code = code or CODES.get(status, "error")
+    return {"type": _TYPE + code, "title": HTTPStatus(status).phrase, "status": status, "code": code}
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI description of the error statuses of a route."""
-    return {status: {"model": ErrorResponse, "description": _DESCRIPTIONS[status]} for status in statuses}
+    return {status: _described(status) for status in statuses}
 
 
-def validation_problems(error: ValidationError | RequestValidationError) -> list[RequestProblem]:
-    """Problems that pydantic found, without the values that were sent: they may be private."""
-    return [
-        RequestProblem(where=well_formed(".".join(map(str, one["loc"]))) or "body", what=str(one["msg"]))
-        for one in list(error.errors())[:20]
-    ]
+def _described(status: int) -> dict[str, Any]:
+    example = {**_kind_of(status), "detail": _DESCRIPTIONS[status], "problems": [], "bank_version": None}
+    content = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Refused"}, "example": example}}
+    described: dict[str, Any] = {"description": _DESCRIPTIONS[status], "content": content}
+    if status in (429, 503):
+        header = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
+        described["headers"] = {"Retry-After": header}
+    return described
 
 
 def to_api_error(error: Exception) -> APIError | None:
@@ -97,18 +136,27 @@ def to_api_error(error: Exception) -> APIError | None:
     match error:
         case APIError():
             return error
+        case RequestValidationError():
+            problems = parameter_problems(error.errors())
+            return APIError(422, "The request does not fit.", problems, code="invalid_request")
+        case AnyHTTPException():
+            headers = dict(error.headers) if error.headers else None
+            return APIError(error.status_code, _SENTENCES.get(error.detail, str(error.detail)), headers=headers)
         case QueueFull():
             return APIError(429, "As many memes are waiting as may wait; ask again later.")
         case ServiceClosed():
-            return APIError(503, "The service is being shut down.")
+            return APIError(503, "The service is being shut down.", code="shutting_down")
         case InferenceFailed():
-            return APIError(503, "The model or the bank failed; the log of this service says where.")
+            sentence = "The model or the bank failed; the log of this service says where."
+            return APIError(503, sentence, code="inference_failed")
         case ServiceBusy():
             return APIError(504, "The model was busy for as long as a request may take; nothing was done. Ask again.")
-        case AlreadyApplied() | LabelConflictError():
-            return APIError(409, str(error))
+        case AlreadyApplied():
+            return APIError(409, str(error), code="already_applied")
+        case LabelConflictError():
+            return APIError(409, str(error), code="label_conflict")
         case NotInBank():
-            return APIError(404, str(error))
+            return APIError(404, str(error), code="not_in_bank")
         case UserError():
             return APIError(422, str(error))
     return None
@@ -134,16 +182,10 @@ def install_error_handlers(app: FastAPI, places: Sequence[str] = ()) -> None:
     hidden = sorted(places, key=len, reverse=True)
 
     def respond(_: Request, error: Exception) -> JSONResponse:
-        if isinstance(error, RequestValidationError):
-            http_error: AnyHTTPException = APIError(422, "The request does not fit.", validation_problems(error))
-        elif isinstance(error, AnyHTTPException):
-            http_error = error
-        else:
-            http_error = to_api_error(error) or APIError(500, "An error of this service; its log has more.")
-        body = http_error.body if isinstance(http_error, APIError) else ErrorResponse(detail=str(http_error.detail))
+        http_error = to_api_error(error) or APIError(500, "An error of this service; its log has more.")
         for place in hidden:
-            body.detail = body.detail.replace(place, public_name(place))
-        return JSONResponse(body.model_dump(), http_error.status_code, http_error.headers)
+            http_error.body.detail = http_error.body.detail.replace(place, public_name(place))
+        return http_error.response()
 
     for kind in (
         AnyHTTPException,

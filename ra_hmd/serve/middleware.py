@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -77,7 +76,7 @@ def _in_console(scope: Scope) -> bool:
 
 
 async def _respond(scope: Scope, receive: Receive, send: Send, error: APIError) -> None:
-    await JSONResponse(error.body.model_dump(), error.status_code, error.headers)(scope, receive, send)
+    await error.response()(scope, receive, send)
 
 
 class RootPathMiddleware:
@@ -127,7 +126,7 @@ class HostMiddleware:
                 "The service is not called by the name in this request's Host header; whoever runs it can let a name "
                 "in with --allowed-host NAME."
             )
-            await _respond(scope, receive, send, APIError(400, sentence))
+            await _respond(scope, receive, send, APIError(400, sentence, code="host_not_allowed"))
             return
         await self.app(scope, receive, send)
 

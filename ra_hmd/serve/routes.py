@@ -73,7 +73,7 @@ def meme_routes(context: AppContext) -> APIRouter:
         memes = [to_meme(meme) for meme in await read_posted_memes(request, context.limits)]
         results = await context.classify(request, memes)
         if len(results) == 1 and isinstance(results[0], UserError):
-            raise APIError(422, _named_error(memes[0], results[0]))
+            raise APIError(422, _named_error(memes[0], results[0]), code="unusable_meme")
         answers = [_answer(meme, result) for meme, result in zip(memes, results, strict=True)]
         return JSONResponse({"results": [one.model_dump(exclude_unset=True) for one in answers]})
 
@@ -87,7 +87,8 @@ def meme_routes(context: AppContext) -> APIRouter:
         """Judge one meme, and let the language model put the verdict into words, under the operator's policy."""
         meme = to_meme((await read_json_body(request, ExplainRequest)).meme)
         if context.explainer is None:
-            raise APIError(404, "No rationales are available: the head is on an encoder, which generates no text.")
+            sentence = "No rationales are available: the head is on an encoder, which generates no text."
+            raise APIError(404, sentence, code="no_rationales")
         deadline = request.state.deadline
         call = partial(_explain, context, context.explainer, meme, deadline)
         async with context.reserve_pixels(request, [meme]):
@@ -110,7 +111,8 @@ def system_routes(context: AppContext, metrics: Metrics) -> APIRouter:
     async def ready() -> Ready:
         """Memes are accepted and judged."""
         if not context.service.ready:
-            raise APIError(503, "Memes are not judged: the service is closing, or its worker has ended.")
+            sentence = "Memes are not judged: the service is closing, or its worker has ended."
+            raise APIError(503, sentence, code="not_ready")
         return Ready(waiting=context.service.pending)
 
     @router.get(

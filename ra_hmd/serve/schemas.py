@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
     WrapValidator,
@@ -49,6 +50,23 @@ def _caption(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     return value if isinstance(value, str) else handler(value)
 
 
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number; true and false are none")
+    return value
+
+
+def _label(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Accept a class, or a list of 0 and 1 for several classes. JSON's true would pass as 1."""
+    parts = value if isinstance(value, list) else [value]
+    try:
+        if not any(isinstance(part, bool) for part in parts):
+            return handler(value)
+    except ValidationError:
+        pass
+    raise ValueError("must be a class (a whole number from 0 on), of several classes a list of 0 and 1")
+
+
 def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be blank")
@@ -74,6 +92,8 @@ MemeId = Annotated[
 Score = float | list[float]
 Class = Annotated[int, Field(ge=0, le=1_000_000)]
 Label = Class | list[Class]
+GivenLabel = Annotated[Label, WrapValidator(_label)]
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
 Reason = Annotated[
     str, Field(min_length=1, max_length=1000, description="Why; the log keeps it."), AfterValidator(_not_blank)
 ]
@@ -119,7 +139,7 @@ class SearchRequest(Strict):
     """A meme whose neighbours are asked for; nothing of it is kept."""
 
     meme: MemeIn
-    k: int = Field(20, ge=1, le=1000, description="How many.")
+    k: Whole = Field(20, ge=1, le=1000, description="How many.")
 
 
 class LabelledMeme(Strict):
@@ -128,7 +148,7 @@ class LabelledMeme(Strict):
     id: MemeId
     image: Picture
     text: Caption = Field(None, description="Its caption; without it, it is read from the picture.")
-    label: Label = Field(description="A class, of several classes a list of 0 and 1.")
+    label: GivenLabel = Field(description="A class, of several classes a list of 0 and 1.")
     note: str = Field("", max_length=1000, description="Kept with the row.")
 
 
@@ -156,7 +176,7 @@ class RemoveRequest(Strict):
 class RelabelRequest(Strict):
     """Rows and their new labels."""
 
-    labels: dict[MemeId, Label] = Field(min_length=1, max_length=10_000)
+    labels: dict[MemeId, GivenLabel] = Field(min_length=1, max_length=10_000)
     reason: Reason
     relabel_identical: RelabelIdentical = False
 
@@ -164,7 +184,7 @@ class RelabelRequest(Strict):
 class RollbackRequest(Strict):
     """The version to go back to."""
 
-    version: int = Field(ge=1)
+    version: Whole = Field(ge=1)
     reason: Reason
 
 
@@ -173,8 +193,8 @@ class EffectRequest(Strict):
 
     add: list[LabelledMeme] = Field(default_factory=list)
     remove: list[MemeId] = Field(default_factory=list, max_length=10_000)
-    relabel: dict[MemeId, Label] = Field(default_factory=dict, max_length=10_000)
-    rollback: int | None = Field(None, ge=1)
+    relabel: dict[MemeId, GivenLabel] = Field(default_factory=dict, max_length=10_000)
+    rollback: Whole | None = Field(None, ge=1)
     relabel_identical: RelabelIdentical = False
 
 

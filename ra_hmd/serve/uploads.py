@@ -20,9 +20,10 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
-from ra_hmd.serve.errors import APIError, RequestProblem, validation_problems
+from ra_hmd.serve.errors import APIError
 from ra_hmd.serve.limits import FORMATS, RequestLimits
 from ra_hmd.serve.schemas import ClassifyRequest, MemeId, MemeIn
+from ra_hmd.serve.validation import body_problem, validation_problems
 
 Model = TypeVar("Model", bound=BaseModel)
 _JSON, _FORM = "application/json", "multipart/form-data"
@@ -55,11 +56,16 @@ async def read_json_body(request: Request, kind: type[Model]) -> Model:
     """
     if _content_type(request) != _JSON:
         raise APIError(415, f"The body must be {_JSON}.")
-    body = await request.body()
+    return await run_sync(_validated, kind, await request.body())
+
+
+def _validated(kind: type[Model], body: bytes) -> Model:
+    values = _parse(body)
     try:
-        return await run_sync(lambda: kind.model_validate(_parse(body)))
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise APIError(422, "The body does not fit.", validation_problems(error)) from None
+        problems = validation_problems(error, values)
+        raise APIError(422, "The body does not fit.", problems, code="invalid_request") from None
 
 
 def _parse(body: bytes) -> Any:
@@ -77,7 +83,8 @@ def _parse(body: bytes) -> Any:
         reason = "it is nested too deeply"
     except ValueError:
         reason = "a number has too many digits"
-    raise APIError(422, "The body does not fit.", [RequestProblem(where="body", what=f"Invalid JSON: {reason}")])
+    problem = body_problem("body", f"Invalid JSON: {reason}")
+    raise APIError(422, "The body does not fit.", [problem], code="invalid_json")
 
 
 async def read_posted_memes(request: Request, limits: RequestLimits) -> list[MemeIn]:
@@ -141,29 +148,26 @@ async def _read_form(request: Request, limits: RequestLimits) -> list[MemeIn]:
     except (MultiPartException, FormParserError) as error:
         reason = getattr(error, "message", str(error))
         status = 413 if reason.startswith(("Too many", "Part exceeded")) else 422
-        raise APIError(status, f"The form: {reason}") from error
-    problems = [RequestProblem(where=name, what="is no field of this form") for name in form if name not in _FIELDS]
+        raise APIError(status, f"The form: {reason}", code="invalid_request" if status == 422 else None) from error
+    problems = [body_problem(name, "is no field of this form") for name in form if name not in _FIELDS]
     files = form.getlist("images")
     images = [await item.read() for item in files if isinstance(item, UploadFile)]
     try:
         texts, ids = [[await _text(item) for item in form.getlist(name)] for name in ("texts", "ids")]
     except UnicodeDecodeError:
-        raise APIError(422, "The form does not fit: a file among `texts` or `ids` is not text in UTF-8.") from None
+        sentence = "The form does not fit: a file among `texts` or `ids` is not text in UTF-8."
+        raise APIError(422, sentence, code="invalid_request") from None
     finally:
         await form.close()
     if not images:
-        problems.append(RequestProblem(where="images", what="at least one file is needed"))
+        problems.append(body_problem("images", "at least one file is needed"))
     elif len(images) < len(files):
-        problems.append(
-            RequestProblem(where="images", what="some are plain fields; send each picture as a file, with its name")
-        )
+        problems.append(body_problem("images", "some are plain fields; send each picture as a file, with its name"))
     for name, values in (("texts", texts), ("ids", ids)):
         if values and len(values) != len(images):
-            problems.append(
-                RequestProblem(where=name, what=f"{len(values)} are given for {len(images)} images: all, or none")
-            )
+            problems.append(body_problem(name, f"{len(values)} are given for {len(images)} images: all, or none"))
     if problems:
-        raise APIError(422, "The form does not fit.", problems)
+        raise APIError(422, "The form does not fit.", problems, code="invalid_request")
     try:
         return [
             MemeIn.model_construct(
@@ -174,7 +178,8 @@ async def _read_form(request: Request, limits: RequestLimits) -> list[MemeIn]:
             for place, image in enumerate(images)
         ]
     except ValidationError as error:
-        raise APIError(422, "The form does not fit.", validation_problems(error)) from None
+        problem = body_problem("ids", validation_problems(error, None)[0].what)
+        raise APIError(422, "The form does not fit.", [problem], code="invalid_request") from None
 
 
 async def _text(item: UploadFile | str) -> str:
