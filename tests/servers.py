@@ -16,6 +16,7 @@ import httpx
 import uvicorn
 from PIL import Image
 
+from ra_hmd.data.images import known_formats
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
 
@@ -80,6 +81,7 @@ def drawn(
     size: tuple[int, int] = (64, 64), colour: Any = "red", mode: str = "RGB", style: str = "PNG", **how: Any
 ) -> bytes:
     """The file of an image with a rectangle on it."""
+    known_formats()  # registers HEIF
     image = Image.new(mode, size, colour)
     image.paste(Image.new(mode, (size[0] // 2, size[1] // 3), 0 if mode in ("L", "P") else None), (0, 0))
     file = BytesIO()

@@ -9,8 +9,8 @@ from ra_hmd.console.correction_panel import CorrectionPanel
 from ra_hmd.console.gradio_utils import focus, on, sentence, status_region, upload
 from ra_hmd.console.rationale_panel import RationalePanel
 from ra_hmd.console.views import meme_figure
+from ra_hmd.data.image_files import PICTURE_FORMAT_NAMES
 from ra_hmd.data.meme import Meme
-from ra_hmd.serve.limits import FORMATS
 from ra_hmd.serve.uploads import count_pixels
 
 
@@ -23,7 +23,7 @@ class CheckTab:
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 self.upload = upload(label="Picture", file_types=["image"], height=150, elem_id="check-upload")
-                gr.HTML(f"<p class='ra-small'>Drop it, paste it (Ctrl+V) or choose it: {', '.join(FORMATS)}.</p>")
+                gr.HTML(f"<p class='ra-small'>Drop it, paste it (Ctrl+V) or choose it: {PICTURE_FORMAT_NAMES}.</p>")
                 self.preview = gr.HTML(elem_id="check-picture")
                 self.caption = gr.Textbox(
                     label="Caption", info="The text on the picture. Left empty, it is read from the picture.",

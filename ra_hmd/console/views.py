@@ -20,13 +20,12 @@ from ra_hmd.console.review_queue import threshold_probabilities
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import BANK_HEADS, Head
 from ra_hmd.core.templates import template_environment
-from ra_hmd.data.images import load_image
+from ra_hmd.data.images import load_image, picture_formats
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.inference.types import Verdict
 from ra_hmd.serve.batching import BatchingService, ServedVerdict
 from ra_hmd.serve.errors import public_source
-from ra_hmd.serve.limits import FORMATS
 
 _SIDE, _THUMBNAIL_SIDE = 720, 240
 _FLIPS_SHOWN = 20
@@ -51,7 +50,7 @@ def image_url(source: Path | str | bytes | Image.Image, *, thumbnail: bool = Fal
     """Return an image as a `data:` URL of a JPEG of at most 720 pixels a side (thumbnail: 240); None if unreadable."""
     try:
         # Uploads come from anyone and are limited to safe formats; files were named by the operator.
-        image = load_image(source, FORMATS if isinstance(source, bytes) else None).copy()
+        image = load_image(source, picture_formats() if isinstance(source, bytes) else None).copy()
     except UserError:
         return None
     side = _THUMBNAIL_SIDE if thumbnail else _SIDE

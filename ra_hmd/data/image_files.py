@@ -10,6 +10,26 @@ from typing import Any
 
 from ra_hmd.core.artifacts import atomic_path, sha256_bytes
 
+PICTURE_FORMATS = {
+    "PNG": "PNG",
+    "JPEG": "JPEG",
+    "WEBP": "WebP",
+    "GIF": "GIF",
+    "BMP": "BMP",
+    "TIFF": "TIFF",
+    "AVIF": "AVIF",
+    "HEIF": "HEIF",
+    "JPEG2000": "JPEG 2000",
+    "PPM": "PPM",
+}
+"""The formats of pictures that every command and the API decode: Pillow's name, and the usual one.
+
+Of files that the user of a command named, Pillow's rarer formats (PSD, TGA, FITS, …) are decoded too. The API and the
+console, to which anyone may send bytes, stop at these: every parser more is one more to attack, and an ICO or ICNS
+file, for example, holds pictures larger than its header says.
+"""
+PICTURE_FORMAT_NAMES = ", ".join(PICTURE_FORMATS.values())
+
 
 def existing_path(folder: str | Path, name: str | Path) -> Path:
     """Return the path of `name` in `folder`.

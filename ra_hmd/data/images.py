@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ra_hmd.core.errors import UserError
+from ra_hmd.data.image_files import PICTURE_FORMATS
 from ra_hmd.data.text import well_formed
 
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -100,7 +101,8 @@ def open_image(source: str | Path | bytes, formats: tuple[str, ...] | list[str] 
     if not isinstance(source, bytes) and not os.path.isfile(source) and os.path.exists(source):  # noqa: PTH110, PTH113
         raise UnidentifiedImageError("a folder, or no regular file")  # opening a pipe would wait for its writer
     try:
-        return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats or known_formats())
+        known = known_formats()
+        return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats or known)
     except UnidentifiedImageError as error:
         raise UnidentifiedImageError(_unknown(source)) from error
 
@@ -132,6 +134,12 @@ def known_formats() -> tuple[str, ...]:
     Image.init()
     register_heif_opener()
     return tuple(name for name in Image.ID if name != "EPS")
+
+
+@cache
+def picture_formats() -> tuple[str, ...]:
+    """Return Pillow's names of those `PICTURE_FORMATS` that the installed Pillow knows."""
+    return tuple(name for name in PICTURE_FORMATS if name in known_formats())
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -4,9 +4,6 @@ from pydantic import Field
 
 from ra_hmd.core.config import Settings
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""Pillow's names of the image formats that are decoded. All others, SVG and TIFF included, are refused."""
-
 
 class RequestLimits(Settings):
     """Size, time and number limits of requests."""

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ra_hmd.core.errors import UserError
+from ra_hmd.data.image_files import PICTURE_FORMAT_NAMES
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.types import Explain, Explanation
 from ra_hmd.serve.batching import ServedVerdict
@@ -37,7 +38,7 @@ _FORM = {
             "type": "array",
             "items": {"type": "string", "contentMediaType": "application/octet-stream", "minLength": 1},
             "minItems": 1,
-            "description": "Files: PNG, JPEG, WebP, GIF or BMP.",
+            "description": f"Files: {PICTURE_FORMAT_NAMES}.",
         },
         "texts": {"type": "array", "items": {"type": "string"}, "description": "The caption of each image, or none."},
         "ids": {"type": "array", "items": {"type": "string"}, "description": "The name of each image, or none."},

@@ -22,6 +22,7 @@ from pydantic import (
     WrapValidator,
 )
 
+from ra_hmd.data.image_files import PICTURE_FORMAT_NAMES
 from ra_hmd.data.meme import Meme
 from ra_hmd.serve.errors import public_name, public_source
 
@@ -81,7 +82,7 @@ Picture = Annotated[
             "type": "string",
             "contentEncoding": "base64",
             "minLength": 1,
-            "description": "The file of the picture in base64, or as a data: URL: PNG, JPEG, WebP, GIF or BMP.",
+            "description": f"The file of the picture in base64, or as a data: URL: {PICTURE_FORMAT_NAMES}.",
         }
     ),
 ]

@@ -12,16 +12,18 @@ from typing import Any, TypeVar
 
 from anyio.to_thread import run_sync
 from fastapi import Request
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ra_hmd.core.errors import UserError
+from ra_hmd.data.image_files import PICTURE_FORMAT_NAMES
+from ra_hmd.data.images import picture_formats
 from ra_hmd.data.meme import Meme
 from ra_hmd.serve.errors import APIError
-from ra_hmd.serve.limits import FORMATS, RequestLimits
+from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.schemas import ClassifyRequest, MemeId, MemeIn
 from ra_hmd.serve.validation import body_problem, validation_problems
 
@@ -123,12 +125,12 @@ def count_pixels(meme: Meme, limits: RequestLimits) -> int:
             f" (U+{ord(half.group()):04X} alone); cut texts between characters"
         )
     try:
-        with Image.open(_HeaderFile(meme.image), formats=FORMATS) as image:  # type: ignore[arg-type]
+        with Image.open(_HeaderFile(meme.image), formats=picture_formats()) as image:  # type: ignore[arg-type]
             width, height = image.size
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, Image.DecompressionBombError):
-            raise UserError(f"its picture has more than the {limits.max_pixels} pixels that are let in") from error
-        raise UserError(f"its picture cannot be opened as any of {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"its picture has more than the {limits.max_pixels} pixels that are let in") from error
+    except Exception as error:  # a parser may raise anything on hostile bytes
+        raise UserError(f"its picture cannot be opened as any of {PICTURE_FORMAT_NAMES}") from error
     if width * height > limits.max_pixels:
         raise UserError(f"its picture has {width} x {height} pixels; at most {limits.max_pixels} are let in")
     return width * height
