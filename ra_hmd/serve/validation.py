@@ -44,8 +44,8 @@ class RequestProblem(BaseModel):
 
     where: str = Field(description="The value, with dots: memes.0.image.")
     what: str = Field(description="What it must be.")
-    pointer: str | None = Field(None, description="The value as a JSON pointer into the body (RFC 6901).")
-    parameter: str | None = Field(None, description="The parameter of the address.")
+    pointer: str | None = Field(default=None, description="The value as a JSON pointer into the body (RFC 6901).")
+    parameter: str | None = Field(default=None, description="The parameter of the address.")
 
 
 def body_problem(where: str, what: str) -> RequestProblem:
