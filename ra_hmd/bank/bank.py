@@ -9,7 +9,7 @@ Shapes: N rows of a version, M rows to add, D embedding, C classes.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from ra_hmd.bank.versions import (
     BankState,
     Change,
     VersionEntry,
+    VersionTaken,
     check_entry,
     check_new,
     no_labels,
@@ -34,6 +35,10 @@ from ra_hmd.core.manifests import BankManifest, ViewDescription
 from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.retrieval.index import IndexKind, resolve_kind
 
+T = TypeVar("T")
+_ATTEMPTS = 5
+"""How often a change is planned at most, where other writers do not see the lock."""
+
 
 class Bank(BankReader):
     """An open example bank that can be changed.
@@ -42,6 +47,8 @@ class Bank(BankReader):
     until `refresh` is called or it is changed through this object. One thread at a time searches or changes it; others
     wait. Close it with `close` or a `with` statement.
     """
+
+    _is_writing = False  # whether the thread that holds `_lock` is inside `exclusively`
 
     @classmethod
     def open(cls, location: str | Path, *, wait: float = 60.0, **options: Any) -> "Bank":
@@ -209,6 +216,38 @@ class Bank(BankReader):
         """The change that `rollback` would make; empty where the bank has the content of that version."""
         return self._state.back_to(self.state_at(version))
 
+    def exclusively(self, call: Callable[[], T]) -> T:
+        """Run a call at the newest version while no other process writes, so that what it reads still holds when its
+        change is written. Reentrant within a thread.
+
+        Args:
+            call: Reads, and makes at most one change. It is run again at the newest version where a writer that does
+                not see the lock came first.
+
+        Raises:
+            BankInUse: another process was writing for as long as this one waits.
+        """
+        with self._lock:
+            attempts = 1 if self._is_writing else _ATTEMPTS
+            while True:
+                attempts -= 1
+                try:
+                    return self._run_alone(call)
+                except VersionTaken:
+                    if not attempts:
+                        raise
+
+    def _run_alone(self, call: Callable[[], T]) -> T:
+        if self._is_writing:
+            return call()
+        with self._backend.writing():
+            self._is_writing = True
+            try:
+                self.refresh()
+                return call()
+            finally:
+                self._is_writing = False
+
     def _row_numbers(self, ids: Sequence[str]) -> np.ndarray:
         missing = [f"id {name!r}" for name in ids if name not in self._row_of]
         raise_all(missing, f"{self.location} does not have these, at version {self.version}")
@@ -227,8 +266,8 @@ class Bank(BankReader):
     ) -> VersionEntry:
         """Plan a change of the newest version and write it, excluding other writers."""
         check_entry(author, reason)
-        with self._lock, self._backend.writing():
-            self.refresh()
+
+        def write() -> VersionEntry:
             change = plan()
             if change.empty:
                 raise UserError(f"{self.location} would stay as it is at version {self.version}: nothing was changed.")
@@ -238,6 +277,8 @@ class Bank(BankReader):
             self._backend.write(entry, change, embedding, len(self._state.rows), **stored)
             self._apply([(entry, change)])
             return entry
+
+        return self.exclusively(write)
 
 
 def _first_views(

@@ -91,6 +91,10 @@ class BankReader:
         """The version that is shown."""
         return self._state.version
 
+    def newest(self) -> int:
+        """The newest version, without moving to it; does not wait for searches and changes."""
+        return self._backend.newest(self._state.version)
+
     @property
     def ids(self) -> list[str]:
         """N ids, in the order in which the memes were added."""

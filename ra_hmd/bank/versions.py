@@ -26,6 +26,14 @@ Action = Literal["create", "add", "remove", "relabel", "rollback"]
 _OPERATIONS = ("add", "remove", "restore", "relabel")
 
 
+class VersionTaken(UserError):
+    """Another process wrote the version that was about to be written. Nothing was changed; plan the change again."""
+
+
+class BankInUse(UserError):
+    """Another process held the bank for as long as this one waits. Nothing was changed; try again."""
+
+
 @dataclass(frozen=True)
 class VersionEntry:
     """The log entry of one version.

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,21 +78,22 @@ class Moderation:
         Raises:
             UserError: the bank has the meme with this label already; there is no meme to measure the impact on.
         """
-        known = self.labels_in_bank(served)
-        rows = tuple(name for name, other in known.items() if other != label)
-        if known and not rows:
-            raise UserError("The bank holds this meme with this label already; there is nothing to correct.")
-        version = self.bank_service.bank.version
-        if rows:
-            impact = self.bank_service.preview(relabel=dict.fromkeys(rows, label), relabel_identical=True)
-        else:
-            impact = self.bank_service.preview([served.meme], [label])
-        return ChangePreview(served.meme.id, label, version, impact, rows)
+        with self._exclusive():
+            known = self.labels_in_bank(served)
+            rows = tuple(name for name, other in known.items() if other != label)
+            if known and not rows:
+                raise UserError("The bank holds this meme with this label already; there is nothing to correct.")
+            if rows:
+                impact = self.bank_service.preview(relabel=dict.fromkeys(rows, label), relabel_identical=True)
+            else:
+                impact = self.bank_service.preview([served.meme], [label])
+            return ChangePreview(served.meme.id, label, self.bank_service.bank.version, impact, rows)
 
     def preview_rollback(self, version: int) -> ChangePreview:
         """Compute the impact of restoring a version. Raises `UserError` where that is not possible."""
-        current, impact = self.bank_service.version(), self.bank_service.preview_rollback(version)
-        return ChangePreview(version, None, current, impact)
+        with self._exclusive():
+            impact = self.bank_service.preview_rollback(version)
+            return ChangePreview(version, None, self.bank_service.bank.version, impact)
 
     def correct(
         self, served: ServedVerdict, preview: ChangePreview | None, author: str, reason: str, note: str = ""
@@ -102,31 +104,46 @@ class Moderation:
             UserError: there was no preview, or the bank has changed since; the reason is missing or too long; the
                 correction was made before.
         """
-        preview, reason = self._checked(preview, served.meme.id, reason, note)
-        assert preview.label is not None
-        with self._lock, self._exclusive():
-            self._check_current(preview)
-            self.record(served, "begun", preview.label, author, preview.version, preview.rows)
-            if preview.rows:
-                reason = f"{reason}; {note.strip()}" if note.strip() else reason
-                labels = dict.fromkeys(preview.rows, preview.label)
-                entry = self.bank_service.relabel(labels, author=author, reason=reason, relabel_identical=True)
+        shown, why = self._checked(preview, served.meme.id, reason, note)
+        label, note = shown.label, note.strip()
+        assert label is not None
+
+        def change() -> VersionEntry:
+            self._check_current(shown)
+            self.record(served, "begun", label, author, shown.version, shown.rows)
+            if shown.rows:
+                entry = self.bank_service.relabel(
+                    dict.fromkeys(shown.rows, label),
+                    author=author,
+                    reason=f"{why}; {note}" if note else why,
+                    relabel_identical=True,
+                )
             else:
                 entry = self.bank_service.add(
-                    [served.meme], [preview.label], author=author, reason=reason, source=SOURCE, notes=[note.strip()]
+                    [served.meme], [label], author=author, reason=why, source=SOURCE, notes=[note]
                 )
-            self.record(served, "correct", preview.label, author, entry.version, preview.rows)
+            self.record(served, "correct", label, author, entry.version, shown.rows)
             return entry
+
+        return self._change(change)
 
     def rollback(self, version: int, preview: ChangePreview | None, author: str, reason: str) -> VersionEntry:
         """Restore a version after a preview, as a new version. Raises `UserError` as `correct` does."""
-        preview, reason = self._checked(preview, version, reason)
+        shown, why = self._checked(preview, version, reason)
+
+        def change() -> VersionEntry:
+            self._check_current(shown)
+            return self.bank_service.rollback(version, author=author, reason=why)
+
+        return self._change(change)
+
+    def _change(self, change: Callable[[], VersionEntry]) -> VersionEntry:
+        """Make a change while nobody else, in this process or another, changes the bank."""
         with self._lock, self._exclusive():
-            self._check_current(preview)
-            return self.bank_service.rollback(version, author=author, reason=reason)
+            return self.bank_service.bank.exclusively(change)
 
     def _exclusive(self) -> AbstractContextManager[Detector]:
-        """Lock the bank, so that its version cannot change between the check and the change."""
+        """Lock the model and the bank of this process, which then stays at one version."""
         return self.bank_service.service.exclusive(self.bank_service.timeout)
 
     def record(

@@ -1,10 +1,10 @@
 """The example bank of a running service: searches, changes, and previews of their impact on verdicts.
 
 Each change is a version of the bank. It waits for the batch that is being scored; the next batch votes with the new
-version.
+version. Other processes may change the bank too: the lock of the bank excludes them while a change is checked and made.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -119,17 +119,15 @@ class BankService:
         """
         rows, prepared = self._rows(memes, labels, source, notes)
         with self._exclusive() as detector:
-            present = set(rows.ids) & set(self.bank.ids)
-            self._raise(AlreadyApplied, present, "has these already; relabel or remove them, or leave them out")
+            self._check_new(rows.ids)
             new = detector.score(prepared).queries
-            return self.bank.add(
-                rows,
-                new.embedding,
-                author=author,
-                reason=reason,
-                relabel_identical=relabel_identical,
-                views=new.views,
-            )
+
+            def change() -> VersionEntry:
+                self._check_new(rows.ids)
+                return self.bank.add(rows, new.embedding, author=author, reason=reason,
+                                     relabel_identical=relabel_identical, views=new.views)  # fmt: skip
+
+            return self.bank.exclusively(change)
 
     def remove(self, ids: Sequence[str], *, author: str, reason: str) -> VersionEntry:
         """Remove rows by id, as a new version.
@@ -137,10 +135,13 @@ class BankService:
         Raises:
             UserError: ids that the bank never had (`NotInBank`), or that were removed before (`AlreadyApplied`).
         """
-        with self._exclusive():
+
+        def change() -> VersionEntry:
             self._check_ids(ids)
             self._raise(AlreadyApplied, set(ids) - set(self.bank.ids), "had these, and they were removed")
             return self.bank.remove(ids, author=author, reason=reason)
+
+        return self._change(change)
 
     def relabel(
         self, labels: Mapping[str, Any], *, author: str, reason: str, relabel_identical: bool = False
@@ -152,11 +153,14 @@ class BankService:
                 rows have already (`AlreadyApplied`); other rows of the same meme that would keep another label
                 (`LabelConflictError`, without `relabel_identical`).
         """
-        with self._exclusive():
+
+        def change() -> VersionEntry:
             self._check_ids(labels, current=True)
             if self.bank.plan_relabel(labels, relabel_identical).empty:
                 raise AlreadyApplied(f"{self._bank_name} has these labels already.")
             return self.bank.relabel(labels, author=author, reason=reason, relabel_identical=relabel_identical)
+
+        return self._change(change)
 
     def rollback(self, version: int, *, author: str, reason: str) -> VersionEntry:
         """Restore the content of an earlier version, as a new version.
@@ -164,12 +168,15 @@ class BankService:
         Raises:
             UserError: there is no such version (`NotInBank`), or the bank has its content already (`AlreadyApplied`).
         """
-        with self._exclusive():
+
+        def change() -> VersionEntry:
             if not 1 <= version <= self.bank.version:
                 raise NotInBank(f"{self.bank.location} has versions 1 to {self.bank.version}, not {version}.")
             if self.bank.plan_rollback(version).empty:
                 raise AlreadyApplied(f"{self._bank_name} holds what version {version} held.")
             return self.bank.rollback(version, author=author, reason=reason)
+
+        return self._change(change)
 
     def preview(
         self,
@@ -250,9 +257,19 @@ class BankService:
     def _exclusive(self) -> AbstractContextManager[Detector]:
         return self.service.exclusive(self.timeout)
 
+    def _change(self, change: Callable[[], VersionEntry]) -> VersionEntry:
+        """Check and make a change at the newest version, while no other process writes."""
+        with self._exclusive():
+            return self.bank.exclusively(change)
+
     @property
     def _bank_name(self) -> str:
         return f"{self.bank.location}, at version {self.bank.version},"
+
+    def _check_new(self, ids: Collection[str]) -> None:
+        """Raise `AlreadyApplied` if the bank has one of the ids."""
+        present = set(ids) & set(self.bank.ids)
+        self._raise(AlreadyApplied, present, "has these already; relabel or remove them, or leave them out")
 
     def _check_ids(self, ids: Collection[str], *, current: bool = False) -> None:
         """Raise `NotInBank` unless the bank has, or with `current` False ever had, all ids."""

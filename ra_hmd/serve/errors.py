@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from ra_hmd.bank.identical import LabelConflictError
+from ra_hmd.bank.versions import BankInUse, VersionTaken
 from ra_hmd.core.errors import UserError
 from ra_hmd.serve.bank_service import AlreadyApplied, NotInBank
 from ra_hmd.serve.batching import InferenceFailed, QueueFull, ServiceBusy, ServiceClosed
@@ -155,6 +156,9 @@ def to_api_error(error: Exception) -> APIError | None:
             return APIError(409, str(error), code="already_applied")
         case LabelConflictError():
             return APIError(409, str(error), code="label_conflict")
+        case BankInUse() | VersionTaken():
+            sentence = "Other processes are changing the bank; nothing was done. Ask again."
+            return APIError(503, sentence, code="bank_in_use")
         case NotInBank():
             return APIError(404, str(error), code="not_in_bank")
         case UserError():

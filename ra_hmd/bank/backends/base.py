@@ -60,7 +60,11 @@ class BankBackend(Protocol):
         ...
 
     def write(self, entry: VersionEntry, change: Change, embedding: np.ndarray | None, first: int) -> None:
-        """Write a version, within `writing`; its new rows are numbered from `first` on."""
+        """Write a version, within `writing`; its new rows are numbered from `first` on.
+
+        Raises:
+            VersionTaken: another process wrote that version, because it does not see the lock of this one.
+        """
 
     def embeddings(self, state: BankState, rows: np.ndarray) -> np.ndarray:
         """float32 [M, D], embeddings of row numbers [M] in rising order, as the head computed them."""

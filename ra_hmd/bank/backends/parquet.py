@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from ra_hmd.bank.backends.parquet_index import ParquetIndex
 from ra_hmd.bank.log_checkpoint import EVERY, read_checkpoint, write_checkpoint
-from ra_hmd.bank.versions import BankState, Change, VersionEntry
+from ra_hmd.bank.versions import BankInUse, BankState, Change, VersionEntry, VersionTaken
 from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, new_folder
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import BankManifest, read_manifest, write_manifest
@@ -38,13 +38,13 @@ def locked(path: Path, seconds: float, location: str | Path) -> Iterator[None]:
     """Hold the lock file at `path`; the operating system releases it when the process ends, however it ends.
 
     Raises:
-        UserError: another process held it for `seconds`.
+        BankInUse: another process held it for `seconds`.
     """
     lock = FileLock(path, timeout=seconds)
     try:
         lock.acquire()
     except Timeout as error:
-        raise UserError(
+        raise BankInUse(
             f"{location} has been in use by another process for {seconds:g} s ({path}); try again, or wait longer with "
             "--wait."
         ) from error
@@ -144,7 +144,7 @@ class ParquetBackend:
         """Write a version, within `writing`.
 
         Raises:
-            UserError: the version exists, because another writer did not see the lock.
+            VersionTaken: the version exists, because another writer did not see the lock.
         """
         _write_version(self.location, entry, change, _vectors(embedding, views))
         if entry.version % EVERY == 0:
@@ -217,7 +217,7 @@ def _write_version(folder: Path, entry: VersionEntry, change: Change, vectors: M
         table = table.append_column(name, pa.FixedSizeListArray.from_arrays(values, width))
     table = table.replace_schema_metadata({_KEY: json.dumps(entry.to_dict(), ensure_ascii=False)})
     if path.exists():
-        raise UserError(
+        raise VersionTaken(
             f"{path} exists: another writer made version {entry.version} at the same time, so the lock file does not "
             "work on this file system. Nothing was changed; try again."
         )
