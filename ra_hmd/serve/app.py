@@ -21,7 +21,8 @@ from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService
 from ra_hmd.serve.context import AppContext
 from ra_hmd.serve.errors import ErrorResponse, install_error_handlers
-from ra_hmd.serve.limits import RequestLimits
+from ra_hmd.serve.follower import BankFollower
+from ra_hmd.serve.limits import FollowSettings, RequestLimits
 from ra_hmd.serve.metrics import Metrics
 from ra_hmd.serve.middleware import (
     OPEN_PATHS,
@@ -53,6 +54,7 @@ def create_app(
     limits: RequestLimits | None = None,
     hosts: Sequence[str] = ("*",),
     root_path: str = "",
+    follow: FollowSettings | None = None,
 ) -> FastAPI:
     """Create the API as an ASGI app. The app closes the service when it shuts down.
 
@@ -64,17 +66,23 @@ def create_app(
         limits: Limits of requests.
         hosts: Allowed host names in the form of `normalize_host`; `*` allows any.
         root_path: Path prefix of a reverse proxy, without a slash at its end.
+        follow: How the app follows an example bank that other processes change.
 
     Returns:
         The app; `app.state.context` is its `AppContext`, `app.state.root_path` its root path.
     """
     limits = limits or RequestLimits()
-    context, metrics = AppContext(service, bank_service, explainer, keys, limits), Metrics(service)
     if bank_service is not None and bank_service.timeout is None:
         bank_service.timeout = limits.time_limit
+    bank = service.detector.scorer.bank
+    follower = None if bank is None else BankFollower(service, bank, follow or FollowSettings())
+    context = AppContext(service, bank_service, explainer, keys, limits, follower)
+    metrics = Metrics(service, follower)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if follower is not None:
+            follower.start()
         yield
         await run_sync(context.close, limits.time_limit)
 

@@ -170,6 +170,21 @@ class BatchingService:
                 self._preparation.submit(self._prepare, meme, future)
         return futures
 
+    def judge_together(self, memes: Sequence[Meme], timeout: float | None = None) -> list[ServedVerdict]:
+        """Score memes at one version of the bank, however many batches they take; others wait meanwhile.
+
+        Args:
+            memes: The memes.
+            timeout: Seconds to wait for the model; None waits without limit.
+
+        Raises:
+            UserError: an image that cannot be used.
+            ServiceBusy, InferenceFailed: see `exclusive`.
+        """
+        prepared = [self.detector.prepare(meme) for meme in memes]
+        with self.exclusive(timeout):
+            return self._verdicts(list(zip(memes, prepared, strict=True)))
+
     @contextmanager
     def exclusive(self, timeout: float | None = None) -> Iterator[Detector]:
         """Lock the model and the bank for the caller, to change the bank or to generate text; memes wait meanwhile.

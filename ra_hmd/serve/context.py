@@ -25,6 +25,7 @@ from ra_hmd.serve.auth import APIKey, KeyRing
 from ra_hmd.serve.bank_service import AlreadyApplied, BankService
 from ra_hmd.serve.batching import BatchingService, ServedVerdict, ServiceBusy, ServiceClosed
 from ra_hmd.serve.errors import APIError
+from ra_hmd.serve.follower import BankFollower
 from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.middleware import Budget
 from ra_hmd.serve.uploads import Model, check_meme_count, count_pixels, read_json_body
@@ -100,6 +101,7 @@ class AppContext:
         explainer: Generates rationales; None where the model cannot.
         keys: API keys; None: read requests are anonymous, and changes are refused.
         limits: Limits of requests.
+        follower: Keeps the service at the newest version of its example bank; None without one.
     """
 
     service: BatchingService
@@ -107,6 +109,7 @@ class AppContext:
     explainer: Explain | None
     keys: KeyRing | None
     limits: RequestLimits
+    follower: BankFollower | None = None
     pixel_budget: Budget = field(init=False)
     bank_limit: ConcurrencyLimit = field(init=False)
     explain_limit: ConcurrencyLimit = field(init=False)
@@ -118,6 +121,8 @@ class AppContext:
 
     def close(self, timeout: float | None = None) -> None:
         """Answer what was accepted, and end all threads."""
+        if self.follower is not None:
+            self.follower.close()
         self.bank_limit.close()
         self.explain_limit.close()
         self.service.close(timeout)
@@ -125,7 +130,7 @@ class AppContext:
     # ---------------------------------------------------------------------------------------------- memes
 
     async def classify(self, request: Request, memes: Sequence[Meme]) -> list[ServedVerdict | UserError]:
-        """Score memes; the result of a meme that cannot be used is its error.
+        """Score memes, all at one version of the bank; the result of a meme that cannot be used is its error.
 
         Raises:
             APIError: 413 or 429 where they are too much, 504 past the request's deadline; then none of them is scored.
@@ -139,7 +144,7 @@ class AppContext:
             raise APIError(413, f"{len(valid)} memes are sent, and at most {most} may wait here at a time; send fewer.")
         self.pixel_budget.acquire(total)
         try:
-            results = iter(await self._results(request, valid))
+            results = iter(await self._at_one_version(request, valid, await self._results(request, valid)))
         finally:
             self.pixel_budget.release(total)
         return [next(results) if isinstance(size, int) else size for size in sizes]
@@ -154,6 +159,17 @@ class AppContext:
                 return error
 
         return await run_sync(lambda: [pixels(meme) for meme in memes])
+
+    async def _at_one_version(
+        self, request: Request, memes: Sequence[Meme], results: list[ServedVerdict | UserError]
+    ) -> list[ServedVerdict | UserError]:
+        """The results; scored again in one turn where the bank changed between the batches that their memes were in."""
+        judged = [meme for meme, one in zip(memes, results, strict=True) if isinstance(one, ServedVerdict)]
+        if len({one.version["bank"].get("version") for one in results if isinstance(one, ServedVerdict)}) <= 1:
+            return results
+        left = max(request.state.deadline - asyncio.get_running_loop().time(), 0)
+        again = iter(await run_sync(self.service.judge_together, judged, left))
+        return [next(again) if isinstance(one, ServedVerdict) else one for one in results]
 
     async def _results(self, request: Request, memes: Sequence[Meme]) -> list[ServedVerdict | UserError]:
         futures: list[Future[ServedVerdict]] = self.service.submit(memes)

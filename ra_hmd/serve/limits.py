@@ -27,6 +27,19 @@ class RequestLimits(Settings):
     )
 
 
+class FollowSettings(Settings):
+    """How a service follows its bank, which other processes change too."""
+
+    TITLE = "replicas"
+
+    max_lag: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds behind the bank's newest version from which on /ready answers 503.",
+    )
+    follow_seconds: float = Field(default=0.5, gt=0, description="Seconds between two looks for a newer version.")
+
+
 class BatchingSettings(Settings):
     """Sizes of the queue and of batches."""
 

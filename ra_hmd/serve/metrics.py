@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from ra_hmd.serve.batching import BatchingService
+from ra_hmd.serve.follower import BankFollower
 
 log = logging.getLogger("ra_hmd.serve.requests")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -22,9 +23,10 @@ class Metrics:
 
     Args:
         service: Batching service whose queue and bank are reported.
+        follower: Follows its example bank; None without one.
     """
 
-    def __init__(self, service: BatchingService) -> None:
+    def __init__(self, service: BatchingService, follower: BankFollower | None = None) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "ra_hmd_requests", "Requests that were answered.", ["method", "route", "status"], registry=self.registry
@@ -33,7 +35,7 @@ class Metrics:
             "ra_hmd_request_seconds", "From the first byte to the last.", ["route"], buckets=_SECONDS,
             registry=self.registry,
         )  # fmt: skip
-        self.registry.register(_ServiceCollector(service))
+        self.registry.register(_ServiceCollector(service, follower))
         ProcessCollector(registry=self.registry)
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -45,8 +47,8 @@ class Metrics:
 class _ServiceCollector:
     """Prometheus collector that reads the state of a service at each scrape."""
 
-    def __init__(self, service: BatchingService) -> None:
-        self.service = service
+    def __init__(self, service: BatchingService, follower: BankFollower | None) -> None:
+        self.service, self.follower = service, follower
 
     def collect(self) -> Iterator[Metric]:
         service, statistics = self.service, self.service.statistics
@@ -61,6 +63,13 @@ class _ServiceCollector:
         if bank is not None:
             yield GaugeMetricFamily("ra_hmd_bank_version", "Of the bank that votes.", bank.version)
             yield GaugeMetricFamily("ra_hmd_bank_rows", "Memes in it.", len(bank))
+        if self.follower is not None:
+            lag = self.follower.lag
+            yield GaugeMetricFamily("ra_hmd_bank_newest_version", "Newest version that is known here.", lag.newest)
+            yield GaugeMetricFamily(
+                "ra_hmd_bank_lag_seconds", "Since the newest version was last known to vote.", lag.seconds
+            )
+            yield GaugeMetricFamily("ra_hmd_bank_lag_limit_seconds", "Most of them of a ready replica.", lag.limit)
 
     def _batch_sizes(self) -> Metric:
         sizes, most = self.service.statistics.sizes.copy(), self.service.settings.max_batch

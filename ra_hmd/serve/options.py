@@ -10,7 +10,7 @@ from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import Flag, RationaleOptions, ServedDetectorOptions
 from ra_hmd.serve.hosts import is_loopback, normalize_host, normalize_root_path
-from ra_hmd.serve.limits import BatchingSettings, RequestLimits
+from ra_hmd.serve.limits import BatchingSettings, FollowSettings, RequestLimits
 
 
 class AddressOptions(Settings):
@@ -69,6 +69,7 @@ class ServerSettings(Settings):
     batching: BatchingSettings
     limits: RequestLimits
     rationale: RationaleOptions
+    follow: FollowSettings = FollowSettings()
     reference: Path | None = Field(
         default=None, description="Feature store, no test split, to measure the effects of changes on."
     )

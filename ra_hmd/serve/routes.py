@@ -22,6 +22,7 @@ from ra_hmd.serve.schemas import (
     ClassifyRequest,
     ExplainAnswer,
     ExplainRequest,
+    Following,
     Health,
     JudgedMeme,
     NotJudged,
@@ -110,11 +111,11 @@ def system_routes(context: AppContext, metrics: Metrics) -> APIRouter:
 
     @router.get("/ready", response_model=Ready, responses=error_responses(503))
     async def ready() -> Ready:
-        """Memes are accepted and judged."""
+        """Memes are accepted and judged, by a bank that is not too old."""
         if not context.service.ready:
             sentence = "Memes are not judged: the service is closing, or its worker has ended."
             raise APIError(503, sentence, code="not_ready")
-        return Ready(waiting=context.service.pending)
+        return Ready(waiting=context.service.pending, bank=_following(context))
 
     @router.get(
         "/metrics",
@@ -126,6 +127,21 @@ def system_routes(context: AppContext, metrics: Metrics) -> APIRouter:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router
+
+
+def _following(context: AppContext) -> Following | None:
+    """Lag of the bank. Raises `APIError` (503) where it is too large."""
+    if context.follower is None:
+        return None
+    lag = context.follower.lag
+    if lag.too_large:
+        sentence = (
+            f"This replica was last known to be at the newest version of the bank {lag.seconds:.1f} s ago, and "
+            f"{lag.limit:g} s are allowed (--max-lag). It votes with version {lag.version}, and {lag.newest} exists."
+        )
+        raise APIError(503, sentence, bank_version=lag.version, code="bank_too_old")
+    seconds = round(lag.seconds, 3)
+    return Following(version=lag.version, newest=lag.newest, versions_behind=lag.versions, seconds_behind=seconds)
 
 
 def _answer(meme: Meme, result: ServedVerdict | UserError) -> JudgedMeme | NotJudged:

@@ -61,7 +61,7 @@ def build_app(settings: ServerSettings, mount: Mount | None = None) -> "FastAPI"
             raise UserError("--reference shows what changes of an example bank would do; give one with --bank.")
         bank_service = BankService.open(service, settings.reference) if changeable else None
         limits, hosts = settings.limits, address.host_names
-        app = create_app(service, bank_service, explainer, keys, limits, hosts, address.root_path)
+        app = create_app(service, bank_service, explainer, keys, limits, hosts, address.root_path, settings.follow)
         return app if mount is None else mount(app, lookup)
     except BaseException:
         service.close()
