@@ -58,7 +58,7 @@ class Console:
         self.reviews = Reviews(settings.reviews or _default_reviews(service))
         self.moderation = Moderation(bank_service, self.reviews)
         order = read_suggestions(settings.suggestions) if settings.suggestions is not None else None
-        self.queue = ReviewQueue(service, self.reviews, settings.queue, settings.media_dir, order)
+        self.queue = ReviewQueue(service, self.reviews, settings.queue, settings.media_dir, order, settings.database)
 
     def check(self, image: bytes | None, caption: str) -> ServedVerdict:
         """Score an upload. An empty caption is read from the image.

@@ -18,10 +18,12 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ra_hmd.console.controller import Console
+from ra_hmd.console.users import SESSION_COOKIE, new_session
 from ra_hmd.serve.middleware import CONSOLE, path_of
 
 _POLICY = (
@@ -70,6 +72,8 @@ class ConsoleMiddleware:
             return
         start: Message | None = None
         page = b""
+        cookies = cookie_parser(Headers(scope=scope).get("cookie", ""))
+        attributes = f"Path={scope.get('root_path', '')}{self.path}; HttpOnly; SameSite=Strict"
 
         async def send_clean(message: Message) -> None:
             nonlocal start, page
@@ -77,6 +81,8 @@ class ConsoleMiddleware:
                 headers = MutableHeaders(scope=message)
                 headers["Content-Security-Policy"] = _POLICY
                 if headers.get("content-type", "").startswith("text/html"):
+                    if SESSION_COOKIE not in cookies:
+                        headers.append("Set-Cookie", f"{SESSION_COOKIE}={new_session()}; {attributes}")
                     start = message
                     return
             elif start is not None and message["type"] == "http.response.body":

@@ -2,16 +2,16 @@
 uncertain.
 """
 
+import heapq
 import logging
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ra_hmd.console.claims import Claims
 from ra_hmd.console.reviews import Reviews
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
@@ -20,12 +20,12 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.inference.batch_reader import read_batch
 from ra_hmd.inference.types import Verdict
 from ra_hmd.serve.batching import BatchingService, QueueFull, ServedVerdict, ServiceClosed, wait_for_all
+from ra_hmd.serve.database import Database
 
 _log = logging.getLogger("ra_hmd.serve")
 SOURCE = "review"
 """Source of the bank rows that moderators make."""
 _BATCH_SIZE = 8
-_CLAIM_SECONDS = 900
 _RETRY_SECONDS = 0.2
 _TIMEOUT = 120
 
@@ -55,12 +55,6 @@ def threshold_probabilities(service: BatchingService, head: Head) -> np.ndarray:
     return rule.calibration.apply(rule.thresholds[None, :], head, service.detector.problem)[0]
 
 
-@dataclass(frozen=True)
-class _Claim:
-    session: str
-    since: float
-
-
 class ReviewQueue:
     """The memes of a file or folder that nobody has decided on yet.
 
@@ -70,13 +64,15 @@ class ReviewQueue:
         source: File or folder, see `ra_hmd.inference.batch_reader`; None: an empty queue.
         media_dir: Folder that relative image paths start from.
         order: Id to place of the memes that come before all others, in that order (`ra-hmd bank suggest`).
+        database: Where claims are kept, which all processes that show this queue must share: path or URL; default: a
+            SQLite file beside the reviews.
 
     Attributes:
         problems: Place and reason of each row that cannot be scored.
         scoring: Whether memes are still being scored in the background.
 
     Raises:
-        UserError: no such file or folder.
+        UserError: no such file or folder; the database cannot be opened.
     """
 
     def __init__(
@@ -86,6 +82,7 @@ class ReviewQueue:
         source: Path | None = None,
         media_dir: Path | None = None,
         order: Mapping[str, int] | None = None,
+        database: str | Path | None = None,
     ) -> None:
         self.service, self.reviews, self.source, self.media_dir = service, reviews, source, media_dir
         if source is not None and not source.exists():
@@ -96,7 +93,11 @@ class ReviewQueue:
         self._memes: dict[str, Meme] = {}
         self._margins: dict[str, float] = {}
         self._digests: dict[str, str] = {}
-        self._claims: dict[str, _Claim] = {}
+        self._claims: Claims | None = None
+        if source is not None:
+            database = database or reviews.path.with_suffix(".sqlite")
+            # By its name alone: another process may have the same file at another place.
+            self._claims = Claims(Database(database), source.name)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._worker: threading.Thread | None = None
@@ -124,22 +125,32 @@ class ReviewQueue:
     def next(self, session: str) -> Meme | None:
         """Return the first meme without a decision that no other session has claimed, and claim it.
 
-        Memes that are in `order` come first, then the most uncertain.
+        Memes that are in `order` come first, then the most uncertain. A session that has claimed one already gets that
+        again, as after it loaded its page anew.
         """
+        if self._claims is None:
+            return None
         self.reviews.refresh()
         with self._lock:
-            self._claims = {name: claim for name, claim in self._claims.items() if claim.session != session}
-            now = time.monotonic()
-            free = [
+            waiting = [
                 (self.order.get(name, len(self.order)), value, name)
                 for name, value in self._margins.items()
                 if not self._is_decided(name)
-                and ((claim := self._claims.get(name)) is None or now - claim.since > _CLAIM_SECONDS)
             ]
-            if not free:
-                return None
-            name = min(free)[-1]
-            self._claims[name] = _Claim(session, now)
+        names, taken = {name for *_, name in waiting}, self._claims.held_by_others(session)
+        for name in self._claims.held_by(session):
+            if name in names and self._claims.claim(name, session):
+                return self._shown(name)
+            self._claims.release(name, session)
+        heapq.heapify(waiting)
+        while waiting:
+            name = heapq.heappop(waiting)[-1]
+            if name not in taken and self._claims.claim(name, session):
+                return self._shown(name)
+        return None
+
+    def _shown(self, name: str) -> Meme:
+        with self._lock:
             meme = self._memes[name]
             self._digests[name] = file_digest(meme.image) if isinstance(meme.image, Path) else ""
             return meme
@@ -147,9 +158,11 @@ class ReviewQueue:
     def holds(self, name: str, session: str) -> bool:
         """Return whether a session has claimed a meme that is still without a decision."""
         self.reviews.refresh()
-        with self._lock:
-            claim = self._claims.get(name)
-            return claim is not None and claim.session == session and not self._is_decided(name)
+        return self._claims is not None and name in self._claims.held_by(session) and not self._is_decided(name)
+
+    def release(self, name: str, session: str) -> bool:
+        """Give up a claim, before a decision is recorded. Returns whether the session had it, once for each claim."""
+        return self._claims is not None and self._claims.release(name, session)
 
     def judge(self, meme: Meme) -> ServedVerdict:
         """Score a meme with the present bank."""

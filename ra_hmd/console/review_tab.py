@@ -1,6 +1,5 @@
 """The tab with the review queue."""
 
-import threading
 from typing import Any
 
 import gradio as gr
@@ -13,13 +12,14 @@ from ra_hmd.console.reviews import Decision
 from ra_hmd.core.errors import UserError
 from ra_hmd.serve.batching import ServedVerdict
 
+_DECIDED = "This meme was decided on already, or was passed on to somebody else; press “Next meme”."
+
 
 class ReviewTab:
     """Shows the memes of the queue one by one, to agree with the verdict, to correct it, or to skip the meme."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._decision_lock = threading.Lock()
         self.served = gr.State(None)
         self.status = status_region("review")
         with gr.Row(equal_height=False):
@@ -71,7 +71,8 @@ class ReviewTab:
         user = self.console.authenticator.user(request)
         moderation, views = self.console.moderation, self.console.views
         try:
-            served = self.console.next(request.session_hash or "") if user.may_change else None
+            holder = self.console.authenticator.session(request)
+            served = self.console.next(holder) if user.may_change else None
             in_bank = moderation.labels_in_bank(served) if served and moderation.can_change else None
         except EXPECTED_ERRORS as error:
             if not message:
@@ -125,10 +126,12 @@ class ReviewTab:
         user.check_may_change()
         if served is None:
             raise UserError("No meme is shown; press “Next meme”.")
-        with self._decision_lock:  # two clicks at once are one decision
-            self._check_claim(served, request)
-            self.console.moderation.record(served, decision, label, user.name)
+        self._check_claim(served, request)
+        # Two clicks at once are one decision, also in two processes.
+        if not self.console.queue.release(served.meme.id, self.console.authenticator.session(request)):
+            raise UserError(_DECIDED)
+        self.console.moderation.record(served, decision, label, user.name)
 
     def _check_claim(self, served: ServedVerdict, request: gr.Request) -> None:
-        if not self.console.queue.holds(served.meme.id, request.session_hash or ""):
-            raise UserError("This meme was decided on already, or was passed on to somebody else; press “Next meme”.")
+        if not self.console.queue.holds(served.meme.id, self.console.authenticator.session(request)):
+            raise UserError(_DECIDED)

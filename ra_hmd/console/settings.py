@@ -23,6 +23,11 @@ class ConsoleSettings(Settings):
         default=None,
         description="File of decisions; default: BANK.reviews.jsonl, or beside the run if the bank is no folder.",
     )
+    database: str | None = Field(
+        default=None,
+        description="With --queue: database of its claims, a SQLite file or a URL that all processes which show the "
+        "queue share; default: a file beside the reviews.",
+    )
     author: str | None = Field(
         default=None, description="Author of changes where there are no --keys; default: the login name."
     )

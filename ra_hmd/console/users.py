@@ -1,10 +1,21 @@
 """Users of the page, and what their role allows."""
 
+import hashlib
+import re
+import secrets
 from dataclasses import dataclass
 from typing import Any
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.serve.auth import KeyRing, Role
+
+SESSION_COOKIE = "ra_hmd_session"
+_SESSION = re.compile(r"[\w-]{43}", re.ASCII)
+
+
+def new_session() -> str:
+    """Return a value of `SESSION_COOKIE` that nobody can guess."""
+    return secrets.token_urlsafe(32)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,14 @@ class Authenticator:
     def locked(self) -> bool:
         """Whether a key is required."""
         return self._keys is not None
+
+    def session(self, request: Any) -> str:
+        """Return the name of the session that sent a `gradio.Request`, which holds claims: user and browser, so that a
+        page that is loaded anew is still of it. A client without cookies has a session for each page.
+        """
+        browser = request.cookies.get(SESSION_COOKIE, "")
+        page = browser if _SESSION.fullmatch(browser) else request.session_hash or ""
+        return hashlib.sha256(f"{self.user(request).name}\n{page}".encode()).hexdigest()
 
     def user(self, request: Any) -> User:
         """Return the user who sent a `gradio.Request`.
