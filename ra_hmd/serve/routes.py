@@ -17,17 +17,15 @@ from ra_hmd.serve.batching import ServedVerdict
 from ra_hmd.serve.context import AppContext
 from ra_hmd.serve.errors import APIError, error_responses
 from ra_hmd.serve.metrics import Metrics
+from ra_hmd.serve.probe_schemas import Following, Health, Ready
 from ra_hmd.serve.schemas import (
     ClassifyAnswer,
     ClassifyRequest,
     ExplainAnswer,
     ExplainRequest,
-    Following,
-    Health,
     JudgedMeme,
     NotJudged,
     Rationale,
-    Ready,
     to_meme,
 )
 from ra_hmd.serve.uploads import read_json_body, read_posted_memes

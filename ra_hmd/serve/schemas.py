@@ -393,26 +393,3 @@ class Effect(BaseModel):
     queries: int
     flips: list[dict[str, Any]]
     flip_counts: dict[str, int]
-
-
-class Health(BaseModel):
-    """The process answers."""
-
-    status: Literal["alive"] = "alive"
-
-
-class Following(BaseModel):
-    """How far this replica is behind its bank, which others change too."""
-
-    version: int = Field(description="Version that votes here.")
-    newest: int = Field(description="Newest version that is known here.")
-    versions_behind: int
-    seconds_behind: float = Field(description="Since this replica was last known to be at the newest version.")
-
-
-class Ready(BaseModel):
-    """Memes are accepted."""
-
-    status: Literal["ready"] = "ready"
-    waiting: int
-    bank: Following | None = Field(None, description="Of an example bank.")
