@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ra_hmd.core.progress import track
 from ra_hmd.core.workers.local import local_steps
 from ra_hmd.core.workers.protocol import R, Step, U, Worker
+from ra_hmd.core.workers.ray_pool import ray_steps
 from ra_hmd.core.workers.settings import Engine, WorkerSettings
 
 __all__ = ["Engine", "Step", "Worker", "WorkerSettings", "run_units"]
@@ -46,8 +47,10 @@ def run_units(
         UserError: What a worker raised.
     """
     if settings.engine == "ray":
-        raise NotImplementedError("the Ray engine")
-    yield from _results(track(_sized(local_steps(open_worker, units, processes)), description, total, noun, show=show))
+        steps = ray_steps(open_worker, units, settings, ordered=ordered)
+    else:
+        steps = local_steps(open_worker, units, processes)
+    yield from _results(track(_sized(steps), description, total, noun, show=show))
 
 
 def _sized(steps: Iterable[Step[R]]) -> Iterator[tuple[int, Step[R]]]:
