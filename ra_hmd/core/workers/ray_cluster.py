@@ -2,6 +2,9 @@
 
 import logging
 import os
+import secrets
+import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +12,8 @@ from typing import Any
 from ra_hmd.core.errors import UserError, first_line
 from ra_hmd.core.workers.settings import WorkerSettings
 
+_LOCAL = "local"
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": no cluster of several machines, so 127.0.0.1, on any system
 _OBJECTS = 256 << 20  # bytes for objects of a Ray of this command: units and results are small
 
 
@@ -21,29 +26,65 @@ def joined_cluster(settings: WorkerSettings) -> Iterator[None]:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--engine ray under torchrun: both share out the work; start the command by itself.")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError("--engine ray needs the extra: pip install 'ra-hmd[ray]'.") from error
-    if ray.is_initialized():
-        yield
-        return
-    address = settings.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    address = settings.ray_address or os.environ.get("RAY_ADDRESS") or _LOCAL
+    with _environment(_private_ray() if address == _LOCAL else {}):
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError("--engine ray needs the extra: pip install 'ra-hmd[ray]'.") from error
+        if ray.is_initialized():
+            yield
+            return
+        _connect(address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    import ray
+    from ray._private import ray_constants
+
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == "local":
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "object_store_memory": _OBJECTS}
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    if address == _LOCAL:
+        options |= {"include_dashboard": False, "object_store_memory": _OBJECTS}
+        ray_constants.ENABLE_RAY_CLUSTER = False  # of `_LOOPBACK`, where Ray was imported before
     try:
-        ray.init(address, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # about GPUs of workers that ask for none
+            ray.init(address, **options)
     except (OSError, RuntimeError, ValueError, TimeoutError) as error:
         raise UserError(
             f"--ray-address {address}: {first_line(error)} Start a cluster with `ray start --head` (docs/cluster.md), "
             "or leave the option out for a Ray of this machine."
         ) from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+
+
+def _private_ray() -> dict[str, str]:
+    """Environment of a Ray that only this command uses: nothing listens beyond this machine or answers without token.
+
+    Ray reads and keeps the token's variables when it is imported.
+    """
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return {"RAY_USAGE_STATS_ENABLED": "0", _LOOPBACK: "0"} | ({} if "ray" in sys.modules else token)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def worker_resources(settings: WorkerSettings) -> dict[str, float]:
