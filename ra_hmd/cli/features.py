@@ -18,6 +18,7 @@ from ra_hmd.cli.options import (
     print_notes,
 )
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.workers import WorkerSettings
 from ra_hmd.inference.options import LmmOptions
 from ra_hmd.models.families import FAMILIES
 
@@ -27,7 +28,7 @@ features_app = typer.Typer(help="Feature stores.", **GROUP)
 Data = Annotated[str, typer.Option(help="File (.jsonl, ShareGPT .json), folder, or data set name.")]
 Split = Annotated[str, typer.Option(help="Name of the split.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Rows per file.")]
-DecodingWorkers = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
+DecodingWorkers = Annotated[int, typer.Option(min=0, help="Processes that decode images, beside each worker.")]
 Views = Annotated[
     list[str] | None,
     typer.Option(help="Further vector of each meme: NAME=ENCODER, of an LMM also untuned; several times."),
@@ -79,8 +80,12 @@ def extract_command(
     workers: DecodingWorkers = 2,
     padding_side: Annotated[str, typer.Option(help="left or right.")] = "left",
     views: Views = None,
+    *,
+    engine: WorkerSettings,
 ) -> None:
-    """Extract features of memes by an LMM. An interrupted command continues when started again; also under torchrun."""
+    """Extract features of memes by an LMM. An interrupted command continues when started again; also under torchrun,
+    or on a Ray cluster.
+    """
     from ra_hmd.features.extract_lmm import extract_hidden_states
 
     run = model.open()
@@ -99,6 +104,7 @@ def extract_command(
         num_workers=workers,
         dtype=model.dtype,
         padding_side=checked("--padding-side", padding_side, Literal["left", "right"]),
+        engine=engine,
     )
     print(f"{folder}: {len(memes)} memes")
 
@@ -124,9 +130,11 @@ def encode_command(
     dimensions: Annotated[int | None, typer.Option(min=1, help="Leading values of its vector that are kept.")] = None,
     views: Views = None,
     fold_captions: FoldCaptions = False,
+    *,
+    engine: WorkerSettings,
 ) -> None:
     """Extract features of memes by a frozen encoder: CLIP-like, of image and text, or an LMM embedder, one vector.
-    Continues like extract; also under torchrun.
+    Continues like extract; also under torchrun, or on a Ray cluster.
     """
     from ra_hmd.core.config import load_settings
     from ra_hmd.core.manifests import StoreManifest, read_manifest
@@ -152,6 +160,7 @@ def encode_command(
         batch_size=batch_size,
         shard_size=shard_size,
         num_workers=workers,
+        engine=engine,
     )
     print(f"{folder}: {len(memes)} memes")
     stated = read_manifest(folder / STORE_MANIFEST, StoreManifest)

@@ -1,7 +1,9 @@
-"""Extraction of a frozen encoder's features: sharded, resumable, on as many processes as torchrun starts."""
+"""Extraction of a frozen encoder's features: sharded, resumable, on as many processes as torchrun
+starts, or on the workers of a Ray cluster."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,6 +11,7 @@ from accelerate import PartialState
 
 from ra_hmd.core.manifests import CaptionLengths, EncoderReference
 from ra_hmd.core.memory import keep_freed_memory
+from ra_hmd.core.workers import WorkerSettings
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.extraction import make_features
 from ra_hmd.features.model_protocol import FeatureModel
@@ -32,6 +35,7 @@ def encode(
     shard_size: int = 512,
     num_workers: int = 2,
     open_model: Callable[[torch.device], FeatureModel] | None = None,
+    engine: WorkerSettings | None = None,
 ) -> Path:
     """Write a feature store of image and text features, of an LMM embedder of one vector; called again after a stop, it
     makes only what is missing.
@@ -52,6 +56,7 @@ def encode(
         shard_size: Rows per file; a stop loses at most one unfinished shard per rank.
         num_workers: Processes that decode and resize images beside each rank.
         open_model: Loads the encoder's weights, so that several calls can share them.
+        engine: Where the features are made; default is this process.
 
     Raises:
         UserError: unreadable images (all listed before the weights are loaded), labels of another kind, or `output`
@@ -66,24 +71,25 @@ def encode(
         "over_limit": sum(count > encoder.limit for count in tokens),
     }
     encoders = [encoder, *(view.encoder for view in further)]
-    with _side_by_side([one for one in encoders if isinstance(one, Encoder)], batch_size):
-        return make_features(
-            memes,
-            output,
-            open_model or encoder.load,
-            encoder.fingerprint(),
-            lambda meme, size: encoder.expected_length(length[meme.id], size),
-            views=further,
-            label_classes=label_classes,
-            batch_size=batch_size,
-            shard_size=shard_size,
-            num_workers=num_workers,
-            description="Encoding",
-            split=split,
-            source=source,
-            encoder=encoder.settings.to_dict(),
-            captions=captions,
-        )
+    return make_features(
+        memes,
+        output,
+        open_model or encoder.load,
+        encoder.fingerprint(),
+        lambda meme, size: encoder.expected_length(length[meme.id], size),
+        views=further,
+        label_classes=label_classes,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        num_workers=num_workers,
+        description="Encoding",
+        engine=engine,
+        working=partial(_side_by_side, [one for one in encoders if isinstance(one, Encoder)], batch_size),
+        split=split,
+        source=source,
+        encoder=encoder.settings.to_dict(),
+        captions=captions,
+    )
 
 
 @contextmanager

@@ -1,6 +1,8 @@
-"""Extraction of an LMM's features: sharded, resumable, on as many processes as torchrun starts."""
+"""Extraction of an LMM's features: sharded, resumable, on as many processes as torchrun starts, or
+on the workers of a Ray cluster."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +10,7 @@ import torch
 
 from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.workers import WorkerSettings
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.extraction import make_features
 from ra_hmd.features.model_protocol import FeatureModel
@@ -31,6 +34,7 @@ def extract_hidden_states(
     dtype: DType = "auto",
     padding_side: Literal["left", "right"] = "left",
     open_model: Callable[[torch.device], FeatureModel] | None = None,
+    engine: WorkerSettings | None = None,
 ) -> Path:
     """Write a feature store of `memes`; called again after a stop, it makes only what is missing.
 
@@ -51,6 +55,7 @@ def extract_hidden_states(
         dtype: Precision of the computation; `auto` is that of the model's weights.
         padding_side: Padding side of the batches.
         open_model: Opens the run's model of this `dtype` and `padding_side`, so that several calls can share it.
+        engine: Where the features are made; default is this process.
 
     Raises:
         UserError: unreadable images (all listed before the model is loaded), labels of another kind, or `output` holds
@@ -68,7 +73,7 @@ def extract_hidden_states(
     return make_features(
         memes,
         output,
-        open_model or (lambda device: MemeModel(run, device, dtype, padding_side)),
+        open_model or partial(MemeModel, run, dtype=dtype, padding_side=padding_side),
         run.fingerprint() | {"dtype": dtype},
         length,
         views=requested_views(views, run, fold_captions=run.settings.fold_captions, dtype=dtype),
@@ -76,6 +81,7 @@ def extract_hidden_states(
         batch_size=batch_size,
         shard_size=shard_size,
         num_workers=num_workers,
+        engine=engine,
         split=split,
         source=source,
         run=str(run.folder),

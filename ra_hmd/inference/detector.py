@@ -27,7 +27,7 @@ from ra_hmd.data.images import content_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.text import well_formed
-from ra_hmd.features.extraction import batch_columns, features_from_columns
+from ra_hmd.features.columns import batch_columns, features_from_columns
 from ra_hmd.features.feature_model import LazyModel, open_feature_model
 from ra_hmd.features.model_protocol import FeatureModel
 from ra_hmd.features.views import ViewedModel

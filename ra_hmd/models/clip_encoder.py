@@ -116,6 +116,10 @@ class Encoder:
         self.model: PreTrainedModel | None = None
         self.parts = 1
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process loads the weights itself."""
+        return self.__dict__ | {"model": None}
+
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """Special tokens that the tokenizer puts before and behind a caption."""
         bare, whole = self._token_ids(["a"])[0], self.tokenizer("a")["input_ids"]

@@ -60,6 +60,10 @@ class LmmEmbedder:
         self.limit = self._room_for_caption()
         self.model: PreTrainedModel | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process loads the weights itself."""
+        return self.__dict__ | {"model": None}
+
     def _room_for_caption(self) -> int:
         """Tokens that a caption may have beside the largest image. Raises `UserError` where there is no room."""
         prompt = self._prompt("")

@@ -18,7 +18,7 @@ from ra_hmd.data.images import file_digest, known_formats, load_image, open_imag
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.ocr import read_text
 from ra_hmd.experiments.in_context import prompting
-from ra_hmd.features.extraction import _EncodedMemes
+from ra_hmd.features.shards import _EncodedMemes
 from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.models.checkpoint import open_backbone
 from ra_hmd.models.clip_encoder import Encoder

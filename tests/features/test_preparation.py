@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ra_hmd.data.meme import Meme
-from ra_hmd.features import extraction
+from ra_hmd.features import shards
 from ra_hmd.features.extraction import make_features
 from ra_hmd.features.store import read_features
 
@@ -47,7 +47,7 @@ def test_parts_are_prepared_before_their_workers_start(
     for number in range(23):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
         memes.append(Meme(str(number), tmp_path / f"{number}.png", str(number), number % 2))
-    monkeypatch.setattr(extraction, "_PREPARED_ROWS", 8)
+    monkeypatch.setattr(shards, "_PREPARED_ROWS", 8)
     model = Remembering()
 
     def open_model(device: torch.device) -> Any:

@@ -10,7 +10,7 @@ from ra_hmd.core.heads import Head, decide, exact_match
 from ra_hmd.core.problem import Problem
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import open_data
-from ra_hmd.features.extraction import label_array
+from ra_hmd.features.columns import label_array
 
 Thresholds = Callable[[Head], np.ndarray]
 SCORES = "attack_scores"

@@ -31,7 +31,8 @@ def run_units(
 
     Args:
         open_worker: Opens a worker; called once in each process or actor that works, so it is what a model is loaded
-            in. It is pickled where it crosses to another process: paths must be absolute, and it should be small.
+            in. It is pickled where it crosses to another process, and should be small. Relative paths start from the
+            working directory of this process, which other nodes must have too.
         units: The units, taken as they are needed. Those that cross to another process are pickled too. A unit's `str`
             names it in messages.
         settings: The engine.

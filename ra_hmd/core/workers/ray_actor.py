@@ -1,7 +1,9 @@
 """What runs in the actors of a Ray cluster."""
 
+import os
 import platform
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.package_versions import installed_version
@@ -25,8 +27,10 @@ class WorkerActor:
         """The first call: it is answered when a node has room for the actor."""
         return versions()
 
-    def open(self, open_worker: Callable[[], Worker[U, R]]) -> UserError | None:
-        """Open the worker."""
+    def open(self, open_worker: Callable[[], Worker[U, R]], folder: str) -> UserError | None:
+        """Open the worker in the driver's working directory, where this node has it, for relative paths."""
+        if Path(folder).is_dir():
+            os.chdir(folder)
         try:
             self._worker = open_worker()
         except UserError as error:

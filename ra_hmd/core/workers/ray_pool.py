@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic
 
 from ra_hmd.core.errors import UserError, first_line
@@ -140,7 +141,7 @@ class _Pool(Generic[U, R]):
         elif hired.doing == "starts":
             self._check_versions(value)
             hired.doing = "opens"
-            self._waiting[hired.handle.open.remote(self._open_worker)] = hired
+            self._waiting[hired.handle.open.remote(self._open_worker, str(Path.cwd()))] = hired
         else:
             hired.doing, self._failed_starts = "waits", 0
 

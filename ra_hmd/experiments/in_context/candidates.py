@@ -12,6 +12,7 @@ from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.data.meme import Meme
 from ra_hmd.experiments.in_context.demonstrations import Candidates, DemonstrationSettings
+from ra_hmd.features.columns import label_array
 from ra_hmd.features.compatibility import (
     check_head_fits,
     check_same_origin,
@@ -19,7 +20,6 @@ from ra_hmd.features.compatibility import (
     head_fingerprint,
     store_fingerprint,
 )
-from ra_hmd.features.extraction import label_array
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.models.checkpoint import Run
 from ra_hmd.models.head import HEAD_WEIGHTS, load_head

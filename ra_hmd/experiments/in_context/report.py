@@ -19,7 +19,7 @@ from ra_hmd.evaluation.report.sections import METRIC_NAMES, format_estimate
 from ra_hmd.experiments.in_context.candidates import DemonstrationFeatures, MemeSplit
 from ra_hmd.experiments.in_context.demonstrations import Demonstrations, DemonstrationSettings
 from ra_hmd.experiments.in_context.thresholds import Threshold, official
-from ra_hmd.features.extraction import label_array
+from ra_hmd.features.columns import label_array
 from ra_hmd.models.checkpoint import Run
 from ra_hmd.scoring.evidence import plain_score
 

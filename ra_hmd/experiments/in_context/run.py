@@ -21,8 +21,9 @@ from ra_hmd.experiments.in_context.prompting import InContextScorer, class_answe
 from ra_hmd.experiments.in_context.report import InContextPlan, InContextResult, write_in_context_result
 from ra_hmd.experiments.in_context.thresholds import dev_threshold
 from ra_hmd.experiments.parts import Parts
+from ra_hmd.features.columns import features_of_memes, label_array
 from ra_hmd.features.compatibility import check_output
-from ra_hmd.features.extraction import check_labels, features_of_memes, fingerprint_memes, label_array
+from ra_hmd.features.extraction import check_labels, fingerprint_memes
 from ra_hmd.features.store import NO_STORE, Features
 from ra_hmd.features.test_lock import open_labels
 from ra_hmd.models.checkpoint import Run

@@ -1,0 +1,38 @@
+"""One writer at a time for a folder that a command fills over several starts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ra_hmd.core.errors import UserError
+
+_LOCK = ".writer.lock"
+_PATIENCE_S = 10.0  # processes that decode images hold the lock of a killed command until they notice
+
+
+@contextmanager
+def only_writer_of(folder: str | Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if it is missing. It is free when the process ends, however it ends.
+
+    Where the file system has no locks, nothing is held.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK, timeout=_PATIENCE_S)
+    try:
+        lock.acquire()
+    except NotImplementedError:  # what `filelock` makes of ENOSYS
+        pass
+    except Timeout as error:
+        raise UserError(
+            f"Another process writes {folder}; wait for its end, or give this one another output folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
