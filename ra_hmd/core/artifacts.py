@@ -12,10 +12,12 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.package_versions import installed_version
+from ra_hmd.core.storage import RemotePath, as_path
 
 STATED_IF_PRESENT = ("experts", "inputs.clusters", "inputs.guidance")
 """Parts of a fingerprint that are stated only where a run has them, so that features of other runs keep theirs."""
@@ -33,12 +35,20 @@ _NO_ROOM = 1 << 12  # bytes
 def atomic_path(path: str | Path, mode: int = 0o666) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it is removed.
 
-    `mode` are the permissions before the process's umask is applied, as for any new file.
+    `mode` are the permissions before the process's umask is applied, as for any new file. For an object of an object
+    store the temporary path is a local file, which is uploaded on success.
 
     Raises:
         UserError: `path` is a folder, or there is no room for it.
     """
-    path = Path(path)
+    path = as_path(path)
+    if isinstance(path, RemotePath):
+        with TemporaryDirectory(prefix="ra_hmd-upload-") as folder, _full_disk_reported(Path(folder) / path.name):
+            file = Path(folder) / path.name
+            file.touch()
+            yield file
+            path.upload(file)
+        return
     if path.is_dir():
         raise UserError(f"{path} is a folder, and a file is to be written there; give the name of a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,12 +69,18 @@ def new_folder(output: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `output`; on success it becomes `output` in one step, else it is removed.
 
     Where `output` is a link, its target is made. An existing empty folder may be a mount or the working directory,
-    which cannot be replaced: the content is moved into it.
+    which cannot be replaced: the content is moved into it. To an object store the files are uploaded one by one, the
+    manifests beside them last: a folder with its manifest is complete.
 
     Raises:
         UserError: `output` exists and is not an empty folder, or there is no room for it.
     """
-    given, output = Path(output), Path(os.path.realpath(output))
+    given = as_path(output)
+    if isinstance(given, RemotePath):
+        with _uploaded_folder(given) as folder:
+            yield folder
+        return
+    output = Path(os.path.realpath(given))
     there = _is_empty_folder(output, given)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(output, output if there else output.parent)
@@ -80,6 +96,16 @@ def new_folder(output: str | Path) -> Iterator[Path]:
             temporary.replace(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _uploaded_folder(output: RemotePath) -> Iterator[Path]:
+    _is_empty_folder(output, output)
+    with TemporaryDirectory(prefix="ra_hmd-upload-") as folder, _full_disk_reported(Path(folder)):
+        yield Path(folder)
+        files = [path for path in Path(folder).rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: (path.parent == Path(folder) and path.suffix == ".json", path)):
+            (output / path.relative_to(folder)).upload(path)
 
 
 @contextmanager
@@ -149,7 +175,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, no JSON, or no object.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist.")
     try:
@@ -173,7 +199,7 @@ def sha256_bytes(*chunks: bytes | memoryview) -> str:
 
 def sha256_file(path: str | Path) -> str:
     """Hex SHA-256 of a file's content."""
-    with Path(path).open("rb") as file:
+    with as_path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
