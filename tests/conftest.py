@@ -15,6 +15,7 @@ from engines import train
 from expert_runs import expert_config, expert_run, guides
 from lab import lab
 from matplotlib.figure import Figure
+from object_stores import bucket
 from once import SharedFolders, shared_root
 from PIL import Image
 from served import clip_bank, served_clip, served_experts, served_lmm
@@ -23,8 +24,9 @@ from ra_hmd.data.synthetic.confounders import make_confounders
 from ra_hmd.models.families import FAMILIES
 from ra_hmd.models.tiny import make_tiny_lmm
 
-# Fixtures of cross_lab.py, expert_runs.py, lab.py and served.py.
+# Fixtures of cross_lab.py, expert_runs.py, lab.py, object_stores.py and served.py.
 __all__ = [
+    "bucket",
     "clip_bank",
     "cross",
     "expert_config",

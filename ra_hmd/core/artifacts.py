@@ -44,10 +44,10 @@ def atomic_path(path: str | Path, mode: int = 0o666) -> Iterator[Path]:
     path = as_path(path)
     if isinstance(path, RemotePath):
         with TemporaryDirectory(prefix="ra_hmd-upload-") as folder, _full_disk_reported(Path(folder) / path.name):
-            file = Path(folder) / path.name
-            file.touch()
-            yield file
-            path.upload(file)
+            temporary = Path(folder) / path.name
+            temporary.touch()
+            yield temporary
+            path.upload(temporary)
         return
     if path.is_dir():
         raise UserError(f"{path} is a folder, and a file is to be written there; give the name of a file.")

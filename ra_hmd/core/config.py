@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.storage import as_path, is_url
 
 S = TypeVar("S", bound="Settings")
 
@@ -88,6 +89,8 @@ class Settings(BaseModel):
             raise ValueError(f"{value!r} is not a number")
         if isinstance(value, int | float | str) and bool in accepted and not isinstance(value, bool):
             raise ValueError(f"{value!r} is not true or false")
+        if Path in accepted and is_url(value):
+            return as_path(value)
         return str(value) if Path in accepted and isinstance(value, int | float) else value
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path, PosixPath
+from pathlib import Path, PosixPath, PurePath, PurePosixPath
 from typing import IO, Any, TypeVar
 
 from ra_hmd.core.errors import UserError, first_line
@@ -76,6 +76,12 @@ class RemotePath(PosixPath):
 
     def __str__(self) -> str:
         return f"{self.parts[0]}//{'/'.join(self.parts[1:])}"
+
+    def __eq__(self, other: object) -> bool:  # to a path that `pathlib` made of the URL as well
+        return isinstance(other, PurePath) and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        return hash(PurePosixPath(*self.parts))
 
     def __fspath__(self) -> str:
         raise UserError(
@@ -283,5 +289,9 @@ def over_places(function: Callable[[Any], T], places: Iterable[Any]) -> Iterator
     if not any(is_url(place) for place in places):
         yield from map(function, places)
         return
+    for place in places:
+        if isinstance(place, RemotePath):
+            with asked(place):  # makes the client once, before the threads would each make one
+                break
     with ThreadPoolExecutor(_THREADS) as pool:
         yield from pool.map(function, places)

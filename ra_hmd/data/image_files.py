@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ra_hmd.core.artifacts import atomic_path, sha256_bytes
+from ra_hmd.core.storage import RemotePath, as_path, is_url
 
 PICTURE_FORMATS = {
     "PNG": "PNG",
@@ -47,11 +48,20 @@ def existing_path(folder: str | Path, name: str | Path) -> Path:
 def find_image_file(name: str | Path, folders: Sequence[Path], default: Path) -> Path:
     """Return the path of `name` in the first of `folders` that holds it, or in `default` if none does.
 
-    Where no file has that name, backslashes are read as path separators, as Windows writes them.
+    Where no file has that name, backslashes are read as path separators, as Windows writes them. A URL is the path
+    itself. Folders of object stores are not searched, which would be a request per row: where the first folder is one,
+    its path is returned, and where `default` is one, no further folders of object stores are looked into.
     """
+    if is_url(name):
+        return as_path(name)
+    if folders and isinstance(folders[0], RemotePath):
+        return as_path(str(folders[0] / name))
+    folders = [folder for folder in folders if not isinstance(folder, RemotePath)]
     names = dict.fromkeys((str(name), str(name).replace("\\", "/")))
     candidates = (os.path.normpath(existing_path(folder, one)) for one in names for folder in folders)
     path = next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113 - survives odd names
+    if path is None and isinstance(default, RemotePath):
+        return as_path(str(default / name))
     return Path(path or os.path.normpath(default / name))
 
 

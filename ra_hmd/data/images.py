@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.storage import RemotePath
 from ra_hmd.data.image_files import PICTURE_FORMATS
 from ra_hmd.data.text import well_formed
 
@@ -82,10 +83,13 @@ def load_image(source: ImageSource, formats: tuple[str, ...] | list[str] | None 
         source = embedded
     place = f"image {source}" if isinstance(source, str | Path) else "it"
     try:
+        source = source.read_bytes() if isinstance(source, RemotePath) else source
         with nullcontext(source) if isinstance(source, Image.Image) else open_image(source, formats) as image:
             return to_rgb(image)
     except FileNotFoundError as error:
         raise UserError(f"{place} does not exist; check `media_dir` and the paths in the data file") from error
+    except UserError:  # of an object store
+        raise
     except Exception as error:  # a decoder may raise anything on hostile bytes
         raise UserError(
             f"{place} cannot be decoded ({describe_fault(error)}); replace it or remove its record"
@@ -98,6 +102,7 @@ def open_image(source: str | Path | bytes, formats: tuple[str, ...] | list[str] 
     Raises:
         UnidentifiedImageError: The format is not decoded; the message names it where it is known.
     """
+    source = source.read_bytes() if isinstance(source, RemotePath) else source
     if not isinstance(source, bytes) and not os.path.isfile(source) and os.path.exists(source):  # noqa: PTH110, PTH113
         raise UnidentifiedImageError("a folder, or no regular file")  # opening a pipe would wait for its writer
     try:
@@ -226,12 +231,30 @@ def _fitted(values: np.ndarray, tops: Sequence[int]) -> np.ndarray:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return width and height from the header of a file, without decoding; (0, 0) if it cannot be read."""
+    """Return width and height from the header of a file, without decoding; (0, 0) if it cannot be read.
+
+    Raises:
+        UserError: An object store that does not give the file.
+    """
     try:
+        if isinstance(path, RemotePath):
+            return _size_of_object(path)
         with open_image(path) as image:
             return image.size
+    except UserError:  # of an object store
+        raise
     except Exception:  # a parser may raise anything on hostile bytes
         return 0, 0
+
+
+def _size_of_object(path: RemotePath) -> tuple[int, int]:
+    start = path.read_bytes(0, _WHOLE)
+    try:
+        with open_image(start) as image:
+            return image.size
+    except Exception:  # some headers are longer, and some decoders want the whole file
+        with open_image(path) as image:
+            return image.size
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
@@ -265,7 +288,16 @@ def file_digest(path: str | Path) -> str:
 
     The blocks include the first and the last, where formats keep headers and EXIF data. Images are usually compressed,
     so two different ones differ in nearly every block. The digest of a path that is no file is "".
+    Of an object it is that of the size and checksum that its store states, which takes one request and no content.
+
+    Raises:
+        UserError: An object store that does not answer.
     """
+    if isinstance(path, RemotePath):
+        try:
+            return hashlib.blake2b(path.version().encode(), digest_size=16).hexdigest()
+        except FileNotFoundError:
+            return ""
     digest = hashlib.blake2b(digest_size=16)
     try:
         if not os.path.isfile(path):  # noqa: PTH113 - opening a pipe would block

@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from ra_hmd.core.storage import as_path
 from ra_hmd.data.images import load_image
 
 MOST_CLASSES = 128
@@ -19,7 +20,8 @@ class Meme:
     Attributes:
         id: Unique within a data set; a string even where the file has a number. A bank row with the same id does not
             vote on the meme.
-        image: Path of the image file, the content of that file, or a decoded image. A string is taken as a path.
+        image: Path of the image file, the content of that file, or a decoded image. A string is taken as a path,
+            or as the URL of an object (`s3://…`).
         text: The caption; None: it is read from the image by OCR (extra `ocr`).
         label: Class index; of a multi-label task the tuple of class indices; None for an unlabelled meme.
         split: Name of the split, for the record.
@@ -37,7 +39,7 @@ class Meme:
 
     def __post_init__(self) -> None:
         if isinstance(self.image, str):
-            object.__setattr__(self, "image", Path(self.image))
+            object.__setattr__(self, "image", as_path(self.image))
 
     @property
     def path(self) -> Path:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from ra_hmd.core.artifacts import atomic_path
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import DatasetManifest, read_manifest
+from ra_hmd.core.storage import as_path
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import iter_memes
 from ra_hmd.data.readers import READERS
@@ -105,7 +106,7 @@ def open_data(folder: str | Path) -> MemeData:
     Raises:
         UserError: The folder is neither, or files that its manifest names are missing.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     path = folder / DATASET_MANIFEST
     if path.is_file():
         manifest = read_manifest(path, DatasetManifest)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.storage import as_path
 from ra_hmd.data.image_files import locate_image
 from ra_hmd.data.meme import Meme, class_index
 from ra_hmd.data.prompt import Answers, PromptTemplate
@@ -30,11 +31,11 @@ def iter_memes(
     record_format: RecordFormat | None = None,
 ) -> Iterator[tuple[str, Meme | str]]:
     """Yield the rows of a file as (place, meme or error message). Arguments as for `read_memes`."""
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a .jsonl file, or one that LLaMA-Factory trains on.")
     prompt, answers = prompt or PromptTemplate(), answers or Answers()
-    given = [Path(media_dir)] if media_dir is not None else []
+    given = [as_path(media_dir)] if media_dir is not None else []
     # The RA-HMD release has paths such as ./data/image/…, which start some folders above its files.
     near, above = [*given, Path(), path.parent], [*given, Path(), *path.absolute().parents]
     for row in rows_of(path) if path.suffix.lower() in KINDS else jsonl_rows(path):
@@ -68,7 +69,8 @@ def read_memes(
 
     A row has `id`, `image` (or `img`) and `text`, as in an imported data set and in Hateful Memes, or it is a training
     record of LLaMA-Factory. Images are searched under `media_dir` and then as given, as in LLaMA-Factory, then beside
-    the file, and for training records in the folders above it. Embedded images are written to a temporary folder.
+    the file, and for training records in the folders above it. In object stores they are not searched: a path starts at
+    `media_dir`, or beside the file. Embedded images are written to a temporary folder.
 
     Args:
         path: The file.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.storage import as_path
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_dataset import DATASET_MANIFEST, open_data
 from ra_hmd.data.meme_files import check_unique_ids, read_memes
@@ -38,14 +39,14 @@ def resolve_memes(
     Raises:
         UserError: There is no such file, folder or data set.
     """
-    path = Path(data)
+    path = as_path(data)
     if task is not None:
         return _with_labels_of(task, path, read_memes(path / f"{split}.jsonl", split=split))
     if path.is_file():
         return read_memes(path, split=split, prompt=prompt, answers=answers, media_dir=media_dir)
     if path.is_dir():
         return read_memes(path / f"{split}.jsonl", split=split, prompt=prompt, answers=answers, media_dir=media_dir)
-    folder = Path(dataset_dir)
+    folder = as_path(dataset_dir)
     registry = folder / "dataset_info.json"
     if not registry.is_file():
         raise UserError(f"{data} is neither a file nor a folder, and {registry} does not exist (--dataset-dir).")
@@ -81,7 +82,7 @@ def describe_source(data: str, split: str, task: str | None = None) -> dict[str,
         `dataset`: name of the reader of a public data set, otherwise of the folder or file. `split`: name of the split
         in the reader's terms. `task`: the chosen task, or the first one of a public data set. `place`: `data`.
     """
-    path, place = Path(data), str(data)
+    path, place = as_path(data), str(data)
     if (path / DATASET_MANIFEST).is_file() and (reader := open_data(path).reader) is not Generic:
         return {"dataset": reader.name, "split": split, "task": task or reader.tasks[0].name, "place": place}
     if path.exists():
@@ -102,7 +103,7 @@ def imported_task(data: str, name: str) -> Task:
     Raises:
         UserError: `data` is no imported folder, or has no such task.
     """
-    if not (Path(data) / DATASET_MANIFEST).is_file():
+    if not (as_path(data) / DATASET_MANIFEST).is_file():
         raise UserError(
             f"--task {name}: {data} is not an imported folder (`ra-hmd data import`), and only those know their tasks. "
             "Of a training file the labels are those of its own task; leave --task out."

@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from ra_hmd.core.artifacts import plain, sha256_bytes
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.storage import as_path, over_places
 from ra_hmd.core.workers import WorkerSettings, run_units
 from ra_hmd.core.writer_lock import only_writer_of
 from ra_hmd.data.images import file_digest, image_size
@@ -73,7 +74,7 @@ def make_features(
     rank, ranks = (state.process_index, state.num_processes) if state is not None else (0, 1)
     check_labels(memes, label_classes)
     lengths = [length(meme, size) for meme, size in zip(memes, _image_sizes(memes), strict=True)]
-    rows = [_digest(meme) for meme in memes]
+    rows = _digests(memes)
     if views:
         content["views"] = {view.name: view.describe() for view in views}
     with only_writer_of(output) if rank == 0 else nullcontext():
@@ -92,12 +93,12 @@ def make_features(
                 pass
         if not writer.missing():  # whichever rank is last finds nothing missing
             writer.finish()
-    return Path(output)
+    return as_path(output)
 
 
 def _image_sizes(memes: list[Meme]) -> list[tuple[int, int]]:
     """Width and height of each image. Raises `UserError` for images that cannot be opened."""
-    sizes = [image_size(meme.path) for meme in memes]
+    sizes = list(over_places(image_size, [meme.path for meme in memes]))
     bad = [f"meme {m.id!r}: image {m.path} is missing or not an image" for m, size in zip(memes, sizes, strict=True)
            if size == (0, 0)]  # fmt: skip
     raise_all(bad, "Images that cannot be opened; mend their paths or remove the records")
@@ -122,9 +123,14 @@ def check_labels(memes: list[Meme], classes: int | None) -> None:
 
 def fingerprint_memes(memes: list[Meme]) -> str:
     """Digest of the records and of the images' files."""
-    return digest_of(map(_digest, memes))
+    return digest_of(_digests(memes))
 
 
-def _digest(meme: Meme) -> str:
+def _digests(memes: list[Meme]) -> list[str]:
+    files = over_places(file_digest, [meme.path for meme in memes])
+    return [_digest(meme, file) for meme, file in zip(memes, files, strict=True)]
+
+
+def _digest(meme: Meme, file: str) -> str:
     extras = json.dumps(plain(meme.extras), sort_keys=True)
-    return sha256_bytes(repr((meme.id, meme.text, meme.label, extras, file_digest(meme.path))).encode())
+    return sha256_bytes(repr((meme.id, meme.text, meme.label, extras, file)).encode())

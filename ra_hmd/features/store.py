@@ -23,6 +23,7 @@ from ra_hmd.core.manifests import (
     write_manifest,
 )
 from ra_hmd.core.problem import UNLABELLED
+from ra_hmd.core.storage import RemotePath, as_path
 
 STORE_MANIFEST = "manifest.json"
 _MATRICES = ("hidden", "embedding", "lrc_logit", "lmh_score")
@@ -150,7 +151,7 @@ class FeatureWriter:
         digests: Sequence[str] = (),
         **content: Any,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.rows, self.shard_size = rows, shard_size
         self.shards = -(-rows // shard_size)
         self.fingerprint = plain(fingerprint)
@@ -217,7 +218,8 @@ class FeatureWriter:
 
     def missing(self) -> list[int]:
         """Indices of the shards that are still to be written."""
-        return [shard for shard in range(self.shards) if not self.shard_path(shard).is_file()]
+        there = {path.name for path in self.folder.glob("part-*.parquet")}  # one listing, not a request per shard
+        return [shard for shard in range(self.shards) if self.shard_path(shard).name not in there]
 
     def bounds(self, shard: int) -> tuple[int, int]:
         """First row and one past the last row of a shard."""
@@ -269,12 +271,17 @@ class FeatureWriter:
             raise UserError(f"{self.folder}: shards {self.missing()} are missing; run the same command again.")
         self._write_manifest(complete=True, **self._made_views())
 
+    def _schema(self, shard: int) -> pa.Schema:
+        with self.shard_path(shard).open("rb") as file:
+            return pq.read_schema(file)
+
     def _made_views(self) -> dict[str, Any]:
         """What the manifest states of the views that the shards have; nothing where they have none."""
-        schemas = [pq.read_schema(self.shard_path(shard)) for shard in range(self.shards)]
-        names = [name.removeprefix(VIEW) for name in (schemas[0].names if schemas else ()) if name.startswith(VIEW)]
+        first = self._schema(0).names if self.shards else ()
+        names = [name.removeprefix(VIEW) for name in first if name.startswith(VIEW)]
         if not names:
             return {}
+        schemas = [self._schema(shard) for shard in range(self.shards)]
         spent = [json.loads((schema.metadata or {}).get(_SECONDS, "{}")) for schema in schemas]
         seconds = {name: round(sum(part[name] for part in spent) / self.rows, 6)
                    for name in ("hidden", *names) if all(name in part for part in spent)}  # fmt: skip
@@ -305,7 +312,7 @@ def read_store_manifest(folder: str | Path) -> StoreManifest:
     Raises:
         UserError: no store there.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if not (folder / STORE_MANIFEST).is_file():
         raise UserError(
             f"{folder} is not a feature store, {STORE_MANIFEST} does not exist there; make one with `ra-hmd extract` "
@@ -320,7 +327,7 @@ def read_features(folder: str | Path) -> Features:
     Raises:
         UserError: no store there, an incomplete one, or one with doubled ids.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     manifest = read_store_manifest(folder)
     if not manifest.complete:
         command = "encode" if manifest.encoder is not None else "extract"
@@ -329,7 +336,7 @@ def read_features(folder: str | Path) -> Features:
         raise UserError(f"{folder} has no rows.")
     paths = [folder / f"part-{shard:05d}.parquet" for shard in range(manifest.shards)]
     # A store that an earlier version began has shards without `content` or `pdq`.
-    table = pa.concat_tables((pq.read_table(path) for path in paths), promote_options="default")
+    table = pa.concat_tables((pq.read_table(_arrow_source(path)) for path in paths), promote_options="default")
     if table.num_rows != manifest.rows:
         raise UserError(f"{folder} has {table.num_rows} rows, its manifest says {manifest.rows}; extract it again.")
     ids = table["id"].to_pylist()
@@ -351,6 +358,11 @@ def read_features(folder: str | Path) -> Features:
     if "extras" in table.column_names:
         columns["extras"] = [json.loads(line) for line in table["extras"].to_pylist()]
     return Features(ids, _labels(table["label"]), **columns, manifest=manifest)
+
+
+def _arrow_source(path: Path) -> Any:
+    """What pyarrow reads a file from: a local path itself, of an object its content."""
+    return pa.BufferReader(path.read_bytes()) if isinstance(path, RemotePath) else path
 
 
 def check_unique(ids: Sequence[str], place: str | Path) -> None:
