@@ -91,8 +91,11 @@ class ChunkFolder:
     def lines(self) -> Iterator[dict[str, Any]]:
         """Lines of all chunks, in order."""
         for number in range(len(self.images)):
-            for row in jsonl_rows(self._path(number)):
-                yield row.values
+            yield from self.lines_of(number)
+
+    def lines_of(self, number: int) -> Iterator[dict[str, Any]]:
+        """Lines of a finished chunk."""
+        return (row.values for row in jsonl_rows(self._path(number)))
 
     @contextmanager
     def merging(self) -> Iterator[bool]:

@@ -113,6 +113,7 @@ class BatchingService:
         self._turnstile = threading.Lock()  # keeps the worker thread from starving waiters of the model lock
         self._exclusive_thread: int | None = None  # the thread inside `exclusive`
         self._count_lock = threading.Lock()
+        self._idle = threading.Condition(self._count_lock)
         self._accepted = 0
         self._closing = False
         self._queue: queue.SimpleQueue[_QueuedMeme | None] = queue.SimpleQueue()
@@ -212,6 +213,22 @@ class BatchingService:
             self._exclusive_thread = None
             self._model_lock.release()
 
+    @contextmanager
+    def when_idle(self, patience: float) -> Iterator[Detector]:
+        """Lock the model and the bank as `exclusive` does, for work that can wait.
+
+        Args:
+            patience: Seconds to wait for a moment at which no meme is accepted and unanswered; after it the lock is
+                taken as soon as the batch that is being scored ends, so that this work goes on under any load.
+
+        Raises:
+            InferenceFailed: the bank cannot be read.
+        """
+        with self._idle:
+            self._idle.wait_for(lambda: not self._accepted or self._closing, patience)
+        with self.exclusive() as detector:
+            yield detector
+
     def _acquire(self, timeout: float | None) -> bool:
         """Acquire the model lock through the turnstile; False where the timeout passed."""
         end = None if timeout is None else time.monotonic() + timeout
@@ -235,8 +252,10 @@ class BatchingService:
         self._worker.join(timeout)
 
     def _count_down(self, _: "Future[ServedVerdict]") -> None:
-        with self._count_lock:
+        with self._idle:
             self._accepted -= 1
+            if not self._accepted:
+                self._idle.notify_all()
 
     def _prepare(self, meme: Meme, future: "Future[ServedVerdict]") -> None:
         if future.cancelled():

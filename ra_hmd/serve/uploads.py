@@ -6,7 +6,7 @@ threads of the batching service decode it.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -56,7 +56,7 @@ async def read_json_body(request: Request, kind: type[Model]) -> Model:
     Raises:
         APIError: 415 for another content type, 422 for a body that does not fit.
     """
-    if _content_type(request) != _JSON:
+    if content_type(request) != _JSON:
         raise APIError(415, f"The body must be {_JSON}.")
     return await run_sync(_validated, kind, await request.body())
 
@@ -89,18 +89,23 @@ def _parse(body: bytes) -> Any:
     raise APIError(422, "The body does not fit.", [problem], code="invalid_json")
 
 
-async def read_posted_memes(request: Request, limits: RequestLimits) -> list[MemeIn]:
+async def read_posted_memes(request: Request, limits: RequestLimits, others: Iterable[str] = ()) -> list[MemeIn]:
     """Parse memes from JSON, or from a form with `images` (files) and optional `texts` and `ids`, one for each image.
+
+    Args:
+        request: The request.
+        limits: Its limits.
+        others: Further content types of the route, for the message.
 
     Raises:
         APIError: 413 for too many, 415 for another content type, 422 for a body that does not fit.
     """
-    if _content_type(request) == _FORM:
+    if content_type(request) == _FORM:
         memes = await _read_form(request, limits)
-    elif _content_type(request) == _JSON:
+    elif content_type(request) == _JSON:
         memes = (await read_json_body(request, ClassifyRequest)).memes
     else:
-        raise APIError(415, f"The body must be {_JSON} or {_FORM}.")
+        raise APIError(415, f"The body must be {' or '.join([_JSON, _FORM, *others])}.")
     check_meme_count(memes, limits)
     return memes
 
@@ -189,5 +194,6 @@ async def _text(item: UploadFile | str) -> str:
     return item if isinstance(item, str) else (await item.read()).decode("utf-8-sig")
 
 
-def _content_type(request: Request) -> str:
+def content_type(request: Request) -> str:
+    """Content type of a request's body, without its parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()

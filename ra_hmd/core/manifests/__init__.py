@@ -50,6 +50,7 @@ from ra_hmd.core.manifests.heads import (
     TrainedHeadManifest,
     ZeroShotManifest,
 )
+from ra_hmd.core.manifests.jobs import JobManifest, JobStatus
 from ra_hmd.core.manifests.reading import (
     MODELS,
     kinds_of,
@@ -134,6 +135,8 @@ __all__ = [
     "HeadDecision",
     "HeadReference",
     "HeadRunManifest",
+    "JobManifest",
+    "JobStatus",
     "JudgeManifest",
     "KShotManifest",
     "LeaderboardManifest",

@@ -17,6 +17,7 @@ from ra_hmd.core.manifests import (
     clusters,
     guidance,
     heads,
+    jobs,
     reports,
     retention,
     robustness,
@@ -57,6 +58,7 @@ _MODELS: tuple[type[Manifest], ...] = (
     reports.TinyEncoderManifest,
     robustness.RobustnessManifest,
     retention.RetentionManifest,
+    jobs.JobManifest,
 )
 MODELS = {kind: model for model in _MODELS for kind in model.KINDS}
 """Kind to the model of its manifest."""
