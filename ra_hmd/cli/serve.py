@@ -8,6 +8,7 @@ import typer
 from ra_hmd.cli.options import Without, from_settings
 from ra_hmd.console.settings import ConsoleSettings
 from ra_hmd.inference.options import RationaleOptions, ServedDetectorOptions
+from ra_hmd.serve.jobs_settings import JobSettings
 from ra_hmd.serve.limits import BatchingSettings, RequestLimits
 from ra_hmd.serve.options import AddressOptions, ServerSettings
 
@@ -30,6 +31,7 @@ def serve_command(
     batching: BatchingFields,
     limits: LimitFields,
     rationale: RationaleFields,
+    jobs: JobSettings,
     reference: Reference = None,
 ) -> None:
     """Serve verdicts, rationales and changes of the example bank over HTTP (docs/api.md).
@@ -47,6 +49,7 @@ def serve_command(
         limits=limits,
         rationale=rationale,
         reference=reference,
+        jobs=jobs,
     )
     serve(settings)
 
@@ -61,6 +64,7 @@ def console_command(
     batching: BatchingFields,
     limits: LimitFields,
     rationale: RationaleFields,
+    jobs: JobSettings,
     reference: Reference = None,
 ) -> None:
     """The moderators' page, in the same app as the API: check a meme, review a queue, correct the bank
@@ -76,6 +80,7 @@ def console_command(
         limits=limits,
         rationale=rationale,
         reference=reference,
+        jobs=jobs,
     )
     serve_console(server, console)
 

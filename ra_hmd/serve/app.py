@@ -22,6 +22,9 @@ from ra_hmd.serve.batching import BatchingService
 from ra_hmd.serve.context import AppContext
 from ra_hmd.serve.errors import ErrorResponse, install_error_handlers
 from ra_hmd.serve.follower import BankFollower
+from ra_hmd.serve.jobs_metrics import JobCollector
+from ra_hmd.serve.jobs_routes import job_routes
+from ra_hmd.serve.jobs_runner import JobRunner
 from ra_hmd.serve.limits import FollowSettings, RequestLimits
 from ra_hmd.serve.metrics import Metrics
 from ra_hmd.serve.middleware import (
@@ -55,6 +58,7 @@ def create_app(
     hosts: Sequence[str] = ("*",),
     root_path: str = "",
     follow: FollowSettings | None = None,
+    jobs: JobRunner | None = None,
 ) -> FastAPI:
     """Create the API as an ASGI app. The app closes the service when it shuts down.
 
@@ -67,6 +71,7 @@ def create_app(
         hosts: Allowed host names in the form of `normalize_host`; `*` allows any.
         root_path: Path prefix of a reverse proxy, without a slash at its end.
         follow: How the app follows an example bank that other processes change.
+        jobs: Takes and judges large batches; without it the routes of jobs answer 404.
 
     Returns:
         The app; `app.state.context` is its `AppContext`, `app.state.root_path` its root path.
@@ -78,12 +83,16 @@ def create_app(
     follower = None if bank is None else BankFollower(service, bank, follow or FollowSettings())
     context = AppContext(service, bank_service, explainer, keys, limits, follower)
     metrics = Metrics(service, follower)
+    if jobs is not None:
+        metrics.registry.register(JobCollector(jobs))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if follower is not None:
             follower.start()
         yield
+        if jobs is not None:
+            await run_sync(jobs.close)
         await run_sync(context.close, limits.time_limit)
 
     app = FastAPIOffline(
@@ -97,14 +106,14 @@ def create_app(
             Middleware(RequestMetrics, metrics=metrics),
             Middleware(HostMiddleware, names=hosts),
             Middleware(AuthMiddleware, keys=keys),
-            Middleware(BodyLimit, limits=limits),
+            Middleware(BodyLimit, limits=limits, jobs=None if jobs is None else jobs.settings),
         ],
     )
     app.state.context, app.state.root_path = context, root_path
     scorer = service.detector.scorer
     places = {*scorer.origins, str(scorer.checkpoint), str(scorer.state["place"] or "")} - {""}
     install_error_handlers(app, sorted(places))
-    routers = [meme_routes(context), bank_routes(context), system_routes(context, metrics)]
+    routers = [meme_routes(context), job_routes(context, jobs), bank_routes(context), system_routes(context, metrics)]
     for router in [app.router, *routers]:
         _add_head_routes(router)
     for router in routers:

@@ -30,7 +30,7 @@ from ra_hmd.inference.types import PreparedMeme
 from ra_hmd.serve.batching import BatchingService, InferenceFailed
 from ra_hmd.serve.jobs import Job, JobGone, JobStore, now
 from ra_hmd.serve.jobs_settings import JobSettings
-from ra_hmd.serve.jobs_upload import kept_memes
+from ra_hmd.serve.jobs_upload import PICTURES, kept_memes
 from ra_hmd.serve.schemas import JudgedMeme, NotJudged
 
 _log = logging.getLogger("ra_hmd.serve.jobs")
@@ -123,6 +123,8 @@ class JobRunner:
         except InferenceFailed:  # logged where it happened; the bank may be read again soon
             self._closing.wait(_PAUSE_SECONDS)
         except Exception as error:
+            if not job.folder.exists():
+                raise JobGone from error
             _log.exception("a job failed")
             reason = str(error) if isinstance(error, UserError) else "an error of the service; its log has more"
             self.store.fail(job, reason.replace(f"{job.folder}/", ""))
@@ -173,6 +175,17 @@ class JobRunner:
                 return [_FAILED]
             return [one for meme in memes for one in self._answer([meme])]
         return [JudgedMeme(**one.to_dict() | {"version": version}).model_dump(exclude_unset=True) for one in verdicts]
+
+
+def open_jobs(settings: JobSettings, service: BatchingService) -> JobRunner | None:
+    """Open the folder of jobs, and judge those that wait there; None without a folder.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    if settings.jobs is None:
+        return None
+    return JobRunner(JobStore(settings.jobs, settings.job_hours), service, settings)
 
 
 @dataclass(frozen=True)
@@ -242,6 +255,7 @@ def _finish(job: Job, folder: ChunkFolder, counts: _Counts) -> None:
                 file.write(json_line(line["answer"]))
             elif "reject" in line:
                 file.write(json_line(_not_judged(job, line["reject"]).model_dump()))
+    shutil.rmtree(job.work / PICTURES, ignore_errors=True)  # no longer needed, wherever the process ends from here on
     job.update(status="done", finished=now(), **counts.stated)
     shutil.rmtree(job.work, ignore_errors=True)
 

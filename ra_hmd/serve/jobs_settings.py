@@ -7,6 +7,15 @@ from pydantic import Field
 
 from ra_hmd.core.config import Settings
 
+JOBS = "/v1/jobs"
+STREAMED = {
+    "application/jsonl": ".jsonl",
+    "application/x-ndjson": ".jsonl",
+    "application/jsonlines": ".jsonl",
+    "text/csv": ".csv",
+}
+"""Content types of jobs whose bodies go to disk while they arrive, and the suffixes of their files."""
+
 
 class JobSettings(Settings):
     """Where jobs are kept, and how large they may be."""

@@ -19,21 +19,15 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.rows import csv_rows, jsonl_rows
 from ra_hmd.inference.batch_reader import BatchRow
-from ra_hmd.serve.errors import APIError, RequestProblem, validation_problems
+from ra_hmd.serve.errors import APIError
 from ra_hmd.serve.jobs import Job
-from ra_hmd.serve.jobs_settings import JobSettings
+from ra_hmd.serve.jobs_settings import STREAMED, JobSettings
 from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.schemas import MemeIn, to_meme
 from ra_hmd.serve.uploads import content_type, count_pixels, read_posted_memes
+from ra_hmd.serve.validation import RequestProblem, validation_problems
 
-STREAMED = {
-    "application/jsonl": ".jsonl",
-    "application/x-ndjson": ".jsonl",
-    "application/jsonlines": ".jsonl",
-    "text/csv": ".csv",
-}
-"""Content types of bodies that go to disk while they arrive, and the suffixes of their files."""
-_MEMES = "memes.jsonl"
+_MEMES, PICTURES = "memes.jsonl", "pictures"
 _PICTURES_PER_FOLDER = 1000
 
 
@@ -65,15 +59,20 @@ def _rows(body: Path) -> Iterator[tuple[str, MemeIn]]:
     try:
         for row in csv_rows(body, ",") if body.suffix == ".csv" else jsonl_rows(body, salvage=True):
             if row.problem:
-                raise APIError(422, "The body does not fit.", [RequestProblem(where=row.place, what=row.problem)])
+                raise _misfit(RequestProblem(where=row.place, what=row.problem))
             try:
                 yield row.place, MemeIn.model_validate(row.values)
             except ValidationError as error:
-                problems = [one.model_copy(update={"where": f"{row.place}: {one.where}"})
-                            for one in validation_problems(error)]  # fmt: skip
-                raise APIError(422, "The body does not fit.", problems) from None
+                found = validation_problems(error, row.values)
+                raise _misfit(
+                    *(RequestProblem(where=f"{row.place}: {one.where}", what=one.what) for one in found)
+                ) from None
     except UserError as error:  # no CSV at all
-        raise APIError(422, str(error).replace(str(body), body.name)) from None
+        raise _misfit(RequestProblem(where="body", what=str(error).replace(str(body), body.name))) from None
+
+
+def _misfit(*problems: RequestProblem) -> APIError:
+    return APIError(422, "The body does not fit.", problems, code="invalid_request")
 
 
 def _write(sent: Iterable[tuple[str, MemeIn]], work: Path, settings: JobSettings, limits: RequestLimits) -> int:
@@ -87,7 +86,7 @@ def _write(sent: Iterable[tuple[str, MemeIn]], work: Path, settings: JobSettings
             line = json.dumps(_keep(to_meme(one), count, work, limits))
             lines.write(f"{line}\n")
     if count < 0:
-        raise APIError(422, "The body has no memes.")
+        raise _misfit(RequestProblem(where="body", what="has no memes"))
     return count + 1
 
 
@@ -99,7 +98,7 @@ def _keep(meme: Meme, number: int, work: Path, limits: RequestLimits) -> dict[st
             raise UserError("it has no text, and reading one from its picture needs the extra `ocr` of the service")
     except UserError as error:
         return {"id": meme.id, "problem": str(error)}
-    name = f"pictures/{number // _PICTURES_PER_FOLDER:04d}/{number:07d}"
+    name = f"{PICTURES}/{number // _PICTURES_PER_FOLDER:04d}/{number:07d}"
     path = work / name
     path.parent.mkdir(parents=True, exist_ok=True)
     assert isinstance(meme.image, bytes)

@@ -16,6 +16,7 @@ from ra_hmd.core.errors import UserError
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.errors import APIError
 from ra_hmd.serve.hosts import is_loopback, normalize_host
+from ra_hmd.serve.jobs_settings import JOBS, STREAMED, JobSettings
 from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.metrics import Metrics, log, log_request
 
@@ -231,10 +232,15 @@ class BodyLimit:
 
     Bodies in gzip are decompressed, and their decompressed size counts. `deadline` in the request's state is a time of
     the event loop's clock.
+
+    Args:
+        app: Inner app.
+        limits: Limits of bodies that are held in memory.
+        jobs: Limits of jobs that go to disk while they arrive; None: there are none.
     """
 
-    def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
-        self.app, self.limits = app, limits
+    def __init__(self, app: ASGIApp, limits: RequestLimits, jobs: JobSettings | None = None) -> None:
+        self.app, self.limits, self.jobs = app, limits, jobs
         self.budget = Budget(limits.max_bytes * limits.memory_factor, "bytes of bodies")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -242,9 +248,13 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        limit, length = self.limits.max_bytes, headers.get("content-length", "0")
+        to_disk = self.jobs is not None and _is_streamed_job(scope, headers)
+        limit, time_limit = self.limits.max_bytes, self.limits.time_limit
+        if self.jobs is not None and to_disk:
+            limit, time_limit = self.jobs.job_max_bytes, self.jobs.job_upload_time
+        length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > limit:
-            await _respond(scope, receive, send, self._too_large())
+            await _respond(scope, receive, send, _too_large(limit))
             return
         coding = headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("identity", "gzip", "x-gzip"):
@@ -252,7 +262,7 @@ class BodyLimit:
             await _respond(scope, receive, send, APIError(415, sentence, headers={"Accept-Encoding": "gzip"}))
             return
         decode = None if coding == "identity" else _GzipDecoder()
-        deadline = asyncio.get_running_loop().time() + self.limits.time_limit
+        deadline = asyncio.get_running_loop().time() + time_limit
         scope.setdefault("state", {})["deadline"] = deadline
         received, complete = 0, False
 
@@ -264,24 +274,32 @@ class BodyLimit:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise APIError(408, f"The body did not arrive in {self.limits.time_limit} seconds.") from None
+                raise APIError(408, f"The body did not arrive in {time_limit} seconds.") from None
             complete = not message.get("more_body", False)
             if decode is not None and message["type"] == "http.request":
                 message = {**message, "body": decode(message.get("body", b""), limit - received + 1, complete)}
             size = len(message.get("body", b""))
             if received + size > limit:
-                raise self._too_large()
-            self.budget.acquire(size)
+                raise _too_large(limit)
+            if not to_disk:
+                self.budget.acquire(size)
             received += size
             return message
 
         try:
             await self.app(scope, limited, send)
         finally:
-            self.budget.release(received)
+            if not to_disk:
+                self.budget.release(received)
 
-    def _too_large(self) -> APIError:
-        return APIError(413, f"The body has more than {self.limits.max_bytes} bytes; send fewer or smaller pictures.")
+
+def _is_streamed_job(scope: Scope, headers: Headers) -> bool:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return scope["method"] == "POST" and path_of(scope) == JOBS and kind in STREAMED
+
+
+def _too_large(limit: int) -> APIError:
+    return APIError(413, f"The body has more than {limit} bytes; send fewer or smaller pictures.")
 
 
 class _GzipDecoder:

@@ -10,6 +10,7 @@ from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import Flag, RationaleOptions, ServedDetectorOptions
 from ra_hmd.serve.hosts import is_loopback, normalize_host, normalize_root_path
+from ra_hmd.serve.jobs_settings import JobSettings
 from ra_hmd.serve.limits import BatchingSettings, FollowSettings, RequestLimits
 
 
@@ -73,3 +74,4 @@ class ServerSettings(Settings):
     reference: Path | None = Field(
         default=None, description="Feature store, no test split, to measure the effects of changes on."
     )
+    jobs: JobSettings = JobSettings()

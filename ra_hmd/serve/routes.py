@@ -30,7 +30,7 @@ from ra_hmd.serve.schemas import (
 )
 from ra_hmd.serve.uploads import read_json_body, read_posted_memes
 
-_FORM = {
+FORM = {
     "type": "object",
     "properties": {
         "images": {
@@ -63,7 +63,7 @@ def meme_routes(context: AppContext) -> APIRouter:
         "/classify",
         response_model=ClassifyAnswer,
         responses=error_responses(*BODY_ERRORS),
-        openapi_extra=body(ClassifyRequest, **{"multipart/form-data": _FORM}),
+        openapi_extra=body(ClassifyRequest, **{"multipart/form-data": FORM}),
     )
     async def classify(request: Request) -> Any:
         """Judge one meme or several. In a batch a meme that cannot be judged has an `error` in its place; of a single

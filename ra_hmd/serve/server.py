@@ -46,6 +46,7 @@ def build_app(settings: ServerSettings, mount: Mount | None = None) -> "FastAPI"
     from ra_hmd.serve.auth import KeyRing
     from ra_hmd.serve.bank_service import BankService
     from ra_hmd.serve.batching import BatchingService
+    from ra_hmd.serve.jobs_runner import open_jobs
 
     address, bank = settings.address, settings.detector.bank
     keys = None if address.keys is None else KeyRing.open(address.keys)
@@ -61,7 +62,8 @@ def build_app(settings: ServerSettings, mount: Mount | None = None) -> "FastAPI"
             raise UserError("--reference shows what changes of an example bank would do; give one with --bank.")
         bank_service = BankService.open(service, settings.reference) if changeable else None
         limits, hosts = settings.limits, address.host_names
-        app = create_app(service, bank_service, explainer, keys, limits, hosts, address.root_path, settings.follow)
+        jobs, follow = open_jobs(settings.jobs, service), settings.follow
+        app = create_app(service, bank_service, explainer, keys, limits, hosts, address.root_path, follow, jobs)
         return app if mount is None else mount(app, lookup)
     except BaseException:
         service.close()
