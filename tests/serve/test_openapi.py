@@ -26,6 +26,8 @@ from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService
+from ra_hmd.serve.jobs_runner import open_jobs
+from ra_hmd.serve.jobs_settings import JobSettings
 from ra_hmd.serve.limits import RequestLimits
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -33,6 +35,7 @@ PICTURE = drawn((32, 32))
 ROUTES = {
     "/v1/classify", "/v1/explain", "/v1/bank", "/v1/bank/log", "/v1/bank/search", "/v1/bank/effect", "/v1/bank/add",
     "/v1/bank/remove", "/v1/bank/relabel", "/v1/bank/rollback", "/health", "/ready", "/metrics",
+    "/v1/jobs", "/v1/jobs/{job}", "/v1/jobs/{job}/result",
 }  # fmt: skip
 
 ANSWERED = {"/v1/classify", "/v1/bank", "/v1/bank/log", "/v1/bank/search", "/health", "/ready", "/metrics"}
@@ -52,7 +55,8 @@ def served(
         keys = KeyRing.open(folder / "keys.json")
     service = BatchingService(Detector.from_run(served_clip / "head", bank))
     bank_service = BankService.open(service, served_clip / "features" / "dev")
-    app = create_app(service, bank_service, keys=keys, limits=RequestLimits(max_images=4))
+    jobs = open_jobs(JobSettings(jobs=folder / "jobs"), service)
+    app = create_app(service, bank_service, keys=keys, limits=RequestLimits(max_images=4), jobs=jobs)
     with in_thread(app) as client:
         yield client, headers, bank_service.bank.ids
 
