@@ -19,7 +19,7 @@ from ra_hmd.cli.options import (
 )
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.workers import WorkerSettings
-from ra_hmd.inference.options import LmmOptions
+from ra_hmd.inference.options import ExtractionOptions, LmmOptions
 from ra_hmd.models.families import FAMILIES
 
 models_app = typer.Typer()
@@ -70,7 +70,7 @@ def tiny_encoder_command(
 @models_app.command("extract")
 @from_settings
 def extract_command(
-    model: LmmOptions,
+    model: ExtractionOptions,
     data: Data,
     output: Output,
     source: SourceOptions,
@@ -105,6 +105,7 @@ def extract_command(
         dtype=model.dtype,
         padding_side=checked("--padding-side", padding_side, Literal["left", "right"]),
         engine=engine,
+        backend=model.backend_settings,
     )
     print(f"{folder}: {len(memes)} memes")
 

@@ -8,8 +8,11 @@ import typer
 from ra_hmd.cli.options import Without, command_line, from_settings, print_notes
 from ra_hmd.core.workers.settings import WorkerSettings
 from ra_hmd.inference.options import DetectorOptions, InputOptions, RationaleOptions
+from ra_hmd.models.pooling.settings import BackendSettings
 
 prediction_app = typer.Typer()
+
+BACKEND = tuple(BackendSettings.model_fields)  # the engine of rationales has the model in this process
 
 
 @prediction_app.command("predict")
@@ -36,7 +39,7 @@ def explain_command(
     checkpoint: Annotated[Path, typer.Option(help="Run with a language model, whose verdicts are explained.")],
     inputs: Annotated[InputOptions, Without("queries", "style")],
     rationale: RationaleOptions,
-    detector: Annotated[DetectorOptions, Without("weights", "min_similarity", "prior_correction")],
+    detector: Annotated[DetectorOptions, Without("weights", "min_similarity", "prior_correction", *BACKEND)],
 ) -> None:
     """Classify memes and generate rationales by the language model. A rationale is not the verdict's cause.
 

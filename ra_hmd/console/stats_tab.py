@@ -12,7 +12,6 @@ from ra_hmd.console.review_queue import ReviewQueue
 from ra_hmd.console.views import render
 from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.heads import Head
-from ra_hmd.models.meme_model import MemeModel
 from ra_hmd.serve.batching import BatchingService
 from ra_hmd.serve.errors import public_name
 
@@ -36,7 +35,7 @@ def render_stats(service: BatchingService, names: ClassNames, queue: ReviewQueue
             f"closer than {detector.abstain} to the threshold" if detector.abstain else "never by rule",
         ),
     ]
-    missing: set[Head] = set() if isinstance(detector.model, MemeModel) else {"lmh"}
+    missing: set[Head] = set() if getattr(detector.model, "run", None) is not None else {"lmh"}
     missing |= {"rkc"} if detector.scorer.reference_set is None else set()
     missing |= {"krr"} if detector.scorer.kernel is None else set()
     heads = [head for head in HEADS if head not in missing]

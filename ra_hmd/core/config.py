@@ -298,3 +298,12 @@ def choose(name: str, value: str, known: tuple[str, ...]) -> None:
     """Raise `UserError` unless `value`, given as `name`, is one of `known`."""
     if value not in known:
         raise UserError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}.")
+
+
+def first_problem(error: ValueError) -> str:
+    """First problem that pydantic reports, without the input."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else str(first["msg"])

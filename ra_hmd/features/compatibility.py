@@ -24,6 +24,10 @@ FOLDING_KEYS = ("inputs.fold_captions", "encoder.fold_captions")
 """Parts that say whether captions were folded, stated where they were. A difference is warned of, not refused: captions
 that need no folding have the same features.
 """
+ENGINE = "engine"
+"""The engine that computed features, stated where it is not transformers. A difference is warned of, not refused: one
+model and one prompt, and kernels that round differently. One store has the features of one engine.
+"""
 _log = logging.getLogger(__name__)
 
 
@@ -74,6 +78,8 @@ def check_same_origin(fingerprints: Mapping[str, Mapping[str, Any]]) -> None:
     for place, found in others:
         if _folding_known(expected) and _folding_known(found) and folds_captions(expected) != folds_captions(found):
             _warn_of_folding(*((first, place) if folds_captions(expected) else (place, first)))
+        if _engine(expected) != _engine(found) and expected and found:
+            _warn_of_engines(first, _engine(expected), place, _engine(found))
     problems = [problem for place, found in others for problem in _differences(first, expected, place, found)]
     raise_all(problems, "These were not made alike; extract the features again with one checkpoint and prompt")
 
@@ -81,6 +87,10 @@ def check_same_origin(fingerprints: Mapping[str, Mapping[str, Any]]) -> None:
 def folds_captions(fingerprint: Mapping[str, Any]) -> bool:
     """Whether features of this fingerprint are of folded captions."""
     return any(fingerprint.get(key) for key in FOLDING_KEYS)
+
+
+def _engine(fingerprint: Mapping[str, Any]) -> str:
+    return str(fingerprint.get(ENGINE, "transformers"))
 
 
 def _folding_known(fingerprint: Mapping[str, Any]) -> bool:
@@ -95,6 +105,16 @@ def _warn_of_folding(folded: str, other: str) -> None:
         "there. Make both with --fold-captions, or both without.",
         folded,
         other,
+    )
+
+
+@cache
+def _warn_of_engines(first: str, engine: str, place: str, other: str) -> None:
+    """Once per pair: each batch of a service is checked."""
+    _log.warning(
+        "The features of %s are by %s, those of %s by %s: hidden states of two engines differ by rounding, and so may "
+        'scores near a threshold (docs/cluster.md, "vLLM"). Make both by one engine where that matters.',
+        *(first, engine, place, other),
     )
 
 
@@ -124,7 +144,7 @@ def _differences(first: str, expected: Mapping[str, Any], place: str, found: Map
     """The parts that both fingerprints state and that differ, each as a sentence."""
     return [
         f"{key}: {_short(expected[key])} in {first}, {_short(found[key])} in {place}."
-        for key in sorted(set(expected) & set(found) - {*DATA_KEYS, *FOLDING_KEYS})
+        for key in sorted(set(expected) & set(found) - {*DATA_KEYS, *FOLDING_KEYS, ENGINE})
         if plain(expected[key]) != plain(found[key])
     ]
 

@@ -4,7 +4,7 @@ on the workers of a Ray cluster."""
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,7 @@ from ra_hmd.features.model_protocol import FeatureModel
 from ra_hmd.features.views import requested_views
 from ra_hmd.models.checkpoint import Run
 from ra_hmd.models.meme_model import MemeModel
+from ra_hmd.models.pooling.settings import TRANSFORMERS, BackendSettings
 
 
 def extract_hidden_states(
@@ -33,6 +34,7 @@ def extract_hidden_states(
     num_workers: int = 2,
     dtype: DType = "auto",
     padding_side: Literal["left", "right"] = "left",
+    backend: BackendSettings = TRANSFORMERS,
     open_model: Callable[[torch.device], FeatureModel] | None = None,
     engine: WorkerSettings | None = None,
 ) -> Path:
@@ -54,12 +56,13 @@ def extract_hidden_states(
         num_workers: Processes that decode images beside each rank.
         dtype: Precision of the computation; `auto` is that of the model's weights.
         padding_side: Padding side of the batches.
+        backend: What runs the forward pass.
         open_model: Opens the run's model of this `dtype` and `padding_side`, so that several calls can share it.
         engine: Where the features are made; default is this process.
 
     Raises:
         UserError: unreadable images (all listed before the model is loaded), labels of another kind, or `output` holds
-            other features; see `requested_views`.
+            other features; see `requested_views` and `PooledRun`.
     """
     problem = run.settings.problem
     classes = label_classes or (problem.outputs if problem.kind == "multi_label" else None)
@@ -70,13 +73,19 @@ def extract_hidden_states(
         """About the tokens of its prompt: image tokens go with pixels, a word is about a token."""
         return min(size[0] * size[1], run.settings.image_max_pixels) / 784 + len(meme.caption) / 4
 
+    how: dict[str, Any] = {"dtype": dtype}
+    if backend.backend == "vllm":
+        from ra_hmd.models.pooling.model import PooledRun
+
+        pooled = PooledRun(run, backend, dtype)
+        how, open_model = how | pooled.engine, open_model or pooled.load
     return make_features(
         memes,
         output,
         open_model or partial(MemeModel, run, dtype=dtype, padding_side=padding_side),
-        run.fingerprint() | {"dtype": dtype},
+        run.fingerprint() | how,
         length,
-        views=requested_views(views, run, fold_captions=run.settings.fold_captions, dtype=dtype),
+        views=requested_views(views, run, fold_captions=run.settings.fold_captions, **how),
         label_classes=classes,
         batch_size=batch_size,
         shard_size=shard_size,

@@ -17,6 +17,7 @@ from ra_hmd.features.compatibility import check_same_views, folds_captions
 from ra_hmd.features.model_protocol import FeatureModel
 from ra_hmd.features.views import View, ViewedModel, stated_views
 from ra_hmd.models.checkpoint import Run
+from ra_hmd.models.pooling.settings import TRANSFORMERS, BackendSettings
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def open_feature_model(
     views: Mapping[str, ViewDescription] | None = None,
     views_place: str | Path = "the bank",
     fold_captions: bool = False,
+    backend: BackendSettings = TRANSFORMERS,
 ) -> Backbone:
     """Open the model whose features the head in `run` takes.
 
@@ -81,9 +83,10 @@ def open_feature_model(
         views_place: That bank or store, for messages.
         fold_captions: Fold captions, also for a head that was trained on captions as they are; one that was trained on
             folded captions has them folded in any case.
+        backend: What runs an LMM's forward pass.
 
     Raises:
-        UserError: it cannot be found or opened, or a view would be made otherwise than stated.
+        UserError: it cannot be found or opened, or a view would be made otherwise than stated; vLLM for an encoder.
     """
     views = views or {}
     run = Path(run)
@@ -91,6 +94,8 @@ def open_feature_model(
     if isinstance(manifest, HeadRunManifest):
         fold_captions = fold_captions or folds_captions(manifest.train_store.fingerprint)
         if manifest.encoder:
+            if backend != TRANSFORMERS:
+                raise UserError(f"The head in {run} is of an encoder, which vLLM does not run; leave out --backend.")
             further = _further(views, None, views_place, fold_captions)
             stated = manifest.encoder.to_json()
             return replace(_encoder(stated, run, backbone, dtype, fold_captions), views=further)
@@ -105,11 +110,17 @@ def open_feature_model(
         place = Path(origin)
     # Without its own head: that of `run` is used.
     opened = replace(open_run(place, base_model), head=None).folding(fold_captions)
+    further = _further(views, opened, views_place, fold_captions)
+    if backend.backend == "vllm":
+        from ra_hmd.models.pooling.model import PooledRun
+
+        pooled = PooledRun(opened, backend, dtype or "auto")
+        return Backbone(str(place), opened.fingerprint() | pooled.engine, pooled.load, further, opened)
 
     def load(device: torch.device) -> FeatureModel:
         return MemeModel(opened, device, dtype or "auto")
 
-    return Backbone(str(place), opened.fingerprint(), load, _further(views, opened, views_place, fold_captions), opened)
+    return Backbone(str(place), opened.fingerprint(), load, further, opened)
 
 
 def _further(

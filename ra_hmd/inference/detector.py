@@ -36,6 +36,7 @@ from ra_hmd.inference.known import known_verdict, open_known_memes
 from ra_hmd.inference.types import Explain, PreparedMeme, Verdict
 from ra_hmd.inference.verdicts import verdicts_of
 from ra_hmd.models.head import HEAD_WEIGHTS
+from ra_hmd.models.pooling.settings import TRANSFORMERS, BackendSettings
 from ra_hmd.retrieval.kernel_ridge.settings import kernel_settings
 from ra_hmd.retrieval.voting import Voting
 from ra_hmd.scoring.scorer import Scorer
@@ -138,6 +139,7 @@ class Detector:
         known_turned: bool = False,
         hash_lists: Sequence[str | Path] = (),
         lazy: bool = False,
+        backend: BackendSettings = TRANSFORMERS,
     ) -> "Detector":
         """Open a trained system.
 
@@ -162,6 +164,7 @@ class Detector:
             known_turned: See `open_known_memes`.
             hash_lists: See `open_known_memes`.
             lazy: Load the LMM or encoder when it is first used.
+            backend: What runs an LMM's forward pass.
 
         Raises:
             UserError: folders that are missing, or do not belong together.
@@ -176,6 +179,7 @@ class Detector:
             views=_views_to_make(scorer, views),
             views_place=scorer.state["place"],
             fold_captions=defences.fold_captions,
+            backend=backend,
         )
         scorer.check_origin(opened.place, opened.fingerprint)
         scorer = scorer.with_kernel(kernel_settings(views, balanced=scorer.voting.prior_correction))

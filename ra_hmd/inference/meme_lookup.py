@@ -12,7 +12,6 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import iter_memes
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.features.store import read_features
-from ra_hmd.models.meme_model import MemeModel
 
 
 class MemeLookup:
@@ -97,7 +96,8 @@ class MemeLookup:
 
 def open_meme_lookup(places: Sequence[str | Path], model: object) -> MemeLookup:
     """`MemeLookup.open` with the prompt of the detector's LMM; an encoder has none."""
-    return MemeLookup.open(places, model.run.settings.prompt if isinstance(model, MemeModel) else None)
+    run = getattr(model, "run", None)
+    return MemeLookup.open(places, None if run is None else run.settings.prompt)
 
 
 def _files(place: Path) -> list[Path]:

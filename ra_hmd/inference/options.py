@@ -15,6 +15,7 @@ from ra_hmd.core.choices import DType, EngineKind, Head, VoteWeights
 from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.defences import Defences
+from ra_hmd.models.pooling.settings import BackendSettings
 
 if TYPE_CHECKING:
     from ra_hmd.inference.detector import Detector
@@ -81,7 +82,7 @@ class ModelOptions(Settings):
     base_model: str | None = Field(None, description="Where the base model is now, if it was moved.")
 
 
-class DetectorOptions(Defences, BankHeadOptions, ModelOptions):
+class DetectorOptions(Defences, BankHeadOptions, ModelOptions, BackendSettings):
     """Options of `predict`, `explain`, `serve` and `console`: the detector, apart from its run."""
 
     TITLE: ClassVar[str] = "detector"
@@ -154,6 +155,7 @@ class DetectorOptions(Defences, BankHeadOptions, ModelOptions):
             known_turned=self.known_turned,
             hash_lists=self.hash_lists,
             lazy=lazy,
+            backend=self.backend_settings,
         )
 
 
@@ -166,7 +168,7 @@ class ServedDetectorOptions(DetectorOptions):
 
 
 class LmmOptions(ModelOptions):
-    """Options of `extract` and `in-context`: the LMM that is run."""
+    """Options of `in-context`, and of `extract` beside others: the LMM that is run."""
 
     TITLE: ClassVar[str] = "model"
 
@@ -207,6 +209,12 @@ class LmmOptions(ModelOptions):
                 "trained with; leave it out, or use --backbone-only."
             )
         return open_run(self.checkpoint, self.base_model)
+
+
+class ExtractionOptions(LmmOptions, BackendSettings):
+    """Options of `extract`: the LMM, and what runs it."""
+
+    TITLE: ClassVar[str] = "model"
 
 
 class RationaleOptions(Settings):

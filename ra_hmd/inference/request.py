@@ -78,6 +78,7 @@ class PredictionRequest(Settings):
             "--check-captions": (detector.check_captions, ("IMAGE", "--input")),
             "--transforms": (detector.transforms, ("IMAGE", "--input")),
             "--known-memes": (detector.known_memes is not None, ("IMAGE", "--input")),
+            "--backend": (detector.backend != "transformers", ("IMAGE", "--input")),
         }
         problems = [f"{name} goes with {' or '.join(allowed)}, not with {kind}; leave it out."
                     for name, (value, allowed) in options.items() if value and kind not in allowed]  # fmt: skip
@@ -164,6 +165,7 @@ class PredictionRequest(Settings):
             "base_model": self.detector.base_model,
             "dtype": self.detector.dtype,
             **self.detector.defences.described(),
+            **({"backend": self.detector.backend} if self.detector.backend != "transformers" else {}),
             **({"hash_lists": list(map(str, self.detector.hash_lists))} if self.detector.hash_lists else {}),
             **({"memes": list(map(str, self.rationale.memes))} if self.rationale else {}),
         }

@@ -214,7 +214,7 @@ def test_the_worker_is_asked_and_answers(stage1_run: Path, stand_in: Path) -> No
         engine.check(chats[0], 4090)
     with pytest.raises(UserError, match=r"vLLM made \d+ tokens of prompt 1 and training would have made"):
         engine.generate([shown(Image.new("RGB", (108, 112)))], 7)  # the processor rounds it to 112, the stand-in to 84
-    process = engine._process
+    process = engine._worker.process
     del engine
     until = time.monotonic() + 20
     while process.poll() is None and time.monotonic() < until:
@@ -226,7 +226,7 @@ def test_a_worker_that_ends_is_told(stage1_run: Path, stand_in: Path, monkeypatc
     run = open_run(stage1_run)
     encoder = encoder_of(run)
     engine = VllmEngine(run, encoder, sys.executable)
-    os.kill(engine._process.pid, 9)
+    os.kill(engine._worker.process.pid, 9)
     with pytest.raises(UserError, match="vLLM ended .exit code -9"):
         engine.generate([shown(Image.new("RGB", (84, 84)))], 7)
     monkeypatch.setattr("ra_hmd.models.generation.engines._CONTEXT", 100)

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ra_hmd.core.artifacts import sha256_bytes
+from ra_hmd.core.config import first_problem
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.rows import read_lines
-from ra_hmd.models.generation.openai_client import first_problem
 from ra_hmd.models.generation.untrusted_text import tagged
 
 RUBRIC = Path(__file__).with_name("rubric.md")

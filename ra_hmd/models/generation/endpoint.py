@@ -26,23 +26,28 @@ class EndpointSettings(Settings):
     @field_validator("endpoint")
     @classmethod
     def _check_endpoint(cls, endpoint: str) -> str:
-        try:
-            parts = urlsplit(endpoint)
-            whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # malformed brackets or port
-            whole = False
-        if not whole:
-            raise ValueError(f"{endpoint!r} is no URL of an API, such as http://127.0.0.1:8000/v1")
-        if parts.username or parts.password:
-            raise ValueError("it holds a user name or password, which would be recorded; leave it out")
-        if parts.query or parts.fragment:
-            raise ValueError("it holds a query (?…), which would be recorded; give the base URL alone")
+        check_url(endpoint)
         return endpoint
 
     @property
     def host(self) -> str:
         """Host and port of the endpoint."""
         return urlsplit(self.endpoint).netloc
+
+
+def check_url(url: str) -> None:
+    """Raise `ValueError` unless `url` is the base URL of an API, without anything that must not be recorded."""
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # malformed brackets or port
+        whole = False
+    if not whole:
+        raise ValueError(f"{url!r} is no URL of an API, such as http://127.0.0.1:8000/v1")
+    if parts.username or parts.password:
+        raise ValueError("it holds a user name or password, which would be recorded; leave it out")
+    if parts.query or parts.fragment:
+        raise ValueError("it holds a query (?…), which would be recorded; give the base URL alone")
 
 
 def api_key(variable: str) -> str | None:

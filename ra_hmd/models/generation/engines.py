@@ -6,14 +6,11 @@ token whichever of them answers.
 
 import base64
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
 import sys
-import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -31,13 +28,13 @@ from ra_hmd.models.checkpoint import ADAPTER_CONFIG, Run
 from ra_hmd.models.cluster_assignment import UNKNOWN_CLUSTER
 from ra_hmd.models.families.qwen import QwenVL
 from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids, check_length, check_run_adapter, fold_image_tokens
+from ra_hmd.models.generation.worker_process import WorkerProcess
 from ra_hmd.models.meme_model import MemeModel
 from ra_hmd.models.tokenization import MemeEncoder
 
 VLLM_PYTHON = "RA_HMD_VLLM_PYTHON"
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's `MaxLoRARanks`
 _CONTEXT = 16384  # most tokens of prompt and answer in vLLM, which keeps room for that many
-_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _VISION = (".visual.", ".vision_tower.", ".multi_modal_projector.")  # in names of modules outside the language model
 _FREE_SHARE = 0.9  # of the GPU memory that is free, for vLLM
 
@@ -72,26 +69,50 @@ def vllm_python() -> str | None:
     return os.environ.get(VLLM_PYTHON) or here
 
 
-def choose_engine(kind: EngineKind) -> Literal["transformers", "vllm"]:
+def vllm_version(option: str) -> str:
+    """Version of the vLLM that this machine has, which need not be in this environment.
+
+    Raises:
+        UserError: it has none; `option` asked for it.
+    """
+    python = vllm_python()
+    ask = "from importlib.metadata import version; print(version('vllm'))"
+    found = None
+    if python is not None and shutil.which(python) is not None:
+        found = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=False)
+    if found is None or found.returncode:
+        raise _not_installed(option, python)
+    return found.stdout.strip()
+
+
+def _not_installed(option: str, python: str | None) -> UserError:
+    why = "it is not installed" if python is None else f"{VLLM_PYTHON}={python} is no program that has it"
+    return UserError(
+        f"{option} vllm needs vLLM, and {why}. Its requirements contradict LLaMA-Factory's: make it an environment "
+        f"of its own, `python -m venv vllm && vllm/bin/pip install vllm`, and set {VLLM_PYTHON}=vllm/bin/python. "
+        f"Or use {option} transformers."
+    )
+
+
+def choose_engine(kind: EngineKind, option: str = "--engine") -> Literal["transformers", "vllm"]:
     """The engine that is meant: `auto` is vLLM where it is installed and a CUDA device is there, else transformers.
+
+    Args:
+        kind: What is requested.
+        option: The option that requests it, for messages.
 
     Raises:
         UserError: vLLM is requested and cannot run here.
     """
-    choose("--engine", kind, get_args(EngineKind))
+    choose(option, kind, get_args(EngineKind))
     python, device = vllm_python(), torch.cuda.is_available()
     there = python is not None and shutil.which(python) is not None
     if kind == "auto":
         return "vllm" if there and device else "transformers"
     if kind == "vllm" and not there:
-        why = "it is not installed" if python is None else f"{VLLM_PYTHON}={python} is no program"
-        raise UserError(
-            f"--engine vllm needs vLLM, and {why}. Its requirements contradict LLaMA-Factory's: make it an environment "
-            f"of its own, `python -m venv vllm && vllm/bin/pip install vllm`, and set {VLLM_PYTHON}=vllm/bin/python. "
-            "Or use --engine transformers."
-        )
+        raise _not_installed(option, python)
     if kind == "vllm" and not device:
-        raise UserError("--engine vllm needs a CUDA device, and none is here; use --engine transformers.")
+        raise UserError(f"{option} vllm needs a CUDA device, and none is here; use {option} transformers.")
     return kind
 
 
@@ -184,13 +205,10 @@ class VllmEngine:
         self.plain = encoder.plain
         self.context = min(config.get_text_config().max_position_embeddings, _CONTEXT)
         arguments = vllm_arguments(run, encoder, self.context, max_images, tensor_parallel_size)
-        # What torchrun says of ranks is not for vLLM.
-        kept = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
-        worker = [python, str(Path(__file__).with_name("vllm_worker.py"))]
-        self._process = subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=kept)
-        self._close = weakref.finalize(self, _end, self._process)
+        self._worker = WorkerProcess([python, str(Path(__file__).with_name("vllm_worker.py"))])
         lora = None if run.adapter is None else str(run.adapter.absolute())
-        self._ask({"engine": arguments | {"gpu_memory_utilization": gpu_memory_utilization}, "adapter": lora})
+        engine = arguments | {"gpu_memory_utilization": gpu_memory_utilization}
+        self._worker.ask({"engine": engine, "adapter": lora})
 
     def cluster_of(self, text: str, image: Image.Image) -> int:
         """See `Engine`: no experts, so none is needed."""
@@ -217,7 +235,7 @@ class VllmEngine:
             for chat, ids in zip(chats, expected, strict=True)
         ]
         stop = self.encoder.template.get_stop_token_ids(self.encoder.tokenizer)
-        found = self._ask({"prompts": prompts, "max_tokens": max_new_tokens, "stop": stop})
+        found = self._worker.ask({"prompts": prompts, "max_tokens": max_new_tokens, "stop": stop})
         for row, (ids, made) in enumerate(zip(expected, found["ids"], strict=True)):
             if made != ids:
                 raise UserError(
@@ -225,35 +243,6 @@ class VllmEngine:
                     "treats images in another way. Use --engine transformers."
                 )
         return [text.strip() for text in found["texts"]]
-
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        try:
-            print(json.dumps(message), file=self._process.stdin, flush=True)
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            self._close()
-            raise UserError(
-                f"vLLM ended (exit code {self._process.returncode}); its output is above. If memory was short, raise "
-                "--tensor-parallel-size, or use --engine transformers."
-            )
-        return json.loads(line)
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    """Close the input of a worker process, which ends it."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with suppress(OSError):
-        process.stdin.close()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    process.stdout.close()
 
 
 def _png(image: Image.Image) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import openai
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from ra_hmd.core.artifacts import sha256_bytes, write_json
+from ra_hmd.core.config import first_problem
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.text import well_formed
 from ra_hmd.models.generation.endpoint import EndpointSettings
@@ -291,15 +292,6 @@ def ask_all(questions: Sequence[Q], ask: Callable[[Q], Answer[T]], concurrency: 
 
 class SilentEndpoint(Exception):
     """The endpoint answers none of the first questions."""
-
-
-def first_problem(error: ValueError) -> str:
-    """First problem that pydantic reports, without the input."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 
 def _kind(error: openai.OpenAIError) -> str:
