@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import copy
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -50,6 +51,7 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
     """
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
     from llamafactory.data import get_template_and_fix_tokenizer
+    from llamafactory.data.template import TEMPLATES
     from llamafactory.hparams import DataArguments, ModelArguments
     from llamafactory.model import load_config, load_tokenizer
 
@@ -71,7 +73,11 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
         raise
     except (OSError, ValueError) as error:
         raise UserError(f"{base_model}: its tokenizer and processor cannot be loaded: {error}") from error
-    template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
+    shared = TEMPLATES.get(settings.template)
+    system = None if shared is None else shared.default_system
+    template = copy(get_template_and_fix_tokenizer(loaded["tokenizer"], data_args))
+    if shared is not None:
+        shared.default_system = system  # the host writes the run's into the template of all runs of this process
     encoder = MemeEncoder(
         template,
         **loaded,

@@ -16,7 +16,7 @@ from ra_hmd.data.prompt import Answers
 from ra_hmd.models.checkpoint import open_backbone, open_run
 from ra_hmd.models.cluster_assignment import UNKNOWN_CLUSTER
 from ra_hmd.models.generation.chat import Chat, ChatModel, chat_ids, fold_image_tokens
-from ra_hmd.models.meme_model import MemeModel, prompt_row
+from ra_hmd.models.meme_model import MemeModel, load_encoder, prompt_row
 
 pytestmark = pytest.mark.slow
 
@@ -144,3 +144,11 @@ def test_image_tokens_are_folded_to_one_for_each_picture(model: MemeModel, some:
     assert folded.count(image) == 3 < ids.count(image)
     assert [token for token in folded if token != image] == [token for token in ids if token != image]
     assert fold_image_tokens([5, 5, 7, 7], image) == [5, 5, 7, 7]
+
+
+def test_the_system_message_of_one_run_is_not_that_of_the_next(stage1_run: Path) -> None:
+    run = open_run(stage1_run)
+    first = load_encoder(run.base_model, run.settings.replace(default_system="Be brief."))[0]
+    second = load_encoder(run.base_model, run.settings)[0]
+    assert first.template.default_system == "Be brief."
+    assert second.template.default_system == "You are a helpful assistant."

@@ -4,6 +4,7 @@ Shapes: B memes of a batch, W answers, H hidden size of the LMM.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _PROBE = Image.new("RGB", (224, 160), (90, 140, 200))
-_LM_HEAD = ("lm_head", "embed_tokens")
+_LM_HEAD = ("lm_head", "embed_tokens")  # in names of layers that the heads read past vLLM, or that vLLM does not tune
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 class PooledRun:
@@ -110,14 +112,19 @@ def check_servable(run: Run) -> None:
     if unknown:
         problems.append(f"it was trained with {unknown}, which a vLLM server cannot be asked about.")
     if run.adapter is not None:
-        problems += _adapter_problems(read_json(run.adapter / ADAPTER_CONFIG))
+        problems += _adapter_problems(run.adapter)
     raise_all(problems, f"{run.folder} cannot be run by vLLM; use --backend transformers")
 
 
-def _adapter_problems(config: dict[str, Any]) -> list[str]:
+def _adapter_problems(folder: Path) -> list[str]:
     """What vLLM does not do of an adapter."""
+    from safetensors import safe_open
+
+    config = read_json(folder / ADAPTER_CONFIG)
     targets = config.get("target_modules") or []
-    named = [targets] if isinstance(targets, str) else [*targets, *(config.get("target_parameters") or [])]
+    named = [targets] if isinstance(targets, str) else list(targets)
+    with safe_open(str(folder / _ADAPTER_WEIGHTS), "pt") as weights:
+        named += weights.keys()
     odd = {
         "peft_type": config.get("peft_type", "LORA") != "LORA",
         "use_dora": bool(config.get("use_dora")),
