@@ -76,7 +76,8 @@ def test_a_store_says_which_engine_made_it_and_has_one(
     assert "engine" in said
     with caplog.at_level(logging.WARNING):
         code, said = command("predict", "--checkpoint", served_lmm / "run", "--bank", served_lmm / "features" / "train",
-                             "--queries", tmp_path / "store", "--head", "rkc", "--output", tmp_path / "rows.jsonl")  # fmt: skip
+                             "--queries", tmp_path / "store", "--head", "rkc",
+                             "--output", tmp_path / "rows.jsonl")  # fmt: skip
     assert code == 0, said
     assert "by vllm 0.33.0" in caplog.text
     assert "hidden states of two engines differ by rounding" in caplog.text
