@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, Positiv
 from llamafactory_ext.expert_arguments import ExpertArguments, expert_problems, set_default_target
 from llamafactory_ext.host_arguments import refusals
 from llamafactory_ext.launchers import STAGE
+from llamafactory_ext.ray_arguments import RayTrainingArguments
 from llamafactory_ext.retention_arguments import RetentionArguments, retention_problems
 from ra_hmd.core.config import Rate, validate_fields, without
 from ra_hmd.core.errors import UserError, raise_all
@@ -46,7 +47,7 @@ _JOINT_HELP = {name: {"help": f"sft-classifier, rgcl: {info.description}"} for n
 
 
 @dataclass
-class ClassifierFinetuningArguments(RetentionArguments, ExpertArguments, FinetuningArguments):
+class ClassifierFinetuningArguments(RayTrainingArguments, RetentionArguments, ExpertArguments, FinetuningArguments):
     """LLaMA-Factory's fine-tuning arguments plus ours. Names and defaults are those of the official RA-HMD files."""
 
     stage: Literal["pt", "sft", "rm", "ppo", "dpo", "kto", "sft-classifier"] = field(

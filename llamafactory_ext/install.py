@@ -18,6 +18,7 @@ class Tuner(Protocol):
     """Attributes of `llamafactory.train.tuner` that are replaced."""
 
     _training_function: Callable[[dict[str, Any]], None]
+    _ray_training_function: Callable[[Any, dict[str, Any]], None]
     export_model: Callable[..., None]
 
 
@@ -34,6 +35,7 @@ def install(tuner: ModuleType) -> None:
     host = cast(Tuner, tuner)
     _dispatch(host, reason)
     if reason is None:
+        _dispatch_ray(host)
         _carry_head_on_export(host)
         if {"-h", "--help"} & set(sys.argv):
             extend_arguments()
@@ -57,7 +59,8 @@ def _unknown_host(tuner: ModuleType) -> str | None:
 
     if VERSION not in SUPPORTED_HOSTS:
         return f"LLaMA-Factory {VERSION} is installed"
-    needed = [(tuner, "_training_function"), (tuner, "export_model"), (parser, "_TRAIN_ARGS"), (parser, "_INFER_ARGS")]
+    needed = [(tuner, name) for name in ("_training_function", "_ray_training_function", "Worker", "export_model")]
+    needed += [(parser, "_TRAIN_ARGS"), (parser, "_INFER_ARGS")]
     missing = [name for module, name in needed if not hasattr(module, name)]
     return f"this LLaMA-Factory lacks {', '.join(missing)}" if missing else None
 
@@ -84,6 +87,21 @@ def _dispatch(tuner: Tuner, reason: str | None) -> None:
         run_stage(config)
 
     tuner._training_function = training_function
+
+
+def _dispatch_ray(tuner: Tuner) -> None:
+    host = tuner._ray_training_function
+
+    @functools.wraps(host)
+    def ray_training_function(ray_args: Any, config: dict[str, Any]) -> None:
+        if option(config.get("args"), "stage") != STAGE:
+            host(ray_args, config)
+            return
+        from llamafactory_ext.ray_training import train_on_ray
+
+        train_on_ray(ray_args, config, install)
+
+    tuner._ray_training_function = ray_training_function
 
 
 def _carry_head_on_export(tuner: Tuner) -> None:

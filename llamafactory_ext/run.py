@@ -19,6 +19,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from llamafactory_ext.arguments import STAGE, correct_host_arguments
 from llamafactory_ext.host_arguments import refusals
+from llamafactory_ext.launchers import option
 from llamafactory_ext.sft_classifier.reuse import take_run_settings
 from llamafactory_ext.sft_classifier.workflow import run_sft_classifier
 from ra_hmd.core.config import unknown_keys
@@ -43,7 +44,8 @@ def run_stage(config: dict[str, Any]) -> None:
     take_run_settings(args, *arguments[:4])
     callbacks = [*(config.get("callbacks") or []), *_callbacks(*arguments)]
     try:
-        run_sft_classifier(*arguments, callbacks=callbacks)
+        resume_asked = option(args, "resume_from_checkpoint") is not None
+        run_sft_classifier(*arguments, callbacks=callbacks, resume_asked=resume_asked)
     finally:
         if dist.is_initialized() and not _inside_ray():
             dist.destroy_process_group()

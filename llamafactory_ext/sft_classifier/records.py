@@ -22,7 +22,6 @@ from llamafactory.data import get_dataset, loader
 from llamafactory.data.parser import get_dataset_list
 from llamafactory.data.processor import SupervisedDatasetProcessor
 from llamafactory.extras import logging
-from llamafactory.extras.misc import has_tokenized_data
 
 from llamafactory_ext.sft_classifier.general import GENERAL, encode_general, general_sources, labelled
 from llamafactory_ext.sft_classifier.guides import CLUSTER, PROBLEM, Guides
@@ -30,6 +29,7 @@ from llamafactory_ext.sft_classifier.tokenized import (
     PICTURE,
     check_image_files,
     check_tokenized,
+    every_rank_has,
     file_state,
     picture_state,
     save_tokenized,
@@ -295,7 +295,7 @@ def load_records(
     _check_files([*(data_args.dataset or []), *(data_args.eval_dataset or [])], data_args.dataset_dir)
     sources = general_sources(data_args, finetuning_args)
     tokenized, loading = data_args.tokenized_path, copy(data_args)
-    reused = tokenized is not None and has_tokenized_data(tokenized)
+    reused = tokenized is not None and every_rank_has(tokenized)
     if tokenized is not None:
         origin = tokenized_origin(data_args, training_args, finetuning_args, tokenizer_module, settings)
     if reused:

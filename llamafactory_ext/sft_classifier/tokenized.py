@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, DatasetDict
 from llamafactory.data.parser import get_dataset_list
 from llamafactory.extras import logging
+from llamafactory.extras.misc import has_tokenized_data
 
+from llamafactory_ext.sft_classifier.nodes import of_every_rank
 from ra_hmd.core.artifacts import new_folder, plain, read_json, sha256_bytes, sha256_file, write_json
 from ra_hmd.core.config import load_settings
 from ra_hmd.core.errors import UserError, raise_all
@@ -110,6 +112,22 @@ def _content(dataset_dir: Any, attributes: dict[str, Any]) -> str | None:
     path = Path(dataset_dir) / attributes["dataset_name"]
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return sha256_bytes(*(sha256_file(file).encode() for file in files))[:16]
+
+
+def every_rank_has(folder: str) -> bool:
+    """Whether there is tokenised data in `folder`, on every rank alike: ranks that read it and ranks that make it would
+    wait for each other.
+
+    Raises:
+        UserError: on every rank, where some have it and others have not.
+    """
+    found = of_every_rank(lambda: bool(has_tokenized_data(folder)))
+    if len(set(found)) > 1:
+        raise UserError(
+            f"`tokenized_path` {folder} is there on rank {found.index(True)}, and not on rank {found.index(False)}. "
+            "Put it on a file system that all nodes share, or copy the folder to every node."
+        )
+    return found[0]
 
 
 def check_tokenized(folder: Path, origin: dict[str, Any]) -> None:

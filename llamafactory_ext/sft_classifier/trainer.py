@@ -233,6 +233,13 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
             limit = self.args.save_total_limit
             rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=True)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As the host does, on every rank before any goes on: the trainer's state, which tells that a checkpoint is
+        complete, is written next.
+        """
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Keep head and experts out of the model's own weight files: those stay loadable by stock transformers."""
         state_dict = self.model.state_dict() if state_dict is None else state_dict

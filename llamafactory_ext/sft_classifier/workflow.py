@@ -17,14 +17,15 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.integrations.fsdp import is_fsdp_enabled
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llamafactory_ext.launchers import STAGE
 from llamafactory_ext.sft_classifier import experts
 from llamafactory_ext.sft_classifier.checks import check_attention, check_language_head, check_training
 from llamafactory_ext.sft_classifier.guides import Guides
 from llamafactory_ext.sft_classifier.metric import compute_metrics
+from llamafactory_ext.sft_classifier.nodes import check_nodes
 from llamafactory_ext.sft_classifier.records import describe, load_records
+from llamafactory_ext.sft_classifier.resuming import checkpoint_to_resume
 from llamafactory_ext.sft_classifier.reuse import check_resumed
 from llamafactory_ext.sft_classifier.trainer import ClassifierTrainer
 from llamafactory_ext.sft_classifier.weights import load_weights
@@ -82,8 +83,12 @@ def run_sft_classifier(
     finetuning_args: "ClassifierFinetuningArguments",
     generating_args: "GeneratingArguments",
     callbacks: list[TrainerCallback] | None = None,
+    *,
+    resume_asked: bool = True,
 ) -> None:
     """Train, evaluate and predict, as the arguments ask.
+
+    `resume_asked` tells whether `resume_from_checkpoint` is the user's; else the host found a checkpoint itself.
 
     Raises:
         UserError: before any training, for settings and records that cannot be honoured.
@@ -107,7 +112,8 @@ def run_sft_classifier(
     head_config = finetuning_args.head_config(config.get_text_config().hidden_size)
     expert_settings = experts.settings_of(finetuning_args, guides)
     manifest = _manifest(*parsed, settings, head_config, expert_settings, records)
-    checkpoint = _resume_checkpoint(training_args)
+    check_nodes(training_args)
+    checkpoint = checkpoint_to_resume(training_args, asked=resume_asked)
     if checkpoint is not None:
         check_resumed(checkpoint, manifest)
     build = partial(_build_model, tokenizer_module["tokenizer"], model_args, training_args, finetuning_args)
@@ -254,32 +260,6 @@ def _head_source(model_args: "ModelArguments", training_args: "TrainingArguments
             f"would be meaningless. Give `adapter_name_or_path` of a {STAGE} run, or set `do_train: true`."
         )
     return found
-
-
-def _resume_checkpoint(training_args: "TrainingArguments") -> Path | None:
-    """The checkpoint to resume from: the newest complete one where a kill left an unfinished one behind."""
-    resumed = training_args.resume_from_checkpoint
-    if not training_args.do_train or resumed in (None, False, "false", "False"):
-        return None
-    folder = Path(training_args.output_dir) if resumed in (True, "true", "True") else Path(resumed)
-    if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
-        if _complete(folder):
-            return folder
-        logger.warning_rank0(f"{folder} is not complete (training was stopped while it was written).")
-        folder = folder.parent
-    checkpoints = sorted(
-        (path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _complete(path)),
-        key=lambda path: int(path.name.rpartition("-")[2]),
-    )
-    if not checkpoints:
-        raise UserError(f"`resume_from_checkpoint`: {folder} holds no complete checkpoint; train from the start.")
-    logger.info_rank0(f"Resuming from {checkpoints[-1]}.")
-    return checkpoints[-1]
-
-
-def _complete(checkpoint: Path) -> bool:
-    # The trainer's state is the last file that the host writes into a checkpoint.
-    return (checkpoint / "trainer_state.json").is_file() and has_head(checkpoint)
 
 
 def _manifest(
