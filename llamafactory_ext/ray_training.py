@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from llamafactory_ext.launchers import option
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.workers.ray_cluster import private_ray
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below the host's root, whose handler prints it
 
@@ -77,7 +78,7 @@ def train_on_ray(ray_args: Any, config: dict[str, Any], install: Installer) -> N
         UserError: the cluster has no room for the workers, or what a worker raised.
     """
     if not ray.is_initialized():
-        ray.init(**init_arguments(ray_args.ray_init_kwargs, os.environ))
+        _start(dict(ray_args.ray_init_kwargs or {}))
     try:
         workers, bundle = ray_args.ray_num_workers, bundle_of(config["args"], ray.cluster_resources())
         check_room(workers, bundle, [node["Resources"] for node in ray.nodes() if node["Alive"]])
@@ -115,12 +116,13 @@ def _train_in(group: PlacementGroup, ray_args: Any, bundle: dict[str, float], jo
             ray.kill(worker)
 
 
-def init_arguments(given: Mapping[str, Any] | None, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of `ray.init`: as given, or those of a Ray of this machine that nobody else reaches."""
-    given = dict(given or {})
-    if "address" in given or environment.get("RAY_ADDRESS"):
-        return given
-    return {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"} | given
+def _start(given: dict[str, Any]) -> None:
+    """Join the cluster of `address` or RAY_ADDRESS, or start a Ray of this machine that nobody else reaches."""
+    if "address" in given or os.environ.get("RAY_ADDRESS"):
+        ray.init(**given)
+        return
+    with private_ray():
+        ray.init(**({"address": "local", "include_dashboard": False} | given))
 
 
 def bundle_of(args: Any, resources: Mapping[str, float]) -> dict[str, float]:

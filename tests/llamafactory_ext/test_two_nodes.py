@@ -7,15 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from engines import BIN, ROOT, child_env, train
+from llamafactory.hparams import TrainingArguments
 from safetensors.torch import load_file
+
+from llamafactory_ext.sft_classifier import nodes, resuming, tokenized
+from ra_hmd.core.errors import UserError
 
 pytestmark = pytest.mark.slow
 
 Config = Callable[..., dict[str, Any]]
-CHANGES = {"lora_dropout": 0.0, "per_device_train_batch_size": 4, "max_samples": 16}
+CHANGES = {
+    "per_device_train_batch_size": 4,
+    "num_train_epochs": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "do_predict": True,
+}
+STEPS = 8
 ENGINES = {
     "ddp": {},
     "zero2": {"deepspeed": str(ROOT / "configs/deepspeed/zero2.json")},
@@ -80,38 +92,87 @@ def files_of(run: Path) -> list[str]:
     return sorted(str(path.relative_to(run)) for path in run.rglob("*"))
 
 
+@pytest.fixture(scope="module")
+def one_launcher(stage1_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one launcher with two processes."""
+    folder = tmp_path_factory.mktemp("one")
+    train(stage1_config(folder / "run", **CHANGES), folder, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+    return folder / "run"
+
+
 @pytest.mark.parametrize("engine", ENGINES)
-def test_two_launchers_equal_one(stage1_config: Config, tmp_path: Path, engine: str) -> None:
-    changes = CHANGES | ENGINES[engine] | {"do_predict": True, "save_strategy": "epoch"}
-    train(stage1_config(tmp_path / "one", **changes), tmp_path, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
-    codes, printed = ended(launch([stage1_config(tmp_path / "two", **changes)] * 2, tmp_path), tmp_path)
+def test_two_launchers_equal_one(stage1_config: Config, one_launcher: Path, tmp_path: Path, engine: str) -> None:
+    run = tmp_path / "run"
+    codes, printed = ended(launch([stage1_config(run, **CHANGES, **ENGINES[engine])] * 2, tmp_path), tmp_path)
     assert codes == [0, 0], printed[-6000:]
-    assert len(losses(tmp_path / "two")) == 2
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
-    assert largest_difference(tmp_path / "one", tmp_path / "two") < 1e-4
-    names = [
-        sorted(str(path.relative_to(run)) for path in run.rglob("*")) for run in (tmp_path / "one", tmp_path / "two")
-    ]
-    assert names[0] == names[1]
-    rows = [json.loads(line) for line in (tmp_path / "two" / "predictions.jsonl").read_text().splitlines()]
-    assert len({row["id"] for row in rows}) == len(rows) == 16
+    assert len(losses(run)) == STEPS
+    assert losses(run) == pytest.approx(losses(one_launcher), abs=1e-4)
+    assert largest_difference(run, one_launcher) < 1e-4
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert len({row["id"] for row in rows}) == len(rows) == 32
+    if engine == "ddp":
+        assert files_of(run) == files_of(one_launcher)
 
 
-@pytest.mark.parametrize(
-    ("changes", "own", "words"),
-    [
-        ({"save_on_each_node": True}, False, "they would write the same files at once"),
-        (
-            {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},
-            True,
-            "only the first node would have the best checkpoint",
-        ),
-    ],
-)
-def test_what_nodes_would_write_where_is_refused(
-    stage1_config: Config, tmp_path: Path, changes: dict[str, Any], own: bool, words: str
-) -> None:
-    configs = [stage1_config(tmp_path / f"out{rank * own}", **CHANGES | changes) for rank in range(2)]
+def test_training_goes_on_after_a_rank_was_killed(stage1_config: Config, one_launcher: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = stage1_config(run, **CHANGES | {"overwrite_output_dir": False})
+    launched = launch([config] * 2, tmp_path, RDZV_ID="a-run", MAX_RESTARTS="1")
+    deadline = time.monotonic() + 300
+    while not (run / "checkpoint-2" / "trainer_state.json").exists():
+        assert time.monotonic() < deadline
+        assert launched[0].poll() is launched[1].poll() is None, ended(launched, tmp_path)[1][-6000:]
+        time.sleep(0.02)
+    os.kill(rank_of(launched[1]), signal.SIGKILL)
+    codes, printed = ended(launched, tmp_path)
+    assert codes == [0, 0], printed[-6000:]
+    assert "Signal 9 (SIGKILL)" in printed
+    assert re.search(r"Resuming from .*checkpoint-[2-6]\.", printed)
+    assert losses(run) == pytest.approx(losses(one_launcher), abs=1e-4)
+    assert largest_difference(run, one_launcher) < 1e-4
+
+
+def rank_of(launcher: subprocess.Popen[str]) -> int:
+    """The process that trains, below a launcher and its torchrun."""
+    below = psutil.Process(launcher.pid).children(recursive=True)
+    (worker,) = (process.pid for process in below if process.cmdline()[1:2] == ["-u"])
+    return worker
+
+
+def test_the_best_checkpoint_must_be_on_every_node(stage1_config: Config, tmp_path: Path) -> None:
+    changes = CHANGES | {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    configs = [stage1_config(tmp_path / f"disk-of-{rank}", **changes) for rank in range(2)]
     codes, printed = ended(launch(configs, tmp_path), tmp_path)
     assert 0 not in codes
-    assert words in printed, printed[-6000:]
+    assert "only the first node would have the best checkpoint" in printed, printed[-6000:]
+
+
+def test_nodes_that_share_a_disk_do_not_write_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "_is_shared", lambda folder: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    arguments = TrainingArguments(output_dir=str(tmp_path), do_train=True)
+    nodes.check_nodes(arguments)
+    arguments.save_on_each_node = True
+    with pytest.raises(UserError, match="they would write the same files at once"):
+        nodes.check_nodes(arguments)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    nodes.check_nodes(arguments)
+
+
+def test_every_rank_resumes_from_the_same_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), do_train=True)
+    arguments.resume_from_checkpoint = str(tmp_path / "checkpoint-2")
+    assert resuming.checkpoint_to_resume(arguments, asked=False) is None  # it was killed in its first checkpoint
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        resuming.checkpoint_to_resume(arguments, asked=True)
+    monkeypatch.setattr(resuming, "of_every_rank", lambda compute: [tmp_path / "checkpoint-2", None])
+    with pytest.raises(UserError, match=r"rank 0 found .*checkpoint-2; rank 1 found none\. Put `output_dir`"):
+        resuming.checkpoint_to_resume(arguments, asked=False)
+
+
+def test_tokenised_data_must_be_on_every_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not tokenized.every_rank_has(str(tmp_path))
+    monkeypatch.setattr(tokenized, "of_every_rank", lambda compute: [True, False])
+    with pytest.raises(UserError, match="is there on rank 0, and not on rank 1"):
+        tokenized.every_rank_has(str(tmp_path))

@@ -74,6 +74,20 @@ def _private_ray() -> dict[str, str]:
 
 
 @contextmanager
+def private_ray() -> Iterator[None]:
+    """Within it `ray.init` starts a Ray of this process, on which nothing listens beyond this machine."""
+    from ray._private import ray_constants
+
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with _environment(_private_ray()):
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+
+
+@contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
