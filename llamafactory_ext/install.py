@@ -1,6 +1,7 @@
 """Teaches an imported, unmodified `llamafactory.train.tuner` our stage."""
 
 import functools
+import importlib.util
 import shutil
 import sys
 from collections.abc import Callable
@@ -97,6 +98,8 @@ def _dispatch_ray(tuner: Tuner) -> None:
         if option(config.get("args"), "stage") != STAGE:
             host(ray_args, config)
             return
+        if importlib.util.find_spec("ray") is None:
+            raise SystemExit("ra-hmd: USE_RAY=1 needs Ray: pip install 'ra-hmd[ray]'.")
         from llamafactory_ext.ray_training import train_on_ray
 
         train_on_ray(ray_args, config, install)

@@ -122,7 +122,7 @@ def _start(given: dict[str, Any]) -> None:
         ray.init(**given)
         return
     with private_ray():
-        ray.init(**({"address": "local", "include_dashboard": False} | given))
+        ray.init(**{"address": "local", "include_dashboard": False, **given})
 
 
 def bundle_of(args: Any, resources: Mapping[str, float]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Stage `sft-classifier` from parsed arguments to saved run (mirrors the host's `train/sft/workflow.py`)."""
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,8 @@ from llamafactory.train.trainer_utils import create_modelcard_and_push
 from peft import PeftModel
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.integrations.fsdp import is_fsdp_enabled
 
+from llamafactory_ext.host_arguments import REFUSED_ARGUMENTS
 from llamafactory_ext.launchers import STAGE
 from llamafactory_ext.sft_classifier import experts
 from llamafactory_ext.sft_classifier.checks import check_attention, check_language_head, check_training
@@ -157,8 +158,12 @@ def _collator(
 
 
 def _check_environment(model_args: "ModelArguments") -> None:
-    if is_fsdp_enabled():  # by accelerate's own configuration: no argument says so
-        raise UserError(f"FSDP is enabled, which stage {STAGE} does not support: use DeepSpeed or plain DDP.")
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes", "y", "on", "t"):
+        # By accelerate's own configuration: no argument says so.
+        raise UserError(
+            f"ACCELERATE_USE_FSDP={os.environ['ACCELERATE_USE_FSDP']}, as `accelerate launch` sets it for FSDP, which "
+            f"stage {STAGE} does not support: {REFUSED_ARGUMENTS['fsdp']}."
+        )
     raise_all(bad_pairs(vars(model_args)), "Packages are installed that do not work together")
 
 

@@ -1,8 +1,12 @@
 """Stage 1 on two nodes: two launchers of LLaMA-Factory on this machine, one process each, over gloo."""
 
 import json
+import os
+import re
+import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
