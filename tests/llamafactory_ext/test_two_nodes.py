@@ -113,7 +113,7 @@ def test_two_launchers_equal_one(stage1_config: Config, one_launcher: Path, tmp_
     assert losses(run) == pytest.approx(losses(one_launcher), abs=1e-4)
     assert largest_difference(run, one_launcher) < 1e-4
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
-    assert len({row["id"] for row in rows}) == len(rows) == 32
+    assert len({row["id"] for row in rows}) == len(rows) == 16
     if engine == "ddp":
         assert files_of(run) == files_of(one_launcher)
 
