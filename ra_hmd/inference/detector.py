@@ -28,6 +28,7 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.data.prompt import PromptTemplate
 from ra_hmd.data.text import well_formed
 from ra_hmd.features.columns import batch_columns, features_from_columns
+from ra_hmd.features.compatibility import ENGINE
 from ra_hmd.features.feature_model import LazyModel, open_feature_model
 from ra_hmd.features.model_protocol import FeatureModel
 from ra_hmd.features.views import ViewedModel
@@ -95,6 +96,9 @@ class Detector:
         known: Labelled rows whose copies are answered without the model; default: none are looked for.
         defences: Defences against disguised memes; folding is the model's own, which `from_run` opens accordingly.
 
+    Attributes:
+        engine: Engine of the forward pass and its version, where it is not transformers.
+
     Raises:
         UserError: a missing head, an abstention band outside [0, 0.5) or for several classes.
     """
@@ -112,6 +116,7 @@ class Detector:
         self.feature_model, self.scorer, self.batch_size = model, scorer, batch_size
         self.model = model.main if isinstance(model, ViewedModel) else model
         self.known, self.defences = known, defences
+        self.engine: str | None = None
         self.problem = scorer.model.config.problem
         self.head, self.abstain = _deciding_head(scorer, head, abstain), abstain
         self._head_sha256 = sha256_file(scorer.checkpoint / HEAD_WEIGHTS)
@@ -188,7 +193,9 @@ class Detector:
         if known_memes is not None:
             known = open_known_memes(scorer, known_memes, turned=known_turned, hash_lists=hash_lists)
         model: Any = LazyModel(opened, device) if lazy else opened.load(device)
-        return cls(model, scorer, head, abstain, batch_size, known, defences)
+        made = cls(model, scorer, head, abstain, batch_size, known, defences)
+        made.engine = opened.fingerprint.get(ENGINE)
+        return made
 
     @property
     def version(self) -> dict[str, Any]:

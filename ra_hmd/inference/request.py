@@ -117,7 +117,7 @@ class PredictionRequest(Settings):
         style = choose_format(output, self.inputs.style)
         detector, explainer = self._open(lazy=self.engine.engine != "local")
         done = predict_files(detector, source, output, style=style, media_dir=self.inputs.media_dir,
-                             options=self._recorded(), explainer=explainer, engine=self.engine,
+                             options=self._recorded(detector), explainer=explainer, engine=self.engine,
                              open_detector=self._open, command=command)  # fmt: skip
         if not done:  # another rank merges
             return
@@ -155,7 +155,7 @@ class PredictionRequest(Settings):
         detector = self.detector.open(self.checkpoint, lazy=lazy)
         return detector, None if self.rationale is None else self.rationale.open(detector)
 
-    def _recorded(self) -> dict[str, Any]:
+    def _recorded(self, detector: "Detector") -> dict[str, Any]:
         """Options that open the detector, for the manifest; it records the rest itself."""
         return {
             "checkpoint": str(self.checkpoint),
@@ -165,7 +165,7 @@ class PredictionRequest(Settings):
             "base_model": self.detector.base_model,
             "dtype": self.detector.dtype,
             **self.detector.defences.described(),
-            **({"backend": self.detector.backend} if self.detector.backend != "transformers" else {}),
+            **({"engine": detector.engine} if detector.engine is not None else {}),
             **({"hash_lists": list(map(str, self.detector.hash_lists))} if self.detector.hash_lists else {}),
             **({"memes": list(map(str, self.rationale.memes))} if self.rationale else {}),
         }

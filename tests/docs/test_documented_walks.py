@@ -54,6 +54,8 @@ NOT_RUN = {
     ("docs/explain.md", "venv ~/vllm"): "needs a GPU",
     ("docs/cluster.md", "NNODES=2"): "tests/llamafactory_ext/test_two_nodes.py",
     ("docs/cluster.md", "USE_RAY=1"): "tests/llamafactory_ext/test_ray_training.py",
+    ("docs/cluster.md", "vllm serve"): "needs a GPU",
+    ("docs/cluster.md", "--engine-url"): "tests/features/test_vllm_features.py, against a local server",
     ("docs/pipeline.md", "import-official"): "tests/models/test_official_checkpoint.py",
     ("docs/clusters.md", "gemma3:27b --show"): "tests/clusters/test_teacher.py, against a local server",
     ("docs/clusters.md", "--describe-with"): "tests/clusters/test_descriptions.py, against a local server",

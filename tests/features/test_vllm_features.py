@@ -98,7 +98,7 @@ def test_verdicts_are_the_same(served_lmm: Path, memes: Path, serve: Callable[..
         assert set(found["scores"]) == {"lmh", "lrc", "rkc", "krr"}
         assert found["scores"] == pytest.approx(expected["scores"], abs=1e-4)
     manifest = json.loads((tmp_path / "vllm.jsonl.manifest.json").read_text())
-    assert manifest["arguments"]["backend"] == "vllm"
+    assert manifest["arguments"]["engine"] == "vllm 0.33.0"
 
 
 def test_an_encoders_head_has_no_vllm(served_clip: Path, memes: Path) -> None:
