@@ -95,8 +95,8 @@ REFUSED_ARGUMENTS = {
     "use_hyper_parallel": "it trains by a workflow of its own",
     "fp8": "it replaces linear layers, the head's too",
     "fp8_enable_fsdp_float8_all_gather": "FSDP is not supported: it would shard the head",
-    "fsdp": "accelerate shards on GPUs alone, and on CPUs trains by DDP without a word, so that what it makes of the "
-    "head and of checkpoints is not tested; use DeepSpeed ZeRO-3 (configs/deepspeed) or DDP",
+    "fsdp": "its shards of adapter and head are not put together for saving; use DeepSpeed ZeRO-3 "
+    "(configs/deepspeed), which shards as well, or DDP",
     "parallelism_config": "it would split a meme's tokens, or the head, over devices",
     # What extraction and inference could not do again.
     "pissa_init": _REWRITES,

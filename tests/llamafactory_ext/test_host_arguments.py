@@ -17,6 +17,8 @@ from llamafactory.hparams import (
 
 from llamafactory_ext.arguments import OUR_FIELDS
 from llamafactory_ext.host_arguments import HONOURED, REFUSED_ARGUMENTS, WITHOUT_EFFECT, refusals
+from llamafactory_ext.sft_classifier.workflow import _check_environment
+from ra_hmd.core.errors import UserError
 
 CLASSES = (ModelArguments, DataArguments, TrainingArguments, FinetuningArguments, GeneratingArguments)
 ROOT = Path(__file__).parents[2]
@@ -70,3 +72,12 @@ def test_no_configuration_of_ours_sets_what_is_refused() -> None:
 def test_documentation_names_every_refused_argument() -> None:
     text = (ROOT / "docs" / "stage1.md").read_text()
     assert [name for name in REFUSED_ARGUMENTS if f"`{name}`" not in text] == []
+
+
+def test_fsdp_is_refused_by_argument_and_by_the_configuration_of_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    (problem,) = refusals(SimpleNamespace(fsdp=["full_shard"]))
+    assert "ZeRO-3" in problem
+    _check_environment(SimpleNamespace())
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match=r"ACCELERATE_USE_FSDP=true.*ZeRO-3"):
+        _check_environment(SimpleNamespace())
