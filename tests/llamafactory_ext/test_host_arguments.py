@@ -61,7 +61,8 @@ def test_optimizers_with_groups_of_their_own_are_refused() -> None:
 
 
 def test_no_configuration_of_ours_sets_what_is_refused() -> None:
-    read = {path: yaml.safe_load(path.read_text()) for path in (ROOT / "configs").rglob("*.yaml")}
+    files = [path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "cluster"]
+    read = {path: yaml.safe_load(path.read_text()) for path in files}
     stage1 = {path: keys for path, keys in read.items() if keys.get("stage") == "sft-classifier"}
     assert len(stage1) > 50
     for path, keys in stage1.items():
