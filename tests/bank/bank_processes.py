@@ -2,6 +2,7 @@
 
     python bank_processes.py kill PLACE ROUNDS     # kill -9 a writer at random moments, check after each
     python bank_processes.py writers PLACE EACH    # two writers at once
+    python bank_processes.py both PLACE ROUNDS     # two writers at once, kill -9 one of them at random moments
 
 Heavy modules are imported once, and children forked from there: faiss and gRPC do no work before a fork. What a writer
 does is a function of the bank's version, and is told in the reason, so that the log can be replayed by `replay`.
@@ -38,7 +39,7 @@ def plan(bank: Bank, name: str) -> dict:
     """The next operation: add three, relabel two, remove one, now and then roll back."""
     random.seed(f"{bank.version} {name}")
     kind = random.choice(["add", "add", "relabel", "remove", "rollback"])
-    if kind == "add" or len(bank) < 8:
+    if kind == "add" or len(bank) < 8 or bank.version < 2:
         return {"add": [f"{name}-{bank.version}-{part}" for part in range(3)], "label": random.randrange(2)}
     chosen = random.sample(range(len(bank)), 2)
     if kind == "relabel":
@@ -105,7 +106,8 @@ def fork(work) -> tuple[int, int]:
         work(lambda text: os.write(write, f"{text}\n".encode()))
         code = 0
     except BaseException as error:
-        os.write(write, f"error {type(error).__name__} {error}\n".replace("\n", " ").encode())
+        said = f"error {type(error).__name__} {error}".replace("\n", " ")
+        os.write(write, f"{said}\n".encode())
     finally:
         os._exit(code)
 
@@ -115,17 +117,18 @@ def everything(read: int) -> list[str]:
         return file.read().split("\n")[:-1]
 
 
-def write_forever(place: str, name: str, bank: Bank | None):
-    """With a bank that was opened before the fork, or one that the child opens."""
+def write_forever(place: str, name: str, bank: Bank | None, *, planned: bool = False):
+    """With a bank that was opened before the fork, or one that the child opens; `planned`: also tells what it did."""
 
     def work(tell, bank=bank) -> None:
         bank = bank or Bank.open(place)
         tell("open")
         while True:
             bank.refresh()
-            version = do(bank, plan(bank, name))
+            operation = plan(bank, name)
+            version = do(bank, operation)
             if version:
-                tell(version)
+                tell(f"{version} {json.dumps(operation)}" if planned else version)
 
     return work
 
@@ -243,9 +246,51 @@ def two_writers(place: str, each: int) -> dict:
     )
 
 
+def kill_both(place: str, rounds: int) -> dict:
+    """Two writers and a reader; each round kills one of the writers, and starts it again."""
+    create(place)
+    if not place.endswith(".lance"):  # its threads must not be alive where we fork
+        Bank.open(place).close()  # all that is imported is imported once
+    stop, chance = Path(f"{place}.stop"), random.Random(7)
+    reader, reads = fork(read_until(place, stop))
+    writers, pipes = {}, []
+    for number in range(rounds + 2):
+        name = chance.choice("ab") if number > 1 else "ab"[number]
+        if name in writers:
+            time.sleep(chance.uniform(0, 0.06))
+            os.kill(writers[name], signal.SIGKILL)
+            os.waitpid(writers[name], 0)
+        writers[name], pipe = fork(write_forever(place, f"{name}{number}", None, planned=True))
+        assert os.read(pipe, 5) == b"open\n"
+        pipes.append(pipe)
+    for child in writers.values():
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    lines = [line for pipe in pipes for line in everything(pipe)]
+    assert not any(line.startswith("error") for line in lines), lines
+    stop.touch()
+    seen = everything(reads)
+    _, status = os.waitpid(reader, 0)
+    assert status == 0, f"the reader ended with {status}: {seen}"
+    assert seen[-1].isdecimal(), seen
+    acknowledged = dict(line.split(" ", 1) for line in lines)
+    assert len(acknowledged) == len(lines), "two changes were acknowledged as one version"
+
+    def work(tell) -> None:
+        bank = Bank.open(place)
+        check(bank, deep=True)
+        lost = [version for version, said in acknowledged.items() if bank.log[int(version) - 1].reason != said]
+        tell(json.dumps({"version": bank.version, "rows": len(bank), "lost": lost}))
+
+    child, read = fork(work)
+    found = json.loads(everything(read)[-1])
+    os.waitpid(child, 0)
+    return {"rounds": rounds, "acknowledged": len(lines), "read": int(seen[-1]), **found}
+
+
 if __name__ == "__main__":
     _, command, where, count = sys.argv
     if where.endswith(".db"):
         import milvus_lite  # noqa: F401
         import pymilvus  # noqa: F401
-    print(json.dumps({"kill": kill_rounds, "writers": two_writers}[command](where, int(count))))
+    print(json.dumps({"kill": kill_rounds, "writers": two_writers, "both": kill_both}[command](where, int(count))))
