@@ -89,7 +89,8 @@ def read_rows(place: str, rows: int) -> dict[str, float]:
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imports) / 1024
     batch = cpu_of(lambda: bank.nearest(asked, K)) / QUERIES
     single = median(
-        cpu_of(lambda n=n: bank.nearest(Embeddings(["q"], asked.labels[:1], asked.embedding[[n]]), K)) for n in range(20)
+        cpu_of(lambda n=n: bank.nearest(Embeddings(["q"], asked.labels[:1], asked.embedding[[n]]), K))
+        for n in range(20)
     )
     found = bank.nearest(asked, K)
     return {
@@ -202,7 +203,16 @@ def weight() -> dict[str, Any]:
 
 WORK = {
     work.__name__: work
-    for work in (write_rows, read_rows, write_versions, read_versions, create_objects, write_objects, read_objects, kills)
+    for work in (
+        write_rows,
+        read_rows,
+        write_versions,
+        read_versions,
+        create_objects,
+        write_objects,
+        read_objects,
+        kills,
+    )
 }
 
 

@@ -3,7 +3,7 @@
 Table `rows` has the lines of `Change.to_table` with the embedding of new rows, and table `log` one line per version,
 written last: a version exists once its line does. LanceDB never refuses two appends that meet. What it does refuse is a
 second line with the same primary key by `merge_insert`, so the number of the version is that key, and a writer that
-comes second plans its change again. The lines of its lost attempt stay in `rows`, under an attempt that no version names.
+comes second plans its change again. The lines of its attempt stay in `rows`; no version names that attempt.
 
     pip install lancedb    # 0.40
 
@@ -31,8 +31,6 @@ from ra_hmd.retrieval.nearest import CandidateIndex
 STORAGE: dict[str, str] = {}
 """Options of an object store, given to every connection."""
 _LOG = pa.schema([pa.field("version", pa.int64(), nullable=False), ("text", pa.string()), ("attempt", pa.string())])
-
-
 
 
 class LanceBackend:
@@ -138,12 +136,17 @@ class LanceBackend:
                 found[line, : len(rows)] = rows
             return found
 
-        vectors = lambda rows: unit_rows(self.embeddings(state, state.members[rows]))  # noqa: E731
         point = np.full(len(state.alive), ABSENT)
         point[state.members] = np.arange(len(state.members))
-        return CandidateIndex(
-            lambda queries, depth: _points(propose(queries, depth), point), vectors, VectorRows.of(point, len(state.members))
-        )
+
+        def points(queries: np.ndarray, depth: int) -> np.ndarray:
+            rows = propose(queries, depth)
+            return np.where(rows == ABSENT, ABSENT, point[rows])
+
+        def vectors(points: np.ndarray) -> np.ndarray:
+            return unit_rows(self.embeddings(state, state.members[points]))
+
+        return CandidateIndex(points, vectors, VectorRows.of(point, len(state.members)))
 
     def compact(self) -> None:
         """What LanceDB's documentation asks for now and then: join small files, drop what no version needs."""
@@ -158,10 +161,6 @@ class LanceBackend:
 
     def close(self) -> None:
         """Do nothing: no file is kept open."""
-
-
-def _points(rows: np.ndarray, point: np.ndarray) -> np.ndarray:
-    return np.where(rows == ABSENT, ABSENT, point[rows])
 
 
 def _entry(version: int, content: dict[str, Any], attempt: str) -> pa.Table:
