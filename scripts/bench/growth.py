@@ -1,4 +1,4 @@
-"""How time and memory grow with the rows: Stage 2, mining, evaluation, the example bank, prediction, clusters.
+"""How time and memory grow with the rows: extraction, Stage 2, mining, evaluation, the bank, prediction, clusters.
 
 Each cell runs in a fresh process, which draws its data, then measures one call: seconds, and by how much the call
 raised the resident memory. The growth is given as a factor per doubling of the rows: 2 is linear, 4 quadratic.
@@ -7,6 +7,7 @@ Rows of class 0 and 1 lie around common centres, and the spread falls from dimen
 does. `mining noise` draws rows without any structure, where no approximate search can help.
 
     python scripts/bench/growth.py [--rows 1000 10000 50000 100000] [--only mining bank] [--limit 300] [--output x.json]
+    python scripts/bench/growth.py --million    # the steps around a model at 10^4, 10^5 and 10^6 rows, and a chart
 
 To compare with another version, check it out, and run this same file on it:
 
@@ -29,11 +30,14 @@ from typing import Any
 import numpy as np
 
 HIDDEN, WIDTH, CENTRES = 256, 256, 200
-BANK_QUERIES, VERSIONS = 200, 100
+BANK_QUERIES, VERSIONS, SHARD = 200, 100, 1024
+MILLION = ("extract", "predict", "evaluate", "bank, one", "bank opening", "bank search")
 FINGERPRINT = {"model": "m" * 64, "adapter": "a" * 64, "inputs.prompt_template": "<image> {text}?", "dtype": "auto"}
 
 Cell = Callable[[int, Path], Callable[[], object]]
 """Prepares so many rows in a folder, and returns the call to measure."""
+Cells = dict[int, dict[str, float] | None]
+"""What was measured of one step, by rows; None: it took too long."""
 
 
 def states(rows: int, width: int, seed: int) -> np.ndarray:
@@ -152,6 +156,30 @@ def stores(folder: Path, **sizes: int) -> None:
         write_features(folder / name, features(size, name, 7 + seed), FINGERPRINT | {"data": name})
 
 
+def extract_writing(rows: int, folder: Path) -> Callable[[], object]:
+    """All that `extract` does to a store but for the model: shards of drawn features, each written as it is made."""
+    from ra_hmd.features.store import FeatureWriter
+
+    def measured() -> None:
+        digests = [f"{row:064x}" for row in range(rows)]
+        writer = FeatureWriter(folder / "store", FINGERPRINT, rows, SHARD, ids=digests, digests=digests)
+        writer.begin()
+        for shard in writer.missing():
+            first, last = writer.bounds(shard)
+            writer.write(shard, features(last - first, f"{shard}-", shard))
+        writer.finish()
+
+    return measured
+
+
+def extract_reading(rows: int, folder: Path) -> Callable[[], object]:
+    """A store is read into memory."""
+    from ra_hmd.features.store import read_features
+
+    extract_writing(rows, folder)()
+    return lambda: read_features(folder / "store")
+
+
 def evaluate_stores(rows: int, folder: Path) -> Callable[[], object]:
     """`evaluate` of a tenth as many queries against a bank of so many rows, without intervals."""
     from ra_hmd.evaluation.evaluate import evaluate
@@ -248,6 +276,8 @@ def clusters(rows: int, folder: Path) -> Callable[[], object]:
 
 
 CELLS: dict[str, Cell] = {
+    "extract, writing": extract_writing,
+    "extract, reading": extract_reading,
     "stage2 epoch": stage2_epoch,
     "mining dense": mining_dense,
     "mining noise": mining_noise,
@@ -298,12 +328,29 @@ def child(name: str, rows: int, limit: float) -> dict[str, float] | None:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def growth(results: dict[int, dict[str, float] | None], rows: int, clock: str) -> str:
-    """The factor per doubling from the size before, or a dash."""
+def growth(results: Cells, rows: int, clock: str, step: int) -> str:
+    """The factor per `step` times the rows, from the size before, or a dash."""
     before = max((size for size in results if size < rows and results[size]), default=None)
     if before is None or not results[rows]:
         return "-"
-    return f"{(results[rows][clock] / results[before][clock]) ** (1 / math.log2(rows / before)):.2f}"
+    return f"{(results[rows][clock] / results[before][clock]) ** (1 / math.log(rows / before, step)):.2f}"
+
+
+def chart(table: dict[str, Cells], path: Path, clock: str) -> None:
+    """Time and memory of each step over the rows, both axes logarithmic, beside what linear growth would be."""
+    from ra_hmd.core.plotting import GREY, legend_below, panels, save_svg
+
+    figure, (axes,) = panels(2, 5.6, 4.4)
+    for axis, field, what in zip(axes, (clock, "extra_mib"), (f"{clock.replace('_', ' ')}", "MiB more"), strict=True):
+        for number, (name, results) in enumerate(table.items()):
+            points = [(rows, max(found[field], 1e-3)) for rows, found in results.items() if found]
+            axis.plot(*zip(*points, strict=True), marker="osDv^P*X"[number % 8], label=name, color=f"C{number}")
+        sizes = sorted({rows for results in table.values() for rows in results})
+        low = 0.01 if field == clock else 1.0
+        axis.plot(sizes, [low * rows / sizes[0] for rows in sizes], color=GREY, linestyle=":", label="linear")
+        axis.set(xscale="log", yscale="log", xlabel="rows", ylabel=what)
+    legend_below(axes[0])
+    save_svg(figure, path)
 
 
 def main() -> None:
@@ -313,14 +360,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="Beginnings of names: " + ", ".join(CELLS))
     parser.add_argument("--limit", type=float, default=300, help="Most seconds of a cell, with its preparation.")
     parser.add_argument("--clock", choices=("seconds", "cpu_seconds"), default="seconds")
+    parser.add_argument("--million", action="store_true", help="See above; rows, steps and clock are set.")
+    parser.add_argument("--chart", type=Path, help="An SVG to draw.")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(measure(*json.loads(options.child))))
         return
-    table: dict[str, dict[int, dict[str, float] | None]] = {}
-    print(f"{'':26}{'rows':>9}{options.clock:>13}{'per doubling':>14}{'extra MiB':>11}")
+    step = 10 if options.million else 2
+    if options.million:
+        options.rows, options.only, options.clock = [10_000, 100_000, 1_000_000], list(MILLION), "cpu_seconds"
+    table: dict[str, Cells] = {}
+    print(f"{'':26}{'rows':>11}{options.clock:>13}{f'per {step} times':>14}{'extra MiB':>11}")
     for name in (name for name in CELLS if name.startswith(tuple(options.only))):
         results = table.setdefault(name, {})
         for rows in sorted(options.rows):
@@ -328,8 +380,10 @@ def main() -> None:
             results[rows] = found = None if after_limit else child(name, rows, options.limit)
             seconds = f"{found[options.clock]:.2f}" if found else f"> {options.limit:.0f}"
             memory = f"{found['extra_mib']:,.0f}" if found else "-"
-            factor = growth(results, rows, options.clock)
-            print(f"{name:26}{rows:9,}{seconds:>13}{factor:>14}{memory:>11}", flush=True)
+            factor = growth(results, rows, options.clock, step)
+            print(f"{name:26}{rows:11,}{seconds:>13}{factor:>14}{memory:>11}", flush=True)
+    if options.chart:
+        chart(table, options.chart, options.clock)
     if options.output:
         options.output.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
