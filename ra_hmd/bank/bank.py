@@ -36,7 +36,7 @@ from ra_hmd.core.problem import BINARY, Problem
 from ra_hmd.retrieval.index import IndexKind, resolve_kind
 
 T = TypeVar("T")
-_ATTEMPTS = 5
+_ATTEMPTS = 20
 """How often a change is planned at most, where other writers do not see the lock."""
 
 

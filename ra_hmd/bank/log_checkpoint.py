@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ra_hmd.bank.versions import Change, VersionEntry
 from ra_hmd.core.artifacts import atomic_path
+from ra_hmd.features.store import arrow_source
 
 EVERY = 64
 """Number of versions after which a checkpoint is written."""
@@ -37,7 +38,7 @@ def write_checkpoint(path: Path, versions: Sequence[tuple[VersionEntry, Change]]
 def read_checkpoint(path: Path, *, multi_label: bool) -> dict[int, tuple[VersionEntry, Change]]:
     """The versions of a checkpoint by number; none where it is missing or damaged."""
     try:
-        table = pq.read_table(path, use_threads=False)
+        table = pq.read_table(arrow_source(path), use_threads=False)
         about = json.loads(table.schema.metadata[_KEY])
         bounds = [0]
         for lines in about["lines"]:

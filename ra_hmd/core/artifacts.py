@@ -32,13 +32,15 @@ _NO_ROOM = 1 << 12  # bytes
 
 
 @contextmanager
-def atomic_path(path: str | Path, mode: int = 0o666) -> Iterator[Path]:
+def atomic_path(path: str | Path, mode: int = 0o666, *, exclusive: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it is removed.
 
     `mode` are the permissions before the process's umask is applied, as for any new file. For an object of an object
-    store the temporary path is a local file, which is uploaded on success.
+    store the temporary path is a local file, which is uploaded on success. With `exclusive` a file that another process
+    made meanwhile is not replaced.
 
     Raises:
+        FileExistsError: `exclusive`, and `path` exists.
         UserError: `path` is a folder, or there is no room for it.
     """
     path = as_path(path)
@@ -47,7 +49,7 @@ def atomic_path(path: str | Path, mode: int = 0o666) -> Iterator[Path]:
             temporary = Path(folder) / path.name
             temporary.touch()
             yield temporary
-            path.upload(temporary)
+            path.upload(temporary, exclusive=exclusive)
         return
     if path.is_dir():
         raise UserError(f"{path} is a folder, and a file is to be written there; give the name of a file.")
@@ -59,9 +61,21 @@ def atomic_path(path: str | Path, mode: int = 0o666) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-        temporary.replace(path)
+        _link(temporary, path) if exclusive else temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless another has it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        temporary.replace(path)
 
 
 @contextmanager

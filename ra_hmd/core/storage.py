@@ -29,6 +29,7 @@ _EXTRAS = {"s3": "s3", "gs": "gcs"}
 _CLIENTS = {"s3": "s3fs", "gs": "gcsfs"}
 _THREADS = 16  # requests under way at a time, where many objects are asked for
 _CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 5, 30, 2
+_CONFLICTS = ("PreconditionFailed", "pre-condition", "FileExistsError", "ConditionalRequestConflict")
 _BUFFER = 1 << 22  # bytes per request of a file that is read in order
 
 
@@ -189,10 +190,39 @@ class RemotePath(PosixPath):
         binary = io.BufferedReader(_Reading(self, file), _BUFFER)
         return binary if "b" in mode else io.TextIOWrapper(binary, encoding or "utf-8", errors, newline)
 
-    def upload(self, file: str | Path) -> None:
-        """Store the content of a local file as this object, in one step."""
+    def upload(self, file: str | Path, *, exclusive: bool = False) -> None:
+        """Store the content of a local file as this object, in one step.
+
+        Args:
+            file: The local file.
+            exclusive: Whether an object that is there stays (`If-None-Match: *`). Not for `gs://`.
+
+        Raises:
+            FileExistsError: it is there, and is another one than this file; with `exclusive`.
+        """
+        if not exclusive:
+            with asked(self) as store:
+                store.put_file(str(file), self.key)
+            return
+        if self.scheme != "s3":
+            raise UserError(f"{self}: objects that may not replace others are written to s3:// only.")
+        try:
+            with asked(self) as store:
+                try:
+                    store.put_file(str(file), self.key, mode="create")
+                except OSError as error:
+                    if not any(name in _causes(error) for name in _CONFLICTS):
+                        raise
+                    raise _ConflictError from error
+        except _ConflictError as error:
+            # A client that had no answer sends again, and then meets its own object.
+            if not (self.is_file() and self.read_bytes() == Path(file).read_bytes()):
+                raise FileExistsError(errno.EEXIST, "Another process wrote the object", str(self)) from error
+
+    def size_below(self) -> int:
+        """Bytes of all objects below the prefix."""
         with asked(self) as store:
-            store.put_file(str(file), self.key)
+            return int(store.du(self.key))
 
     def unlink(self, missing_ok: bool = False) -> None:
         if not missing_ok:
@@ -204,6 +234,18 @@ class RemotePath(PosixPath):
         """Remove all objects below the prefix."""
         with suppress(FileNotFoundError), asked(self) as store:
             store.rm(self.key, recursive=True)
+
+
+class _ConflictError(UserError):
+    """The store refused to replace an object. `asked` lets a `UserError` through."""
+
+    def __init__(self) -> None:
+        super().__init__("The object exists.")
+
+
+def _causes(error: BaseException | None) -> str:
+    """The texts of an error and of those that caused it."""
+    return f"{type(error).__name__} {error} {_causes(error.__cause__)}" if error else ""
 
 
 class _Reading(io.RawIOBase):

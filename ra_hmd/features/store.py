@@ -336,7 +336,7 @@ def read_features(folder: str | Path) -> Features:
         raise UserError(f"{folder} has no rows.")
     paths = [folder / f"part-{shard:05d}.parquet" for shard in range(manifest.shards)]
     # A store that an earlier version began has shards without `content` or `pdq`.
-    table = pa.concat_tables((pq.read_table(_arrow_source(path)) for path in paths), promote_options="default")
+    table = pa.concat_tables((pq.read_table(arrow_source(path)) for path in paths), promote_options="default")
     if table.num_rows != manifest.rows:
         raise UserError(f"{folder} has {table.num_rows} rows, its manifest says {manifest.rows}; extract it again.")
     ids = table["id"].to_pylist()
@@ -360,7 +360,7 @@ def read_features(folder: str | Path) -> Features:
     return Features(ids, _labels(table["label"]), **columns, manifest=manifest)
 
 
-def _arrow_source(path: Path) -> Any:
+def arrow_source(path: Path) -> Any:
     """What pyarrow reads a file from: a local path itself, of an object its content."""
     return pa.BufferReader(path.read_bytes()) if isinstance(path, RemotePath) else path
 

@@ -38,6 +38,15 @@ def test_200_kills_of_a_writer_lose_and_tear_nothing(tmp_path):
     assert len(list((tmp_path / "bank" / "versions").iterdir())) <= result["version"] + 1
 
 
+def test_kills_of_one_of_two_writers_lose_and_tear_nothing(tmp_path):
+    """Every acknowledged change has its version in the log; a reader watches all along."""
+    result = run("both", tmp_path / "bank", 12)
+    assert result["lost"] == []
+    assert result["acknowledged"] > 10
+    assert result["read"] > 5
+    assert result["version"] > result["acknowledged"]
+
+
 def test_kills_of_a_milvus_lite_writer_lose_and_tear_nothing(tmp_path):
     result = run("kill", tmp_path / "bank.db", 5)
     assert result["acknowledged"] > 0

@@ -15,6 +15,7 @@ import numpy as np
 
 from ra_hmd.bank.versions import BankState, Change, VersionEntry
 from ra_hmd.core.manifests import BankManifest, read_folder_manifest
+from ra_hmd.core.storage import is_url
 from ra_hmd.retrieval.nearest import CandidateIndex
 
 
@@ -164,7 +165,7 @@ register_backend(BackendSpec("faiss", lambda location: True, _is_bank_folder, _l
 register_backend(
     BackendSpec(
         "milvus",
-        lambda location: "://" in location or location.endswith(".db"),
+        lambda location: not is_url(location) and ("://" in location or location.endswith(".db")),
         lambda location: "://" in location or Path(location).is_file(),
         _load_milvus,
     )

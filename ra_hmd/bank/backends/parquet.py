@@ -1,17 +1,20 @@
-"""The `faiss` backend of a bank: a folder with one immutable Parquet file per version.
+"""The `faiss` backend of a bank: a folder, or a prefix of an object store, with one immutable Parquet file per version.
 
 A version exists once its file has its final name: the file is written under another name, synchronised to disk and
-renamed. So a reader sees whole versions only, and a process that dies leaves at most a file that is never read.
+linked. So a reader sees whole versions only, and a process that dies leaves at most a file that is never read. A name
+that is taken is never replaced: of two writers that make the same version the second plans its change again. On an
+object store (`s3://`) this alone keeps writers apart, by conditional writes; folders have a lock file besides.
 
 Shapes: N rows ever added, Q queries, D embedding.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +24,16 @@ from filelock import FileLock, Timeout
 from ra_hmd.bank.backends.parquet_index import ParquetIndex
 from ra_hmd.bank.log_checkpoint import EVERY, read_checkpoint, write_checkpoint
 from ra_hmd.bank.versions import BankInUse, BankState, Change, VersionEntry, VersionTaken
-from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, new_folder
+from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, new_folder, sha256_bytes
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import BankManifest, read_manifest, write_manifest
-from ra_hmd.features.store import VIEW
+from ra_hmd.core.storage import RemotePath, as_path, over_places
+from ra_hmd.features.store import VIEW, arrow_source
 from ra_hmd.retrieval.nearest import CandidateIndex
 
+T = TypeVar("T")
 VERSIONS, CACHE, LOCK = "versions", "cache", ".lock"
-_KEY = b"ra_hmd"
+_KEY, _ATTEMPT = b"ra_hmd", b"ra_hmd_attempt"
 _CHECKPOINT = "log.parquet"
 _ROW_GROUP = 16_384
 
@@ -56,6 +61,8 @@ def locked(path: Path, seconds: float, location: str | Path) -> Iterator[None]:
 
 def sync_folder(folder: Path) -> None:
     """Synchronise the names in a folder to disk."""
+    if isinstance(folder, RemotePath):
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -64,21 +71,21 @@ def sync_folder(folder: Path) -> None:
 
 
 class ParquetBackend:
-    """A bank in a folder.
+    """A bank in a folder or on an object store.
 
     Attributes:
-        location: The folder.
+        location: The folder, or the prefix of the objects.
         settings: The manifest of the bank.
     """
 
     def __init__(self, location: str | Path, wait: float = 60.0) -> None:
-        self.location = Path(location)
+        self.location = as_path(location)
         self._wait = wait
         if not (self.location / MANIFEST_NAME).is_file() or not (self.location / VERSIONS).is_dir():
             raise UserError(f"{location} is not an example bank; make one with `ra-hmd bank create`.")
         self.settings = read_manifest(self.location / MANIFEST_NAME, BankManifest)
         self._multi_label = self.settings.problem.kind == "multi_label"
-        self._index = ParquetIndex(self.location / CACHE, self.settings, self.embeddings)
+        self._index = ParquetIndex(_index_cache(self.location, self.settings), self.settings, self.embeddings)
 
     @classmethod
     def create(
@@ -101,11 +108,14 @@ class ParquetBackend:
             write_manifest(temporary / MANIFEST_NAME, settings)
             _write_version(temporary, entry, change, _vectors(embedding, views))
             sync_folder(temporary)
-        sync_folder(Path(location).parent)
+        sync_folder(as_path(location).parent)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Exclude other writers; remove the temporary files of one that died."""
+        """Exclude other writers; remove the temporary files of one that died. Nothing to do on an object store."""
+        if isinstance(self.location, RemotePath):
+            yield
+            return
         with locked(self.location / LOCK, self._wait, self.location):
             for path in [*(self.location / VERSIONS).glob(".*.tmp"), *(self.location / CACHE).glob(".*.tmp")]:
                 path.unlink(missing_ok=True)
@@ -113,6 +123,8 @@ class ParquetBackend:
 
     def newest(self, known: int) -> int:
         """The newest version, at least `known`."""
+        if isinstance(self.location, RemotePath) and not known:  # one listing instead of a request per version
+            return max((int(path.stem) for path in (self.location / VERSIONS).glob("*.parquet")), default=0)
         while self._path(known + 1).is_file():
             known += 1
         return known
@@ -121,17 +133,22 @@ class ParquetBackend:
         """Log entries and changes of versions `first` to `last`."""
         names = Change.of(np.zeros(0, np.int64)).to_table().column_names
         kept = self._checkpoint(last) if last - first >= EVERY else {}
-        versions = []
-        for version in range(first, last + 1):
-            if version in kept:
-                versions.append(kept[version])
-                continue
-            with pq.ParquetFile(self._path(version)) as file:
+
+        def one(version: int) -> tuple[VersionEntry, Change]:
+            with pq.ParquetFile(arrow_source(self._path(version))) as file:
                 known = [name for name in names if name in file.schema_arrow.names]
                 table = file.read(columns=known, use_threads=file.num_row_groups > 1)
             entry = VersionEntry(**json.loads(table.schema.metadata[_KEY]))
-            versions.append((entry, Change.from_table(table, multi_label=self._multi_label)))
-        return versions
+            return entry, Change.from_table(table, multi_label=self._multi_label)
+
+        missing = [version for version in range(first, last + 1) if version not in kept]
+        read = dict(zip(missing, self._over(one, missing), strict=True))
+        return [kept[version] if version in kept else read[version] for version in range(first, last + 1)]
+
+    def _over(self, function: Callable[[int], T], versions: list[int]) -> Iterator[T]:
+        """`map`; on an object store some versions at a time."""
+        numbers = {self._path(version): version for version in versions}
+        return over_places(lambda path: function(numbers[path]), numbers)
 
     def write(
         self,
@@ -158,7 +175,9 @@ class ParquetBackend:
         newest = max((version for version in kept if version <= last), default=0)
         if not newest:
             return {}
-        own = pq.read_schema(self._path(newest)).metadata[_KEY]  # a checkpoint may be from a bank copied over this one
+        own = pq.read_schema(arrow_source(self._path(newest))).metadata[
+            _KEY
+        ]  # a checkpoint may be from a bank copied over this one
         return kept if VersionEntry(**json.loads(own)) == kept[newest][0] else {}
 
     def embeddings(self, state: BankState, rows: np.ndarray) -> np.ndarray:
@@ -171,18 +190,20 @@ class ParquetBackend:
 
     def _column(self, state: BankState, rows: np.ndarray, name: str, width: int) -> np.ndarray:
         """float32 [M, width], vectors in a column of the versions' files."""
-        parts = [np.zeros((0, width), np.float32)]
-        for version in range(1, state.version + 1):
-            first, last = state.origins[version - 1 : version + 1]
-            wanted = rows[np.searchsorted(rows, first) : np.searchsorted(rows, last)] - first
-            if not len(wanted):
-                continue
-            with pq.ParquetFile(self._path(version)) as file:
+        starts = np.searchsorted(rows, state.origins)
+        versions = (np.flatnonzero(np.diff(starts)) + 1).tolist()  # those that added some of the rows
+
+        def one(version: int) -> np.ndarray:
+            wanted = rows[starts[version - 1] : starts[version]] - state.origins[version - 1]
+            with pq.ParquetFile(arrow_source(self._path(version))) as file:
+                parts = []
                 for group in np.unique(wanted // _ROW_GROUP):
                     column = file.read_row_group(int(group), columns=[name])[name]
                     matrix = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
                     parts.append(matrix[wanted[wanted // _ROW_GROUP == group] - group * _ROW_GROUP])
-        return np.concatenate(parts)
+                return np.concatenate(parts)
+
+        return np.concatenate([np.zeros((0, width), np.float32), *self._over(one, versions)])
 
     def candidates(self, state: BankState) -> CandidateIndex:
         """The index that finds candidates among the rows of a state."""
@@ -190,6 +211,8 @@ class ParquetBackend:
 
     def describe(self) -> dict[str, Any]:
         """Size on disk and the index."""
+        if isinstance(self.location, RemotePath):
+            return {"bytes": self.location.size_below(), **self._index.describe()}
         files = [path for path in self.location.rglob("*") if path.is_file()]
         return {"bytes": sum(path.stat().st_size for path in files), **self._index.describe()}
 
@@ -198,6 +221,15 @@ class ParquetBackend:
 
     def _path(self, version: int) -> Path:
         return self.location / VERSIONS / f"{version:08d}.parquet"
+
+
+def _index_cache(location: Path, settings: BankManifest) -> Path:
+    """Where the index is kept: beside the versions, or of an object store in the user's cache on this machine."""
+    if not isinstance(location, RemotePath):
+        return location / CACHE
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = sha256_bytes(str(location).encode(), json.dumps(settings.to_json(), sort_keys=True).encode())[:32]
+    return caches / "ra_hmd" / "banks" / name
 
 
 def _vectors(embedding: np.ndarray | None, views: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
@@ -215,14 +247,17 @@ def _write_version(folder: Path, entry: VersionEntry, change: Change, vectors: M
         matrix[: len(new)] = new
         values = pa.array(matrix.reshape(-1))
         table = table.append_column(name, pa.FixedSizeListArray.from_arrays(values, width))
-    table = table.replace_schema_metadata({_KEY: json.dumps(entry.to_dict(), ensure_ascii=False)})
+    # The second key tells the file of one writer from that of another, whatever both hold.
+    about = {_KEY: json.dumps(entry.to_dict(), ensure_ascii=False), _ATTEMPT: secrets.token_hex(8)}
+    table = table.replace_schema_metadata(about)
+    taken = VersionTaken(f"{path} exists: another writer made version {entry.version} at the same time. Nothing was "
+                         "changed; try again.")  # fmt: skip
     if path.exists():
-        raise VersionTaken(
-            f"{path} exists: another writer made version {entry.version} at the same time, so the lock file does not "
-            "work on this file system. Nothing was changed; try again."
-        )
-    with atomic_path(path) as temporary:
-        pq.write_table(
-            table, temporary, compression="lz4", use_dictionary=["source", "note", "time"], row_group_size=_ROW_GROUP
-        )
+        raise taken
+    try:
+        with atomic_path(path, exclusive=True) as temporary:
+            dictionaries = ["source", "note", "time"]
+            pq.write_table(table, temporary, compression="lz4", use_dictionary=dictionaries, row_group_size=_ROW_GROUP)
+    except FileExistsError as error:
+        raise taken from error
     sync_folder(path.parent)

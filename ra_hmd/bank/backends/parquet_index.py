@@ -155,7 +155,7 @@ class ParquetIndex:
         """
         cache = self._cache
         try:
-            cache.mkdir(exist_ok=True)
+            cache.mkdir(parents=True, exist_ok=True)
             with FileLock(cache / ".lock", timeout=0):
                 name = secrets.token_hex(8)
                 with atomic_path(cache / f"{name}.faiss") as temporary:

@@ -24,6 +24,7 @@ from ra_hmd.core.manifests import (
     stores,
 )
 from ra_hmd.core.manifests.base import Manifest
+from ra_hmd.core.storage import as_path
 
 _MODELS: tuple[type[Manifest], ...] = (
     stores.StoreManifest,
@@ -114,7 +115,7 @@ def read_folder_manifest(folder: str | Path) -> Manifest | None:
     Raises:
         UserError: see `read_manifest`.
     """
-    path = Path(folder) / MANIFEST_NAME
+    path = as_path(folder) / MANIFEST_NAME
     return read_manifest(path, Manifest) if path.is_file() else None
 
 
