@@ -8,6 +8,9 @@ checked against the scores that a `Detector` gives the same meme beforehand. Rou
     batching     the defaults, all clients, for the whole time
     alone        the defaults, one client: what a request takes with nobody beside it
     overload     `--max-queue 8`: most requests must be refused with 429, none may fail otherwise
+    job          no client, and a job (docs/api.md) of more memes than can be judged in the time
+    job, alone   that job beside one client
+    job, all     that job beside all clients
 
 By default the model has the depth of Qwen2-VL-7B (28 layers; the vision tower's 3 are not changed) at width 64: as on a
 GPU, a forward pass of one meme is then mostly calls of small kernels. `--layers 2` is the model of the tests.
@@ -26,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +46,7 @@ from ra_hmd.inference.detector import Detector
 from ra_hmd.models.tiny import make_tiny_lmm
 
 TOLERANCE = 1e-4
+_JOB_MEMES = 20_000
 BIN = Path(sys.executable).parent
 
 
@@ -105,17 +110,18 @@ class Round:
     wrong: list[str] = field(default_factory=list)
     sent: int = 0
     memory: list[int] = field(default_factory=list)
+    job_rate: float | None = None
 
     def figures(self) -> dict[str, Any]:
         """For the report; latencies in milliseconds, memory in MiB."""
         p50, p95, p99 = np.percentile(self.latencies, (50, 95, 99)) * 1000 if self.latencies else (None,) * 3
         return {
-            "answers_per_second": len(self.latencies) / self.seconds,
+            "answers_per_second": len(self.latencies) / self.seconds, "job_memes_per_second": self.job_rate,
             "p50_ms": p50, "p95_ms": p95, "p99_ms": p99,
             "sent": self.sent, "statuses": dict(self.statuses), "lost": self.sent - sum(self.statuses.values()),
             "wrong": len(self.wrong), "seconds": self.seconds,
             "rss_mib": {"start": self.memory[0] >> 20, "middle": self.memory[len(self.memory) // 2] >> 20,
-                        "end": self.memory[-1] >> 20},
+                        "end": self.memory[-1] >> 20} if self.memory else None,
         }  # fmt: skip
 
 
@@ -184,8 +190,24 @@ async def load(port: int, process: psutil.Process, rows: list[BatchRow], clients
     return done
 
 
+def send_job(port: int, rows: list[BatchRow]) -> str:
+    """Send a job of many memes; returns its address."""
+    memes = [json.loads(rows[number % len(rows)].body)["memes"][0] for number in range(_JOB_MEMES)]
+    lines = "".join(json.dumps(meme) + "\n" for meme in memes).encode()
+    base = f"http://127.0.0.1:{port}/v1/jobs"
+    request = urllib.request.Request(base, lines, {"Content-Type": "application/jsonl"})
+    with urllib.request.urlopen(request) as answer:
+        return f"{base}/{json.load(answer)['id']}"
+
+
+def judged(job: str) -> int:
+    """How many memes of a job are judged."""
+    with urllib.request.urlopen(job) as answer:
+        return int(json.load(answer)["judged"])
+
+
 def serve(folder: Path, options: list[str], rows: list[BatchRow], clients: int, seconds: float) -> dict[str, Any]:
-    """A round against a server with these options."""
+    """A round against a server with these options; with `--jobs` there is a job beside the clients."""
     words = [str(BIN / "ra-hmd"), "serve", str(folder / "run"), "--bank", str(folder / "bank"), "--port", "0",
              *options]  # fmt: skip
     with (
@@ -201,7 +223,15 @@ def serve(folder: Path, options: list[str], rows: list[BatchRow], clients: int, 
                 found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
             port, process = int(found[1]), psutil.Process(server.pid)
             asyncio.run(load(port, process, rows, clients, 3))  # warm-up, first allocations included
+            job = send_job(port, rows) if "--jobs" in options else None
+            while job and not judged(job):
+                time.sleep(0.1)
+            before, began = judged(job) if job else 0, time.perf_counter()
             done = asyncio.run(load(port, process, rows, clients, seconds))
+            if not clients:
+                time.sleep(seconds)
+            if job:
+                done.job_rate = (judged(job) - before) / (time.perf_counter() - began)
         finally:
             server.send_signal(signal.SIGTERM)
         if server.wait(60):
@@ -215,6 +245,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--rounds", nargs="+", help="Some of the rounds.")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -227,15 +258,21 @@ def main() -> None:
             "batching": ([], arguments.clients, arguments.seconds),
             "alone": ([], 1, short / 2),
             "overload": (["--max-queue", "8"], arguments.clients, short),
+            "job": (["--jobs", str(folder / "job")], 0, short),
+            "job, alone": (["--jobs", str(folder / "beside one")], 1, short),
+            "job, all": (["--jobs", str(folder / "beside all")], arguments.clients, short),
         }
+        plans = {plan: plans[plan] for plan in arguments.rounds or plans}
         rounds = {}
         for plan, (options, clients, seconds) in plans.items():
             rounds[plan] = serve(folder, options, rows, clients, seconds)
             print(f"{plan:>10}: {json.dumps(rounds[plan], default=lambda value: round(float(value), 2))}", flush=True)
     speed = {plan: figures["answers_per_second"] for plan, figures in rounds.items()}
-    ratio = speed["batching"] / speed["one by one"]
-    print(f"batching gives {ratio:.2f} times the answers of one by one, {speed['batching'] / speed['alone']:.2f} times "
-          f"those of a single client")  # fmt: skip
+    ratio = None
+    if {"batching", "one by one", "alone"} <= speed.keys():
+        ratio = speed["batching"] / speed["one by one"]
+        print(f"batching gives {ratio:.2f} times the answers of one by one, {speed['batching'] / speed['alone']:.2f} "
+              f"times those of a single client")  # fmt: skip
     if arguments.output:
         arguments.output.write_text(
             json.dumps({"layers": arguments.layers, "ratio": ratio, "rounds": rounds}, default=float)

@@ -324,10 +324,11 @@ def test_a_backup_of_the_bank_opens(walk: Walk) -> None:
 def test_requests_of_the_api_page(walk: Walk) -> None:
     """The page's curl commands against a server: without keys, then with one."""
     with contextlib.chdir(walk.folder):
-        serving = ("serve", "RUN", "--bank", "BANK")
+        serving = ("serve", "RUN", "--bank", "BANK", "--jobs", "JOBS")
         with in_process(*serving, log=Path("log"), cwd=walk.folder) as (_, client):
             asked = Walk(walk.folder, str(client.base_url).rstrip("/"))
             answers = [json.loads(text) for text in asked.block("docs/api.md", "images=@cat.png")]
+            (job,) = asked.block("docs/api.md", "/v1/jobs")
         walk.command(["ra-hmd", "bank", "add", "BANK", "--checkpoint", "RUN", "--features", "NEW_FEATURES",
                       "--reason", "new"])  # fmt: skip
         walk.command(["ra-hmd", "bank", "relabel", "BANK", "cat=1", "--reason", "seen again"])
@@ -339,6 +340,7 @@ def test_requests_of_the_api_page(walk: Walk) -> None:
     assert [one["id"] for one in answers[1]["results"]] == ["cat", "cake"]
     assert answers[0]["results"][0]["scores"] == pytest.approx(answers[2]["results"][0]["scores"], abs=1e-4)
     assert answers[3]["explanation"]["generated"]
+    assert json.loads(job)["memes"] == 1
     assert Bank.open(walk.folder / "banks" / "memes").version == json.loads(relabelled)["version"]
 
 
@@ -409,6 +411,7 @@ OTHERS = [
     ("README.md", "--encoder clip-vit-l-14-336"),
     ("docs/api.md", "images=@cat.png"),
     ("docs/api.md", "/v1/bank/relabel"),
+    ("docs/api.md", "/v1/jobs"),
     ("docs/clusters.md", "ra-hmd cluster --data"),
     ("docs/deploy.md", "tar -C"),
     ("docs/encoders.md", "# Hate-CLIPper; or _cross"),
