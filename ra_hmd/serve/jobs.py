@@ -103,13 +103,17 @@ class JobStore:
     Args:
         folder: The folder.
         hours: See `JobSettings.job_hours`.
+
+    Raises:
+        UserError: The folder cannot be made.
     """
 
     def __init__(self, folder: Path, hours: float) -> None:
         self.folder, self._kept = folder.absolute(), timedelta(hours=hours)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--jobs {folder} is a file; give a folder.")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--jobs {folder}: {error.strerror}; give a folder that can be written.") from error
 
     def _names(self) -> list[str]:
         return [path.name for path in self.folder.iterdir()]

@@ -1,7 +1,9 @@
 """Routes of jobs: large batches that are judged beside the requests. A reader sees its own, a moderator all."""
 
+from contextlib import ExitStack
 from typing import Any
 
+from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
@@ -122,9 +124,16 @@ def _add_upload_route(router: APIRouter, context: AppContext, view: _View) -> No
         runner, settings = view.runner, view.runner.settings
         if await run_sync(runner.store.unfinished) >= settings.job_max_waiting:
             raise APIError(429, f"{settings.job_max_waiting} jobs are waiting or being judged; ask again later.")
-        with runner.store.new() as job:
+        upload = ExitStack()
+        job = upload.enter_context(runner.store.new())
+        try:
             count = await receive_job(request, job, settings, context.limits)
             state = await run_sync(runner.store.publish, job, count, view.owner(request))
+        except OSError as error:
+            raise APIError(503, f"The job cannot be written: {error.strerror}; ask again later.") from error
+        finally:
+            with CancelScope(shield=True):  # also when the client has gone
+                await run_sync(upload.close)
         request.state.memes = count
         runner.wake()
         response.headers["Location"] = f"{request.scope.get('root_path', '')}{JOBS}/{state.id}"

@@ -147,8 +147,9 @@ class JobRunner:
             counts.add(folder.lines_of(number))
             self.memes += counts.total - done
             rate = (counts.total - before) / max(time.monotonic() - began, 1e-9)
-            job.update(memes_per_second=round(rate, 3), **counts.stated)
             self._sweep()
+            if job.update(memes_per_second=round(rate, 3), **counts.stated).finished is not None:
+                raise JobGone  # it had to be done by now
         _finish(job, folder, counts)
 
     def _answers(self, job: Job, memes: Sequence[PreparedMeme]) -> list[dict[str, Any] | str]:

@@ -263,7 +263,7 @@ def test_what_expires_is_removed(tmp_path: Path) -> None:
     assert "1 hours" in states[0].error
     assert not list((tmp_path / "jobs").glob("*/work")), "pictures of ended jobs are removed"
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="give a folder"):
         JobStore(tmp_path / "file", 1)
 
 
