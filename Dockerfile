@@ -35,6 +35,9 @@ RUN groupadd --gid 10001 ra-hmd \
     && install -d -m 755 /home/ra-hmd /home/ra-hmd/.cache \
     && install -d -m 1777 /home/ra-hmd/.cache/huggingface
 COPY --from=environment /opt/ra-hmd /opt/ra-hmd
+# What GET /v1/info and the metrics call the build: --build-arg RA_HMD_BUILD="$(git rev-parse HEAD)".
+ARG RA_HMD_BUILD=
+ENV RA_HMD_BUILD=${RA_HMD_BUILD}
 ENV PATH=/opt/ra-hmd/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MPLCONFIGDIR=/tmp/matplotlib

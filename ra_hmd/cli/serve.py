@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from ra_hmd.cli.options import Without, from_settings
+from ra_hmd.cli.options_file import ConfigFile
 from ra_hmd.console.settings import ConsoleSettings
 from ra_hmd.inference.options import RationaleOptions, ServedDetectorOptions
 from ra_hmd.serve.jobs_settings import JobSettings
 from ra_hmd.serve.limits import BatchingSettings, RequestLimits
-from ra_hmd.serve.options import AddressOptions, ServerSettings
+from ra_hmd.serve.options import AddressOptions, ClassOptions, ServerSettings
 
 serve_app = typer.Typer()
 
@@ -32,7 +33,9 @@ def serve_command(
     limits: LimitFields,
     rationale: RationaleFields,
     jobs: JobSettings,
+    classes: ClassOptions,
     reference: Reference = None,
+    config: ConfigFile = None,
 ) -> None:
     """Serve verdicts, rationales and changes of the example bank over HTTP (docs/api.md).
 
@@ -50,6 +53,7 @@ def serve_command(
         rationale=rationale,
         reference=reference,
         jobs=jobs,
+        classes=classes,
     )
     serve(settings)
 
@@ -66,6 +70,7 @@ def console_command(
     rationale: RationaleFields,
     jobs: JobSettings,
     reference: Reference = None,
+    config: ConfigFile = None,
 ) -> None:
     """The moderators' page, in the same app as the API: check a meme, review a queue, correct the bank
     (docs/console.md). Prints its address.
@@ -81,6 +86,7 @@ def console_command(
         rationale=rationale,
         reference=reference,
         jobs=jobs,
+        classes=ClassOptions(class_names=console.class_names),
     )
     serve_console(server, console)
 
@@ -90,6 +96,7 @@ def serve_key_command(
     name: Annotated[str, typer.Argument(help="Owner of the key: the author of the changes made with it.")],
     keys: Annotated[Path, typer.Option(help="File of keys; made if it is missing.")],
     role: Annotated[str, typer.Option(help="reader (asks) or moderator (also changes the bank).")] = "reader",
+    rate_limit: Annotated[int | None, typer.Option(min=1, help="Most requests a minute, in place of serve's.")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Take this name's key out instead.")] = False,
 ) -> None:
     """Make a key for the API and the console. It is shown this once; the file keeps its hash. A running service knows
@@ -101,5 +108,5 @@ def serve_key_command(
         remove_key(keys, name)
         typer.echo(f"{keys} has no key of {name} any more; start the service anew.", err=True)
         return
-    print(make_key(keys, name, role))
+    print(make_key(keys, name, role, rate_limit))
     typer.echo(f"The key of {name} ({role}), shown this once: keep it. {keys} has its hash.", err=True)

@@ -268,6 +268,15 @@ def load_yaml(cls: type[S], path: str | Path, overrides: Sequence[str]) -> S:
     Raises:
         UserError: no such file, no YAML in UTF-8, or values that do not fit.
     """
+    return load_settings(cls, read_yaml(path, overrides), path)
+
+
+def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the mapping of YAML file `path`, and apply `key=value` overrides.
+
+    Raises:
+        UserError: no such file, or no mapping in YAML in UTF-8.
+    """
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -291,7 +300,7 @@ def load_yaml(cls: type[S], path: str | Path, overrides: Sequence[str]) -> S:
         values: Any = OmegaConf.to_container(config, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{' '.join([str(path), *overrides])}: {error}") from error
-    return load_settings(cls, values, path)
+    return values
 
 
 def choose(name: str, value: str, known: tuple[str, ...]) -> None:

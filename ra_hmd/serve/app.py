@@ -1,52 +1,43 @@
 """The HTTP API: a FastAPI app around a batching service. See docs/api.md."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, FastAPI
-from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
-from pydantic.json_schema import models_json_schema
 from starlette.middleware import Middleware
 
 from ra_hmd import __version__
 from ra_hmd.inference.types import Explain
-from ra_hmd.serve import schemas
+from ra_hmd.scoring.scorer import Scorer
+from ra_hmd.serve.answers import GzipAnswers, Origins
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_routes import bank_routes
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService
+from ra_hmd.serve.classes import ServedClasses
 from ra_hmd.serve.context import AppContext
-from ra_hmd.serve.errors import ErrorResponse, install_error_handlers
+from ra_hmd.serve.errors import install_error_handlers
 from ra_hmd.serve.follower import BankFollower
+from ra_hmd.serve.info import info_routes
 from ra_hmd.serve.jobs_metrics import JobCollector
 from ra_hmd.serve.jobs_routes import job_routes
 from ra_hmd.serve.jobs_runner import JobRunner
 from ra_hmd.serve.limits import FollowSettings, RequestLimits
 from ra_hmd.serve.metrics import Metrics
 from ra_hmd.serve.middleware import (
-    OPEN_PATHS,
     AuthMiddleware,
     BodyLimit,
     HostMiddleware,
     RequestMetrics,
     RootPathMiddleware,
 )
+from ra_hmd.serve.moderation import moderation_routes
+from ra_hmd.serve.openapi import openapi_document, operation_id
+from ra_hmd.serve.rate_limit import RateLimitMiddleware
 from ra_hmd.serve.routes import meme_routes, system_routes
-
-_BODIES = (
-    schemas.ClassifyRequest,
-    schemas.ExplainRequest,
-    schemas.SearchRequest,
-    schemas.EffectRequest,
-    schemas.AddRequest,
-    schemas.RemoveRequest,
-    schemas.RelabelRequest,
-    schemas.RollbackRequest,
-)
 
 
 def create_app(
@@ -59,6 +50,9 @@ def create_app(
     root_path: str = "",
     follow: FollowSettings | None = None,
     jobs: JobRunner | None = None,
+    *,
+    origins: Sequence[str] = (),
+    classes: ServedClasses | None = None,
 ) -> FastAPI:
     """Create the API as an ASGI app. The app closes the service when it shuts down.
 
@@ -72,54 +66,89 @@ def create_app(
         root_path: Path prefix of a reverse proxy, without a slash at its end.
         follow: How the app follows an example bank that other processes change.
         jobs: Takes and judges large batches; without it the routes of jobs answer 404.
+        origins: Origins whose pages may read answers (CORS).
+        classes: Names of the classes, and those that flag a meme; by default those of the detector.
 
     Returns:
         The app; `app.state.context` is its `AppContext`, `app.state.root_path` its root path.
     """
     limits = limits or RequestLimits()
-    if bank_service is not None and bank_service.timeout is None:
-        bank_service.timeout = limits.time_limit
     bank = service.detector.scorer.bank
     follower = None if bank is None else BankFollower(service, bank, follow or FollowSettings())
-    context = AppContext(service, bank_service, explainer, keys, limits, follower)
-    metrics = Metrics(service, follower)
-    if jobs is not None:
-        metrics.registry.register(JobCollector(jobs))
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if follower is not None:
-            follower.start()
-        yield
-        if jobs is not None:
-            await run_sync(jobs.close)
-        await run_sync(context.close, limits.time_limit)
+    context, metrics = AppContext(service, bank_service, explainer, keys, limits, follower), Metrics(service, follower)
 
     app = FastAPIOffline(
         redoc_url=None,
         title="ra-hmd",
         version=__version__,
         summary="Verdicts on memes, and the example bank that votes.",
-        lifespan=lifespan,
+        lifespan=_lifespan(context, jobs),
+        generate_unique_id_function=operation_id,
         middleware=[
             Middleware(RootPathMiddleware, root_path=root_path),
             Middleware(RequestMetrics, metrics=metrics),
-            Middleware(HostMiddleware, names=hosts),
-            Middleware(AuthMiddleware, keys=keys),
-            Middleware(BodyLimit, limits=limits, jobs=None if jobs is None else jobs.settings),
+            *_inner_middleware(hosts, origins, keys, limits, jobs),
         ],
     )
+    _add_routes(app, context, metrics, classes or ServedClasses.of(service.detector), jobs)
     app.state.context, app.state.root_path = context, root_path
-    scorer = service.detector.scorer
-    places = {*scorer.origins, str(scorer.checkpoint), str(scorer.state["place"] or "")} - {""}
-    install_error_handlers(app, sorted(places))
-    routers = [meme_routes(context), job_routes(context, jobs), bank_routes(context), system_routes(context, metrics)]
+    install_error_handlers(app, _places(service.detector.scorer))
+    app.openapi = lambda: openapi_document(app, locked=keys is not None)  # type: ignore[method-assign]
+    return app
+
+
+def _lifespan(context: AppContext, jobs: JobRunner | None) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if context.follower is not None:
+            context.follower.start()
+        yield
+        if jobs is not None:
+            await run_sync(jobs.close)
+        await run_sync(context.close, context.limits.time_limit)
+
+    return lifespan
+
+
+def _inner_middleware(
+    hosts: Sequence[str],
+    origins: Sequence[str],
+    keys: KeyRing | None,
+    limits: RequestLimits,
+    jobs: JobRunner | None,
+) -> list[Middleware]:
+    return [
+        Middleware(HostMiddleware, names=hosts),
+        *([Middleware(Origins, origins=origins)] if origins else []),
+        Middleware(GzipAnswers),
+        Middleware(AuthMiddleware, keys=keys),
+        Middleware(RateLimitMiddleware, limit=limits.rate_limit),
+        Middleware(BodyLimit, limits=limits, jobs=None if jobs is None else jobs.settings),
+    ]
+
+
+def _places(scorer: Scorer) -> list[str]:
+    """Folders and URIs that error messages may name."""
+    return sorted({*scorer.origins, str(scorer.checkpoint), str(scorer.state["place"] or "")} - {""})
+
+
+def _add_routes(
+    app: FastAPI, context: AppContext, metrics: Metrics, classes: ServedClasses, jobs: JobRunner | None
+) -> None:
+    if jobs is not None:
+        metrics.registry.register(JobCollector(jobs))
+    routers = [
+        meme_routes(context),
+        moderation_routes(context, classes),
+        job_routes(context, jobs),
+        bank_routes(context),
+        info_routes(context, classes),
+        system_routes(context, metrics),
+    ]
     for router in [app.router, *routers]:
         _add_head_routes(router)
     for router in routers:
         app.include_router(router)
-    app.openapi = lambda: _openapi(app, locked=keys is not None)  # type: ignore[method-assign]
-    return app
 
 
 def _add_head_routes(router: APIRouter) -> None:
@@ -132,25 +161,3 @@ def _add_head_routes(router: APIRouter) -> None:
             response_model=route.response_model,
             include_in_schema=False,
         )
-
-
-def _openapi(app: FastAPI, *, locked: bool) -> dict[str, Any]:
-    """The OpenAPI document, with the bodies that routes parse themselves, and with security where keys are required."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        _, bodies = models_json_schema(
-            [*((kind, "validation") for kind in _BODIES), (ErrorResponse, "serialization")],
-            ref_template="#/components/schemas/{model}",
-        )
-        components = document.setdefault("components", {})
-        components.setdefault("schemas", {}).update(bodies["$defs"])
-        if locked:
-            components["securitySchemes"] = {
-                "bearer": {"type": "http", "scheme": "bearer"},
-                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-            }
-            for path, item in document["paths"].items():
-                for operation in item.values():
-                    operation["security"] = [] if path in OPEN_PATHS else [{"bearer": []}, {"key": []}]
-        app.openapi_schema = document
-    return app.openapi_schema

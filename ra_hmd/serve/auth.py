@@ -30,6 +30,9 @@ class APIKey(Settings):
     role: Role = Field(description="Role of the owner.")
     sha256: str = Field(description="Hash of the key; unsalted, because the key has 256 random bits.")
     created: str = Field(description="Time in UTC, ISO 8601.")
+    rate_limit: int | None = Field(
+        default=None, ge=1, description="Most requests a minute, in place of the service's `--rate-limit`."
+    )
 
 
 class _KeyFile(Settings):
@@ -66,8 +69,14 @@ class KeyRing:
         return matches[0] if matches else None
 
 
-def make_key(path: str | Path, name: str, role: str) -> str:
+def make_key(path: str | Path, name: str, role: str, rate_limit: int | None = None) -> str:
     """Add a new key to a file, which is created if missing, and return it; it cannot be shown again.
+
+    Args:
+        path: The file.
+        name: Name of the owner.
+        role: Role of the owner.
+        rate_limit: Most requests a minute, in place of the service's limit.
 
     Raises:
         UserError: the name is taken or not valid; the role is unknown.
@@ -83,7 +92,7 @@ def make_key(path: str | Path, name: str, role: str) -> str:
             raise UserError(
                 f"{path} has a key of the name {name!r}; take another name, or remove it with --remove first."
             )
-        entry = {"name": name, "role": role, "sha256": _digest(secret), "created": created}
+        entry = {"name": name, "role": role, "sha256": _digest(secret), "created": created, "rate_limit": rate_limit}
         _write(path, [*keys, load_settings(APIKey, entry, path)])
     return secret
 
@@ -100,7 +109,7 @@ def remove_key(path: str | Path, name: str) -> None:
 def _write(path: str | Path, keys: Sequence[APIKey]) -> None:
     with atomic_path(path, _MODE) as temporary:
         temporary.write_text(
-            json.dumps({"keys": [key.model_dump() for key in keys]}, indent=2) + "\n", encoding="utf-8"
+            json.dumps({"keys": [key.model_dump(exclude_none=True) for key in keys]}, indent=2) + "\n", encoding="utf-8"
         )
 
 

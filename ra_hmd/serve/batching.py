@@ -22,6 +22,7 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import PreparedMeme, Verdict
 from ra_hmd.retrieval.embeddings import Embeddings
+from ra_hmd.serve.durations import Durations
 from ra_hmd.serve.limits import BatchingSettings
 
 _log = logging.getLogger("ra_hmd.serve")
@@ -63,11 +64,17 @@ class ServedVerdict:
 class _QueuedMeme:
     """A prepared meme in the queue. Its tensors are released as soon as its future is done or cancelled."""
 
-    def __init__(self, meme: Meme, prepared: PreparedMeme, future: "Future[ServedVerdict]") -> None:
+    def __init__(self, meme: Meme, prepared: PreparedMeme, future: "Future[ServedVerdict]", waited: float) -> None:
         self.meme: Meme | None = meme
         self.prepared: PreparedMeme | None = prepared
         self.future = future
+        self._waited, self._since = waited, time.monotonic()
         future.add_done_callback(self._release)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that it has waited, without the time in which it was prepared."""
+        return self._waited + time.monotonic() - self._since
 
     def _release(self, _: "Future[ServedVerdict]") -> None:
         self.meme = self.prepared = None
@@ -81,11 +88,26 @@ class BatchStatistics:
         refused: Memes refused because the queue was full.
         sizes: Number of forward passes by batch size.
         known: Known memes, answered without a forward pass.
+        verdicts: Number of memes by the head that decided and its verdict: a class, `none` of several, or `person`.
+        waiting: Seconds that each meme waited, for a thread that prepares it and for its forward pass.
+        preparing: Seconds in which each meme was decoded, resized and tokenised.
+        computing: Seconds of each forward pass with its vote.
     """
 
     refused: int = 0
     sizes: Counter[int] = field(default_factory=Counter)
     known: int = 0
+    verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    waiting: Durations = field(default_factory=Durations)
+    preparing: Durations = field(default_factory=Durations)
+    computing: Durations = field(default_factory=Durations)
+
+    def count_verdict(self, verdict: Verdict) -> None:
+        """Count a verdict."""
+        decided = verdict.verdict
+        names = [str(n) for n, member in enumerate(decided) if member] if isinstance(decided, list) else [str(decided)]
+        for name in names or ["none"]:
+            self.verdicts[verdict.head, "person" if decided is None else name] += 1
 
     @property
     def batches(self) -> int:
@@ -168,7 +190,7 @@ class BatchingService:
             for future in futures:
                 future.add_done_callback(self._count_down)
             for meme, future in zip(memes, futures, strict=True):
-                self._preparation.submit(self._prepare, meme, future)
+                self._preparation.submit(self._prepare, meme, future, time.monotonic())
         return futures
 
     def judge_together(self, memes: Sequence[Meme], timeout: float | None = None) -> list[ServedVerdict]:
@@ -257,11 +279,15 @@ class BatchingService:
             if not self._accepted:
                 self._idle.notify_all()
 
-    def _prepare(self, meme: Meme, future: "Future[ServedVerdict]") -> None:
+    def _prepare(self, meme: Meme, future: "Future[ServedVerdict]", accepted: float) -> None:
         if future.cancelled():
             return
+        start = time.monotonic()
         try:
-            self._queue.put(_QueuedMeme(meme, self.detector.prepare(meme), future))
+            prepared = self.detector.prepare(meme)
+            with self._count_lock:
+                self.statistics.preparing.add(time.monotonic() - start)
+            self._queue.put(_QueuedMeme(meme, prepared, future, waited=start - accepted))
         except Exception as error:  # any error is the result of this meme, not the end of the thread
             _fail(future, error)
 
@@ -273,6 +299,8 @@ class BatchingService:
             with self._model_lock:  # taken before the batch is filled: memes that wait for it may still be cancelled
                 batch, last = self._fill(first)
                 active = [one for one in batch if one.future.set_running_or_notify_cancel()]
+                for one in active:
+                    self.statistics.waiting.add(one.waited)
                 if active:
                     self._score_batch(active)
 
@@ -317,10 +345,14 @@ class BatchingService:
     def _verdicts(self, memes: list[tuple[Meme, PreparedMeme]]) -> list[ServedVerdict]:
         self._refresh()
         prepared = [item for _, item in memes]
+        start = time.monotonic()
         verdicts, scored = self.detector.judge_and_score(prepared)
         version = self.detector.version
+        for verdict in verdicts:
+            self.statistics.count_verdict(verdict)
         if scored is not None:
             self.statistics.sizes[len(scored)] += 1
+            self.statistics.computing.add(time.monotonic() - start)
             self._recent.extend(scored.queries.select(np.array([row])) for row in range(len(scored)))
         self.statistics.known += len(memes) - (0 if scored is None else len(scored))
         return [

@@ -115,6 +115,8 @@ class AppContext:
     explain_limit: ConcurrencyLimit = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.bank_service is not None and self.bank_service.timeout is None:
+            self.bank_service.timeout = self.limits.time_limit
         self.pixel_budget = Budget(self.limits.max_pixels * self.limits.memory_factor, "pixels")
         self.bank_limit = ConcurrencyLimit(self.limits.max_concurrent, "bank")
         self.explain_limit = ConcurrencyLimit(self.limits.max_concurrent, "explain")

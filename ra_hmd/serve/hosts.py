@@ -8,6 +8,7 @@ from ra_hmd.core.errors import UserError
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 _NAME = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*")
+_ORIGIN = re.compile(rf"https?://({_LABEL}(\.{_LABEL})*|\[[0-9a-f:]+\])(:[0-9]+)?")
 _PORT = re.compile(r":[0-9]*$")
 _RESERVED_PATHS = ("/v1", "/console", "/health", "/ready", "/metrics", "/docs")
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
@@ -48,6 +49,18 @@ def normalize_host(value: str) -> str:
     if rest or not (name == "*" or _NAME.fullmatch(name)):
         raise problem
     return name
+
+
+def normalize_origin(value: str) -> str:
+    """Normalize an origin as browsers send it: scheme, host and port, in lower case, without a path; `*` is any.
+
+    Raises:
+        UserError: the value is no origin.
+    """
+    origin = value.lower().removesuffix("/")
+    if origin != "*" and not _ORIGIN.fullmatch(origin):
+        raise UserError(f"--allowed-origin {value!r} is no origin; write https://desk.example.org, without a path.")
+    return origin
 
 
 def is_loopback(host: str) -> bool:

@@ -73,7 +73,7 @@ class _View:
     def runner(self) -> JobRunner:
         """The jobs. Raises `APIError` (404) where there are none."""
         if self.jobs is None:
-            raise APIError(404, "There are no jobs here; start the service with `--jobs FOLDER`.")
+            raise APIError(404, "There are no jobs here; start the service with `--jobs FOLDER`.", code="no_jobs")
         return self.jobs
 
     def owner(self, request: Request) -> str | None:
@@ -143,13 +143,13 @@ def _add_upload_route(router: APIRouter, context: AppContext, view: _View) -> No
 def _add_other_routes(router: APIRouter, view: _View) -> None:
     found = error_responses(400, 401, 404)
 
-    @router.get("", response_model=JobList, responses=found)
+    @router.get("", operation_id="jobs_list", response_model=JobList, responses=found)
     def jobs(request: Request) -> JobList:
         """The jobs of this key; for a moderator, and where there are no keys, all."""
         states = [state for state in view.runner.store.states() if view.sees(request, state)]
         return JobList(jobs=[view.answer(state) for state in states])
 
-    @router.get("/{job}", response_model=JobAnswer, responses=found)
+    @router.get("/{job}", operation_id="jobs_get", response_model=JobAnswer, responses=found)
     def job(request: Request, job: str) -> JobAnswer:
         """How far a job is."""
         return view.answer(view.find(request, job)[1])

@@ -15,6 +15,12 @@ class RequestLimits(Settings):
     max_pixels: int = Field(default=4096 * 4096, gt=0, description="Largest image in pixels, checked before decoding.")
     max_text: int = Field(default=4096, gt=0, description="Longest caption in characters.")
     time_limit: float = Field(default=30.0, gt=0, description="Seconds for a request, the upload included.")
+    rate_limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most requests a minute of a key without a limit of its own (`ra-hmd serve-key --rate-limit`), and "
+        "of all without a key together; default: no limit.",
+    )
     max_concurrent: int = Field(
         default=8,
         gt=0,

@@ -9,13 +9,22 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 
+from ra_hmd import __version__
 from ra_hmd.serve.batching import BatchingService
+from ra_hmd.serve.build import build_name
+from ra_hmd.serve.durations import BOUNDS, Durations
+from ra_hmd.serve.errors import public_name
 from ra_hmd.serve.follower import BankFollower
 
 log = logging.getLogger("ra_hmd.serve.requests")
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
@@ -32,7 +41,7 @@ class Metrics:
             "ra_hmd_requests", "Requests that were answered.", ["method", "route", "status"], registry=self.registry
         )
         self._seconds = Histogram(
-            "ra_hmd_request_seconds", "From the first byte to the last.", ["route"], buckets=_SECONDS,
+            "ra_hmd_request_seconds", "From the first byte to the last.", ["route"], buckets=BOUNDS,
             registry=self.registry,
         )  # fmt: skip
         self.registry.register(_ServiceCollector(service, follower))
@@ -49,6 +58,9 @@ class _ServiceCollector:
 
     def __init__(self, service: BatchingService, follower: BankFollower | None) -> None:
         self.service, self.follower = service, follower
+        self._build = InfoMetricFamily("ra_hmd_build", "What serves.")
+        run = public_name(str(service.detector.scorer.checkpoint))
+        self._build.add_metric([], {"version": __version__, "build": build_name() or "", "run": run})
 
     def collect(self) -> Iterator[Metric]:
         service, statistics = self.service, self.service.statistics
@@ -59,6 +71,14 @@ class _ServiceCollector:
         yield CounterMetricFamily("ra_hmd_known_memes", "Of these, known: judged without the model.", statistics.known)
         yield CounterMetricFamily("ra_hmd_refused_memes", "Memes for which the queue was full.", statistics.refused)
         yield self._batch_sizes()
+        yield _histogram("ra_hmd_queue_seconds", "In which a meme waited.", statistics.waiting)
+        yield _histogram("ra_hmd_prepare_seconds", "In which a meme was decoded and tokenised.", statistics.preparing)
+        yield _histogram("ra_hmd_compute_seconds", "Of a forward pass with its vote.", statistics.computing)
+        verdicts = CounterMetricFamily("ra_hmd_verdicts", "Memes by the verdict.", labels=["head", "verdict"])
+        for (head, verdict), number in sorted(statistics.verdicts.copy().items()):
+            verdicts.add_metric([head, verdict], number)
+        yield verdicts
+        yield self._build
         bank = service.detector.scorer.bank
         if bank is not None:
             yield GaugeMetricFamily("ra_hmd_bank_version", "Of the bank that votes.", bank.version)
@@ -78,6 +98,12 @@ class _ServiceCollector:
         metric = HistogramMetricFamily("ra_hmd_batch_memes", "Memes of a forward pass.")
         metric.add_metric([], [*buckets, ("+Inf", sum(sizes.values()))], sum(size * n for size, n in sizes.items()))
         return metric
+
+
+def _histogram(name: str, words: str, durations: Durations) -> Metric:
+    metric = HistogramMetricFamily(name, words)
+    metric.add_metric([], durations.buckets(), durations.total)
+    return metric
 
 
 class JsonFormatter(logging.Formatter):

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import Flag, RationaleOptions, ServedDetectorOptions
-from ra_hmd.serve.hosts import is_loopback, normalize_host, normalize_root_path
+from ra_hmd.serve.hosts import is_loopback, normalize_host, normalize_origin, normalize_root_path
 from ra_hmd.serve.jobs_settings import JobSettings
 from ra_hmd.serve.limits import BatchingSettings, FollowSettings, RequestLimits
 
@@ -29,14 +29,36 @@ class AddressOptions(Settings):
     allowed_hosts: Annotated[list[str], Flag("--allowed-host")] = Field(
         default_factory=list, description="Host name of the service, as in a proxy in front of it; several times."
     )
+    allowed_origins: Annotated[list[str], Flag("--allowed-origin")] = Field(
+        default_factory=list,
+        description="Origin whose pages may ask with a key and read answers (CORS), as https://desk.example.org; "
+        "several times; default: none.",
+    )
     root_path: str = Field(default="", description="Path prefix of a reverse proxy, as /memes.")
+    uds: Path | None = Field(
+        default=None, description="Unix socket to listen on instead of host and port, as for a proxy on this machine."
+    )
+    ssl_certfile: Path | None = Field(default=None, description="Certificate in PEM: the service then speaks HTTPS.")
+    ssl_keyfile: Path | None = Field(default=None, description="Its private key, if --ssl-certfile does not hold it.")
 
     @field_validator("root_path")
     @classmethod
     def _normalized(cls, value: str) -> str:
         return normalize_root_path(value)
 
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, values: list[str]) -> list[str]:
+        return [normalize_origin(value) for value in values]
+
     def _problems(self) -> Iterator[str]:
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            yield "--ssl-keyfile goes with --ssl-certfile FILE; give it."
+        if "*" in self.allowed_origins and self.keys is None:
+            yield (
+                "--allowed-origin '*' lets any page in a browser on this machine ask a service without keys; name the "
+                "origins, or give --keys FILE."
+            )
         if self.keys is None and not is_loopback(self.host):
             yield (
                 f"--host {self.host} lets others in, and there are no keys: make one with `ra-hmd serve-key NAME "
@@ -52,11 +74,26 @@ class AddressOptions(Settings):
         """Allowed Host headers, beside the loopback addresses.
 
         Without `allowed_hosts` all are allowed, unless the service listens on a loopback address, where a page in a
-        browser could reach it under a name of its own (DNS rebinding).
+        browser could reach it under a name of its own (DNS rebinding). No browser reaches a Unix socket.
         """
-        if not self.allowed_hosts and not is_loopback(self.host):
+        if not self.allowed_hosts and (self.uds is not None or not is_loopback(self.host)):
             return ["*"]
         return [normalize_host(name) for name in (*self.allowed_hosts, self.host, "localhost")]
+
+
+class ClassOptions(Settings):
+    """Names of the classes, and those that flag a meme."""
+
+    TITLE = "classes"
+
+    class_names: Annotated[list[str], Flag("--class-name")] = Field(
+        default_factory=list, description="Name of each class, in the order of the labels; several times."
+    )
+    flag_classes: Annotated[list[int], Flag("--flag-class")] = Field(
+        default_factory=list,
+        description="Class that flags a meme in /v1/moderations; several times; default: class 1 of two, all of those "
+        "of which a meme may have several, else all but class 0.",
+    )
 
 
 class ServerSettings(Settings):
@@ -75,3 +112,4 @@ class ServerSettings(Settings):
         default=None, description="Feature store, no test split, to measure the effects of changes on."
     )
     jobs: JobSettings = JobSettings()
+    classes: ClassOptions = ClassOptions()

@@ -98,7 +98,7 @@ def meme_routes(context: AppContext) -> APIRouter:
     return router
 
 
-def system_routes(context: AppContext, metrics: Metrics) -> APIRouter:
+def system_routes(context: AppContext, figures: Metrics) -> APIRouter:
     """`/health`, `/ready`, `/metrics`."""
     router = APIRouter(tags=["service"])
 
@@ -120,9 +120,9 @@ def system_routes(context: AppContext, metrics: Metrics) -> APIRouter:
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **error_responses(401)},
     )
-    def figures() -> Response:
+    def metrics() -> Response:
         """For Prometheus."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router
 

@@ -27,12 +27,13 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.serve.errors import public_name, public_source
 
 
-def _decoded(value: Any) -> bytes:
+def decode_picture(value: Any) -> bytes:
+    """Decode a picture in base64, or in a data: URL. Raises `ValueError` for all else."""
     if not isinstance(value, str):
         raise ValueError("must be text in base64")
     kind = value[:6].lower()
     if kind.startswith(("http:", "https:", "file:")):
-        raise ValueError("must be the picture's file in base64; addresses are not fetched")
+        raise ValueError("must be the picture's file in base64, or a data: URL; other addresses are not fetched")
     if kind.startswith("data:"):  # as browsers give a file (RFC 2397): nothing is fetched
         head, _, value = value.partition(",")
         if not head.lower().endswith(";base64"):
@@ -44,7 +45,7 @@ def _decoded(value: Any) -> bytes:
         raise ValueError("is not base64 (RFC 4648, without line breaks)") from error
 
 
-def _caption(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+def keep_text(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     """Accept any text: pydantic would refuse the whole request for a lone surrogate in one caption. Each meme is
     checked for them by itself.
     """
@@ -76,7 +77,7 @@ def _not_blank(value: str) -> str:
 
 Picture = Annotated[
     bytes,
-    BeforeValidator(_decoded),
+    BeforeValidator(decode_picture),
     WithJsonSchema(
         {
             "type": "string",
@@ -86,7 +87,7 @@ Picture = Annotated[
         }
     ),
 ]
-Caption = Annotated[str | None, WrapValidator(_caption)]
+Caption = Annotated[str | None, WrapValidator(keep_text)]
 MemeId = Annotated[
     str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$", description="A name without line breaks.")
 ]

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import logging
-import os
 import signal
 import socket
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ra_hmd.bank.backends.base import is_bank
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import RationaleOptions
+from ra_hmd.serve.listening import address_of, check_certificate, listen
 from ra_hmd.serve.options import ServerSettings
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def build_app(settings: ServerSettings, mount: Mount | None = None) -> "FastAPI"
     from ra_hmd.serve.auth import KeyRing
     from ra_hmd.serve.bank_service import BankService
     from ra_hmd.serve.batching import BatchingService
+    from ra_hmd.serve.classes import ServedClasses
     from ra_hmd.serve.jobs_runner import open_jobs
 
     address, bank = settings.address, settings.detector.bank
@@ -62,8 +63,10 @@ def build_app(settings: ServerSettings, mount: Mount | None = None) -> "FastAPI"
             raise UserError("--reference shows what changes of an example bank would do; give one with --bank.")
         bank_service = BankService.open(service, settings.reference) if changeable else None
         limits, hosts = settings.limits, address.host_names
+        classes = ServedClasses.of(detector, settings.classes.class_names, settings.classes.flag_classes)
         jobs, follow = open_jobs(settings.jobs, service), settings.follow
-        app = create_app(service, bank_service, explainer, keys, limits, hosts, address.root_path, follow, jobs)
+        app = create_app(service, bank_service, explainer, keys, limits, hosts, address.root_path, follow, jobs,
+                         origins=address.allowed_origins, classes=classes)  # fmt: skip
         return app if mount is None else mount(app, lookup)
     except BaseException:
         service.close()
@@ -104,7 +107,8 @@ def serve(settings: ServerSettings, mount: Mount | None = None, announce: Callab
 
     from ra_hmd.serve.metrics import configure_logging
 
-    with _listen(settings.address.host, settings.address.port) as listening:
+    check_certificate(settings.address)
+    with listen(settings.address) as listening:
         app = build_app(settings, mount)
         configure_logging(sys.stderr)
         scorer = app.state.context.service.detector.scorer
@@ -118,12 +122,14 @@ def serve(settings: ServerSettings, mount: Mount | None = None, announce: Callab
             ws="none",
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(int(settings.limits.time_limit), 1),
+            ssl_certfile=settings.address.ssl_certfile,
+            ssl_keyfile=settings.address.ssl_keyfile,
         )
 
         class Server(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
-                announce(_address(listening) + settings.address.root_path)
+                announce(address_of(listening, settings.address))
 
             def handle_exit(self, sig: int, frame: Any) -> None:
                 app.state.ending = True  # ends the streams to open pages, which would go on while a page is open
@@ -142,23 +148,6 @@ def _ignore_resent_signal() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        number = getattr(error, "errno", None) or 0  # negative where a host name is unknown
-        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"--host {host} --port {port}: {reason}; choose another, `--port 0` takes a free one."
-        ) from error
-
-
-def _address(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def check_installed() -> None:

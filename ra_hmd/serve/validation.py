@@ -32,6 +32,8 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "string_too_long": lambda limit: f"must have at most {limit['max_length']} characters",
     "string_pattern_mismatch": lambda limit: f"must match the pattern {limit['pattern']}",
     "literal_error": lambda limit: f"must be {limit['expected']}",
+    "union_tag_invalid": lambda limit: f"must have one of the types {limit['expected_tags']}",
+    "union_tag_not_found": lambda _: "must be an object with a type",
     "value_error": lambda limit: str(limit["error"]),
 }
 

@@ -410,6 +410,7 @@ OTHERS = [
     ("README.md", "ra-hmd doctor"),
     ("README.md", "--encoder clip-vit-l-14-336"),
     ("docs/api.md", "images=@cat.png"),
+    ("docs/api.md", "/v1/moderations"),  # tests/serve/test_documented_requests.py
     ("docs/api.md", "/v1/bank/relabel"),
     ("docs/api.md", "/v1/jobs"),
     ("docs/clusters.md", "ra-hmd cluster --data"),

@@ -33,12 +33,23 @@ from ra_hmd.serve.limits import RequestLimits
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 PICTURE = drawn((32, 32))
 ROUTES = {
-    "/v1/classify", "/v1/explain", "/v1/bank", "/v1/bank/log", "/v1/bank/search", "/v1/bank/effect", "/v1/bank/add",
+    "/v1/classify", "/v1/explain", "/v1/moderations", "/v1/info",
+    "/v1/bank", "/v1/bank/log", "/v1/bank/search", "/v1/bank/effect", "/v1/bank/add",
     "/v1/bank/remove", "/v1/bank/relabel", "/v1/bank/rollback", "/health", "/ready", "/metrics",
     "/v1/jobs", "/v1/jobs/{job}", "/v1/jobs/{job}/result",
 }  # fmt: skip
 
-ANSWERED = {"/v1/classify", "/v1/bank", "/v1/bank/log", "/v1/bank/search", "/health", "/ready", "/metrics"}
+ANSWERED = {
+    "/v1/classify",
+    "/v1/moderations",
+    "/v1/info",
+    "/v1/bank",
+    "/v1/bank/log",
+    "/v1/bank/search",
+    "/health",
+    "/ready",
+    "/metrics",
+}
 CHANGED = {"/v1/bank/remove", "/v1/bank/relabel"}
 
 
@@ -69,10 +80,15 @@ def sensible(value: Any, ids: list[str], turn: int) -> Any:
         known = {name: sensible(one, ids, turn) for name, one in value.items()}
         if isinstance(known.get("image"), str):
             known |= {"image": encoded(PICTURE), "text": "a cake"}
+        if known.get("type") == "image_url":
+            known["image_url"] = {"url": f"data:image/png;base64,{encoded(PICTURE)}"}
+        if turn % 2 and isinstance(known.get("input"), list):
+            known["input"] = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded(PICTURE)}"}}]
+            known["input"].append({"type": "text", "text": "a cake"})
         if turn % 2 and isinstance(known.get("ids"), list):
             known["ids"] = ids[turn % 50 : turn % 50 + 2]
         if turn % 2 and isinstance(known.get("labels"), dict):
-            known["labels"] = {ids[-1 - turn % 50]: turn // 2 % 3}  # not those that are removed
+            known["labels"] = {ids[-1 - turn % 50]: turn // 2 % 2}  # not those that are removed
         if turn % 2 and "reason" in known:
             known["reason"] = "seen"
         return known

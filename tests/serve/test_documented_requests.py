@@ -1,0 +1,50 @@
+"""The requests of docs/api.md in the shape of OpenAI's moderation endpoint, its errors, and its file of options."""
+
+import contextlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from documented import blocks, expanded
+from servers import drawn, in_thread
+
+from ra_hmd.cli.app import app as cli
+from ra_hmd.cli.options_file import read_options
+from ra_hmd.inference.detector import Detector
+from ra_hmd.serve.app import create_app
+from ra_hmd.serve.batching import BatchingService
+
+PAGE = ("docs/api.md",)
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def test_openai_client_and_curl(served_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cat.png").write_bytes(drawn())
+    service = BatchingService(Detector.from_run(served_clip / "head", served_clip / "bank"))
+    (shell,) = (block for block in blocks("bash", PAGE) if "/v1/moderations" in block.text)
+    (python,) = blocks("python", PAGE)
+    (shown,) = blocks("json", PAGE)
+    with in_thread(create_app(service)) as client, contextlib.chdir(tmp_path):
+        here = str(client.base_url).rstrip("/")
+        assert ADDRESS in python.text
+        exec(python.text.replace(ADDRESS, here), {})
+        flagged, score = capsys.readouterr().out.split()
+        (command,) = expanded(shell.text.replace(ADDRESS, here), tmp_path)
+        done = subprocess.run([*command, "--silent", "--fail-with-body"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+        (result,) = json.loads(done.stdout)["results"]
+        assert (str(result["flagged"]), result["category_scores"]["hate"]) == (flagged, pytest.approx(float(score)))
+        refused = client.post("/v1/classify", json={"memes": [{"text": "a cake"}]})
+        assert refused.json() == json.loads(shown.text)
+
+
+def test_file_of_options(tmp_path: Path) -> None:
+    (block,) = blocks("yaml", PAGE)
+    (tmp_path / "serve.yaml").write_text(block.text)
+    command = typer.main.get_command(cli).commands["serve"]  # type: ignore[attr-defined]
+    read = read_options(tmp_path / "serve.yaml", command.params)
+    assert len(read) == len(yaml.safe_load(block.text))
+    assert (read["rate_limit"], read["allowed_hosts"]) == (600, ["memes.example.org"])
