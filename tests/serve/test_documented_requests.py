@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import typer
 import yaml
 from documented import blocks, expanded
+from engines import ROOT
 from servers import drawn, in_thread
 
 from ra_hmd.cli.app import app as cli
@@ -16,6 +18,7 @@ from ra_hmd.cli.options_file import read_options
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.batching import BatchingService
+from ra_hmd.serve.errors import CODES
 
 PAGE = ("docs/api.md",)
 ADDRESS = "http://127.0.0.1:8000"
@@ -39,6 +42,14 @@ def test_openai_client_and_curl(served_clip: Path, tmp_path: Path, capsys: pytes
         assert (str(result["flagged"]), result["category_scores"]["hate"]) == (flagged, pytest.approx(float(score)))
         refused = client.post("/v1/classify", json={"memes": [{"text": "a cake"}]})
         assert refused.json() == json.loads(shown.text)
+
+
+def test_every_code_of_an_error_is_in_the_page() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "ra_hmd" / "serve").glob("*.py"))
+    codes = {*re.findall(r'code="([a-z_]+)"', source), *CODES.values()}
+    page = (ROOT / PAGE[0]).read_text()
+    assert len(codes) > 20
+    assert not [code for code in codes if f"`{code}`" not in page]
 
 
 def test_file_of_options(tmp_path: Path) -> None:
