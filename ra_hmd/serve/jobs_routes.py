@@ -141,7 +141,7 @@ def _add_upload_route(router: APIRouter, context: AppContext, view: _View) -> No
 
 
 def _add_other_routes(router: APIRouter, view: _View) -> None:
-    found = error_responses(400, 401, 404)
+    found = error_responses(400, 401, 404, 422, 429)
 
     @router.get("", operation_id="jobs_list", response_model=JobList, responses=found)
     def jobs(request: Request) -> JobList:
