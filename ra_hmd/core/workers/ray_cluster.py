@@ -129,4 +129,5 @@ def describe_room(asked: Mapping[str, float]) -> str:
     free, nodes = ray.available_resources(), node_resources()
     has = [f"{name} {sum(node.get(name, 0) for node in nodes):g} ({free.get(name, 0):g} free)" for name in asked]
     wants = [f"{name} {amount:g}" for name, amount in asked.items() if amount]
-    return f"each asks for {' and '.join(wants)}; the cluster has {len(nodes)} nodes with {' and '.join(has)}"
+    count = "one node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    return f"each asks for {' and '.join(wants)}; the cluster has {count} with {' and '.join(has)}"

@@ -1,0 +1,60 @@
+"""Nodes of a Ray cluster on this machine, each started by `ray start` and killed as a lost machine is."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+OWN = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+
+
+class Nodes:
+    """A head without CPUs for workers, and what is added to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._started = folder, list[subprocess.Popen[bytes]]()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
+        self.head = self._start("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false")
+        self._wait(port)
+
+    def add(self, cpus: int = 1) -> psutil.Process:
+        """Start a node; it joins a little later."""
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+
+    @staticmethod
+    def kill(node: psutil.Process) -> None:
+        """SIGKILL everything of a node."""
+        for process in [*node.children(recursive=True), node]:
+            process.kill()
+
+    def stop(self) -> None:
+        for node in self._started:
+            if node.poll() is None:
+                self.kill(psutil.Process(node.pid))
+            node.wait()
+
+    def _start(self, *options: str) -> psutil.Process:
+        ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
+        common = [f"--object-store-memory={100 << 20}", "--disable-usage-stats"]
+        if "--head" in options:
+            common.append(f"--temp-dir={self._folder}")
+        log = (self._folder / f"node-{len(self._started)}.log").open("wb")
+        process = subprocess.Popen([*ray, *options, *common], stdout=log, stderr=log, env=os.environ | OWN)
+        self._started.append(process)
+        return psutil.Process(process.pid)
+
+    @staticmethod
+    def _wait(port: int) -> None:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            time.sleep(0.1)
+        raise TimeoutError("the head of the cluster did not start")
