@@ -17,6 +17,7 @@ class Nodes:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._started = folder, list[subprocess.Popen[bytes]]()
+        self.added: list[psutil.Process] = []
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -26,7 +27,17 @@ class Nodes:
 
     def add(self, cpus: int = 1) -> psutil.Process:
         """Start a node; it joins a little later."""
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+        self.added.append(self._start(f"--address={self.address}", f"--num-cpus={cpus}"))
+        return self.added[-1]
+
+    def wait_for(self, nodes: int) -> None:
+        """Wait until that many nodes, the head among them, belong to the cluster."""
+        import ray
+
+        ray.init(self.address, log_to_driver=False, logging_level="ERROR")
+        while sum(node["Alive"] for node in ray.nodes()) < nodes:
+            time.sleep(0.2)
+        ray.shutdown()
 
     @staticmethod
     def kill(node: psutil.Process) -> None:

@@ -270,6 +270,8 @@ class FeatureWriter:
         if self.missing():
             raise UserError(f"{self.folder}: shards {self.missing()} are missing; run the same command again.")
         self._write_manifest(complete=True, **self._made_views())
+        for leftover in self.folder.glob(".part-*.tmp"):  # of processes that were killed while they wrote
+            leftover.unlink(missing_ok=True)
 
     def _schema(self, shard: int) -> pa.Schema:
         with self.shard_path(shard).open("rb") as file:

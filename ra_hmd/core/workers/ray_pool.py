@@ -18,6 +18,7 @@ MOST_LOSSES = 5
 """Workers that may end while they do the same unit, before the run ends."""
 _MOST_FAILED_STARTS = 3  # of each worker, with none that is ready in between
 _FIRST_NOTE_S, _LOOK_S = 30.0, 2.0
+_NAMED = 5  # units in a note
 _AHEAD = 4  # units per worker that may be done before an earlier one, where results are wanted in order
 
 
@@ -203,10 +204,10 @@ class _Pool(Generic[U, R]):
         self._patience *= 2
         doing = [hired.doing for hired in self._hired]
         if "works" in doing:
-            units = ", ".join(str(hired.task.unit) for hired in self._hired if hired.task is not None)
-            note = f"No news for {quiet:.0f} s of {units}."
+            tasks = sorted((hired.task for hired in self._hired if hired.task), key=lambda task: task.number)
+            note = f"No news for {quiet:.0f} s of {', '.join(str(task.unit) for task in tasks[:_NAMED])}."
         elif "opens" in doing:
-            note = f"{doing.count('opens')} workers have been opening for {quiet:.0f} s."
+            note = f"{doing.count('opens')} workers have been loading what they work with for {quiet:.0f} s."
         else:
             note = (
                 f"No worker has started for {quiet:.0f} s: {describe_room(self._asked)}. Work begins when a node has "
