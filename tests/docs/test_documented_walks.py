@@ -53,6 +53,7 @@ NOT_RUN = {
     ("docs/deploy.md", "docker compose --profile milvus"): "needs a Docker engine",
     ("docs/explain.md", "venv ~/vllm"): "needs a GPU",
     ("docs/cluster.md", "NNODES=2"): "tests/llamafactory_ext/test_two_nodes.py",
+    ("docs/cluster.md", "ray start --head"): "tests/features/test_extract_on_ray.py",
     ("docs/cluster.md", "USE_RAY=1"): "tests/llamafactory_ext/test_ray_training.py",
     ("docs/cluster.md", "vllm serve"): "needs a GPU",
     ("docs/cluster.md", "--engine-url"): "tests/features/test_vllm_features.py, against a local server",
