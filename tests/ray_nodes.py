@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -42,8 +43,9 @@ class Nodes:
     @staticmethod
     def kill(node: psutil.Process) -> None:
         """SIGKILL everything of a node."""
-        for process in [*node.children(recursive=True), node]:
-            process.kill()
+        for process in [node, *node.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def stop(self) -> None:
         for node in self._started:
@@ -56,8 +58,10 @@ class Nodes:
         common = [f"--object-store-memory={100 << 20}", "--disable-usage-stats"]
         if "--head" in options:
             common.append(f"--temp-dir={self._folder}")
+        # On a busy machine a node may miss Ray's limit of 30 s for its start.
+        retried = ["bash", "-c", 'for _ in 1 2 3 4; do "$@" && break; done', "bash", *ray, *options, *common]
         log = (self._folder / f"node-{len(self._started)}.log").open("wb")
-        process = subprocess.Popen([*ray, *options, *common], stdout=log, stderr=log, env=os.environ | OWN)
+        process = subprocess.Popen(retried, stdout=log, stderr=log, env=os.environ | OWN)
         self._started.append(process)
         return psutil.Process(process.pid)
 
