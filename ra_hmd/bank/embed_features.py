@@ -13,6 +13,7 @@ from ra_hmd.core.artifacts import plain, sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import ViewDescription
 from ra_hmd.core.problem import Problem
+from ra_hmd.core.storage import as_path
 from ra_hmd.data.image_hashes import caption_digest
 from ra_hmd.data.text import well_formed
 from ra_hmd.features.compatibility import (
@@ -136,4 +137,4 @@ def embed_store(checkpoint: str | Path, store: str | Path, *, labelled: bool = T
     fingerprint = {key: plain(value) for key, value in made_by.items() if key not in DATA_KEYS}
     fingerprint[HEAD_KEY] = sha256_file(Path(checkpoint) / HEAD_WEIGHTS)
     embeddings = Embeddings.of(features, head)
-    return EmbeddedFeatures(Path(store), Path(checkpoint), features, embeddings, head.config.problem, fingerprint)
+    return EmbeddedFeatures(as_path(store), Path(checkpoint), features, embeddings, head.config.problem, fingerprint)

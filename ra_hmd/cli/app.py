@@ -21,6 +21,7 @@ from ra_hmd.cli.experiments import experiments_app
 from ra_hmd.cli.features import features_app, models_app
 from ra_hmd.cli.few_shot import few_shot_app
 from ra_hmd.cli.hash_lists import hash_lists_app
+from ra_hmd.cli.object_stores import check_urls
 from ra_hmd.cli.options import GROUP
 from ra_hmd.cli.predict import prediction_app
 from ra_hmd.cli.retention import retention_app
@@ -50,6 +51,7 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            check_urls([*getattr(ctx, "_protected_args", ()), *ctx.args])
             with _ended_by_sigterm():
                 return super().invoke(ctx)
         except UserError as error:

@@ -164,6 +164,7 @@ class SourceOptions(Settings):
     """Options of the commands that read memes of a file, a folder or a named data set."""
 
     TITLE: ClassVar[str] = "data"
+    URLS: ClassVar[frozenset[str]] = frozenset({"media_dir"})
 
     task: str | None = Field(None, description="Imported folder: task that gives the labels.")
     dataset_dir: Path = Field(Path("data"), description="Folder of dataset_info.json.")

@@ -52,6 +52,7 @@ class Settings(BaseModel):
 
     Attributes:
         TITLE: Name of the settings in error messages.
+        URLS: Names of the fields whose paths may be URLs of object stores (`ra_hmd.core.storage`).
 
     Raises:
         UserError: unknown and missing keys, values of another type or out of range, and fields that contradict each
@@ -59,6 +60,7 @@ class Settings(BaseModel):
     """
 
     TITLE: ClassVar[str] = "given"
+    URLS: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,6 +92,8 @@ class Settings(BaseModel):
         if isinstance(value, int | float | str) and bool in accepted and not isinstance(value, bool):
             raise ValueError(f"{value!r} is not true or false")
         if Path in accepted and is_url(value):
+            if info.field_name not in cls.URLS:
+                raise ValueError(f"{value} is in an object store, and a path of this machine is needed; copy it here")
             return as_path(value)
         return str(value) if Path in accepted and isinstance(value, int | float) else value
 

@@ -13,6 +13,7 @@ import importlib.util
 import io
 import os
 import posixpath
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,12 @@ class RemotePath(PosixPath):
         except FileNotFoundError:
             return
 
+    def files_below(self) -> list[str]:
+        """Names of all objects below the prefix, as paths from it, in order; 1,000 objects per request."""
+        with asked(self) as store:
+            names = store.find(self.key)
+        return sorted(posixpath.relpath(name, self.key) for name in names if not name.endswith("/"))
+
     def read_bytes(self, start: int | None = None, end: int | None = None) -> bytes:
         """The content, or the bytes from `start` to before `end`, in one request."""
         with asked(self) as store:
@@ -323,6 +330,14 @@ def _file_system(scheme: str, process: int) -> Any:
 
 def _no_object(path: RemotePath) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, "No such object", str(path))
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with its content, where there is one."""
+    if isinstance(folder, RemotePath):
+        folder.remove_below()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def over_places(function: Callable[[Any], T], places: Iterable[Any]) -> Iterator[T]:

@@ -13,6 +13,7 @@ from ra_hmd.core.heads import Head
 from ra_hmd.core.manifests import EvaluationManifest
 from ra_hmd.core.problem import Problem
 from ra_hmd.core.progress import track
+from ra_hmd.core.storage import as_path
 from ra_hmd.evaluation.bank_update import check_update, update_curves
 from ra_hmd.evaluation.metrics.analysis import analyse
 from ra_hmd.evaluation.metrics.estimates import estimates
@@ -121,7 +122,7 @@ def evaluate(
 
 
 def _path(place: str | Path | None) -> Path | None:
-    return None if place is None else Path(place)
+    return None if place is None else as_path(place)
 
 
 def run_evaluation(request: EvaluationRequest, device: str | torch.device) -> EvaluationSummary:
@@ -267,9 +268,9 @@ def _add_before(result: Evaluation, stores: Mapping[Path, Features], head: MemeH
     """Embed the bank with the head that Stage 2 started from; an example bank has no hidden states for that."""
     request = result.request
     place = request.before if request.before is not None else result.checkpoint / INITIAL_HEAD
-    if (request.before is None and not has_head(place)) or Path(request.bank) not in stores:
+    if (request.before is None and not has_head(place)) or as_path(request.bank) not in stores:
         return
-    bank = stores[Path(request.bank)]
+    bank = stores[as_path(request.bank)]
     earlier = load_head(place).to(next(head.parameters()).device)
     check_head_fits(earlier.config, place, bank, request.bank)
     result.before, result.before_place = Embeddings.of(bank, earlier).embedding, place

@@ -12,6 +12,7 @@ from ra_hmd.core.manifests import (
     read_folder_manifest,
     read_manifest,
 )
+from ra_hmd.core.storage import as_path
 from ra_hmd.data.resolve import describe_source
 from ra_hmd.features.store import STORE_MANIFEST, Features
 from ra_hmd.models.head import HeadConfig, read_head_config
@@ -43,7 +44,7 @@ def describe_store(place: str | Path, origin: FeatureOrigin) -> dict[str, Any]:
     A store that does not is named after its parent folder.
     """
     return {
-        "dataset": origin.dataset or str(Path(place).parent),
+        "dataset": origin.dataset or str(as_path(place).parent),
         "task": origin.task,
         "split": origin.dataset_split or Path(place).absolute().name,
         "place": str(place),
@@ -65,7 +66,7 @@ def describe_queries(places: Mapping[str, Path], stores: Mapping[Path, Features]
 
 def describe_bank(place: str | Path, stores: Mapping[Path, Features]) -> dict[str, Any]:
     """Describe the labelled examples: a feature store by `describe_store`, an example bank by its place."""
-    features = stores.get(Path(place))
+    features = stores.get(as_path(place))
     if features is None:
         return {"dataset": str(place), "task": None, "split": "bank", "place": str(place), "stated": False}
     return describe_store(place, features.manifest)
@@ -92,7 +93,7 @@ def _trained_on(manifest: HeadRunManifest) -> str | None:
     """Data set of the training rows, as the run or the store records it, or else the parent folder of the store."""
     train = manifest.train_store
     if train.path is not None:
-        path = Path(train.path) / STORE_MANIFEST
+        path = as_path(train.path) / STORE_MANIFEST
         origin = train if train.dataset or not path.is_file() else read_manifest(path, StoreManifest)
         return describe_store(train.path, origin)["dataset"]
     given = manifest.argument("data", "dataset") if isinstance(manifest, Stage1Manifest) else None

@@ -11,6 +11,7 @@ from pydantic import Field
 from ra_hmd.bank.backends.base import is_bank
 from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.storage import as_path
 from ra_hmd.retrieval.embeddings import EMBEDDING
 from ra_hmd.retrieval.kernel_ridge.settings import KernelSettings
 from ra_hmd.retrieval.voting import Voting
@@ -25,6 +26,7 @@ class OperatingPointSettings(Settings):
     """Source of the thresholds and the calibration."""
 
     TITLE: ClassVar[str] = "operating point"
+    URLS: ClassVar[frozenset[str]] = frozenset({"dev"})
 
     dev: Path | None = Field(
         default=None,
@@ -95,7 +97,7 @@ class EvaluationRequest:
 
     def example_stores(self) -> list[Path]:
         """Feature stores whose rows are labelled examples: the bank, unless it is an example bank, and the update."""
-        bank = [] if is_bank(self.bank) else [Path(self.bank)]
+        bank = [] if is_bank(self.bank) else [as_path(self.bank)]
         return [*bank, *([self.update] if self.update is not None else [])]
 
     def stores(self) -> list[Path]:
@@ -144,7 +146,7 @@ def name_queries(queries: str | Path | Sequence[str | Path]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     if not queries:
         raise UserError("No query set is given; name at least one feature store.")
-    for folder in map(Path, [queries] if isinstance(queries, str | Path) else queries):
+    for folder in map(as_path, [queries] if isinstance(queries, str | Path) else queries):
         name = folder.absolute().name
         if name in named:
             raise UserError(f"Query sets {named[name]} and {folder} are both called {name!r}; rename one folder.")

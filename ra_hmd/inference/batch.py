@@ -21,6 +21,7 @@ from ra_hmd.core.artifacts import atomic_path, plain, sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import BANK_HEADS
 from ra_hmd.core.manifests import PredictionsManifest, read_manifest, write_manifest
+from ra_hmd.core.storage import as_path, is_url
 from ra_hmd.core.workers import WorkerSettings, run_units
 from ra_hmd.data.meme_dataset import json_line
 from ra_hmd.data.readers.tree import absolute
@@ -84,8 +85,13 @@ def predict_files(
     Raises:
         UserError: an input without any meme, a format that cannot hold the verdicts, unfinished work of another run.
     """
-    source, output, state = Path(source), Path(output), PartialState()
+    source, output, state = as_path(source), as_path(output), PartialState()
     style = _check_output(detector, source, output, style, explainer)
+    if state.num_processes > 1 and is_url(output):
+        raise UserError(
+            f"--output {output}: under torchrun the ranks share a folder with locks, which object stores do not have; "
+            "use --engine ray, or a path of this machine."
+        )
     size = chunk_size or _chunk_size(detector, explainer)
     parts = absolute(output).with_name(f"{output.name}.parts")
     shared = None if engine is None or engine.engine == "local" else parts / _EMBEDDED

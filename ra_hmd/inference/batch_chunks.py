@@ -15,6 +15,7 @@ from typing import Any
 
 from ra_hmd.core.artifacts import atomic_path, read_json, sha256_bytes, write_json
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.storage import RemotePath, remove_tree
 from ra_hmd.data.meme_dataset import json_line
 from ra_hmd.data.rows import jsonl_rows
 
@@ -68,7 +69,7 @@ class ChunkFolder:
         """Remove the folder of this run, after its output is complete; a run may have been stopped while doing that."""
         mark = self.folder / _FINGERPRINT
         if not mark.is_file() or read_json(mark) == self.settings:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_tree(self.folder)
 
     def is_finished(self, number: int) -> bool:
         """Whether a chunk is there, made from the images as they are now."""
@@ -80,7 +81,9 @@ class ChunkFolder:
 
     def missing(self) -> list[int]:
         """Numbers of the chunks that are not finished."""
-        return [number for number in range(len(self.images)) if not self.is_finished(number)]
+        there = {path.name for path in self.folder.glob("chunk-*.jsonl")}  # one listing, not a request per chunk
+        numbers = range(len(self.images))
+        return [one for one in numbers if self._path(one).name not in there or not self.is_finished(one)]
 
     def write(self, number: int, seconds: float, lines: list[dict[str, Any]]) -> None:
         """Write a finished chunk."""
@@ -100,6 +103,10 @@ class ChunkFolder:
     @contextmanager
     def merging(self) -> Iterator[bool]:
         """Lock the folder for merging, and remove it at the end; yields False where another rank has merged already."""
+        if isinstance(self.folder, RemotePath):  # written by one process, see `predict_files`
+            yield True
+            self.folder.remove_below()
+            return
         try:
             lock = (self.folder / ".lock").open("w")
         except FileNotFoundError:

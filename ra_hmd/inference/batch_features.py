@@ -15,6 +15,7 @@ from ra_hmd.core.heads import BANK_HEADS, Head
 from ra_hmd.core.manifests import PredictionsManifest, write_manifest
 from ra_hmd.core.problem import Problem
 from ra_hmd.core.progress import track
+from ra_hmd.core.storage import as_path
 from ra_hmd.features.compatibility import store_fingerprint
 from ra_hmd.features.store import read_features
 from ra_hmd.inference.options import FileFormat
@@ -66,7 +67,7 @@ def predict_features(
     Raises:
         UserError: head, bank and store that do not belong together; a format that cannot hold the verdicts.
     """
-    output = Path(output)
+    output = as_path(output)
     _check_arguments(output, head, style, bank)
     balanced = voting is not None and voting.prior_correction
     kernel = kernel_settings(views, balanced=balanced) if head == "krr" else None  # the rows have no other head

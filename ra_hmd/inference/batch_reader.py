@@ -10,6 +10,7 @@ from typing import Any
 
 from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.storage import RemotePath, as_path, is_url, over_places
 from ra_hmd.data.image_files import locate_image
 from ra_hmd.data.images import describe_fault, file_digest, open_image
 from ra_hmd.data.meme import Meme
@@ -84,7 +85,7 @@ class BatchInput:
                 if problem and len(problems) < _PROBLEMS_SHOWN:
                     problems.append(f"{row.place}: {problem}")
             files = (row.meme.image for row in chunk if row.meme is not None)
-            digests = (file_digest(image) for image in files if isinstance(image, Path))
+            digests = over_places(file_digest, (image for image in files if isinstance(image, Path)))
             images.append(sha256_bytes(*map(str.encode, digests)))
         if usable:
             return Survey(rows, names.hexdigest(), images)
@@ -126,7 +127,7 @@ def read_batch(
     Raises:
         UserError: a missing source, or a file that cannot be read to its end.
     """
-    source, seen = Path(source), set()
+    source, seen = as_path(source), set()
     rows = _image_files(source, output) if source.is_dir() else _memes(source, media_dir, prompt, unpack_to)
     for row in rows:
         if row.meme is not None:
@@ -140,9 +141,13 @@ def read_batch(
 
 def _paths(folder: Path, output: str | Path | None) -> list[str]:
     """Paths of files below `folder`, in order; and of folders that are links, or cannot be listed."""
+    if isinstance(folder, RemotePath):
+        return [
+            name for name in folder.files_below() if output is None or not _is_output(str(folder / name), str(output))
+        ]
     found: list[str] = []
     closed: list[str] = []
-    own = None if output is None else os.path.abspath(output)  # noqa: PTH100 - of odd names too, and fast
+    own = None if output is None or is_url(output) else os.path.abspath(output)  # noqa: PTH100 - of odd names too, and fast
     for place, folders, names in os.walk(folder, onerror=lambda error: closed.append(error.filename)):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]  # noqa: PTH114, PTH118
         inside = os.path.abspath(place)  # noqa: PTH100
@@ -181,7 +186,7 @@ def _memes(
 ) -> Iterator[BatchRow]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a .jsonl, .csv or .parquet file, or a folder of images.")
-    folders = [Path(media_dir)] if media_dir is not None else [Path(), path.parent]
+    folders = [as_path(media_dir)] if media_dir is not None else [Path(), path.parent]
     for row in jsonl_rows(path, salvage=True) if path.suffix.lower() == ".jsonl" else rows_of(path):
         try:
             if row.problem:

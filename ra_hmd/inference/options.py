@@ -290,6 +290,7 @@ class InputOptions(Settings):
     """Options of `predict` and `explain`: the memes, and where verdicts are written."""
 
     TITLE: ClassVar[str] = "input"
+    URLS: ClassVar[frozenset[str]] = frozenset({"images", "source", "queries", "output", "media_dir"})
 
     images: Annotated[list[Path], Flag("")] = Field(
         default_factory=list, description="Images to classify; their verdicts are printed."

@@ -12,6 +12,7 @@ from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import BANK_HEADS, Head
 from ra_hmd.core.manifests import BankReference, ViewDescription
+from ra_hmd.core.storage import as_path
 from ra_hmd.features.compatibility import check_same_origin, check_same_views, store_fingerprint, views_of
 from ra_hmd.features.store import Features
 from ra_hmd.features.test_lock import store_digest
@@ -69,7 +70,7 @@ def open_reference_set(
         UserError: an example bank of another head, LMM, adapter, prompt or problem.
     """
     if not is_bank(place):
-        features = stores[Path(place)]
+        features = stores[as_path(place)]
         state, stated = {"place": str(place), "sha256": store_digest(features)}, views_of(features)
         check_same_views({str(place): stated, **{str(p): views_of(f) for p, f in stores.items()}})
         return ReferenceSet(Embeddings.of(features, head), state, views=stated)

@@ -15,6 +15,7 @@ from ra_hmd.bank.backends.base import is_bank
 from ra_hmd.bank.bank import Bank
 from ra_hmd.core.config import choose
 from ra_hmd.core.heads import Head
+from ra_hmd.core.storage import as_path
 from ra_hmd.features.compatibility import (
     check_head_fits,
     check_same_origin,
@@ -93,7 +94,7 @@ class Scorer:
         origins = {str(checkpoint): head_fingerprint(checkpoint)}
         reference_set, stores = None, {}
         if bank is not None and not is_bank(bank):
-            features = stores[Path(bank)] = read_features(bank)
+            features = stores[as_path(bank)] = read_features(bank)
             check_store(features, bank, model.config.problem)
             check_head_fits(model.config, checkpoint, features, bank)
             check_same_origin({**origins, str(bank): store_fingerprint(features)})

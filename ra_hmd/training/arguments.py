@@ -41,6 +41,7 @@ class HeadArguments(Settings):
         UserError: values that do not fit or contradict each other, all listed together.
     """
 
+    URLS: ClassVar[frozenset[str]] = frozenset({"train", "dev"})
     KIND: ClassVar[str]
     FRESH: ClassVar[Mapping[str, Any]]
 
