@@ -1,5 +1,6 @@
 """An object store for tests: moto's S3 server over a real socket, in a thread of this process."""
 
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ def s3_server() -> Iterator[Any]:
     import boto3  # conftest.py imports this file for every test
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:

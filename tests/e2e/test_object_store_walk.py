@@ -2,16 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from meme_files import jsonl, picture
 from object_stores import CREDENTIALS, upload_folder
+from typer.testing import CliRunner
 
+from ra_hmd.cli.app import app
 from ra_hmd.core.storage import RemotePath, as_path
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.features.store import read_features
@@ -20,33 +20,31 @@ from ra_hmd.models.tiny_clip import make_tiny_encoder
 ROWS = 24
 
 
-def run(*words: str | Path, cwd: Path) -> str:
-    """Run `ra-hmd` in a process of its own."""
-    command = [sys.executable, "-m", "ra_hmd", *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(*words: str | Path, code: int = 0) -> str:
+    """Run `ra-hmd`, and return what it prints."""
+    done = CliRunner().invoke(app, [*map(str, words)])
+    assert done.exit_code == code, done.output
+    return done.output
 
 
 @pytest.fixture(scope="module")
-def walked(tmp_path_factory: pytest.TempPathFactory, memes: Path, bucket: RemotePath) -> Iterator[dict[str, Any]]:
+def walked(tmp_path_factory: pytest.TempPathFactory, bucket: RemotePath) -> dict[str, Any]:
     """Results of both walks by the place of their data: `local` and `remote`."""
     work = tmp_path_factory.mktemp("walk")
     encoder = make_tiny_encoder("clip", work / "encoder")
     local = work / "data"
     for split in ("train", "dev_seen"):
-        rows = read_memes(memes / f"{split}.jsonl")[:ROWS]
-        lines = []
-        for row in rows:
-            (local / "img").mkdir(parents=True, exist_ok=True)
-            (local / "img" / row.path.name).write_bytes(row.path.read_bytes())
-            lines.append({"id": row.id, "image": f"img/{row.path.name}", "text": row.text, "label": row.label})
-        (local / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        rows = []
+        for number in range(ROWS):
+            name = f"img/{split}{number}.png"
+            picture(local / name)
+            rows.append({"id": f"{split}{number}", "image": name, "text": f"words {number}", "label": number % 2})
+        jsonl(local / f"{split}.jsonl", rows)
     upload_folder(local, bucket / "data")
     results: dict[str, Any] = {"work": work, "bucket": bucket, "encoder": encoder}
     for name, data, stores in (("local", local, work / "stores"), ("remote", bucket / "data", bucket / "stores")):
         results[name] = walk(work / name, encoder, data, stores)
-    yield results
+    return results
 
 
 def walk(folder: Path, encoder: Path, data: Path, stores: Path) -> dict[str, Any]:
@@ -55,23 +53,36 @@ def walk(folder: Path, encoder: Path, data: Path, stores: Path) -> dict[str, Any
         run(
             *("encode", "--encoder", encoder, "--data", data, "--split", split, "--output", stores / split),
             *("--shard-size", 10, "--workers", 2),
-            cwd=folder,
         )
     (folder / "head.yaml").write_text("epochs: 2\nbatch_size: 8\nproj_dim: 16\nseed: 0\n")
+    head, bank = folder / "head", folder / "bank"
     run(
-        *("train-head", "head.yaml", f"train={stores / 'train'}", f"dev={stores / 'dev_seen'}", "output_dir=head"),
-        cwd=folder,
+        *(
+            "train-head",
+            folder / "head.yaml",
+            f"train={stores / 'train'}",
+            f"dev={stores / 'dev_seen'}",
+            f"output_dir={head}",
+        ),
     )
     run(
-        *("evaluate", "--checkpoint", "head", "--bank", stores / "train", "--queries", stores / "dev_seen"),
-        *("--output", "report", "--bootstrap-samples", 100),
-        cwd=folder,
+        *("evaluate", "--checkpoint", head, "--bank", stores / "train", "--queries", stores / "dev_seen"),
+        *("--output", folder / "report", "--bootstrap-samples", 100),
     )
-    run("bank", "create", "bank", "--checkpoint", "head", "--features", stores / "train", cwd=folder)
+    run("bank", "create", bank, "--checkpoint", head, "--features", stores / "train")
     output = (stores.parent if isinstance(stores, RemotePath) else folder) / "verdicts.jsonl"
     run(
-        *("predict", "--checkpoint", "head", "--bank", "bank", "--input", data / "dev_seen.jsonl", "--output", output),
-        cwd=folder,
+        *(
+            "predict",
+            "--checkpoint",
+            head,
+            "--bank",
+            bank,
+            "--input",
+            data / "dev_seen.jsonl",
+            "--output",
+            output,
+        ),
     )
     return {"folder": folder, "data": data, "stores": stores, "output": output}
 
@@ -120,13 +131,13 @@ def test_a_replaced_picture_is_encoded_again_and_nothing_else(walked: dict[str, 
         replacement = walked["work"] / "replacement"
         replacement.write_bytes(other.path.read_bytes())
         first.path.upload(replacement)  # type: ignore[attr-defined]
-        run(*run_again, cwd=walked["work"])
+        run(*run_again)
         after = {path.name: path.version() for path in store.glob("part-*.parquet")}
         assert {name for name in before if before[name] != after[name]} == {"part-00000.parquet"}
     finally:
         replacement.write_bytes(old)
         first.path.upload(replacement)  # type: ignore[attr-defined]
-    run(*run_again, cwd=walked["work"])
+    run(*run_again)
     np.testing.assert_array_equal(
         read_features(store).hidden, read_features(walked["local"]["stores"] / "dev_seen").hidden
     )
@@ -135,12 +146,9 @@ def test_a_replaced_picture_is_encoded_again_and_nothing_else(walked: dict[str, 
 def test_a_missing_picture_is_named_before_a_model_is_opened(walked: dict[str, Any], tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"id": "1", "image": f"{walked['bucket']}/none.png", "text": "a", "label": 0}) + "\n")
-    command = [sys.executable, "-m", "ra_hmd", "encode", "--encoder", str(walked["encoder"]), "--data", str(data)]
-    done = subprocess.run(
-        [*command, "--output", str(walked["bucket"] / "none")], capture_output=True, text=True, check=False
+    output = run(
+        *("encode", "--encoder", walked["encoder"], "--data", data, "--output", walked["bucket"] / "none"), code=2
     )
-    assert done.returncode == 2
-    assert f"{walked['bucket']}/none.png is missing" in done.stderr
+    assert f"{walked['bucket']}/none.png is missing" in output
     assert not (walked["bucket"] / "none").exists()
-    assert "Traceback" not in done.stderr
-    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in done.stderr
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in output
