@@ -7,16 +7,20 @@ from ra_hmd.core.storage import as_path, is_url
 
 _BATCH = frozenset({"--input", "--output", "--media-dir", ""})
 _EXTRACTED = frozenset({"--data", "--media-dir", "--output"})
-_FEATURES = frozenset({"--features"})
+_BANK = frozenset({""})
 ACCEPTED = {
     "extract": _EXTRACTED,
     "encode": _EXTRACTED,
     "features info": frozenset({""}),
     "predict": _BATCH | {"--queries", "--bank"},
-    "explain": _BATCH,
+    "serve": frozenset({"--bank"}),
+    "console": frozenset({"--bank"}),
+    "explain": _BATCH | {"--bank"},
     "evaluate": frozenset({"--bank", "--queries", "--dev", "--update"}),
-    "bank create": _FEATURES,
-    "bank add": _FEATURES,
+    "bank create": _BANK | {"--features"},
+    "bank add": _BANK | {"--features"},
+    **dict.fromkeys(("bank remove", "bank relabel", "bank rollback", "bank info", "bank log"), _BANK),
+    **dict.fromkeys(("bank search", "bank effect"), _BANK | {"--queries"}),
 }
 """Command to its options; "" is an argument without a name. `key=URL` is checked with the settings of a YAML file."""
 

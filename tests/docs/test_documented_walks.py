@@ -52,6 +52,7 @@ NOT_RUN = {
     ("docs/deploy.md", "docker build"): "tests/packaging; needs a Docker engine",
     ("docs/deploy.md", "docker compose --profile milvus"): "needs a Docker engine",
     ("docs/explain.md", "venv ~/vllm"): "needs a GPU",
+    ("docs/cluster.md", "AWS_ACCESS_KEY_ID"): "tests/e2e/test_object_store_walk.py, against a local server",
     ("docs/cluster.md", "NNODES=2"): "tests/llamafactory_ext/test_two_nodes.py",
     ("docs/cluster.md", "ray start --head"): "tests/features/test_extract_on_ray.py",
     ("docs/cluster.md", "USE_RAY=1"): "tests/llamafactory_ext/test_ray_training.py",

@@ -18,6 +18,7 @@ from ra_hmd.features.store import read_features
 from ra_hmd.models.tiny_clip import make_tiny_encoder
 
 ROWS = 24
+pytestmark = pytest.mark.slow
 
 
 def run(*words: str | Path, code: int = 0) -> str:
@@ -55,7 +56,7 @@ def walk(folder: Path, encoder: Path, data: Path, stores: Path) -> dict[str, Any
             *("--shard-size", 10, "--workers", 2),
         )
     (folder / "head.yaml").write_text("epochs: 2\nbatch_size: 8\nproj_dim: 16\nseed: 0\n")
-    head, bank = folder / "head", folder / "bank"
+    head, bank = folder / "head", stores.parent / f"bank-{folder.name}"
     run(
         *(
             "train-head",
@@ -87,6 +88,12 @@ def walk(folder: Path, encoder: Path, data: Path, stores: Path) -> dict[str, Any
     return {"folder": folder, "data": data, "stores": stores, "output": output}
 
 
+def without_origin(verdict: dict[str, Any]) -> dict[str, Any]:
+    """A verdict without place and time of its neighbours, which differ between the walks."""
+    neighbours = [{**one, "source": "", "time": ""} for one in verdict["neighbours"]]
+    return {**verdict, "neighbours": neighbours}
+
+
 def test_stores_are_the_same_wherever_they_are(walked: dict[str, Any]) -> None:
     for split in ("train", "dev_seen"):
         ours, theirs = (read_features(walked[name]["stores"] / split) for name in ("local", "remote"))
@@ -100,7 +107,9 @@ def test_what_is_trained_measured_and_predicted_is_the_same(walked: dict[str, An
     local, remote = walked["local"], walked["remote"]
     metrics = [json.loads((one["folder"] / "report" / "metrics.json").read_text()) for one in (local, remote)]
     assert metrics[0] == metrics[1]
-    assert remote["output"].read_text() == local["output"].read_text()
+    verdicts = [[without_origin(json.loads(line)) for line in one["output"].read_text().splitlines()]
+                for one in (local, remote)]  # fmt: skip
+    assert verdicts[0] == verdicts[1]
     manifest = json.loads((walked["bucket"] / "verdicts.jsonl.manifest.json").read_text())
     assert manifest["judged"] == ROWS
     assert not (walked["bucket"] / "verdicts.jsonl.parts").exists()
