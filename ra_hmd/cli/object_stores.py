@@ -13,8 +13,6 @@ ACCEPTED = {
     "encode": _EXTRACTED,
     "features info": frozenset({""}),
     "predict": _BATCH | {"--queries", "--bank"},
-    "serve": frozenset({"--bank"}),
-    "console": frozenset({"--bank"}),
     "explain": _BATCH | {"--bank"},
     "evaluate": frozenset({"--bank", "--queries", "--dev", "--update"}),
     "bank create": _BANK | {"--features"},
