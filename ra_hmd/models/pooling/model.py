@@ -60,7 +60,7 @@ class PooledRun:
             raise UserError(f"The head in {run.head} does not fit {run.base_model} (hidden size {width}).")
         encoder, _ = load_encoder(run.base_model, run.settings, **run.loading)
         self.maker = PromptMaker(encoder, self.config.image_token_id, by_messages=bool(settings.urls))
-        self._check = StateCheck(width, final_norm(run.base_model, _revision(run), self.config))
+        self.check = StateCheck(width, final_norm(run.base_model, _revision(run), self.config))
         self._servers = self._greeted() if settings.urls else None
         self.version = vllm_version("--backend") if self._servers is None else self._servers.version
         if version not in (None, self.version):
@@ -83,7 +83,7 @@ class PooledRun:
         states: StateSource | None = self._servers
         if states is None:
             choose_engine("vllm", "--backend")
-            states = EngineStates(self.run, self.maker, self._check, self.settings.engine_gpus, self.dtype)
+            states = EngineStates(self.run, self.maker, self.check, self.settings.engine_gpus, self.dtype)
         return PooledModel(self.run, self.config, self.maker, states, device)
 
     def _greeted(self) -> ServerStates:
@@ -93,7 +93,7 @@ class PooledRun:
             probe = self.maker("a drawn picture", _PROBE)
         except UserError as error:
             raise UserError(f"{self.run.folder} cannot be asked through --engine-url: {error}.") from error
-        return ServerStates(self.run, self.settings, self._check, probe)
+        return ServerStates(self.run, self.settings, self.check, probe)
 
 
 def check_servable(run: Run) -> None:
