@@ -53,9 +53,10 @@ class _InstallingLoader:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: "ModuleType") -> None:
-        from llamafactory_ext.launchers import refuse_diversion
+        from llamafactory_ext.launchers import prepare_restarts, refuse_diversion
 
         refuse_diversion(sys.argv[1:], launched=module.__name__ in LAUNCHERS)
+        prepare_restarts(sys.argv[1:])
         self._loader.exec_module(module)
         if module.__name__ == HOST_MODULE:
             from llamafactory_ext.install import install

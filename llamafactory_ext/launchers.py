@@ -48,6 +48,16 @@ def refuse_diversion(words: Sequence[str], *, launched: bool = True) -> None:
         raise SystemExit("ra-hmd: " + " ".join(problems))
 
 
+def prepare_restarts(words: Sequence[str]) -> None:
+    """Have every restart by torchrun meet at a store of its own, where `words` ask for our stage under `RDZV_ID`.
+
+    torchrun (torch 2.14) keeps one store over all restarts, where ranks find what those before them left, and may wait
+    for each other for ever.
+    """
+    if os.environ.get("RDZV_ID") and asked_stage(words) == STAGE:
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+
+
 def asked_stage(words: Sequence[str]) -> str | None:
     """The stage that a command line of LLaMA-Factory asks for: in its YAML or JSON file, or in an option."""
     stage = None

@@ -1,5 +1,6 @@
 """Variables that send LLaMA-Factory where our stage does not exist are told before anything runs."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from engines import BIN, run
 
-from llamafactory_ext.launchers import asked_stage, diverted
+from llamafactory_ext.launchers import asked_stage, diverted, prepare_restarts
 
 pytestmark = pytest.mark.slow
 
@@ -84,3 +85,14 @@ tuner._training_function({"args": {"stage": "sft-classifier"}, "callbacks": []})
     assert done.returncode == 1
     assert "UserError" in done.stdout
     assert "USE_MEGATRON_BRIDGE=1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("rendezvous", "stage", "own"), [("a", "sft-classifier", "1"), ("a", "sft", None), ("", "sft-classifier", None)]
+)
+def test_each_restart_of_our_stage_has_a_store_of_its_own(
+    rendezvous: str, stage: str, own: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {"RDZV_ID": rendezvous})
+    prepare_restarts(["train", f"stage={stage}"])
+    assert os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == own
