@@ -21,12 +21,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gpu_benches import CHECKS, SIZES, Bench, Unfit
+import gpu_benches
+from gpu_benches import SIZES, Bench, Unfit
+from gpu_engines import ENGINES
 
+CHECKS = gpu_benches.CHECKS | ENGINES
 TOTAL = 600
 """Seconds that all checks together may take."""
 NO_GPU = 3
-PACKAGES = ("torch", "transformers", "llamafactory", "liger-kernel", "bitsandbytes", "deepspeed", "flash-attn")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "llamafactory",
+    "liger-kernel",
+    "bitsandbytes",
+    "deepspeed",
+    "flash-attn",
+    "ray",
+    "vllm",
+)
 
 
 def run_check(name: str, device: str, folder: Path) -> dict[str, Any]:

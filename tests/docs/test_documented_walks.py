@@ -48,7 +48,7 @@ NOT_RUN = {
     ("README.md", "make demo"): "tests/e2e/test_demo.py, and this test run itself",
     ("docs/development.md", "make test"): "this test run itself",
     ("CONTRIBUTING.md", "make test"): "this test run itself",
-    ("docs/development.md", "gpu_check.sh"): "tests/packaging/test_gpu_check.py",
+    ("docs/performance.md", "gpu_check.sh"): "tests/packaging/test_gpu_check.py",
     ("docs/deploy.md", "docker build"): "tests/packaging; needs a Docker engine",
     ("docs/deploy.md", "docker compose --profile milvus"): "needs a Docker engine",
     ("docs/explain.md", "venv ~/vllm"): "needs a GPU",

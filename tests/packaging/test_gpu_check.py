@@ -34,7 +34,8 @@ def test_without_a_gpu_it_says_what_it_would_run(script: ModuleType, tmp_path: P
 
 
 def test_what_needs_no_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
-    names = ["flash_attention_2", "liger", "bf16", "nf4", "faiss_gpu", "stage2", "extraction", "stage1"]
+    names = ["flash_attention_2", "liger", "bf16", "nf4", "faiss_gpu", "stage2", "extraction", "stage1", "vllm_pooling"]
+    names += ["ray_actor", "two_processes"]
     command = [str(BIN / "python"), str(SCRIPTS / "gpu_check.py"), "--device", "cpu", "--output", "out", "--only"]
     done = run([*command, *names], tmp_path)
     assert done.returncode == 0, done.stdout
@@ -43,8 +44,11 @@ def test_what_needs_no_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
     assert found["machine"]["device"] == "cpu"
     assert list(checks) == names
     unfit = {name for name, check in checks.items() if check["status"] == "not run"}
-    assert unfit == {"flash_attention_2", "liger", "faiss_gpu"}
-    assert all(checks[name]["reason"] == "needs a GPU" for name in unfit)
+    assert unfit == {"flash_attention_2", "liger", "faiss_gpu", "vllm_pooling"}
+    assert all(checks[name]["reason"] == "needs a GPU" for name in unfit - {"vllm_pooling"})
+    assert "vLLM is not installed" in checks["vllm_pooling"]["reason"]
+    assert checks["ray_actor"]["values"]["difference"] < 1e-5
+    assert checks["two_processes"]["values"]["difference"] < 1e-5
     assert all(checks[name]["status"] == "passed" for name in names if name not in unfit)
     bf16, nf4 = checks["bf16"]["values"], checks["nf4"]["values"]
     assert bf16["loss"] == pytest.approx(bf16["plain_loss"], rel=0.02)
