@@ -1,6 +1,7 @@
 """The example bank: labelled memes that vote, versioned, behind one interface for all storage backends.
 
     bank = Bank.open("banks/memes")                    # a folder (FAISS)
+    bank = Bank.open("s3://bucket/banks/memes")        # the same on an object store
     bank = Bank.open("banks/memes.db")                 # a file (Milvus Lite)
     bank = Bank.open("http://localhost:19530#memes")   # a collection in a Milvus cluster
 
@@ -55,7 +56,7 @@ class Bank(BankReader):
         """Open a bank at its newest version.
 
         Args:
-            location: A folder, a file `….db`, or `http://host:port#name`.
+            location: A folder, `s3://bucket/path`, a file `….db`, or `http://host:port#name`.
             wait: Seconds to wait for other writers (Milvus Lite: for any other process).
             options: Options of the backend; `milvus`: `lock`, `token`.
 

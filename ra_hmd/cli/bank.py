@@ -20,7 +20,9 @@ bank_app = typer.Typer(
     help="The example bank: labelled memes that vote, with a history.",
     **GROUP,
 )
-Place = Annotated[str, typer.Argument(help="Folder, file ….db (Milvus Lite), or http://host:port#name (Milvus).")]
+Place = Annotated[
+    str, typer.Argument(help="Folder, s3://bucket/path, file ….db (Milvus Lite), or http://host:port#name (Milvus).")
+]
 Checkpoint = Annotated[Path, typer.Option(help="Stage 1 run or Stage 2 folder with the head that embeds.")]
 Store = Annotated[Path, typer.Option("--features", help="Feature store of the memes.")]
 Queries = Annotated[Path, typer.Option(help="Feature store of the memes to classify.")]

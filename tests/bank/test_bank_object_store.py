@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_banks import SAID, make_rows
+from typer.testing import CliRunner
 
 from ra_hmd.bank.bank import Bank
+from ra_hmd.cli.app import app
 from ra_hmd.core.artifacts import atomic_path
 from ra_hmd.core.errors import UserError
 from ra_hmd.retrieval.embeddings import Embeddings
@@ -53,6 +55,16 @@ def test_a_bank_on_an_object_store_is_that_of_a_folder(bucket, tmp_path):
     assert there.newest() == there.version + 1
     assert there.refresh() == again.version
     assert "m50" in there.ids
+
+
+def test_commands_take_the_address_of_a_bank(bucket):
+    filled(bucket / "b" / "bank").close()
+    place = f"{bucket}/b/bank"
+    done = CliRunner().invoke(app, ["bank", "remove", place, "m7", "--author", "cli", "--reason", "cut off"])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, ["bank", "log", place, "--json"])
+    entries = json.loads(done.output)
+    assert [entry["author"] for entry in entries][-2:] == ["other", "cli"]
 
 
 def test_the_index_of_a_bank_on_an_object_store_is_kept_on_this_machine(bucket, tmp_path):
