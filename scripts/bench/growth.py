@@ -31,7 +31,7 @@ import numpy as np
 
 HIDDEN, WIDTH, CENTRES = 256, 256, 200
 BANK_QUERIES, VERSIONS, SHARD = 200, 100, 1024
-MILLION = ("extract", "predict", "evaluate", "bank, one", "bank opening", "bank search")
+MILLION = ("extract", "predict", "evaluated", "bank")
 FINGERPRINT = {"model": "m" * 64, "adapter": "a" * 64, "inputs.prompt_template": "<image> {text}?", "dtype": "auto"}
 
 Cell = Callable[[int, Path], Callable[[], object]]
@@ -189,6 +189,15 @@ def evaluate_stores(rows: int, folder: Path) -> Callable[[], object]:
     return lambda: evaluate(folder / "head", folder / "train", [folder / "dev"], folder / "out", bootstrap_samples=0)
 
 
+def evaluate_bank(rows: int, folder: Path) -> Callable[[], object]:
+    """`evaluate` of 1,000 queries against a bank of so many rows, without intervals."""
+    from ra_hmd.evaluation.evaluate import evaluate
+
+    trained_head(folder)
+    stores(folder, train=rows, dev=1000)
+    return lambda: evaluate(folder / "head", folder / "train", [folder / "dev"], folder / "out", bootstrap_samples=0)
+
+
 def predict_stores(rows: int, folder: Path) -> Callable[[], object]:
     """`predict` of the vote on a store of so many rows, against a bank of 1,000."""
     from ra_hmd.inference.batch_features import predict_features
@@ -285,6 +294,7 @@ CELLS: dict[str, Cell] = {
     "mining near-duplicates": mining_near_duplicates,
     "mining equal rows": mining_equal,
     "evaluate": evaluate_stores,
+    "evaluated bank": evaluate_bank,
     "predict": predict_stores,
     "bank search": bank_search,
     "bank search, equal rows": bank_search_equal,
