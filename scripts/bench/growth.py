@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,21 +181,12 @@ def extract_reading(rows: int, folder: Path) -> Callable[[], object]:
     return lambda: read_features(folder / "store")
 
 
-def evaluate_stores(rows: int, folder: Path) -> Callable[[], object]:
-    """`evaluate` of a tenth as many queries against a bank of so many rows, without intervals."""
+def evaluate_stores(rows: int, folder: Path, queries: int = 0) -> Callable[[], object]:
+    """`evaluate` of a tenth as many queries (or so many) against a bank of so many rows, without intervals."""
     from ra_hmd.evaluation.evaluate import evaluate
 
     trained_head(folder)
-    stores(folder, train=rows, dev=max(rows // 10, 1000))
-    return lambda: evaluate(folder / "head", folder / "train", [folder / "dev"], folder / "out", bootstrap_samples=0)
-
-
-def evaluate_bank(rows: int, folder: Path) -> Callable[[], object]:
-    """`evaluate` of 1,000 queries against a bank of so many rows, without intervals."""
-    from ra_hmd.evaluation.evaluate import evaluate
-
-    trained_head(folder)
-    stores(folder, train=rows, dev=1000)
+    stores(folder, train=rows, dev=queries or max(rows // 10, 1000))
     return lambda: evaluate(folder / "head", folder / "train", [folder / "dev"], folder / "out", bootstrap_samples=0)
 
 
@@ -294,7 +286,7 @@ CELLS: dict[str, Cell] = {
     "mining near-duplicates": mining_near_duplicates,
     "mining equal rows": mining_equal,
     "evaluate": evaluate_stores,
-    "evaluated bank": evaluate_bank,
+    "evaluated bank": partial(evaluate_stores, queries=1000),
     "predict": predict_stores,
     "bank search": bank_search,
     "bank search, equal rows": bank_search_equal,
