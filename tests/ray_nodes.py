@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-OWN = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+# No worker is ended for the memory that other processes of the machine take.
+OWN = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_memory_monitor_refresh_ms": "0"}
 
 
 class Nodes:

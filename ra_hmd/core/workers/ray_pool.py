@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Generic
 
 from ra_hmd.core.errors import UserError, first_line
@@ -18,7 +19,7 @@ MOST_LOSSES = 5
 """Workers that may end while they do the same unit, before the run ends."""
 _MOST_FAILED_STARTS = 3  # of each worker, with none that is ready in between
 _FIRST_NOTE_S, _LOOK_S = 30.0, 2.0
-_NAMED = 5  # units in a note
+_NAMED, _CAUSE = 5, 240  # units in a note, characters of an error of Ray
 _AHEAD = 4  # units per worker that may be done before an earlier one, where results are wanted in order
 
 
@@ -130,6 +131,8 @@ class _Pool(Generic[U, R]):
         hired = self._waiting.pop(answer)
         try:
             value = ray.get(answer if hired.task is None else next(answer))
+        except StopIteration as error:
+            raise RuntimeError(f"the worker left {hired.task and hired.task.unit} without a result") from error
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
@@ -207,7 +210,7 @@ class _Pool(Generic[U, R]):
             tasks = sorted((hired.task for hired in self._hired if hired.task), key=lambda task: task.number)
             note = f"No news for {quiet:.0f} s of {', '.join(str(task.unit) for task in tasks[:_NAMED])}."
         elif "opens" in doing:
-            note = f"{doing.count('opens')} workers have been loading what they work with for {quiet:.0f} s."
+            note = f"Workers have been loading what they work with for {quiet:.0f} s: {doing.count('opens')}."
         else:
             note = (
                 f"No worker has started for {quiet:.0f} s: {describe_room(self._asked)}. Work begins when a node has "
@@ -217,5 +220,5 @@ class _Pool(Generic[U, R]):
 
 
 def _cause(error: Exception) -> str:
-    """The first line of an error that says something, as a sentence."""
-    return f"{first_line(error).rstrip(' .:')}."
+    """The beginning of an error's first line, as a sentence; Ray's lines may have thousands of characters."""
+    return f"{shorten(first_line(error), _CAUSE, placeholder=' …').rstrip(' .:')}."

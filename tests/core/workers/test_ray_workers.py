@@ -22,7 +22,9 @@ RAY = WorkerSettings(engine="ray")
 @pytest.fixture(scope="module", autouse=True)
 def ray():
     ray = pytest.importorskip("ray")
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_memory_monitor_refresh_ms", "0")  # whatever other processes of the machine take
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors do not find the tests
     yield ray
     ray.shutdown()
