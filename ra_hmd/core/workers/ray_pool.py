@@ -221,4 +221,5 @@ class _Pool(Generic[U, R]):
 
 def _cause(error: Exception) -> str:
     """The beginning of an error's first line, as a sentence; Ray's lines may have thousands of characters."""
-    return f"{shorten(first_line(error), _CAUSE, placeholder=' …').rstrip(' .:')}."
+    line = shorten(first_line(error), _CAUSE, placeholder=" …")
+    return line if line.endswith("…") else f"{line.rstrip(' .:')}."
