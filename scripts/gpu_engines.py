@@ -98,8 +98,8 @@ def _extract_part(device: str, folder: Path, name: str, part: slice) -> Any:
 
 
 ENGINES = {
-    "ray_actor": (ray_actor, 120),
+    "ray_actor": (ray_actor, 240),
     "vllm_pooling": (vllm_pooling, 180),
-    "two_processes": (two_processes, 120),
+    "two_processes": (two_processes, 240),
 }
 """The checks and the seconds that each may take."""
