@@ -38,7 +38,8 @@ _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 class PooledRun:
-    """A run whose LMM vLLM has: checked, and without its weights. Its copy in another process opens it again there.
+    """A run whose LMM vLLM has: checked, and without its weights. Its copy in another process opens it again there,
+    when it loads the model.
 
     Args:
         run: The run.
@@ -67,7 +68,7 @@ class PooledRun:
             raise UserError(f"The features are of vLLM {version}, and here is {self.version}; a store has one version.")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.run, self.settings, self.dtype, self.version)
+        return _ElsewhereOpened, (self.run, self.settings, self.dtype, self.version)
 
     @property
     def engine(self) -> dict[str, str]:
@@ -94,6 +95,17 @@ class PooledRun:
         except UserError as error:
             raise UserError(f"{self.run.folder} cannot be asked through --engine-url: {error}.") from error
         return ServerStates(self.run, self.settings, self.check, probe)
+
+
+class _ElsewhereOpened:
+    """What a `PooledRun` is in another process. Errors are those of `load`, which a worker passes on as they are."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._arguments = arguments
+
+    def load(self, device: torch.device) -> "PooledModel":
+        """See `PooledRun.load`."""
+        return PooledRun(*self._arguments).load(device)
 
 
 def check_servable(run: Run) -> None:
