@@ -10,8 +10,8 @@ from ra_hmd.cli.options_file import ConfigFile
 from ra_hmd.console.settings import ConsoleSettings
 from ra_hmd.inference.options import RationaleOptions, ServedDetectorOptions
 from ra_hmd.serve.jobs_settings import JobSettings
-from ra_hmd.serve.limits import BatchingSettings, RequestLimits
-from ra_hmd.serve.options import AddressOptions, ClassOptions, ServerSettings
+from ra_hmd.serve.limits import BatchingSettings, FollowSettings, RequestLimits
+from ra_hmd.serve.options import AddressOptions, ClassOptions, ReplicaOptions, ServerSettings
 
 serve_app = typer.Typer()
 
@@ -19,6 +19,7 @@ RunFolder = Annotated[Path, typer.Argument(help="Folder with the head whose verd
 Reference = Annotated[Path | None, typer.Option(help=ServerSettings.model_fields["reference"].description)]
 DetectorFields = Annotated[ServedDetectorOptions, Without("batch_size")]
 BatchingFields = Annotated[BatchingSettings, Without("prepare_threads")]
+FollowFields = Annotated[FollowSettings, Without("follow_seconds")]
 LimitFields = Annotated[RequestLimits, Without("max_concurrent", "memory_factor")]
 RationaleFields = Annotated[RationaleOptions, Without("question", "engine", "without_adapter", "tensor_parallel_size")]
 
@@ -31,6 +32,8 @@ def serve_command(
     detector: DetectorFields,
     batching: BatchingFields,
     limits: LimitFields,
+    follow: FollowFields,
+    replicas: ReplicaOptions,
     rationale: RationaleFields,
     jobs: JobSettings,
     classes: ClassOptions,
@@ -50,6 +53,8 @@ def serve_command(
         address=address,
         batching=batching,
         limits=limits,
+        follow=follow,
+        replicas=replicas,
         rationale=rationale,
         reference=reference,
         jobs=jobs,
@@ -67,10 +72,12 @@ def console_command(
     detector: DetectorFields,
     batching: BatchingFields,
     limits: LimitFields,
+    follow: FollowFields,
     rationale: RationaleFields,
     jobs: JobSettings,
     reference: Reference = None,
     config: ConfigFile = None,
+    replicas: Annotated[int, typer.Option(min=1, hidden=True)] = 1,
 ) -> None:
     """The moderators' page, in the same app as the API: check a meme, review a queue, correct the bank
     (docs/console.md). Prints its address.
@@ -83,6 +90,8 @@ def console_command(
         address=address,
         batching=batching,
         limits=limits,
+        follow=follow,
+        replicas=ReplicaOptions(replicas=replicas),
         rationale=rationale,
         reference=reference,
         jobs=jobs,

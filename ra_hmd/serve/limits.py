@@ -4,6 +4,12 @@ from pydantic import Field
 
 from ra_hmd.core.config import Settings
 
+KEEP_ALIVE_SECONDS = 620
+"""How long an idle connection stays open. It must be longer than in the proxy in front, which otherwise sends a request
+into a connection that is just being closed, and its client gets 502. nginx and the load balancers of AWS keep
+connections for 60 seconds, Traefik for 90, Caddy for 120, Azure for 240, and Google Cloud for 600.
+"""
+
 
 class RequestLimits(Settings):
     """Size, time and number limits of requests."""

@@ -96,6 +96,23 @@ class ClassOptions(Settings):
     )
 
 
+class ReplicaOptions(Settings):
+    """How many processes serve, and where."""
+
+    TITLE = "replicas"
+
+    replicas: int = Field(default=1, ge=1, description="Replicas behind the address; more than one by Ray Serve.")
+    ray_address: str | None = Field(
+        default=None,
+        description="With --replicas: HOST:PORT of a Ray cluster, or auto for the one that runs here; default: a Ray "
+        "of this machine, for this command.",
+    )
+
+    def _problems(self) -> Iterator[str]:
+        if self.ray_address is not None and self.replicas == 1:
+            yield "--ray-address: one replica needs no Ray; give --replicas 2 or more, or leave it out."
+
+
 class ServerSettings(Settings):
     """Settings of a server: its detector, its address, and its limits."""
 
@@ -108,6 +125,7 @@ class ServerSettings(Settings):
     limits: RequestLimits
     rationale: RationaleOptions
     follow: FollowSettings = FollowSettings()
+    replicas: ReplicaOptions = ReplicaOptions()
     reference: Path | None = Field(
         default=None, description="Feature store, no test split, to measure the effects of changes on."
     )

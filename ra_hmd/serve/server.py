@@ -13,6 +13,7 @@ from ra_hmd.bank.backends.base import is_bank
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import RationaleOptions
 from ra_hmd.serve.listening import address_of, check_certificate, listen
+from ra_hmd.serve.limits import KEEP_ALIVE_SECONDS
 from ra_hmd.serve.options import ServerSettings
 
 if TYPE_CHECKING:
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("ra_hmd.serve")
 _PACKAGES = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client")
-KEEP_ALIVE_SECONDS = 620
-"""How long an idle connection stays open. It must be longer than in the proxy in front, which otherwise sends a request
-into a connection that is just being closed, and its client gets 502. nginx and the load balancers of AWS keep
-connections for 60 seconds, Traefik for 90, Caddy for 120, Azure for 240, and Google Cloud for 600.
-"""
-
 
 Mount = Callable[["FastAPI", "MemeLookup"], "FastAPI"]
 """Adds pages to an app of `create_app`, given the images and captions of the bank's memes."""
@@ -103,6 +98,9 @@ def serve(settings: ServerSettings, mount: Mount | None = None, announce: Callab
         UserError: see `build_app`; an address that cannot be listened on.
     """
     check_installed()
+    if settings.replicas.replicas > 1:
+        _serve_replicas(settings, mount, announce)
+        return
     import uvicorn
 
     from ra_hmd.serve.metrics import configure_logging
@@ -137,6 +135,19 @@ def serve(settings: ServerSettings, mount: Mount | None = None, announce: Callab
 
         with _ignore_resent_signal():
             Server(config).run([listening])
+
+
+def _serve_replicas(settings: ServerSettings, mount: Mount | None, announce: Callable[[str], None]) -> None:
+    from ra_hmd.serve.replicas import serve_replicas
+
+    if mount is not None:
+        raise UserError(
+            f"--replicas {settings.replicas.replicas}: the page keeps its sessions in the memory of one process; start "
+            "several consoles behind a proxy that keeps each browser at one of them (docs/cluster.md)."
+        )
+    with _listen(settings.address.host, settings.address.port) as listening:
+        port = listening.getsockname()[1]
+    serve_replicas(settings, build_app, port, announce)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,12 @@ _OBJECTS = 256 << 20  # bytes for objects of a Ray of this command: units and re
 
 
 @contextmanager
-def joined_cluster(settings: WorkerSettings) -> Iterator[None]:
+def joined_cluster(settings: WorkerSettings, *, logs: bool = False) -> Iterator[None]:
     """Be the driver of a job on the cluster of `settings`; a Ray that was started for this command ends with it.
+
+    Args:
+        settings: The cluster.
+        logs: Whether to print what workers print.
 
     Raises:
         UserError: Ray is not installed, no cluster answers, or the command runs under torchrun.
@@ -35,18 +39,18 @@ def joined_cluster(settings: WorkerSettings) -> Iterator[None]:
         if ray.is_initialized():
             yield
             return
-        _connect(address)
+        _connect(address, logs)
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def _connect(address: str) -> None:
+def _connect(address: str, logs: bool) -> None:
     import ray
     from ray._private import ray_constants
 
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": logs, "logging_level": logging.ERROR}
     clusters = ray_constants.ENABLE_RAY_CLUSTER
     if address == _LOCAL:
         options |= {"include_dashboard": False, "object_store_memory": _OBJECTS}
