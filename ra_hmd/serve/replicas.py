@@ -1,6 +1,7 @@
 """Several replicas of the API behind one address: Ray Serve starts them, shares out requests, replaces what dies."""
 
 import importlib.util
+import logging
 import os
 import re
 import signal
@@ -24,6 +25,8 @@ Build = Callable[[ServerSettings], "FastAPI"]
 _NAME = "ra-hmd"
 _ASIDE = 64  # requests beside those for memes: of the bank, rationales, probes
 _GRACE_SECONDS = 10
+_QUIET = {"enable_access_log": False, "log_level": "WARNING"}  # the app logs each request by itself
+_HOOK = "ra_hmd.serve.ray_setup.read_any_protobuf"
 
 
 def serve_replicas(settings: ServerSettings, build: Build, port: int, announce: Callable[[str], None]) -> None:
@@ -44,8 +47,13 @@ def serve_replicas(settings: ServerSettings, build: Build, port: int, announce: 
     host, private = settings.address.host, settings.replicas.ray_address is None and "RAY_ADDRESS" not in os.environ
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two replicas are two lines
     workers = WorkerSettings(engine="ray", ray_address=settings.replicas.ray_address)
-    with joined_cluster(workers, logs=True), _until_signal() as ended:
+    with joined_cluster(workers, logs=True, hook=_HOOK), _until_signal() as ended:
         from ray import serve
+
+        from ra_hmd.serve.ray_setup import read_any_protobuf
+
+        read_any_protobuf()
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
         if serve.status().proxies:
             raise UserError(
@@ -54,7 +62,7 @@ def serve_replicas(settings: ServerSettings, build: Build, port: int, announce: 
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": host, "port": port, "keep_alive_timeout_s": KEEP_ALIVE_SECONDS},
-            logging_config={"enable_access_log": False, "log_level": "WARNING"},
+            logging_config=_QUIET,
         )
         try:
             _run(settings, build, private=private)
@@ -73,14 +81,14 @@ def _run(settings: ServerSettings, build: Build, *, private: bool) -> None:
     gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / number)
 
     def build_here() -> "FastAPI":
-        return _build_replica(settings, build, folder)
+        return _build_replica(settings, build, folder, private=private)
 
     class Replica:
         """A replica: the app that one process serves as well."""
 
         app: Any
 
-        def check_health(self) -> None:
+        async def check_health(self) -> None:
             """Raise where the replica must be replaced. One that lags is kept: a new one would not be ahead of it."""
             if not self.app.state.context.service.ready:
                 raise RuntimeError("memes are not judged")
@@ -93,6 +101,7 @@ def _run(settings: ServerSettings, build: Build, *, private: bool) -> None:
         ray_actor_options={"num_cpus": 0 if private else 1, "num_gpus": gpus},
         max_ongoing_requests=settings.batching.max_queue + _ASIDE,
         max_constructor_retry_count=1,
+        logging_config=_QUIET,
         graceful_shutdown_timeout_s=settings.limits.time_limit + _GRACE_SECONDS,
     )
     try:
@@ -101,12 +110,18 @@ def _run(settings: ServerSettings, build: Build, *, private: bool) -> None:
         raise UserError(f"The replicas do not start: {_reason(error)}") from error
 
 
-def _build_replica(settings: ServerSettings, build: Build, folder: str) -> "FastAPI":
+def _build_replica(settings: ServerSettings, build: Build, folder: str, *, private: bool) -> "FastAPI":
     """The app of a replica, in its process."""
-    from ra_hmd.serve.metrics import configure_logging
+    from starlette.middleware import Middleware
 
+    from ra_hmd.serve.metrics import configure_logging
+    from ra_hmd.serve.ray_setup import OneRequestID, keep_grpc_on_loopback
+
+    if private:
+        keep_grpc_on_loopback()
     os.chdir(folder)
     app = build(settings)
+    app.user_middleware.insert(0, Middleware(OneRequestID))
     configure_logging(sys.stderr)
     return app
 

@@ -15,8 +15,8 @@ from servers import as_json, drawn, encoded, in_process, queries
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.serve.hosts import normalize_host, normalize_root_path
-from ra_hmd.serve.options import AddressOptions
 from ra_hmd.serve.limits import KEEP_ALIVE_SECONDS
+from ra_hmd.serve.options import AddressOptions
 
 pytestmark = pytest.mark.slow
 

@@ -18,12 +18,13 @@ _OBJECTS = 256 << 20  # bytes for objects of a Ray of this command: units and re
 
 
 @contextmanager
-def joined_cluster(settings: WorkerSettings, *, logs: bool = False) -> Iterator[None]:
+def joined_cluster(settings: WorkerSettings, *, logs: bool = False, hook: str | None = None) -> Iterator[None]:
     """Be the driver of a job on the cluster of `settings`; a Ray that was started for this command ends with it.
 
     Args:
         settings: The cluster.
         logs: Whether to print what workers print.
+        hook: Name of a function that each process of the job calls first, as `package.module.function`.
 
     Raises:
         UserError: Ray is not installed, no cluster answers, or the command runs under torchrun.
@@ -39,18 +40,20 @@ def joined_cluster(settings: WorkerSettings, *, logs: bool = False) -> Iterator[
         if ray.is_initialized():
             yield
             return
-        _connect(address, logs)
+        _connect(address, logs, hook)
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def _connect(address: str, logs: bool) -> None:
+def _connect(address: str, logs: bool, hook: str | None) -> None:
     import ray
     from ray._private import ray_constants
 
     options: dict[str, Any] = {"log_to_driver": logs, "logging_level": logging.ERROR}
+    if hook is not None:
+        options["runtime_env"] = {"worker_process_setup_hook": hook}
     clusters = ray_constants.ENABLE_RAY_CLUSTER
     if address == _LOCAL:
         options |= {"include_dashboard": False, "object_store_memory": _OBJECTS}
