@@ -12,6 +12,8 @@ import pytest
 import yaml
 from engines import BIN, ROOT, run
 
+from ra_hmd.serve.limits import KEEP_ALIVE_SECONDS, RequestLimits
+
 COMPOSE = (ROOT / "compose.yaml").read_text()
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 
@@ -78,11 +80,32 @@ def test_schema_and_rules_hold(tmp_path: Path) -> None:
     assert list(broken_rules(COMPOSE)) == []
     services = yaml.safe_load(COMPOSE)["services"]
     assert {name: service["profiles"] for name, service in services.items()} == {
-        "detector": ["cpu"], "detector-gpu": ["gpu"], "milvus": ["milvus"], "etcd": ["milvus"], "minio": ["milvus"],
+        "detector": ["cpu"], "detector-gpu": ["gpu"], "replica": ["replicas"], "proxy": ["replicas"],
+        "milvus": ["milvus"], "etcd": ["milvus"], "minio": ["milvus"],
     }  # fmt: skip
     (device,) = services["detector-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
     assert "deploy" not in services["detector"]
+
+
+def test_the_proxy_finds_the_replicas() -> None:
+    services = yaml.safe_load(COMPOSE)["services"]
+    (mount,) = services["proxy"]["volumes"]
+    lines = (ROOT / mount["source"]).read_text().splitlines()
+    settings = [line.split("#")[0].split() for line in lines if line.split("#")[0].strip()]
+    templates = [words for words in settings if words[0] == "server-template"]
+    assert [words[-1] for words in templates] == ["replica:8000"] * 2
+    assert [words for words in settings if words[:3] == ["http-check", "send", "meth"]] == [
+        ["http-check", "send", "meth", "GET", "uri", "/ready"]
+    ] * 2
+    published = services["proxy"]["ports"][0].rpartition(":")[2]
+    assert ["bind", f":{published}"] in settings
+    assert services["replica"]["command"] == services["detector"]["command"]
+    assert services["replica"]["ports"] == []
+    keep = int(next(words[2] for words in settings if words[:2] == ["timeout", "http-keep-alive"]).removesuffix("s"))
+    server = int(next(words[2] for words in settings if words[:2] == ["timeout", "server"]).removesuffix("s"))
+    assert keep < KEEP_ALIVE_SECONDS
+    assert server > RequestLimits().time_limit
 
 
 @pytest.mark.parametrize(
