@@ -50,6 +50,8 @@ NOT_RUN = {
     ("CONTRIBUTING.md", "make test"): "this test run itself",
     ("docs/performance.md", "gpu_check.sh"): "tests/packaging/test_gpu_check.py",
     ("docs/deploy.md", "docker build"): "tests/packaging; needs a Docker engine",
+    ("docs/deploy.md", "--profile replicas"): "needs a Docker engine",
+    ("docs/cluster.md", "--replicas 3"): "tests/serve/test_ray_serve.py; the rest needs a Docker engine or a cluster",
     ("docs/deploy.md", "docker compose --profile milvus"): "needs a Docker engine",
     ("docs/explain.md", "venv ~/vllm"): "needs a GPU",
     ("docs/cluster.md", "AWS_ACCESS_KEY_ID"): "tests/e2e/test_object_store_walk.py, against a local server",
