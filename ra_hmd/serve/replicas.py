@@ -44,7 +44,7 @@ def serve_replicas(settings: ServerSettings, build: Build, port: int, announce: 
     """
     if importlib.util.find_spec("ray") is None:
         raise UserError("--replicas needs the extra `ray`: pip install 'ra-hmd[ray,serve]'.")
-    host, private = settings.address.host, settings.replicas.ray_address is None and "RAY_ADDRESS" not in os.environ
+    host, cluster = settings.address.host, settings.replicas.ray_address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two replicas are two lines
     workers = WorkerSettings(engine="ray", ray_address=settings.replicas.ray_address)
     with joined_cluster(workers, logs=True, hook=_HOOK), _until_signal() as ended:
@@ -65,7 +65,7 @@ def serve_replicas(settings: ServerSettings, build: Build, port: int, announce: 
             logging_config=_QUIET,
         )
         try:
-            _run(settings, build, private=private)
+            _run(settings, build, private=cluster in (None, "", "local"))
             announce(f"http://{f'[{host}]' if ':' in host else host}:{port}{settings.address.root_path}")
             ended.wait()
         finally:
