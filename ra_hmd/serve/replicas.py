@@ -16,7 +16,7 @@ from ra_hmd.core.errors import UserError, first_line
 from ra_hmd.core.workers.ray_cluster import joined_cluster
 from ra_hmd.core.workers.settings import WorkerSettings
 from ra_hmd.serve.limits import KEEP_ALIVE_SECONDS
-from ra_hmd.serve.options import ServerSettings
+from ra_hmd.serve.options import AddressOptions, ServerSettings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -29,14 +29,14 @@ _QUIET = {"enable_access_log": False, "log_level": "WARNING"}  # the app logs ea
 _HOOK = "ra_hmd.serve.ray_setup.read_any_protobuf"
 
 
-def serve_replicas(settings: ServerSettings, build: Build, port: int, announce: Callable[[str], None]) -> None:
+def serve_replicas(settings: ServerSettings, build: Build, port: int, announce: Callable[[], None]) -> None:
     """Serve with several replicas until SIGTERM or SIGINT; accepted requests are finished.
 
     Args:
         settings: Settings of the server; relative paths in them start at the present folder, on every node.
         build: Builds the app of a replica, in its process.
         port: A free port.
-        announce: Called with the address as soon as all replicas answer.
+        announce: Called as soon as all replicas answer.
 
     Raises:
         UserError: Ray Serve is not installed or runs on the cluster already, no cluster answers, or a replica cannot
@@ -44,7 +44,7 @@ def serve_replicas(settings: ServerSettings, build: Build, port: int, announce: 
     """
     if importlib.util.find_spec("ray") is None:
         raise UserError("--replicas needs the extra `ray`: pip install 'ra-hmd[ray,serve]'.")
-    host, cluster = settings.address.host, settings.replicas.ray_address or os.environ.get("RAY_ADDRESS")
+    cluster = settings.replicas.ray_address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two replicas are two lines
     workers = WorkerSettings(engine="ray", ray_address=settings.replicas.ray_address)
     with joined_cluster(workers, logs=True, hook=_HOOK), _until_signal() as ended:
@@ -61,15 +61,23 @@ def serve_replicas(settings: ServerSettings, build: Build, port: int, announce: 
             )
         serve.start(
             proxy_location="HeadOnly",
-            http_options={"host": host, "port": port, "keep_alive_timeout_s": KEEP_ALIVE_SECONDS},
+            http_options=_http_options(settings.address, port),
             logging_config=_QUIET,
         )
         try:
             _run(settings, build, private=cluster in (None, "", "local"))
-            announce(f"http://{f'[{host}]' if ':' in host else host}:{port}{settings.address.root_path}")
+            announce()
             ended.wait()
         finally:
             serve.shutdown()
+
+
+def _http_options(address: AddressOptions, port: int) -> dict[str, Any]:
+    options: dict[str, Any] = {"host": address.host, "port": port, "keep_alive_timeout_s": KEEP_ALIVE_SECONDS}
+    if address.ssl_certfile is not None:
+        key = address.ssl_keyfile or address.ssl_certfile
+        options |= {"ssl_certfile": str(address.ssl_certfile), "ssl_keyfile": str(key)}
+    return options
 
 
 def _run(settings: ServerSettings, build: Build, *, private: bool) -> None:

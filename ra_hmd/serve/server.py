@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ra_hmd.bank.backends.base import is_bank
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import RationaleOptions
-from ra_hmd.serve.listening import address_of, check_certificate, listen
 from ra_hmd.serve.limits import KEEP_ALIVE_SECONDS
+from ra_hmd.serve.listening import address_of, check_certificate, listen
 from ra_hmd.serve.options import ServerSettings
 
 if TYPE_CHECKING:
@@ -145,9 +145,12 @@ def _serve_replicas(settings: ServerSettings, mount: Mount | None, announce: Cal
             f"--replicas {settings.replicas.replicas}: the page keeps its sessions in the memory of one process; start "
             "several consoles behind a proxy that keeps each browser at one of them (docs/cluster.md)."
         )
-    with _listen(settings.address.host, settings.address.port) as listening:
-        port = listening.getsockname()[1]
-    serve_replicas(settings, build_app, port, announce)
+    if settings.address.uds is not None:
+        raise UserError(f"--uds {settings.address.uds}: replicas listen on --host and --port; leave --uds out.")
+    check_certificate(settings.address)
+    with listen(settings.address) as listening:  # closed at once: Ray Serve opens the port itself
+        port, address = listening.getsockname()[1], address_of(listening, settings.address)
+    serve_replicas(settings, build_app, port, lambda: announce(address))
 
 
 @contextlib.contextmanager

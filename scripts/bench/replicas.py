@@ -2,8 +2,8 @@
 
 A head on a tiny CLIP is served by several `ra-hmd serve` processes with one bank. Corrections go to one replica after
 the other. From the answer to each, two times are taken until the last replica has the new version: of replicas that
-nobody asks for anything (`/ready` tells the version), and of replicas under load (the first verdict by it, while a client
-sends memes to each, one per request). At the end, probes of /ready by many clients at once.
+nobody asks for anything (`/ready` tells the version), and of replicas under load (the first verdict by it, while
+a client sends memes to each, one per request). At the end, probes of /ready by many clients at once.
 
     OMP_NUM_THREADS=1 python scripts/bench/replicas.py [--replicas 3] [--corrections 30] [--output R.json]
 """
