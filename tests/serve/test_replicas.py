@@ -79,7 +79,9 @@ def test_a_change_is_planned_again_where_a_writer_without_the_lock_came_first(
     monkeypatch.setattr(bank, "plan_remove", always_late)
     with pytest.raises(UserError, match="another writer"):
         bank.remove(bank.ids[:1], author="ana", reason="always late")
-    assert [entry.author for entry in Bank.open(clip_bank).log] == ["tests", "bo", "ana", *["bo"] * 5]
+    authors = [entry.author for entry in Bank.open(clip_bank).log]
+    assert authors[:3] == ["tests", "bo", "ana"]
+    assert set(authors[3:]) == {"bo"}
 
 
 def test_memes_of_one_answer_are_judged_by_one_version(
