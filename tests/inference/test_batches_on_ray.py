@@ -73,4 +73,4 @@ def test_what_does_not_go_with_ray(tmp_path: Path) -> None:
         (["predict", "--checkpoint", "run", "--queries", "store"], "--engine goes with --input, not with --queries"),
         (["attack", "data", "--white-box", "pgd", "--checkpoint", "run"], "leave --engine ray out"),
     ):
-        assert said in str(CliRunner().invoke(app, [*words, *ray]).exception)
+        assert said in CliRunner().invoke(app, [*words, *ray]).output
