@@ -23,7 +23,7 @@ def test_two_replicas_answer_at_one_address(served_clip: Path, clip_bank: Path, 
         client.headers["X-API-Key"] = key
         started = set()
         for _ in range(100):  # Ray Serve chooses a replica for each request
-            started.add(re.findall(r"process_start_time_seconds (\S+)\n", client.get("/metrics").text)[0])
+            started.add(re.findall(r"(?m)^process_start_time_seconds (\S+)$", client.get("/metrics").text)[0])
             if len(started) == 2:
                 break
         assert len(started) == 2, "both replicas answer"
