@@ -233,6 +233,12 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
             limit = self.args.save_total_limit
             rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=True)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the host does; with several processes on CPUs it would load to `cpu:0`, which `torch.load` refuses."""
+        if self.args.device.type == "cpu":
+            vars(self.args)["_setup_devices"] = torch.device("cpu")
+        super()._load_optimizer_and_scheduler(checkpoint)
+
     def _save_rng_state(self, output_dir: str) -> None:
         """As the host does, on every rank before any goes on: the trainer's state, which tells that a checkpoint is
         complete, is written next.
