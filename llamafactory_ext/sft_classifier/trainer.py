@@ -236,7 +236,7 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As the host does; with several processes on CPUs it would load to `cpu:0`, which `torch.load` refuses."""
         if self.args.device.type == "cpu":
-            vars(self.args)["_setup_devices"] = torch.device("cpu")
+            self.args.__dict__["_setup_devices"] = torch.device("cpu")
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _save_rng_state(self, output_dir: str) -> None:
