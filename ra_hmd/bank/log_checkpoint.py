@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ra_hmd.bank.versions import Change, VersionEntry
 from ra_hmd.core.artifacts import atomic_path
-from ra_hmd.features.store import arrow_source
+from ra_hmd.features.shard_files import arrow_source
 
 EVERY = 64
 """Number of versions after which a checkpoint is written."""

@@ -8,7 +8,8 @@ import numpy as np
 from ra_hmd.core.problem import UNLABELLED
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.model_protocol import FeatureModel
-from ra_hmd.features.store import MODALITIES, VIEW, Features
+from ra_hmd.features.shard_files import MODALITIES, VIEW
+from ra_hmd.features.store import Features
 
 
 def batch_columns(model: FeatureModel, batch: Any) -> dict[str, np.ndarray]:

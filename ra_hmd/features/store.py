@@ -23,16 +23,12 @@ from ra_hmd.core.manifests import (
     write_manifest,
 )
 from ra_hmd.core.problem import UNLABELLED
-from ra_hmd.core.storage import RemotePath, as_path
+from ra_hmd.core.storage import as_path
+from ra_hmd.features.shard_files import MATRICES, MODALITIES, VIEW, matrix_of, read_parts
 
 STORE_MANIFEST = "manifest.json"
-_MATRICES = ("hidden", "embedding", "lrc_logit", "lmh_score")
-MODALITIES = ("image_features", "text_features")
-"""Columns of an encoder's features in a store; side by side they are `Features.hidden`."""
-VIEW = "view_"
-"""What the names of the columns of further views begin with; see `Features.views`."""
 _SECONDS = b"ra_hmd_seconds"  # key of the file's metadata
-_COLUMNS = ("ids", "labels", *_MATRICES, "texts", "image_hashes", "contents", "extras")
+_COLUMNS = ("ids", "labels", *MATRICES, "texts", "image_hashes", "contents", "extras")
 _HASHED = "pdqs"  # not in `Features.content`: it depends on what is installed
 NO_STORE = StoreManifest(kind="features")
 """The manifest of features that were not read from a store: it states nothing."""
@@ -237,7 +233,7 @@ class FeatureWriter:
         if len(features) != last - first:
             raise ValueError(f"shard {shard} needs {last - first} rows, got {len(features)}")
         columns = {"id": pa.array(features.ids, pa.string()), "label": _label_column(features.labels)}
-        matrices = {name: getattr(features, name) for name in _MATRICES}
+        matrices = {name: getattr(features, name) for name in MATRICES}
         if features.modalities is not None:
             parts = np.split(matrices.pop("hidden"), [features.modalities[0]], axis=1)
             matrices = dict(zip(MODALITIES, parts, strict=True)) | matrices
@@ -337,18 +333,12 @@ def read_features(folder: str | Path) -> Features:
     if not manifest.rows:
         raise UserError(f"{folder} has no rows.")
     paths = [folder / f"part-{shard:05d}.parquet" for shard in range(manifest.shards)]
-    # A store that an earlier version began has shards without `content` or `pdq`.
-    table = pa.concat_tables((pq.read_table(arrow_source(path)) for path in paths), promote_options="default")
-    if table.num_rows != manifest.rows:
-        raise UserError(f"{folder} has {table.num_rows} rows, its manifest says {manifest.rows}; extract it again.")
+    table, matrices, modalities = read_parts(paths, manifest.rows, folder)
     ids = table["id"].to_pylist()
     check_unique(ids, folder)
-    columns: dict[str, Any] = {name: _matrix(table[name]) for name in _MATRICES if name in table.column_names}
-    if MODALITIES[0] in table.column_names:
-        parts = [_matrix(table[name]) for name in MODALITIES]
-        columns |= {"hidden": np.concatenate(parts, axis=1), "modalities": tuple(part.shape[1] for part in parts)}
-    views = sorted(name for name in table.column_names if name.startswith(VIEW))
-    columns["views"] = {name.removeprefix(VIEW): _matrix(table[name]) for name in views}
+    columns: dict[str, Any] = {name: matrices[name] for name in MATRICES if name in matrices}
+    columns |= {"modalities": modalities} if modalities else {}
+    columns["views"] = {name.removeprefix(VIEW): matrices[name] for name in sorted(matrices) if name.startswith(VIEW)}
     if "text" in table.column_names:
         columns["texts"] = table["text"].to_pylist()
     if "image_hash" in table.column_names:
@@ -360,11 +350,6 @@ def read_features(folder: str | Path) -> Features:
     if "extras" in table.column_names:
         columns["extras"] = [json.loads(line) for line in table["extras"].to_pylist()]
     return Features(ids, _labels(table["label"]), **columns, manifest=manifest)
-
-
-def arrow_source(path: Path) -> Any:
-    """What pyarrow reads a file from: a local path itself, of an object its content."""
-    return pa.BufferReader(path.read_bytes()) if isinstance(path, RemotePath) else path
 
 
 def check_unique(ids: Sequence[str], place: str | Path) -> None:
@@ -382,10 +367,5 @@ def _label_column(labels: np.ndarray) -> pa.Array:
 
 def _labels(column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_fixed_size_list(column.type):
-        return _matrix(column).astype(np.int64)
+        return matrix_of(column).astype(np.int64)
     return column.fill_null(UNLABELLED).to_numpy()
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    flat = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks])
-    return flat.reshape(len(column), -1)

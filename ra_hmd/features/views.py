@@ -19,7 +19,7 @@ from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.manifests import ViewDescription
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.model_protocol import FeatureModel
-from ra_hmd.features.store import VIEW
+from ra_hmd.features.shard_files import VIEW
 from ra_hmd.models.checkpoint import Run
 from ra_hmd.models.encoder_files import EncoderSettings
 from ra_hmd.models.encoders import AnyEncoder, open_encoder, unit_vectors

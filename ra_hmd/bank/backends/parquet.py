@@ -28,7 +28,7 @@ from ra_hmd.core.artifacts import MANIFEST_NAME, atomic_path, new_folder, sha256
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import BankManifest, read_manifest, write_manifest
 from ra_hmd.core.storage import RemotePath, as_path, over_places
-from ra_hmd.features.store import VIEW, arrow_source
+from ra_hmd.features.shard_files import VIEW, arrow_source
 from ra_hmd.retrieval.nearest import CandidateIndex
 
 T = TypeVar("T")
