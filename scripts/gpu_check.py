@@ -23,7 +23,7 @@ from typing import Any
 
 import gpu_benches
 from gpu_benches import SIZES, Bench, Unfit
-from gpu_engines import ENGINES
+from gpu_checks_of_engines import ENGINES
 
 CHECKS = gpu_benches.CHECKS | ENGINES
 TOTAL = 600
