@@ -133,7 +133,7 @@ def test_test_memes_are_not_suggested(tmp_path: Path) -> None:
 def test_suggested_memes_come_first_in_the_queue_and_then_the_most_uncertain(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_text('{"id": "c"}\n{"id": "gone"}\n{"id": "a"}\n')
     order = read_suggestions(tmp_path / "s.jsonl")
-    queue = ReviewQueue(None, Reviews(tmp_path / "reviews.jsonl"), order=order)
+    queue = ReviewQueue(None, Reviews(tmp_path / "reviews.jsonl"), tmp_path / "s.jsonl", order=order)
     queue._memes = {name: Meme(name, b"", "") for name in "abcd"}
     queue._margins = {"a": 0.9, "b": 0.5, "c": 0.8, "d": 0.1}
     assert [queue.next(f"person {turn}").id for turn in range(4)] == ["c", "a", "d", "b"]
