@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from meme_files import imported
 from ray_nodes import Nodes
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
+from ra_hmd.core.manifests import AttackManifest, CheckManifest, read_manifest
 from ra_hmd.data.meme_files import read_memes
 
 pytestmark = pytest.mark.slow
@@ -65,6 +67,26 @@ def test_a_node_is_lost_and_another_joins(served_clip: Path, memes: Path, tmp_pa
     assert "30 rows could not be judged" in said
     ids = [json.loads(line)["id"] for line in output.read_text().splitlines()]
     assert ids == [row["id"] for row in rows if row["image"] != "gone.png"]
+
+
+def test_checks_and_attacks_are_those_of_one_process(memes: Path, tmp_path: Path, nodes: Nodes) -> None:
+    ray = ["--engine", "ray", "--ray-address", nodes.address]
+    found = []
+    for name, engine in (("one", []), ("two", ray)):
+        data, attacked = tmp_path / name / "data", tmp_path / name / "attacked"
+        imported("generic", memes / "a" / "test.jsonl", data)
+        ra_hmd("data", "check", data, *engine)
+        ra_hmd("attack", data, "--output", attacked, "--attacks", "typos", "colour", "--severities", "2", *engine)
+        report = read_manifest(data / "check" / "report.json", CheckManifest)
+        variants = read_manifest(attacked / "attack.json", AttackManifest).variants
+        files = {
+            path.relative_to(attacked).as_posix(): path.read_bytes().replace(str(tmp_path / name).encode(), b"")
+            for path in attacked.rglob("*")
+            if path.is_file() and path.suffix not in (".json", ".parquet")  # these hold absolute paths, compressed
+        }
+        found.append((report.rows, report.findings, variants, files))
+    assert len(found[0][3]) > 10
+    assert found[0] == found[1]
 
 
 def test_what_does_not_go_with_ray(tmp_path: Path) -> None:
