@@ -1,9 +1,11 @@
 """Nodes of a Ray cluster on this machine, each started by `ray start` and killed as a lost machine is."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +21,8 @@ class Nodes:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._started = folder, list[subprocess.Popen[bytes]]()
+        # Ray's sockets lie there, and the path of a socket has at most 107 bytes.
+        self._ray = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         self.added: list[psutil.Process] = []
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -53,12 +57,13 @@ class Nodes:
             if node.poll() is None:
                 self.kill(psutil.Process(node.pid))
             node.wait()
+        shutil.rmtree(self._ray, ignore_errors=True)
 
     def _start(self, *options: str) -> psutil.Process:
         ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
         common = [f"--object-store-memory={100 << 20}", "--disable-usage-stats"]
         if "--head" in options:
-            common.append(f"--temp-dir={self._folder}")
+            common.append(f"--temp-dir={self._ray}")
         # On a busy machine a node may miss Ray's limit of 30 s for its start.
         retried = ["bash", "-c", 'for _ in 1 2 3 4; do "$@" && break; done', "bash", *ray, *options, *common]
         log = (self._folder / f"node-{len(self._started)}.log").open("wb")

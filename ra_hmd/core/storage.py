@@ -22,12 +22,16 @@ from functools import cache
 from pathlib import Path, PosixPath, PurePath, PurePosixPath
 from typing import IO, Any, TypeVar
 
+from packaging.version import Version
+
 from ra_hmd.core.errors import UserError, first_line
+from ra_hmd.core.package_versions import installed_version
 
 T = TypeVar("T")
 _EXTRAS = {"s3": "s3", "gs": "gcs"}
 """Scheme of a URL to the extra that has its client."""
 _CLIENTS = {"s3": "s3fs", "gs": "gcsfs"}
+_OLDEST = Version("2024.12")  # of the clients
 _THREADS = 16  # requests under way at a time, where many objects are asked for
 _CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 5, 30, 2
 _CONFLICTS = ("PreconditionFailed", "pre-condition", "FileExistsError", "ConditionalRequestConflict")
@@ -319,6 +323,12 @@ def _file_system(scheme: str, process: int) -> Any:
     """The client of a scheme in a process. Listings are not kept: other processes write."""
     import fsspec.asyn
 
+    installed = installed_version(_CLIENTS[scheme])
+    if installed is not None and Version(installed) < _OLDEST:  # they overwrite where a writer asks for a new object
+        raise UserError(
+            f"{_CLIENTS[scheme]} {installed} is too old for object stores, {_OLDEST} or later is needed: "
+            f"pip install -U 'ra-hmd[{_EXTRAS[scheme]}]'."
+        )
     if fsspec.asyn.iothread[0] is not None and not fsspec.asyn.iothread[0].is_alive():
         fsspec.asyn.reset_lock()  # after a fork, the thread that would answer is the parent's
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}

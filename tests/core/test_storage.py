@@ -209,3 +209,11 @@ def test_one_process_asks_for_many_objects_at_a_time_and_keeps_their_order(bucke
 def test_the_server_was_asked_with_the_keys_of_the_environment(bucket: RemotePath) -> None:
     listed = boto3.client("s3").list_objects_v2(Bucket=bucket.key)
     assert {"forked.json", "many/7"} <= {one["Key"] for one in listed["Contents"]}
+
+
+def test_a_client_that_overwrites_where_an_object_should_be_new_is_refused(monkeypatch):
+    monkeypatch.setattr("ra_hmd.core.storage.installed_version", lambda name: "0.4.2")
+    storage._file_system.cache_clear()
+    with pytest.raises(UserError, match=r"s3fs 0\.4\.2 is too old .* pip install -U 'ra-hmd\[s3\]'"):
+        as_path("s3://bucket/a").exists()
+    storage._file_system.cache_clear()

@@ -1,9 +1,12 @@
 """Work units on the actors of a Ray cluster, whose nodes may die, and others join, at any time."""
 
+import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -49,12 +52,40 @@ def ray_steps(
 
     A step's size is negative where a worker was lost: what it had done of its unit is done again.
     """
-    with joined_cluster(settings):
+    with joined_cluster(settings), _interrupts() as check_interrupted:
         pool: _Pool[U, R] = _Pool(open_worker, units, settings, ordered=ordered)
         try:
-            yield from pool.steps()
+            yield from pool.steps(check_interrupted)
         finally:
             pool.dismiss()
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """Keep a Ctrl-C for the function that is yielded, which raises `KeyboardInterrupt`; a second one is raised at once.
+
+    Ray's compiled calls may lose an exception that a signal raises in them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    pressed = False
+
+    def note(*_: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Pool(Generic[U, R]):
@@ -81,10 +112,12 @@ class _Pool(Generic[U, R]):
         self._ordered, self._next, self._held = ordered, 0, dict[int, R]()
         self._quiet_since, self._patience = time.monotonic(), _FIRST_NOTE_S
 
-    def steps(self) -> Iterator[Step[R]]:
+    def steps(self, check_interrupted: Callable[[], None]) -> Iterator[Step[R]]:
+        """Steps of all units; `check_interrupted` raises where the user asked to stop."""
         import ray
 
         while True:
+            check_interrupted()
             self._look()
             if not self._todo and not any(hired.task for hired in self._hired):
                 return
