@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,27 @@ def in_thread(app: Any, **headers: str) -> Iterator[httpx.Client]:
     finally:
         server.should_exit = True
         thread.join(60)
+
+
+@contextmanager
+def answered_by(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a plain HTTP server whose requests a handler answers."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: Any) -> None:
+            """A client that hung up is part of the play."""
+
+    server = Server(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @contextmanager
@@ -87,3 +109,14 @@ def drawn(
     file = BytesIO()
     image.save(file, style, **how)
     return file.getvalue()
+
+
+def correct(client: httpx.Client, number: int, picture: str) -> httpx.Response:
+    """The correction of that number: the first adds a meme, the next labels it anew, the next takes it out, …"""
+    name, step = f"meme-{number // 3}", number % 3
+    if step == 0:
+        meme = {"id": name, "image": picture, "text": f"cake {number}", "label": 0}
+        return client.post("/v1/bank/add", json={"memes": [meme], "reason": str(number)})
+    if step == 1:
+        return client.post("/v1/bank/relabel", json={"labels": {name: 1}, "reason": str(number)})
+    return client.post("/v1/bank/remove", json={"ids": [name], "reason": str(number)})

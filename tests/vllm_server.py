@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from servers import answered_by
 
 
 class PoolingModel:
@@ -205,7 +206,7 @@ def vllm_server(model: PoolingModel, **settings: Any) -> Iterator[VllmServer]:
                 status, said = served.embed(body) if self.path == "/v1/embeddings" else (404, {"detail": "Not Found"})
                 self.say(status, said)
             elif wrong == "die":
-                server.socket.close()
+                self.server.socket.close()
                 self.close_connection = True
                 self.connection.close()
             elif wrong == "hang":
@@ -221,19 +222,6 @@ def vllm_server(model: PoolingModel, **settings: Any) -> Iterator[VllmServer]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: Any) -> None:
-            """A client that hung up is part of the play."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    served.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with answered_by(Handler) as address:
+        served.url = address
         yield served
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

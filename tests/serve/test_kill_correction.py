@@ -9,24 +9,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from servers import drawn, encoded, in_process
+from servers import correct, drawn, encoded, in_process
 from typer.testing import CliRunner
 
 from ra_hmd.bank.bank import Bank
 from ra_hmd.cli.app import app
 
 pytestmark = pytest.mark.slow
-
-
-def correct(client: httpx.Client, number: int, picture: str) -> httpx.Response:
-    """The correction of that number: the first adds a meme, the next labels it anew, the next takes it out, …"""
-    name, step = f"meme-{number // 3}", number % 3
-    if step == 0:
-        meme = {"id": name, "image": picture, "text": f"cake {number}", "label": 0}
-        return client.post("/v1/bank/add", json={"memes": [meme], "reason": str(number)})
-    if step == 1:
-        return client.post("/v1/bank/relabel", json={"labels": {name: 1}, "reason": str(number)})
-    return client.post("/v1/bank/remove", json={"ids": [name], "reason": str(number)})
 
 
 def test_a_killed_service_loses_nothing_and_does_nothing_twice(

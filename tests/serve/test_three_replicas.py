@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from servers import as_json, drawn, encoded, in_process, queries
+from servers import as_json, correct, drawn, encoded, in_process, queries
 from typer.testing import CliRunner
 
 from ra_hmd.bank.bank import Bank
@@ -55,17 +55,6 @@ class Reader(threading.Thread):
         return found
 
 
-def correct(client: httpx.Client, number: int, picture: str) -> httpx.Response:
-    """Add a meme, label it anew, take it out, add the next."""
-    name, step = f"meme-{number // 3}", number % 3
-    if step == 0:
-        meme = {"id": name, "image": picture, "text": f"cake {number}", "label": 0}
-        return client.post("/v1/bank/add", json={"memes": [meme], "reason": str(number)})
-    if step == 1:
-        return client.post("/v1/bank/relabel", json={"labels": {name: 1}, "reason": str(number)})
-    return client.post("/v1/bank/remove", json={"ids": [name], "reason": str(number)})
-
-
 def follow(clients: list[httpx.Client], version: int, since: float) -> float:
     """Seconds until all replicas say, without being asked for anything else, that a version votes."""
     while any(client.get("/ready").json()["bank"]["version"] < version for client in clients):
@@ -91,6 +80,10 @@ def test_three_replicas_under_load(served_clip: Path, clip_bank: Path, memes: Pa
         readers = [Reader(client, asked) for client in clients]
         for reader in readers:
             reader.start()
+        end = time.monotonic() + 60
+        while not all(reader.answers for reader in readers):  # each by the version before the corrections
+            assert time.monotonic() < end
+            time.sleep(0.01)
         alive = list(clients)
         for number in range(CORRECTIONS):
             process, client = replicas[number % 3]
