@@ -1,0 +1,105 @@
+"""The case database: SQLite by default, any database of SQLAlchemy by its URL."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.orm import Session, sessionmaker
+
+from ra_hmd.core.artifacts import alone_in
+from ra_hmd.core.errors import UserError, first_line
+
+_BUSY_SECONDS = 30
+
+
+class Database:
+    """Sessions on a case database, whose tables are made or brought up to date when it is opened.
+
+    Args:
+        place: File of SQLite, made if it is missing, or URL of a database, such as `postgresql+psycopg://host/name`.
+
+    Attributes:
+        name: The place without a password.
+
+    Raises:
+        UserError: The database cannot be reached, its driver is not installed, or a newer release wrote it.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        url = make_url(str(place)) if "://" in str(place) else make_url("sqlite:///" + str(Path(place).absolute()))
+        self.name = url.render_as_string(hide_password=True)
+        try:
+            self._engine = _engine(url.render_as_string(hide_password=False))
+            if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+                with alone_in(Path(str(url.database)).parent):  # two processes that start at once migrate in turn
+                    _migrate(self._engine)
+            else:
+                _migrate(self._engine)
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+            raise UserError(f"{self.name} is no database that can be opened here: {error}; a file name stands for "
+                            "SQLite, PostgreSQL needs `pip install psycopg`.") from error  # fmt: skip
+        except DBAPIError as error:
+            raise UserError(f"The database {self.name} cannot be opened: {first_line(error)}.") from error
+        self._turn = threading.Lock()  # waiting on SQLite's own lock is not in turn, and may take seconds
+        self._reading = sessionmaker(self._engine, expire_on_commit=False)
+        self._writing = sessionmaker(self._engine.execution_options(immediate=True), expire_on_commit=False)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session that only reads."""
+        with self._reading() as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A session that writes; it is committed at the end, and rolled back after an error.
+
+        On SQLite writing sessions of all processes take turns from their first statement on, so that what a session
+        has read still holds when it writes.
+        """
+        with self._turn, self._writing.begin() as session:
+            yield session
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    engine = create_engine(url, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # the driver would begin a transaction late, and only for some statements
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_SECONDS * 1000}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Any) -> None:
+    immediate = connection.get_execution_options().get("immediate", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _migrate(engine: Engine) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    with engine.execution_options(immediate=True).begin() as connection:
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise UserError(
+                f"The case database was written by a newer release of ra-hmd ({error}); install that one."
+            ) from error

@@ -1,0 +1,363 @@
+"""The store of cases: intake, claims, opinions and what they come to. It knows no model and no bank.
+
+    add ─► waiting ─► next (a claim) ─► begin ─► … the bank is changed … ─► finish ─► decided
+                         └► skip           └► escalate, a second opinion, an appeal: waiting again
+
+Each method is one transaction, so that processes and threads may share the database.
+"""
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete, exists, func, select
+from sqlalchemy.orm import Session
+
+from ra_hmd.cases.database import Database
+from ra_hmd.cases.filters import CaseFilter
+from ra_hmd.cases.outcome import OPEN, Action, outcome
+from ra_hmd.cases.tables import Case, Claim, Delivery, Event, Note, Opinion, Skip
+from ra_hmd.core.errors import UserError
+
+CLAIM_SECONDS = 900
+SYSTEM = "ra-hmd"
+"""Name in the audit log of what no person did."""
+
+
+class CaseConflict(UserError):
+    """The case is not, or no longer, where the request takes it to be. Nothing was changed."""
+
+
+class NoSuchCase(UserError):
+    """There is no case, or no opinion, with that id."""
+
+
+@dataclass(frozen=True)
+class NewCase:
+    """A meme for the store. Fields: see `ra_hmd.cases.tables.Case`."""
+
+    meme_id: str
+    picture: str
+    picture_digest: str
+    caption: str = ""
+    queue: str = "main"
+    source: str = ""
+    request_key: str | None = None
+    why: str = "requested"
+    audited: bool = False
+    priority: int = 0
+    order: float = 0.0
+    opinions_needed: int = 1
+    picture_hash: str = ""
+    context: str = ""
+    callback: str = ""
+    verdict: dict[str, Any] = field(default_factory=dict)
+    similarity: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a person decided.
+
+    Attributes:
+        action: `agree` with the verdict, `label` with another, or `escalate` to a colleague.
+        label: Label, unless the case is escalated.
+        reason: Reason that the person chose or wrote.
+        batch: Opinions of one bulk decision share it.
+    """
+
+    action: Action
+    label: Any | None = None
+    reason: str = ""
+    batch: str = ""
+
+
+class CaseStore:
+    """Cases in a database.
+
+    Args:
+        database: The database.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    # ---------------------------------------------------------------------------------------------- intake
+
+    def add(self, cases: Sequence[NewCase], person: str = SYSTEM) -> list[tuple[str, bool]]:
+        """Add cases, and return for each its id, and whether it is new.
+
+        A case whose `request_key` is known is the case of that key; nothing is added for it.
+        """
+        with self.database.write() as session:
+            keys = [case.request_key for case in cases if case.request_key is not None]
+            found = session.execute(select(Case.request_key, Case.id).where(Case.request_key.in_(keys)))
+            known = {key: name for key, name in found.tuples() if key is not None}
+            added: list[tuple[str, bool]] = []
+            for case in cases:
+                if case.request_key is not None and case.request_key in known:
+                    added.append((known[case.request_key], False))
+                    continue
+                row = Case(id=_new_id(), state="waiting", created=_now(), changed=_now(), **vars(case))
+                session.add(row)
+                if case.request_key is not None:
+                    known[case.request_key] = row.id
+                _log(session, person, "case added", row.id, queue=case.queue, source=case.source, why=case.why)
+                added.append((row.id, True))
+            return added
+
+    # ---------------------------------------------------------------------------------------------- on the screen
+
+    def next(self, person: str, wanted: CaseFilter, *, after: str | None = None) -> Case | None:
+        """The case that a person has claimed, or else the first free one, which is claimed for that person.
+
+        Args:
+            person: The person.
+            wanted: Which cases, and in what order.
+            after: A case that is put back, so that another one comes: it is passed over this once.
+        """
+        with self.database.write() as session:
+            if after is not None:
+                session.execute(delete(Claim).where(Claim.person == person, Claim.case_id == after))
+            mine = select(Case).join(Claim).where(Claim.person == person, Claim.until > _now(), Case.open)
+            case = session.scalars(wanted.apply(mine).limit(1)).first()
+            if case is None:
+                case = self._claim_free(session, person, wanted, after)
+            if case is not None:
+                session.merge(Claim(case_id=case.id, person=person, until=_now() + timedelta(seconds=CLAIM_SECONDS)))
+            return case
+
+    def _claim_free(self, session: Session, person: str, wanted: CaseFilter, after: str | None) -> Case | None:
+        free = _free_for(person).where(Case.id != (after or ""))
+        statement = wanted.apply(free).limit(1).with_for_update(skip_locked=True, of=Case)
+        case = session.scalars(statement).first()
+        if case is None and after is not None:
+            case = session.scalars(wanted.apply(_free_for(person)).limit(1)).first()
+        return case
+
+    def waiting(self, person: str, wanted: CaseFilter) -> int:
+        """Number of cases that a person may decide on."""
+        with self.database.read() as session:
+            found = wanted.apply(_free_for(person), ordered=False).with_only_columns(func.count())
+            return session.scalar(found.order_by(None)) or 0
+
+    def release(self, person: str, case_id: str | None = None) -> None:
+        """Give back the claims of a person, or one of them."""
+        with self.database.write() as session:
+            claims = delete(Claim).where(Claim.person == person)
+            session.execute(claims if case_id is None else claims.where(Claim.case_id == case_id))
+
+    def skip(self, case_id: str, person: str) -> None:
+        """Leave a case to others; the person does not get it again, unless by name."""
+        with self.database.write() as session:
+            case = _open_case(session, case_id)
+            session.merge(Skip(case_id=case_id, person=person, round=case.round))
+            session.execute(delete(Claim).where(Claim.case_id == case_id, Claim.person == person))
+            _log(session, person, "skipped", case_id)
+
+    # ---------------------------------------------------------------------------------------------- decisions
+
+    def begin(self, case_id: str, person: str, decision: Decision) -> Opinion:
+        """Record an opinion whose change of the bank, if it has one, is still to be made; `finish` it then.
+
+        Raises:
+            NoSuchCase: There is no such case.
+            CaseConflict: It is decided, somebody else has claimed it, or the person has an opinion on it already.
+        """
+        with self.database.write() as session:
+            case = _open_case(session, case_id)
+            claim = session.get(Claim, case_id)
+            if claim is not None and claim.person != person and claim.until > _now():
+                raise CaseConflict(f"{claim.person} has this case on the screen; take the next one.")
+            standing = _standing(session, case)
+            if any(one.person == person and one.action != "escalate" for one in standing):
+                raise CaseConflict("You have decided on this case already; it waits for a second opinion.")
+            if standing and standing[-1].action == "escalate" and standing[-1].person == person:
+                raise CaseConflict("You have passed this case to a colleague; take that back first.")
+            opinion = Opinion(case_id=case_id, round=case.round, person=person, time=_now(), state="writing",
+                              **vars(decision))  # fmt: skip
+            session.add(opinion)
+            session.execute(delete(Claim).where(Claim.case_id == case_id))
+            session.flush()
+            return opinion
+
+    def decides(self, opinion_id: int) -> Any | None:
+        """The label that a case gets once an opinion is finished; None where others must be heard first."""
+        with self.database.read() as session:
+            opinion = _opinion(session, opinion_id)
+            case = session.get_one(Case, opinion.case_id)
+            return outcome(_standing(session, case), case.opinions_needed).label
+
+    def finish(self, opinion_id: int, change: Mapping[str, Any] | None = None) -> Case:
+        """Complete an opinion, after its change of the bank is made; the case follows.
+
+        Args:
+            opinion_id: The opinion. Finishing it twice is finishing it once.
+            change: What was changed in the bank: `version`, and `rows`, each with its label before.
+        """
+        with self.database.write() as session:
+            opinion = _opinion(session, opinion_id)
+            case = session.get_one(Case, opinion.case_id)
+            if opinion.state != "writing":
+                return case
+            opinion.state, opinion.change = "standing", dict(change or {})
+            said = {"action": opinion.action, "label": opinion.label, "reason": opinion.reason, **opinion.change}
+            _log(session, opinion.person, "decided", case.id, opinion=opinion.id, round=case.round, **said)
+            _settle(session, case)
+            return case
+
+    def abandon(self, opinion_id: int) -> None:
+        """Take back an opinion whose change of the bank was refused, as if it had not been given."""
+        with self.database.write() as session:
+            session.execute(delete(Opinion).where(Opinion.id == opinion_id, Opinion.state == "writing"))
+
+    def unfinished(self, seconds: float = 0.0) -> list[Opinion]:
+        """Opinions that were begun at least so many seconds ago and not finished, as after a process was killed."""
+        with self.database.read() as session:
+            before = _now() - timedelta(seconds=seconds)
+            found = select(Opinion).where(Opinion.state == "writing", Opinion.time <= before).order_by(Opinion.id)
+            return list(session.scalars(found))
+
+    def undo(self, opinion_id: int, person: str, why: str, change: Mapping[str, Any] | None = None) -> Case:
+        """Take an opinion of one's own back, after its change of the bank is; the case waits again.
+
+        Args:
+            opinion_id: The opinion.
+            person: Whose it is.
+            why: Why it is taken back.
+            change: What was changed back in the bank.
+
+        Raises:
+            NoSuchCase: There is no such opinion.
+            CaseConflict: See `check_undo`.
+        """
+        with self.database.write() as session:
+            opinion, case = self._undoable(session, opinion_id, person)
+            opinion.state, opinion.undone_by, opinion.undone_why = "undone", person, why
+            _log(session, person, "undone", case.id, opinion=opinion.id, reason=why, **dict(change or {}))
+            _settle(session, case)
+            session.merge(Claim(case_id=case.id, person=person, until=_now() + timedelta(seconds=CLAIM_SECONDS)))
+            return case
+
+    def check_undo(self, opinion_id: int, person: str) -> Opinion:
+        """The opinion, if the person may take it back now.
+
+        Raises:
+            NoSuchCase: There is no such opinion.
+            CaseConflict: It is somebody else's, is taken back already, or the case went on: it was appealed since.
+        """
+        with self.database.read() as session:
+            return self._undoable(session, opinion_id, person)[0]
+
+    def _undoable(self, session: Session, opinion_id: int, person: str) -> tuple[Opinion, Case]:
+        opinion = _opinion(session, opinion_id)
+        case = session.get_one(Case, opinion.case_id)
+        if opinion.person != person:
+            raise CaseConflict(f"{opinion.person} decided that; only they can take it back. Appeal instead.")
+        if opinion.state != "standing":
+            raise CaseConflict("This decision is taken back already." if opinion.state == "undone" else
+                               "This decision is still being written; try again in a moment.")  # fmt: skip
+        if opinion.round != case.round:
+            raise CaseConflict("The case was appealed since; decide on the appeal instead.")
+        return opinion, case
+
+    def opinions_of(self, person: str, limit: int = 20) -> list[tuple[Opinion, Case]]:
+        """The last opinions of a person that stand, newest first, with their cases."""
+        with self.database.read() as session:
+            found = (select(Opinion, Case).join(Case).where(Opinion.person == person, Opinion.state == "standing")
+                     .order_by(Opinion.id.desc()).limit(limit))  # fmt: skip
+            return [(opinion, case) for opinion, case in session.execute(found)]
+
+    def appeal(self, case_id: str, person: str, why: str, *, priority: int | None = None) -> Case:
+        """Reopen a decided case: it waits for people who have not decided on it before.
+
+        Raises:
+            NoSuchCase: There is no such case.
+            CaseConflict: It is not decided, so that there is nothing to appeal.
+        """
+        with self.database.write() as session:
+            case = _case(session, case_id)
+            if case.state != "decided":
+                raise CaseConflict(f"Case {case_id} is not decided, so there is nothing to appeal.")
+            case.round, case.state, case.open, case.label = case.round + 1, "waiting", True, None
+            case.why, case.changed = "appeal", _now()
+            case.priority = case.priority if priority is None else priority
+            _log(session, person, "appealed", case_id, reason=why, round=case.round)
+            return case
+
+    def note(self, case_id: str, person: str, text: str) -> None:
+        """Add a remark for colleagues. Raises `NoSuchCase`."""
+        with self.database.write() as session:
+            _case(session, case_id)
+            session.add(Note(case_id=case_id, person=person, text=text, time=_now()))
+            _log(session, person, "noted", case_id)
+
+    def get(self, case_id: str) -> Case:
+        """A case. Raises `NoSuchCase`."""
+        with self.database.read() as session:
+            return _case(session, case_id)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _new_id() -> str:
+    """An id that sorts by time: nanoseconds, then chance."""
+    return f"{time.time_ns():016x}{secrets.token_hex(4)}"
+
+
+def _log(session: Session, person: str, kind: str, case_id: str, row: str | None = None, **details: Any) -> None:
+    session.add(Event(time=_now(), person=person, kind=kind, case_id=case_id, row=row, details=details))
+
+
+def _case(session: Session, case_id: str) -> Case:
+    case = session.get(Case, case_id, with_for_update=True)
+    if case is None:
+        raise NoSuchCase(f"There is no case {case_id!r}.")
+    return case
+
+
+def _open_case(session: Session, case_id: str) -> Case:
+    case = _case(session, case_id)
+    if not case.open:
+        raise CaseConflict("This case is decided already; take the next one, or appeal.")
+    return case
+
+
+def _opinion(session: Session, opinion_id: int) -> Opinion:
+    opinion = session.get(Opinion, opinion_id)
+    if opinion is None:
+        raise NoSuchCase(f"There is no decision {opinion_id}.")
+    return opinion
+
+
+def _standing(session: Session, case: Case) -> list[Opinion]:
+    """The opinions of a case's round that were not taken back, those that are being written among them."""
+    found = select(Opinion).where(Opinion.case_id == case.id, Opinion.round == case.round, Opinion.state != "undone")
+    return list(session.scalars(found.order_by(Opinion.id)))
+
+
+def _settle(session: Session, case: Case) -> None:
+    """Bring the state of a case in line with its opinions, and let its source know a decision."""
+    session.flush()
+    result = outcome([one for one in _standing(session, case) if one.state == "standing"], case.opinions_needed)
+    if (result.state, result.label) == (case.state, case.label):
+        return
+    case.state, case.label, case.changed = result.state, result.label, _now()
+    case.open = case.state in OPEN
+    if case.callback:
+        body = {"case": case.id, "id": case.meme_id, "state": case.state, "label": case.label}
+        session.add(Delivery.of(case.callback, body, _now()))
+
+
+def _free_for(person: str) -> Any:
+    """Cases that a person may be shown: open, claimed by nobody else, neither skipped nor decided on by that person."""
+    claimed = exists().where(Claim.case_id == Case.id, Claim.person != person, Claim.until > _now())
+    skipped = exists().where(Skip.case_id == Case.id, Skip.person == person, Skip.round == Case.round)
+    own = exists().where(Opinion.case_id == Case.id, Opinion.person == person, Opinion.state != "undone")
+    writing = exists().where(Opinion.case_id == Case.id, Opinion.state == "writing")
+    return select(Case).where(Case.open, ~claimed, ~skipped, ~own, ~writing)

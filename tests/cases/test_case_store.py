@@ -1,0 +1,202 @@
+"""The store of cases: claims, opinions, and what they come to."""
+
+import multiprocessing
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ra_hmd.cases.database import Database
+from ra_hmd.cases.filters import CaseFilter
+from ra_hmd.cases.outcome import OPEN, outcome
+from ra_hmd.cases.store import CaseConflict, CaseStore, Decision, NewCase, NoSuchCase
+from ra_hmd.cases.tables import Opinion
+
+ALL = CaseFilter()
+
+
+def new(name: str, **fields) -> NewCase:
+    return NewCase(meme_id=name, picture=f"{name}.png", picture_digest=name, **fields)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CaseStore:
+    return CaseStore(Database(tmp_path / "cases.sqlite"))
+
+
+def decide(store: CaseStore, case_id: str, person: str, label: int, action="label"):
+    return store.finish(store.begin(case_id, person, Decision(action, label, "spam")).id, {"version": 2})
+
+
+def add(store: CaseStore, *names: str, **fields) -> list[str]:
+    return [name for name, _ in store.add([new(name, **fields) for name in names])]
+
+
+def test_the_most_urgent_then_the_least_certain_case_comes_first(store):
+    a, b, c = (store.add([new(name, priority=priority, order=order)])[0][0]
+               for name, priority, order in (("a", 0, 0.4), ("b", 0, 0.1), ("c", 5, 0.9)))  # fmt: skip
+    seen = []
+    while (case := store.next("ann", ALL)) is not None:
+        seen.append(case.id)
+        decide(store, case.id, "ann", 1)
+    assert seen == [c, b, a]
+
+
+def test_a_claim_belongs_to_a_person_and_survives_a_reload(store):
+    first, second = add(store, "a", "b")
+    assert store.next("ann", ALL).id == first
+    assert store.next("ann", ALL).id == first
+    assert store.next("bob", ALL).id == second
+    with pytest.raises(CaseConflict, match="ann has this case"):
+        store.begin(first, "bob", Decision("agree", 1))
+    assert store.next("eve", ALL) is None
+    assert (store.waiting("ann", ALL), store.waiting("bob", ALL), store.waiting("eve", ALL)) == (1, 1, 0)
+
+
+def test_next_puts_the_case_back_and_shows_another_one(store):
+    first, second = add(store, "a", "b")
+    assert store.next("ann", ALL).id == first
+    assert store.next("ann", ALL, after=first).id == second
+    assert store.next("ann", ALL, after=second).id == first
+    assert store.next("bob", ALL).id == second
+
+
+def test_a_claim_ends(store, monkeypatch):
+    (only,) = add(store, "a")
+    monkeypatch.setattr("ra_hmd.cases.store.CLAIM_SECONDS", -1)
+    assert store.next("ann", ALL).id == only
+    assert store.next("bob", ALL).id == only
+
+
+def test_skip_is_for_one_person(store):
+    (only,) = add(store, "a")
+    store.next("ann", ALL)
+    store.skip(only, "ann")
+    assert store.next("ann", ALL) is None
+    assert store.next("bob", ALL).id == only
+
+
+def test_two_opinions_on_one_case_are_one(store):
+    (only,) = add(store, "a")
+    assert decide(store, only, "ann", 1).state == "decided"
+    for person in ("ann", "bob"):
+        with pytest.raises(CaseConflict, match="decided already"):
+            store.begin(only, person, Decision("label", 0))
+
+
+def test_undo_puts_the_case_back_on_the_screen(store):
+    (only,) = add(store, "a")
+    decide(store, only, "ann", 1)
+    (opinion, case), *_ = store.opinions_of("ann")
+    assert (case.label, case.state) == (1, "decided")
+    with pytest.raises(CaseConflict, match="only they"):
+        store.undo(opinion.id, "bob", "no")
+    assert store.undo(opinion.id, "ann", "wrong key").state == "waiting"
+    assert store.next("ann", ALL).id == only
+    with pytest.raises(CaseConflict, match="already"):
+        store.undo(opinion.id, "ann", "again")
+    assert store.get(only).label is None
+    assert decide(store, only, "ann", 0).label == 0
+
+
+def test_a_second_opinion_decides_or_makes_a_conflict_that_a_third_ends(store):
+    same, other = add(store, "a", "b", opinions_needed=2)
+    assert decide(store, same, "ann", 1).state == "waiting"
+    assert store.next("ann", ALL).id == other
+    assert decide(store, same, "bob", 1).state == "decided"
+    decide(store, other, "ann", 1)
+    assert decide(store, other, "bob", 0).state == "conflict"
+    assert store.next("ann", ALL) is None
+    assert store.next("eve", ALL).id == other
+    final = decide(store, other, "eve", 0)
+    assert (final.state, final.label) == ("decided", 0)
+
+
+def test_an_escalated_case_waits_for_a_colleague(store):
+    (only,) = add(store, "a")
+    store.next("ann", ALL)
+    assert store.finish(store.begin(only, "ann", Decision("escalate", None, "unsure")).id).state == "escalated"
+    assert store.next("ann", ALL) is None
+    assert store.next("bob", ALL).id == only
+    assert decide(store, only, "bob", 1).state == "decided"
+
+
+def test_an_appeal_reopens_a_case_for_others(store):
+    (only,) = add(store, "a")
+    with pytest.raises(CaseConflict, match="not decided"):
+        store.appeal(only, "author", "not yet")
+    decide(store, only, "ann", 1)
+    assert store.appeal(only, "author", "it is a joke", priority=9).state == "waiting"
+    assert store.next("ann", ALL) is None
+    assert store.next("bob", ALL).id == only
+    final = decide(store, only, "bob", 0)
+    assert (final.label, final.round, final.why) == (0, 2, "appeal")
+    opinion, _ = store.opinions_of("ann")[0]
+    with pytest.raises(CaseConflict, match="appealed since"):
+        store.undo(opinion.id, "ann", "late")
+
+
+def test_an_intake_that_is_sent_twice_adds_one_case(store):
+    first = store.add([new("a", request_key="k"), new("a", request_key="k"), new("b")])
+    assert [created for _, created in first] == [True, False, True]
+    assert first[0][0] == first[1][0] == store.add([new("other", request_key="k")])[0][0]
+
+
+def test_an_opinion_that_a_kill_cut_short_is_found_and_can_be_finished(store):
+    (only,) = add(store, "a")
+    opinion = store.begin(only, "ann", Decision("label", 1))
+    assert store.decides(opinion.id) == 1
+    assert store.next("bob", ALL) is None
+    assert [one.id for one in store.unfinished()] == [opinion.id]
+    assert store.unfinished(60) == []
+    store.finish(opinion.id, {"version": 3})
+    assert store.finish(opinion.id, {"version": 4}).state == "decided"
+    assert store.opinions_of("ann")[0][0].change == {"version": 3}
+    other = store.begin(add(store, "b")[0], "ann", Decision("label", 1))
+    store.abandon(other.id)
+    assert store.next("bob", ALL) is not None
+
+
+def test_unknown_cases_and_decisions(store):
+    with pytest.raises(NoSuchCase, match="'x'"):
+        store.get("x")
+    with pytest.raises(NoSuchCase, match="7"):
+        store.finish(7)
+
+
+def test_outcome_of_no_opinion_waits():
+    assert outcome([], 1).state == "waiting"
+    several = [Opinion(person=name, action="label", label=[0, 1]) for name in "ab"]
+    assert outcome(several, 2).label == [0, 1]
+
+
+def test_filters_and_orders(store):
+    store.add([new("a", source="x", caption="A cat_"), new("b", source="y", similarity=0.1), new("c", similarity=0.9)])
+    for wanted, count in ((CaseFilter(source="x"), 1), (CaseFilter(words="CAT_"), 1), (CaseFilter(words="_a"), 0)):
+        assert store.waiting("ann", wanted) == count
+    assert store.next("ann", CaseFilter(order="newest")).meme_id == "c"
+    assert store.next("bob", CaseFilter(order="least-similar", source="y")).meme_id == "b"
+
+
+def _work(place: Path, person: str) -> list[str]:
+    store, done = CaseStore(Database(place)), []
+    while (case := store.next(person, ALL)) is not None:
+        store.finish(store.begin(case.id, person, Decision("agree", 1)).id)
+        done.append(case.id)
+    return done
+
+
+def test_processes_and_threads_decide_each_case_once(tmp_path):
+    place = tmp_path / "cases.sqlite"
+    names = add(CaseStore(Database(place)), *map(str, range(60)))
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool, ThreadPoolExecutor(3) as threads:
+        theirs = pool.starmap_async(_work, [(place, "p1"), (place, "p2")])
+        mine = [threads.submit(_work, place, f"t{number}") for number in range(3)]
+        done = [name for part in [*theirs.get(120), *(one.result() for one in mine)] for name in part]
+    assert Counter(done) == Counter(names)
+
+
+def test_open_states_are_those_of_undecided_cases():
+    assert set(OPEN) == {"waiting", "escalated", "conflict"}
