@@ -1,0 +1,95 @@
+"""Lists of cases, and the audit log: who did what, when and why."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select
+
+from ra_hmd.cases.database import Database
+from ra_hmd.cases.filters import CaseFilter
+from ra_hmd.cases.tables import Case, Event, Note, Opinion
+
+_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class CaseHistory:
+    """A case with all that people said about it, oldest first."""
+
+    case: Case
+    opinions: list[Opinion]
+    notes: list[Note]
+    events: list[Event]
+
+
+def list_cases(database: Database, wanted: CaseFilter, *, limit: int = 50, offset: int = 0) -> tuple[list[Case], int]:
+    """A page of cases, and the number of all that pass the filter."""
+    with database.read() as session:
+        page = session.scalars(wanted.apply(select(Case)).limit(limit).offset(offset))
+        count = session.scalar(wanted.apply(select(func.count()).select_from(Case), ordered=False))
+        return list(page), count or 0
+
+
+def count_by_queue(database: Database) -> dict[str, dict[str, int]]:
+    """Queue to the number of its cases by state."""
+    with database.read() as session:
+        found = session.execute(select(Case.queue, Case.state, func.count()).group_by(Case.queue, Case.state))
+        counts: dict[str, dict[str, int]] = {}
+        for queue, state, count in found.tuples():
+            counts.setdefault(queue, {})[state] = count
+        return counts
+
+
+def history_of(database: Database, case_id: str) -> CaseHistory | None:
+    """A case with its opinions, notes and events; None where there is no such case."""
+    with database.read() as session:
+        case = session.get(Case, case_id)
+        if case is None:
+            return None
+        opinions = select(Opinion).where(Opinion.case_id == case_id).order_by(Opinion.id)
+        notes = select(Note).where(Note.case_id == case_id).order_by(Note.id)
+        log = select(Event).where(Event.case_id == case_id).order_by(Event.id)
+        found = (list(session.scalars(opinions)), list(session.scalars(notes)), list(session.scalars(log)))
+        return CaseHistory(case, *found)
+
+
+def events(
+    database: Database,
+    *,
+    person: str | None = None,
+    case_id: str | None = None,
+    row: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Iterator[Event]:
+    """Lines of the audit log, oldest first, read in pages, so that the log may be of any length.
+
+    Args:
+        database: The database.
+        person: Only what this person did.
+        case_id: Only what happened to this case.
+        row: Only what happened to this row of the bank.
+        since: Only from this time on.
+        until: Only before this time.
+    """
+    statement = select(Event).order_by(Event.id).limit(_PAGE)
+    for column, value in ((Event.person, person), (Event.case_id, case_id), (Event.row, row)):
+        statement = statement if value is None else statement.where(column == value)
+    statement = statement if since is None else statement.where(Event.time >= since)
+    statement = statement if until is None else statement.where(Event.time < until)
+    last = 0
+    while True:
+        with database.read() as session:
+            page = list(session.scalars(statement.where(Event.id > last)))
+        yield from page
+        if len(page) < _PAGE:
+            return
+        last = page[-1].id
+
+
+def event_row(event: Event) -> dict[str, Any]:
+    """A line of the audit log as JSON values."""
+    return {"id": event.id, "time": event.time.isoformat(timespec="milliseconds"), "person": event.person,
+            "kind": event.kind, "case": event.case_id, "row": event.row, **event.details}  # fmt: skip
