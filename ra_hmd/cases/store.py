@@ -191,6 +191,12 @@ class CaseStore:
             case = session.get_one(Case, opinion.case_id)
             return outcome(_standing(session, case), case.opinions_needed).label
 
+    def plan(self, opinion_id: int, change: Mapping[str, Any]) -> None:
+        """Record what an opinion is about to change in the bank, so that it can be completed after a kill."""
+        with self.database.write() as session:
+            opinion = _opinion(session, opinion_id)
+            opinion.change = dict(change)
+
     def finish(self, opinion_id: int, change: Mapping[str, Any] | None = None) -> Case:
         """Complete an opinion, after its change of the bank is made; the case follows.
 

@@ -244,6 +244,13 @@ class BankService:
                 rows.append(own)
             return {bank.ids[row]: bank.labels[row].tolist() for row in rows}
 
+    def labels(self, ids: Collection[str]) -> dict[str, MemeLabel]:
+        """Return the labels, by id, of those ids that the bank has."""
+        with self._exclusive():
+            bank = self.bank
+            places = {name: place for place, name in enumerate(bank.ids)}
+            return {name: bank.labels[places[name]].tolist() for name in ids if name in places}
+
     def info(self) -> dict[str, Any]:
         """Return `Bank.info` of the newest version."""
         with self._exclusive():

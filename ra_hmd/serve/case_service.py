@@ -1,0 +1,244 @@
+"""Cases of a running service: intake with a verdict, decisions that teach the bank, and their undoing.
+
+A decision is three steps, so that a kill between any two of them loses nothing and does nothing twice: the opinion is
+recorded with the change that it makes, the bank is changed, the opinion is finished. What was begun and not finished is
+done again at the next start; a change that the bank has already is not made a second time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ra_hmd.bank.versions import VersionEntry
+from ra_hmd.cases.pictures import CasePictures
+from ra_hmd.cases.policy import PolicyDraw, VerdictFacts
+from ra_hmd.cases.store import CaseConflict, CaseStore, Decision, NewCase
+from ra_hmd.cases.tables import Case, Opinion
+from ra_hmd.core.errors import UserError
+from ra_hmd.core.heads import Head
+from ra_hmd.data.images import file_digest, load_image, perceptual_hash
+from ra_hmd.data.meme import Meme
+from ra_hmd.inference.types import Verdict
+from ra_hmd.serve.bank_service import AlreadyApplied, BankService, MemeLabel
+from ra_hmd.serve.batching import BatchingService, ServedVerdict
+
+SOURCE = "review"
+"""Source of the bank rows that reviewers make."""
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What a case gets beside its meme and its verdict. Fields: see `ra_hmd.cases.store.NewCase`."""
+
+    queue: str = "main"
+    source: str = ""
+    request_key: str | None = None
+    why: str = "requested"
+    priority: int = 0
+    opinions_needed: int = 1
+    context: str = ""
+    callback: str = ""
+
+
+class CaseService:
+    """Cases of one service.
+
+    Args:
+        service: Batching service that scores memes.
+        store: The cases.
+        pictures: Where pictures are kept that came without a file.
+        bank_service: Changes the bank; None: decisions are recorded, and teach nothing.
+        draw: Chooses among verdicts those that become cases.
+    """
+
+    def __init__(
+        self,
+        service: BatchingService,
+        store: CaseStore,
+        pictures: CasePictures,
+        bank_service: BankService | None = None,
+        draw: PolicyDraw | None = None,
+    ) -> None:
+        self.service, self.store, self.pictures = service, store, pictures
+        self.bank_service, self.draw = bank_service, draw
+
+    # ---------------------------------------------------------------------------------------------- intake
+
+    def add(self, served: Sequence[ServedVerdict], intakes: Sequence[Intake], person: str) -> list[tuple[str, bool]]:
+        """Make cases of verdicts, and return for each its id, and whether it is new."""
+        cases = [self._new_case(one, intake) for one, intake in zip(served, intakes, strict=True)]
+        return self.store.add(cases, person)
+
+    def watch(self, served: Sequence[ServedVerdict], source: str) -> list[str]:
+        """Make cases of those verdicts that the policy chooses, and return their ids."""
+        if self.draw is None or not self.draw.policy.active:
+            return []
+        chosen = []
+        for one in served:
+            why, audited = self.draw(facts_of(one.verdict, self.service))
+            if why is not None:
+                chosen.append(replace(self._new_case(one, Intake(source=source, why=why)), audited=audited))
+        return [name for name, _ in self.store.add(chosen)] if chosen else []
+
+    def _new_case(self, served: ServedVerdict, intake: Intake) -> NewCase:
+        meme, facts = served.meme, facts_of(served.verdict, self.service)
+        if isinstance(meme.image, bytes):
+            picture, digest = self.pictures.keep(meme.image)
+        else:
+            picture, digest = str(meme.image), file_digest(meme.path)
+        return NewCase(
+            meme_id=meme.id,
+            picture=picture,
+            picture_digest=digest,
+            picture_hash=f"{perceptual_hash(load_image(meme.image)) or 0:016x}",
+            caption=meme.caption,
+            order=facts.margin,
+            verdict=served.to_dict(),
+            similarity=facts.similarity,
+            **vars(intake),
+        )
+
+    # ---------------------------------------------------------------------------------------------- decisions
+
+    def meme_of(self, case: Case) -> Meme:
+        """The meme of a case."""
+        return Meme(case.meme_id, Path(case.picture), case.caption)
+
+    def decide(self, case_id: str, person: str, decision: Decision) -> Case:
+        """Record what a person decided, and change the bank where the case is thereby decided and the bank would say
+        otherwise.
+
+        Raises:
+            UserError: See `CaseStore.begin`; or the bank refused the change, and the case waits as before.
+        """
+        opinion = self.store.begin(case_id, person, decision)
+        return self._finish(opinion)
+
+    def resume(self, seconds: float = 0.0) -> int:
+        """Complete decisions that were begun so many seconds ago and not finished; returns their number."""
+        unfinished = self.store.unfinished(seconds)
+        for opinion in unfinished:
+            self._finish(opinion)
+        return len(unfinished)
+
+    def _finish(self, opinion: Opinion) -> Case:
+        try:
+            change = self._teach(opinion)
+        except UserError:
+            self.store.abandon(opinion.id)
+            raise
+        return self.store.finish(opinion.id, change)
+
+    def _teach(self, opinion: Opinion) -> dict[str, Any]:
+        """Change the bank to what a decision says, and return what was changed."""
+        bank = self.bank_service
+        planned = opinion.change or self._plan(opinion)
+        if bank is None or not planned:
+            return {}
+        if not opinion.change:
+            self.store.plan(opinion.id, planned)
+        label, rows, why = opinion.label, planned["rows"], opinion.reason or opinion.action
+        assert label is not None
+        if None in rows.values():
+            case = self.store.get(opinion.case_id)
+            meme = replace(self.meme_of(case), id=case.id)
+            entry = self._once(lambda: bank.add([meme], [label], author=opinion.person, reason=why, source=SOURCE,
+                                                notes=[case.source]))  # fmt: skip
+        else:
+            labels = dict.fromkeys(rows, label)
+            entry = self._once(lambda: bank.relabel(labels, author=opinion.person, reason=why, relabel_identical=True))
+        return planned | {"version": bank.version() if entry is None else entry.version}
+
+    def _plan(self, opinion: Opinion) -> dict[str, Any]:
+        """The rows that a decision changes, with their labels before (None: a new row); empty where it changes none."""
+        label = self.store.decides(opinion.id)
+        if label is None or self.bank_service is None:
+            return {}
+        case = self.store.get(opinion.case_id)
+        known = self.bank_service.labels_of(self.meme_of(case))
+        if known:
+            rows: dict[str, MemeLabel | None] = {name: before for name, before in known.items() if before != label}
+            return {"rows": rows} if rows else {}
+        # A row that says what the detector says by itself would teach nothing.
+        return {} if case.verdict.get("verdict") == label else {"rows": {case.id: None}}
+
+    @staticmethod
+    def _once(change: Any) -> VersionEntry | None:
+        try:
+            return change()
+        except AlreadyApplied:
+            return None
+
+    def undo(self, opinion_id: int, person: str, why: str) -> Case:
+        """Take a decision of one's own back, in the bank too, row by row.
+
+        Raises:
+            UserError: See `CaseStore.check_undo`; or a row was changed again since, so that taking this back would
+                undo somebody else's change.
+        """
+        opinion = self.store.check_undo(opinion_id, person)
+        return self.store.undo(opinion_id, person, why, self._unteach(opinion, person, why))
+
+    def _unteach(self, opinion: Opinion, person: str, why: str) -> dict[str, Any]:
+        rows: dict[str, MemeLabel | None] = opinion.change.get("rows", {})
+        bank = self.bank_service
+        if not rows:
+            return {}
+        if bank is None:
+            raise UserError("No example bank is open, so what this decision changed cannot be changed back.")
+        present = bank.labels(list(rows))
+        changed = [name for name, label in present.items() if label not in (opinion.label, rows[name])]
+        if changed:
+            raise CaseConflict(
+                f"The bank's row {changed[0]!r} was changed since; look at its history and correct it there."
+            )
+        reason = f"taken back: {why}" if why else "taken back"
+        entry = None
+        added = [name for name, before in rows.items() if before is None and name in present]
+        if added:
+            entry = self._once(lambda: bank.remove(added, author=person, reason=reason))
+        before = {name: label for name, label in rows.items()
+                  if label is not None and present.get(name) not in (None, label)}  # fmt: skip
+        if before:
+            entry = self._once(lambda: bank.relabel(before, author=person, reason=reason, relabel_identical=True))
+        return {"rows": rows, "version": bank.version() if entry is None else entry.version}
+
+
+def facts_of(verdict: Verdict, service: BatchingService) -> VerdictFacts:
+    """What a policy looks at in a verdict."""
+    verdicts = [one for one in verdict.verdicts.values() if one is not None]
+    nearest = [float(one["similarity"]) for one in verdict.neighbours or ()]
+    return VerdictFacts(
+        margin=margin(verdict, service),
+        abstained=verdict.verdict is None,
+        disagreement=any(one != verdicts[0] for one in verdicts),
+        similarity=max(nearest, default=None),
+    )
+
+
+def margin(verdict: Verdict, service: BatchingService) -> float:
+    """How far a meme is from another verdict, in probability.
+
+    It is the distance between the two most likely classes for a single-label task, else the distance between the
+    probability and that of the threshold (the smallest for a multi-label task). It is 0 where the detector abstained,
+    and 1 where a person labelled the meme, or it is known.
+    """
+    if verdict.identical is not None or not verdict.scores:
+        return 1.0
+    if verdict.verdict is None:
+        return 0.0
+    problem, head = service.detector.problem, verdict.head
+    probabilities = np.atleast_1d(verdict.probabilities[head])
+    if problem.kind == "single_label":
+        second, first = np.sort(probabilities)[-2:]
+        return float(first - second)
+    return float(np.abs(probabilities - threshold_probabilities(service, head)).min())
+
+
+def threshold_probabilities(service: BatchingService, head: Head) -> np.ndarray:
+    """The calibrated probabilities at the thresholds of a head, [C]."""
+    rule = service.detector.scorer.rule(head)
+    return rule.calibration.apply(rule.thresholds[None, :], head, service.detector.problem)[0]

@@ -1,0 +1,138 @@
+"""Cases of a running service: decisions teach the bank, can be taken back, and outlive a kill."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import queries
+
+from ra_hmd.bank.bank import Bank
+from ra_hmd.cases.database import Database
+from ra_hmd.cases.outcome import OPEN
+from ra_hmd.cases.pictures import CasePictures
+from ra_hmd.cases.policy import CasePolicy, PolicyDraw
+from ra_hmd.cases.store import CaseConflict, CaseStore, Decision
+from ra_hmd.core.errors import UserError
+from ra_hmd.inference.detector import Detector
+from ra_hmd.serve.bank_service import BankService
+from ra_hmd.serve.batching import BatchingService, ServedVerdict, wait_for_all
+from ra_hmd.serve.case_service import CaseService, Intake
+
+
+@pytest.fixture
+def cases(served_clip: Path, clip_bank: Path, tmp_path: Path) -> Iterator[CaseService]:
+    with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
+        store = CaseStore(Database(tmp_path / "cases.sqlite"))
+        yield CaseService(service, store, CasePictures(tmp_path / "pictures"), BankService(service))
+
+
+def served(cases: CaseService, memes: Path, count: int = 1) -> list[ServedVerdict]:
+    return wait_for_all(cases.service.submit(queries(memes)[:count]), 60)
+
+
+def add(cases: CaseService, memes: Path) -> tuple[str, int]:
+    """A case, and the label that its verdict is not."""
+    (one,) = served(cases, memes)
+    ((case_id, new),) = cases.add([one], [Intake(source="forum")], "feed")
+    assert new
+    return case_id, 1 - int(one.verdict.verdict)
+
+
+def test_a_decision_against_the_verdict_teaches_the_bank(cases, memes, clip_bank):
+    case_id, other = add(cases, memes)
+    before = len(Bank.open(clip_bank))
+    case = cases.decide(case_id, "ann", Decision("label", other, "a joke"))
+    assert (case.state, case.label) == ("decided", other)
+    bank = Bank.open(clip_bank)
+    row = bank.row(bank.ids.index(case_id))
+    assert (row["label"], row["source"], row["note"]) == (other, "review", "forum")
+    assert (bank.log[-1].author, bank.log[-1].reason, len(bank)) == ("ann", "a joke", before + 1)
+
+
+def test_agreement_changes_no_row(cases, memes, clip_bank):
+    case_id, other = add(cases, memes)
+    version = Bank.open(clip_bank).version
+    assert cases.decide(case_id, "ann", Decision("agree", 1 - other)).state == "decided"
+    assert Bank.open(clip_bank).version == version
+
+
+def test_a_decision_is_taken_back_row_by_row(cases, memes, clip_bank):
+    case_id, other = add(cases, memes)
+    rows = Bank.open(clip_bank).ids
+    cases.decide(case_id, "ann", Decision("label", other))
+    opinion, _ = cases.store.opinions_of("ann")[0]
+    assert opinion.change["rows"] == {case_id: None}
+    assert cases.undo(opinion.id, "ann", "wrong key").state == "waiting"
+    bank = Bank.open(clip_bank)
+    assert (bank.ids, bank.log[-1].reason) == (rows, "taken back: wrong key")
+    cases.decide(case_id, "ann", Decision("agree", 1 - other))
+
+
+def test_a_relabelled_row_gets_its_label_back(cases, memes, clip_bank):
+    case_id, other = add(cases, memes)
+    cases.decide(case_id, "ann", Decision("label", other))
+    cases.store.appeal(case_id, "author", "no joke")
+    cases.decide(case_id, "bob", Decision("label", 1 - other))
+    assert cases.bank_service.labels([case_id, "none"]) == {case_id: 1 - other}
+    opinion, _ = cases.store.opinions_of("bob")[0]
+    cases.undo(opinion.id, "bob", "")
+    assert cases.bank_service.labels([case_id]) == {case_id: other}
+
+
+def test_what_somebody_else_changed_since_is_not_undone(cases, memes):
+    case_id, other = add(cases, memes)
+    cases.decide(case_id, "ann", Decision("label", other))
+    cases.bank_service.relabel({case_id: 1 - other}, author="bob", reason="no", relabel_identical=True)
+    opinion, _ = cases.store.opinions_of("ann")[0]
+    with pytest.raises(CaseConflict, match="changed since"):
+        cases.undo(opinion.id, "ann", "")
+    assert cases.store.get(case_id).state == "decided"
+
+
+@pytest.mark.parametrize("killed_after", ["begin", "plan", "change"])
+def test_a_decision_that_a_kill_cut_short_is_completed(cases, memes, clip_bank, killed_after):
+    case_id, other = add(cases, memes)
+    opinion = cases.store.begin(case_id, "ann", Decision("label", other, "a joke"))
+    if killed_after != "begin":
+        cases.store.plan(opinion.id, cases._plan(opinion))
+    if killed_after == "change":
+        cases._teach(cases.store.unfinished()[0])
+    version = Bank.open(clip_bank).version
+    assert cases.resume() == 1
+    bank = Bank.open(clip_bank)
+    assert bank.version == (version if killed_after == "change" else version + 1)
+    assert bank.row(bank.ids.index(case_id))["label"] == other
+    assert cases.store.get(case_id).state == "decided"
+    assert cases.resume() == 0
+    cases.undo(opinion.id, "ann", "wrong key")
+    assert case_id not in Bank.open(clip_bank).ids
+
+
+def test_a_refused_change_leaves_the_case_waiting(cases, memes):
+    case_id, _ = add(cases, memes)
+    with pytest.raises(UserError, match="7"):
+        cases.decide(case_id, "ann", Decision("label", 7))
+    assert cases.store.get(case_id).state in OPEN
+    assert cases.store.unfinished() == []
+
+
+def test_a_second_opinion_is_heard_before_the_bank_learns(cases, memes, clip_bank):
+    (one,) = served(cases, memes)
+    ((case_id, _),) = cases.add([one], [Intake(opinions_needed=2)], "feed")
+    version, other = Bank.open(clip_bank).version, 1 - int(one.verdict.verdict)
+    cases.decide(case_id, "ann", Decision("label", other))
+    assert Bank.open(clip_bank).version == version
+    cases.decide(case_id, "bob", Decision("label", other))
+    assert Bank.open(clip_bank).version == version + 1
+
+
+def test_the_policy_feeds_the_queue(cases, memes, tmp_path):
+    verdicts = served(cases, memes, 6)
+    assert cases.watch(verdicts, "api") == []
+    cases.draw = PolicyDraw(CasePolicy(audit_rate=1.0))
+    assert len(cases.watch(verdicts, "api")) == 6
+    case = cases.store.get(cases.watch(verdicts[:1], "api")[0])
+    assert (case.audited, case.why, case.source) == (True, "audit", "api")
+    assert cases.meme_of(case).load_image().size
+    with pytest.raises(CaseConflict):
+        cases.store.appeal(case.id, "x", "y")
