@@ -16,13 +16,13 @@ class CaseFilter(Settings):
 
     TITLE = "filter"
 
-    queue: str | None = Field(None, description="Name of the queue; none: all.")
-    source: str | None = Field(None, description="Where the memes come from.")
-    states: tuple[str, ...] = Field((), description="States; none: all.")
-    why: str | None = Field(None, description="Why a person looks at them.")
-    words: str | None = Field(None, description="Words in caption, context or id.")
-    label: int | None = Field(None, description="Decided label, or where none is decided that of the verdict.")
-    order: Order = Field("urgent", description="`urgent`: by priority, then by how unsure the verdict is.")
+    queue: str | None = Field(default=None, description="Name of the queue; none: all.")
+    source: str | None = Field(default=None, description="Where the memes come from.")
+    states: tuple[str, ...] = Field(default=(), description="States; none: all.")
+    why: str | None = Field(default=None, description="Why a person looks at them.")
+    words: str | None = Field(default=None, description="Words in caption, context or id.")
+    label: int | None = Field(default=None, description="Decided label, or where none is decided that of the verdict.")
+    order: Order = Field(default="urgent", description="`urgent`: by priority, then by how unsure the verdict is.")
 
     def apply(self, statement: Select[Any], *, ordered: bool = True) -> Select[Any]:
         """A statement on cases with these filters and this order."""

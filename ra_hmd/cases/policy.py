@@ -17,17 +17,21 @@ class CasePolicy(Settings):
 
     TITLE = "case policy"
 
-    margin: float = Field(0.0, ge=0, le=1, description="Verdicts at most so far, in probability, from another one.")
-    abstained: bool = Field(False, description="Memes that the detector leaves to a person.")
-    disagreement: bool = Field(False, description="Memes on which the heads come to different verdicts.")
+    margin: float = Field(
+        default=0.0, ge=0, le=1, description="Verdicts at most so far, in probability, from another one."
+    )
+    abstained: bool = Field(default=False, description="Memes that the detector leaves to a person.")
+    disagreement: bool = Field(default=False, description="Memes on which the heads come to different verdicts.")
     min_similarity: float | None = Field(
-        None, ge=-1, le=1, description="Memes whose nearest row of the bank is less similar than this."
+        default=None, ge=-1, le=1, description="Memes whose nearest row of the bank is less similar than this."
     )
     audit_rate: float = Field(
-        0.0, ge=0, le=1, description="Share of all memes, drawn at random, from which misses and false alarms are "
-        "estimated."
-    )  # fmt: skip
-    audit_seed: int | None = Field(None, description="Seed of the draw; none: another one at each start.")
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of all memes, drawn at random; from it misses and false alarms are estimated.",
+    )
+    audit_seed: int | None = Field(default=None, description="Seed of the draw; none: another one at each start.")
 
     @property
     def active(self) -> bool:

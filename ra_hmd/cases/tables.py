@@ -194,6 +194,23 @@ class Person(Base):
     settings: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
+class LoginSession(Base):
+    """Somebody who is logged in.
+
+    Attributes:
+        token: SHA-256 of the token that the browser holds.
+        person: Name.
+        key: SHA-256 of the key that was used: the session ends when that key is removed.
+        until: When it ends.
+    """
+
+    __tablename__ = "sessions"
+    token: Mapped[str] = mapped_column(primary_key=True)
+    person: Mapped[str]
+    key: Mapped[str]
+    until: Mapped[datetime]
+
+
 class SavedView(Base):
     """Filters and order of a list, under a name."""
 

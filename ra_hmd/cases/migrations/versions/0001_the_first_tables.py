@@ -91,6 +91,14 @@ def upgrade() -> None:
         sa.UniqueConstraint("person", "name"),
     )
     op.create_table(
+        "sessions",
+        sa.Column("token", sa.Text(), nullable=False),
+        sa.Column("person", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("until", UTCDateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("token"),
+    )
+    op.create_table(
         "claims",
         sa.Column("case_id", sa.Text(), nullable=False),
         sa.Column("person", sa.Text(), nullable=False),

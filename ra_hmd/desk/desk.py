@@ -1,0 +1,151 @@
+"""What the pages of the desk show and do, without their HTML."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ra_hmd.cases.filters import CaseFilter
+from ra_hmd.cases.outcome import Action
+from ra_hmd.cases.store import CaseConflict, Decision
+from ra_hmd.cases.tables import Case, Opinion
+from ra_hmd.core.errors import UserError
+from ra_hmd.desk.class_names import ClassNames
+from ra_hmd.desk.people import User
+from ra_hmd.desk.sessions import Sessions
+from ra_hmd.inference.meme_lookup import MemeLookup
+from ra_hmd.serve.batching import wait_for_all
+from ra_hmd.serve.case_service import CaseService, threshold_probabilities
+
+REASONS = (
+    "The verdict is wrong",
+    "Picture and words together mean it",
+    "Reclaimed, or quoted to criticise",
+    "Depends on context outside the picture",
+    "An earlier label was a mistake",
+)
+MAX_CHARACTERS = 2000
+"""Most characters of a reason or a note."""
+
+
+@dataclass
+class Desk:
+    """The desk of one service.
+
+    Attributes:
+        cases: The cases.
+        names: Names of the classes.
+        sessions: Who is logged in.
+        lookup: Pictures and captions of the bank's memes.
+        time_limit: Seconds to wait for a verdict.
+    """
+
+    cases: CaseService
+    names: ClassNames
+    sessions: Sessions
+    lookup: MemeLookup = field(default_factory=MemeLookup)
+    time_limit: float = 60.0
+
+    @cached_property
+    def thresholds(self) -> dict[str, list[float]]:
+        """Head to its thresholds in probability; empty for a single-label task."""
+        service = self.cases.service
+        if self.names.problem.kind == "single_label":
+            return {}
+        scorer = service.detector.scorer
+        heads = [head for head in ("lmh", "lrc", "rkc", "krr") if head not in ("rkc", "krr") or scorer.bank is not None]
+        return {head: threshold_probabilities(service, head).tolist() for head in heads}  # type: ignore[arg-type]
+
+    def next(self, user: User, wanted: CaseFilter, *, after: str | None = None) -> Case | None:
+        """The next case of a person, claimed for them."""
+        self._require_moderator(user)
+        return self.cases.store.next(user.name, wanted, after=after)
+
+    def decide(self, user: User, case_id: str, label: Any | None, reason: str = "", *, batch: str = "") -> Case:
+        """Decide on a case; a label that is the verdict is an agreement, None passes the case to a colleague.
+
+        Raises:
+            UserError: The label contradicts the verdict and there is no reason, or the reason is too long; see
+                `CaseService.decide`.
+        """
+        self._require_moderator(user)
+        case = self.cases.store.get(case_id)
+        agrees = label is not None and label == case.verdict.get("verdict")
+        if label is not None and not agrees and not reason.strip():
+            raise UserError("Say why: choose a reason, or write one. The log keeps it.")
+        if len(reason) > MAX_CHARACTERS:
+            raise UserError(f"The reason has {len(reason)} characters, {MAX_CHARACTERS} are allowed.")
+        action: Action = "escalate" if label is None else "agree" if agrees else "label"
+        return self.cases.decide(case_id, user.name, Decision(action, label, reason.strip(), batch))
+
+    def skip(self, user: User, case_id: str) -> None:
+        """Leave a case to others."""
+        self._require_moderator(user)
+        self.cases.store.skip(case_id, user.name)
+
+    def note(self, user: User, case_id: str, words: str) -> None:
+        """Add a remark for colleagues. Raises `UserError` for an empty one."""
+        self._require_moderator(user)
+        if not words.strip():
+            raise UserError("The note is empty.")
+        self.cases.store.note(case_id, user.name, words.strip())
+
+    def label_of(self, values: Sequence[str]) -> Any:
+        """The label that the values of a form stand for.
+
+        Raises:
+            UserError: There is none, or the task has no such class.
+        """
+        names = self.names.names
+        numbers = [int(value) for value in values if value.isdecimal() and len(value) < 6]
+        known = len(numbers) == len(values) and all(number < len(names) for number in numbers)
+        if known and self.names.problem.kind == "multi_label":
+            return [int(number in numbers) for number in range(len(names))]
+        if not known or len(numbers) != 1:
+            raise UserError(f"Choose one of the classes: {', '.join(names)}.")
+        return numbers[0]
+
+    def last(self, user: User) -> tuple[Opinion, Case] | None:
+        """The last decision of a person that stands."""
+        return next(iter(self.cases.store.opinions_of(user.name, 1)), None)
+
+    def undo(self, user: User, opinion_id: int | None = None, why: str = "") -> Case:
+        """Take back a decision of a person's own, by default the last one.
+
+        Raises:
+            UserError: There is none; see `CaseService.undo`.
+        """
+        self._require_moderator(user)
+        if opinion_id is None:
+            last = self.last(user)
+            if last is None:
+                raise UserError("You have decided on nothing yet.")
+            opinion_id = last[0].id
+        return self.cases.undo(opinion_id, user.name, why)
+
+    def judge(self, case: Case) -> dict[str, Any]:
+        """The verdict on a case by the present bank, as `ServedVerdict.to_dict` states it."""
+        (served,) = wait_for_all(self.cases.service.submit([self.cases.meme_of(case)]), self.time_limit)
+        return served.to_dict()
+
+    def effect(self, case: Case, label: Any) -> Mapping[str, Any] | None:
+        """What the bank's verdicts would change where this case gets a label; None where no bank would change.
+
+        Raises:
+            UserError: There is no meme to measure it on.
+        """
+        bank = self.cases.bank_service
+        if bank is None:
+            return None
+        meme = self.cases.meme_of(case)
+        known = bank.labels_of(meme)
+        rows = {name: label for name, before in known.items() if before != label}
+        if known and not rows:
+            return None
+        if rows:
+            return bank.preview(relabel=rows, relabel_identical=True)
+        return bank.preview([meme], [label])
+
+    def _require_moderator(self, user: User) -> None:
+        if not user.may_decide:
+            raise CaseConflict("Your key may look, and not decide; ask for a moderator's key.")

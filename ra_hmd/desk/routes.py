@@ -1,0 +1,17 @@
+"""The routes of the desk."""
+
+from fastapi import APIRouter, Depends
+
+from ra_hmd.desk.access_routes import add_access_routes, add_picture_routes
+from ra_hmd.desk.desk import Desk
+from ra_hmd.desk.review_routes import add_review_routes
+from ra_hmd.desk.visits import check_same_site
+
+
+def desk_routes(desk: Desk) -> APIRouter:
+    """`/console` and the routes below it."""
+    router = APIRouter(prefix="/console", include_in_schema=False, dependencies=[Depends(check_same_site)])
+    add_access_routes(router, desk)
+    add_review_routes(router, desk)
+    add_picture_routes(router, desk)
+    return router

@@ -1,0 +1,48 @@
+"""The words of the pages in several languages. An English sentence is the key of its translations."""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+LANGUAGES = {"en": "English", "de": "Deutsch"}
+DEFAULT = "en"
+
+
+class Texts:
+    """The sentences of one language.
+
+    Args:
+        language: Key of `LANGUAGES`.
+    """
+
+    def __init__(self, language: str) -> None:
+        self.language = language if language in LANGUAGES else DEFAULT
+        self._translations = _catalogue(self.language)
+
+    def __call__(self, sentence: str, **values: Any) -> str:
+        """A sentence in this language, with the `{names}` in it replaced by values."""
+        translated = self._translations.get(sentence, sentence)
+        return translated.format(**values) if values else translated
+
+
+@cache
+def _catalogue(language: str) -> Mapping[str, str]:
+    if language == DEFAULT:
+        return {}
+    path = resources.files("ra_hmd.desk") / "locales" / f"{language}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def preferred_language(accepted: str) -> str:
+    """The first language of an `Accept-Language` header that there is, by its weights."""
+    weighted = []
+    for place, part in enumerate(accepted.split(",")):
+        name, _, parameters = part.strip().partition(";")
+        weight = parameters.strip().removeprefix("q=") if parameters else "1"
+        try:
+            weighted.append((-float(weight), place, name.strip().lower().split("-")[0]))
+        except ValueError:
+            continue
+    return next((name for weight, _, name in sorted(weighted) if name in LANGUAGES and weight < 0), DEFAULT)
