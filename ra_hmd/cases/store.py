@@ -245,6 +245,7 @@ class CaseStore:
             opinion.state, opinion.undone_by, opinion.undone_why = "undone", person, why
             _log(session, person, "undone", case.id, opinion=opinion.id, reason=why, **dict(change or {}))
             _settle(session, case)
+            session.execute(delete(Claim).where(Claim.person == person))  # the next case, which is on the screen by now
             session.merge(Claim(case_id=case.id, person=person, until=_now() + timedelta(seconds=CLAIM_SECONDS)))
             return case
 

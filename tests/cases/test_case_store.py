@@ -100,6 +100,16 @@ def test_undo_puts_the_case_back_on_the_screen(store):
     assert decide(store, only, "ann", 0).label == 0
 
 
+def test_undo_comes_before_the_case_that_is_on_the_screen_by_then(store):
+    (other,) = add(store, "b", priority=9)
+    decide(store, other, "ann", 1)
+    add(store, "c", priority=10)
+    assert store.next("ann", ALL).meme_id == "c"
+    store.undo(store.opinions_of("ann")[0][0].id, "ann", "")
+    assert store.next("ann", ALL).meme_id == "b"
+    assert store.next("bob", ALL).meme_id == "c"
+
+
 def test_a_second_opinion_decides_or_makes_a_conflict_that_a_third_ends(store):
     same, other = add(store, "a", "b", opinions_needed=2)
     assert decide(store, same, "ann", 1).state == "waiting"
