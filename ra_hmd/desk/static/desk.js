@@ -92,7 +92,7 @@
     if (!form.dataset.act) return;
     event.preventDefault();
     if (form.dataset.act === "decide" && button?.name === "label") decide(button);
-    else send(button?.formAction || form.action, new URLSearchParams(new FormData(form)));
+    else send(button?.getAttribute("formaction") || form.action, new URLSearchParams(new FormData(form)));
   });
 
   document.addEventListener("click", (event) => {
