@@ -1,4 +1,7 @@
-"""The words of the pages in several languages. An English sentence is the key of its translations."""
+"""The words of the pages in several languages. An English sentence is the key of its translations.
+
+`locales/<language>/` has one file per page, which are read as one catalogue; a sentence stands in one of them.
+"""
 
 import json
 from collections.abc import Mapping
@@ -31,8 +34,9 @@ class Texts:
 def _catalogue(language: str) -> Mapping[str, str]:
     if language == DEFAULT:
         return {}
-    path = resources.files("ra_hmd.desk") / "locales" / f"{language}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    folder = resources.files("ra_hmd.desk") / "locales" / language
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name)
+    return {key: value for file in files for key, value in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
 def preferred_language(accepted: str) -> str:
