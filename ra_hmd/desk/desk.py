@@ -14,8 +14,10 @@ from ra_hmd.desk.class_names import ClassNames
 from ra_hmd.desk.people import User
 from ra_hmd.desk.sessions import Sessions
 from ra_hmd.inference.meme_lookup import MemeLookup
+from ra_hmd.inference.types import Explain
 from ra_hmd.serve.batching import wait_for_all
 from ra_hmd.serve.case_service import CaseService, threshold_probabilities
+from ra_hmd.serve.limits import RequestLimits
 
 REASONS = (
     "The verdict is wrong",
@@ -37,14 +39,16 @@ class Desk:
         names: Names of the classes.
         sessions: Who is logged in.
         lookup: Pictures and captions of the bank's memes.
-        time_limit: Seconds to wait for a verdict.
+        explain: Generates rationales; None where the model cannot.
+        limits: Limits of uploads, and the seconds to wait for a verdict.
     """
 
     cases: CaseService
     names: ClassNames
     sessions: Sessions
     lookup: MemeLookup = field(default_factory=MemeLookup)
-    time_limit: float = 60.0
+    explain: Explain | None = None
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
     @cached_property
     def thresholds(self) -> dict[str, list[float]]:
@@ -125,7 +129,7 @@ class Desk:
 
     def judge(self, case: Case) -> dict[str, Any]:
         """The verdict on a case by the present bank, as `ServedVerdict.to_dict` states it."""
-        (served,) = wait_for_all(self.cases.service.submit([self.cases.meme_of(case)]), self.time_limit)
+        (served,) = wait_for_all(self.cases.service.submit([self.cases.meme_of(case)]), self.limits.time_limit)
         return served.to_dict()
 
     def effect(self, case: Case, label: Any) -> Mapping[str, Any] | None:

@@ -17,6 +17,7 @@ from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_routes import bank_routes
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService
+from ra_hmd.serve.case_service import CaseService
 from ra_hmd.serve.classes import ServedClasses
 from ra_hmd.serve.context import AppContext
 from ra_hmd.serve.errors import install_error_handlers
@@ -53,6 +54,7 @@ def create_app(
     *,
     origins: Sequence[str] = (),
     classes: ServedClasses | None = None,
+    cases: CaseService | None = None,
 ) -> FastAPI:
     """Create the API as an ASGI app. The app closes the service when it shuts down.
 
@@ -68,6 +70,7 @@ def create_app(
         jobs: Takes and judges large batches; without it the routes of jobs answer 404.
         origins: Origins whose pages may read answers (CORS).
         classes: Names of the classes, and those that flag a meme; by default those of the detector.
+        cases: Cases that wait for people; without it the routes of cases answer 404.
 
     Returns:
         The app; `app.state.context` is its `AppContext`, `app.state.root_path` its root path.
@@ -75,7 +78,8 @@ def create_app(
     limits = limits or RequestLimits()
     bank = service.detector.scorer.bank
     follower = None if bank is None else BankFollower(service, bank, follow or FollowSettings())
-    context, metrics = AppContext(service, bank_service, explainer, keys, limits, follower), Metrics(service, follower)
+    context = AppContext(service, bank_service, explainer, keys, limits, follower, cases)
+    metrics = Metrics(service, follower)
 
     app = FastAPIOffline(
         redoc_url=None,

@@ -24,6 +24,7 @@ from ra_hmd.inference.types import Explain
 from ra_hmd.serve.auth import APIKey, KeyRing
 from ra_hmd.serve.bank_service import AlreadyApplied, BankService
 from ra_hmd.serve.batching import BatchingService, ServedVerdict, ServiceBusy, ServiceClosed
+from ra_hmd.serve.case_service import CaseService
 from ra_hmd.serve.errors import APIError
 from ra_hmd.serve.follower import BankFollower
 from ra_hmd.serve.limits import RequestLimits
@@ -102,6 +103,7 @@ class AppContext:
         keys: API keys; None: read requests are anonymous, and changes are refused.
         limits: Limits of requests.
         follower: Keeps the service at the newest version of its example bank; None without one.
+        cases: Cases that wait for people; None without a case database.
     """
 
     service: BatchingService
@@ -110,6 +112,7 @@ class AppContext:
     keys: KeyRing | None
     limits: RequestLimits
     follower: BankFollower | None = None
+    cases: CaseService | None = None
     pixel_budget: Budget = field(init=False)
     bank_limit: ConcurrencyLimit = field(init=False)
     explain_limit: ConcurrencyLimit = field(init=False)

@@ -165,7 +165,9 @@ class RequestMetrics:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 strict = path_of(scope).startswith("/v1/") or path_of(scope) == "/metrics"
-                for header, value in (_HEADERS | (_STRICT if strict else {}) | {"X-Request-ID": request_id}).items():
+                for header, value in _HEADERS.items():
+                    headers.setdefault(header, value)  # a page needs its own Referrer-Policy, or its forms are refused
+                for header, value in ((_STRICT if strict else {}) | {"X-Request-ID": request_id}).items():
                     headers[header] = value
             await send(message)
 

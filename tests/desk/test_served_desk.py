@@ -1,0 +1,40 @@
+"""The desk beside the API: who may come in, and that a decision reaches the bank."""
+
+import re
+from pathlib import Path
+
+from desks import MakeDesk
+
+from ra_hmd.bank.bank import Bank
+from ra_hmd.serve.auth import KeyRing, make_key
+
+
+def test_a_decision_by_form_reaches_case_and_bank(desk: MakeDesk, clip_bank: Path) -> None:
+    with desk(cases=3) as served:
+        page = served.client.get("/console/review").text
+        (case_id,) = set(re.findall(r"/cases/(\w+)/decide", page))
+        label = 1 - int(served.cases.store.get(case_id).verdict["verdict"])
+        form = {"label": str(label), "reason": "The verdict is wrong"}
+        assert served.client.post(f"/console/cases/{case_id}/decide", data=form).status_code == 303
+        assert served.cases.store.get(case_id).state == "decided"
+        assert case_id in Bank.open(clip_bank).ids
+        assert case_id not in served.client.get("/console/review").text.split("/decide")[0]
+
+
+def test_only_people_with_a_key_come_in(desk: MakeDesk, tmp_path: Path) -> None:
+    key = make_key(tmp_path / "keys.json", "ann", "moderator")
+    with desk(KeyRing.open(tmp_path / "keys.json"), cases=1) as served:
+        sent = served.client.get("/console/review")
+        assert (sent.status_code, sent.headers["location"]) == (303, "/console/login")
+        wrong = served.client.post("/console/login", data={"name": "ann", "key": "no"})
+        assert wrong.status_code == 403
+        with served.logged_in("ann", key) as client:
+            page = client.get("/console/review")
+            assert page.status_code == 200
+            assert "/decide" in page.text
+
+
+def test_pages_keep_their_own_referrer_policy_and_the_api_tells_nobody(desk: MakeDesk) -> None:
+    with desk() as served:
+        assert served.client.get("/console/review").headers["referrer-policy"] == "same-origin"
+        assert served.client.get("/v1/info").headers["referrer-policy"] == "no-referrer"
