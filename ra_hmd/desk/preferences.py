@@ -22,6 +22,14 @@ KEYS = {
 """Action to the key that does it, unless a person chose another one. Digits choose labels and reasons."""
 
 
+class KeyClash(UserError):
+    """Two actions have one key. `key`, `first` and `second` say which."""
+
+    def __init__(self, key: str, first: str, second: str) -> None:
+        super().__init__(f"The key {key} is that of two actions, {first} and {second}; choose another one.")
+        self.key, self.first, self.second = key, first, second
+
+
 class Preferences(Settings):
     """Settings of one person."""
 
@@ -57,7 +65,7 @@ def check_keys(keys: dict[str, str]) -> dict[str, str]:
     seen: dict[str, str] = {}
     for action, key in chosen.items():
         if key in seen:
-            raise UserError(f"The key {key!r} is that of two actions, {seen[key]} and {action}; choose another one.")
+            raise KeyClash(key, seen[key], action)
         seen[key] = action
     return {action: key for action, key in chosen.items() if KEYS[action] != key}
 

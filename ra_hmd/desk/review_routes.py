@@ -72,7 +72,7 @@ def add_review_routes(router: APIRouter, desk: Desk) -> None:
         try:
             found = await run_sync(look)
         except UserError as error:
-            problem = str(error)
+            problem = visit.viewer.text(str(error))
         head = desk.cases.service.detector.head
         return visit.page("_effect.html", effect=found, problem=problem, words=screen.words(visit), head=head)
 
@@ -90,7 +90,8 @@ class ReviewScreen:
     async def show(self, visit: Visit, *, said: str = "", problem: str = "", after: str | None = None) -> Response:
         """Render the case that the person has, or gets now."""
         values = await run_sync(partial(self._values, visit, after))
-        return visit.page("_case.html" if visit.fragment else "review.html", said=said, problem=problem, **values)
+        name, problem = "_case.html" if visit.fragment else "review.html", visit.viewer.text(problem)
+        return visit.page(name, said=said, problem=problem, **values)
 
     async def act(self, visit: Visit, call: Callable[[], Any], said: str = "") -> Response:
         """Do something, and show the next case, or why it could not be done."""

@@ -1,9 +1,11 @@
 """The words of the pages in several languages. An English sentence is the key of its translations.
 
-`locales/<language>/` has one file per page, which are read as one catalogue; a sentence stands in one of them.
+`locales/<language>/` has one file per page, which are read as one catalogue; a sentence stands in one of them. An
+error has its values in it already when a page gets it: its key has `{0}`, `{1}` in their places.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -26,7 +28,9 @@ class Texts:
 
     def __call__(self, sentence: str, **values: Any) -> str:
         """A sentence in this language, with the `{names}` in it replaced by values."""
-        translated = self._translations.get(sentence, sentence)
+        translated = self._translations.get(sentence)
+        if translated is None:
+            translated = sentence if values else _translate_error(self.language, sentence)
         return translated.format(**values) if values else translated
 
 
@@ -37,6 +41,23 @@ def _catalogue(language: str) -> Mapping[str, str]:
     folder = resources.files("ra_hmd.desk") / "locales" / language
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name)
     return {key: value for file in files for key, value in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+@cache
+def _error_patterns(language: str) -> list[tuple[re.Pattern[str], str]]:
+    """Patterns of the sentences with values in places `{0}`, `{1}`, which errors fill in before a page has them."""
+    return [
+        (re.compile(re.sub(r"\\{\d\\}", "(.*)", re.escape(key)), re.DOTALL), value)
+        for key, value in _catalogue(language).items()
+        if "{0}" in key
+    ]
+
+
+def _translate_error(language: str, sentence: str) -> str:
+    for pattern, translation in _error_patterns(language):
+        if found := pattern.fullmatch(sentence):
+            return translation.format(*found.groups())
+    return sentence
 
 
 def preferred_language(accepted: str) -> str:

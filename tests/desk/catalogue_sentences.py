@@ -1,0 +1,138 @@
+"""The sentences of the desk's pages, found in their sources."""
+
+import ast
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import get_args
+
+from jinja2 import nodes
+
+from ra_hmd.cases.outcome import State
+from ra_hmd.cases.policy import Why
+from ra_hmd.core.templates import template_environment
+from ra_hmd.desk.class_names import BINARY_NAMES
+
+PACKAGE = Path(__file__).parents[2] / "ra_hmd"
+SPOKEN = ("alt", "aria-label", "placeholder", "title")
+"""Attributes whose value is read or spoken."""
+AT_START = {"database.py", "webhooks.py", "class_names.py", "settings.py", "mount.py"}
+"""Modules whose errors end a command before there is a page."""
+MODULES = [
+    path
+    for path in [
+        *(PACKAGE / "desk").glob("*.py"),
+        *(PACKAGE / "cases").glob("*.py"),
+        PACKAGE / "serve" / "case_service.py",
+    ]
+    if path.name not in AT_START
+]
+ERRORS = ("UserError", "CaseConflict", "NoSuchCase")
+VALUES = {*get_args(State), *get_args(Why), *BINARY_NAMES}
+"""Words that come from the database or the detector, and are translated when they are shown."""
+
+
+def of_templates() -> Iterator[tuple[str, str]]:
+    """File and sentence of each `_("…")`, also where it is chosen from a list or by a condition."""
+    environment = template_environment("ra_hmd.desk")
+    for path in sorted((PACKAGE / "desk" / "templates").glob("*.html")):
+        tree = environment.parse(path.read_text(encoding="utf-8"))
+        for call in tree.find_all(nodes.Call):
+            if isinstance(call.node, nodes.Name) and call.node.name == "_":
+                yield from ((path.name, const.value) for const in _constants(call.args[0]))
+        for loop in tree.find_all(nodes.For):  # {% for path, name in (("review", "Review"), …) %} … _(name)
+            if isinstance(loop.iter, nodes.Tuple | nodes.List):
+                found = (const.value for const in loop.iter.find_all(nodes.Const))
+                yield from ((path.name, value) for value in found if isinstance(value, str) and value[:1].isupper())
+
+
+def _constants(argument: nodes.Node) -> Iterator[nodes.Const]:
+    if isinstance(argument, nodes.Const):
+        yield argument
+    elif isinstance(argument, nodes.CondExpr):
+        yield from _constants(argument.expr1)
+        if argument.expr2 is not None:
+            yield from _constants(argument.expr2)
+
+
+def of_modules() -> Iterator[tuple[str, str]]:
+    """File and sentence of each `text("…")`, of each error, and of whatever else reads like a sentence."""
+    for path in sorted(MODULES):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        errors = list(_errors(tree))
+        inside = {id(node) for error in errors for node in ast.walk(error)}
+        yield from ((path.name, sentence) for error in errors for sentence in _sentences(error.args[0]))
+        if path.parent.name == "desk":
+            yield from ((path.name, sentence) for sentence in _spoken(tree, inside))
+
+
+def _errors(tree: ast.AST) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS and node.args:
+            yield node
+
+
+def _sentences(node: ast.AST) -> Iterator[str]:
+    """The sentences that an expression can be, with `{0}`, `{1}` for the values in them."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.IfExp):
+        yield from _sentences(node.body)
+        yield from _sentences(node.orelse)
+    elif isinstance(node, ast.JoinedStr):
+        parts, number = [], 0
+        for part in node.values:
+            parts.append(part.value if isinstance(part, ast.Constant) else f"{{{number}}}")
+            number += not isinstance(part, ast.Constant)
+        yield "".join(map(str, parts))
+
+
+def _spoken(tree: ast.AST, inside_errors: set[int]) -> Iterator[str]:
+    left_out = inside_errors | set(_not_shown(tree))
+    for node in ast.walk(tree):
+        name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+        if name in ("text", "_", "Texts") and isinstance(node, ast.Call) and node.args:
+            yield from _sentences(node.args[0])
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in left_out
+        if is_text and re.fullmatch(r"[A-Z“].* .*[.?!]", node.value, re.DOTALL):
+            yield node.value
+
+
+def _not_shown(tree: ast.AST) -> Iterator[int]:
+    """Docstrings, descriptions of settings, and answers of routes that no page shows."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr):
+            yield id(node.value)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Field", "HTTPException"):
+            yield from (id(part) for part in ast.walk(node))
+
+
+class _Bare(HTMLParser):
+    """Collects words of a template that stand there without `_()`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self._look(data)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for name, value in attributes:
+            if name in SPOKEN and value:
+                self._look(value)
+
+    def _look(self, words: str) -> None:
+        if re.search(r"[A-Za-z]{2}", words):
+            self.found.append(words.strip())
+
+
+def bare_words(path: Path) -> list[str]:
+    """Words of a template that are not translated."""
+    environment = template_environment("ra_hmd.desk")
+    tokens = environment.lex(path.read_text(encoding="utf-8"))
+    parser = _Bare()
+    parser.feed("".join(value for _, kind, value in tokens if kind == "data"))
+    parser.close()
+    return parser.found

@@ -1,0 +1,79 @@
+"""The languages of the desk."""
+
+import json
+import string
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from catalogue_sentences import PACKAGE, VALUES, bare_words, of_modules, of_templates
+
+from ra_hmd.desk.texts import DEFAULT, LANGUAGES, Texts, preferred_language
+
+TEMPLATES = sorted((PACKAGE / "desk" / "templates").glob("*.html"))
+OTHERS = sorted(set(LANGUAGES) - {DEFAULT})
+
+
+def files(language: str) -> list[Path]:
+    return sorted((PACKAGE / "desk" / "locales" / language).glob("*.json"))
+
+
+def catalogue(language: str) -> dict[str, str]:
+    return {key: value for path in files(language) for key, value in json.loads(path.read_text("utf-8")).items()}
+
+
+def fields(sentence: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(sentence) if name is not None}
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_every_sentence_of_the_pages_has_a_translation(language):
+    known = catalogue(language)
+    missing = {(file, sentence) for file, sentence in [*of_templates(), *of_modules()] if sentence not in known}
+    missing |= {("values", word) for word in VALUES if word not in known}
+    assert not missing
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_no_translation_is_left_over(language):
+    sources = [*(PACKAGE / "desk").glob("*.py"), *TEMPLATES]
+    text = "\n".join(path.read_text("utf-8") for path in sources)
+    used = {sentence for _, sentence in [*of_templates(), *of_modules()]} | VALUES
+    quoted = (json.dumps(key, ensure_ascii=False) for key in catalogue(language))
+    assert [key for key in quoted if json.loads(key) not in used and key not in text] == []
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_a_sentence_stands_in_one_file_with_the_places_of_the_original(language):
+    counts = Counter(key for path in files(language) for key in json.loads(path.read_text("utf-8")))
+    assert [key for key, count in counts.items() if count > 1] == []
+    assert [key for key, value in catalogue(language).items() if fields(key) != fields(value) or not value] == []
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_no_word_of_a_template_is_left_untranslated(path):
+    assert bare_words(path) == []
+
+
+def test_an_error_is_translated_with_its_values():
+    german = Texts("de")
+    assert german("ann has this case on the screen; take the next one.") == (
+        "ann hat diesen Fall auf dem Bildschirm; nehmen Sie den nächsten."
+    )
+    assert german("Words that no catalogue has.") == "Words that no catalogue has."
+    assert german("{braces} and [brackets]") == "{braces} and [brackets]"
+
+
+@pytest.mark.parametrize(
+    ("accepted", "language"),
+    [
+        ("de-DE,de;q=0.9,en;q=0.8", "de"),
+        ("fr,en;q=0.4,de;q=0.6", "de"),
+        ("de;q=0,en", "en"),
+        ("fr", "en"),
+        ("", "en"),
+        ("de;q=x", "en"),
+    ],
+)
+def test_the_browsers_language_is_taken_by_its_weight(accepted, language):
+    assert preferred_language(accepted) == language
