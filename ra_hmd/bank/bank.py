@@ -17,6 +17,7 @@ import numpy as np
 from ra_hmd.bank.backends.base import ViewBackend, backend_class, backend_of
 from ra_hmd.bank.identical import addition, check_one_label, relabelling
 from ra_hmd.bank.reader import BankReader
+from ra_hmd.bank.row_history import taking_back
 from ra_hmd.bank.versions import (
     Action,
     BankRows,
@@ -216,6 +217,25 @@ class Bank(BankReader):
     def plan_rollback(self, version: int) -> Change:
         """The change that `rollback` would make; empty where the bank has the content of that version."""
         return self._state.back_to(self.state_at(version))
+
+    def take_back(self, name: str, version: int, *, author: str, reason: str) -> VersionEntry:
+        """Take back what a version did to one row, and to other rows of the same meme, as a new version.
+
+        Args:
+            name: Id of the row.
+            version: The version; it must be the last one that changed the row.
+            author: Author of this change.
+            reason: Why.
+
+        Raises:
+            UserError: the version did not change the row, or created the bank; the row was changed again since, or
+                another row of the same meme would keep another label (`LabelConflictError`).
+        """
+        return self._commit("rollback", lambda: self.plan_take_back(name, version), author, reason)
+
+    def plan_take_back(self, name: str, version: int) -> Change:
+        """The change that `take_back` would make."""
+        return taking_back(self, name, version)
 
     def exclusively(self, call: Callable[[], T]) -> T:
         """Run a call at the newest version while no other process writes, so that what it reads still holds when its

@@ -110,15 +110,12 @@ class BankReader:
 
     def row(self, position: int) -> dict[str, Any]:
         """The meme at a position in `ids`: `id`, `label`, `source`, `note`, `time`, `image_hash`."""
-        number, rows = int(self._state.members[position]), self._state.rows
-        return {
-            "id": rows.ids[number],
-            "label": rows.labels[number].tolist(),
-            "source": rows.sources[number],
-            "note": rows.notes[number],
-            "time": rows.times[number],
-            "image_hash": f"{rows.image_hashes[number]:016x}",
-        }
+        return self._state.row(int(self._state.members[position]))
+
+    def changes(self) -> list[tuple[VersionEntry, Change]]:
+        """The log entries of all versions up to this one, each with its change, oldest first."""
+        with self._lock:
+            return list(zip(self.log, self._changes, strict=True))
 
     def info(self) -> dict[str, Any]:
         """Size, classes, fingerprint, last change and facts of the backend."""

@@ -45,7 +45,7 @@ class VersionEntry:
         reason: Why it was made.
         time: UTC, ISO 8601.
         counts: Numbers of rows `added`, `removed`, `restored` and `relabelled`, and `rows`, the size of the bank.
-        restores: The version that a rollback restores.
+        restores: The version that a rollback restores; None where it restores some rows alone.
     """
 
     version: int
@@ -158,6 +158,18 @@ class Change:
         """A change with the given parts, the others empty, for labels of the same width as `labels`."""
         none = np.zeros(0, np.int64)
         return replace(cls(BankRows.none(labels), none, none, none, labels[:0]), **parts)
+
+    def of_rows(self, numbers: Sequence[int]) -> "Change":
+        """The part of a change without new rows that changes the rows with these numbers."""
+        relabelled = np.isin(self.relabelled, numbers)
+        return replace(
+            self,
+            removed=self.removed[np.isin(self.removed, numbers)],
+            restored=self.restored[np.isin(self.restored, numbers)],
+            relabelled=self.relabelled[relabelled],
+            new_labels=self.new_labels[relabelled],
+            new_decided=self.new_decided[relabelled],
+        )
 
     @property
     def empty(self) -> bool:
@@ -280,6 +292,18 @@ class BankState:
     def labels(self) -> np.ndarray:
         """Labels of `members`."""
         return self.rows.labels[self.members]
+
+    def row(self, number: int) -> dict[str, Any]:
+        """The row with a number: `id`, `label`, `source`, `note`, `time`, `image_hash`."""
+        rows = self.rows
+        return {
+            "id": rows.ids[number],
+            "label": rows.labels[number].tolist(),
+            "source": rows.sources[number],
+            "note": rows.notes[number],
+            "time": rows.times[number],
+            "image_hash": f"{rows.image_hashes[number]:016x}",
+        }
 
     def after(self, changes: Iterable[Change]) -> "BankState":
         """The state after further changes."""

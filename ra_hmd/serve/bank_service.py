@@ -14,6 +14,7 @@ import numpy as np
 from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import embed_store
 from ra_hmd.bank.planned_change import PlannedChange
+from ra_hmd.bank.row_history import RowChange, RowDifference, difference, list_rows, row_history
 from ra_hmd.bank.versions import BankRows, VersionEntry
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import BANK_HEADS
@@ -170,13 +171,16 @@ class BankService:
         """
 
         def change() -> VersionEntry:
-            if not 1 <= version <= self.bank.version:
-                raise NotInBank(f"{self.bank.location} has versions 1 to {self.bank.version}, not {version}.")
+            self._check_version(version)
             if self.bank.plan_rollback(version).empty:
                 raise AlreadyApplied(f"{self._bank_name} holds what version {version} held.")
             return self.bank.rollback(version, author=author, reason=reason)
 
         return self._change(change)
+
+    def take_back(self, name: str, version: int, *, author: str, reason: str) -> VersionEntry:
+        """Take back what a version did to one row, as a new version. Raises `UserError`, see `Bank.take_back`."""
+        return self._change(lambda: self.bank.take_back(name, version, author=author, reason=reason))
 
     def preview(
         self,
@@ -251,6 +255,32 @@ class BankService:
             places = {name: place for place, name in enumerate(bank.ids)}
             return {name: bank.labels[places[name]].tolist() for name in ids if name in places}
 
+    def rows(self, **wanted: Any) -> tuple[list[dict[str, Any]], int]:
+        """Return a page of rows, and the number of all that pass the filters; see `list_rows`."""
+        with self._exclusive():
+            return list_rows(self.bank, **wanted)
+
+    def row_history(self, name: str) -> list[RowChange]:
+        """Return what each version did to a row, oldest first.
+
+        Raises:
+            NotInBank: the bank never had it.
+        """
+        with self._exclusive():
+            self._check_ids([name])
+            return row_history(self.bank, name)
+
+    def difference(self, first: int, last: int) -> list[RowDifference]:
+        """Return the rows that differ between two versions.
+
+        Raises:
+            NotInBank: there is no such version.
+        """
+        with self._exclusive():
+            for version in (first, last):
+                self._check_version(version)
+            return difference(self.bank, first, last)
+
     def info(self) -> dict[str, Any]:
         """Return `Bank.info` of the newest version."""
         with self._exclusive():
@@ -260,6 +290,10 @@ class BankService:
         """Return the log up to the newest version, oldest first."""
         with self._exclusive():
             return list(self.bank.log)
+
+    def _check_version(self, version: int) -> None:
+        if not 1 <= version <= self.bank.version:
+            raise NotInBank(f"{self.bank.location} has versions 1 to {self.bank.version}, not {version}.")
 
     def _exclusive(self) -> AbstractContextManager[Detector]:
         return self.service.exclusive(self.timeout)
