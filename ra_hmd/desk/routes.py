@@ -5,6 +5,7 @@ from fastapi import APIRouter, Depends
 from ra_hmd.desk.access_routes import add_access_routes, add_picture_routes
 from ra_hmd.desk.desk import Desk
 from ra_hmd.desk.review_routes import add_review_routes
+from ra_hmd.desk.settings_routes import add_settings_routes
 from ra_hmd.desk.visits import check_same_site
 
 
@@ -14,4 +15,5 @@ def desk_routes(desk: Desk) -> APIRouter:
     add_access_routes(router, desk)
     add_review_routes(router, desk)
     add_picture_routes(router, desk)
+    add_settings_routes(router, desk)
     return router
