@@ -2,11 +2,12 @@
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ra_hmd.core.config import Settings
+from ra_hmd.inference.options import Flag
 
 Why = Literal["requested", "file", "abstained", "unsure", "disagreement", "unlike-the-bank", "audit", "appeal"]
 """Why a person looks at a case; the policy gives those from `abstained` to `audit`."""
@@ -17,27 +18,40 @@ class CasePolicy(Settings):
 
     TITLE = "case policy"
 
-    margin: float = Field(
-        default=0.0, ge=0, le=1, description="Verdicts at most so far, in probability, from another one."
+    margin: Annotated[float, Flag("--review-margin")] = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="A person looks at verdicts that are at most so far, in probability, from another one.",
     )
-    abstained: bool = Field(default=False, description="Memes that the detector leaves to a person.")
-    disagreement: bool = Field(default=False, description="Memes on which the heads come to different verdicts.")
-    min_similarity: float | None = Field(
-        default=None, ge=-1, le=1, description="Memes whose nearest row of the bank is less similar than this."
+    abstained: Annotated[bool, Flag("--review-abstained")] = Field(
+        default=False, description="A person looks at memes that the detector leaves to people."
+    )
+    disagreement: Annotated[bool, Flag("--review-disagreement")] = Field(
+        default=False, description="A person looks at memes on which the heads come to different verdicts."
+    )
+    below_similarity: Annotated[float | None, Flag("--review-below-similarity")] = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="A person looks at memes whose nearest row of the bank is less similar than this.",
     )
     audit_rate: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="Share of all memes, drawn at random; from it misses and false alarms are estimated.",
+        description="Share of all memes, drawn at random, at which a person looks; from it misses and false alarms are "
+        "estimated.",
     )
-    audit_seed: int | None = Field(default=None, description="Seed of the draw; none: another one at each start.")
+    audit_seed: int | None = Field(
+        default=None, description="Seed of the draw for --audit-rate; default: another one at each start."
+    )
 
     @property
     def active(self) -> bool:
         """Whether any verdict becomes a case."""
         chosen = self.margin > 0 or self.abstained or self.disagreement
-        return chosen or self.min_similarity is not None or self.audit_rate > 0
+        return chosen or self.below_similarity is not None or self.audit_rate > 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ class PolicyDraw:
             return "disagreement", audited
         if facts.margin <= policy.margin and policy.margin > 0:
             return "unsure", audited
-        far = policy.min_similarity is not None and facts.similarity is not None
-        if far and facts.similarity < policy.min_similarity:  # type: ignore[operator]
+        far = policy.below_similarity is not None and facts.similarity is not None
+        if far and facts.similarity < policy.below_similarity:  # type: ignore[operator]
             return "unlike-the-bank", audited
         return ("audit" if audited else None), audited

@@ -48,7 +48,7 @@ def check_url(url: str, allowed: tuple[str, ...]) -> None:
     if host is None or parts.scheme not in ("http", "https") or parts.username is not None:
         raise UserError(f"{url!r} is no http or https URL.")
     if host.lower() not in allowed:
-        raise UserError(f"Webhooks to {host!r} are not allowed here; the operator names hosts with --webhook-hosts.")
+        raise UserError(f"Webhooks to {host!r} are not allowed here; the operator names hosts with --webhook-host.")
 
 
 class WebhookSender:

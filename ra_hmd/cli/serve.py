@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from ra_hmd.cases.policy import CasePolicy
 from ra_hmd.cli.options import Without, from_settings
 from ra_hmd.cli.options_file import ConfigFile
 from ra_hmd.console.settings import ConsoleSettings
 from ra_hmd.inference.options import RationaleOptions, ServedDetectorOptions
+from ra_hmd.serve.case_settings import CaseSettings
 from ra_hmd.serve.jobs_settings import JobSettings
 from ra_hmd.serve.limits import BatchingSettings, FollowSettings, RequestLimits
 from ra_hmd.serve.options import AddressOptions, ClassOptions, ReplicaOptions, ServerSettings
@@ -37,6 +39,8 @@ def serve_command(
     rationale: RationaleFields,
     jobs: JobSettings,
     classes: ClassOptions,
+    cases: CaseSettings,
+    policy: CasePolicy,
     reference: Reference = None,
     config: ConfigFile = None,
 ) -> None:
@@ -59,6 +63,8 @@ def serve_command(
         reference=reference,
         jobs=jobs,
         classes=classes,
+        cases=cases,
+        policy=policy,
     )
     serve(settings)
 

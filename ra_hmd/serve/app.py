@@ -106,6 +106,8 @@ def _lifespan(context: AppContext, jobs: JobRunner | None) -> Callable[[FastAPI]
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if context.follower is not None:
             context.follower.start()
+        if context.cases is not None:
+            context.cases.start()
         yield
         if jobs is not None:
             await run_sync(jobs.close)

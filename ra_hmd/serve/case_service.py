@@ -5,6 +5,8 @@ recorded with the change that it makes, the bank is changed, the opinion is fini
 done again at the next start; a change that the bank has already is not made a second time.
 """
 
+import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +24,13 @@ from ra_hmd.core.heads import Head
 from ra_hmd.data.images import file_digest, load_image, perceptual_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.types import Verdict
+from ra_hmd.serve.background import Background, Periodic
 from ra_hmd.serve.bank_service import AlreadyApplied, BankService, MemeLabel
 from ra_hmd.serve.batching import BatchingService, ServedVerdict
+from ra_hmd.serve.case_settings import CaseSettings
 
+_log = logging.getLogger("ra_hmd.serve")
+_START_SECONDS, _RESUME_SECONDS = 5.0, 60.0
 SOURCE = "review"
 """Source of the bank rows that reviewers make."""
 
@@ -52,6 +58,10 @@ class CaseService:
         pictures: Where pictures are kept that came without a file.
         bank_service: Changes the bank; None: decisions are recorded, and teach nothing.
         draw: Chooses among verdicts those that become cases.
+        settings: Settings of the cases, such as the hosts that may be told of decisions.
+
+    Attributes:
+        background: What runs from `start` to `close`; more may be added before `start`.
     """
 
     def __init__(
@@ -61,9 +71,30 @@ class CaseService:
         pictures: CasePictures,
         bank_service: BankService | None = None,
         draw: PolicyDraw | None = None,
+        settings: CaseSettings | None = None,
     ) -> None:
         self.service, self.store, self.pictures = service, store, pictures
-        self.bank_service, self.draw = bank_service, draw
+        self.bank_service, self.draw, self.settings = bank_service, draw, settings or CaseSettings()
+        self.background: list[Background] = [Periodic("resuming decisions", _RESUME_SECONDS, self._resume)]
+        self._resumed = False
+
+    # ---------------------------------------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Start what runs beside requests."""
+        for one in self.background:
+            one.start()
+
+    def close(self) -> None:
+        """End what runs beside requests, and close the database."""
+        for one in reversed(self.background):
+            one.close()
+        self.store.database.close()
+
+    def _resume(self, _: threading.Event) -> None:
+        # Another process may be making a decision just now: only what is older was cut short.
+        self.resume(_RESUME_SECONDS if self._resumed else _START_SECONDS)
+        self._resumed = True
 
     # ---------------------------------------------------------------------------------------------- intake
 
@@ -121,7 +152,10 @@ class CaseService:
         """Complete decisions that were begun so many seconds ago and not finished; returns their number."""
         unfinished = self.store.unfinished(seconds)
         for opinion in unfinished:
-            self._finish(opinion)
+            try:
+                self._finish(opinion)
+            except UserError as error:
+                _log.warning("a decision on case %s was cut short and cannot be completed: %s", opinion.case_id, error)
         return len(unfinished)
 
     def _finish(self, opinion: Opinion) -> Case:

@@ -128,6 +128,8 @@ class AppContext:
         """Answer what was accepted, and end all threads."""
         if self.follower is not None:
             self.follower.close()
+        if self.cases is not None:
+            self.cases.close()
         self.bank_limit.close()
         self.explain_limit.close()
         self.service.close(timeout)

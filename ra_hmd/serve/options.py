@@ -6,9 +6,11 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from ra_hmd.cases.policy import CasePolicy
 from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import Flag, RationaleOptions, ServedDetectorOptions
+from ra_hmd.serve.case_settings import CaseSettings
 from ra_hmd.serve.hosts import is_loopback, normalize_host, normalize_origin, normalize_root_path
 from ra_hmd.serve.jobs_settings import JobSettings
 from ra_hmd.serve.limits import BatchingSettings, FollowSettings, RequestLimits
@@ -131,3 +133,14 @@ class ServerSettings(Settings):
     )
     jobs: JobSettings = JobSettings()
     classes: ClassOptions = ClassOptions()
+    cases: CaseSettings = CaseSettings()
+    policy: CasePolicy = CasePolicy()
+
+    def _problems(self) -> Iterator[str]:
+        if self.cases.cases is None and self.policy != CasePolicy():
+            yield "Verdicts at which a person looks become cases: give --cases FILE, where they are kept."
+        if self.cases.is_file and self.replicas.ray_address is not None:
+            yield (
+                f"--cases {self.cases.cases}: replicas on several machines cannot share a SQLite file; give the URL of "
+                "a database, or leave --ray-address out."
+            )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ra_hmd.inference.meme_lookup import MemeLookup
 
 _log = logging.getLogger("ra_hmd.serve")
-_PACKAGES = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client")
+_PACKAGES = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client", "sqlalchemy", "alembic")
 
 Mount = Callable[["FastAPI", "MemeLookup"], "FastAPI"]
 """Adds pages to an app of `create_app`, given the images and captions of the bank's memes."""
@@ -41,6 +41,7 @@ def build_app(settings: ServerSettings, mount: Mount | None = None) -> "FastAPI"
     from ra_hmd.serve.auth import KeyRing
     from ra_hmd.serve.bank_service import BankService
     from ra_hmd.serve.batching import BatchingService
+    from ra_hmd.serve.case_opening import open_cases
     from ra_hmd.serve.classes import ServedClasses
     from ra_hmd.serve.jobs_runner import open_jobs
 
@@ -60,8 +61,9 @@ def build_app(settings: ServerSettings, mount: Mount | None = None) -> "FastAPI"
         limits, hosts = settings.limits, address.host_names
         classes = ServedClasses.of(detector, settings.classes.class_names, settings.classes.flag_classes)
         jobs, follow = open_jobs(settings.jobs, service), settings.follow
+        cases = open_cases(settings.cases, settings.policy, service, bank_service)
         app = create_app(service, bank_service, explainer, keys, limits, hosts, address.root_path, follow, jobs,
-                         origins=address.allowed_origins, classes=classes)  # fmt: skip
+                         origins=address.allowed_origins, classes=classes, cases=cases)  # fmt: skip
         return app if mount is None else mount(app, lookup)
     except BaseException:
         service.close()

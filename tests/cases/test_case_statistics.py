@@ -120,7 +120,7 @@ def facts(margin=0.5, abstained=False, disagreement=False, similarity=0.9) -> Ve
         ({"abstained": True}, "abstained"),
         ({"disagreement": True}, "disagreement"),
         ({"margin": 0.2}, "unsure"),
-        ({"min_similarity": 0.5}, "unlike-the-bank"),
+        ({"below_similarity": 0.5}, "unlike-the-bank"),
         ({"audit_rate": 1.0}, "audit"),
     ],
 )
