@@ -14,6 +14,8 @@ from ra_hmd.core.artifacts import alone_in
 from ra_hmd.core.errors import UserError, first_line
 
 _BUSY_SECONDS = 30
+_TURN = 0x7261686D64  # number of PostgreSQL's advisory lock; any will do that all processes take
+_one_migrates = threading.Lock()  # Alembic keeps what it works on in globals
 
 
 class Database:
@@ -41,7 +43,7 @@ class Database:
                 _migrate(self._engine)
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise UserError(f"{self.name} is no database that can be opened here: {error}; a file name stands for "
-                            "SQLite, PostgreSQL needs `pip install psycopg`.") from error  # fmt: skip
+                            "SQLite, PostgreSQL needs `pip install 'ra-hmd[postgresql]'`.") from error  # fmt: skip
         except DBAPIError as error:
             raise UserError(f"The database {self.name} cannot be opened: {first_line(error)}.") from error
         self._turn = threading.Lock()  # waiting on SQLite's own lock is not in turn, and may take seconds
@@ -58,8 +60,8 @@ class Database:
     def write(self) -> Iterator[Session]:
         """A session that writes; it is committed at the end, and rolled back after an error.
 
-        On SQLite writing sessions of all processes take turns from their first statement on, so that what a session
-        has read still holds when it writes.
+        Writing sessions of all processes take turns from their first statement on, so that what a session has read
+        still holds when it writes.
         """
         with self._turn, self._writing.begin() as session:
             yield session
@@ -74,6 +76,8 @@ def _engine(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    if engine.dialect.name == "postgresql":
+        event.listen(engine, "begin", _begin_postgresql)
     return engine
 
 
@@ -88,6 +92,11 @@ def _begin_sqlite(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
+def _begin_postgresql(connection: Any) -> None:
+    if connection.get_execution_options().get("immediate", False):
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TURN})")
+
+
 def _migrate(engine: Engine) -> None:
     from alembic import command
     from alembic.config import Config
@@ -95,7 +104,7 @@ def _migrate(engine: Engine) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    with engine.execution_options(immediate=True).begin() as connection:
+    with _one_migrates, engine.execution_options(immediate=True).begin() as connection:
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")

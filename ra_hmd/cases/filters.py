@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from pydantic import Field
-from sqlalchemy import Select, or_
+from sqlalchemy import Select, Text, cast, or_
 
 from ra_hmd.cases.tables import Case
 from ra_hmd.core.config import Settings
@@ -34,8 +34,8 @@ class CaseFilter(Settings):
             columns = (Case.caption, Case.context, Case.meme_id)
             statement = statement.where(or_(*(one.icontains(self.words, autoescape=True) for one in columns)))
         if self.label is not None:
-            statement = statement.where(or_(Case.label.as_integer() == self.label,
-                                            Case.verdict["verdict"].as_integer() == self.label))  # fmt: skip
+            of_people, of_model = (cast(one, Text) == str(self.label) for one in (Case.label, Case.verdict["verdict"]))
+            statement = statement.where(or_(of_people, Case.label.is_(None) & of_model))
         return statement.order_by(*_ORDERS[self.order]) if ordered else statement
 
 

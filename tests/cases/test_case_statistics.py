@@ -15,8 +15,8 @@ LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def store(tmp_path) -> CaseStore:
-    return CaseStore(Database(tmp_path / "cases.sqlite"))
+def store(place: str) -> CaseStore:
+    return CaseStore(Database(place))
 
 
 def add(store: CaseStore, verdict: int | None, **fields) -> str:

@@ -3,12 +3,14 @@
 import multiprocessing
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from threading import Event
 
 import pytest
+from sqlalchemy import select
 
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.filters import CaseFilter
+from ra_hmd.cases.history import list_cases
 from ra_hmd.cases.outcome import OPEN, outcome
 from ra_hmd.cases.store import CaseConflict, CaseStore, Decision, NewCase, NoSuchCase
 from ra_hmd.cases.tables import Opinion
@@ -21,8 +23,8 @@ def new(name: str, **fields) -> NewCase:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> CaseStore:
-    return CaseStore(Database(tmp_path / "cases.sqlite"))
+def store(place: str) -> CaseStore:
+    return CaseStore(Database(place))
 
 
 def decide(store: CaseStore, case_id: str, person: str, label: int, action="label"):
@@ -189,7 +191,17 @@ def test_filters_and_orders(store):
     assert store.next("bob", CaseFilter(order="least-similar", source="y")).meme_id == "b"
 
 
-def _work(place: Path, person: str) -> list[str]:
+def test_a_label_is_the_decided_one_or_else_that_of_the_verdict(store):
+    for name, verdict in (("a", 0), ("b", 1), ("c", None), ("d", [0, 1])):
+        add(store, name, verdict={"verdict": verdict})
+    decide(store, store.next("ann", ALL).id, "ann", 1)
+    found, count = list_cases(store.database, CaseFilter(label=1, order="oldest"))
+    assert [case.meme_id for case in found] == ["a", "b"]
+    assert count == 2
+    assert list_cases(store.database, CaseFilter(label=0)) == ([], 0)
+
+
+def _work(place: str, person: str) -> list[str]:
     store, done = CaseStore(Database(place)), []
     while (case := store.next(person, ALL)) is not None:
         store.finish(store.begin(case.id, person, Decision("agree", 1)).id)
@@ -197,8 +209,7 @@ def _work(place: Path, person: str) -> list[str]:
     return done
 
 
-def test_processes_and_threads_decide_each_case_once(tmp_path):
-    place = tmp_path / "cases.sqlite"
+def test_processes_and_threads_decide_each_case_once(place):
     names = add(CaseStore(Database(place)), *map(str, range(60)))
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool, ThreadPoolExecutor(3) as threads:
@@ -206,6 +217,37 @@ def test_processes_and_threads_decide_each_case_once(tmp_path):
         mine = [threads.submit(_work, place, f"t{number}") for number in range(3)]
         done = [name for part in [*theirs.get(120), *(one.result() for one in mine)] for name in part]
     assert Counter(done) == Counter(names)
+
+
+def test_writers_of_all_processes_take_turns(place):
+    first, second = Database(place), Database(place)
+    written = Event()
+
+    def write() -> None:
+        with second.write() as session:
+            session.scalar(select(1))
+        written.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        with first.write() as session:
+            session.scalar(select(1))
+            done = threads.submit(write)
+            assert not written.wait(0.3)
+        done.result(30)
+    assert written.is_set()
+
+
+def _open(place: str) -> str:
+    return Database(place).name
+
+
+def test_processes_and_threads_that_open_a_new_database_at_once_make_its_tables_once(place):
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool, ThreadPoolExecutor(3) as threads:
+        theirs = pool.map_async(_open, [place] * 4)
+        mine = [threads.submit(_open, place) for _ in range(3)]
+        assert len({*theirs.get(120), *(one.result() for one in mine)}) == 1
+    assert CaseStore(Database(place)).waiting("ann", ALL) == 0
 
 
 def test_open_states_are_those_of_undecided_cases():
