@@ -29,7 +29,7 @@ def postgres_server() -> Iterator[str]:
         pytest.skip("no PostgreSQL server is installed")
     pytest.importorskip("psycopg", reason="psycopg, the driver for PostgreSQL, is not installed")
     folder = Path(tempfile.mkdtemp(prefix="postgres"))  # a socket's path must be short
-    options: dict[str, Any] = {"check": True, "cwd": folder, "stdout": subprocess.DEVNULL}
+    options: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL}
     if os.geteuid() == 0:  # the server refuses to run as root
         owner = next((name for name in ("postgres", "nobody") if _exists(name)), None)
         if owner is None:
@@ -37,13 +37,13 @@ def postgres_server() -> Iterator[str]:
         shutil.chown(folder, owner)
         options["user"] = owner
     data = str(folder / "data")
-    subprocess.run([initdb, "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8"], **options)
+    subprocess.run([initdb, "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8"], check=True, **options)
     settings = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off -c max_connections=300"
     try:
-        subprocess.run([pg_ctl, "-D", data, "-w", "-l", str(folder / "log"), "-o", settings, "start"], **options)
+        subprocess.run([pg_ctl, "-D", data, "-w", "-l", str(folder / "log"), "-o", settings, "start"], check=True, **options)
         yield str(folder)
     finally:
-        subprocess.run([pg_ctl, "-D", data, "-m", "immediate", "stop"], **(options | {"check": False}))
+        subprocess.run([pg_ctl, "-D", data, "-m", "immediate", "stop"], check=False, **options)
         shutil.rmtree(folder)
 
 
