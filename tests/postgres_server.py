@@ -37,10 +37,14 @@ def postgres_server() -> Iterator[str]:
         shutil.chown(folder, owner)
         options["user"] = owner
     data = str(folder / "data")
-    subprocess.run([initdb, "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8"], check=True, **options)
+    subprocess.run(
+        [initdb, "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8"], check=True, **options
+    )
     settings = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off -c max_connections=300"
     try:
-        subprocess.run([pg_ctl, "-D", data, "-w", "-l", str(folder / "log"), "-o", settings, "start"], check=True, **options)
+        subprocess.run(
+            [pg_ctl, "-D", data, "-w", "-l", str(folder / "log"), "-o", settings, "start"], check=True, **options
+        )
         yield str(folder)
     finally:
         subprocess.run([pg_ctl, "-D", data, "-m", "immediate", "stop"], check=False, **options)
