@@ -20,6 +20,8 @@ from ra_hmd.cli.evaluate import evaluation_app
 from ra_hmd.cli.experiments import experiments_app
 from ra_hmd.cli.features import features_app, models_app
 from ra_hmd.cli.few_shot import few_shot_app
+from ra_hmd.cli.finish import guide
+from ra_hmd.cli.guide import EPILOG, STEPS, WAY
 from ra_hmd.cli.hash_lists import hash_lists_app
 from ra_hmd.cli.object_stores import check_urls
 from ra_hmd.cli.options import GROUP
@@ -47,7 +49,13 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 class _Group(TyperGroup):
-    """Prints a `UserError`, or the system's error about a file, as a sentence, and exits with code 2."""
+    """Lists the commands in the order of the steps; prints a `UserError`, or the system's error about a file, as a
+    sentence, and exits with code 2.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        order = [name for commands in STEPS.values() for name in commands]
+        return sorted(super().list_commands(ctx), key=order.index)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -64,7 +72,7 @@ class _Group(TyperGroup):
         raise typer.Exit(2)
 
 
-app = typer.Typer(cls=_Group, help="Hateful-meme detection with retrieval-augmented large multimodal models.", **GROUP)
+app = typer.Typer(cls=_Group, help=WAY, epilog=EPILOG, **{**GROUP, "add_completion": True})
 app.add_typer(data_app, name="data")
 bank_app.add_typer(hash_lists_app)
 bank_app.add_typer(bank_review_app)
@@ -84,6 +92,7 @@ for commands in (
     doctor_app,
 ):
     app.add_typer(commands)
+guide(app)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ra_hmd.cli.finish import Outcome
 from ra_hmd.cli.options import Output, Precision, checked, command_line, print_notes
 from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError
@@ -16,27 +17,28 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value …")]
 
 
 @training_app.command("train-head")
-def train_head_command(config: Config, overrides: Overrides = None) -> None:
+def train_head_command(config: Config, overrides: Overrides = None) -> Outcome:
     """Train a head by classification on image and text features (Hate-CLIPper; docs/stage2.md)."""
     from ra_hmd.core.config import load_yaml
     from ra_hmd.training.classification import TrainHeadArguments, train_head
 
-    _print_run_notes(train_head(load_yaml(TrainHeadArguments, config, overrides or [])))
+    return _trained(train_head(load_yaml(TrainHeadArguments, config, overrides or [])))
 
 
 @training_app.command("stage2")
-def stage2_command(config: Config, overrides: Overrides = None) -> None:
+def stage2_command(config: Config, overrides: Overrides = None) -> Outcome:
     """Refine a head with retrieval-guided contrast (the same as `python -m stage2`)."""
     from ra_hmd.core.config import load_yaml
     from stage2.arguments import Stage2Arguments
     from stage2.trainer import run_stage2
 
-    _print_run_notes(run_stage2(load_yaml(Stage2Arguments, config, overrides or [])))
+    return _trained(run_stage2(load_yaml(Stage2Arguments, config, overrides or [])))
 
 
-def _print_run_notes(result: dict[str, Any]) -> None:
+def _trained(result: dict[str, Any]) -> Outcome:
     """Print the notes of a training, or of the trainings with several seeds, each note once."""
     print_notes(dict.fromkeys(note for run in result.get("runs", [result]) for note in run.get("notes", [])))
+    return Outcome(result)  # what was trained stands there already, line by line
 
 
 @training_app.command("linear-probe")
@@ -50,7 +52,7 @@ def linear_probe_command(
     k_shot: Annotated[Path | None, typer.Option(help="Fit the memes of a list only (`ra-hmd data k-shot`).")] = None,
     shots: Annotated[int | None, typer.Option(help="With --k-shot: size of the list.")] = None,
     shot_seed: Annotated[int, typer.Option(help="With --k-shot: number of the list of that size.")] = 0,
-) -> None:
+) -> Outcome:
     """Fit a logistic regression on an encoder's features and save it as a head."""
     from ra_hmd.training.linear_probe import Modality, ShotSelection, linear_probe
 
@@ -68,7 +70,7 @@ def linear_probe_command(
         command=command_line(),
     )
     print_notes(done.notes)
-    print(output)
+    return Outcome.of(output=output, notes=done.notes)
 
 
 @training_app.command("zero-shot")
@@ -81,7 +83,7 @@ def zero_shot_command(
     modality: Annotated[str, typer.Option(help="What is compared with them: image, text (caption) or both.")] = "image",
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the hub.")] = None,
     dtype: Precision = "auto",
-) -> None:
+) -> Outcome:
     """Make an untrained head that compares memes with sentences, for stores of `encode --features projected`."""
     from ra_hmd.models.encoder_files import EncoderSettings
     from ra_hmd.models.encoders import open_two_towers
@@ -95,4 +97,5 @@ def zero_shot_command(
         path=encoder, revision=revision, features="projected", dtype=checked("--dtype", dtype, DType)
     )
     opened = open_two_towers(chosen, "zero-shot classification")
-    print(zero_shot(opened, read, output, modality=checked("--modality", modality, Modality), command=command_line()))
+    made = zero_shot(opened, read, output, modality=checked("--modality", modality, Modality), command=command_line())
+    return Outcome.of(output=made)
