@@ -1,15 +1,15 @@
 """Lists of cases, and the audit log: who did what, when and why."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import func, select
 
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.filters import CaseFilter
-from ra_hmd.cases.tables import Case, Event, Note, Opinion
+from ra_hmd.cases.tables import Case, Claim, Event, Note, Opinion
 
 _PAGE = 1000
 
@@ -87,6 +87,20 @@ def events(
         if len(page) < _PAGE:
             return
         last = page[-1].id
+
+
+def batch_of(database: Database, person: str, batch: str) -> list[Opinion]:
+    """The opinions of a person's bulk decision that stand, newest first."""
+    with database.read() as session:
+        found = select(Opinion).where(Opinion.person == person, Opinion.batch == batch, Opinion.state == "standing")
+        return list(session.scalars(found.order_by(Opinion.id.desc())))
+
+
+def claimed_by(database: Database, case_ids: Sequence[str]) -> dict[str, str]:
+    """Case to the person who has it on the screen, for those of the cases that somebody has."""
+    with database.read() as session:
+        found = select(Claim.case_id, Claim.person).where(Claim.case_id.in_(case_ids), Claim.until > datetime.now(UTC))
+        return dict(session.execute(found).tuples().all())
 
 
 def event_row(event: Event) -> dict[str, Any]:

@@ -144,6 +144,18 @@ class CaseStore:
             found = wanted.apply(_free_for(person), ordered=False).with_only_columns(func.count())
             return session.scalar(found.order_by(None)) or 0
 
+    def take(self, case_id: str, person: str) -> Case:
+        """Claim an open case for a person, instead of those that they have claimed.
+
+        Raises:
+            NoSuchCase, CaseConflict: See `begin`.
+        """
+        with self.database.write() as session:
+            case = _open_case(session, case_id)
+            _check_free_for(session, case, person)
+            _claim_alone(session, case, person)
+            return case
+
     def release(self, person: str, case_id: str | None = None) -> None:
         """Give back the claims of a person, or one of them."""
         with self.database.write() as session:
@@ -169,14 +181,7 @@ class CaseStore:
         """
         with self.database.write() as session:
             case = _open_case(session, case_id)
-            claim = session.get(Claim, case_id)
-            if claim is not None and claim.person != person and claim.until > _now():
-                raise CaseConflict(f"{claim.person} has this case on the screen; take the next one.")
-            standing = _standing(session, case)
-            if any(one.person == person and one.action != "escalate" for one in standing):
-                raise CaseConflict("You have decided on this case already; it waits for a second opinion.")
-            if standing and standing[-1].action == "escalate" and standing[-1].person == person:
-                raise CaseConflict("You have passed this case to a colleague; take that back first.")
+            _check_free_for(session, case, person)
             opinion = Opinion(case_id=case_id, round=case.round, person=person, time=_now(), state="writing",
                               **vars(decision))  # fmt: skip
             session.add(opinion)
@@ -245,8 +250,8 @@ class CaseStore:
             opinion.state, opinion.undone_by, opinion.undone_why = "undone", person, why
             _log(session, person, "undone", case.id, opinion=opinion.id, reason=why, **dict(change or {}))
             _settle(session, case)
-            session.execute(delete(Claim).where(Claim.person == person))  # the next case, which is on the screen by now
-            session.merge(Claim(case_id=case.id, person=person, until=_now() + timedelta(seconds=CLAIM_SECONDS)))
+            if case.open:
+                _claim_alone(session, case, person)  # instead of the next case, which is on the screen by now
             return case
 
     def check_undo(self, opinion_id: int, person: str) -> Opinion:
@@ -335,11 +340,29 @@ def _open_case(session: Session, case_id: str) -> Case:
     return case
 
 
+def _check_free_for(session: Session, case: Case, person: str) -> None:
+    """Raise `CaseConflict` where somebody else has claimed an open case, or it waits for others than that person."""
+    claim = session.get(Claim, case.id)
+    if claim is not None and claim.person != person and claim.until > _now():
+        raise CaseConflict(f"{claim.person} has this case on the screen; take the next one.")
+    standing = _standing(session, case)
+    if any(one.person == person and one.action != "escalate" for one in standing):
+        raise CaseConflict("You have decided on this case already; it waits for a second opinion.")
+    if standing and standing[-1].action == "escalate" and standing[-1].person == person:
+        raise CaseConflict("You have passed this case to a colleague; take that back first.")
+
+
 def _opinion(session: Session, opinion_id: int) -> Opinion:
     opinion = session.get(Opinion, opinion_id)
     if opinion is None:
         raise NoSuchCase(f"There is no decision {opinion_id}.")
     return opinion
+
+
+def _claim_alone(session: Session, case: Case, person: str) -> None:
+    """Claim a case for a person, and give back what else the person has claimed."""
+    session.execute(delete(Claim).where(Claim.person == person))
+    session.merge(Claim(case_id=case.id, person=person, until=_now() + timedelta(seconds=CLAIM_SECONDS)))
 
 
 def _standing(session: Session, case: Case) -> list[Opinion]:

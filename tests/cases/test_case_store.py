@@ -201,6 +201,18 @@ def test_a_label_is_the_decided_one_or_else_that_of_the_verdict(store):
     assert list_cases(store.database, CaseFilter(label=0)) == ([], 0)
 
 
+def test_a_case_that_is_taken_comes_next_and_is_nobody_elses(store):
+    first, second = add(store, "a", "b", opinions_needed=2)
+    assert store.next("ann", ALL).id == first
+    store.take(second, "ann")
+    assert (store.next("ann", ALL).id, store.next("bob", ALL).id) == (second, first)
+    with pytest.raises(CaseConflict, match="bob has this case"):
+        store.take(first, "ann")
+    decide(store, second, "ann", 1)
+    with pytest.raises(CaseConflict, match="second opinion"):
+        store.take(second, "ann")
+
+
 def _work(place: str, person: str) -> list[str]:
     store, done = CaseStore(Database(place)), []
     while (case := store.next(person, ALL)) is not None:
