@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
+from ra_hmd.serve.bank_row_routes import GET_ERRORS, add_row_routes
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.context import AppContext
 from ra_hmd.serve.errors import APIError, error_responses
@@ -25,7 +26,6 @@ from ra_hmd.serve.schemas import (
 )
 from ra_hmd.serve.uploads import read_json_body
 
-_GET_ERRORS = error_responses(400, 401, 404, 422, 429, 503, 504)
 _SEARCH_ERRORS = error_responses(*BODY_ERRORS, 404)
 _PREVIEW_ERRORS = error_responses(*BODY_ERRORS, 404, 409)
 _CHANGE_ERRORS = error_responses(*BODY_ERRORS, 403, 404, 409)
@@ -35,17 +35,18 @@ def bank_routes(context: AppContext) -> APIRouter:
     """`/v1/bank` and the routes below it."""
     router = APIRouter(prefix="/v1/bank", tags=["bank"])
     _add_read_routes(router, context)
+    add_row_routes(router, context)
     _add_change_routes(router, context)
     return router
 
 
 def _add_read_routes(router: APIRouter, context: AppContext) -> None:
-    @router.get("", response_model=BankInfo, responses=_GET_ERRORS)
+    @router.get("", response_model=BankInfo, responses=GET_ERRORS)
     async def info(request: Request) -> Any:
         """Size, classes, version and what made its embeddings."""
         return await context.query_bank(request, BankService.info)
 
-    @router.get("/log", response_model=BankLog, responses=_GET_ERRORS)
+    @router.get("/log", response_model=BankLog, responses=GET_ERRORS)
     async def log(
         request: Request,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,

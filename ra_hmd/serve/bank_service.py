@@ -260,6 +260,19 @@ class BankService:
         with self._exclusive():
             return list_rows(self.bank, **wanted)
 
+    def page(self, *, version: int | None = None, **wanted: Any) -> tuple[int, list[dict[str, Any]], int]:
+        """Return a version, by default the newest, and `rows` of it. Raises `NotInBank` for an unknown version."""
+        with self._exclusive():
+            at = version or self.bank.version
+            self._check_version(at)
+            return at, *list_rows(self.bank, version=at, **wanted)
+
+    def row(self, name: str) -> tuple[dict[str, Any] | None, list[RowChange]]:
+        """Return a row, None where it was removed, and its `row_history`."""
+        with self._exclusive():
+            changes, bank = self.row_history(name), self.bank
+            return (bank.row(bank.ids.index(name)) if name in bank.ids else None), changes
+
     def row_history(self, name: str) -> list[RowChange]:
         """Return what each version did to a row, oldest first.
 

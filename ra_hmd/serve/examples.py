@@ -106,6 +106,10 @@ _JOB = {
     "error": "",
     "expires": "2026-11-30T12:00:00+00:00",
 }
+_ROW = {
+    **{name: _NEIGHBOUR[name] for name in ("id", "label", "source", "note", "time")},
+    "image_hash": "c3c3c3c3c3c3c3c3",
+}
 _REASON = "it is only a cat"
 
 REQUESTS: dict[str, Any] = {
@@ -153,6 +157,21 @@ ANSWERS: dict[str, Any] = {
             {**{name: _NEIGHBOUR[name] for name in ("id", "similarity", "label", "source", "note", "time")},
              "image_hash": "c3c3c3c3"},
         ],
+    },
+    "bank_rows": {"version": 12, "count": 8500, "rows": [_ROW]},
+    "bank_row": {
+        "id": _ROW["id"],
+        "row": _ROW,
+        "changes": [{**{name: _CHANGED[name] for name in ("version", "action", "author", "reason", "time")},
+                     "operation": "added", "label_before": None, "label_after": 0}],
+    },
+    "bank_diff": {
+        "first": 11,
+        "last": 12,
+        "count": 1,
+        "kinds": {"added": 0, "removed": 0, "relabelled": 1},
+        "rows": [{"kind": "relabelled", "label_before": 1, "label_after": 0,
+                  **{name: value for name, value in _ROW.items() if name != "label"}}],
     },
     "bank_effect": _EFFECT,
     "bank_add": _CHANGED,

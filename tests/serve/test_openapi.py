@@ -34,7 +34,8 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 PICTURE = drawn((32, 32))
 ROUTES = {
     "/v1/classify", "/v1/explain", "/v1/moderations", "/v1/info",
-    "/v1/bank", "/v1/bank/log", "/v1/bank/search", "/v1/bank/effect", "/v1/bank/add",
+    "/v1/bank", "/v1/bank/log", "/v1/bank/rows", "/v1/bank/rows/{row}", "/v1/bank/diff",
+    "/v1/bank/search", "/v1/bank/effect", "/v1/bank/add",
     "/v1/bank/remove", "/v1/bank/relabel", "/v1/bank/rollback", "/health", "/ready", "/metrics",
     "/v1/jobs", "/v1/jobs/{job}", "/v1/jobs/{job}/result",
 }  # fmt: skip
@@ -45,6 +46,7 @@ ANSWERED = {
     "/v1/info",
     "/v1/bank",
     "/v1/bank/log",
+    "/v1/bank/rows",
     "/v1/bank/search",
     "/health",
     "/ready",
