@@ -48,7 +48,11 @@ class Database:
             raise UserError(f"The database {self.name} cannot be opened: {first_line(error)}.") from error
         self._turn = threading.Lock()  # waiting on SQLite's own lock is not in turn, and may take seconds
         self._reading = sessionmaker(self._engine, expire_on_commit=False)
-        self._writing = sessionmaker(self._engine.execution_options(immediate=True), expire_on_commit=False)
+        self._writing = {
+            lasting: sessionmaker(self._engine.execution_options(immediate=True, lasting=lasting),
+                                  expire_on_commit=False)
+            for lasting in (True, False)
+        }  # fmt: skip
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -57,13 +61,17 @@ class Database:
             yield session
 
     @contextmanager
-    def write(self) -> Iterator[Session]:
+    def write(self, *, lasting: bool = True) -> Iterator[Session]:
         """A session that writes; it is committed at the end, and rolled back after an error.
 
         Writing sessions of all processes take turns from their first statement on, so that what a session has read
         still holds when it writes.
+
+        Args:
+            lasting: Wait until the disk has it. Otherwise the change may be lost if the power fails before the next
+                session that lasts; it is not lost if the process is killed.
         """
-        with self._turn, self._writing.begin() as session:
+        with self._turn, self._writing[lasting].begin() as session:
             yield session
 
     def close(self) -> None:
@@ -83,17 +91,21 @@ def _engine(url: str) -> Engine:
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # the driver would begin a transaction late, and only for some statements
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_SECONDS * 1000}"):
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={_BUSY_SECONDS * 1000}"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Any) -> None:
-    immediate = connection.get_execution_options().get("immediate", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+    options = connection.get_execution_options()
+    connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options.get('lasting', True) else 'NORMAL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("immediate", False) else "BEGIN")
 
 
 def _begin_postgresql(connection: Any) -> None:
-    if connection.get_execution_options().get("immediate", False):
+    options = connection.get_execution_options()
+    if not options.get("lasting", True):
+        connection.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
+    if options.get("immediate", False):
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TURN})")
 
 

@@ -23,6 +23,8 @@ from ra_hmd.cases.tables import Case, Claim, Delivery, Event, Note, Opinion, Ski
 from ra_hmd.core.errors import UserError
 
 CLAIM_SECONDS = 900
+MANY = 500
+"""More waiting cases than this are not counted for one person: it would take longer than to find the next one."""
 SYSTEM = "ra-hmd"
 """Name in the audit log of what no person did."""
 
@@ -119,7 +121,7 @@ class CaseStore:
             wanted: Which cases, and in what order.
             after: A case that is put back, so that another one comes: it is passed over this once.
         """
-        with self.database.write() as session:
+        with self.database.write(lasting=False) as session:
             if after is not None:
                 session.execute(delete(Claim).where(Claim.person == person, Claim.case_id == after))
             mine = select(Case).join(Claim).where(Claim.person == person, Claim.until > _now(), Case.open)
@@ -138,11 +140,11 @@ class CaseStore:
             case = session.scalars(wanted.apply(_free_for(person)).limit(1)).first()
         return case
 
-    def waiting(self, person: str, wanted: CaseFilter) -> int:
-        """Number of cases that a person may decide on."""
+    def waiting(self, person: str, wanted: CaseFilter, most: int = MANY) -> int:
+        """Number of cases that a person may decide on, counted up to `most`."""
         with self.database.read() as session:
-            found = wanted.apply(_free_for(person), ordered=False).with_only_columns(func.count())
-            return session.scalar(found.order_by(None)) or 0
+            found = wanted.apply(_free_for(person), ordered=False).with_only_columns(Case.id).limit(most)
+            return session.scalar(select(func.count()).select_from(found.subquery())) or 0
 
     def take(self, case_id: str, person: str) -> Case:
         """Claim an open case for a person, instead of those that they have claimed.
@@ -158,7 +160,7 @@ class CaseStore:
 
     def release(self, person: str, case_id: str | None = None) -> None:
         """Give back the claims of a person, or one of them."""
-        with self.database.write() as session:
+        with self.database.write(lasting=False) as session:
             claims = delete(Claim).where(Claim.person == person)
             session.execute(claims if case_id is None else claims.where(Claim.case_id == case_id))
 
@@ -179,7 +181,7 @@ class CaseStore:
             NoSuchCase: There is no such case.
             CaseConflict: It is decided, somebody else has claimed it, or the person has an opinion on it already.
         """
-        with self.database.write() as session:
+        with self.database.write(lasting=False) as session:  # `plan` and `finish` last, and with them what they build on
             case = _open_case(session, case_id)
             _check_free_for(session, case, person)
             opinion = Opinion(case_id=case_id, round=case.round, person=person, time=_now(), state="writing",

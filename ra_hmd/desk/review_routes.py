@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from ra_hmd.cases.filters import CaseFilter
+from ra_hmd.cases.store import MANY
 from ra_hmd.cases.tables import Case
 from ra_hmd.core.errors import UserError
 from ra_hmd.desk.desk import MAX_CHARACTERS, Desk
@@ -110,7 +111,7 @@ class ReviewScreen:
         if user.may_decide:
             case = desk.next(user, wanted, after=after)
             waiting = desk.cases.store.waiting(user.name, wanted)
-        values: dict[str, Any] = {"case": case, "waiting": waiting, "last": desk.last(user), "queue": queue}
+        values: dict[str, Any] = {"case": case, "waiting": waiting, "last": desk.last(user), "queue": queue, "many": MANY}
         if case is None:
             return values | {"view": None, "labels": []}
         view = self.words(visit).view(case.verdict, desk.thresholds)

@@ -195,19 +195,17 @@ def beside_intake(address: str, keys: dict[str, str], folder: Path, options: arg
 
     tasks = [(review, one) for one in reviewers] + [(send, number) for number in range(PROGRAMS)]
     threads = [threading.Thread(target=guarded, args=task) for task in tasks]
-    began = time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    took = time.monotonic() - began
     if faults:
         sys.exit(f"{len(faults)} failed, the first: {faults[0]}")
     seconds = [one for reviewer in reviewers for one in reviewer.seconds]
     return {
-        "cases_sent_per_minute": round(60 * len(sent) / took),
+        "cases_sent_per_minute": round(60 * len(sent) / options.seconds),
         "intake": summary(intake),
-        "decisions_per_minute": round(60 * len(seconds) / took),
+        "decisions_per_minute": round(60 * len(seconds) / options.seconds),
         "decision_to_next_case": summary(seconds),
         **lost(folder, sent, [one for reviewer in reviewers for one in reviewer.decided]),
     }
