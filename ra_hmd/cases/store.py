@@ -181,7 +181,7 @@ class CaseStore:
             NoSuchCase: There is no such case.
             CaseConflict: It is decided, somebody else has claimed it, or the person has an opinion on it already.
         """
-        with self.database.write(lasting=False) as session:  # `plan` and `finish` last, and with them what they build on
+        with self.database.write(lasting=False) as session:  # `plan` and `finish` last, and it with them
             case = _open_case(session, case_id)
             _check_free_for(session, case, person)
             opinion = Opinion(case_id=case_id, round=case.round, person=person, time=_now(), state="writing",

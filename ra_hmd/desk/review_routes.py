@@ -111,11 +111,11 @@ class ReviewScreen:
         if user.may_decide:
             case = desk.next(user, wanted, after=after)
             waiting = desk.cases.store.waiting(user.name, wanted)
-        values: dict[str, Any] = {"case": case, "waiting": waiting, "last": desk.last(user), "queue": queue, "many": MANY}
+        values: dict[str, Any] = {"case": case, "waiting": waiting, "many": MANY, "last": desk.last(user)}
         if case is None:
-            return values | {"view": None, "labels": []}
+            return values | {"queue": queue, "view": None, "labels": []}
         view = self.words(visit).view(case.verdict, desk.thresholds)
-        return values | {"view": view, "labels": self._labels(visit, case)}
+        return values | {"queue": queue, "view": view, "labels": self._labels(visit, case)}
 
     def _labels(self, visit: Visit, case: Case) -> list[dict[str, Any]]:
         """The classes to choose from, with the digits that choose them."""

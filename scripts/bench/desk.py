@@ -215,9 +215,9 @@ def lost(folder: Path, sent: list[str], decided: list[str]) -> dict[str, int]:
     """What the database does not hold, or holds twice, of the cases sent and of the decisions."""
     database = Database(folder / "cases.sqlite")
     with database.read() as session:
-        states = {case: state for case, state in session.execute(select(Case.id, Case.state)).tuples()}
+        states = dict(session.execute(select(Case.id, Case.state)).tuples().all())
         counts = select(Opinion.case_id, func.count()).group_by(Opinion.case_id)
-        standing = {case: count for case, count in session.execute(counts).tuples()}
+        standing = dict(session.execute(counts).tuples().all())
     database.close()
     return {
         "cases_lost": len(set(sent) - set(states)) + len(sent) - len(set(sent)),
