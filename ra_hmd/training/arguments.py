@@ -5,13 +5,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ra_hmd.core.config import Rate, Settings, unknown_keys
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.problem import Problem, ProblemType
 from ra_hmd.models.losses import ClassWeights
 from ra_hmd.retrieval.voting import VoteWeights, Voting
+from ra_hmd.training.reporting import ReportTo
 
 SelectBy = Literal[
     "dev_rkc_auroc",
@@ -27,7 +28,18 @@ FUSION_SHAPE = ("map_dim", "mapping_layers")
 SHAPE = ("num_layers", "proj_dim", "problem_type", "output_dim", "embedding", "fusion", *FUSION_SHAPE)
 """Settings of a fresh head that `init_head` brings with it."""
 
-_NOT_SWEPT = ("train", "dev", "output_dir", "init_head", "seed", "seeds", "sweep", "select_by", "shot_seed")
+_NOT_SWEPT = (
+    "train",
+    "dev",
+    "output_dir",
+    "init_head",
+    "seed",
+    "seeds",
+    "sweep",
+    "select_by",
+    "shot_seed",
+    "report_to",
+)
 
 
 class HeadArguments(Settings):
@@ -152,6 +164,18 @@ class HeadArguments(Settings):
         default=None,
         description="Setting → list of values: every combination is run; dev chooses (sweep.json).",
     )
+    report_to: tuple[ReportTo, ...] = Field(
+        default=(),
+        exclude=True,  # changes nothing in the head: a finished run is the same run
+        description="Where losses and dev scores of each epoch are reported, as in Stage 1: none, tensorboard, wandb, "
+        "mlflow, swanlab, or a list of them.",
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        """One name, or `none`, as the host's files have it."""
+        return () if value in (None, "none", ["none"]) else (value,) if isinstance(value, str) else value
 
     @property
     def problem(self) -> Problem:

@@ -15,6 +15,7 @@ from ra_hmd.features.compatibility import check_output
 from ra_hmd.training.arguments import HeadArguments
 from ra_hmd.training.checkpointing import finished_run, save_outcome, save_seeds, save_sweep
 from ra_hmd.training.inputs import Stores, head_config, initial_head, read_stores, training_rows
+from ra_hmd.training.reporting import check_trackers, reported
 from ra_hmd.training.trainer import A, HeadTrainer
 
 
@@ -43,6 +44,7 @@ def run_training(args: A, trainer: type[HeadTrainer[A]]) -> EasyDict:
             f"{args.TITLE} trains a small head in seconds to minutes, in one process: start it without torchrun."
         )
     check_output(args.output_dir, _kind(args))
+    check_trackers(args.report_to)
     stores = read_stores(args)
     trials = [(EasyDict(point), trial) for point, trial in args.trials()]
     several = args.seeds > 1 or args.sweep is not None
@@ -83,7 +85,8 @@ def _run(
     set_seed(args.seed)
     with _deterministic(device):
         training = trainer(args, initial_head(args, stores.train), stores.train, stores.dev, device)
-        training.fit()
+        with reported(args.report_to, args.output_dir, args.model_dump()) as training.report:
+            training.fit()
     return save_outcome(args, training.outcome(), stores)
 
 

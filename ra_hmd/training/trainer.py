@@ -18,6 +18,7 @@ from ra_hmd.models.head import HeadConfig, HeadOutput, MemeHead
 from ra_hmd.models.losses import Objective, class_weights
 from ra_hmd.retrieval.embeddings import Embeddings, hidden_tensor, run_head
 from ra_hmd.training.arguments import HeadArguments
+from ra_hmd.training.reporting import Report
 from ra_hmd.training.validation import dev_scores
 
 A = TypeVar("A", bound=HeadArguments)
@@ -83,6 +84,7 @@ class HeadTrainer(Generic[A]):
     Attributes:
         model: All that is trained: the head, and what a subclass adds to it.
         losses: Names of what `_losses` gives, the total first.
+        report: Takes losses and dev scores of each epoch; None reports nothing.
     """
 
     LOWER: ClassVar[str] = "Lower `lr` ({lr})"
@@ -109,6 +111,7 @@ class HeadTrainer(Generic[A]):
         self.best_state, self.best_epoch = self.initial_state, 0
         self.best_key: tuple[float, float] | None = None
         self.history: list[dict[str, Any]] = []
+        self.report: Report | None = None
         self._bank: Tensor | None = None
 
     @classmethod
@@ -179,6 +182,8 @@ class HeadTrainer(Generic[A]):
         """Record an epoch and keep its head if it is the best so far."""
         scores = self._dev_scores()
         self.history.append({"epoch": epoch, **losses, **scores})
+        if self.report is not None:
+            self.report({**losses, **scores}, epoch)
         if epoch == 0 and self.args.init_head is None:
             return  # An untrained head is no candidate.
         if not scores:
