@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.filters import CaseFilter
@@ -53,6 +53,26 @@ def history_of(database: Database, case_id: str) -> CaseHistory | None:
         log = select(Event).where(Event.case_id == case_id).order_by(Event.id)
         found = (list(session.scalars(opinions)), list(session.scalars(notes)), list(session.scalars(log)))
         return CaseHistory(case, *found)
+
+
+def shown_opinions(case: Case, opinions: Sequence[Opinion], person: str) -> list[Opinion]:
+    """The standing opinions that a person may see.
+
+    Labels of the present round are hidden from whoever may still be asked for an opinion, so that opinions are
+    independent: they are shown once the person has decided, people disagree, or the case is decided.
+    """
+    standing = [one for one in opinions if one.state == "standing"]
+    own = any(one.person == person and one.round == case.round and one.action != "escalate" for one in standing)
+    shown = own or case.state in ("conflict", "decided")
+    return [one for one in standing if shown or one.round < case.round or one.action == "escalate"]
+
+
+def conflict_ids(database: Database, person: str) -> list[str]:
+    """The ids of cases on which a person's standing opinion is at odds with another one's, oldest first."""
+    own = exists().where(Opinion.case_id == Case.id, Opinion.round == Case.round, Opinion.person == person,
+                         Opinion.state == "standing", Opinion.action != "escalate")  # fmt: skip
+    with database.read() as session:
+        return list(session.scalars(select(Case.id).where(Case.state == "conflict", own).order_by(Case.id)))
 
 
 def events(

@@ -46,6 +46,13 @@ class CasePolicy(Settings):
     audit_seed: int | None = Field(
         default=None, description="Seed of the draw for --audit-rate; default: another one at each start."
     )
+    opinions: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the cases, drawn at random, that two people must agree on; agreement among people is "
+        "measured on them.",
+    )
 
     @property
     def active(self) -> bool:
@@ -80,6 +87,11 @@ class PolicyDraw:
 
     def __init__(self, policy: CasePolicy) -> None:
         self.policy, self._random = policy, random.Random(policy.audit_seed)
+        self._opinions = random.Random(policy.audit_seed)
+
+    def opinions_needed(self) -> int:
+        """How many people must agree on the next case."""
+        return 2 if self._opinions.random() < self.policy.opinions else 1
 
     def __call__(self, facts: VerdictFacts) -> tuple[Why | None, bool]:
         """Why a verdict becomes a case (None: it does not), and whether it was drawn for the audit.

@@ -10,10 +10,12 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from ra_hmd.cases.filters import CaseFilter
+from ra_hmd.cases.history import conflict_ids
 from ra_hmd.cases.store import MANY
 from ra_hmd.cases.tables import Case
 from ra_hmd.core.errors import UserError
 from ra_hmd.desk.desk import MAX_CHARACTERS, Desk
+from ra_hmd.desk.others_view import others_view
 from ra_hmd.desk.verdict_view import VerdictWords
 from ra_hmd.desk.visits import Visit, visits
 
@@ -111,11 +113,13 @@ class ReviewScreen:
         if user.may_decide:
             case = desk.next(user, wanted, after=after)
             waiting = desk.cases.store.waiting(user.name, wanted)
-        values: dict[str, Any] = {"case": case, "waiting": waiting, "many": MANY, "last": desk.last(user)}
+        values: dict[str, Any] = {"case": case, "waiting": waiting, "many": MANY, "last": desk.last(user),
+                                  "conflicts": len(conflict_ids(desk.cases.store.database, user.name))}  # fmt: skip
         if case is None:
-            return values | {"queue": queue, "view": None, "labels": []}
-        view = self.words(visit).view(case.verdict, desk.thresholds)
-        return values | {"queue": queue, "view": view, "labels": self._labels(visit, case)}
+            return values | {"queue": queue, "view": None, "labels": [], "others": None}
+        words = self.words(visit)
+        view, others = words.view(case.verdict, desk.thresholds), others_view(desk, case.id, user.name, words)
+        return values | {"queue": queue, "view": view, "labels": self._labels(visit, case), "others": others}
 
     def _labels(self, visit: Visit, case: Case) -> list[dict[str, Any]]:
         """The classes to choose from, with the digits that choose them."""

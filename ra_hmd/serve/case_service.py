@@ -116,6 +116,7 @@ class CaseService:
 
     def _new_case(self, served: ServedVerdict, intake: Intake) -> NewCase:
         meme, facts = served.meme, facts_of(served.verdict, self.service)
+        drawn = 1 if self.draw is None else self.draw.opinions_needed()
         if isinstance(meme.image, bytes):
             picture, digest = self.pictures.keep(meme.image)
         else:
@@ -129,7 +130,7 @@ class CaseService:
             order=facts.margin,
             verdict=served.to_dict(),
             similarity=facts.similarity,
-            **vars(intake),
+            **vars(intake) | {"opinions_needed": max(intake.opinions_needed, drawn)},
         )
 
     # ---------------------------------------------------------------------------------------------- decisions
