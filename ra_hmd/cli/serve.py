@@ -8,7 +8,7 @@ import typer
 from ra_hmd.cases.policy import CasePolicy
 from ra_hmd.cli.options import Without, from_settings
 from ra_hmd.cli.options_file import ConfigFile
-from ra_hmd.console.settings import ConsoleSettings
+from ra_hmd.desk.settings import ConsoleSettings, with_database
 from ra_hmd.inference.options import RationaleOptions, ServedDetectorOptions
 from ra_hmd.serve.case_settings import CaseSettings
 from ra_hmd.serve.jobs_settings import JobSettings
@@ -79,16 +79,18 @@ def console_command(
     batching: BatchingFields,
     limits: LimitFields,
     follow: FollowFields,
+    replicas: ReplicaOptions,
     rationale: RationaleFields,
     jobs: JobSettings,
+    cases: CaseSettings,
+    policy: CasePolicy,
     reference: Reference = None,
     config: ConfigFile = None,
-    replicas: Annotated[int, typer.Option(min=1, hidden=True)] = 1,
 ) -> None:
-    """The moderators' page, in the same app as the API: check a meme, review a queue, correct the bank
-    (docs/console.md). Prints its address.
+    """The moderators' desk, in the same app as the API: decide on cases, check a meme, correct the bank
+    (docs/console.md). Prints its address. Cases are kept beside the bank, unless --cases names another place.
     """
-    from ra_hmd.console.server import serve_console
+    from ra_hmd.desk.server import serve_console
 
     server = ServerSettings(
         run=run,
@@ -97,11 +99,13 @@ def console_command(
         batching=batching,
         limits=limits,
         follow=follow,
-        replicas=ReplicaOptions(replicas=replicas),
+        replicas=replicas,
         rationale=rationale,
         reference=reference,
         jobs=jobs,
         classes=ClassOptions(class_names=console.class_names),
+        cases=with_database(cases, run, detector.bank),
+        policy=policy,
     )
     serve_console(server, console)
 

@@ -68,11 +68,6 @@ class CaseSettings(Settings):
         return read_secret(self.webhook_secret)
 
     def _problems(self) -> Iterator[str]:
-        fields = type(self).model_fields
-        changed = [name for name in fields if name != "cases" and getattr(self, name) not in (None, [])]
-        if self.cases is None and changed:
-            options = " and ".join(_option(name) for name in changed)
-            yield f"{options}: these belong to --cases FILE; give it, or leave them out."
         if self.sends and self.webhook_secret is None:
             yield "Webhooks are signed: give --webhook-secret FILE, which is made if it is missing."
         if self.cases is not None and not self.is_file and self.case_pictures is None:
@@ -81,11 +76,6 @@ class CaseSettings(Settings):
             parts = urlsplit(self.alert_url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 yield f"--alert-url {self.alert_url}: that is no http or https URL."
-
-
-def _option(name: str) -> str:
-    marks = CaseSettings.model_fields[name].metadata
-    return next((mark.name for mark in marks if isinstance(mark, Flag)), f"--{name.replace('_', '-')}")
 
 
 def read_secret(path: Path) -> bytes:

@@ -137,8 +137,8 @@ class ServerSettings(Settings):
     policy: CasePolicy = CasePolicy()
 
     def _problems(self) -> Iterator[str]:
-        if self.cases.cases is None and self.policy != CasePolicy():
-            yield "Verdicts at which a person looks become cases: give --cases FILE, where they are kept."
+        if self.cases.cases is None and (self.cases, self.policy) != (CaseSettings(), CasePolicy()):
+            yield "What is said of cases, or of verdicts at which a person looks, needs --cases FILE; give it."
         if self.cases.is_file and self.replicas.ray_address is not None:
             yield (
                 f"--cases {self.cases.cases}: replicas on several machines cannot share a SQLite file; give the URL of "

@@ -7,7 +7,8 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ra_hmd.bank.backends.base import is_bank
 from ra_hmd.core.errors import UserError
@@ -131,10 +132,6 @@ def serve(settings: ServerSettings, mount: Mount | None = None, announce: Callab
                 await super().startup(sockets)
                 announce(address_of(listening, settings.address))
 
-            def handle_exit(self, sig: int, frame: Any) -> None:
-                app.state.ending = True  # ends the streams to open pages, which would go on while a page is open
-                super().handle_exit(sig, frame)
-
         with _ignore_resent_signal():
             Server(config).run([listening])
 
@@ -142,17 +139,12 @@ def serve(settings: ServerSettings, mount: Mount | None = None, announce: Callab
 def _serve_replicas(settings: ServerSettings, mount: Mount | None, announce: Callable[[str], None]) -> None:
     from ra_hmd.serve.replicas import serve_replicas
 
-    if mount is not None:
-        raise UserError(
-            f"--replicas {settings.replicas.replicas}: the page keeps its sessions in the memory of one process; start "
-            "several consoles behind a proxy that keeps each browser at one of them (docs/cluster.md)."
-        )
     if settings.address.uds is not None:
         raise UserError(f"--uds {settings.address.uds}: replicas listen on --host and --port; leave --uds out.")
     check_certificate(settings.address)
     with listen(settings.address) as listening:  # closed at once: Ray Serve opens the port itself
         port, address = listening.getsockname()[1], address_of(listening, settings.address)
-    serve_replicas(settings, build_app, port, lambda: announce(address))
+    serve_replicas(settings, partial(build_app, mount=mount), port, lambda: announce(address))
 
 
 @contextlib.contextmanager

@@ -18,8 +18,6 @@ from ra_hmd.serve.options import AddressOptions, ReplicaOptions, ServerSettings
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"webhook_hosts": ["a.example"]}, "--webhook-host: these belong to --cases FILE"),
-        ({"case_pictures": Path("p")}, "--case-pictures: these belong to --cases FILE"),
         ({"cases": "c.sqlite", "webhook_hosts": ["a.example"]}, "give --webhook-secret FILE"),
         ({"cases": "c.sqlite", "alert_url": "file:///etc/passwd", "webhook_secret": Path("s")}, "no http or https URL"),
         ({"cases": "postgresql+psycopg://h/n"}, "give --case-pictures FOLDER"),
@@ -50,7 +48,8 @@ def test_another_file_is_no_secret(tmp_path, text):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"policy": CasePolicy(abstained=True)}, "give --cases FILE"),
+        ({"policy": CasePolicy(abstained=True)}, "needs --cases FILE"),
+        ({"cases": CaseSettings(case_pictures=Path("pictures"))}, "needs --cases FILE"),
         (
             {
                 "cases": CaseSettings(cases="c.sqlite"),
