@@ -32,6 +32,12 @@ def list_cases(database: Database, wanted: CaseFilter, *, limit: int = 50, offse
         return list(page), count or 0
 
 
+def cases_of_keys(database: Database, keys: Sequence[str]) -> dict[str, Case]:
+    """The cases that were added with these request keys, by key."""
+    with database.read() as session:
+        return {str(case.request_key): case for case in session.scalars(select(Case).where(Case.request_key.in_(keys)))}
+
+
 def count_by_queue(database: Database) -> dict[str, dict[str, int]]:
     """Queue to the number of its cases by state."""
     with database.read() as session:

@@ -16,10 +16,11 @@ from typing import Any
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
+from ra_hmd.cases.audit import log, log_rows
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.filters import CaseFilter
 from ra_hmd.cases.outcome import OPEN, Action, outcome
-from ra_hmd.cases.tables import Case, Claim, Delivery, Event, Note, Opinion, Skip
+from ra_hmd.cases.tables import Case, Claim, Delivery, Note, Opinion, Skip
 from ra_hmd.core.errors import UserError
 
 CLAIM_SECONDS = 900
@@ -107,7 +108,7 @@ class CaseStore:
                 session.add(row)
                 if case.request_key is not None:
                     known[case.request_key] = row.id
-                _log(session, person, "case added", row.id, queue=case.queue, source=case.source, why=case.why)
+                log(session, person, "case added", row.id, queue=case.queue, source=case.source, why=case.why)
                 added.append((row.id, True))
             return added
 
@@ -170,7 +171,7 @@ class CaseStore:
             case = _open_case(session, case_id)
             session.merge(Skip(case_id=case_id, person=person, round=case.round))
             session.execute(delete(Claim).where(Claim.case_id == case_id, Claim.person == person))
-            _log(session, person, "skipped", case_id)
+            log(session, person, "skipped", case_id)
 
     # ---------------------------------------------------------------------------------------------- decisions
 
@@ -218,7 +219,8 @@ class CaseStore:
                 return case
             opinion.state, opinion.change = "standing", dict(change or {})
             said = {"action": opinion.action, "label": opinion.label, "reason": opinion.reason, **opinion.change}
-            _log(session, opinion.person, "decided", case.id, opinion=opinion.id, round=case.round, **said)
+            log(session, opinion.person, "decided", case.id, opinion=opinion.id, round=case.round, **said)
+            log_rows(session, opinion)
             _settle(session, case)
             return case
 
@@ -250,7 +252,8 @@ class CaseStore:
         with self.database.write() as session:
             opinion, case = self._undoable(session, opinion_id, person)
             opinion.state, opinion.undone_by, opinion.undone_why = "undone", person, why
-            _log(session, person, "undone", case.id, opinion=opinion.id, reason=why, **dict(change or {}))
+            log(session, person, "undone", case.id, opinion=opinion.id, reason=why, **dict(change or {}))
+            log_rows(session, opinion, undone=True)
             _settle(session, case)
             if case.open:
                 _claim_alone(session, case, person)  # instead of the next case, which is on the screen by now
@@ -299,7 +302,7 @@ class CaseStore:
             case.round, case.state, case.open, case.label = case.round + 1, "waiting", True, None
             case.why, case.changed = "appeal", _now()
             case.priority = case.priority if priority is None else priority
-            _log(session, person, "appealed", case_id, reason=why, round=case.round)
+            log(session, person, "appealed", case_id, reason=why, round=case.round)
             return case
 
     def note(self, case_id: str, person: str, text: str) -> None:
@@ -307,7 +310,7 @@ class CaseStore:
         with self.database.write() as session:
             _case(session, case_id)
             session.add(Note(case_id=case_id, person=person, text=text, time=_now()))
-            _log(session, person, "noted", case_id)
+            log(session, person, "noted", case_id)
 
     def get(self, case_id: str) -> Case:
         """A case. Raises `NoSuchCase`."""
@@ -322,10 +325,6 @@ def _now() -> datetime:
 def _new_id() -> str:
     """An id that sorts by time: nanoseconds, then chance."""
     return f"{time.time_ns():016x}{secrets.token_hex(4)}"
-
-
-def _log(session: Session, person: str, kind: str, case_id: str, row: str | None = None, **details: Any) -> None:
-    session.add(Event(time=_now(), person=person, kind=kind, case_id=case_id, row=row, details=details))
 
 
 def _case(session: Session, case_id: str) -> Case:

@@ -6,8 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from ra_hmd.cases.filters import CaseFilter
-from ra_hmd.cases.outcome import Action
-from ra_hmd.cases.store import CaseConflict, Decision
+from ra_hmd.cases.store import CaseConflict
 from ra_hmd.cases.tables import Case, Opinion
 from ra_hmd.core.errors import UserError
 from ra_hmd.desk.class_names import ClassNames
@@ -26,8 +25,6 @@ REASONS = (
     "Depends on context outside the picture",
     "An earlier label was a mistake",
 )
-MAX_CHARACTERS = 2000
-"""Most characters of a reason or a note."""
 
 
 @dataclass
@@ -69,18 +66,10 @@ class Desk:
         """Decide on a case; a label that is the verdict is an agreement, None passes the case to a colleague.
 
         Raises:
-            UserError: The label contradicts the verdict and there is no reason, or the reason is too long; see
-                `CaseService.decide`.
+            UserError: See `CaseService.decision` and `CaseService.decide`.
         """
         self._require_moderator(user)
-        case = self.cases.store.get(case_id)
-        agrees = label is not None and label == case.verdict.get("verdict")
-        if label is not None and not agrees and not reason.strip():
-            raise UserError("Say why: choose a reason, or write one. The log keeps it.")
-        if len(reason) > MAX_CHARACTERS:
-            raise UserError(f"The reason has {len(reason)} characters, {MAX_CHARACTERS} are allowed.")
-        action: Action = "escalate" if label is None else "agree" if agrees else "label"
-        return self.cases.decide(case_id, user.name, Decision(action, label, reason.strip(), batch))
+        return self.cases.decide(case_id, user.name, self.cases.decision(case_id, label, reason, batch=batch))
 
     def skip(self, user: User, case_id: str) -> None:
         """Leave a case to others."""

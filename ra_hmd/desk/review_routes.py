@@ -14,10 +14,11 @@ from ra_hmd.cases.history import conflict_ids
 from ra_hmd.cases.store import MANY
 from ra_hmd.cases.tables import Case
 from ra_hmd.core.errors import UserError
-from ra_hmd.desk.desk import MAX_CHARACTERS, Desk
+from ra_hmd.desk.desk import Desk
 from ra_hmd.desk.others_view import others_view
 from ra_hmd.desk.verdict_view import VerdictWords
 from ra_hmd.desk.visits import Visit, visits
+from ra_hmd.serve.case_service import MAX_CHARACTERS
 
 
 def add_review_routes(router: APIRouter, desk: Desk) -> None:

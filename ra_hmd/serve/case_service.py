@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from ra_hmd.bank.versions import VersionEntry
+from ra_hmd.cases.outcome import Action
 from ra_hmd.cases.pictures import CasePictures
 from ra_hmd.cases.policy import PolicyDraw, VerdictFacts
-from ra_hmd.cases.store import CaseConflict, CaseStore, Decision, NewCase
+from ra_hmd.cases.store import SYSTEM, CaseConflict, CaseStore, Decision, NewCase
 from ra_hmd.cases.tables import Case, Opinion
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
@@ -26,13 +27,16 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.inference.types import Verdict
 from ra_hmd.serve.background import Background, Periodic
 from ra_hmd.serve.bank_service import AlreadyApplied, BankService, MemeLabel
-from ra_hmd.serve.batching import BatchingService, ServedVerdict
+from ra_hmd.serve.batching import BatchingService, ServedVerdict, ServiceBusy
 from ra_hmd.serve.case_settings import CaseSettings
+from ra_hmd.serve.case_watch import CaseStatistics, CaseWatcher, ChosenVerdict
 
 _log = logging.getLogger("ra_hmd.serve")
 _START_SECONDS, _RESUME_SECONDS = 5.0, 60.0
 SOURCE = "review"
 """Source of the bank rows that reviewers make."""
+MAX_CHARACTERS = 2000
+"""Most characters of a reason or a note."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class CaseService:
 
     Attributes:
         background: What runs from `start` to `close`; more may be added before `start`.
+        watcher: Makes cases of verdicts that the policy chose, while no answer waits.
+        statistics: What was done here since the start.
     """
 
     def __init__(
@@ -76,7 +82,9 @@ class CaseService:
         self.service, self.store, self.pictures = service, store, pictures
         self.bank_service, self.draw, self.settings = bank_service, draw, settings or CaseSettings()
         self.background: list[Background] = [Periodic("resuming decisions", _RESUME_SECONDS, self._resume)]
-        self._resumed = False
+        self._resumed, self.statistics = False, CaseStatistics()
+        self.watcher = CaseWatcher(self.add_chosen)
+        self.background.append(self.watcher)
 
     # ---------------------------------------------------------------------------------------------- life
 
@@ -100,19 +108,31 @@ class CaseService:
 
     def add(self, served: Sequence[ServedVerdict], intakes: Sequence[Intake], person: str) -> list[tuple[str, bool]]:
         """Make cases of verdicts, and return for each its id, and whether it is new."""
-        cases = [self._new_case(one, intake) for one, intake in zip(served, intakes, strict=True)]
-        return self.store.add(cases, person)
+        return self._add([self._new_case(one, intake) for one, intake in zip(served, intakes, strict=True)], person)
 
     def watch(self, served: Sequence[ServedVerdict], source: str) -> list[str]:
         """Make cases of those verdicts that the policy chooses, and return their ids."""
+        return self.add_chosen(self.choose(served), source)
+
+    def choose(self, served: Sequence[ServedVerdict]) -> list[ChosenVerdict]:
+        """Those verdicts that the policy chooses. Each verdict is to be shown to it once."""
         if self.draw is None or not self.draw.policy.active:
             return []
-        chosen = []
-        for one in served:
-            why, audited = self.draw(facts_of(one.verdict, self.service))
-            if why is not None:
-                chosen.append(replace(self._new_case(one, Intake(source=source, why=why)), audited=audited))
-        return [name for name, _ in self.store.add(chosen)] if chosen else []
+        drawn = [(one, *self.draw(facts_of(one.verdict, self.service))) for one in served]
+        return [ChosenVerdict(one, why, audited) for one, why, audited in drawn if why is not None]
+
+    def add_chosen(self, chosen: Sequence[ChosenVerdict], source: str) -> list[str]:
+        """Make cases of verdicts that the policy chose, and return their ids."""
+        cases = [
+            replace(self._new_case(one.served, Intake(source=source, why=one.why)), audited=one.audited)
+            for one in chosen
+        ]
+        return [name for name, _ in self._add(cases)] if cases else []
+
+    def _add(self, cases: Sequence[NewCase], person: str = SYSTEM) -> list[tuple[str, bool]]:
+        added = self.store.add(cases, person)
+        self.statistics.added.update(case.why for case, (_, new) in zip(cases, added, strict=True) if new)
+        return added
 
     def _new_case(self, served: ServedVerdict, intake: Intake) -> NewCase:
         meme, facts = served.meme, facts_of(served.verdict, self.service)
@@ -139,6 +159,24 @@ class CaseService:
         """The meme of a case."""
         return Meme(case.meme_id, Path(case.picture), case.caption)
 
+    def decision(self, case_id: str, label: MemeLabel | None, reason: str = "", *, batch: str = "") -> Decision:
+        """The decision that a label on a case is: an agreement where it is the verdict; None asks a colleague.
+
+        Raises:
+            UserError: The task has no such class; the label contradicts the verdict and there is no reason; the reason
+                is too long.
+        """
+        verdict = self.store.get(case_id).verdict.get("verdict")
+        agrees = label is not None and label == verdict
+        if label is not None and not agrees:
+            self.service.detector.problem.check(np.array([label], np.int64), "The decision")
+            if not reason.strip():
+                raise UserError("Say why: choose a reason, or write one. The log keeps it.")
+        if len(reason) > MAX_CHARACTERS:
+            raise UserError(f"The reason has {len(reason)} characters, {MAX_CHARACTERS} are allowed.")
+        action: Action = "escalate" if label is None else "agree" if agrees else "label"
+        return Decision(action, label, reason.strip(), batch)
+
     def decide(self, case_id: str, person: str, decision: Decision) -> Case:
         """Record what a person decided, and change the bank where the case is thereby decided and the bank would say
         otherwise.
@@ -147,7 +185,13 @@ class CaseService:
             UserError: See `CaseStore.begin`; or the bank refused the change, and the case waits as before.
         """
         opinion = self.store.begin(case_id, person, decision)
-        return self._finish(opinion)
+        try:
+            case = self._finish(opinion)
+        except ServiceBusy:  # nothing was done yet
+            self.store.abandon(opinion.id)
+            raise
+        self.statistics.decisions[decision.action] += 1
+        return case
 
     def resume(self, seconds: float = 0.0) -> int:
         """Complete decisions that were begun so many seconds ago and not finished; returns their number."""
@@ -215,7 +259,9 @@ class CaseService:
                 undo somebody else's change.
         """
         opinion = self.store.check_undo(opinion_id, person)
-        return self.store.undo(opinion_id, person, why, self._unteach(opinion, person, why))
+        case = self.store.undo(opinion_id, person, why, self._unteach(opinion, person, why))
+        self.statistics.undone += 1
+        return case
 
     def _unteach(self, opinion: Opinion, person: str, why: str) -> dict[str, Any]:
         rows: dict[str, MemeLabel | None] = opinion.change.get("rows", {})

@@ -6,7 +6,7 @@ threads of the batching service decode it.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from ra_hmd.data.meme import Meme
 from ra_hmd.serve.errors import APIError
 from ra_hmd.serve.limits import RequestLimits
 from ra_hmd.serve.schemas import ClassifyRequest, MemeId, MemeIn
-from ra_hmd.serve.validation import body_problem, validation_problems
+from ra_hmd.serve.validation import RequestProblem, body_problem, validation_problems
 
 Model = TypeVar("Model", bound=BaseModel)
 _JSON, _FORM = "application/json", "multipart/form-data"
@@ -142,39 +142,8 @@ def count_pixels(meme: Meme, limits: RequestLimits) -> int:
 
 
 async def _read_form(request: Request, limits: RequestLimits) -> list[MemeIn]:
-    parser = MultiPartParser(
-        request.headers,
-        request.stream(),
-        max_files=len(_FIELDS) * limits.max_images,  # captions and ids may come as files too
-        max_fields=len(_FIELDS) * limits.max_images,
-        max_part_size=8 * limits.max_text + 4096,
-    )
-    parser.spool_max_size = limits.max_bytes + 1  # more than a body may have: no image becomes a temporary file
-    try:
-        form = await parser.parse()
-    except (MultiPartException, FormParserError) as error:
-        reason = getattr(error, "message", str(error))
-        status = 413 if reason.startswith(("Too many", "Part exceeded")) else 422
-        raise APIError(status, f"The form: {reason}", code="invalid_request" if status == 422 else None) from error
-    problems = [body_problem(name, "is no field of this form") for name in form if name not in _FIELDS]
-    files = form.getlist("images")
-    images = [await item.read() for item in files if isinstance(item, UploadFile)]
-    try:
-        texts, ids = [[await _text(item) for item in form.getlist(name)] for name in ("texts", "ids")]
-    except UnicodeDecodeError:
-        sentence = "The form does not fit: a file among `texts` or `ids` is not text in UTF-8."
-        raise APIError(422, sentence, code="invalid_request") from None
-    finally:
-        await form.close()
-    if not images:
-        problems.append(body_problem("images", "at least one file is needed"))
-    elif len(images) < len(files):
-        problems.append(body_problem("images", "some are plain fields; send each picture as a file, with its name"))
-    for name, values in (("texts", texts), ("ids", ids)):
-        if values and len(values) != len(images):
-            problems.append(body_problem(name, f"{len(values)} are given for {len(images)} images: all, or none"))
-    if problems:
-        raise APIError(422, "The form does not fit.", problems, code="invalid_request")
+    images, values = await read_form(request, limits, _FIELDS[1:])
+    texts, ids = values["texts"], values["ids"]
     try:
         return [
             MemeIn.model_construct(
@@ -187,6 +156,65 @@ async def _read_form(request: Request, limits: RequestLimits) -> list[MemeIn]:
     except ValidationError as error:
         problem = body_problem("ids", validation_problems(error, None)[0].what)
         raise APIError(422, "The form does not fit.", [problem], code="invalid_request") from None
+
+
+async def read_form(
+    request: Request, limits: RequestLimits, of_each: Sequence[str], of_all: Sequence[str] = ()
+) -> tuple[list[bytes], dict[str, list[str]]]:
+    """Parse a form with files `images`, and return these and the values of its other fields.
+
+    Args:
+        request: The request.
+        limits: Its limits.
+        of_each: Fields with a value for each image, or none.
+        of_all: Fields with at most one value.
+
+    Raises:
+        APIError: 413 for too many parts, 422 for a form that does not fit.
+    """
+    names = ("images", *of_each, *of_all)
+    parser = MultiPartParser(
+        request.headers,
+        request.stream(),
+        max_files=len(names) * limits.max_images,  # captions and ids may come as files too
+        max_fields=len(names) * limits.max_images,
+        max_part_size=8 * limits.max_text + 4096,
+    )
+    parser.spool_max_size = limits.max_bytes + 1  # more than a body may have: no image becomes a temporary file
+    try:
+        form = await parser.parse()
+    except (MultiPartException, FormParserError) as error:
+        reason = getattr(error, "message", str(error))
+        status = 413 if reason.startswith(("Too many", "Part exceeded")) else 422
+        raise APIError(status, f"The form: {reason}", code="invalid_request" if status == 422 else None) from error
+    problems = [body_problem(name, "is no field of this form") for name in form if name not in names]
+    files = form.getlist("images")
+    images = [await item.read() for item in files if isinstance(item, UploadFile)]
+    try:
+        values = {name: [await _text(item) for item in form.getlist(name)] for name in names[1:]}
+    except UnicodeDecodeError:
+        fields = " or ".join(f"`{name}`" for name in names[1:])
+        sentence = f"The form does not fit: a file among {fields} is not text in UTF-8."
+        raise APIError(422, sentence, code="invalid_request") from None
+    finally:
+        await form.close()
+    if problems := [*problems, *_form_problems(images, files, values, of_all)]:
+        raise APIError(422, "The form does not fit.", problems, code="invalid_request")
+    return images, values
+
+
+def _form_problems(
+    images: Sequence[bytes], files: Sequence[object], values: Mapping[str, Sequence[str]], of_all: Sequence[str]
+) -> Iterator[RequestProblem]:
+    if not images:
+        yield body_problem("images", "at least one file is needed")
+    elif len(images) < len(files):
+        yield body_problem("images", "some are plain fields; send each picture as a file, with its name")
+    for name, given in values.items():
+        if name in of_all and len(given) > 1:
+            yield body_problem(name, f"is given {len(given)} times; it holds for all images")
+        if name not in of_all and given and len(given) != len(images):
+            yield body_problem(name, f"{len(given)} are given for {len(images)} images: all, or none")
 
 
 async def _text(item: UploadFile | str) -> str:
