@@ -40,7 +40,11 @@
     holder.innerHTML = html;
     old.replaceWith(holder.content);
     chosen = null;
-    if (caseElement().dataset.case !== before) shownAt = performance.now();
+    if (caseElement().dataset.case !== before) {
+      shownAt = performance.now();
+      caseElement().querySelector("h1")?.focus({ preventScroll: true }); // is read aloud
+      scrollTo(0, 0);
+    }
     dropMissing();
     loadEffect();
   };
@@ -80,6 +84,7 @@
       const reasons = document.getElementById("reasons");
       reasons.classList.add("asked");
       reasons.querySelector("input").focus();
+      loadEffect(button);
       return;
     }
     fields.append(button.name, button.value);
@@ -107,12 +112,14 @@
   });
 
   // ------------------------------------------------------------------------------------------ effect of a correction
-  const loadEffect = async () => {
+  // Of the other label where there are two, of the label that was chosen where there are more.
+  const loadEffect = async (label = null) => {
     const shown = caseElement();
     const place = document.getElementById("effect");
-    const other = shown?.querySelector("[data-agrees=false]");
-    if (!place || !other || shown.querySelectorAll("[data-agrees]").length !== 2) return;
-    const answer = await fetch(`${root}/cases/${shown.dataset.case}/effect?label=${other.value}`,
+    const labels = shown?.querySelectorAll("[data-agrees]") ?? [];
+    const chosenLabel = label || (labels.length === 2 ? shown.querySelector("[data-agrees=false]") : null);
+    if (!place || !chosenLabel) return;
+    const answer = await fetch(`${root}/cases/${shown.dataset.case}/effect?label=${chosenLabel.value}`,
       { headers: { "X-Desk-Fragment": "1" } }).catch(() => null);
     if (answer?.ok && caseElement() === shown) place.innerHTML = await answer.text();
   };
@@ -128,6 +135,12 @@
       chosen = null;
       document.getElementById("reasons").classList.remove("asked");
       document.activeElement?.blur();
+      return;
+    }
+    if (key === "enter" && event.target.name === "words" && caseElement().contains(event.target)) {
+      event.preventDefault();
+      if (chosen) decide(chosen);
+      else press("[data-action=note]")();
       return;
     }
     if (typing(event.target)) return;
