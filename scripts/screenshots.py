@@ -1,7 +1,7 @@
 """Screenshots of every page of a running desk, at two widths, light and dark, with the pictures blurred.
 
-    ra-hmd console runs/head --bank bank --port 8000          # in another terminal
-    python scripts/screenshots.py http://127.0.0.1:8000 --output docs/img [--name ana --key FILE] [--themes light]
+ra-hmd console runs/head --bank bank --port 8000          # in another terminal
+python scripts/screenshots.py http://127.0.0.1:8000 --output docs/img [--name ana --key FILE] [--themes light]
 """
 
 import argparse

@@ -42,9 +42,7 @@ def wait_for_another(page: Any, case: str) -> None:
 
 @pytest.mark.parametrize("language", ["en", "de"])
 @pytest.mark.parametrize("size", SIZES)
-def test_a_decision_and_its_reasons_are_on_one_screen(
-    desk: MakeDesk, browser: Any, size: str, language: str
-) -> None:
+def test_a_decision_and_its_reasons_are_on_one_screen(desk: MakeDesk, browser: Any, size: str, language: str) -> None:
     with desk() as served:
         served.add(2, source="forum", context=CONTEXT)
         with review_page(browser, served, size, locale=language) as page:
