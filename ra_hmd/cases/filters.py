@@ -20,13 +20,19 @@ class CaseFilter(Settings):
     source: str | None = Field(default=None, description="Where the memes come from.")
     states: tuple[str, ...] = Field(default=(), description="States; none: all.")
     why: str | None = Field(default=None, description="Why a person looks at them.")
+    assigned: str | None = Field(default=None, description="Who is to decide; empty: cases of nobody in particular.")
     words: str | None = Field(default=None, description="Words in caption, context or id.")
     label: int | None = Field(default=None, description="Decided label, or where none is decided that of the verdict.")
     order: Order = Field(default="urgent", description="`urgent`: by priority, then by how unsure the verdict is.")
 
     def apply(self, statement: Select[Any], *, ordered: bool = True) -> Select[Any]:
         """A statement on cases with these filters and this order."""
-        for column, value in ((Case.queue, self.queue), (Case.source, self.source), (Case.why, self.why)):
+        for column, value in (
+            (Case.queue, self.queue),
+            (Case.source, self.source),
+            (Case.why, self.why),
+            (Case.assigned, self.assigned),
+        ):
             statement = statement if value is None else statement.where(column == value)
         if self.states:
             statement = statement.where(Case.state.in_(self.states))

@@ -70,12 +70,14 @@ class Decision:
         label: Label, unless the case is escalated.
         reason: Reason that the person chose or wrote.
         batch: Opinions of one bulk decision share it.
+        colleague: With `escalate`, the colleague who is asked; empty: any.
     """
 
     action: Action
     label: Any | None = None
     reason: str = ""
     batch: str = ""
+    colleague: str = ""
 
 
 class CaseStore:
@@ -169,6 +171,7 @@ class CaseStore:
         """Leave a case to others; the person does not get it again, unless by name."""
         with self.database.write() as session:
             case = _open_case(session, case_id)
+            case.assigned = "" if case.assigned == person else case.assigned
             session.merge(Skip(case_id=case_id, person=person, round=case.round))
             session.execute(delete(Claim).where(Claim.case_id == case_id, Claim.person == person))
             log(session, person, "skipped", case_id)
@@ -218,6 +221,7 @@ class CaseStore:
             if opinion.state != "writing":
                 return case
             opinion.state, opinion.change = "standing", dict(change or {})
+            case.assigned = opinion.colleague
             said = {"action": opinion.action, "label": opinion.label, "reason": opinion.reason, **opinion.change}
             log(session, opinion.person, "decided", case.id, opinion=opinion.id, round=case.round, **said)
             log_rows(session, opinion)
@@ -251,7 +255,7 @@ class CaseStore:
         """
         with self.database.write() as session:
             opinion, case = self._undoable(session, opinion_id, person)
-            opinion.state, opinion.undone_by, opinion.undone_why = "undone", person, why
+            opinion.state, opinion.undone_by, opinion.undone_why, case.assigned = "undone", person, why, ""
             log(session, person, "undone", case.id, opinion=opinion.id, reason=why, **dict(change or {}))
             log_rows(session, opinion, undone=True)
             _settle(session, case)
@@ -346,6 +350,8 @@ def _check_free_for(session: Session, case: Case, person: str) -> None:
     claim = session.get(Claim, case.id)
     if claim is not None and claim.person != person and claim.until > _now():
         raise CaseConflict(f"{claim.person} has this case on the screen; take the next one.")
+    if case.assigned not in ("", person):
+        raise CaseConflict(f"This case is assigned to {case.assigned}; assign it to yourself first.")
     standing = _standing(session, case)
     if any(one.person == person and one.action != "escalate" for one in standing):
         raise CaseConflict("You have decided on this case already; it waits for a second opinion.")
@@ -391,4 +397,5 @@ def _free_for(person: str) -> Any:
     skipped = exists().where(Skip.case_id == Case.id, Skip.person == person, Skip.round == Case.round)
     own = exists().where(Opinion.case_id == Case.id, Opinion.person == person, Opinion.state != "undone")
     writing = exists().where(Opinion.case_id == Case.id, Opinion.state == "writing")
-    return select(Case).where(Case.open, ~claimed, ~skipped, ~own, ~writing)
+    mine = Case.assigned.in_(("", person))
+    return select(Case).where(Case.open, mine, ~claimed, ~skipped, ~own, ~writing)

@@ -58,6 +58,7 @@ class Case(Base):
         priority: Larger is sooner.
         order: Place among cases of equal priority; smaller is sooner.
         opinions_needed: Number of people who must agree.
+        assigned: Who is to decide; empty: whoever comes first.
         picture: Path of the image, or name of the kept upload.
         picture_digest: Digest of the file's bytes.
         picture_hash: Perceptual hash of 64 bits in hexadecimal; empty without one.
@@ -85,6 +86,7 @@ class Case(Base):
     priority: Mapped[int] = mapped_column(default=0)
     order: Mapped[float] = mapped_column("place", default=0.0)
     opinions_needed: Mapped[int] = mapped_column(default=1)
+    assigned: Mapped[str] = mapped_column(default="")
     picture: Mapped[str]
     picture_digest: Mapped[str]
     picture_hash: Mapped[str] = mapped_column(default="", index=True)
@@ -114,6 +116,7 @@ class Opinion(Base):
         action: `agree`, `label` or `escalate`.
         label: Label that the person gave; None for `escalate`.
         reason: Reason that the person chose or wrote.
+        colleague: With `escalate`, the colleague who is asked; empty: any.
         time: When.
         state: `standing`, `writing` (its change of the bank is being made) or `undone`.
         change: Rows of the bank that it changed, with their labels before, and the version; empty: none.
@@ -130,6 +133,7 @@ class Opinion(Base):
     action: Mapped[str]
     label: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
     reason: Mapped[str] = mapped_column(default="")
+    colleague: Mapped[str] = mapped_column(default="")
     time: Mapped[datetime]
     state: Mapped[str]
     change: Mapped[dict[str, Any]] = mapped_column(default=dict)
