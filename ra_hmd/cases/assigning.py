@@ -1,12 +1,12 @@
 """Assignment of open cases to people. Nobody else gets an assigned case by `CaseStore.next`."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from sqlalchemy import delete, select
 
+from ra_hmd.cases.audit import log
 from ra_hmd.cases.database import Database
-from ra_hmd.cases.tables import Case, Claim, Event, Skip
+from ra_hmd.cases.tables import Case, Claim, Skip
 
 
 def assign(database: Database, case_ids: Sequence[str], colleague: str, person: str) -> int:
@@ -27,8 +27,7 @@ def assign(database: Database, case_ids: Sequence[str], colleague: str, person: 
         names = [case.id for case in cases]
         for case in cases:
             case.assigned = colleague
-            now, details = datetime.now(UTC), {"colleague": colleague}
-            session.add(Event(time=now, person=person, kind="assigned", case_id=case.id, details=details))
+            log(session, person, "assigned", case.id, colleague=colleague)
         if colleague:
             session.execute(delete(Claim).where(Claim.case_id.in_(names), Claim.person != colleague))
             session.execute(delete(Skip).where(Skip.case_id.in_(names), Skip.person == colleague))

@@ -114,8 +114,6 @@ class CaseStore:
                 added.append((row.id, True))
             return added
 
-    # ---------------------------------------------------------------------------------------------- on the screen
-
     def next(self, person: str, wanted: CaseFilter, *, after: str | None = None) -> Case | None:
         """The case that a person has claimed, or else the first free one, which is claimed for that person.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ra_hmd.cases.assigning import assign
 from ra_hmd.cases.filters import CaseFilter
 from ra_hmd.cases.store import CaseConflict
 from ra_hmd.cases.tables import Case, Opinion
@@ -62,14 +63,20 @@ class Desk:
         self._require_moderator(user)
         return self.cases.store.next(user.name, wanted, after=after)
 
-    def decide(self, user: User, case_id: str, label: Any | None, reason: str = "", *, batch: str = "") -> Case:
-        """Decide on a case; a label that is the verdict is an agreement, None passes the case to a colleague.
+    def decide(
+        self, user: User, case_id: str, label: Any | None, reason: str = "", *, batch: str = "", colleague: str = ""
+    ) -> Case:
+        """Decide on a case; a label that is the verdict is an agreement, None passes the case to a colleague, or to the
+        one that is named.
 
         Raises:
             UserError: See `CaseService.decision` and `CaseService.decide`.
         """
         self._require_moderator(user)
-        return self.cases.decide(case_id, user.name, self.cases.decision(case_id, label, reason, batch=batch))
+        if colleague:
+            self._check_colleague(user, colleague)
+        decision = self.cases.decision(case_id, label, reason, batch=batch, colleague=colleague)
+        return self.cases.decide(case_id, user.name, decision)
 
     def skip(self, user: User, case_id: str) -> None:
         """Leave a case to others."""
@@ -138,6 +145,22 @@ class Desk:
         if rows:
             return bank.preview(relabel=rows, relabel_identical=True)
         return bank.preview([meme], [label])
+
+    def assign(self, user: User, case_ids: Sequence[str], colleague: str) -> int:
+        """Assign open cases to a person, to oneself too, or, with an empty name, to nobody; returns their number.
+
+        Raises:
+            UserError: Nobody of that name may decide.
+        """
+        self._require_moderator(user)
+        if colleague not in ("", user.name):
+            self._check_colleague(user, colleague)
+        return assign(self.cases.store.database, case_ids, colleague, user.name)
+
+    def _check_colleague(self, user: User, colleague: str) -> None:
+        known = self.sessions.colleagues(user.name)
+        if colleague not in known:
+            raise UserError(f"{colleague!r} is no colleague who may decide; there are {', '.join(known) or 'none'}.")
 
     def _require_moderator(self, user: User) -> None:
         if not user.may_decide:

@@ -47,7 +47,8 @@ def add_review_routes(router: APIRouter, desk: Desk) -> None:
     @router.post("/cases/{case_id}/escalate")
     async def escalate(visit: Visited, case_id: str) -> Response:
         form = await visit.form()
-        call = partial(desk.decide, visit.user, case_id, None, _first(form, "words"))
+        words, colleague = _first(form, "words"), _first(form, "colleague")
+        call = partial(desk.decide, visit.user, case_id, None, words, colleague=colleague)
         return await screen.act(visit, call, "Passed to a colleague.")
 
     @router.post("/cases/{case_id}/skip")
@@ -118,6 +119,7 @@ class ReviewScreen:
                                   "conflicts": len(conflict_ids(desk.cases.store.database, user.name))}  # fmt: skip
         if case is None:
             return values | {"queue": queue, "view": None, "labels": [], "others": None}
+        values["colleagues"] = desk.sessions.colleagues(user.name)
         words = self.words(visit)
         view, others = words.view(case.verdict, desk.thresholds), others_view(desk, case.id, user.name, words)
         return values | {"queue": queue, "view": view, "labels": self._labels(visit, case), "others": others}

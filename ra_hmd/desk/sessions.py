@@ -34,6 +34,11 @@ class Sessions:
         """Whether a key is needed."""
         return self._keys is not None
 
+    def colleagues(self, person: str) -> list[str]:
+        """Names of the other people who may decide, sorted."""
+        keys = () if self._keys is None else self._keys.keys
+        return sorted({key.name for key in keys if key.role == "moderator"} - {person})
+
     def log_in(self, name: str, secret: str) -> str:
         """Begin a session, and return its token.
 

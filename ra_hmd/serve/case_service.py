@@ -159,8 +159,11 @@ class CaseService:
         """The meme of a case."""
         return Meme(case.meme_id, Path(case.picture), case.caption)
 
-    def decision(self, case_id: str, label: MemeLabel | None, reason: str = "", *, batch: str = "") -> Decision:
-        """The decision that a label on a case is: an agreement where it is the verdict; None asks a colleague.
+    def decision(
+        self, case_id: str, label: MemeLabel | None, reason: str = "", *, batch: str = "", colleague: str = ""
+    ) -> Decision:
+        """The decision that a label on a case is: an agreement where it is the verdict; None asks a colleague, or the
+        one that is named.
 
         Raises:
             UserError: The task has no such class; the label contradicts the verdict and there is no reason; the reason
@@ -175,7 +178,7 @@ class CaseService:
         if len(reason) > MAX_CHARACTERS:
             raise UserError(f"The reason has {len(reason)} characters, {MAX_CHARACTERS} are allowed.")
         action: Action = "escalate" if label is None else "agree" if agrees else "label"
-        return Decision(action, label, reason.strip(), batch)
+        return Decision(action, label, reason.strip(), batch, colleague)
 
     def decide(self, case_id: str, person: str, decision: Decision) -> Case:
         """Record what a person decided, and change the bank where the case is thereby decided and the bank would say

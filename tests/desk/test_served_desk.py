@@ -38,3 +38,19 @@ def test_pages_keep_their_own_referrer_policy_and_the_api_tells_nobody(desk: Mak
     with desk() as served:
         assert served.client.get("/console/review").headers["referrer-policy"] == "same-origin"
         assert served.client.get("/v1/info").headers["referrer-policy"] == "no-referrer"
+
+
+def test_a_case_is_passed_to_the_colleague_who_is_named(desk: MakeDesk, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    ann, bob = (make_key(keys, name, "moderator") for name in ("ann", "bob"))
+    make_key(keys, "rea", "reader")
+    with desk(KeyRing.open(keys), cases=1) as served, served.logged_in("ann", ann) as client:
+        page = client.get("/console/review").text
+        assert re.findall(r"<option>(\w+)</option>", page) == ["bob"]
+        (case_id,) = set(re.findall(r"/cases/(\w+)/decide", page))
+        for name, state in (("rea", "waiting"), ("bob", "escalated")):
+            client.post(f"/console/cases/{case_id}/escalate", data={"colleague": name})
+            assert served.cases.store.get(case_id).state == state
+        assert served.cases.store.get(case_id).assigned == "bob"
+        with served.logged_in("bob", bob) as other:
+            assert f"/cases/{case_id}/decide" in other.get("/console/review").text
