@@ -69,10 +69,12 @@ def _bad_detector(name: str, service: dict[str, Any]) -> Iterator[str]:
     if not (service.get("read_only") and service.get("cap_drop") == ["ALL"] and service.get("security_opt")):
         yield f"{name}: too many rights"
     words = service["command"]
-    if words[:2] != ["serve", "/model"] or words[words.index("--host") + 1] != "0.0.0.0":
+    if words[:2] not in (["serve", "/model"], ["console", "/model"]) or words[words.index("--host") + 1] != "0.0.0.0":
         yield f"{name}: nobody outside the container reaches it"
     if words[words.index("--keys") + 1] != f"/run/secrets/{service['secrets'][0]}":
         yield f"{name}: the keys are elsewhere"
+    if "--cases" in words and mounts.get("/cases", {"read_only": True}).get("read_only"):
+        yield f"{name}: the cases are written nowhere"
 
 
 def test_schema_and_rules_hold(tmp_path: Path) -> None:
@@ -80,7 +82,7 @@ def test_schema_and_rules_hold(tmp_path: Path) -> None:
     assert list(broken_rules(COMPOSE)) == []
     services = yaml.safe_load(COMPOSE)["services"]
     assert {name: service["profiles"] for name, service in services.items()} == {
-        "detector": ["cpu"], "detector-gpu": ["gpu"], "replica": ["replicas"], "proxy": ["replicas"],
+        "detector": ["cpu"], "detector-gpu": ["gpu"], "desk": ["desk"], "database": ["postgresql"], "replica": ["replicas"], "proxy": ["replicas"],
         "milvus": ["milvus"], "etcd": ["milvus"], "minio": ["milvus"],
     }  # fmt: skip
     (device,) = services["detector-gpu"]["deploy"]["resources"]["reservations"]["devices"]
@@ -137,6 +139,9 @@ def test_schema_finds_a_defect(old: str, new: str, tmp_path: Path) -> None:
         ("profiles: [cpu]", "privileged: true\n    profiles: [cpu]", "too many rights"),
         ("- 0.0.0.0 #", "- 127.0.0.1 #", "nobody outside"),
         ("etcd: {condition", "etcdd: {condition", "is no service"),
+        ("target: /cases", "target: /case", "written nowhere"),
+        ("postgres:17.6-alpine", "postgres", "not pinned"),
+        ("POSTGRES_DB: ra_hmd", "POSTGRES_PASSWORD: ra_hmd", "secret POSTGRES_PASSWORD"),
     ],
 )
 def test_rules_find_a_defect(old: str, new: str, problem: str) -> None:
@@ -144,13 +149,32 @@ def test_rules_find_a_defect(old: str, new: str, problem: str) -> None:
     assert any(problem in found for found in broken_rules(COMPOSE.replace(old, new)))
 
 
-def test_options_are_those_of_the_command() -> None:
-    done = run([str(BIN / "ra-hmd"), "serve", "--help"], ROOT, COLUMNS="200", TERM="dumb")
+@pytest.mark.parametrize(
+    ("service", "expected"),
+    [
+        ("detector", ["--bank", "--host", "--port", "--keys", "--allowed-host"]),
+        ("desk", ["--bank", "--cases", "--case-pictures", "--host", "--port", "--keys", "--allowed-host"]),
+    ],
+)
+def test_options_are_those_of_the_command(service: str, expected: list[str]) -> None:
+    words = yaml.safe_load(COMPOSE)["services"][service]["command"]
+    done = run([str(BIN / "ra-hmd"), words[0], "--help"], ROOT, COLUMNS="200", TERM="dumb")
     assert done.returncode == 0, done.stdout
-    words = yaml.safe_load(COMPOSE)["services"]["detector"]["command"]
     options = [word for word in words if str(word).startswith("--")]
-    assert options == ["--bank", "--host", "--port", "--keys", "--allowed-host"]
+    assert options == expected
     assert [option for option in options if not re.search(rf"{option}\b", done.stdout)] == []
+
+
+def test_the_desk_finds_its_database() -> None:
+    """The URL that the file names leads to the server that it starts, as its user, with its password from one file."""
+    content = yaml.safe_load(COMPOSE)["services"]
+    (url,) = re.findall(r"postgresql\+psycopg://\S+", COMPOSE)
+    user, host, name = re.fullmatch(r"postgresql\+psycopg://(\w+)@(\w+)/(\w+)", url).groups()
+    database = content[host]
+    assert database["environment"] == {"POSTGRES_USER": user, "POSTGRES_DB": name}
+    assert database["env_file"] == content["desk"]["env_file"][0]["path"]
+    assert "ports" not in database
+    assert database["volumes"][0].endswith(":/var/lib/postgresql/data")
 
 
 def test_compose_itself_reads_it(tmp_path: Path) -> None:
@@ -158,6 +182,7 @@ def test_compose_itself_reads_it(tmp_path: Path) -> None:
     if docker is None or subprocess.run([docker, "compose", "version"], check=False, capture_output=True).returncode:
         pytest.skip("docker compose is not installed")
     shutil.copy(ROOT / "compose.yaml", tmp_path)
-    (tmp_path / "milvus.env").write_text("")
+    for name in ("cases.env", "milvus.env"):
+        (tmp_path / name).write_text("")
     done = run([docker, "compose", "--profile", "*", "config", "--quiet"], tmp_path)
     assert done.returncode == 0, done.stdout
