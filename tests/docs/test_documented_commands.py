@@ -14,7 +14,7 @@ from ra_hmd.cli.app import app
 
 PLACEHOLDER = "…"
 # Programs of other projects: that they are called is all that is checked here.
-OTHERS = {"ray", "curl", "docker", "kubectl", "pip", "pre-commit", "sudo", "tar", "source", "vllm"}
+OTHERS = {"ray", "curl", "docker", "kubectl", "pip", "pre-commit", "sudo", "sqlite3", "tar", "source", "vllm"}
 # Programs that are named by their path: the repository's own, which must exist, and another project's.
 PATHS = re.compile(r"^source .*$|&& ~/vllm/bin/pip install vllm$|^(?:\w+=\w+ )*(?P<own>\.ci/run|scripts/\w+\.sh)\b.*$",
                    re.MULTILINE)  # fmt: skip

@@ -82,7 +82,8 @@ def test_schema_and_rules_hold(tmp_path: Path) -> None:
     assert list(broken_rules(COMPOSE)) == []
     services = yaml.safe_load(COMPOSE)["services"]
     assert {name: service["profiles"] for name, service in services.items()} == {
-        "detector": ["cpu"], "detector-gpu": ["gpu"], "desk": ["desk"], "database": ["postgresql"], "replica": ["replicas"], "proxy": ["replicas"],
+        "detector": ["cpu"], "detector-gpu": ["gpu"], "desk": ["desk"], "database": ["postgresql"],
+        "replica": ["replicas"], "proxy": ["replicas"],
         "milvus": ["milvus"], "etcd": ["milvus"], "minio": ["milvus"],
     }  # fmt: skip
     (device,) = services["detector-gpu"]["deploy"]["resources"]["reservations"]["devices"]
