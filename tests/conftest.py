@@ -60,8 +60,6 @@ LONGEST_FIRST = (
     "llamafactory_ext/test_reuse.py",
     "inference/test_predict_files.py",
     "features/test_extract.py",
-    "console/test_reviewing.py",
-    "console/test_browser.py",
 )
 BLANK = BytesIO()
 Image.new("RGB", (1, 1)).save(BLANK, "PNG")

@@ -9,7 +9,7 @@ import sys
 
 _SETTINGS = {
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime: sends a device id that it keeps under ~/.cache/Microsoft
-    "GRADIO_ANALYTICS_ENABLED": "False",  # Gradio: reports pages, and looks up the newest version
+    "GRADIO_ANALYTICS_ENABLED": "False",  # Gradio, LLaMA-Factory's web page: reports pages
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets: counts every load of a file, also of a local one
     "HF_HUB_DISABLE_TELEMETRY": "1",  # Hugging Face libraries: usage data with every download
     "WANDB_ERROR_REPORTING": "False",  # Weights & Biases: reports errors

@@ -9,7 +9,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ra_hmd.serve.errors import APIError
-from ra_hmd.serve.middleware import CONSOLE, path_of
 
 _SMALLEST = 1024
 _SENT = ["Authorization", "Content-Encoding", "Content-Type", "X-API-Key", "X-Request-ID"]
@@ -17,14 +16,14 @@ _READ = ["RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID"]
 
 
 class GzipAnswers(GZipMiddleware):
-    """Compresses answers of at least 1 KiB for clients that accept gzip, but not parts of files. The console answers by
-    itself."""
+    """Compresses answers of at least 1 KiB for clients that accept gzip, but neither parts of files nor
+    pictures."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(app, minimum_size=_SMALLEST, compresslevel=5)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        as_it_is = scope["type"] == "http" and (path_of(scope).startswith(CONSOLE) or "range" in Headers(scope=scope))
+        as_it_is = scope["type"] == "http" and (scope["path"].endswith("/picture") or "range" in Headers(scope=scope))
         await (self.app if as_it_is else super().__call__)(scope, receive, send)
 
 

@@ -1,6 +1,6 @@
 """What Ray Serve's processes need beside Ray: a newer protobuf, loopback, and one request id.
 
-Each was needed with Ray 2.55.1, the last release that goes with starlette below 1, which Gradio 5 needs.
+Each was needed with Ray 2.55.1, the last release that goes with starlette below 1, which LLaMA-Factory needs.
 """
 
 from typing import Any

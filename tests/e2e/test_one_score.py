@@ -1,26 +1,24 @@
-"""One meme set by every way: command line, API, console, and extraction with evaluation; the same scores."""
+"""One meme set by every way: command line, API, desk, and extraction with evaluation; the same scores."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
 import pytest
-from gradio_calls import GradioPage
 from served import ra_hmd
 from servers import as_json, in_thread, queries
 
-from ra_hmd.console.controller import Console
-from ra_hmd.console.mount import mount
+from ra_hmd.cases.database import Database
+from ra_hmd.cases.pictures import CasePictures
+from ra_hmd.cases.store import CaseStore
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import BatchingService
+from ra_hmd.serve.batching import BatchingService, wait_for_all
+from ra_hmd.serve.case_service import CaseService, Intake
 
 pytestmark = pytest.mark.slow
-
-_SCORE = re.compile(r'data-head="(\w+)" data-score="([^"]+)"')
 
 
 @pytest.mark.parametrize(
@@ -53,20 +51,17 @@ def test_one_score(
 
     service = BatchingService(Detector.from_run(checkpoint, bank))
     bank_service = BankService.open(service, folder / "features" / "dev")
-    app = create_app(service, bank_service)
-    by_api, by_console = {}, {}
-    with in_thread(mount(app, Console(service, bank_service))) as client:
-        page = GradioPage(client)
+    cases = CaseService(service, CaseStore(Database(tmp_path / "cases.sqlite")), CasePictures(tmp_path / "pictures"))
+    by_api, at_the_desk = {}, {}
+    with in_thread(create_app(service, bank_service, cases=cases)) as client:
         for one in rows:
             answer = client.post("/v1/classify", json={"memes": [as_json(one)]}).raise_for_status().json()
             by_api[one.id] = answer["results"][0]["scores"]
-            assert isinstance(one.image, Path)
-            page.press("check-upload", "upload", check_upload=page.upload(one.image.read_bytes()))
-            card = page.press("check-judge", check_caption=one.text)["check-card"]
-            by_console[one.id] = {head: float(score) for head, score in _SCORE.findall(card)}
+            ((case_id, _),) = cases.add(wait_for_all(service.submit([one]), 60), [Intake()], "feed")
+            at_the_desk[one.id] = cases.store.get(case_id).verdict["scores"]
 
     assert len(expected) == len(rows)
-    for way in (by_command, by_api, by_console):
+    for way in (by_command, by_api, at_the_desk):
         assert set(way) == set(expected)
         for name, scores in way.items():
             assert scores == pytest.approx(expected[name], abs=1e-4), name

@@ -1,7 +1,6 @@
-"""A corrected meme that comes again is answered by its label: over the API, by the console, in files."""
+"""A corrected meme that comes again is answered by its label: over the API, at the desk, in files."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,23 @@ from servers import as_json, in_thread, queries
 
 from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.embed_features import embed_store
-from ra_hmd.console.labels import ClassNames
-from ra_hmd.console.moderation import Moderation
-from ra_hmd.console.review_queue import margin
-from ra_hmd.console.reviews import Reviews
-from ra_hmd.console.views import Views
-from ra_hmd.core.errors import UserError
+from ra_hmd.cases.database import Database
+from ra_hmd.cases.pictures import CasePictures
+from ra_hmd.cases.store import CaseStore
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
+from ra_hmd.desk.class_names import ClassNames
+from ra_hmd.desk.texts import Texts
+from ra_hmd.desk.verdict_view import VerdictWords
 from ra_hmd.evaluation.evaluate import evaluate
 from ra_hmd.inference.batch import predict_files
 from ra_hmd.inference.batch_features import predict_features
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService, ServedVerdict, wait_for_all
+from ra_hmd.serve.case_service import CaseService, Intake, margin
 
 
 def test_over_the_api(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
@@ -77,41 +76,29 @@ def change_effect(client: httpx.Client, add: list[dict[str, Any]]) -> dict[str, 
     return client.post("/v1/bank/effect", json={"add": add}).json()
 
 
-def test_by_the_console(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
+def test_at_the_desk(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
     with BatchingService(Detector.from_run(served_clip / "head", clip_bank)) as service:
-        moderation = Moderation(BankService(service), Reviews(tmp_path / "reviews.jsonl"))
-        views = Views(service, ClassNames(service.detector.problem), MemeLookup())
-        name = Bank.open(clip_bank).ids[3]
+        store = CaseStore(Database(tmp_path / "cases.sqlite"))
+        cases = CaseService(service, store, CasePictures(tmp_path / "pictures"), BankService(service))
+        name, label = Bank.open(clip_bank).ids[3], int(Bank.open(clip_bank).labels[3])
         known = next(meme for meme in read_memes(memes / "a" / "train.jsonl") if meme.id == name)
-        picture = known.image.read_bytes()
 
         def judge(name: str) -> ServedVerdict:
-            (served,) = wait_for_all(service.submit([Meme(name, picture, known.text)]), 60)
-            return replace(served, meme=replace(served.meme, id=f"meme-{name}"))
+            (served,) = wait_for_all(service.submit([Meme(name, known.image.read_bytes(), known.text)]), 60)
+            return served
 
         served = judge("one")
         assert served.verdict.identical is None, "the bank was made of examples"
-        label = int(Bank.open(clip_bank).labels[3])
-        assert moderation.labels_in_bank(served) == {known.id: label}
-        with pytest.raises(UserError, match="already"):
-            moderation.preview(served, label)
-        preview = moderation.preview(served, 1 - label)
-        assert preview.rows == (known.id,)
-        assert known.id in views.impact(preview)
-        assert moderation.correct(served, preview, "ana", "wrong").counts["relabelled"] == 1
+        ((case_id, _),) = cases.add([served], [Intake()], "feed")
+        cases.decide(case_id, "ana", cases.decision(case_id, 1 - label, "wrong"))
         again = judge("two")
         assert again.verdict.verdict == 1 - label
         assert again.verdict.identical["id"] == known.id
-        assert f"row {known.id} of the bank" in views.card(again)
         assert margin(again.verdict, service) == 1
-        begun = Reviews(tmp_path / "reviews.jsonl").begun["meme-one"]
-        assert (begun.row, begun.label) == (known.id, 1 - label)
-    lines = (tmp_path / "reviews.jsonl").read_text().splitlines()
-    (tmp_path / "reviews.jsonl").write_text(lines[0] + "\n")  # killed after the bank was changed
-    reviews = Reviews(tmp_path / "reviews.jsonl")
+        shown = VerdictWords(ClassNames(service.detector.problem), Texts("en")).view(again.to_dict(), {})
+        assert "A person labelled this very meme" in shown.reason
     bank = Bank.open(clip_bank)
-    reviews.settle(dict(zip(bank.ids, bank.labels.tolist(), strict=True)), bank.version)
-    assert reviews.done["meme-one"].decision == "correct"
+    assert (bank.version, len(bank), bank.row(3)["label"]) == (2, len(Bank.open(served_clip / "bank")), 1 - label)
 
 
 def test_in_files_and_not_in_evaluation(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Known memes are answered before the model runs: in Python, in files, over the API and on the console."""
+"""Known memes are answered before the model runs: in Python, in files, over the API and at the desk."""
 
 import csv
 import json
@@ -19,19 +19,19 @@ from typer.testing import CliRunner
 from ra_hmd.bank.bank import Bank
 from ra_hmd.bank.versions import BankRows
 from ra_hmd.cli.app import app
-from ra_hmd.console.labels import ClassNames
-from ra_hmd.console.review_queue import margin
-from ra_hmd.console.views import Views
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
+from ra_hmd.desk.class_names import ClassNames
+from ra_hmd.desk.texts import Texts
+from ra_hmd.desk.verdict_view import VerdictWords
 from ra_hmd.inference.batch import predict_files
 from ra_hmd.inference.detector import Detector
-from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.inference.options import DetectorOptions
 from ra_hmd.inference.types import Explanation
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService, wait_for_all
+from ra_hmd.serve.case_service import margin, threshold_probabilities
 
 pytest.importorskip("pdqhash")
 SAID = {"author": "ana", "reason": "seen"}
@@ -272,21 +272,19 @@ def test_a_row_that_is_removed_before_its_copy_is_judged(
     assert verdict.scores == pytest.approx(plain.scores)
 
 
-def test_on_the_console(served_clip: Path, memes: Path) -> None:
+def test_at_the_desk(served_clip: Path, memes: Path) -> None:
     detector = opened(served_clip, served_clip / "bank")
     known, new = queries(memes, "train")[0], queries(memes)[0]
     evidence = replace(known, id="new", text="another caption")
+    words = VerdictWords(ClassNames(detector.problem), Texts("en"))
     with BatchingService(detector) as service:
-        views = Views(service, ClassNames(detector.problem), MemeLookup())
         served = wait_for_all(service.submit([known, evidence, new]), 60)
-        cards = [views.card(one) for one in served]
+        thresholds = {head: threshold_probabilities(service, head).tolist() for head in ("lrc", "rkc", "krr")}
+        shown = [words.view(one.to_dict(), thresholds) for one in served]
         margins = [margin(one.verdict, service) for one in served]
-    assert "Known: a copy of a labelled meme" in cards[0]
-    assert "the caption is the same" in cards[0]
-    assert "<h3>Scores</h3>" not in cards[0]
-    assert "another caption" in cards[1]
-    assert "It does not decide" in cards[1]
-    assert "<h3>Scores</h3>" in cards[1]
+    assert shown[0].reason == "A copy of a labelled meme with the same caption; the model was not asked."
+    assert (shown[0].head, shown[0].others) == (None, [])
+    assert shown[1].head is not None, "another caption does not decide"
     assert margins[0] == 1.0
     assert margins[1] < 1
 

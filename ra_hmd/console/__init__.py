@@ -1,1 +1,0 @@
-"""The moderators' console (`ra-hmd console`)."""
