@@ -4,7 +4,7 @@ from sqlalchemy import delete, select
 
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.filters import CaseFilter
-from ra_hmd.cases.tables import SavedView
+from ra_hmd.cases.tables import Case, SavedView
 from ra_hmd.core.errors import UserError
 
 MOST = 30
@@ -44,3 +44,10 @@ def remove_view(database: Database, person: str, name: str) -> None:
     """Remove a view of a person, if there is one of that name."""
     with database.write() as session:
         session.execute(delete(SavedView).where(SavedView.person == person, SavedView.name == name))
+
+
+def sources_of(database: Database, most: int = 200) -> list[str]:
+    """The sources of cases, by name, without the empty one; at most so many."""
+    with database.read() as session:
+        found = select(Case.source).where(Case.source != "").distinct().order_by(Case.source).limit(most)
+        return list(session.scalars(found))

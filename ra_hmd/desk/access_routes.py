@@ -75,7 +75,7 @@ def add_picture_routes(router: APIRouter, desk: Desk) -> None:
 
     @router.get("/bank/picture", dependencies=[Depends(visit)])
     async def row_picture(name: Annotated[str, Query(alias="id")] = "") -> Response:
-        meme = desk.lookup.get(name)
+        meme = await run_sync(desk.row_meme, name)
         if meme is None:
             raise HTTPException(404, "There is no picture of this row.")
         return await send(partial(jpeg, meme.image, "thumbnail"))

@@ -7,16 +7,18 @@ from typing import Any
 
 from ra_hmd.cases.assigning import assign
 from ra_hmd.cases.filters import CaseFilter
-from ra_hmd.cases.store import CaseConflict
+from ra_hmd.cases.history import batch_of
+from ra_hmd.cases.store import CaseConflict, NoSuchCase
 from ra_hmd.cases.tables import Case, Opinion
 from ra_hmd.core.errors import UserError
+from ra_hmd.data.meme import Meme
 from ra_hmd.desk.class_names import ClassNames
 from ra_hmd.desk.people import User
 from ra_hmd.desk.sessions import Sessions
 from ra_hmd.inference.meme_lookup import MemeLookup
 from ra_hmd.inference.types import Explain
 from ra_hmd.serve.batching import wait_for_all
-from ra_hmd.serve.case_service import CaseService, threshold_probabilities
+from ra_hmd.serve.case_service import CaseService, checked_words, threshold_probabilities
 from ra_hmd.serve.limits import RequestLimits
 
 REASONS = (
@@ -60,7 +62,7 @@ class Desk:
 
     def next(self, user: User, wanted: CaseFilter, *, after: str | None = None) -> Case | None:
         """The next case of a person, claimed for them."""
-        self._require_moderator(user)
+        self.require_moderator(user)
         return self.cases.store.next(user.name, wanted, after=after)
 
     def decide(
@@ -72,7 +74,7 @@ class Desk:
         Raises:
             UserError: See `CaseService.decision` and `CaseService.decide`.
         """
-        self._require_moderator(user)
+        self.require_moderator(user)
         if colleague:
             self._check_colleague(user, colleague)
         decision = self.cases.decision(case_id, label, reason, batch=batch, colleague=colleague)
@@ -80,15 +82,15 @@ class Desk:
 
     def skip(self, user: User, case_id: str) -> None:
         """Leave a case to others."""
-        self._require_moderator(user)
+        self.require_moderator(user)
         self.cases.store.skip(case_id, user.name)
 
     def note(self, user: User, case_id: str, words: str) -> None:
         """Add a remark for colleagues. Raises `UserError` for an empty one."""
-        self._require_moderator(user)
+        self.require_moderator(user)
         if not words.strip():
             raise UserError("The note is empty.")
-        self.cases.store.note(case_id, user.name, words.strip())
+        self.cases.store.note(case_id, user.name, checked_words(words))
 
     def label_of(self, values: Sequence[str]) -> Any:
         """The label that the values of a form stand for.
@@ -110,18 +112,55 @@ class Desk:
         return next(iter(self.cases.store.opinions_of(user.name, 1)), None)
 
     def undo(self, user: User, opinion_id: int | None = None, why: str = "") -> Case:
-        """Take back a decision of a person's own, by default the last one.
+        """Take back a decision of a person's own, by default the last one, of a bulk decision the whole.
 
         Raises:
             UserError: There is none; see `CaseService.undo`.
         """
-        self._require_moderator(user)
-        if opinion_id is None:
-            last = self.last(user)
-            if last is None:
-                raise UserError("You have decided on nothing yet.")
-            opinion_id = last[0].id
-        return self.cases.undo(opinion_id, user.name, why)
+        self.require_moderator(user)
+        if opinion_id is not None:
+            return self.cases.undo(opinion_id, user.name, why)
+        last = self.last(user)
+        if last is None:
+            raise UserError("You have decided on nothing yet.")
+        opinion, _ = last
+        if opinion.batch:
+            return self.undo_batch(user, opinion.batch, why)[-1]
+        return self.cases.undo(opinion.id, user.name, why)
+
+    def undo_batch(self, user: User, batch: str, why: str = "") -> list[Case]:
+        """Take back what is left of a bulk decision of a person's own: all of it, or nothing.
+
+        Raises:
+            UserError: Nothing is left; see `CaseService.undo`.
+        """
+        self.require_moderator(user)
+        opinions = batch_of(self.cases.store.database, user.name, batch)
+        if not opinions:
+            raise UserError("Nothing is left of this decision that you could take back.")
+        return self.cases.undo_all([one.id for one in opinions], user.name, why)
+
+    def take(self, user: User, case_id: str) -> Case:
+        """Put a case on the screen of a person. Raises `UserError`, see `CaseStore.take`."""
+        self.require_moderator(user)
+        return self.cases.store.take(case_id, user.name)
+
+    def appeal(self, user: User, case_id: str, why: str) -> Case:
+        """Reopen a decided case. Raises `UserError` without a reason; see `CaseStore.appeal`."""
+        self.require_moderator(user)
+        if not why.strip():
+            raise UserError("Say why you appeal. The log keeps it.")
+        return self.cases.store.appeal(case_id, user.name, checked_words(why))
+
+    def row_meme(self, name: str) -> Meme | None:
+        """The meme of a row of the bank, where it is known: from `lookup`, or from the case that it was made of."""
+        found = self.lookup.get(name)
+        if found is not None:
+            return found
+        try:
+            return self.cases.meme_of(self.cases.store.get(name))
+        except NoSuchCase:
+            return None
 
     def judge(self, case: Case) -> dict[str, Any]:
         """The verdict on a case by the present bank, as `ServedVerdict.to_dict` states it."""
@@ -152,7 +191,7 @@ class Desk:
         Raises:
             UserError: Nobody of that name may decide.
         """
-        self._require_moderator(user)
+        self.require_moderator(user)
         if colleague not in ("", user.name):
             self._check_colleague(user, colleague)
         return assign(self.cases.store.database, case_ids, colleague, user.name)
@@ -162,6 +201,7 @@ class Desk:
         if colleague not in known:
             raise UserError(f"{colleague!r} is no colleague who may decide; there are {', '.join(known) or 'none'}.")
 
-    def _require_moderator(self, user: User) -> None:
+    def require_moderator(self, user: User) -> None:
+        """Raise `CaseConflict` for a person who may only look."""
         if not user.may_decide:
             raise CaseConflict("Your key may look, and not decide; ask for a moderator's key.")

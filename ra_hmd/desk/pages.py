@@ -21,7 +21,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-STATIC = {"desk.js": "text/javascript", "desk.css": "text/css"}
+STATIC = {"desk.js": "text/javascript", "desk.css": "text/css", "lists.css": "text/css", "lists.js": "text/javascript"}
 
 
 @cache
@@ -80,7 +80,7 @@ def render(request: Request, desk: Desk, viewer: Viewer, name: str, status: int 
             locked=desk.sessions.locked,
             reasons=REASONS,
             root=request.scope.get("root_path", "").rstrip("/") + "/console",
-            here=request.url.path.rstrip("/").rsplit("/", 1)[-1],
+            here=request.scope["path"].partition("/console")[2].strip("/").partition("/")[0],
             static=_version(),
             **values,
         )

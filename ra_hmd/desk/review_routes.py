@@ -12,13 +12,11 @@ from fastapi.responses import Response
 from ra_hmd.cases.filters import CaseFilter
 from ra_hmd.cases.history import conflict_ids
 from ra_hmd.cases.store import MANY
-from ra_hmd.cases.tables import Case
 from ra_hmd.core.errors import UserError
 from ra_hmd.desk.desk import Desk
 from ra_hmd.desk.others_view import others_view
 from ra_hmd.desk.verdict_view import VerdictWords
-from ra_hmd.desk.visits import Visit, visits
-from ra_hmd.serve.case_service import MAX_CHARACTERS
+from ra_hmd.desk.visits import Visit, first, visits
 
 
 def add_review_routes(router: APIRouter, desk: Desk) -> None:
@@ -34,7 +32,7 @@ def add_review_routes(router: APIRouter, desk: Desk) -> None:
     @router.post("/cases/{case_id}/decide")
     async def decide(visit: Visited, case_id: str) -> Response:
         form, text = await visit.form(), visit.viewer.text
-        reason = ": ".join(part for name in ("reason", "words") if (part := _first(form, name)))
+        reason = ": ".join(part for name in ("reason", "words") if (part := first(form, name)))
 
         def call() -> str:
             label = desk.label_of(form.get("label", []))
@@ -47,7 +45,7 @@ def add_review_routes(router: APIRouter, desk: Desk) -> None:
     @router.post("/cases/{case_id}/escalate")
     async def escalate(visit: Visited, case_id: str) -> Response:
         form = await visit.form()
-        words, colleague = _first(form, "words"), _first(form, "colleague")
+        words, colleague = first(form, "words"), first(form, "colleague")
         call = partial(desk.decide, visit.user, case_id, None, words, colleague=colleague)
         return await screen.act(visit, call, "Passed to a colleague.")
 
@@ -57,12 +55,12 @@ def add_review_routes(router: APIRouter, desk: Desk) -> None:
 
     @router.post("/cases/{case_id}/note")
     async def note(visit: Visited, case_id: str) -> Response:
-        words = _first(await visit.form(), "words")[:MAX_CHARACTERS]
+        words = first(await visit.form(), "words")
         return await screen.act(visit, partial(desk.note, visit.user, case_id, words), "Noted.")
 
     @router.post("/undo")
     async def undo(visit: Visited) -> Response:
-        opinion = _first(await visit.form(), "opinion")
+        opinion = first(await visit.form(), "opinion")
         call = partial(desk.undo, visit.user, int(opinion) if opinion.isdecimal() else None)
         return await screen.act(visit, call, "Taken back; the case is here again.")
 
@@ -122,24 +120,9 @@ class ReviewScreen:
         values["colleagues"] = desk.sessions.colleagues(user.name)
         words = self.words(visit)
         view, others = words.view(case.verdict, desk.thresholds), others_view(desk, case.id, user.name, words)
-        return values | {"queue": queue, "view": view, "labels": self._labels(visit, case), "others": others}
-
-    def _labels(self, visit: Visit, case: Case) -> list[dict[str, Any]]:
-        """The classes to choose from, with the digits that choose them."""
-        words, verdict, names = self.words(visit), case.verdict.get("verdict"), self.desk.names
-        multi = names.problem.kind == "multi_label"
-        return [
-            {
-                "value": number,
-                "name": visit.viewer.text(name),
-                "tone": words.tone(1 if multi else number),
-                "icon": words.icon(1 if multi else number),
-                "agrees": bool(verdict[number]) if isinstance(verdict, list) else number == verdict,
-                "key": str(number + 1) if number < 9 else "",
-            }
-            for number, name in enumerate(names.names)
-        ]
-
-
-def _first(form: dict[str, list[str]], name: str) -> str:
-    return form[name][0].strip() if form.get(name) else ""
+        return values | {
+            "queue": queue,
+            "view": view,
+            "labels": words.choices(case.verdict.get("verdict")),
+            "others": others,
+        }

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Depends
 
 from ra_hmd.desk.access_routes import add_access_routes, add_picture_routes
+from ra_hmd.desk.case_routes import add_case_routes
 from ra_hmd.desk.conflict_routes import add_conflict_routes
 from ra_hmd.desk.desk import Desk
 from ra_hmd.desk.review_routes import add_review_routes
@@ -17,5 +18,6 @@ def desk_routes(desk: Desk) -> APIRouter:
     add_review_routes(router, desk)
     add_picture_routes(router, desk)
     add_conflict_routes(router, desk)
+    add_case_routes(router, desk)
     add_settings_routes(router, desk)
     return router

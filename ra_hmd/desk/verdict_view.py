@@ -122,6 +122,21 @@ class VerdictWords:
             bank_version=verdict.get("version", {}).get("bank", {}).get("version"),
         )
 
+    def choices(self, verdict: Any = None) -> list[dict[str, Any]]:
+        """The classes to choose from, with the digits that choose them, and whether the verdict says so."""
+        multi = self.problem.kind == "multi_label"
+        return [
+            {
+                "value": number,
+                "name": self.text(name),
+                "tone": self.tone(1 if multi else number),
+                "icon": self.icon(1 if multi else number),
+                "agrees": bool(verdict[number]) if isinstance(verdict, list) else number == verdict,
+                "key": str(number + 1) if number < 9 else "",
+            }
+            for number, name in enumerate(self.names.names)
+        ]
+
     def label(self, label: Any) -> str:
         """A label or verdict in words."""
         if label is None:

@@ -1,9 +1,9 @@
 """A request for a page of the desk: who sent it, and how that person wants to see pages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from anyio.to_thread import run_sync
 from fastapi import HTTPException, Request
@@ -57,10 +57,19 @@ class Visit:
         query = f"?{self.request.url.query}" if self.request.url.query else ""
         return RedirectResponse(root(self.request) + path + query, 303)
 
+    def go(self, path: str, query: Mapping[str, str] | None = None) -> Response:
+        """Send the browser to another page of the desk."""
+        return RedirectResponse(root(self.request) + quote(path) + (f"?{urlencode(query)}" if query else ""), 303)
+
     async def form(self) -> dict[str, list[str]]:
         """The text fields of the form that was sent."""
         sent = await self.request.form(max_fields=200, max_files=1)
         return {name: [value for value in sent.getlist(name) if isinstance(value, str)] for name in sent}
+
+
+def first(form: Mapping[str, list[str]], name: str) -> str:
+    """The first value of a form's field without blanks around it; empty where there is none."""
+    return form[name][0].strip() if form.get(name) else ""
 
 
 def visits(desk: Desk) -> Callable[[Request], Any]:

@@ -175,10 +175,8 @@ class CaseService:
             self.service.detector.problem.check(np.array([label], np.int64), "The decision")
             if not reason.strip():
                 raise UserError("Say why: choose a reason, or write one. The log keeps it.")
-        if len(reason) > MAX_CHARACTERS:
-            raise UserError(f"The reason has {len(reason)} characters, {MAX_CHARACTERS} are allowed.")
         action: Action = "escalate" if label is None else "agree" if agrees else "label"
-        return Decision(action, label, reason.strip(), batch, colleague)
+        return Decision(action, label, checked_words(reason), batch, colleague)
 
     def decide(self, case_id: str, person: str, decision: Decision) -> Case:
         """Record what a person decided, and change the bank where the case is thereby decided and the bank would say
@@ -261,24 +259,43 @@ class CaseService:
             UserError: See `CaseStore.check_undo`; or a row was changed again since, so that taking this back would
                 undo somebody else's change.
         """
-        opinion = self.store.check_undo(opinion_id, person)
-        case = self.store.undo(opinion_id, person, why, self._unteach(opinion, person, why))
-        self.statistics.undone += 1
-        return case
+        return self.undo_all([opinion_id], person, why)[0]
 
-    def _unteach(self, opinion: Opinion, person: str, why: str) -> dict[str, Any]:
-        rows: dict[str, MemeLabel | None] = opinion.change.get("rows", {})
-        bank = self.bank_service
+    def undo_all(self, opinion_ids: Sequence[int], person: str, why: str) -> list[Case]:
+        """Take several decisions of one's own back, in this order; none of them where one cannot be.
+
+        Raises:
+            UserError: See `undo`.
+        """
+        opinions = [self.store.check_undo(opinion_id, person) for opinion_id in opinion_ids]
+        for opinion in opinions:
+            self._present_labels(opinion)
+        cases = []
+        for opinion in opinions:
+            cases.append(self.store.undo(opinion.id, person, why, self._unteach(opinion, person, why)))
+            self.statistics.undone += 1
+        return cases
+
+    def _present_labels(self, opinion: Opinion) -> dict[str, MemeLabel]:
+        """Present labels of the rows that a decision changed. Raises `UserError` where they were changed since."""
+        rows = opinion.change.get("rows", {})
         if not rows:
             return {}
-        if bank is None:
+        if self.bank_service is None:
             raise UserError("No example bank is open, so what this decision changed cannot be changed back.")
-        present = bank.labels(list(rows))
+        present = self.bank_service.labels(list(rows))
         changed = [name for name, label in present.items() if label not in (opinion.label, rows[name])]
         if changed:
             raise CaseConflict(
                 f"The bank's row {changed[0]!r} was changed since; look at its history and correct it there."
             )
+        return present
+
+    def _unteach(self, opinion: Opinion, person: str, why: str) -> dict[str, Any]:
+        rows: dict[str, MemeLabel | None] = opinion.change.get("rows", {})
+        bank, present = self.bank_service, self._present_labels(opinion)
+        if not rows or bank is None:
+            return {}
         reason = f"taken back: {why}" if why else "taken back"
         entry = None
         added = [name for name, before in rows.items() if before is None and name in present]
@@ -289,6 +306,13 @@ class CaseService:
         if before:
             entry = self._once(lambda: bank.relabel(before, author=person, reason=reason, relabel_identical=True))
         return {"rows": rows, "version": bank.version() if entry is None else entry.version}
+
+
+def checked_words(words: str) -> str:
+    """What a person wrote, without blanks around it. Raises `UserError` where it is too long."""
+    if len(words) > MAX_CHARACTERS:
+        raise UserError(f"The text has {len(words)} characters, {MAX_CHARACTERS} are allowed.")
+    return words.strip()
 
 
 def facts_of(verdict: Verdict, service: BatchingService) -> VerdictFacts:

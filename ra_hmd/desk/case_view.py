@@ -1,0 +1,92 @@
+"""A case with all that people said about it, as far as a person may see it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ra_hmd.cases.history import CaseHistory, claimed_by, history_of, shown_opinions
+from ra_hmd.cases.near import count_near
+from ra_hmd.cases.store import NoSuchCase
+from ra_hmd.cases.tables import Case, Event, Note, Opinion
+from ra_hmd.desk.desk import Desk
+from ra_hmd.desk.people import User
+from ra_hmd.desk.verdict_view import VerdictView, VerdictWords
+
+EVENTS = {
+    "case added": "Arrived",
+    "decided": "Decided",
+    "undone": "Taken back",
+    "appealed": "Appealed",
+    "skipped": "Skipped",
+    "noted": "Noted",
+}
+"""Kind of a line of the log to its word on the page."""
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """What the page of a case shows.
+
+    Attributes:
+        case: The case.
+        verdict: The verdict in words.
+        opinions: The opinions that the person may see, oldest first, undone ones included.
+        hidden: Number of standing opinions that the person may not see yet.
+        notes: The notes.
+        events: The lines of the log that tell no hidden opinion.
+        undoable: Ids of the opinions that the person may take back.
+        near: Number of other open cases with nearly the picture.
+        claimed: Who has it on the screen; empty: nobody.
+        takeable: Whether the person may decide on it now.
+    """
+
+    case: Case
+    verdict: VerdictView
+    opinions: list[Opinion]
+    hidden: int
+    notes: list[Note]
+    events: list[Event]
+    undoable: set[int]
+    near: int
+    claimed: str
+    takeable: bool
+
+
+def case_view(desk: Desk, case_id: str, user: User, words: VerdictWords) -> CaseView:
+    """The view of a case. Raises `NoSuchCase`."""
+    database = desk.cases.store.database
+    history = history_of(database, case_id)
+    if history is None:
+        raise NoSuchCase(f"There is no case {case_id!r}.")
+    case = history.case
+    shown = _shown(history, user.name)
+    known = {one.id for one in shown}
+    own = [one for one in history.opinions if one.person == user.name and one.round == case.round]
+    standing = [one for one in own if one.state == "standing"]
+    claimed = claimed_by(database, [case_id]).get(case_id, "")
+    return CaseView(
+        case=case,
+        verdict=words.view(case.verdict, desk.thresholds),
+        opinions=shown,
+        hidden=sum(one.state != "undone" and one.id not in known for one in history.opinions),
+        notes=history.notes,
+        events=[one for one in history.events if one.details.get("opinion", -1) in {-1, *known}],
+        undoable={one.id for one in standing} if user.may_decide else set(),
+        near=count_near(database, [case])[case_id],
+        claimed=claimed,
+        takeable=user.may_decide and case.open and claimed in ("", user.name) and not _spoken(standing, history),
+    )
+
+
+def _shown(history: CaseHistory, person: str) -> list[Opinion]:
+    """The opinions that a person may see; one that was taken back is shown where it would be if it stood."""
+    case = history.case
+    standing = {one.id for one in shown_opinions(case, history.opinions, person)}
+    told = {one.id for one in history.opinions if one.state == "undone"
+            and (one.person == person or one.round < case.round or case.state == "decided")}  # fmt: skip
+    return [one for one in history.opinions if one.id in standing | told]
+
+
+def _spoken(own: Sequence[Opinion], history: CaseHistory) -> bool:
+    """Whether a person's opinion is given: it has a label, or it passed the case on and nobody has answered."""
+    last = history.opinions[-1] if history.opinions else None
+    return any(one.action != "escalate" or one is last for one in own)
