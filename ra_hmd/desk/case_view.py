@@ -18,6 +18,8 @@ EVENTS = {
     "appealed": "Appealed",
     "skipped": "Skipped",
     "noted": "Noted",
+    "assigned": "Assigned",
+    "row changed": "Row of the bank changed",
 }
 """Kind of a line of the log to its word on the page."""
 
