@@ -83,7 +83,7 @@ def model_facts(folder: Path, reports: Sequence[str | Path], stated: "CardMetada
         "head": head,
         "problem": _problem(head),
         "head_sha256": sha256,
-        "model": _model(manifest),
+        "model": _model(manifest, stated),
         "tuning": manifest.finetuning_type if isinstance(manifest, Stage1Manifest) else None,
         "world_size": manifest.world_size if isinstance(manifest, Stage1Manifest) else None,
         "sentences": manifest.prompts if isinstance(manifest, ZeroShotManifest) else {},
@@ -105,7 +105,7 @@ def _card_data(manifest: HeadRunManifest, stated: "CardMetadata", name: str) -> 
     """Metadata of the hub, as YAML."""
     from huggingface_hub import ModelCardData
 
-    base = _model(manifest)["hub"]
+    base = _model(manifest, stated)["hub"]
     tags = ["hateful-meme-detection", "ra-hmd", manifest.kind.replace("_", "-")]
     lora = isinstance(manifest, Stage1Manifest) and manifest.finetuning_type == "lora"
     data = ModelCardData(
@@ -119,14 +119,14 @@ def _card_data(manifest: HeadRunManifest, stated: "CardMetadata", name: str) -> 
     return Markdown(data.to_yaml())
 
 
-def _model(manifest: HeadRunManifest) -> dict[str, Any]:
+def _model(manifest: HeadRunManifest, stated: "CardMetadata") -> dict[str, Any]:
     """The model that makes the features: `what`, `name`, `hub` (name on the hub), `revision`, `fingerprint`, `bits`."""
     encoder, lmm, path = manifest.encoder, manifest.base_model, manifest.model_path
     fingerprint = manifest.model_fingerprint
     loading = lmm.loading if lmm is not None and encoder is None else {}
     revision = None if encoder is None else encoder.revision
     # Only an encoder of the hub has a revision; an LMM of the hub has its name for a fingerprint.
-    hub = path if revision or str(fingerprint).startswith("hub:") else None
+    hub = path if revision or str(fingerprint).startswith("hub:") else stated.base
     return {
         "what": "a large multimodal model" if encoder is None else "an image–text encoder",
         "name": hub or short(path),

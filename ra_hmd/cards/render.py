@@ -112,11 +112,17 @@ class CardMetadata:
         name: Title of the card.
         licence: Licence, by its name on the hub.
         languages: Languages of the captions, ISO 639.
+        base: Name on the hub of the model underneath, where the run does not have it.
+        repo: Name on the hub of what is published.
+        bank: Whether its example bank is published with it.
     """
 
     name: str | None = None
     licence: str | None = None
     languages: tuple[str, ...] = ()
+    base: str | None = None
+    repo: str | None = None
+    bank: bool = False
 
     def __post_init__(self) -> None:
         """Raise `UserError` for values that the hub's metadata does not accept."""

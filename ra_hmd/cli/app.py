@@ -26,6 +26,7 @@ from ra_hmd.cli.hash_lists import hash_lists_app
 from ra_hmd.cli.object_stores import check_urls
 from ra_hmd.cli.options import GROUP
 from ra_hmd.cli.predict import prediction_app
+from ra_hmd.cli.push import push_app
 from ra_hmd.cli.retention import retention_app
 from ra_hmd.cli.serve import serve_app
 from ra_hmd.cli.train import training_app
@@ -87,6 +88,7 @@ for commands in (
     attack_app,
     prediction_app,
     serve_app,
+    push_app,
     experiments_app,
     few_shot_app,
     doctor_app,

@@ -156,6 +156,13 @@ _SERVE = {
     ),
     "serve": About(("RUN/stage2 --bank banks/memes", "RUN/stage2 --bank banks/memes --keys keys.json --host 0.0.0.0")),
     "console": About(("RUN/stage2 --bank banks/memes --queue NEW.jsonl",)),
+    "push": About(
+        (
+            "RUN/stage2 --repo ORG/NAME --base-model Qwen/Qwen2-VL-7B-Instruct --report RUN/report --dry-run",
+            "RUN/stage2 --repo ORG/NAME --bank banks/memes --license apache-2.0 --language en",
+        ),
+        "python -c 'from ra_hmd import Detector; Detector.from_pretrained(\"{folder}\")'",
+    ),
     "serve-key": About(
         ("ana --role moderator --keys keys.json", "ana --keys keys.json --remove"),
         "ra-hmd serve RUN --bank BANK --keys {keys}",

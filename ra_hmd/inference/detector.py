@@ -34,6 +34,7 @@ from ra_hmd.features.model_protocol import FeatureModel
 from ra_hmd.features.views import ViewedModel
 from ra_hmd.inference.defences import OFF, Defences, mean_over_copies
 from ra_hmd.inference.known import known_verdict, open_known_memes
+from ra_hmd.inference.pretrained import find_pretrained
 from ra_hmd.inference.types import Explain, PreparedMeme, Verdict
 from ra_hmd.inference.verdicts import verdicts_of
 from ra_hmd.models.head import HEAD_WEIGHTS
@@ -196,6 +197,34 @@ class Detector:
         made = cls(model, scorer, head, abstain, batch_size, known, defences)
         made.engine = opened.fingerprint.get(ENGINE)
         return made
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        place: str | Path,
+        bank: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        base_model: str | None = None,
+        **options: Any,
+    ) -> "Detector":
+        """Open a system that was published by `ra-hmd push`, from the Hugging Face hub or a folder.
+
+        Weights are read from safetensors alone, and all files are compared with the digests that were published.
+
+        Args:
+            place: Name of a repository, such as `org/name`, or a folder; also the folder of a run.
+            bank: Labelled memes that vote; default: the bank that was published with it, if any.
+            revision: Branch, tag or commit of the repository.
+            base_model: The model underneath, if it is neither published with the system nor where its card says.
+            options: Further arguments of `from_run`.
+
+        Raises:
+            UserError: nothing there, files that are not those that were published; and see `from_run`.
+        """
+        found = find_pretrained(place, revision, base_model)
+        parts = {"backbone": found.backbone, "base_model": found.base_model} | options
+        return cls.from_run(found.run, found.bank if bank is None else bank, **parts)
 
     @property
     def version(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from ra_hmd.core.choices import DType
 from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.hub import HUB_FILES, download
 from ra_hmd.models.clip_presets import PRESETS
 from ra_hmd.models.embedder_formats import EMBEDDERS, FORMATS
 
@@ -31,7 +32,6 @@ TOKENIZER_FILES = (
     "*.model",
 )
 _LONGEST_SIDE_RATIO = 200  # as in Qwen-VL
-_HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", WEIGHT_FILES[0]]
 
 
 class EncoderSettings(Settings):
@@ -169,22 +169,9 @@ def _locate(settings: EncoderSettings) -> tuple[EncoderSettings, Path]:
         return settings, folder
     name = _hub_names().get(settings.path, settings.path)
     try:
-        folder = _download(name, settings.revision, _HUB_FILES)
+        folder = download(name, settings.revision, [*HUB_FILES, WEIGHT_FILES[0]])
         if not any(folder.glob("*.safetensors")):
-            _download(name, settings.revision, [WEIGHT_FILES[1]])
+            download(name, settings.revision, [WEIGHT_FILES[1]])
     except (OSError, ValueError) as error:
         raise UserError(f"{settings.path} is no folder and cannot be loaded: {error}\n{known_encoders()}") from error
     return settings.replace(path=name, revision=folder.name), folder
-
-
-def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    """The folder of a model of the hub at a commit, downloaded or as it was downloaded before."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except OSError as error:
-        try:  # offline, a commit whose files are all there would not be taken otherwise
-            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
-        except OSError:
-            raise error from None

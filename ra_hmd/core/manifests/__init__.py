@@ -51,6 +51,7 @@ from ra_hmd.core.manifests.heads import (
     ZeroShotManifest,
 )
 from ra_hmd.core.manifests.jobs import JobManifest, JobStatus
+from ra_hmd.core.manifests.published import PUBLISHED_NAME, PublishedBase, PublishedManifest
 from ra_hmd.core.manifests.reading import (
     MODELS,
     kinds_of,
@@ -99,6 +100,7 @@ from ra_hmd.core.manifests.stores import (
 
 __all__ = [
     "MODELS",
+    "PUBLISHED_NAME",
     "AblationManifest",
     "AttackManifest",
     "BankAuditManifest",
@@ -147,6 +149,8 @@ __all__ = [
     "PipelineManifest",
     "PredictionsManifest",
     "ProblemDescription",
+    "PublishedBase",
+    "PublishedManifest",
     "RetentionManifest",
     "RobustnessManifest",
     "RuleDescription",

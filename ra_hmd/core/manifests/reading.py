@@ -18,6 +18,7 @@ from ra_hmd.core.manifests import (
     guidance,
     heads,
     jobs,
+    published,
     reports,
     retention,
     robustness,
@@ -60,6 +61,7 @@ _MODELS: tuple[type[Manifest], ...] = (
     robustness.RobustnessManifest,
     retention.RetentionManifest,
     jobs.JobManifest,
+    published.PublishedManifest,
 )
 MODELS = {kind: model for model in _MODELS for kind in model.KINDS}
 """Kind to the model of its manifest."""

@@ -1,0 +1,1 @@
+"""Trained systems on the Hugging Face hub: the folder that is published, and its upload."""
