@@ -13,10 +13,11 @@ from typing import Any
 from sqlalchemy import func, select
 
 from ra_hmd.cases.database import Database
-from ra_hmd.cases.outcome import OPEN
 from ra_hmd.cases.tables import Case, Opinion
 
 _CONFIDENCE = 0.95
+_LEAST_SIMILAR = 0.1
+_VERDICT = Case.verdict["verdict"]
 
 
 @dataclass(frozen=True)
@@ -98,20 +99,100 @@ class DayFigures:
     far: Share
 
 
-def waiting_by_source(database: Database) -> dict[str, int]:
-    """Source to the number of open cases."""
+@dataclass(frozen=True)
+class QueueFigures:
+    """Open cases of a queue.
+
+    Attributes:
+        queue: Name.
+        states: State to the number of open cases.
+        oldest: Time of the intake of the oldest open case.
+    """
+
+    queue: str
+    states: dict[str, int]
+    oldest: datetime
+
+    @property
+    def count(self) -> int:
+        """Number of open cases."""
+        return sum(self.states.values())
+
+
+def waiting(database: Database) -> list[QueueFigures]:
+    """Open cases of each queue, the most first."""
+    statement = select(Case.queue, Case.state, func.count(), func.min(Case.created)).where(Case.open)
     with database.read() as session:
-        found = session.execute(select(Case.source, func.count()).where(Case.state.in_(OPEN)).group_by(Case.source))
-        return dict(found.tuples().all())
+        found = session.execute(statement.group_by(Case.queue, Case.state)).tuples().all()
+    queues: dict[str, dict[str, tuple[int, datetime]]] = defaultdict(dict)
+    for queue, state, count, oldest in found:
+        queues[queue][state] = (count, oldest)
+    figures = [
+        QueueFigures(queue, {state: count for state, (count, _) in states.items()},
+                     min(oldest for _, oldest in states.values()))
+        for queue, states in queues.items()
+    ]  # fmt: skip
+    return sorted(figures, key=lambda one: (-one.count, one.queue))
+
+
+@dataclass(frozen=True)
+class SourceFigures:
+    """Cases of a source in the time that is looked at.
+
+    Attributes:
+        source: Name; empty: unknown.
+        added: Cases that came in.
+        waiting: Those of them that are open.
+        corrected: Share of the decided ones whose label is not the verdict; those without a verdict are left out.
+        far: Share whose nearest row of the bank is less similar than the limit.
+    """
+
+    source: str
+    added: int
+    waiting: int
+    corrected: Share
+    far: Share
+
+
+def sources(database: Database, since: datetime, far_below: float | None) -> list[SourceFigures]:
+    """Figures of each source since a time, the most cases first."""
+    with database.read() as session:
+        found = session.execute(
+            select(Case.source, Case.open, Case.label, _VERDICT, Case.similarity).where(Case.created >= since)
+        ).tuples().all()  # fmt: skip
+    rows: dict[str, list[tuple[bool, Any, Any, float | None]]] = defaultdict(list)
+    for source, is_open, label, verdict, similarity in found:
+        rows[source].append((is_open, label, verdict, similarity))
+    figures = [
+        SourceFigures(
+            source,
+            len(cases),
+            sum(is_open for is_open, _, _, _ in cases),
+            _corrected([(verdict, label) for is_open, label, verdict, _ in cases if not is_open]),
+            _far([similarity for _, _, _, similarity in cases], far_below),
+        )
+        for source, cases in rows.items()
+    ]
+    return sorted(figures, key=lambda one: (-one.added, one.source))
+
+
+def _corrected(decided: Sequence[tuple[Any, Any]]) -> Share:
+    judged = [pair for pair in decided if pair[0] is not None]
+    return Share.at(sum(verdict != label for verdict, label in judged), len(judged))
+
+
+def _far(similarities: Sequence[float | None], limit: float | None) -> Share:
+    known = [one for one in similarities if one is not None]
+    return Share.at(0, 0) if limit is None else Share.at(sum(one < limit for one in known), len(known))
 
 
 def people(database: Database, since: datetime) -> list[PersonFigures]:
     """Figures of each person since a time, the most decisions first."""
     with database.read() as session:
-        found = session.execute(select(Opinion, Case.verdict).join(Case).where(Opinion.time >= since)).tuples().all()
+        found = session.execute(select(Opinion, _VERDICT).join(Case).where(Opinion.time >= since)).tuples().all()
     rows: dict[str, list[tuple[Opinion, Any]]] = defaultdict(list)
     for opinion, verdict in found:
-        rows[opinion.person].append((opinion, verdict.get("verdict")))
+        rows[opinion.person].append((opinion, verdict))
     return sorted((_figures(name, opinions) for name, opinions in rows.items()),
                   key=lambda one: (-one.decided, one.person))  # fmt: skip
 
@@ -161,18 +242,20 @@ def kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
 
 @dataclass(frozen=True)
 class AuditEstimate:
-    """Errors of the detector, estimated from decided cases of the random audit, for a task of two classes.
+    """Errors of the detector, estimated from decided cases of the random audit.
 
     Attributes:
         decided: Audited cases that are decided.
         waiting: Audited cases that are not.
-        false_alarms: Among decided memes of class 0, those whose verdict was 1.
-        misses: Among decided memes of class 1, those whose verdict was 0.
+        wrong: Among decided memes with a verdict, those whose label is another one.
+        false_alarms: Among decided memes of class 0, those whose verdict was 1; for a task of two classes.
+        misses: Among decided memes of class 1, those whose verdict was 0; for a task of two classes.
         abstained: Among decided memes, those that the detector left to a person.
     """
 
     decided: int
     waiting: int
+    wrong: Share
     false_alarms: Share
     misses: Share
     abstained: Share
@@ -182,49 +265,78 @@ def audit(database: Database, since: datetime) -> AuditEstimate:
     """Estimate the detector's errors from the random audit since a time."""
     with database.read() as session:
         found = session.execute(
-            select(Case.verdict, Case.label, Case.state).where(Case.audited, Case.created >= since)
+            select(_VERDICT, Case.label, Case.state).where(Case.audited, Case.created >= since)
         ).tuples().all()  # fmt: skip
-    decided = [(verdict.get("verdict"), label) for verdict, label, state in found if state == "decided"]
+    decided = [(verdict, label) for verdict, label, state in found if state == "decided"]
     judged = [pair for pair in decided if pair[0] is not None]
     negatives = [verdict for verdict, label in judged if label == 0]
     positives = [verdict for verdict, label in judged if label == 1]
     return AuditEstimate(
         decided=len(decided),
         waiting=len(found) - len(decided),
+        wrong=_corrected(decided),
         false_alarms=Share.at(sum(verdict == 1 for verdict in negatives), len(negatives)),
         misses=Share.at(sum(verdict == 0 for verdict in positives), len(positives)),
         abstained=Share.at(len(decided) - len(judged), len(decided)),
     )
 
 
-def days(database: Database, count: int, far_below: float, now: datetime | None = None) -> list[DayFigures]:
-    """Figures of the last days, oldest first, days without a case included.
+@dataclass(frozen=True)
+class Development:
+    """Figures of the last days.
+
+    Attributes:
+        days: Figures of each day, oldest first, days without a case included.
+        far_below: Similarity to the bank below which a meme counts as far from it; None where no case has any.
+        random: Whether classes and similarities are those of the random audit alone. A policy chooses memes by them,
+            so that those of all cases say less of the memes that come in.
+    """
+
+    days: list[DayFigures]
+    far_below: float | None
+    random: bool
+
+
+def development(
+    database: Database, count: int, far_below: float | None = None, now: datetime | None = None
+) -> Development:
+    """Figures of the last days.
 
     Args:
         database: The database.
-        count: Number of days, today included.
-        far_below: Similarity to the bank below which a meme counts as far from it.
+        count: Number of days (UTC), today included.
+        far_below: Similarity to the bank below which a meme counts as far from it; by default that of the least
+            similar tenth of these days.
         now: The present time; by default what the clock says.
     """
-    today = (now or datetime.now(UTC)).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    start = today - timedelta(days=count - 1)
+    start = first_day(count, now)
     with database.read() as session:
         added = session.execute(
-            select(Case.created, Case.verdict, Case.similarity).where(Case.created >= start)
+            select(Case.created, _VERDICT, Case.similarity, Case.audited).where(Case.created >= start)
         ).tuples().all()  # fmt: skip
         decided = session.scalars(select(Case.changed).where(Case.state == "decided", Case.changed >= start)).all()
+    random = any(audited for *_, audited in added)
     per_day: dict[str, list[tuple[Any, float | None]]] = defaultdict(list)
-    for time, verdict, similarity in added:
-        per_day[_day(time)].append((verdict.get("verdict"), similarity))
-    done = Counter(map(_day, decided))
+    for time, verdict, similarity, audited in added:
+        if audited or not random:
+            per_day[_day(time)].append((verdict, similarity))
+    known = sorted(one for rows in per_day.values() for _, one in rows if one is not None)
+    if far_below is None and known:
+        far_below = known[int(_LEAST_SIMILAR * len(known))]
+    came, done = Counter(_day(time) for time, *_ in added), Counter(map(_day, decided))
     figures = []
     for number in range(count):
         day = _day(start + timedelta(days=number))
-        known = [similarity for _, similarity in per_day[day] if similarity is not None]
         classes = Counter("none" if verdict is None else str(verdict) for verdict, _ in per_day[day])
-        far = Share.at(sum(similarity < far_below for similarity in known), len(known))
-        figures.append(DayFigures(day, len(per_day[day]), done[day], dict(sorted(classes.items())), far))
-    return figures
+        far = _far([similarity for _, similarity in per_day[day]], far_below)
+        figures.append(DayFigures(day, came[day], done[day], dict(sorted(classes.items())), far))
+    return Development(figures, far_below, random)
+
+
+def first_day(count: int, now: datetime | None = None) -> datetime:
+    """The beginning of the first of the last `count` days, today included."""
+    today = (now or datetime.now(UTC)).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return today - timedelta(days=count - 1)
 
 
 def _day(time: datetime) -> str:

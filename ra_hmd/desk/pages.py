@@ -21,7 +21,13 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-STATIC = {"desk.js": "text/javascript", "desk.css": "text/css", "lists.css": "text/css", "lists.js": "text/javascript"}
+STATIC = {
+    "desk.css": "text/css",
+    "desk.js": "text/javascript",
+    "figures.css": "text/css",
+    "lists.css": "text/css",
+    "lists.js": "text/javascript",
+}
 
 
 @cache

@@ -8,6 +8,7 @@ from ra_hmd.desk.conflict_routes import add_conflict_routes
 from ra_hmd.desk.desk import Desk
 from ra_hmd.desk.review_routes import add_review_routes
 from ra_hmd.desk.settings_routes import add_settings_routes
+from ra_hmd.desk.team_routes import add_team_routes
 from ra_hmd.desk.visits import check_same_site
 
 
@@ -19,5 +20,6 @@ def desk_routes(desk: Desk) -> APIRouter:
     add_picture_routes(router, desk)
     add_conflict_routes(router, desk)
     add_case_routes(router, desk)
+    add_team_routes(router, desk)
     add_settings_routes(router, desk)
     return router

@@ -38,6 +38,7 @@ def test_errors_are_estimated_from_the_audit_alone(store):
     assert (found.misses.count, found.misses.of) == (1, 2)
     assert (found.false_alarms.count, found.false_alarms.of) == (1, 2)
     assert (found.abstained.count, found.abstained.of) == (1, 5)
+    assert (found.wrong.count, found.wrong.of) == (2, 4)
     assert found.misses.low < 0.5 < found.misses.high
 
 
@@ -77,10 +78,39 @@ def test_figures_of_people(store):
 def test_figures_of_days_count_days_without_cases(store):
     add(store, 1, similarity=0.9)
     add(store, None, similarity=0.1)
-    yesterday, today = statistics.days(store.database, 2, 0.5)
+    found = statistics.development(store.database, 2, 0.5)
+    yesterday, today = found.days
     assert (yesterday.added, yesterday.far.value) == (0, None)
     assert (today.added, today.classes, today.far.count) == (2, {"1": 1, "none": 1}, 1)
-    assert statistics.waiting_by_source(store.database) == {"": 2}
+    assert (found.random, found.far_below) == (False, 0.5)
+    later = datetime.now(UTC) + timedelta(days=9)
+    assert statistics.development(store.database, 2, now=later).far_below is None
+
+
+def test_days_are_those_of_the_random_audit_where_there_is_one(store):
+    for similarity in range(10):
+        add(store, 0, similarity=similarity / 10, audited=True)
+    add(store, 1, similarity=0.01)
+    found = statistics.development(store.database, 1)
+    (today,) = found.days
+    assert (found.random, found.far_below) == (True, 0.1)
+    assert (today.added, today.classes, today.far.count, today.far.of) == (11, {"0": 10}, 1, 10)
+
+
+def test_figures_of_queues_and_sources(store):
+    first = add(store, 1, source="forum", similarity=0.9)
+    add(store, 1, source="forum", similarity=0.2, queue="night")
+    second = add(store, None, source="shop")
+    give(store, first, "ann", 0)
+    give(store, second, "ann", 0)
+    store.finish(store.begin(add(store, 0), "ann", Decision("escalate")).id)
+    main, night = statistics.waiting(store.database)
+    assert (main.queue, main.states, night.queue, night.states) == ("main", {"escalated": 1}, "night", {"waiting": 1})
+    assert night.oldest <= main.oldest
+    forum, unknown, shop = statistics.sources(store.database, LONG_AGO, 0.5)
+    assert (forum.source, forum.added, forum.waiting, forum.corrected.value, forum.far.value) == ("forum", 2, 1, 1, 0.5)
+    assert (shop.source, shop.waiting, shop.corrected.of, unknown.source, unknown.waiting) == ("shop", 0, 0, "", 1)
+    assert statistics.sources(store.database, datetime.now(UTC) + timedelta(days=1), 0.5) == []
 
 
 def test_the_log_tells_who_did_what(store):
