@@ -17,7 +17,7 @@ from ra_hmd.desk.class_names import BINARY_NAMES
 PACKAGE = Path(__file__).parents[2] / "ra_hmd"
 SPOKEN = ("alt", "aria-label", "placeholder", "title")
 """Attributes whose value is read or spoken."""
-AT_START = {"database.py", "webhooks.py", "class_names.py", "settings.py", "mount.py"}
+AT_START = {"database.py", "webhooks.py", "class_names.py", "settings.py", "mount.py", "server.py"}
 """Modules whose errors end a command before there is a page."""
 MODULES = [
     path
