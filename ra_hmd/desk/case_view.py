@@ -20,6 +20,7 @@ EVENTS = {
     "noted": "Noted",
     "assigned": "Assigned",
     "row changed": "Row of the bank changed",
+    "row changed back": "Row of the bank changed back",
 }
 """Kind of a line of the log to its word on the page."""
 
