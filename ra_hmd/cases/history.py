@@ -38,6 +38,12 @@ def cases_of_keys(database: Database, keys: Sequence[str]) -> dict[str, Case]:
         return {str(case.request_key): case for case in session.scalars(select(Case).where(Case.request_key.in_(keys)))}
 
 
+def cases_of_ids(database: Database, ids: Sequence[str]) -> dict[str, Case]:
+    """Cases by id."""
+    with database.read() as session:
+        return {case.id: case for case in session.scalars(select(Case).where(Case.id.in_(ids)))}
+
+
 def count_by_queue(database: Database) -> dict[str, dict[str, int]]:
     """Queue to the number of its cases by state."""
     with database.read() as session:

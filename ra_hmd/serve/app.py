@@ -17,6 +17,7 @@ from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_routes import bank_routes
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService
+from ra_hmd.serve.case_routes import case_routes
 from ra_hmd.serve.case_service import CaseService
 from ra_hmd.serve.classes import ServedClasses
 from ra_hmd.serve.context import AppContext
@@ -148,6 +149,7 @@ def _add_routes(
         moderation_routes(context, classes),
         job_routes(context, jobs),
         bank_routes(context),
+        case_routes(context),
         info_routes(context, classes),
         system_routes(context, metrics),
     ]

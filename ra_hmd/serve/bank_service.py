@@ -355,11 +355,13 @@ class BankService:
         """Rows of the bank for new memes, and the prepared memes that give their embeddings."""
         if not memes:
             raise UserError("No meme is given.")
+        array = _label_array(labels)
+        self.bank.problem.check(array, "The new memes")
         prepared = [self.service.detector.prepare(meme) for meme in memes]
         images = [meme.load_image() for meme in memes]
         rows = BankRows(
             ids=[meme.id for meme in memes],
-            labels=_label_array(labels),
+            labels=array,
             sources=[source] * len(memes),
             notes=list(notes or [""] * len(memes)),
             image_hashes=np.array([perceptual_hash(image) or 0 for image in images], dtype=np.uint64),

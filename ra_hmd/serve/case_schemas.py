@@ -1,7 +1,7 @@
 """Request and response models of the routes of cases and of the audit log; see `ra_hmd.serve.schemas`."""
 
 from datetime import datetime
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -22,7 +22,6 @@ from ra_hmd.serve.schemas import (
 
 _NO_CONTROLS = r"^[^\x00-\x1f\x7f]*$"
 _NO_ZERO = r"^[^\x00]*$"
-STATES: tuple[str, ...] = get_args(State)
 
 Key = Annotated[str, Field(min_length=1, max_length=200, pattern=_NO_CONTROLS)]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=_NO_CONTROLS)]
@@ -210,6 +209,12 @@ class UndoRequest(Strict):
     """Why a decision is taken back."""
 
     reason: Text = ""
+
+
+def taken_case(case: Case, *, new: bool) -> TakenCase:
+    """A case of the store as the answer to its intake."""
+    own = {name: getattr(case, name) for name in ("queue", "state")}
+    return TakenCase(case=case.id, new=new, id=case.meme_id, result=judged(case.verdict), **own)
 
 
 def judged(verdict: dict[str, Any]) -> JudgedMeme | None:

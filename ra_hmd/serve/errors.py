@@ -2,24 +2,28 @@
 and the single problems of the request.
 """
 
+import logging
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from ra_hmd.bank.identical import LabelConflictError
 from ra_hmd.bank.versions import BankInUse, VersionTaken
+from ra_hmd.cases.store import CaseConflict, NoSuchCase
 from ra_hmd.core.errors import UserError
 from ra_hmd.serve.bank_service import AlreadyApplied, NotInBank
 from ra_hmd.serve.batching import InferenceFailed, QueueFull, ServiceBusy, ServiceClosed
 from ra_hmd.serve.validation import RequestProblem, parameter_problems
 
+_log = logging.getLogger("ra_hmd.serve")
 PROBLEM_JSON = "application/problem+json"
 RETRY_SECONDS = 1
 _RETRY_HEADER = {"Retry-After": str(RETRY_SECONDS)}
@@ -132,6 +136,38 @@ def _described(status: int) -> dict[str, Any]:
     return described
 
 
+_CHANGING = "Other processes are changing the bank; nothing was done. Ask again."
+
+
+class _Known(NamedTuple):
+    """The error response of a kind of exception; without a sentence, its message is told."""
+
+    kind: type[Exception]
+    status: int
+    sentence: str = ""
+    code: str | None = None
+
+
+_KNOWN = (
+    _Known(QueueFull, 429, "As many memes are waiting as may wait; ask again later."),
+    _Known(ServiceClosed, 503, "The service is being shut down.", code="shutting_down"),
+    _Known(InferenceFailed, 503, "The model or the bank failed; the log of this service says where.",
+           code="inference_failed"),
+    _Known(ServiceBusy, 504, "The model was busy for as long as a request may take; nothing was done. Ask again."),
+    _Known(AlreadyApplied, 409, code="already_applied"),
+    _Known(LabelConflictError, 409, code="label_conflict"),
+    _Known(BankInUse, 503, _CHANGING, code="bank_in_use"),
+    _Known(VersionTaken, 503, _CHANGING, code="bank_in_use"),
+    _Known(NotInBank, 404, code="not_in_bank"),
+    _Known(CaseConflict, 409, code="case_conflict"),
+    _Known(NoSuchCase, 404, code="no_such_case"),
+    _Known(DBAPIError, 503, "The case database is away or full; the log of this service says where. Ask again.",
+           code="cases_not_available"),
+    _Known(UserError, 422),
+)  # fmt: skip
+"""Kinds of exceptions; of several that fit, the first."""
+
+
 def to_api_error(error: Exception) -> APIError | None:
     """Error response of an exception; None for an exception that is a bug of the service."""
     match error:
@@ -143,27 +179,8 @@ def to_api_error(error: Exception) -> APIError | None:
         case AnyHTTPException():
             headers = dict(error.headers) if error.headers else None
             return APIError(error.status_code, _SENTENCES.get(error.detail, str(error.detail)), headers=headers)
-        case QueueFull():
-            return APIError(429, "As many memes are waiting as may wait; ask again later.")
-        case ServiceClosed():
-            return APIError(503, "The service is being shut down.", code="shutting_down")
-        case InferenceFailed():
-            sentence = "The model or the bank failed; the log of this service says where."
-            return APIError(503, sentence, code="inference_failed")
-        case ServiceBusy():
-            return APIError(504, "The model was busy for as long as a request may take; nothing was done. Ask again.")
-        case AlreadyApplied():
-            return APIError(409, str(error), code="already_applied")
-        case LabelConflictError():
-            return APIError(409, str(error), code="label_conflict")
-        case BankInUse() | VersionTaken():
-            sentence = "Other processes are changing the bank; nothing was done. Ask again."
-            return APIError(503, sentence, code="bank_in_use")
-        case NotInBank():
-            return APIError(404, str(error), code="not_in_bank")
-        case UserError():
-            return APIError(422, str(error))
-    return None
+    found = next((known for known in _KNOWN if isinstance(error, known.kind)), None)
+    return None if found is None else APIError(found.status, found.sentence or str(error), code=found.code)
 
 
 def public_name(place: str) -> str:
@@ -186,18 +203,12 @@ def install_error_handlers(app: FastAPI, places: Sequence[str] = ()) -> None:
     hidden = sorted(places, key=len, reverse=True)
 
     def respond(_: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, DBAPIError):
+            _log.exception("the case database failed", exc_info=error)
         http_error = to_api_error(error) or APIError(500, "An error of this service; its log has more.")
         for place in hidden:
             http_error.body.detail = http_error.body.detail.replace(place, public_name(place))
         return http_error.response()
 
-    for kind in (
-        AnyHTTPException,
-        RequestValidationError,
-        UserError,
-        QueueFull,
-        ServiceClosed,
-        InferenceFailed,
-        ServiceBusy,
-    ):
+    for kind in (AnyHTTPException, RequestValidationError, *(known.kind for known in _KNOWN)):
         app.add_exception_handler(kind, respond)

@@ -112,6 +112,50 @@ _ROW = {
 }
 _REASON = "it is only a cat"
 
+_CASE_ID = "18b7f2a9d1c4e6005b0a4d7c"
+_CASE = {
+    "case": _CASE_ID,
+    "id": "cat",
+    "queue": "main",
+    "source": "forum",
+    "state": "decided",
+    "round": 1,
+    "why": "requested",
+    "audited": False,
+    "priority": 0,
+    "opinions_needed": 1,
+    "caption": "my cat on a monday",
+    "context": "Posted in a group about cats.",
+    "verdict": 1,
+    "similarity": 0.91,
+    "label": 0,
+    "created": "2026-11-29T12:00:00Z",
+    "changed": "2026-11-29T12:01:00Z",
+}
+_OPINION = {
+    "number": 7,
+    "round": 1,
+    "person": "ana",
+    "action": "label",
+    "label": 0,
+    "reason": _REASON,
+    "time": "2026-11-29T12:01:00Z",
+    "state": "standing",
+    "rows": {_CASE_ID: None},
+    "bank_version": 13,
+    "undone_by": "",
+    "undone_why": "",
+}
+_EVENT = {
+    "number": 12,
+    "time": "2026-11-29T12:01:00Z",
+    "person": "ana",
+    "kind": "decided",
+    "row": None,
+    "details": {"opinion": 7, "action": "label", "label": 0, "reason": _REASON},
+}
+_DETAILS = {**_CASE, "result": {**_JUDGED, "verdict": 1}, "opinions": [_OPINION], "notes": [], "events": [_EVENT]}
+
 REQUESTS: dict[str, Any] = {
     "memes_classify": {"memes": [_MEME]},
     "memes_explain": {"meme": _MEME},
@@ -128,7 +172,16 @@ REQUESTS: dict[str, Any] = {
     "bank_remove": {"ids": ["cat"], "reason": _REASON},
     "bank_relabel": {"labels": {"cat": 0}, "reason": _REASON},
     "bank_rollback": {"version": 11, "reason": _REASON},
-}
+    "cases_add": {
+        "cases": [
+            {**_MEME, "key": "post-4711", "queue": "main", "source": "forum",
+             "context": "Posted in a group about cats."},
+        ],
+    },
+    "cases_appeal": {"reason": "it is only a cat"},
+    "cases_decide": {"label": 0, "reason": _REASON},
+    "cases_undo": {"reason": "wrong key"},
+}  # fmt: skip
 """Operation id to the body of a request in JSON."""
 ANSWERS: dict[str, Any] = {
     "memes_classify": {"results": [_JUDGED]},
@@ -178,6 +231,16 @@ ANSWERS: dict[str, Any] = {
     "bank_remove": {**_CHANGED, "action": "remove", "counts": {"removed": 1}},
     "bank_relabel": {**_CHANGED, "action": "relabel", "counts": {"relabelled": 1}},
     "bank_rollback": {**_CHANGED, "action": "rollback", "restores": 11},
+    "cases_add": {
+        "results": [
+            {"case": _CASE_ID, "new": True, "id": "cat", "queue": "main", "state": "waiting", "result": _JUDGED},
+        ],
+    },
+    "cases_list": {"count": 1, "cases": [_CASE]},
+    "cases_get": _DETAILS,
+    "cases_appeal": {**_DETAILS, "state": "waiting", "round": 2, "why": "appeal", "label": None},
+    "cases_decide": _DETAILS,
+    "cases_undo": {**_DETAILS, "state": "waiting", "label": None, "opinions": [{**_OPINION, "state": "undone"}]},
     "service_info": _INFO,
     "service_health": {"status": "alive"},
     "service_ready": {"status": "ready", "waiting": 0},

@@ -119,6 +119,7 @@ def moderation_routes(context: AppContext, classes: ServedClasses) -> APIRouter:
         (result,) = await context.classify(request, [meme])
         if isinstance(result, UserError):
             raise APIError(422, str(result), code="unusable_meme")
+        context.watch(request, [result])
         model = f"ra-hmd:{public_name(result.version['run'])}"
         return ModerationAnswer(id=f"modr-{meme.id}", model=model, results=[to_moderation(result, classes)])
 

@@ -7,7 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
-from ra_hmd.serve import schemas
+from ra_hmd.serve import case_schemas, schemas
 from ra_hmd.serve.errors import ErrorResponse
 from ra_hmd.serve.examples import ANSWERS, REQUESTS
 from ra_hmd.serve.middleware import OPEN_PATHS
@@ -23,11 +23,16 @@ BODIES = (
     schemas.RelabelRequest,
     schemas.RollbackRequest,
     ModerationRequest,
+    case_schemas.CasesRequest,
+    case_schemas.AppealRequest,
+    case_schemas.DecisionRequest,
+    case_schemas.UndoRequest,
 )
 _TAGS = {
     "memes": "Verdicts on memes, and words about them.",
     "jobs": "Large batches, judged beside the requests.",
     "bank": "The example bank that votes: search, preview, change, history.",
+    "cases": "Memes that people decide on: intake, decisions, appeals, the audit log.",
     "service": "What serves, and how it is.",
 }
 
@@ -75,6 +80,7 @@ def _add_examples(operation: dict[str, Any]) -> None:
     if name in REQUESTS:
         operation["requestBody"]["content"]["application/json"]["example"] = REQUESTS[name]
     if name in ANSWERS:
-        success = next(answer for status, answer in operation["responses"].items() if status.startswith("2"))
-        (content,) = success["content"].values()
-        content["example"] = ANSWERS[name]
+        for status, answer in operation["responses"].items():
+            if status.startswith("2"):
+                (content,) = answer["content"].values()
+                content["example"] = ANSWERS[name]

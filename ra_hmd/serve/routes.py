@@ -30,7 +30,7 @@ from ra_hmd.serve.schemas import (
 )
 from ra_hmd.serve.uploads import read_json_body, read_posted_memes
 
-FORM = {
+FORM: dict[str, Any] = {
     "type": "object",
     "properties": {
         "images": {
@@ -73,7 +73,8 @@ def meme_routes(context: AppContext) -> APIRouter:
         memes = [to_meme(meme) for meme in await read_posted_memes(request, context.limits)]
         results = await context.classify(request, memes)
         if len(results) == 1 and isinstance(results[0], UserError):
-            raise APIError(422, _named_error(memes[0], results[0]), code="unusable_meme")
+            raise APIError(422, named_error(memes[0], results[0]), code="unusable_meme")
+        context.watch(request, results)
         answers = [_answer(meme, result) for meme, result in zip(memes, results, strict=True)]
         return JSONResponse({"results": [one.model_dump(exclude_unset=True) for one in answers]})
 
@@ -144,11 +145,11 @@ def _following(context: AppContext) -> Following | None:
 
 def _answer(meme: Meme, result: ServedVerdict | UserError) -> JudgedMeme | NotJudged:
     if isinstance(result, UserError):
-        return NotJudged(id=meme.id, error=_named_error(meme, result))
+        return NotJudged(id=meme.id, error=named_error(meme, result))
     return JudgedMeme(**result.to_dict())
 
 
-def _named_error(meme: Meme, error: UserError) -> str:
+def named_error(meme: Meme, error: UserError) -> str:
     """Message of an error with the id of its meme; errors of the detector have it already."""
     message, prefix = str(error), f"meme {meme.id!r}: "
     return message if message.startswith(prefix) else prefix + message

@@ -38,6 +38,7 @@ def test_no_answer_tells_where_things_lie(served_clip: Path, clip_bank: Path, me
             ("bank/search", {"meme": as_json(meme)}, 200),
             ("bank/effect", {"remove": ["nobody"]}, 422),
             ("bank/effect", {"rollback": 7}, 422),
+            ("bank/effect", {"add": [as_json(meme) | {"label": [1, 0]}]}, 422),
             ("bank/add", {"memes": [{"id": name, "image": encoded(drawn()), "text": "x", "label": 1}]}, 409),
             ("bank/remove", {"ids": ["nobody"]}, 404),
             ("bank/relabel", {"labels": {name: 7}}, 422),

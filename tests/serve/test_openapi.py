@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,15 @@ from schemathesis.specs.openapi.checks import (
 )
 from servers import drawn, encoded, in_thread
 
+from ra_hmd.cases.database import Database
+from ra_hmd.cases.pictures import CasePictures
+from ra_hmd.cases.store import CaseStore
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService
+from ra_hmd.serve.case_service import CaseService
 from ra_hmd.serve.jobs_runner import open_jobs
 from ra_hmd.serve.jobs_settings import JobSettings
 from ra_hmd.serve.limits import RequestLimits
@@ -38,6 +43,8 @@ ROUTES = {
     "/v1/bank/search", "/v1/bank/effect", "/v1/bank/add",
     "/v1/bank/remove", "/v1/bank/relabel", "/v1/bank/rollback", "/health", "/ready", "/metrics",
     "/v1/jobs", "/v1/jobs/{job}", "/v1/jobs/{job}/result",
+    "/v1/cases", "/v1/cases/{case}", "/v1/cases/{case}/appeal", "/v1/cases/{case}/decisions",
+    "/v1/cases/{case}/decisions/{number}/undo",
 }  # fmt: skip
 
 ANSWERED = {
@@ -47,19 +54,30 @@ ANSWERED = {
     "/v1/bank",
     "/v1/bank/log",
     "/v1/bank/rows",
+    "/v1/bank/rows/{row}",
     "/v1/bank/search",
+    "/v1/cases",
+    "/v1/cases/{case}",
     "/health",
     "/ready",
     "/metrics",
 }
-CHANGED = {"/v1/bank/remove", "/v1/bank/relabel"}
+CHANGED = {"/v1/bank/remove", "/v1/bank/relabel", "/v1/cases/{case}/decisions"}
+
+
+@dataclass(frozen=True)
+class Known:
+    """Ids of the bank's rows, and of cases."""
+
+    ids: list[str]
+    cases: list[str]
 
 
 @pytest.fixture(scope="module", params=["locked", "open"])
 def served(
     request: pytest.FixtureRequest, served_clip: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[httpx.Client, dict[str, str], list[str]]]:
-    """A client, a moderator's headers (none where there are no keys), and ids of the bank."""
+) -> Iterator[tuple[httpx.Client, dict[str, str], Known]]:
+    """A client, a moderator's headers (none where there are no keys), and what is there."""
     folder = tmp_path_factory.mktemp("described")
     bank = Path(shutil.copytree(served_clip / "bank", folder / "bank"))
     keys, headers = None, {}
@@ -69,9 +87,13 @@ def served(
     service = BatchingService(Detector.from_run(served_clip / "head", bank))
     bank_service = BankService.open(service, served_clip / "features" / "dev")
     jobs = open_jobs(JobSettings(jobs=folder / "jobs"), service)
-    app = create_app(service, bank_service, keys=keys, limits=RequestLimits(max_images=4), jobs=jobs)
+    store = CaseStore(Database(folder / "cases.sqlite"))
+    cases = CaseService(service, store, CasePictures(folder / "pictures"), bank_service)
+    app = create_app(service, bank_service, keys=keys, limits=RequestLimits(max_images=4), jobs=jobs, cases=cases)
     with in_thread(app) as client:
-        yield client, headers, bank_service.bank.ids
+        sent = {"cases": [{"image": encoded(PICTURE), "text": f"cake {number}"} for number in range(4)]}
+        waiting = [client.post("/v1/cases", json=sent, headers=headers).json()["results"] for _ in range(10)]
+        yield client, headers, Known(bank_service.bank.ids, [one["case"] for answer in waiting for one in answer])
 
 
 def sensible(value: Any, ids: list[str], turn: int) -> Any:
@@ -93,11 +115,15 @@ def sensible(value: Any, ids: list[str], turn: int) -> Any:
             known["labels"] = {ids[-1 - turn % 50]: turn // 2 % 2}  # not those that are removed
         if turn % 2 and "reason" in known:
             known["reason"] = "seen"
+        if turn % 2 and known.get("callback"):
+            known["callback"] = ""
+        if turn % 2 and isinstance(known.get("label"), int):
+            known["label"] = turn // 2 % 2
         return known
     return value
 
 
-def statuses(operation: Any, mode: GenerationMode, headers: dict[str, str], ids: list[str]) -> set[int]:
+def statuses(operation: Any, mode: GenerationMode, headers: dict[str, str], known: Known) -> set[int]:
     """Of the answers to what is generated for a route, each of them checked."""
     seen: set[int] = set()
     turns = count()
@@ -106,7 +132,11 @@ def statuses(operation: Any, mode: GenerationMode, headers: dict[str, str], ids:
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Case) -> None:
         if mode == GenerationMode.POSITIVE:
-            case.body = sensible(case.body, ids, next(turns))
+            turn = next(turns)
+            case.body = sensible(case.body, known.ids, turn)
+            if turn % 2 and case.path_parameters:
+                real = {"case": known.cases[turn % len(known.cases)], "row": known.ids[turn % 50]}
+                case.path_parameters |= {name: real[name] for name in real.keys() & case.path_parameters.keys()}
         response = case.call(headers=dict(headers))
         case.validate_response(response, checks=CHECKS)
         seen.add(response.status_code)
@@ -119,14 +149,14 @@ def statuses(operation: Any, mode: GenerationMode, headers: dict[str, str], ids:
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 @pytest.mark.parametrize("with_key", [True, False])
 def test_every_answer_is_as_described(
-    served: tuple[httpx.Client, dict[str, str], list[str]], mode: GenerationMode, with_key: bool
+    served: tuple[httpx.Client, dict[str, str], Known], mode: GenerationMode, with_key: bool
 ) -> None:
-    client, headers, ids = served
+    client, headers, known = served
     if not headers and not with_key:
         pytest.skip("there are no keys")
     schema = schemathesis.openapi.from_url(str(client.base_url.join("/openapi.json")), headers=dict(headers))
     operations = [found.ok() for found in schema.get_all_operations()]
-    seen = {one.path: statuses(one, mode, headers if with_key else {}, ids) for one in operations}
+    seen = {one.path: statuses(one, mode, headers if with_key else {}, known) for one in operations}
     assert seen.keys() == ROUTES
     if with_key and mode == GenerationMode.POSITIVE:
         answered = {path for path, found in seen.items() if 200 in found}
