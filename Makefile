@@ -2,6 +2,7 @@
 # make test     every test, in as many processes as there are cores
 # make lint     style, layers, types and spelling: ruff, import-linter, mypy, codespell
 # make bench    the benchmarks in scripts/bench
+# make docs     the documentation as a site in site/; a link that leads nowhere is an error
 # make clean    remove build outputs, caches and outputs/demo; the environment stays
 #
 # Each makes the environment on its own when it is missing or older than pyproject.toml.
@@ -19,7 +20,7 @@ STAMP := $(VENV)/.installed
 RUN := PATH="$(BIN):$$PATH"
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 
 demo: $(STAMP)
 	$(RUN) $(BIN)/ra-hmd demo --output outputs/demo
@@ -38,8 +39,12 @@ lint: $(STAMP)
 bench: $(STAMP)
 	set -e; for script in scripts/bench/*.py; do echo "== $$script"; $(RUN) $(BIN)/python "$$script"; done
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "The site is in site/; open site/index.html."
+
 clean:
-	rm -rf build dist outputs/demo .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf build dist site outputs/demo .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -not -path './.git/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # The start-up files of the plugin are copied into the environment, so a change of theirs needs an installation too.

@@ -1,0 +1,5 @@
+"""Fixtures of the tests of the documentation."""
+
+from chromium import browser
+
+__all__ = ["browser"]
