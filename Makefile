@@ -40,7 +40,7 @@ bench: $(STAMP)
 	set -e; for script in scripts/bench/*.py; do echo "== $$script"; $(RUN) $(BIN)/python "$$script"; done
 
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "The site is in site/; open site/index.html."
 
 clean:
