@@ -23,6 +23,7 @@ from ra_hmd.cli.few_shot import few_shot_app
 from ra_hmd.cli.finish import guide
 from ra_hmd.cli.guide import EPILOG, STEPS, WAY
 from ra_hmd.cli.hash_lists import hash_lists_app
+from ra_hmd.cli.init import init_app
 from ra_hmd.cli.object_stores import check_urls
 from ra_hmd.cli.options import GROUP
 from ra_hmd.cli.predict import prediction_app
@@ -82,6 +83,7 @@ app.add_typer(bank_app, name="bank")
 app.add_typer(features_app, name="features")
 app.add_typer(retention_app, name="retention")
 for commands in (
+    init_app,
     models_app,
     training_app,
     evaluation_app,

@@ -220,4 +220,4 @@ def _describe(data: "MemeData") -> None:
         print(f"  note: {note}")
     for reason, count in manifest.reasons.items():
         print(f"  left out: {reason} ({count})")
-    print(f"{data.folder}  (next: ra-hmd data check {data.folder})")
+    print(data.folder)

@@ -129,4 +129,6 @@ class _Values(dict[str, Any]):
         value = self.get(name)
         if isinstance(value, list) and len(value) == 1:
             (value,) = value
+        if name == "first":  # a command line, not a value of one
+            return str(value)
         return name.upper() if value is None or isinstance(value, list) else shlex.quote(str(value))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 WAY = """Detect hateful memes with a large multimodal model and a bank of labelled examples.
 
-The way from data to verdicts:
+The way from data to verdicts, which `ra-hmd init` prepares for your data and model:
 
 1 data      ra-hmd data import, then data check and data to-sharegpt
 2 train     llamafactory-cli train STAGE1.yaml; without a language model, leave this step out
@@ -31,8 +31,11 @@ class About:
 
 
 _START = {
-    "doctor": About(("",), "ra-hmd data list"),
-    "demo": About(("--output outputs/demo",), "ra-hmd data list"),
+    "doctor": About(("",), "ra-hmd init"),
+    "init": About(
+        ("", "memes --data hateful_memes --source DOWNLOADS --model qwen2_vl_7b --gpus 1 --report-to none"), "{first}"
+    ),
+    "demo": About(("--output outputs/demo",), "ra-hmd init"),
 }
 _DATA = {
     "data": About(()),
@@ -54,7 +57,7 @@ _DATA = {
     ),
     "data ocr": About(("data/imported/ours",), "ra-hmd data check {folder}"),
     "data make-confounders": About(
-        ("--output outputs/confounders",), "ra-hmd data import hateful_memes {output}/a --output {output}/imported_a"
+        ("--output outputs/confounders",), "ra-hmd data import generic {output}/a --output {output}/imported_a"
     ),
 }
 _TRAIN = {

@@ -57,13 +57,9 @@ def test_the_parser_of_examples_refuses_an_option_that_does_not_exist() -> None:
 
 
 def test_a_next_command_names_only_commands_that_exist_and_values_that_the_command_has() -> None:
-    given = {
-        "push": {"folder"},
-        "train-head": {"output_dir"},
-        "stage2": {"output_dir"},
-    }  # of their YAML files, by their result
+    from_results = {"init": {"first"}, "push": {"folder"}, "train-head": {"output_dir"}, "stage2": {"output_dir"}}
     for words, about in ABOUT.items():
-        names = {one.name for one in COMMANDS[words].params} | given.get(words, set())
+        names = {one.name for one in COMMANDS[words].params} | from_results.get(words, set())
         assert set(re.findall(r"{(\w+)}", about.next)) <= names, words
         for called in re.findall(r"ra-hmd ([a-z][a-z0-9 -]+?)(?= [^a-z]|$| [a-z]+[/.]|,)", about.next):
             assert any(called == known or called.startswith(f"{known} ") for known in COMMANDS), (words, called)
