@@ -19,7 +19,7 @@ OTHERS = {"ray", "curl", "docker", "kubectl", "pip", "pre-commit", "sudo", "sqli
 PATHS = re.compile(r"^source .*$|&& ~/vllm/bin/pip install vllm$|^(?:\w+=\w+ )*(?P<own>\.ci/run|scripts/\w+\.sh)\b.*$",
                    re.MULTILINE)  # fmt: skip
 # Values that a page's earlier sentences or blocks introduce.
-VARIABLES = {"RUN": "RUN", "KEY": "KEY", "OUT": "OUT", "DATA": "DATA"}
+VARIABLES = {"RUN": "RUN", "KEY": "KEY", "OUT": "OUT", "DATA": "DATA", "CASE": "CASE"}
 
 
 def commands_of(block: Block, work: Path) -> list[list[str]]:

@@ -51,6 +51,8 @@ NOT_RUN = {
     ("docs/performance.md", "gpu_check.sh"): "tests/packaging/test_gpu_check.py",
     ("docs/deploy.md", "docker build"): "tests/packaging; needs a Docker engine",
     ("docs/deploy.md", "--profile replicas"): "needs a Docker engine",
+    ("docs/deploy.md", "mkdir -p deploy/cases"): "needs a Docker engine",
+    ("docs/deploy.md", "PGPASSWORD"): "needs a Docker engine; tests/desk/test_desk_on_postgresql.py",
     ("docs/cluster.md", "--replicas 3"): "tests/serve/test_ray_serve.py; the rest needs a Docker engine or a cluster",
     ("docs/deploy.md", "docker compose --profile milvus"): "needs a Docker engine",
     ("docs/console.md", "postgresql+psycopg"): "tests/desk/test_desk_on_postgresql.py",
@@ -266,13 +268,14 @@ def test_readme_from_a_data_set_to_a_verdict(walked: tuple[Walk, list[str]]) -> 
 BLOCKS = [
     ("docs/api.md", "ra-hmd serve RUN --bank BANK    ", 2),
     ("docs/api.md", "ra-hmd serve-key", 4),
+    ("docs/api.md", "--webhook-secret", 1),
     ("docs/bank.md", "ra-hmd bank search", 11),
     ("docs/bank.md", "ra-hmd bank audit", 2),
     ("docs/bank.md", "ra-hmd bank suggest", 2),
     ("docs/console.md", "--queue reported.jsonl", 3),
     ("docs/data.md", "data import mami", 4),
     ("docs/data.md", "data import generic", 1),
-    ("docs/deploy.md", "mkdir -p deploy", 3),
+    ("docs/deploy.md", "mkdir -p deploy &&", 3),
     ("docs/deploy.md", "ra-hmd card", 3),
     ("docs/evaluation.md", "--dev $RUN/features/dev", 1),
     ("docs/evaluation.md", "--queries $RUN/features/new --head lrc", 2),
@@ -333,7 +336,7 @@ def test_requests_of_the_api_page(walk: Walk) -> None:
         serving = ("serve", "RUN", "--bank", "BANK", "--jobs", "JOBS")
         with in_process(*serving, log=Path("log"), cwd=walk.folder) as (_, client):
             asked = Walk(walk.folder, str(client.base_url).rstrip("/"))
-            answers = [json.loads(text) for text in asked.block("docs/api.md", "images=@cat.png")]
+            answers = [json.loads(text) for text in asked.block("docs/api.md", "/v1/classify")]
             (job,) = asked.block("docs/api.md", "/v1/jobs")
         walk.command(["ra-hmd", "bank", "add", "BANK", "--checkpoint", "RUN", "--features", "NEW_FEATURES",
                       "--reason", "new"])  # fmt: skip
@@ -341,13 +344,16 @@ def test_requests_of_the_api_page(walk: Walk) -> None:
         key = walk.command(["ra-hmd", "serve-key", "ana", "--role", "moderator", "--keys", "keys.json"]).split()[-1]
         with in_process(*serving, "--keys", "keys.json", log=Path("log"), cwd=walk.folder) as (_, client):
             asked = Walk(walk.folder, str(client.base_url).rstrip("/"))
-            (relabelled,) = asked.block("docs/api.md", "/v1/bank/relabel", KEY=key)
+            relabelled, rows, row, difference = (json.loads(text) for text in
+                                                 asked.block("docs/api.md", "/v1/bank/relabel", KEY=key))  # fmt: skip
     assert [len(answer["results"]) for answer in answers[:3]] == [1, 2, 1]
     assert [one["id"] for one in answers[1]["results"]] == ["cat", "cake"]
     assert answers[0]["results"][0]["scores"] == pytest.approx(answers[2]["results"][0]["scores"], abs=1e-4)
     assert answers[3]["explanation"]["generated"]
     assert json.loads(job)["memes"] == 1
-    assert Bank.open(walk.folder / "banks" / "memes").version == json.loads(relabelled)["version"]
+    assert Bank.open(walk.folder / "banks" / "memes").version == relabelled["version"] == rows["version"]
+    assert [one["label_after"] for one in row["changes"]][-2:] == [1, 0]
+    assert difference["kinds"]["added"] > 0
 
 
 def test_python_of_the_readme_the_bank_page_and_the_explain_page(walk: Walk) -> None:
@@ -415,7 +421,9 @@ OTHERS = [
     ("data/README.md", "to-sharegpt"),
     ("README.md", "ra-hmd doctor"),
     ("README.md", "--encoder clip-vit-l-14-336"),
-    ("docs/api.md", "images=@cat.png"),
+    ("docs/api.md", "/v1/classify"),
+    ("docs/api.md", "/v1/cases -F"),  # tests/docs/test_cases_of_the_api_page.py
+    ("docs/api.md", "/v1/cases/$CASE"),
     ("docs/api.md", "/v1/moderations"),  # tests/serve/test_documented_requests.py
     ("docs/api.md", "/v1/bank/relabel"),
     ("docs/api.md", "/v1/jobs"),

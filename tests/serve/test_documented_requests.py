@@ -28,7 +28,7 @@ def test_openai_client_and_curl(served_clip: Path, tmp_path: Path, capsys: pytes
     (tmp_path / "cat.png").write_bytes(drawn())
     service = BatchingService(Detector.from_run(served_clip / "head", served_clip / "bank"))
     (shell,) = (block for block in blocks("bash", PAGE) if "/v1/moderations" in block.text)
-    (python,) = blocks("python", PAGE)
+    (python,) = (block for block in blocks("python", PAGE) if "OpenAI" in block.text)
     (shown,) = blocks("json", PAGE)
     with in_thread(create_app(service)) as client, contextlib.chdir(tmp_path):
         here = str(client.base_url).rstrip("/")
