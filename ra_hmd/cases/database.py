@@ -37,7 +37,9 @@ class Database:
         try:
             self._engine = _engine(url.render_as_string(hide_password=False))
             if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
-                with alone_in(Path(str(url.database)).parent):  # two processes that start at once migrate in turn
+                file = Path(str(url.database))
+                with alone_in(file.parent):  # two processes that start at once migrate in turn
+                    file.touch(0o600)  # captions and names are nobody else's; SQLite's further files get its mode
                     _migrate(self._engine)
             else:
                 _migrate(self._engine)

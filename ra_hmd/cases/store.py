@@ -301,10 +301,10 @@ class CaseStore:
             case = _case(session, case_id)
             if case.state != "decided":
                 raise CaseConflict(f"Case {case_id} is not decided, so there is nothing to appeal.")
-            case.round, case.state, case.open, case.label = case.round + 1, "waiting", True, None
-            case.why, case.changed = "appeal", _now()
+            case.round, case.why = case.round + 1, "appeal"
             case.priority = case.priority if priority is None else priority
             log(session, person, "appealed", case_id, reason=why, round=case.round)
+            _settle(session, case)  # the new round has no opinion yet
             return case
 
     def note(self, case_id: str, person: str, text: str) -> None:
@@ -377,7 +377,7 @@ def _standing(session: Session, case: Case) -> list[Opinion]:
 
 
 def _settle(session: Session, case: Case) -> None:
-    """Bring the state of a case in line with its opinions, and let its source know a decision."""
+    """Bring the state of a case in line with its opinions, and let its source know where it changes."""
     session.flush()
     result = outcome([one for one in _standing(session, case) if one.state == "standing"], case.opinions_needed)
     if (result.state, result.label) == (case.state, case.label):

@@ -262,5 +262,13 @@ def test_processes_and_threads_that_open_a_new_database_at_once_make_its_tables_
     assert CaseStore(Database(place)).waiting("ann", ALL) == 0
 
 
+def test_no_other_user_reads_the_file(tmp_path):
+    store = CaseStore(Database(tmp_path / "cases.sqlite"))
+    add(store, "a")
+    files = [path for path in tmp_path.iterdir() if path.name.startswith("cases.sqlite")]
+    assert len(files) == 3
+    assert [path.stat().st_mode & 0o077 for path in files] == [0] * 3
+
+
 def test_open_states_are_those_of_undecided_cases():
     assert set(OPEN) == {"waiting", "escalated", "conflict"}
