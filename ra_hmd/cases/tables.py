@@ -7,6 +7,7 @@ cases ──< opinions          what people decided, undone ones included
 events                      the audit log: append only
 people, saved_views         settings of each person
 deliveries                  webhooks that are still to be sent
+alerts                      alerts that are raised
 """
 
 import json
@@ -102,6 +103,7 @@ class Case(Base):
         Index("cases_in_order", "open", text("priority DESC"), "place", "id"),
         Index("cases_by_meme", "meme_id"),
         Index("cases_by_time", "state", "changed"),
+        Index("cases_by_intake", "created"),
     )
 
 
@@ -252,3 +254,11 @@ class Delivery(Base):
     def of(cls, url: str, body: dict[str, Any], due: datetime) -> "Delivery":
         """A delivery of a JSON body."""
         return cls(url=url, body=json.dumps(body, ensure_ascii=False, sort_keys=True), due=due)
+
+
+class Alert(Base):
+    """An alert that is raised: the limit of its rule was crossed `since` then. There is no row of any other rule."""
+
+    __tablename__ = "alerts"
+    rule: Mapped[str] = mapped_column(primary_key=True)
+    since: Mapped[datetime]

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
 from ra_hmd.cases import statistics
+from ra_hmd.cases.alerts import Alerts
 from ra_hmd.cases.statistics import DayFigures, Development, Share
 from ra_hmd.desk.charts import Chart, Series
 from ra_hmd.desk.desk import Desk
@@ -19,6 +20,12 @@ from ra_hmd.desk.visits import Visit, visits
 
 PERIODS = (7, 14, 30, 90)
 """Days that may be looked at."""
+RULES = {
+    "waiting": ("Cases that wait", 1, ""),
+    "minutes": ("Minutes that a case waits", 1, ""),
+    "unlike": ("Memes of the last 24 hours unlike the bank", 100, " %"),
+}
+"""Rule of alerts to its name on the page, and factor and unit of its values."""
 _CLASSES_SHOWN = 5
 
 
@@ -50,6 +57,8 @@ def team_values(desk: Desk, words: VerdictWords, count: int) -> dict[str, Any]:
         "agreements": statistics.agreements(database, since),
         "audit": statistics.audit(database, since),
         "development": found,
+        "alerts": Alerts(database, desk.cases.settings).states(now),
+        "rules": RULES,
         "charts": _charts(found, words),
         "binary": words.problem.kind == "binary",
         "names": [words.text(name) for name in desk.names.names],

@@ -1,14 +1,19 @@
 """Opens the cases of a service: database, pictures, policy and webhooks."""
 
+from ra_hmd.cases.alerts import Alerts
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.pictures import CasePictures
 from ra_hmd.cases.policy import CasePolicy, PolicyDraw
 from ra_hmd.cases.store import CaseStore
 from ra_hmd.cases.webhooks import WebhookSender
+from ra_hmd.serve.background import Periodic
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService
 from ra_hmd.serve.case_service import CaseService
 from ra_hmd.serve.case_settings import CaseSettings
+
+ALERT_SECONDS = 60.0
+"""Pause between two checks of the rules of alerts."""
 
 
 def open_cases(
@@ -30,6 +35,9 @@ def open_cases(
     secret = settings.secret() if settings.sends else None
     store = CaseStore(Database(settings.cases))
     cases = CaseService(service, store, CasePictures(settings.pictures), bank_service, PolicyDraw(policy), settings)
+    if settings.limits:
+        alerts = Alerts(store.database, settings, settings.alert_url)
+        cases.background.append(Periodic("checking alerts", ALERT_SECONDS, lambda _: alerts.check()))
     if secret is not None:
         cases.background.append(WebhookSender(store.database, secret))
     return cases

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from ra_hmd.cases.alert_rules import AlertRules
 from ra_hmd.core.artifacts import alone_in, atomic_path
-from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import Flag
 
@@ -19,7 +19,7 @@ _SECRET_BYTES = 32
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - how the Standard Webhooks scheme begins a secret
 
 
-class CaseSettings(Settings):
+class CaseSettings(AlertRules):
     """Where cases are kept, and who is told of decisions."""
 
     TITLE = "cases"
@@ -40,7 +40,7 @@ class CaseSettings(Settings):
     webhook_secret: Path | None = Field(
         default=None, description="File of the secret that signs webhooks; made if it is missing."
     )
-    alert_url: str | None = Field(default=None, description="URL to which alerts of the team page are posted.")
+    alert_url: str | None = Field(default=None, description="URL to which alerts are posted, as signed webhooks.")
 
     @field_validator("webhook_hosts")
     @classmethod
@@ -68,6 +68,7 @@ class CaseSettings(Settings):
         return read_secret(self.webhook_secret)
 
     def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         if self.sends and self.webhook_secret is None:
             yield "Webhooks are signed: give --webhook-secret FILE, which is made if it is missing."
         if self.cases is not None and not self.is_file and self.case_pictures is None:

@@ -1,8 +1,10 @@
 """The team page: its figures are those of the database, and each chart has a table."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from desks import MakeDesk, ServedDesk
@@ -13,6 +15,8 @@ from ra_hmd.cases.store import Decision
 from ra_hmd.cases.tables import Case
 from ra_hmd.desk.charts import BOTTOM, LEFT, RIGHT, TOP, Chart, Series
 from ra_hmd.serve.auth import KeyRing, make_key
+from ra_hmd.serve.case_opening import open_cases
+from ra_hmd.serve.case_settings import CaseSettings
 
 
 class _Tables(HTMLParser):
@@ -80,12 +84,15 @@ def test_the_figures_of_the_page_are_those_of_the_cases(desk: MakeDesk) -> None:
         assert "<forum>" not in page
 
 
-def test_an_empty_team_page_says_what_to_do(desk: MakeDesk, tmp_path) -> None:
+def test_an_empty_team_page_says_what_to_do(desk: MakeDesk, tmp_path: Path) -> None:
     key = make_key(tmp_path / "keys.json", "rea", "reader")
     with desk(KeyRing.open(tmp_path / "keys.json"), bank=None) as served, served.logged_in("rea", key) as reader:
         page = reader.get("/console/team?days=many").text
         assert tables(page) == []
-        assert all(option in page for option in ("--audit-rate 0.01", "--opinions 0.05", "POST /v1/cases"))
+        assert all(
+            option in page
+            for option in ("--audit-rate 0.01", "--alert-waiting 500", "--opinions 0.05", "POST /v1/cases")
+        )
         assert page.count("Nothing in these days.") == 3
 
 
@@ -97,6 +104,23 @@ def test_the_limit_of_the_policy_is_that_of_the_drift(desk: MakeDesk) -> None:
         page = served.client.get("/console/team").text
         assert "less similar than 60 %" in page
         assert tables(page)[3][1][1].startswith("50 % (9 %, 91 %)")
+
+
+def test_an_alert_of_a_running_service_stands_on_the_page(desk: MakeDesk, tmp_path: Path) -> None:
+    with desk(bank=None, cases=3) as served:
+        settings = CaseSettings(cases=str(tmp_path / "cases.sqlite"), alert_waiting=2)
+        running = open_cases(settings, CasePolicy(), served.cases.service, None)
+        assert running is not None
+        served.cases.settings = settings
+        assert tables(served.client.get("/console/team").text)[1][1] == ["Cases that wait", "2", "3", "none"]
+        running.start()
+        try:
+            deadline = time.monotonic() + 20
+            while "raised 0 min ago" not in (page := served.client.get("/console/team").text):
+                assert time.monotonic() < deadline, page
+                time.sleep(0.1)
+        finally:
+            running.close()
 
 
 def test_bars_stand_within_the_chart_and_are_as_high_as_their_values() -> None:
