@@ -5,7 +5,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ra_hmd.bank.backends.base import is_bank
 from ra_hmd.core.config import Settings
 from ra_hmd.inference.options import Flag
 from ra_hmd.serve.case_settings import CaseSettings
@@ -40,6 +39,8 @@ class ConsoleSettings(Settings):
 
 def beside(run: Path, bank: str | Path | None, suffix: str) -> Path:
     """A file beside the bank, or beside the run of a bank that is no folder."""
+    from ra_hmd.bank.backends.base import is_bank
+
     folder = Path(bank) if bank is not None and "://" not in str(bank) and is_bank(bank) else run
     return folder.with_name(folder.name + suffix)
 
