@@ -33,6 +33,7 @@ _DONE = {
     "undone": "Taken back; the case waits again.",
     "appealed": "The case waits for others, who decide on the appeal.",
     "noted": "Noted.",
+    "checked": "The meme is a case now, with your decision.",
 }
 _FIELDS = ("queue", "source", "state", "why", "words", "label", "order")
 

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Depends
 
 from ra_hmd.desk.access_routes import add_access_routes, add_picture_routes
 from ra_hmd.desk.case_routes import add_case_routes
+from ra_hmd.desk.check_routes import add_check_routes
 from ra_hmd.desk.conflict_routes import add_conflict_routes
 from ra_hmd.desk.desk import Desk
 from ra_hmd.desk.review_routes import add_review_routes
@@ -20,6 +21,7 @@ def desk_routes(desk: Desk) -> APIRouter:
     add_picture_routes(router, desk)
     add_conflict_routes(router, desk)
     add_case_routes(router, desk)
+    add_check_routes(router, desk)
     add_team_routes(router, desk)
     add_settings_routes(router, desk)
     return router
