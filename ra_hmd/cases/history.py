@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from sqlalchemy import exists, func, select
 
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.filters import CaseFilter
-from ra_hmd.cases.tables import Case, Claim, Event, Note, Opinion
+from ra_hmd.cases.tables import Case, Claim, Delivery, Event, Note, Opinion
 
 _PAGE = 1000
 
@@ -52,6 +51,16 @@ def count_by_queue(database: Database) -> dict[str, dict[str, int]]:
         for queue, state, count in found.tuples():
             counts.setdefault(queue, {})[state] = count
         return counts
+
+
+def webhooks_by_state(database: Database) -> dict[str, int]:
+    """Number of webhooks that wait, and of those that were given up."""
+    with database.read() as session:
+        states = ("waiting", "failed")
+        found = session.execute(
+            select(Delivery.state, func.count()).where(Delivery.state.in_(states)).group_by(Delivery.state)
+        )
+        return dict.fromkeys(states, 0) | dict(found.tuples().all())
 
 
 def history_of(database: Database, case_id: str) -> CaseHistory | None:
@@ -133,9 +142,3 @@ def claimed_by(database: Database, case_ids: Sequence[str]) -> dict[str, str]:
     with database.read() as session:
         found = select(Claim.case_id, Claim.person).where(Claim.case_id.in_(case_ids), Claim.until > datetime.now(UTC))
         return dict(session.execute(found).tuples().all())
-
-
-def event_row(event: Event) -> dict[str, Any]:
-    """A line of the audit log as JSON values."""
-    return {"id": event.id, "time": event.time.isoformat(timespec="milliseconds"), "person": event.person,
-            "kind": event.kind, "case": event.case_id, "row": event.row, **event.details}  # fmt: skip

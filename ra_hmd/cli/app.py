@@ -14,6 +14,7 @@ from ra_hmd.cli.attack import attack_app
 from ra_hmd.cli.bank import bank_app
 from ra_hmd.cli.bank_attack import bank_attack_app
 from ra_hmd.cli.bank_review import bank_review_app
+from ra_hmd.cli.cases import cases_app
 from ra_hmd.cli.data import data_app
 from ra_hmd.cli.doctor import doctor_app
 from ra_hmd.cli.evaluate import evaluation_app
@@ -81,6 +82,7 @@ bank_app.add_typer(bank_review_app)
 bank_app.add_typer(bank_attack_app)
 app.add_typer(bank_app, name="bank")
 app.add_typer(features_app, name="features")
+app.add_typer(cases_app, name="cases")
 app.add_typer(retention_app, name="retention")
 for commands in (
     init_app,

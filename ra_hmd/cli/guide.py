@@ -166,6 +166,13 @@ _SERVE = {
         ),
         "python -c 'from ra_hmd import Detector; Detector.from_pretrained(\"{folder}\")'",
     ),
+    "cases": About(()),
+    "cases export": About(
+        (
+            "audit.csv --cases banks/memes.cases.sqlite --since 2026-11-01",
+            "audit.jsonl --cases banks/memes.cases.sqlite --bank banks/memes --row 08291",
+        ),
+    ),
     "serve-key": About(
         ("ana --role moderator --keys keys.json", "ana --keys keys.json --remove"),
         "ra-hmd serve RUN --bank BANK --keys {keys}",

@@ -13,10 +13,12 @@ from ra_hmd import __version__
 from ra_hmd.inference.types import Explain
 from ra_hmd.scoring.scorer import Scorer
 from ra_hmd.serve.answers import GzipAnswers, Origins
+from ra_hmd.serve.audit_routes import audit_routes
 from ra_hmd.serve.auth import KeyRing
 from ra_hmd.serve.bank_routes import bank_routes
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService
+from ra_hmd.serve.case_metrics import CaseCollector
 from ra_hmd.serve.case_routes import case_routes
 from ra_hmd.serve.case_service import CaseService
 from ra_hmd.serve.classes import ServedClasses
@@ -144,12 +146,15 @@ def _add_routes(
 ) -> None:
     if jobs is not None:
         metrics.registry.register(JobCollector(jobs))
+    if context.cases is not None:
+        metrics.registry.register(CaseCollector(context.cases))
     routers = [
         meme_routes(context),
         moderation_routes(context, classes),
         job_routes(context, jobs),
         bank_routes(context),
         case_routes(context),
+        audit_routes(context),
         info_routes(context, classes),
         system_routes(context, metrics),
     ]

@@ -123,7 +123,7 @@ def _add_read_routes(router: APIRouter, context: AppContext) -> None:
         """Cases, a page at a time."""
         values = {"queue": queue, "source": source, "why": why, "words": words}
         wanted = CaseFilter(
-            states=tuple(state or ()), label=label, order=order, **{name: _clean(one) for name, one in values.items()}
+            states=tuple(state or ()), label=label, order=order, **{name: clean(one) for name, one in values.items()}
         )
         database = require_cases(context).store.database
         page, count = await run_sync(partial(list_cases, database, wanted, limit=limit, offset=offset))
@@ -132,7 +132,7 @@ def _add_read_routes(router: APIRouter, context: AppContext) -> None:
     @router.get("/{case}", operation_id="cases_get", response_model=CaseDetails, responses=_READ_ERRORS)
     async def case(case: str) -> CaseDetails:
         """A case, and all that was said about it."""
-        return await run_sync(details, require_cases(context), _clean(case) or "")
+        return await run_sync(details, require_cases(context), clean(case) or "")
 
 
 def _add_appeal_route(router: APIRouter, context: AppContext) -> None:
@@ -148,7 +148,7 @@ def _add_appeal_route(router: APIRouter, context: AppContext) -> None:
         """
         cases = require_cases(context)
         sent = await read_json_body(request, AppealRequest)
-        name = (await run_sync(details, cases, _clean(case) or "")).case
+        name = (await run_sync(details, cases, clean(case) or "")).case
         call = partial(cases.store.appeal, name, sender(request), sent.reason, priority=sent.priority)
         await run_sync(call)
         return await run_sync(details, cases, name)
@@ -162,7 +162,7 @@ def _add_decision_routes(router: APIRouter, context: AppContext) -> None:
 
     async def begin(request: Request, case: str) -> tuple[APIKey, CaseDetails]:
         key = require_moderator(request, context.keys)
-        return key, await run_sync(details, require_cases(context), _clean(case) or "")
+        return key, await run_sync(details, require_cases(context), clean(case) or "")
 
     @router.post(
         "/{case}/decisions",
@@ -198,6 +198,6 @@ def _add_decision_routes(router: APIRouter, context: AppContext) -> None:
         return await act(request, found.case, lambda cases: cases.undo(number, key.name, sent.reason))
 
 
-def _clean(value: str | None) -> str | None:
+def clean(value: str | None) -> str | None:
     """A value of an address without NUL, which PostgreSQL does not take."""
     return None if value is None else value.replace("\0", "�")

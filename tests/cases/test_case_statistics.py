@@ -7,7 +7,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from ra_hmd.cases import statistics
 from ra_hmd.cases.database import Database
-from ra_hmd.cases.history import count_by_queue, event_row, events, history_of
+from ra_hmd.cases.history import count_by_queue, events, history_of
 from ra_hmd.cases.policy import CasePolicy, PolicyDraw, VerdictFacts
 from ra_hmd.cases.store import CaseStore, Decision, NewCase
 
@@ -117,13 +117,13 @@ def test_the_log_tells_who_did_what(store):
     case = add(store, 1, queue="night", source="forum")
     give(store, case, "ann", 0)
     store.note(case, "bob", "seen before")
-    rows = [event_row(event) for event in events(store.database)]
-    assert [(row["person"], row["kind"]) for row in rows] == [
+    rows = list(events(store.database))
+    assert [(row.person, row.kind) for row in rows] == [
         ("ra-hmd", "case added"),
         ("ann", "decided"),
         ("bob", "noted"),
     ]
-    assert rows[1]["label"] == 0
+    assert rows[1].details["label"] == 0
     assert [event.person for event in events(store.database, person="bob")] == ["bob"]
     assert list(events(store.database, since=datetime.now(UTC) + timedelta(days=1))) == []
     history = history_of(store.database, case)

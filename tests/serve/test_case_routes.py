@@ -1,21 +1,28 @@
 """Cases by HTTP: intake with idempotency keys, lists, appeals, decisions that teach the bank, the policy's cases."""
 
+import contextlib
+import csv
 import json
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from servers import as_json, drawn, encoded, in_thread, queries
+from typer.testing import CliRunner
 
 from ra_hmd.bank.bank import Bank
 from ra_hmd.cases.database import Database
+from ra_hmd.cases.export import as_text
 from ra_hmd.cases.pictures import CasePictures
 from ra_hmd.cases.policy import CasePolicy, PolicyDraw
 from ra_hmd.cases.store import CaseStore
 from ra_hmd.cases.tables import Base
+from ra_hmd.cli.app import app as cli
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.auth import KeyRing, make_key
@@ -239,6 +246,7 @@ def test_a_database_that_is_away_fails_no_verdict_and_no_probe(served: Served) -
     refused = served.reader.post("/v1/cases", json={"cases": served.memes[:1]})
     assert (refused.status_code, refused.json()["code"]) == (503, "cases_not_available")
     assert refused.headers["retry-after"]
+    assert "ra_hmd_cases_missed_total 2.0" in served.reader.get("/metrics").text
 
 
 def test_without_a_case_database_there_are_no_cases(served_clip: Path) -> None:
@@ -248,3 +256,89 @@ def test_without_a_case_database_there_are_no_cases(served_clip: Path) -> None:
         assert client.post("/v1/cases", content=body, headers=headers).json()["code"] == "no_cases"
         assert client.get("/v1/cases").json()["code"] == "no_cases"
         assert client.get("/v1/cases/x").json()["code"] == "no_cases"
+
+
+def test_the_audit_log_tells_who_did_what_to_which_row(served: Served, tmp_path: Path) -> None:
+    taken = served.send(source="forum")
+    case = taken["case"]
+    served.post(f"{case}/decisions", label=1 - taken["result"]["verdict"], reason='=a "joke"')
+    served.send(1)
+    middle = datetime.now(UTC)
+    served.post(f"{case}/decisions/1/undo", reason="wrong key")
+    assert served.reader.get("/v1/audit").json()["code"] == "role_not_allowed"
+
+    def ask(**wanted: Any) -> list[dict[str, Any]]:
+        answer = served.reader.get("/v1/audit", params=wanted, headers=served.moderator)
+        assert answer.headers["content-type"] == "application/jsonl"
+        return [json.loads(line) for line in answer.text.splitlines()]
+
+    everything = ask()
+    assert [one["time"] for one in everything] == sorted(one["time"] for one in everything)
+    of_case = ["case added", "decided", "row changed", "undone", "row changed back"]
+    assert [one["kind"] for one in ask(case=case)] == of_case
+    assert sorted(one["kind"] for one in everything) == sorted(
+        [*of_case, "case added", "bank create", "bank add", "bank remove"])  # fmt: skip
+    assert sorted(one["kind"] for one in ask(row=case)) == [
+        "bank row added", "bank row removed", "row changed", "row changed back"]  # fmt: skip
+    assert {one["person"] for one in ask(person="moderator")} == {"moderator"}
+    assert [one["kind"] for one in ask(person="reader")] == ["case added"] * 2
+    before, after = ask(until=middle.isoformat()), ask(since=middle.isoformat())
+    assert len(before) + len(after) == len(everything)
+    assert {"undone", "row changed back"} <= {one["kind"] for one in after}
+    assert not {"undone", "row changed back"} & {one["kind"] for one in before}
+
+    table = served.reader.get("/v1/audit", params={"format": "csv"}, headers=served.moderator)
+    rows = list(csv.DictReader(StringIO(table.text)))
+    assert [row["kind"] for row in rows] == [one["kind"] for one in everything]
+    assert json.loads(rows[[row["kind"] for row in rows].index("decided")]["details"])["reason"] == '=a "joke"'
+    for suffix in ("jsonl", "csv"):
+        done = CliRunner().invoke(
+            cli, ["cases", "export", str(tmp_path / f"audit.{suffix}"), "--cases", str(tmp_path / "cases.sqlite"),
+                  "--bank", str(served.bank)])  # fmt: skip
+        assert done.exit_code == 0, done.output
+        assert f"{len(everything)} lines" in done.output
+        sent = served.reader.get("/v1/audit", params={"format": suffix}, headers=served.moderator)
+        assert (tmp_path / f"audit.{suffix}").read_text() == sent.text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["audit.txt", "--cases", "cases.sqlite"], ".jsonl or .csv"),
+        (["audit.csv", "--cases", "none.sqlite"], "not exist"),
+    ],
+)
+def test_an_export_needs_a_format_and_a_database(tmp_path: Path, words: list[str], said: str) -> None:
+    with contextlib.chdir(tmp_path):
+        done = CliRunner().invoke(cli, ["cases", "export", *words])
+    assert done.exit_code == 2
+    assert said in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_texts_that_a_spreadsheet_would_run_are_quoted() -> None:
+    line = {"time": "", "person": "@ana", "kind": "decided", "case": "=1+1", "row": "a,b\n", "number": 1, "details": {}}
+    heading, *rows = as_text([line], "csv")
+    assert heading.strip().split(",") == list(line)
+    (read,) = csv.reader(["".join(rows)])
+    assert read == ["", "'@ana", "decided", "'=1+1", "a,b\n", "1", "{}"]
+
+
+def test_metrics_tell_what_waits_and_what_was_done(served: Served) -> None:
+    taken = served.send(queue="night")
+    served.send(1, queue="day", callback="https://hooks.example/x")
+    served.post(f"{taken['case']}/decisions", label=taken["result"]["verdict"])
+    served.post(f"{taken['case']}/decisions/1/undo")
+    served.post(f"{taken['case']}/decisions", label=taken["result"]["verdict"])
+    lines = served.reader.get("/metrics", headers=served.moderator).text.splitlines()
+    for line in (
+        'ra_hmd_cases_open{queue="day",state="waiting"} 1.0',
+        'ra_hmd_cases_added_total{why="requested"} 2.0',
+        'ra_hmd_decisions_total{action="agree"} 2.0',
+        "ra_hmd_decisions_undone_total 1.0",
+        "ra_hmd_cases_missed_total 0.0",
+        'ra_hmd_webhooks{state="waiting"} 0.0',
+    ):
+        assert line in lines
+    assert not [line for line in lines if "night" in line]
+    assert any(line.startswith('ra_hmd_cases_oldest_seconds{queue="day"}') for line in lines)

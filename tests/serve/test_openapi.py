@@ -44,7 +44,7 @@ ROUTES = {
     "/v1/bank/remove", "/v1/bank/relabel", "/v1/bank/rollback", "/health", "/ready", "/metrics",
     "/v1/jobs", "/v1/jobs/{job}", "/v1/jobs/{job}/result",
     "/v1/cases", "/v1/cases/{case}", "/v1/cases/{case}/appeal", "/v1/cases/{case}/decisions",
-    "/v1/cases/{case}/decisions/{number}/undo",
+    "/v1/cases/{case}/decisions/{number}/undo", "/v1/audit",
 }  # fmt: skip
 
 ANSWERED = {
@@ -58,6 +58,7 @@ ANSWERED = {
     "/v1/bank/search",
     "/v1/cases",
     "/v1/cases/{case}",
+    "/v1/audit",
     "/health",
     "/ready",
     "/metrics",

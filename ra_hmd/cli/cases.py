@@ -1,0 +1,39 @@
+"""`ra-hmd cases export`: the audit log of a case database."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ra_hmd.cli.finish import Outcome
+from ra_hmd.cli.options import GROUP
+
+cases_app = typer.Typer(help="Cases that people decide on (docs/console.md).", **GROUP)
+_Time = Annotated[
+    datetime | None, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="From, or before, this time in UTC.")
+]
+
+
+@cases_app.callback()
+def _group() -> None:
+    """A group stays one with a single command."""
+
+
+@cases_app.command("export")
+def export_command(
+    output: Annotated[Path, typer.Argument(help="File to write: .jsonl or .csv.")],
+    cases: Annotated[str, typer.Option(help="Case database: a SQLite file, or a URL.")],
+    bank: Annotated[str | None, typer.Option(help="Example bank, whose versions are lines of the log, too.")] = None,
+    person: Annotated[str | None, typer.Option(help="What this person did.")] = None,
+    case: Annotated[str | None, typer.Option(help="What happened to this case.")] = None,
+    row: Annotated[str | None, typer.Option(help="What happened to this row of the bank.")] = None,
+    since: _Time = None,
+    until: _Time = None,
+) -> Outcome:
+    """Write the audit log to a file: who did what, when and why."""
+    from ra_hmd.cases.export import AuditFilter, export
+
+    wanted = AuditFilter(person, case, row).between(since, until)
+    count = export(output, cases, wanted, bank)
+    return Outcome.of(f"{output}: {count} lines", output=output, lines=count)
