@@ -1,4 +1,4 @@
-"""`ra-hmd serve --replicas 2`: the same API by two processes, at one address of this machine, through Ray Serve."""
+"""`ra-hmd console --replicas 2`: API and desk by two processes, at one address of this machine, through Ray Serve."""
 
 import re
 import signal
@@ -17,8 +17,10 @@ from ra_hmd.cli.app import app
 def test_two_replicas_answer_at_one_address(served_clip: Path, clip_bank: Path, memes: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     key = CliRunner().invoke(app, ["serve-key", "ana", "--role", "moderator", "--keys", str(keys)]).stdout.strip()
-    words = ("serve", served_clip / "head", "--bank", clip_bank, "--keys", keys, "--replicas", "2")
+    words = ("console", served_clip / "head", "--bank", clip_bank, "--keys", keys, "--replicas", "2",
+             "--queue", memes / "a" / "dev.jsonl")  # fmt: skip
     with in_process(*words, log=tmp_path / "log") as (process, client):
+        client.base_url = str(client.base_url).removesuffix("/").removesuffix("/console")
         assert client.get("/v1/bank").status_code == 401
         client.headers["X-API-Key"] = key
         started = set()
@@ -38,6 +40,9 @@ def test_two_replicas_answer_at_one_address(served_clip: Path, clip_bank: Path, 
         assert form.json()["results"][0]["identical"]["id"] == "new"
         assert client.post("/v1/classify", content=b"x" * (33 << 20)).status_code == 413
         assert client.get("/v1/bank", headers={"Host": "evil.example"}).status_code == 400
+        assert client.post("/console/login", data={"name": "ana", "key": key}).status_code == 303
+        shown = [re.findall(r'data-case="(\w+)"', client.get("/console/review").text) for _ in range(12)]
+        assert shown == shown[:1] * 12, "whichever replica answers, the person and the case are the same"
         assert listening(process.pid) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0
@@ -60,5 +65,5 @@ def test_what_cannot_be_replicated_is_refused_at_once(served_clip: Path) -> None
         assert done.exit_code == 2
         return " ".join(done.output.split())
 
-    assert "sessions in the memory of one process" in said("console", "--replicas", "2")
+    assert "cannot share a SQLite file" in said("console", "--replicas", "2", "--ray-address", "auto")
     assert "one replica needs no Ray" in said("serve", "--ray-address", "auto")
