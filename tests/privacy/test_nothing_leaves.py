@@ -171,7 +171,7 @@ def test_the_service_and_its_page(
     offline = {"HF_HUB_OFFLINE": "0"}  # `in_process` would forbid what shall be seen
     with in_process(*words, log=tmp_path / "log", cwd=tmp_path, **offline) as (_, client):
         base = str(client.base_url).removesuffix("/").removesuffix("/console")
-        assert client.get(f"{base}/console/").status_code == 200
+        assert client.get(f"{base}/console/review").status_code == 200
         meme = {"image": encoded(drawn((200, 80)))}  # its caption is read
         assert client.post(f"{base}/v1/classify", json={"memes": [meme]}).status_code == 200
 
