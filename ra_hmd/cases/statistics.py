@@ -4,13 +4,15 @@ Misses and false alarms are estimated from the random audit alone: cases that a 
 nothing about the others.
 """
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import Text, cast, exists, func, select
+from sqlalchemy.orm import aliased
 
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.tables import Case, Opinion
@@ -188,35 +190,54 @@ def _far(similarities: Sequence[float | None], limit: float | None) -> Share:
 
 def people(database: Database, since: datetime) -> list[PersonFigures]:
     """Figures of each person since a time, the most decisions first."""
+    kinds = (Opinion.person, Opinion.state, Opinion.action, cast(Opinion.label, Text), cast(_VERDICT, Text))
+    counted = select(*kinds, func.count()).join(Case).where(Opinion.time >= since).group_by(*kinds)
     with database.read() as session:
-        found = session.execute(select(Opinion, _VERDICT).join(Case).where(Opinion.time >= since)).tuples().all()
-    rows: dict[str, list[tuple[Opinion, Any]]] = defaultdict(list)
-    for opinion, verdict in found:
-        rows[opinion.person].append((opinion, verdict))
-    return sorted((_figures(name, opinions) for name, opinions in rows.items()),
+        found = session.execute(counted).tuples().all()
+    rows: dict[str, list[_Counted]] = defaultdict(list)
+    for person, state, action, label, verdict, count in found:
+        rows[person].append(_Counted(state, action, json.loads(label or "null"), json.loads(verdict or "null"), count))
+    return sorted((_figures(name, counts) for name, counts in rows.items()),
                   key=lambda one: (-one.decided, one.person))  # fmt: skip
 
 
-def _figures(name: str, opinions: Sequence[tuple[Opinion, Any]]) -> PersonFigures:
-    standing = [(one, verdict) for one, verdict in opinions if one.state == "standing"]
-    labelled = [(one.label, verdict) for one, verdict in standing if one.action != "escalate"]
-    judged = [(label, verdict) for label, verdict in labelled if verdict is not None]
-    agreed = sum(label == verdict for label, verdict in judged)
-    undone = sum(one.state == "undone" for one, _ in opinions)
-    return PersonFigures(name, len(labelled), undone, len(standing) - len(labelled), Share.at(agreed, len(judged)))
+class _Counted(NamedTuple):
+    """Number of opinions of one kind."""
+
+    state: str
+    action: str
+    label: Any
+    verdict: Any
+    number: int
+
+
+def _figures(name: str, counts: Sequence[_Counted]) -> PersonFigures:
+    standing = [one for one in counts if one.state == "standing"]
+    labelled = [one for one in standing if one.action != "escalate"]
+    judged = [one for one in labelled if one.verdict is not None]
+    agreed = _total([one for one in judged if one.label == one.verdict])
+    decided, undone = _total(labelled), _total([one for one in counts if one.state == "undone"])
+    return PersonFigures(name, decided, undone, _total(standing) - decided, Share.at(agreed, _total(judged)))
+
+
+def _total(counts: Sequence[_Counted]) -> int:
+    return sum(one.number for one in counts)
 
 
 def agreements(database: Database, since: datetime) -> list[Agreement]:
     """Agreement of each two people on the cases that both decided on, the most cases first."""
+    given = (Opinion.time >= since, Opinion.state == "standing", Opinion.action != "escalate")
+    other = aliased(Opinion)
+    shared = exists().where(other.case_id == Opinion.case_id, other.round == Opinion.round,
+                            other.person != Opinion.person, other.state == "standing")  # fmt: skip
     with database.read() as session:
-        found = session.scalars(
-            select(Opinion)
-            .where(Opinion.time >= since, Opinion.state == "standing", Opinion.action != "escalate")
-            .order_by(Opinion.id)
-        ).all()
+        found = session.execute(
+            select(Opinion.case_id, Opinion.round, Opinion.person, Opinion.label)
+            .where(*given, shared).order_by(Opinion.id)
+        ).tuples().all()  # fmt: skip
     by_round: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
-    for one in found:
-        by_round[one.case_id, one.round][one.person] = repr(one.label)
+    for case_id, number, person, label in found:
+        by_round[case_id, number][person] = repr(label)
     pairs: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     for labels in by_round.values():
         names = sorted(labels)
