@@ -17,8 +17,8 @@ from ra_hmd.desk.class_names import BINARY_NAMES
 PACKAGE = Path(__file__).parents[2] / "ra_hmd"
 SPOKEN = ("alt", "aria-label", "placeholder", "title")
 """Attributes whose value is read or spoken."""
-AT_START = {"database.py", "webhooks.py", "class_names.py", "settings.py", "mount.py", "server.py"}
-"""Modules whose errors end a command before there is a page."""
+NOT_ON_PAGES = {"database.py", "webhooks.py", "class_names.py", "settings.py", "mount.py", "server.py", "export.py"}
+"""Modules whose errors only commands and the API show."""
 MODULES = [
     path
     for path in [
@@ -26,7 +26,7 @@ MODULES = [
         *(PACKAGE / "cases").glob("*.py"),
         PACKAGE / "serve" / "case_service.py",
     ]
-    if path.name not in AT_START
+    if path.name not in NOT_ON_PAGES
 ]
 ERRORS = ("UserError", "CaseConflict", "NoSuchCase")
 VALUES = {*get_args(State), *get_args(Why), *BINARY_NAMES}
