@@ -14,23 +14,44 @@ UP = "../../"
 @cache
 def command_pages() -> dict[str, str]:
     """File name of each page to its text; the list of all commands first."""
-    program: Any = typer.main.get_command(app)
-    pages = {f"{name}.md": _page(command, name) for name, command in program.commands.items() if not command.hidden}
-    return {"index.md": _index(program)} | pages
+    pages = {f"{name}.md": _page(command, name) for name, command in _shown(_program()).items()}
+    return {"index.md": _index()} | pages
 
 
-def _index(program: Any) -> str:
+def pages_by_panel() -> dict[str, list[str]]:
+    """Panel of `ra-hmd --help` to the pages of its commands: the start, the steps in their order, and the rest."""
+    panels: dict[str, list[str]] = {}
+    for name, command in _shown(_program()).items():
+        panels.setdefault(command.rich_help_panel, []).append(f"{name}.md")
+    steps = sorted(panel for panel in panels if panel[0].isdigit())
+    return {panel: panels[panel] for panel in dict.fromkeys(["Start", *steps, *panels])}
+
+
+def _program() -> Any:
+    return typer.main.get_command(app)
+
+
+def _shown(group: Any) -> dict[str, Any]:
+    """The commands of a group that `--help` lists."""
+    return {name: command for name, command in group.commands.items() if not command.hidden}
+
+
+def _index() -> str:
     """The page that lists all commands."""
-    rows = []
-    for name, command in program.commands.items():
-        for place, one in _commands(command, name) if not command.hidden else ():
-            anchor = "" if place == name else f"#{anchor_of(place)}"
-            rows.append((f"[`{place}`]({name}.md{anchor})", cell(_summary(one), UP)))
-    text = (
-        "The program is `ra-hmd`; each page below is written from it. `ra-hmd COMMAND --help` prints the same. "
-        "Bad input ends with one sentence and exit code 2."
-    )
-    return f"# Commands\n\n{text}\n\n{table(('command', 'what it does'), rows)}\n"
+    parts = [
+        "# Commands\n\nThe program is `ra-hmd`; each page below is written from it, and `ra-hmd COMMAND --help` prints "
+        "the same. Bad input ends with one sentence and exit code 2."
+    ]
+    program = _program()
+    for panel, pages in pages_by_panel().items():
+        rows = []
+        for page in pages:
+            name = page.removesuffix(".md")
+            for place, one in _commands(program.commands[name], name):
+                anchor = "" if place == name else f"#{anchor_of(place)}"
+                rows.append((f"[`{place}`]({page}{anchor})", cell(_summary(one), UP)))
+        parts.append(f"## {panel}\n\n{table(('command', 'what it does'), rows)}")
+    return "\n\n".join(parts) + "\n"
 
 
 def _page(command: Any, name: str) -> str:
@@ -46,9 +67,7 @@ def _commands(command: Any, name: str) -> list[tuple[str, Any]]:
     """The command itself, or the commands of a group, each with its full name."""
     if not hasattr(command, "commands"):
         return [(name, command)]
-    return [
-        pair for part, one in command.commands.items() if not one.hidden for pair in _commands(one, f"{name} {part}")
-    ]
+    return [pair for part, one in _shown(command).items() for pair in _commands(one, f"{name} {part}")]
 
 
 def anchor_of(place: str) -> str:
@@ -66,13 +85,14 @@ def _body(command: Any, place: str) -> str:
     context = typer.Context(command, info_name=f"ra-hmd {place}")
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     parts = [cell(part, UP) for part in (command.help or "").split("\n\n")]
-    if command.epilog:
-        parts.append(cell(command.epilog, UP))
     parts.append(f"```text\n{usage}\n```")
     records = [parameter.get_help_record(context) for parameter in command.params]
     rows = [_row(*record) for record in records if record is not None]
     if rows:
         parts.append(table(("option", "meaning", "default"), rows))
+    title, _, examples = (command.epilog or "").partition("\n")
+    if examples:
+        parts.append(f"{title}\n\n```bash\n{examples}\n```")
     return "\n\n".join(parts) + "\n"
 
 

@@ -125,7 +125,7 @@ def contrast() -> Figure:
             axis.plot(*places[[anchor, row]].T, style, c="black", lw=1.4, label=name, zorder=2)
         axis.scatter(*places[anchor], s=130, facecolors="none", edgecolors="black", zorder=4, label="anchor")
         axis.set_title(title, fontsize=10)
-    axes[0, 1].legend(fontsize=8, loc="best")
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=5)
     return figure
 
 
@@ -155,7 +155,9 @@ def _trained(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
     mask = torch.ones(len(labels), 1, dtype=torch.bool)
     for _ in range(STEPS):
         now = places.detach()
-        mined = [[_nearest(now.numpy(), labels, row, same=same) for row in range(len(labels))] for same in (True, False)]
+        mined = [
+            [_nearest(now.numpy(), labels, row, same=same) for row in range(len(labels))] for same in (True, False)
+        ]
         positives, negatives = (now[rows][:, None] for rows in mined)
         loss = contrastive_loss(
             places, torch.tensor(labels), positives, mask, negatives, mask, similarity=Similarity("l2")
@@ -171,7 +173,7 @@ def bank() -> Figure:
     random = np.random.default_rng(1)
     labels = np.arange(50) % 2
     points = random.normal(0, 0.5, (50, 2)) + np.where(labels[:, None] == 0, (-1.2, 0.0), (1.2, 0.6))
-    added = random.normal(0, 0.18, (8, 2)) + (-1.3, -1.9)
+    added = random.normal(0, 0.18, (8, 2)) + np.array([-1.3, -1.9])
     figure, axes = panels(2, width=4.2, height=3.6)
     every, all_labels = np.concatenate([points, added]), np.concatenate([labels, np.ones(8, int)])
     banks = {"bank of 50 rows": (points, labels), "the same and 8 rows of a new kind": (every, all_labels)}

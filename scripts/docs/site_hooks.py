@@ -13,7 +13,8 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from site_commands import command_pages
+from site_commands import command_pages, pages_by_panel
+from site_figures import figures
 from site_manifests import manifest_page
 from site_settings import settings_page
 
@@ -39,7 +40,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages of the commands into the navigation."""
     reference = next(part["Reference"] for part in config.nav if "Reference" in part)
     place = next(place for place, entry in enumerate(reference) if entry == {"Commands": COMMANDS})
-    reference[place] = {"Commands": [f"{COMMANDS}/{name}" for name in command_pages()]}
+    parts = [{panel: [f"{COMMANDS}/{name}" for name in names]} for panel, names in pages_by_panel().items()]
+    reference[place] = {"Commands": [f"{COMMANDS}/index.md", *parts]}
     return config
 
 
@@ -47,6 +49,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made now."""
     made = {f"{COMMANDS}/{name}": text for name, text in command_pages().items()}
     made |= {"reference/settings.md": settings_page(), "reference/files.md": manifest_page()}
+    made |= {f"concepts/{name}": text for name, text in figures().items()}
     for source, target in REPOSITORY_PAGES.items():
         made[target] = from_repository(source, (ROOT / source).read_text(encoding="utf-8"))
     for place, text in made.items():

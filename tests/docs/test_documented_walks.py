@@ -46,6 +46,8 @@ NOT_HERE = {"docker", "pip", "sudo"}
 # (test_documented_commands.py).
 NOT_RUN = {
     ("README.md", "make demo"): "tests/e2e/test_demo.py, and this test run itself",
+    ("docs/start.md", "ra-hmd demo"): "tests/e2e/test_demo.py",
+    ("docs/start.md", "ra-hmd predict"): "tests/e2e/test_demo.py, on what the demo leaves",
     ("docs/development.md", "make test"): "this test run itself",
     ("CONTRIBUTING.md", "make test"): "this test run itself",
     ("docs/performance.md", "gpu_check.sh"): "tests/packaging/test_gpu_check.py",

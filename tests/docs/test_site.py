@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 CONFIG = ROOT / "mkdocs.yml"
 SCREENS = ((1280, "light"), (390, "dark"))
-LOOKED_AT = ("index.html", "reference/settings.html",
+LOOKED_AT = ("index.html", "start.html", "concepts/contrast.html", "reference/settings.html",
              "reference/commands/predict.html", "console.html")  # fmt: skip
 
 

@@ -1,9 +1,11 @@
 """The demo's every command, with little training."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from documented import blocks, expanded
 from engines import BIN, run
 
 from ra_hmd.experiments.demo import demo_steps
@@ -30,6 +32,15 @@ def test_quick_demo(tmp_path: Path) -> None:
     searches = json.loads((tmp_path / "out dir/stage2/mining.json").read_text())["searches"]
     assert [search["epoch"] for search in searches] == list(range(1, 11)), "one search in each of the ten epochs"
     assert all(search["hard_negatives"]["found"] == search["anchors"] for search in searches), "one for every anchor"
+
+    picture = sorted((tmp_path / "out dir/data/a/img").iterdir())[0]
+    shutil.copy(picture, tmp_path / "picture.png")
+    (block,) = (one for one in blocks("bash", ("docs/start.md",)) if "ra-hmd predict" in one.text)
+    ((program, *words),) = expanded(block.text, tmp_path)
+    asked = run([str(BIN / program), *(word.replace("outputs/demo", "out dir") for word in words)], tmp_path)
+    assert asked.returncode == 0, asked.stdout
+    assert "verdict" in asked.stdout
+    assert "similarity" in asked.stdout
 
     again = run(command, tmp_path)
     assert again.returncode == 0
