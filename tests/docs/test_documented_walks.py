@@ -46,6 +46,7 @@ NOT_HERE = {"docker", "pip", "sudo"}
 # (test_documented_commands.py).
 NOT_RUN = {
     ("README.md", "make demo"): "tests/e2e/test_demo.py, and this test run itself",
+    ("docs/start.md", "make demo"): "tests/e2e/test_demo.py",
     ("docs/start.md", "ra-hmd demo"): "tests/e2e/test_demo.py",
     ("docs/start.md", "ra-hmd predict"): "tests/e2e/test_demo.py, on what the demo leaves",
     ("docs/development.md", "make test"): "this test run itself",
