@@ -100,7 +100,7 @@ def served(folder: Path) -> Iterator[str]:
         process = subprocess.Popen([sys.executable, "-m", "ra_hmd", *map(str, words)], stdout=subprocess.PIPE,
                                    stderr=log, text=True)  # fmt: skip
         try:
-            yield next(line.strip() for line in process.stdout or () if line.startswith("http://"))
+            yield next(line.strip() for line in process.stdout or () if "://" in line).removesuffix("/console")
         finally:
             process.terminate()
             process.wait(60)
@@ -182,8 +182,9 @@ def beside_intake(address: str, keys: dict[str, str], folder: Path, options: arg
         while due < until:
             time.sleep(max(0.0, due - time.monotonic()))
             began = time.perf_counter()
-            body = {"meme": memes[number % len(memes)] | {"id": f"sent-{number}"}, "idempotency_key": f"key-{number}"}
-            sent.append(client.post("/v1/cases", json=body).raise_for_status().json()["id"])
+            case = memes[number % len(memes)] | {"id": f"sent-{number}", "key": f"key-{number}"}
+            answer = client.post("/v1/cases", json={"cases": [case]}).raise_for_status().json()
+            sent.append(answer["results"][0]["case"])
             intake.append(time.perf_counter() - began)
             number, due = number + PROGRAMS, due + gap
 
