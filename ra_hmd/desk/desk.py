@@ -176,6 +176,8 @@ class Desk:
         bank = self.cases.bank_service
         if bank is None:
             return None
+        if bank.reference is None and self.cases.service.recent is None:
+            raise UserError("No meme was judged since the start, so the effect is not known yet.")
         meme = self.cases.meme_of(case)
         known = bank.labels_of(meme)
         rows = {name: label for name, before in known.items() if before != label}

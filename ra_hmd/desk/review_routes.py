@@ -124,5 +124,6 @@ class ReviewScreen:
             "queue": queue,
             "view": view,
             "labels": words.choices(case.verdict.get("verdict")),
+            "multi": words.problem.kind == "multi_label",
             "others": others,
         }

@@ -26,16 +26,16 @@ def grave(page: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(("scheme", "size"), [("light", (1280, 800)), ("dark", (390, 844))])
-def test_no_page_has_serious_violations(
-    desk: MakeDesk, browser: Any, scheme: str, size: tuple[int, int]
-) -> None:
+def test_no_page_has_serious_violations(desk: MakeDesk, browser: Any, scheme: str, size: tuple[int, int]) -> None:
     with desk() as served:
         opened = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
         page = opened.new_page()
         faults, wide = {}, []
         for path in pages(served):
             answer = page.goto(f"{served.address}/{path}")
-            if not answer.ok: print("MISSING", path); continue
+            if not answer.ok:
+                print("MISSING", path)
+                continue
             page.wait_for_load_state("networkidle")
             if found := grave(page):
                 faults[path] = found

@@ -77,7 +77,8 @@
   const decide = (button) => {
     const form = button.form;
     const fields = new URLSearchParams(new FormData(form));
-    const agrees = button.dataset.agrees === "true";
+    const agrees = "allLabels" in button.dataset ? fields.getAll("label").join() === caseElement().dataset.label
+      : button.dataset.agrees === "true";
     const reason = form.querySelector("[name=reason]:checked") || form.querySelector("[name=words]").value.trim();
     if (!agrees && !reason) {
       chosen = button;
@@ -87,7 +88,7 @@
       loadEffect(button);
       return;
     }
-    fields.append(button.name, button.value);
+    if (button.name) fields.append(button.name, button.value);
     send(form.action, fields);
   };
 
@@ -96,7 +97,7 @@
     const button = event.submitter;
     if (!form.dataset.act) return;
     event.preventDefault();
-    if (form.dataset.act === "decide" && button?.name === "label") decide(button);
+    if (form.dataset.act === "decide" && button?.matches("[name=label], [data-all-labels]")) decide(button);
     else send(button?.getAttribute("formaction") || form.action, new URLSearchParams(new FormData(form)));
   });
 
@@ -144,6 +145,12 @@
       return;
     }
     if (typing(event.target)) return;
+    const all = key === "enter" && !event.target.matches("a, button, summary") && document.querySelector("[data-all-labels]");
+    if (all) {
+      event.preventDefault();
+      if (settled() && !busy) all.click();
+      return;
+    }
     const act = /^[1-9]$/.test(key) ? () => digit(key) : ACTIONS[actionOf[key]];
     if (!act) return;
     event.preventDefault();
