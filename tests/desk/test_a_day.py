@@ -1,4 +1,4 @@
-"""A day at the desk: two people with keyboards, programs that send cases, a kill of the server, and sums that add up."""
+"""A day at the desk: two people at keyboards, programs that send cases, a killed server, and sums that add up."""
 
 import random
 from collections import Counter, defaultdict
@@ -172,7 +172,7 @@ def log_in(browser: Any, address: Any, day: Day) -> list[Moderator]:
 
 def morning(moderators: list[Moderator], day: Day) -> None:
     """Second opinions first, one of which is a conflict; then a mix of all that keys do."""
-    ann, bob = moderators
+    bob = moderators[1]
     while any(day.named(one.case).startswith("two-") for one in moderators):
         differs = day.named(bob.case) == "two-0"
         play(moderators, "agree", "label" if differs else "agree")
