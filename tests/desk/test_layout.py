@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from ra_hmd.desk.verdict_view import ICONS
 pytestmark = pytest.mark.slow
 
 SIZES = {"desk": (1280, 800), "phone": (390, 844)}
+PARTS = [".meme .picture img", ".verdict h1", ".verdict .gauge", "#effect p", ".near li >> nth=0",
+         ".near li img >> nth=0", ".near li >> nth=1", ".near li img >> nth=1"]  # fmt: skip
 CONTEXT = "Posted in a group on cooking, below a picture of a cake that somebody had dropped on the way. " * 4
 
 
@@ -40,21 +43,18 @@ def wait_for_another(page: Any, case: str) -> None:
     page.wait_for_selector(f"#case:not([data-case='{case}'])")
 
 
-@pytest.mark.parametrize("language", ["en", "de"])
-@pytest.mark.parametrize("size", SIZES)
-def test_a_decision_and_its_reasons_are_on_one_screen(desk: MakeDesk, browser: Any, size: str, language: str) -> None:
+def test_a_decision_and_its_reasons_are_on_one_screen(desk: MakeDesk, browser: Any) -> None:
     with desk() as served:
         served.add(2, source="forum", context=CONTEXT)
-        with review_page(browser, served, size, locale=language) as page:
-            page.wait_for_selector("#effect p")
-            top_of_buttons = page.locator(".decide").bounding_box()["y"]
-            parts = [".meme .picture img", ".verdict h1", ".verdict .gauge", "#effect p", ".near li >> nth=0",
-                     ".near li img >> nth=0", ".near li >> nth=1", ".near li img >> nth=1"]  # fmt: skip
-            bottoms = {part: bottom(page, part) for part in parts}
-            assert {part: end for part, end in bottoms.items() if end > top_of_buttons} == {}
-            buttons = {name: bottom(page, name) for name in (".labels button >> nth=1", "[data-action=skip]")}
-            assert max(buttons.values()) <= SIZES[size][1]
-            assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
+        for size, language in product(SIZES, ("en", "de")):
+            with review_page(browser, served, size, locale=language) as page:
+                page.wait_for_selector("#effect p")
+                top_of_buttons = page.locator(".decide").bounding_box()["y"]
+                bottoms = {part: bottom(page, part) for part in PARTS}
+                assert {part: end for part, end in bottoms.items() if end > top_of_buttons} == {}, (size, language)
+                buttons = [bottom(page, name) for name in (".labels button >> nth=1", "[data-action=skip]")]
+                assert max(buttons) <= SIZES[size][1]
+                assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
 
 
 def bottom(page: Any, selector: str) -> float:
@@ -65,19 +65,24 @@ def bottom(page: Any, selector: str) -> float:
     return box["y"] + box["height"]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_each_verdict_has_an_icon_a_word_and_a_colour(desk: MakeDesk, browser: Any, scheme: str) -> None:
-    with desk(cases=1) as served, review_page(browser, served, color_scheme=scheme) as page:
-        colours = {}
-        for place in (".labels button", ".near > ul > li", ".verdict h1"):
-            for one in page.locator(place).all():
-                icon = one.locator(".icon").first
-                words = one.inner_text()
-                assert icon.inner_text() in ICONS
-                assert "hateful" in words
-                colours.setdefault(icon.inner_text(), set()).add(icon.evaluate("one => getComputedStyle(one).color"))
-        assert [len(colour) for colour in colours.values()] == [1, 1]
-        assert len(set.union(*colours.values())) == 2
+def test_each_verdict_has_an_icon_a_word_and_a_colour(desk: MakeDesk, browser: Any) -> None:
+    with desk(cases=1) as served:
+        for scheme in ("light", "dark"):
+            with review_page(browser, served, color_scheme=scheme) as page:
+                check_colours(page)
+
+
+def check_colours(page: Any) -> None:
+    """Two verdicts, each with one colour of its own wherever it stands."""
+    colours: dict[str, set[str]] = {}
+    for place in (".labels button", ".near > ul > li", ".verdict h1"):
+        for one in page.locator(place).all():
+            icon = one.locator(".icon").first
+            assert icon.inner_text() in ICONS
+            assert "hateful" in one.inner_text()
+            colours.setdefault(icon.inner_text(), set()).add(icon.evaluate("one => getComputedStyle(one).color"))
+    assert [len(colour) for colour in colours.values()] == [1, 1]
+    assert len(set.union(*colours.values())) == 2
 
 
 def test_a_double_press_decides_once(desk: MakeDesk, browser: Any) -> None:
