@@ -54,3 +54,18 @@ def test_a_case_is_passed_to_the_colleague_who_is_named(desk: MakeDesk, tmp_path
         assert served.cases.store.get(case_id).assigned == "bob"
         with served.logged_in("bob", bob) as other:
             assert f"/cases/{case_id}/decide" in other.get("/console/review").text
+
+
+def test_an_error_is_a_page_for_a_browser_and_a_problem_document_for_the_script(desk: MakeDesk) -> None:
+    with desk() as served:
+        browser = {"Accept": "text/html,*/*", "Accept-Language": "de"}
+        for path, status in (("/console/nowhere", 404), ("/console/cases/none/picture", 404)):
+            page = served.client.get(path, headers=browser)
+            assert (page.status_code, page.headers["content-type"]) == (status, "text/html; charset=utf-8")
+            assert "Das hat nicht geklappt" in page.text
+            assert served.client.get(path).headers["content-type"] == "application/problem+json"
+        other = served.client.post("/console/undo", headers={**browser, "Sec-Fetch-Site": "cross-site"})
+        assert (other.status_code, "anderen Website" in other.text) == (403, True)
+        script = served.client.get("/console/nowhere", headers={**browser, "X-Desk-Fragment": "1"})
+        assert script.json()["status"] == 404
+        assert served.client.get("/v1/nowhere", headers=browser).json()["status"] == 404
