@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ra_hmd.serve.errors import APIError
 
 _SMALLEST = 1024
-_SENT = ["Authorization", "Content-Encoding", "Content-Type", "X-API-Key", "X-Request-ID"]
+_SENT = ["Authorization", "Content-Encoding", "Content-Type", "Idempotency-Key", "X-API-Key", "X-Request-ID"]
 _READ = ["RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID"]
 
 

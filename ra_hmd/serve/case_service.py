@@ -22,6 +22,7 @@ from ra_hmd.cases.store import SYSTEM, CaseConflict, CaseStore, Decision, NewCas
 from ra_hmd.cases.tables import Case, Opinion
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
+from ra_hmd.data.image_hashes import caption_digest
 from ra_hmd.data.images import file_digest, load_image, perceptual_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.inference.types import Verdict
@@ -114,6 +115,13 @@ class CaseService:
         """Make cases of those verdicts that the policy chooses, and return their ids."""
         return self.add_chosen(self.choose(served), source)
 
+    def offer(self, served: Sequence[ServedVerdict], source: str) -> None:
+        """`watch` beside an answer, which neither waits for it nor fails with it."""
+        try:
+            self.watcher.offer(self.choose(served), source)
+        except Exception:
+            _log.exception("the policy failed on a verdict")
+
     def choose(self, served: Sequence[ServedVerdict]) -> list[ChosenVerdict]:
         """Those verdicts that the policy chooses. Each verdict is to be shown to it once."""
         if self.draw is None or not self.draw.policy.active:
@@ -122,11 +130,16 @@ class CaseService:
         return [ChosenVerdict(one, why, audited) for one, why, audited in drawn if why is not None]
 
     def add_chosen(self, chosen: Sequence[ChosenVerdict], source: str) -> list[str]:
-        """Make cases of verdicts that the policy chose, and return their ids."""
-        cases = [
-            replace(self._new_case(one.served, Intake(source=source, why=one.why)), audited=one.audited)
-            for one in chosen
-        ]
+        """Make cases of verdicts that the policy chose, and return their ids.
+
+        A meme that comes again is asked about once, but each time that it is drawn at random: otherwise the audit
+        would not be a random share.
+        """
+        cases = []
+        for one in chosen:
+            case = self._new_case(one.served, Intake(source=source, why=one.why))
+            again = None if one.audited else f"policy {case.picture_digest} {caption_digest(case.caption)}"
+            cases.append(replace(case, audited=one.audited, request_key=again))
         return [name for name, _ in self._add(cases)] if cases else []
 
     def _add(self, cases: Sequence[NewCase], person: str = SYSTEM) -> list[tuple[str, bool]]:

@@ -160,8 +160,8 @@ class AppContext:
         """Let the policy choose among verdicts those that become cases; the answer does not wait for these."""
         if self.cases is not None:
             key: APIKey | None = getattr(request.state, "key", None)
-            chosen = self.cases.choose([one for one in results if isinstance(one, ServedVerdict)])
-            self.cases.watcher.offer(chosen, "api" if key is None else key.name)
+            served = [one for one in results if isinstance(one, ServedVerdict)]
+            self.cases.offer(served, "api" if key is None else key.name)
 
     async def _pixels(self, memes: Sequence[Meme]) -> list[int | UserError]:
         """Number of pixels of each image, or why a meme cannot be used; read in a thread."""

@@ -64,6 +64,7 @@ _INFO = {
     "task": {"kind": "binary", "classes": ["not hateful", "hateful"], "flagged": ["hateful"]},
     "bank": {"place": "bank", "sha256": None, "version": 12, "rows": 8500, "changeable": True},
     "rationales": True,
+    "cases": True,
     "formats": ["PNG", "JPEG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG 2000", "PPM"],
     "limits": {
         "max_bytes": 33554432,

@@ -60,6 +60,7 @@ class Info(BaseModel):
     task: TaskInfo
     bank: BankState | None
     rationales: bool = Field(description="Whether /v1/explain answers.")
+    cases: bool = Field(description="Whether the routes below /v1/cases answer.")
     formats: list[str] = Field(description="Formats of pictures.")
     limits: Limits
 
@@ -89,6 +90,7 @@ def info_routes(context: AppContext, classes: ServedClasses) -> APIRouter:
             task=task,
             bank=_bank(context),
             rationales=context.explainer is not None,
+            cases=context.cases is not None,
             formats=list(PICTURE_FORMATS.values()),
             limits=Limits(**limits, max_queue=context.service.settings.max_queue),
         )

@@ -1,12 +1,14 @@
 """Cases of a running service: decisions teach the bank, can be taken back, and outlive a kill."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from servers import queries
 
 from ra_hmd.bank.bank import Bank
+from ra_hmd.cases import statistics
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.outcome import OPEN
 from ra_hmd.cases.pictures import CasePictures
@@ -17,6 +19,7 @@ from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.bank_service import BankService
 from ra_hmd.serve.batching import BatchingService, ServedVerdict, wait_for_all
 from ra_hmd.serve.case_service import CaseService, Intake
+from ra_hmd.serve.case_watch import CaseWatcher
 
 
 @pytest.fixture
@@ -136,3 +139,37 @@ def test_the_policy_feeds_the_queue(cases, memes, tmp_path):
     assert cases.meme_of(case).load_image().size
     with pytest.raises(CaseConflict):
         cases.store.appeal(case.id, "x", "y")
+
+
+def test_verdicts_beyond_what_may_wait_are_counted_and_let_go(cases, memes):
+    cases.draw = PolicyDraw(CasePolicy(audit_rate=1.0))
+    verdicts = served(cases, memes, 4)
+    picture = verdicts[0].meme.path.read_bytes()
+    verdicts = [replace(one, meme=replace(one.meme, image=picture)) for one in verdicts]
+    for watcher in (CaseWatcher(cases.add_chosen, most=2), CaseWatcher(cases.add_chosen, most_bytes=2 * len(picture))):
+        cases.watcher = watcher
+        before = statistics.waiting(cases.store.database)
+        cases.offer(verdicts, "api")
+        assert watcher.missed == 2
+        watcher.start()
+        watcher.close()
+        (queue,) = statistics.waiting(cases.store.database)
+        assert queue.count == sum(one.count for one in before) + 2
+
+
+def test_a_policy_that_fails_fails_no_answer(cases, memes):
+    cases.draw = PolicyDraw(CasePolicy(audit_rate=1.0))
+    (one,) = served(cases, memes)
+    cases.offer([replace(one, verdict=None)], "api")
+    assert statistics.waiting(cases.store.database) == []
+
+
+def test_a_meme_that_comes_again_is_asked_about_once_unless_it_is_drawn(cases, memes):
+    (one,) = served(cases, memes)
+    cases.draw = PolicyDraw(CasePolicy(margin=1.0))
+    other = replace(one, meme=replace(one.meme, text="another caption"))
+    again = replace(one, meme=replace(one.meme, id="another name"))
+    names = cases.watch([one, again, other], "api")
+    assert names[0] == names[1] != names[2]
+    cases.draw = PolicyDraw(CasePolicy(audit_rate=1.0))
+    assert len({*names, *cases.watch([one, again], "api")}) == 4
