@@ -71,6 +71,15 @@ def served(served_clip: Path, clip_bank: Path, folder: Path) -> Iterator[tuple[s
         yield str(client.base_url).rstrip("/"), key, receiver, hook
 
 
+def audited(folder: Path, address: str, key: str) -> list[dict[str, Any]]:
+    """The audit log as the page asks for it: the first request's lines; the second one writes a file."""
+    (block,) = (one for one in blocks("bash", PAGE) if "/v1/audit" in one.text)
+    first, second = expanded(block.text.replace("http://127.0.0.1:8000", address), folder, {"KEY": key})
+    done = [subprocess.run([*words, "--silent", "--fail-with-body"], capture_output=True, check=True)
+            for words in (first, second)]  # fmt: skip
+    return [json.loads(line) for line in done[0].stdout.decode().splitlines()]
+
+
 def asked(containing: str, folder: Path, address: str, hook: str, **variables: str) -> list[Any]:
     """The answers to the requests of the one block that contains some words."""
     (block,) = (one for one in blocks("bash", PAGE) if containing in one.text)
@@ -111,3 +120,7 @@ def test_cases_in_and_decisions_out(served: tuple[str, str, Receiver, str], fold
         receive["decision"](headers, body.replace(b'"label": 0', b'"label": 1'))
     with pytest.raises(ValueError, match="not sent by the service"):  # the time is signed, too
         receive["decision"](headers | {"webhook-timestamp": "1"}, body)
+
+    lines = audited(folder, address, key)
+    assert [line["kind"] for line in lines if line["case"] == cat["case"]] == ["case added", "decided", "appealed"]
+    assert (folder / "audit.csv").read_text().startswith("time,")

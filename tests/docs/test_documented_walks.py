@@ -60,6 +60,7 @@ NOT_RUN = {
     ("docs/deploy.md", "docker compose --profile milvus"): "needs a Docker engine",
     ("docs/console.md", "postgresql+psycopg"): "tests/desk/test_desk_on_postgresql.py",
     ("docs/console.md", "sqlite3"): "tests/docs/test_console_page.py",
+    ("docs/console.md", "ra-hmd cases export"): "tests/docs/test_console_page.py",
     ("docs/explain.md", "venv ~/vllm"): "needs a GPU",
     ("docs/cluster.md", "AWS_ACCESS_KEY_ID"): "tests/e2e/test_object_store_walk.py, against a local server",
     ("docs/cluster.md", "NNODES=2"): "tests/llamafactory_ext/test_two_nodes.py",
@@ -427,6 +428,7 @@ OTHERS = [
     ("docs/api.md", "/v1/classify"),
     ("docs/api.md", "/v1/cases -F"),  # tests/docs/test_cases_of_the_api_page.py
     ("docs/api.md", "/v1/cases/$CASE"),
+    ("docs/api.md", "/v1/audit"),
     ("docs/api.md", "/v1/moderations"),  # tests/serve/test_documented_requests.py
     ("docs/api.md", "/v1/bank/relabel"),
     ("docs/api.md", "/v1/jobs"),
