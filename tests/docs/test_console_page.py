@@ -10,10 +10,10 @@ from documented import blocks, expanded
 from engines import run
 from typer.testing import CliRunner
 
-from ra_hmd.cli.app import app
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.filters import CaseFilter
 from ra_hmd.cases.store import CaseStore, NewCase
+from ra_hmd.cli.app import app
 
 
 @pytest.fixture
