@@ -17,8 +17,17 @@ from ra_hmd.desk.class_names import BINARY_NAMES
 PACKAGE = Path(__file__).parents[2] / "ra_hmd"
 SPOKEN = ("alt", "aria-label", "placeholder", "title")
 """Attributes whose value is read or spoken."""
-NOT_ON_PAGES = {"database.py", "webhooks.py", "class_names.py", "settings.py", "mount.py", "server.py", "export.py"}
-"""Modules whose errors only commands and the API show."""
+NOT_ON_PAGES = {
+    "database.py",
+    "webhooks.py",
+    "class_names.py",
+    "settings.py",
+    "mount.py",
+    "server.py",
+    "export.py",
+    "texts.py",
+}
+"""Modules whose errors only commands and the API show, and names of languages, each in its own."""
 MODULES = [
     path
     for path in [
@@ -64,7 +73,7 @@ def of_modules() -> Iterator[tuple[str, str]]:
         inside = {id(node) for error in errors for node in ast.walk(error)}
         yield from ((path.name, sentence) for error in errors for sentence in _sentences(error.args[0]))
         if path.parent.name == "desk":
-            yield from ((path.name, sentence) for sentence in _spoken(tree, inside))
+            yield from ((path.name, sentence) for sentence in [*_spoken(tree, inside), *_named(tree)])
 
 
 def _errors(tree: ast.AST) -> Iterator[ast.Call]:
@@ -97,6 +106,18 @@ def _spoken(tree: ast.AST, inside_errors: set[int]) -> Iterator[str]:
         is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in left_out
         if is_text and re.fullmatch(r"[A-Z“].* .*[.?!]", node.value, re.DOTALL):
             yield node.value
+
+
+def _named(tree: ast.Module) -> Iterator[str]:
+    """Names that a module has for what it shows: capitalised words and several words in its collections."""
+    for node in tree.body:
+        value = getattr(node, "value", None) if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        if isinstance(value, ast.Dict | ast.Tuple | ast.List):
+            keys = {id(key) for part in ast.walk(value) if isinstance(part, ast.Dict) for key in part.keys}
+            texts = [part.value for part in ast.walk(value) if isinstance(part, ast.Constant) and id(part) not in keys]
+            yield from (
+                text for text in texts if isinstance(text, str) and re.fullmatch(r"[A-Z][a-z]+|\w+,?( .+)+", text)
+            )
 
 
 def _not_shown(tree: ast.AST) -> Iterator[int]:

@@ -1,6 +1,7 @@
 """The settings page: what a person sets stays theirs, and holds on the next page."""
 
 from pathlib import Path
+from typing import Any
 
 from desks import MakeDesk
 
@@ -56,3 +57,20 @@ def test_a_clash_of_keys_is_said_in_the_persons_language(desk: MakeDesk) -> None
     with desk(bank=None) as served:
         answer = served.client.post("/console/settings", data=FORM | keys(skip="e"), headers={"Accept-Language": "de"})
         assert "Die Taste E hat zwei Aktionen: „An eine andere Person“ und „Für mich überspringen“." in answer.text
+
+
+def test_a_key_of_ones_own_works_in_the_browser_and_the_old_one_does_nothing(desk: MakeDesk, browser: Any) -> None:
+    with desk(bank=None, cases=2) as served:
+        served.client.post("/console/settings", data=FORM | {"language": "", "blur": "0"} | keys(skip="x"))
+        page = browser.new_page(color_scheme="light")
+        page.goto(f"{served.address}/review")
+        first = page.locator("#case").get_attribute("data-case")
+        assert page.evaluate("getComputedStyle(document.body).colorScheme") == "dark"
+        assert page.evaluate("getComputedStyle(document.querySelector('.picture img')).filter") == "blur(0px)"
+        page.wait_for_timeout(450)  # keys do nothing for a meme that has just come
+        page.keyboard.press("s")
+        page.wait_for_timeout(300)
+        assert page.locator("#case").get_attribute("data-case") == first
+        page.keyboard.press("x")
+        page.locator(f"#case:not([data-case='{first}'])").wait_for(timeout=10_000)
+        page.close()
