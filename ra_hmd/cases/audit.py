@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from ra_hmd.cases.tables import Event, Opinion
 
 
-def log(session: Session, person: str, kind: str, case_id: str, row: str | None = None, **details: Any) -> None:
+def log(session: Session, person: str, kind: str, case_id: str | None, row: str | None = None, **details: Any) -> None:
     """Add a line to the audit log."""
     session.add(Event(time=datetime.now(UTC), person=person, kind=kind, case_id=case_id, row=row, details=details))
 

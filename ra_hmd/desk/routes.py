@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Depends
 
 from ra_hmd.desk.access_routes import add_access_routes, add_picture_routes
+from ra_hmd.desk.bank_routes import add_bank_routes
 from ra_hmd.desk.case_routes import add_case_routes
 from ra_hmd.desk.check_routes import add_check_routes
 from ra_hmd.desk.conflict_routes import add_conflict_routes
@@ -20,6 +21,7 @@ def desk_routes(desk: Desk) -> APIRouter:
     add_review_routes(router, desk)
     add_picture_routes(router, desk)
     add_conflict_routes(router, desk)
+    add_bank_routes(router, desk)
     add_case_routes(router, desk)
     add_check_routes(router, desk)
     add_team_routes(router, desk)

@@ -255,11 +255,6 @@ class BankService:
             places = {name: place for place, name in enumerate(bank.ids)}
             return {name: bank.labels[places[name]].tolist() for name in ids if name in places}
 
-    def rows(self, **wanted: Any) -> tuple[list[dict[str, Any]], int]:
-        """Return a page of rows, and the number of all that pass the filters; see `list_rows`."""
-        with self._exclusive():
-            return list_rows(self.bank, **wanted)
-
     def page(self, *, version: int | None = None, **wanted: Any) -> tuple[int, list[dict[str, Any]], int]:
         """Return a version, by default the newest, and `rows` of it. Raises `NotInBank` for an unknown version."""
         with self._exclusive():
@@ -268,20 +263,15 @@ class BankService:
             return at, *list_rows(self.bank, version=at, **wanted)
 
     def row(self, name: str) -> tuple[dict[str, Any] | None, list[RowChange]]:
-        """Return a row, None where it was removed, and its `row_history`."""
-        with self._exclusive():
-            changes, bank = self.row_history(name), self.bank
-            return (bank.row(bank.ids.index(name)) if name in bank.ids else None), changes
-
-    def row_history(self, name: str) -> list[RowChange]:
-        """Return what each version did to a row, oldest first.
+        """Return a row, None where it was removed, and its `row_history`.
 
         Raises:
             NotInBank: the bank never had it.
         """
         with self._exclusive():
             self._check_ids([name])
-            return row_history(self.bank, name)
+            bank = self.bank
+            return (bank.row(bank.ids.index(name)) if name in bank.ids else None), row_history(bank, name)
 
     def difference(self, first: int, last: int) -> list[RowDifference]:
         """Return the rows that differ between two versions.
