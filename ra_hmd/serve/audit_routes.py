@@ -71,6 +71,6 @@ def _versions(bank: BankService, row: str | None) -> Sequence[VersionEntry | Row
     if row is None:
         return bank.log()
     try:
-        return bank.row_history(row)
+        return bank.row(row)[1]
     except NotInBank:
         return []
