@@ -5,6 +5,7 @@ import csv
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -129,6 +130,14 @@ def test_an_intake_that_is_sent_twice_is_one_case(served: Served, by: str) -> No
     of_another = served.reader.post("/v1/cases", json={"cases": [{**first, "key": "post 1"}]}, headers=served.moderator)
     assert of_another.status_code == 201
     assert served.reader.get("/v1/cases").json()["count"] == 3
+
+
+def test_of_requests_with_one_key_at_once_one_makes_the_case(served: Served) -> None:
+    body = {"cases": [{**served.memes[0], "key": "post 1"}]}
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(lambda _: served.reader.post("/v1/cases", json=body), range(6)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 5 + [201]
+    assert len({answer.json()["results"][0]["case"] for answer in answers}) == 1
 
 
 def test_a_form_sends_several_pictures_with_fields_for_all(served: Served) -> None:

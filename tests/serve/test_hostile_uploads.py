@@ -35,7 +35,7 @@ def served(served_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "tmp").mkdir()
     limits = ("--max-bytes", str(LIMIT), "--max-pixels", "1000000", "--time-limit", "5")
-    words = ("serve", served_clip / "head", "--bank", served_clip / "bank", *limits)
+    words = ("serve", served_clip / "head", "--bank", served_clip / "bank", "--cases", folder / "cases.sqlite", *limits)
     environment = {"TMPDIR": str(folder / "tmp"), "MALLOC_ARENA_MAX": "2"}
     with in_process(*words, log=folder / "log", cwd=folder, **environment) as (process, client):
         yield {"client": client, "process": psutil.Process(process.pid), "folder": folder, "log": folder / "log"}
@@ -183,6 +183,9 @@ def test_what_is_no_picture_is_refused(client: httpx.Client, what: str) -> None:
     assert batch.status_code == 200
     assert ["scores" in one for one in batch.json()["results"]] == [True, False]
     assert client.post("/v1/bank/search", json={"meme": body["memes"][0]}).status_code == 422
+    assert client.post("/v1/cases", json={"cases": body["memes"]}).status_code == 422
+    assert client.post("/v1/cases", files={"images": BAD[what]}, data={"texts": "a cake"}).status_code == 422
+    assert client.get("/v1/cases").json()["count"] == 0
     assert time.monotonic() - start < 5
 
 
@@ -266,6 +269,8 @@ def test_logs_and_metrics_quote_nobody(served: dict[str, Any], client: httpx.Cli
         client.post("/v1/classify", json=body)
         client.post(f"/v1/{MARK}?text={MARK}", json=body)
     client.post("/v1/classify", files={"images": (MARK, picture)}, data={"texts": MARK, "ids": f"{MARK}\n"})
+    refused = {"image": encoded(picture), "text": MARK, "key": MARK, "callback": f"http://{MARK}/", "context": MARK}
+    assert client.post("/v1/cases", json={"cases": [refused]}).status_code == 422
     log = served["log"].read_text()
     assert MARK not in log
     assert MARK not in client.get("/metrics").text
@@ -273,7 +278,8 @@ def test_logs_and_metrics_quote_nobody(served: dict[str, Any], client: httpx.Cli
     lines = [json.loads(line) for line in log.splitlines() if line.startswith('{"time"')]
     answered = [line for line in lines if line["event"] == "request"]
     assert {"time", "request_id", "route", "status", "ms", "memes", "key"} <= answered[-1].keys()
-    assert {line["route"] for line in answered} <= {"/v1/classify", "/v1/bank/search", "/metrics", "/ready", "unknown"}
+    known = {"/v1/classify", "/v1/cases", "/v1/bank/search", "/metrics", "/ready", "unknown"}
+    assert {line["route"] for line in answered} <= known
     assert {line["event"] for line in lines if line["level"] == "error"} == set()
 
 
