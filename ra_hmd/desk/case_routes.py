@@ -33,9 +33,10 @@ _DONE = {
     "undone": "Taken back; the case waits again.",
     "appealed": "The case waits for others, who decide on the appeal.",
     "noted": "Noted.",
+    "assigned": "The assignment is changed.",
     "checked": "The meme is a case now, with your decision.",
 }
-_FIELDS = ("queue", "source", "state", "why", "words", "label", "order")
+_FIELDS = ("queue", "source", "state", "why", "assigned", "words", "label", "order")
 
 
 def filter_of(query: QueryParams) -> CaseFilter:
@@ -45,6 +46,7 @@ def filter_of(query: QueryParams) -> CaseFilter:
         queue=query.get("queue") or None,
         source=query.get("source") or None,
         why=query.get("why") or None,
+        assigned=query.get("assigned") or None,
         words=(query.get("words") or "").strip()[:200] or None,
         states=STATES.get(state, OPEN),
         label=int(label) if label.isdecimal() and len(label) < 6 else None,
@@ -55,7 +57,8 @@ def filter_of(query: QueryParams) -> CaseFilter:
 def query_of(wanted: CaseFilter) -> dict[str, str]:
     """The query of a list that stands for a filter."""
     state = next((name for name, states in STATES.items() if set(states) == set(wanted.states)), "")
-    values = {"queue": wanted.queue, "source": wanted.source, "state": state, "why": wanted.why, "words": wanted.words,
+    values = {"queue": wanted.queue, "source": wanted.source, "state": state, "why": wanted.why,
+              "assigned": wanted.assigned, "words": wanted.words,
               "label": wanted.label, "order": "" if wanted.order == "urgent" else wanted.order}  # fmt: skip
     return {name: str(value) for name, value in values.items() if value not in (None, "")}
 
@@ -86,6 +89,7 @@ def _add_list(router: APIRouter, desk: Desk) -> None:
                 "views": [(view, query_of(CaseFilter(**view.query))) for view in views_of(database, visit.user.name)],
                 "queues": sorted(count_by_queue(database)),
                 "sources": sources_of(database),
+                "people": [visit.user.name, *desk.sessions.colleagues(visit.user.name)],
             }
 
         values = await run_sync(look)
@@ -142,6 +146,11 @@ def _add_case(router: APIRouter, desk: Desk) -> None:
     @router.post("/cases/{case_id}/take")
     async def take(visit: Visited, case_id: str) -> Response:
         return await act(visit, case_id, "", partial(desk.take, visit.user, case_id))
+
+    @router.post("/cases/{case_id}/assign")
+    async def assign(visit: Visited, case_id: str) -> Response:
+        colleague = first(await visit.form(), "colleague")
+        return await act(visit, case_id, "assigned", partial(desk.assign, visit.user, [case_id], colleague))
 
     @router.post("/cases/{case_id}/notes")
     async def note(visit: Visited, case_id: str) -> Response:

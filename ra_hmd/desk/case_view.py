@@ -40,6 +40,7 @@ class CaseView:
         near: Number of other open cases with nearly the picture.
         claimed: Who has it on the screen; empty: nobody.
         takeable: Whether the person may decide on it now.
+        assignable: Names of the people to whom the person may assign it.
     """
 
     case: Case
@@ -52,6 +53,7 @@ class CaseView:
     near: int
     claimed: str
     takeable: bool
+    assignable: list[str]
 
 
 def case_view(desk: Desk, case_id: str, user: User, words: VerdictWords) -> CaseView:
@@ -66,6 +68,8 @@ def case_view(desk: Desk, case_id: str, user: User, words: VerdictWords) -> Case
     own = [one for one in history.opinions if one.person == user.name and one.round == case.round]
     standing = [one for one in own if one.state == "standing"]
     claimed = claimed_by(database, [case_id]).get(case_id, "")
+    free = case.open and claimed in ("", user.name) and case.assigned in ("", user.name)
+    people = [user.name, *desk.sessions.colleagues(user.name)] if user.may_decide and case.open else []
     return CaseView(
         case=case,
         verdict=words.view(case.verdict, desk.thresholds),
@@ -76,7 +80,8 @@ def case_view(desk: Desk, case_id: str, user: User, words: VerdictWords) -> Case
         undoable={one.id for one in standing} if user.may_decide else set(),
         near=count_near(database, [case])[case_id],
         claimed=claimed,
-        takeable=user.may_decide and case.open and claimed in ("", user.name) and not _spoken(standing, history),
+        takeable=user.may_decide and free and not _spoken(standing, history),
+        assignable=[name for name in people if name != case.assigned],
     )
 
 

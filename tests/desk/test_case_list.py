@@ -262,3 +262,16 @@ def test_pictures_of_rows_that_cases_became_are_shown(alone):
     shown = alone.client.get(f"/console/bank/picture?id={case_id}")
     assert (shown.status_code, shown.headers["content-type"]) == (200, "image/jpeg")
     assert alone.client.get("/console/bank/picture?id=nobody").status_code == 404
+
+
+def test_a_case_is_assigned_and_given_back(people: SimpleNamespace) -> None:
+    (case_id,) = people.served.add(1)
+    assert post(people.eve, f"cases/{case_id}/assign", colleague="ann").status_code == 409
+    assert post(people.ann, f"cases/{case_id}/assign", colleague="eve").status_code == 422
+    assert post(people.ann, f"cases/{case_id}/assign", colleague="bob").status_code == 303
+    assert f"/cases/{case_id}/take" not in people.ann.get(f"/console/cases/{case_id}").text
+    assert f"/cases/{case_id}/take" in people.bob.get(f"/console/cases/{case_id}").text
+    assert (listed(people.ann, "?assigned=bob"), listed(people.ann, "?assigned=ann")) == ([case_id], [])
+    assert "Assigned to bob." in people.ann.get("/console/cases").text
+    assert post(people.ann, f"cases/{case_id}/assign", colleague="").status_code == 303
+    assert f"/cases/{case_id}/take" in people.ann.get(f"/console/cases/{case_id}").text
