@@ -8,11 +8,14 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.orm import Session, sessionmaker
 
 from ra_hmd.core.artifacts import alone_in
 from ra_hmd.core.errors import UserError, first_line
 
+UNAVAILABLE = (DBAPIError, NoConnection)
+"""Errors of a database that is away, full, or has no connection left."""
 _BUSY_SECONDS = 30
 _TURN = 0x7261686D64  # number of PostgreSQL's advisory lock; any will do that all processes take
 _one_migrates = threading.Lock()  # Alembic keeps what it works on in globals

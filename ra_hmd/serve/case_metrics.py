@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from sqlalchemy.exc import DBAPIError
 
+from ra_hmd.cases.database import UNAVAILABLE
 from ra_hmd.cases.history import webhooks_by_state
 from ra_hmd.cases.statistics import waiting
 from ra_hmd.serve.case_service import CaseService
@@ -32,7 +32,7 @@ class CaseCollector:
         try:
             database = self.cases.store.database
             queues, webhooks = waiting(database)[:_MOST_QUEUES], webhooks_by_state(database)
-        except DBAPIError:
+        except UNAVAILABLE:
             _log.exception("the case database failed")
             return
         cases = GaugeMetricFamily("ra_hmd_cases_open", "Cases that wait for people.", labels=["queue", "state"])

@@ -12,11 +12,11 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from ra_hmd.bank.identical import LabelConflictError
 from ra_hmd.bank.versions import BankInUse, VersionTaken
+from ra_hmd.cases.database import UNAVAILABLE
 from ra_hmd.cases.store import CaseConflict, NoSuchCase
 from ra_hmd.core.errors import UserError
 from ra_hmd.serve.bank_service import AlreadyApplied, NotInBank
@@ -136,6 +136,7 @@ def _described(status: int) -> dict[str, Any]:
     return described
 
 
+_DATABASE = "The case database is away, busy or full; the log of this service says where. Ask again."
 _CHANGING = "Other processes are changing the bank; nothing was done. Ask again."
 
 
@@ -161,8 +162,7 @@ _KNOWN = (
     _Known(NotInBank, 404, code="not_in_bank"),
     _Known(CaseConflict, 409, code="case_conflict"),
     _Known(NoSuchCase, 404, code="no_such_case"),
-    _Known(DBAPIError, 503, "The case database is away or full; the log of this service says where. Ask again.",
-           code="cases_not_available"),
+    *(_Known(kind, 503, _DATABASE, code="cases_not_available") for kind in UNAVAILABLE),
     _Known(UserError, 422),
 )  # fmt: skip
 """Kinds of exceptions; of several that fit, the first."""
@@ -203,7 +203,7 @@ def install_error_handlers(app: FastAPI, places: Sequence[str] = ()) -> None:
     hidden = sorted(places, key=len, reverse=True)
 
     def respond(_: Request, error: Exception) -> JSONResponse:
-        if isinstance(error, DBAPIError):
+        if isinstance(error, UNAVAILABLE):
             _log.exception("the case database failed", exc_info=error)
         http_error = to_api_error(error) or APIError(500, "An error of this service; its log has more.")
         for place in hidden:

@@ -258,6 +258,17 @@ def test_a_database_that_is_away_fails_no_verdict_and_no_probe(served: Served) -
     assert "ra_hmd_cases_missed_total 2.0" in served.reader.get("/metrics").text
 
 
+def test_a_database_without_a_free_connection_is_busy(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = served.cases.store.database._engine
+    monkeypatch.setattr(engine.pool, "_timeout", 0.1)
+    held = [engine.connect() for _ in range(engine.pool.size() + engine.pool._max_overflow)]
+    answer = served.reader.get("/v1/cases")
+    for connection in held:
+        connection.close()
+    assert (answer.status_code, answer.json()["code"]) == (503, "cases_not_available")
+    assert served.reader.get("/v1/cases").status_code == 200
+
+
 def test_without_a_case_database_there_are_no_cases(served_clip: Path) -> None:
     with in_thread(create_app(BatchingService(Detector.from_run(served_clip / "head")))) as client:
         body = json.dumps({"cases": [{"image": encoded(drawn())}]})
