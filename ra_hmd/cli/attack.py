@@ -1,6 +1,7 @@
 """`ra-hmd attack`: attacked copies of a data set."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 
 from ra_hmd.attacks.settings import AttackSettings, RephraseOptions
 from ra_hmd.attacks.white_box.settings import WhiteBoxSettings
+from ra_hmd.cli.finish import Outcome
 from ra_hmd.cli.options import GROUP, Lists, Output, command_line, from_settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.workers.settings import WorkerSettings
@@ -33,7 +35,7 @@ def attack_command(
     api_key_env: Annotated[str, typer.Option(help="Environment variable with the API's key.")] = "OPENAI_API_KEY",
     concurrency: Annotated[int, typer.Option(min=1, help="With --endpoint: concurrent requests.")] = 4,
     cache: Annotated[Path | None, typer.Option(help="Folder of answers; default: teacher/ in --output.")] = None,
-) -> None:
+) -> Outcome:
     """Write attacked copies of a data set, one per attack, severity and channel. An interrupted run continues.
 
     With --endpoint, a model rephrases captions too (attack `rephrase`): CAPTIONS ARE SENT THERE. With --white-box,
@@ -49,8 +51,7 @@ def attack_command(
         stated = attack_system(
             data, output, white_box, seed=settings.seed, splits=splits or (), show=True, command=command_line()
         )
-        print_measured(stated)
-        return
+        return Outcome(stated.to_json(), [partial(print_measured, stated)])
     stated = attack_data(
         data,
         output,
@@ -62,12 +63,13 @@ def attack_command(
         show=True,
         command=command_line(),
     )
+    lines = []
     for variant in stated.variants:
         rows, changed = sum(variant.rows.values()), sum(variant.changed.values())
-        print(f"{variant.name:32} {changed} of {rows} memes changed")
-        for reason, count in variant.unchanged.items():
-            print(f"{'':32} {count}: {reason}")
-    print(f"{output / ATTACK_MANIFEST}: {len(stated.variants)} attacked data sets")
+        lines.append(f"{variant.name:32} {changed} of {rows} memes changed")
+        lines += [f"{'':32} {count}: {reason}" for reason, count in variant.unchanged.items()]
+    lines.append(f"{output / ATTACK_MANIFEST}: {len(stated.variants)} attacked data sets")
+    return Outcome(stated.to_json(), lines)
 
 
 def print_measured(stated: "AttackManifest") -> None:

@@ -1,12 +1,13 @@
 """`ra-hmd bank …`."""
 
 import getpass
-import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ra_hmd.cli.finish import Outcome
 from ra_hmd.cli.options import GROUP, Final, checked, command_line, from_settings, print_notes
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import BankHeadOptions
@@ -44,7 +45,6 @@ IdenticalRows = Annotated[
 Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for other processes.")]
 Lock = Annotated[Path | None, typer.Option(help="Milvus cluster: the writers' lock file; or RA_HMD_MILVUS_LOCK.")]
 Token = Annotated[str | None, typer.Option(help="Milvus cluster: user:password or key; better in RA_HMD_MILVUS_TOKEN.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @bank_app.command("create")
@@ -68,7 +68,7 @@ def create_command(
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
-) -> None:
+) -> Outcome:
     """Create a bank from a feature store, embedded by a head."""
     from ra_hmd.bank.backends.base import backend_of
     from ra_hmd.bank.bank import Bank
@@ -97,7 +97,7 @@ def create_command(
         wait=wait,
         **_milvus(bank, lock, token),
     ) as opened:
-        _print_entry(opened.log[-1], bank)
+        return _changed(opened.log[-1], bank)
 
 
 @bank_app.command("add")
@@ -114,7 +114,7 @@ def add_command(
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
-) -> None:
+) -> Outcome:
     """Add the memes of a feature store."""
     from ra_hmd.bank.embed_features import embed_store
 
@@ -130,7 +130,7 @@ def add_command(
             relabel_identical=relabel_identical,
             views=found.embeddings.views,
         )
-        _print_entry(entry, bank)
+        return _changed(entry, bank)
 
 
 @bank_app.command("remove")
@@ -143,11 +143,11 @@ def remove_command(
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
-) -> None:
+) -> Outcome:
     """Remove memes. Earlier versions keep them."""
     given = [*(ids or []), *(_ids(ids_file) if ids_file else [])]
     with _open(bank, wait, lock, token) as opened:
-        _print_entry(opened.remove(given, author=author or _login(), reason=reason), bank)
+        return _changed(opened.remove(given, author=author or _login(), reason=reason), bank)
 
 
 @bank_app.command("relabel")
@@ -160,12 +160,12 @@ def relabel_command(
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
-) -> None:
+) -> Outcome:
     """Give memes other labels."""
     with _open(bank, wait, lock, token) as opened:
         new = _labels(labels, opened.problem)
         change = {"author": author or _login(), "reason": reason}
-        _print_entry(opened.relabel(new, **change, relabel_identical=relabel_identical), bank)
+        return _changed(opened.relabel(new, **change, relabel_identical=relabel_identical), bank)
 
 
 @bank_app.command("rollback")
@@ -177,51 +177,43 @@ def rollback_command(
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
-) -> None:
+) -> Outcome:
     """Restore a version, as a new version: nothing of the history is lost."""
     with _open(bank, wait, lock, token) as opened:
-        _print_entry(opened.rollback(to, author=author or _login(), reason=reason), bank)
+        return _changed(opened.rollback(to, author=author or _login(), reason=reason), bank)
 
 
 @bank_app.command("info")
-def info_command(bank: Place, as_json: Json = False, wait: Wait = 60.0, lock: Lock = None, token: Token = None) -> None:
+def info_command(bank: Place, wait: Wait = 60.0, lock: Lock = None, token: Token = None) -> Outcome:
     """Show size, classes, version, index, and the fingerprint of the embeddings."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     with _open(bank, wait, lock, token) as opened:
         info = opened.info()
-    if as_json:
-        print(json.dumps(info, ensure_ascii=False, indent=2))
-        return
     table = Table(show_header=False)
     flat = {key: value for key, value in info.items() if key != "fingerprint"}
     flat |= {f"fingerprint · {key}": value for key, value in info["fingerprint"].items()}
     for key, value in flat.items():
         table.add_row(key, escape(str(value)))
-    Console().print(table)
+    return Outcome(info, [table])
 
 
 @bank_app.command("log")
-def log_command(bank: Place, as_json: Json = False, wait: Wait = 60.0, lock: Lock = None, token: Token = None) -> None:
+def log_command(bank: Place, wait: Wait = 60.0, lock: Lock = None, token: Token = None) -> Outcome:
     """Show every version: action, author, time and reason."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     with _open(bank, wait, lock, token) as opened:
         entries = [entry.to_dict() for entry in opened.log]
-    if as_json:
-        print(json.dumps(entries, ensure_ascii=False, indent=2))
-        return
     table = Table("version", "time", "author", "action", "change", "rows", "reason")
     for entry in reversed(entries):
         change = ", ".join(f"{count} {what}" for what, count in entry["counts"].items() if count and what != "rows")
         change = f"to version {entry['restores']}: {change}" if entry["restores"] else change
         cells = (entry["version"], entry["time"], entry["author"], entry["action"], change, entry["counts"]["rows"])
         table.add_row(*(escape(str(cell)) for cell in (*cells, entry["reason"])))
-    Console().print(table)
+    return Outcome(entries, [table])
 
 
 @bank_app.command("search")
@@ -234,11 +226,10 @@ def search_command(
     output: Annotated[Path | None, typer.Option(help="Evidence of every query, as JSON.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Queries to print.")] = 20,
     final: Final = False,
-    as_json: Json = False,
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
-) -> None:
+) -> Outcome:
     """Classify memes by their nearest neighbours, and show these."""
     from ra_hmd.scoring.evidence import print_evidence, search_evidence
     from ra_hmd.scoring.operating_point import read_operating_point
@@ -256,11 +247,7 @@ def search_command(
         from ra_hmd.core.manifests import write_manifest
 
         write_manifest(output, evidence)
-        print(output)
-    if as_json:
-        print(json.dumps(evidence.to_json(), ensure_ascii=False, indent=2))
-    elif output is None:
-        print_evidence(evidence, show)
+    return Outcome(evidence.to_json(), [output or partial(print_evidence, evidence, show)])
 
 
 @bank_app.command("effect")
@@ -276,11 +263,10 @@ def effect_command(
     relabel_identical: IdenticalRows = False,
     rollback: Annotated[int | None, typer.Option(help="Version to go back to; without other changes.")] = None,
     final: Final = False,
-    as_json: Json = False,
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
-) -> None:
+) -> Outcome:
     """Show the verdicts that a change would flip, by the stored thresholds where they apply. Changes nothing."""
     from ra_hmd.bank.embed_features import embed_store
     from ra_hmd.bank.planned_change import PlannedChange
@@ -313,10 +299,7 @@ def effect_command(
         limits = {head: rule.thresholds for head, rule in rules.items()}
         result = change_impact(opened, embedded.embeddings, planned, voting, limits["rkc"], kernel, limits["krr"])
     print_notes(notes)
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False, indent=2))
-    else:
-        print_change_impact(result)
+    return Outcome(result, [partial(print_change_impact, result)])
 
 
 def _open(bank: str, wait: float, lock: Path | None, token: str | None) -> "Bank":
@@ -343,9 +326,10 @@ def _login() -> str:
         raise UserError("This account has no login name; give --author.") from error
 
 
-def _print_entry(entry: "VersionEntry", bank: str) -> None:
+def _changed(entry: "VersionEntry", bank: str) -> Outcome:
     change = ", ".join(f"{count} {what}" for what, count in entry.counts.items() if count and what != "rows")
-    print(f"{bank}: version {entry.version}, {change or 'no rows'}; {entry.counts['rows']} rows")
+    line = f"{bank}: version {entry.version}, {change or 'no rows'}; {entry.counts['rows']} rows"
+    return Outcome({"bank": bank, **entry.to_dict()}, [line])
 
 
 def _ids(path: Path) -> list[str]:

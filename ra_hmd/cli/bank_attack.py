@@ -1,12 +1,13 @@
 """`ra-hmd bank attack`: how many rows that someone slips in flip a verdict."""
 
-import json
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from ra_hmd.attacks.bank_settings import BankAttackSettings
-from ra_hmd.cli.bank import Checkpoint, Json, Queries
+from ra_hmd.cli.bank import Checkpoint, Queries
+from ra_hmd.cli.finish import Outcome
 from ra_hmd.cli.options import Final, Lists, command_line, from_settings
 from ra_hmd.inference.options import BankHeadOptions
 
@@ -22,8 +23,7 @@ def attack_command(
     settings: BankAttackSettings,
     heads: BankHeadOptions,
     final: Final = False,
-    as_json: Json = False,
-) -> None:
+) -> Outcome:
     """Count the rows that flip a verdict: flipped near-duplicates, and floods of one class. Changes nothing."""
     from ra_hmd.attacks.bank_attacks import BankUnderAttack, attack_bank, print_bank_attack
     from ra_hmd.bank.embed_features import embed_store
@@ -44,8 +44,5 @@ def attack_command(
         scorer.kernel,
         {head: scorer.rule(head).thresholds for head in BANK_HEADS},
     )
-    result = attack_bank(attacked, embedded.embeddings, settings, show=not as_json)
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False, indent=2))
-    else:
-        print_bank_attack(result)
+    result = attack_bank(attacked, embedded.embeddings, settings, show=True)
+    return Outcome(result, [partial(print_bank_attack, result)])

@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ra_hmd.cli.finish import Outcome
 from ra_hmd.cli.options import GROUP, Lists, Output, checked, from_settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.workers.settings import WorkerSettings
@@ -26,13 +28,11 @@ _WORKERS = os.cpu_count() or 1
 
 
 @data_app.command("list")
-def list_command() -> None:
+def list_command() -> Outcome:
     """Show the data sets that can be imported: splits, expected counts, tasks, terms, and where they come from."""
-    from rich.console import Console
+    from ra_hmd.data.catalogue import catalogue, catalogue_table
 
-    from ra_hmd.data.catalogue import catalogue_table
-
-    Console().print(catalogue_table())
+    return Outcome(catalogue(), [catalogue_table()])
 
 
 @data_app.command("import", cls=Lists)
@@ -48,7 +48,7 @@ def import_dataset_command(
     columns: Annotated[list[str] | None, typer.Option(help="generic: field=column of the file …")] = None,
     labels: Annotated[list[str] | None, typer.Option(help="generic: label in the file=class index …")] = None,
     workers: Workers = _WORKERS,
-) -> None:
+) -> Outcome:
     """Read a data set as it lies on disk and write validated records. An interrupted import continues."""
     from ra_hmd.data.import_dataset import ImportOptions, import_data
     from ra_hmd.data.readers import get_reader
@@ -65,7 +65,10 @@ def import_dataset_command(
         workers=workers,
         show=True,
     )
-    _describe(data)
+    manifest = data.manifest
+    counts = {"splits": manifest.splits, "rejected": manifest.rejected, "reasons": manifest.reasons}
+    result = {"output": data.folder, "layout": manifest.layout, **counts, "notes": manifest.notes}
+    return Outcome(result, list(_description(data)))
 
 
 @data_app.command("check")
@@ -78,7 +81,7 @@ def check_command(
     fix: Annotated[bool, typer.Option("--fix", help="First repair what can be repaired without loss.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 on warnings too.")] = False,
     workers: Workers = _WORKERS,
-) -> None:
+) -> Outcome:
     """Check records and images, and write check/report.md and report.json. Exit code 1 when there are errors."""
     from ra_hmd.data.checks.check import CHECK, check_data
 
@@ -88,16 +91,15 @@ def check_command(
 
         excess = excess_tokens(config, model)
     report = check_data(folder, excess=excess, config=config, fix=fix, workers=workers, engine=engine, show=True)
-    for text in report.fixed:
-        print(f"mended   {text}")
+    lines = [f"mended   {text}" for text in report.fixed]
     for finding in report.findings:
-        print(f"{finding['severity']:8} {finding['kind']}: {finding['count']} · {finding['meaning']}")
-        for example in finding["examples"][:3]:
-            print(f"           {example}")
+        lines.append(f"{finding['severity']:8} {finding['kind']}: {finding['count']} · {finding['meaning']}")
+        lines += [f"           {example}" for example in finding["examples"][:3]]
     if not report.findings:
-        print("Nothing was found.")
-    print(folder / CHECK / "report.md")
-    raise typer.Exit(int(report.worst == "error" or (strict and report.worst == "warning")))
+        lines.append("Nothing was found.")
+    data = {"worst": report.worst, "fixed": report.fixed, "findings": report.findings}
+    failed = report.worst == "error" or (strict and report.worst == "warning")
+    return Outcome(data, [*lines, folder / CHECK / "report.md"], int(failed))
 
 
 @data_app.command("to-sharegpt", cls=Lists)
@@ -112,7 +114,7 @@ def to_sharegpt_command(
     k_shot: Annotated[Path | None, typer.Option(help="K-shot lists: write the memes of one of them only.")] = None,
     shots: Annotated[int | None, typer.Option(min=1, help="With --k-shot: K of the list.")] = None,
     shot_seed: Annotated[int, typer.Option(min=0, help="With --k-shot: seed of the list.")] = 0,
-) -> None:
+) -> Outcome:
     """Write the files that LLaMA-Factory trains on, and enter them in dataset_info.json."""
     from ra_hmd.core.manifests import KShotManifest, ShotList, read_manifest
     from ra_hmd.data.k_shot import read_shot_list
@@ -131,19 +133,27 @@ def to_sharegpt_command(
     files, question = write_sharegpt(
         folder, output, task=task, prompt=prompt, media_dir=media_dir, name=name, splits=splits, shots=shot_list
     )
+    lines = []
     for file in files:
         left = f", {file.unlabelled} without a label left out" if file.unlabelled else ""
-        print(f"{file.name}: {file.rows} records{left} · {file.path}" if file.rows else f"{file.name}: no labels")
-    names = [file.name for file in files if file.rows]
-    print(f"\nFor the YAML file:\n  dataset_dir: {output}\n  dataset: {names[0]}")
+        lines.append(
+            f"{file.name}: {file.rows} records{left} · {file.path}" if file.rows else f"{file.name}: no labels"
+        )
+    keys: dict[str, Any] = {"dataset_dir": output, "dataset": next(file.name for file in files if file.rows)}
     if media_dir is not None:
-        print(f"  media_dir: {media_dir}")
+        keys["media_dir"] = media_dir
     chosen = open_data(folder).task(task)
     if chosen.multi_label or len(chosen.answers) > 2:
-        print(f"  problem_type: {'multi_label' if chosen.multi_label else 'single_label'}")
-        print(f"  output_dim: {len(chosen.classes)}\n  answers: {json.dumps(chosen.answers, ensure_ascii=False)}")
+        keys |= {"problem_type": "multi_label" if chosen.multi_label else "single_label"}
+        keys |= {"output_dim": len(chosen.classes), "answers": list(chosen.answers)}
     if question.template != OFFICIAL_PROMPT:
-        print(f"  prompt_template: {question.template!r}")
+        keys["prompt_template"] = question.template
+    shown = {"answers": json.dumps(keys.get("answers"), ensure_ascii=False), "prompt_template": repr(question.template)}
+    lines += ["", "For the YAML file:", *(f"  {key}: {shown.get(key, value)}" for key, value in keys.items())]
+    written = [
+        {"name": file.name, "path": file.path, "rows": file.rows, "unlabelled": file.unlabelled} for file in files
+    ]
+    return Outcome({"files": written, "yaml": keys}, lines)
 
 
 @data_app.command("k-shot", cls=Lists)
@@ -157,26 +167,25 @@ def k_shot_command(
     split: Annotated[str, typer.Option(help="Split to draw from.")] = "train",
     task: TaskName = None,
     output: Annotated[Path | None, typer.Option(help="The file; default: k_shot/ in the folder.")] = None,
-) -> None:
+) -> Outcome:
     """Write reproducible lists of ids for few-shot experiments."""
     from ra_hmd.data.k_shot import write_k_shot
 
-    print(write_k_shot(folder, shots, seeds=seeds, per_class=per_class, split=split, task=task, output=output))
+    made = write_k_shot(folder, shots, seeds=seeds, per_class=per_class, split=split, task=task, output=output)
+    return Outcome.of(output=made)
 
 
 @data_app.command("ocr")
 def ocr_command(
     folder: Folder,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Lowest confidence of a line that is used.")] = 0.5,
-) -> None:
+) -> Outcome:
     """Read captions from the images of memes that have none (extra `ocr`). An interrupted run continues."""
     from ra_hmd.data.ocr import fill_captions
 
     filled = fill_captions(folder, min_score=min_score, show=True)
-    for split, count in filled.items():
-        print(f"{split}: {count} captions read")
-    if not filled:
-        print("Every meme has a caption, or was read before.")
+    lines = [f"{split}: {count} captions read" for split, count in filled.items()]
+    return Outcome({"read": filled}, lines or ["Every meme has a caption, or was read before."])
 
 
 @data_app.command("make-confounders")
@@ -184,12 +193,13 @@ def make_confounders_command(
     output: Output,
     size: Annotated[int | None, typer.Option(help="Number of training memes of each domain.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed of images and captions.")] = 0,
-) -> None:
+) -> Outcome:
     """Write harmless synthetic memes, in the layout of Hateful Memes, whose label depends on image and caption."""
     from ra_hmd.data.synthetic.confounders import make_confounders
 
     options = {} if size is None else {"size": size}
-    print(make_confounders(output, seed=seed, **options))
+    rows = make_confounders(output, seed=seed, **options)
+    return Outcome({"output": output, "rows": rows}, [str(rows)])
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
@@ -207,17 +217,15 @@ def _indices(given: list[str] | None) -> dict[str, int]:
     return {name: int(value) for name, value in pairs.items()}
 
 
-def _describe(data: "MemeData") -> None:
-    """Print the layout, the counts and the notes of an import."""
+def _description(data: "MemeData") -> Iterator[Any]:
+    """The layout, the counts and the notes of an import."""
     manifest = data.manifest
-    print(f"{data.reader.title}: {manifest.layout}, in {manifest.root}")
+    yield f"{data.reader.title}: {manifest.layout}, in {manifest.root}"
     for split, rows in manifest.splits.items():
         whole = data.expected.get(split)
         expected = f", {whole.rows} in a whole copy" if whole and whole.rows != rows else ""
         left = manifest.rejected.get(split, 0)
-        print(f"  {split}: {rows} memes{expected}" + (f", {left} rows left out" if left else ""))
-    for note in manifest.notes:
-        print(f"  note: {note}")
-    for reason, count in manifest.reasons.items():
-        print(f"  left out: {reason} ({count})")
-    print(data.folder)
+        yield f"  {split}: {rows} memes{expected}" + (f", {left} rows left out" if left else "")
+    yield from (f"  note: {note}" for note in manifest.notes)
+    yield from (f"  left out: {reason} ({count})" for reason, count in manifest.reasons.items())
+    yield data.folder

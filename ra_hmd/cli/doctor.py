@@ -13,9 +13,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,7 @@ import typer
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from ra_hmd.cli.finish import Outcome
 from ra_hmd.core.package_versions import bad_pairs, installed_version
 
 if TYPE_CHECKING:
@@ -113,20 +115,22 @@ def diagnose() -> list[Check]:
 
 
 @doctor_app.command("doctor")
-def doctor_command() -> None:
+def doctor_command() -> Outcome:
     """Check this installation: plugin, versions, torchrun, devices, FAISS. Exit code 1 on a problem."""
     from rich.console import Console
 
-    raise typer.Exit(run_doctor(Console()))
+    console = Console()
+    with console.status("checking this machine …"):
+        checks = diagnose()
+    failed = any(check.status == "problem" for check in checks)
+    return Outcome([asdict(check) for check in checks], [partial(print_checks, checks, console)], int(failed))
 
 
-def run_doctor(console: "Console") -> int:
-    """Print all checks and remedies. Returns the exit code: 1 if there is a problem."""
+def print_checks(checks: Sequence[Check], console: "Console") -> None:
+    """Print all checks and remedies."""
     from rich.markup import escape
     from rich.table import Table
 
-    with console.status("checking this machine …"):
-        checks = diagnose()
     table = Table("check", "", "found", title="ra-hmd doctor")
     for check in checks:
         colour = _COLOURS[check.status]
@@ -138,7 +142,6 @@ def run_doctor(console: "Console") -> int:
             console.print(f"[{colour}]{check.status}[/] {escape(check.name)}: {escape(check.remedy)}", soft_wrap=True)
     problems = sum(check.status == "problem" for check in checks)
     console.print(f"{problems} problem(s)." if problems else "No problems.")
-    return 1 if problems else 0
 
 
 def check_python() -> list[Check]:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ra_hmd.cli import options as o
+from ra_hmd.cli.finish import Outcome
 from ra_hmd.cli.options import command_line, from_settings, print_notes
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import BankHeadOptions
@@ -46,7 +47,7 @@ def evaluate_command(
     before: Annotated[Path | None, typer.Option(help="Head whose projection of the bank is plotted too.")] = None,
     bootstrap_samples: o.BootstrapSamples = 1000,
     seed: Annotated[int, typer.Option(help="Seed of resampling and of the choice of memes to add.")] = 0,
-) -> None:
+) -> Outcome:
     """Compare the heads (LMH, LRC, RKC, KRR) with 95 % intervals, and write a report (docs/evaluation.md)."""
     from ra_hmd.core.config import load_settings
     from ra_hmd.evaluation.evaluate import evaluate
@@ -71,7 +72,7 @@ def evaluate_command(
         **heads.model_dump(),
     )
     print_notes(done["notes"])
-    print(output / "report.md")
+    return Outcome(done, [output / "report.md"])
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -87,13 +88,13 @@ def results_command(
         list[str], typer.Argument(help="Folders with evaluations and cross-evaluations; NAME=FOLDER names the system.")
     ],
     output: o.Output = Path("results.md"),
-) -> None:
+) -> Outcome:
     """Write one table of all systems over all data sets, beside published numbers; also JSON, CSV and a figure."""
     from ra_hmd.experiments.leaderboard.run import write_results
 
     done = write_results(folders, output, command=command_line())
     print_notes(done.notes)
-    print(output)
+    return Outcome.of(output=output, notes=done.notes)
 
 
 @evaluation_app.command("card")
@@ -112,12 +113,12 @@ def card_command(
     ] = None,
     language: Annotated[list[str] | None, typer.Option(help="Language of captions, e.g. en; several times.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing card.")] = False,
-) -> None:
+) -> Outcome:
     """Write a model card, or a data sheet of a data set or bank, from recorded facts (docs/deploy.md)."""
     from ra_hmd.cards.build import make_card
     from ra_hmd.cards.render import CardMetadata
 
     stated = CardMetadata(name, licence, tuple(language or ()))
     card = make_card(source, output, reports=report or [], stated=stated, overwrite=overwrite)
-    print(card.path)
     typer.echo(f"{card.open_questions} lines are left TO BE FILLED IN; search for these words.", err=True)
+    return Outcome.of(card=card.path, open_questions=card.open_questions)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ra_hmd.cli import options as o
+from ra_hmd.cli.finish import Outcome
 from ra_hmd.cli.options import SourceOptions, checked, command_line, from_settings, print_notes
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.options import LmmOptions
@@ -20,7 +21,7 @@ def cross_eval_command(
     config: Annotated[Path, typer.Argument(help="YAML file: systems, targets, heads, banks (docs/studies.md).")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
     final: o.Final = False,
-) -> None:
+) -> Outcome:
     """Test what was trained on one data set on others: a matrix by head and bank, with K-shot banks of the target."""
     from ra_hmd.core.config import load_yaml
     from ra_hmd.experiments.cross_eval.config import CrossEvalArguments
@@ -31,7 +32,7 @@ def cross_eval_command(
     result = cross_eval(args, final=final, command=shlex.join(words))
     for gap in dict.fromkeys(f"{gap['reason']} {gap['command']}".strip() for gap in result["missing"]):
         typer.echo(f"Missing: {gap}", err=True)
-    print(args.output_dir / "cross_eval.md")
+    return Outcome(result, [args.output_dir / "cross_eval.md"])
 
 
 @experiments_app.command("robustness")
@@ -39,7 +40,7 @@ def robustness_command(
     config: Annotated[Path, typer.Argument(help="YAML file: data, attacked sets, systems (docs/robustness.md).")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
     final: o.Final = False,
-) -> None:
+) -> Outcome:
     """Measure heads on clean and attacked memes, and what defences give and cost. Can be resumed."""
     from ra_hmd.core.config import load_yaml
     from ra_hmd.experiments.robustness.config import RobustnessSettings
@@ -48,8 +49,7 @@ def robustness_command(
     settings = load_yaml(RobustnessSettings, config, overrides or [])
     words = ["ra-hmd", "robustness", str(config), *(overrides or []), *(["--final"] if final else [])]
     result = robustness(settings, final=final, command=shlex.join(words))
-    print(result["summary"])
-    print(settings.output_dir / "robustness.md")
+    return Outcome(result, [result["summary"], settings.output_dir / "robustness.md"])
 
 
 @experiments_app.command("staleness")
@@ -78,7 +78,7 @@ def staleness_command(
     bootstrap_samples: o.BootstrapSamples = 1000,
     seed: Annotated[int, typer.Option(help="Seed of resampling and of the draw.")] = 0,
     final: o.Final = False,
-) -> None:
+) -> Outcome:
     """Measure what RKC and KRR lose as their bank ages: memes of each period, scored with banks of every age."""
     from ra_hmd.core.config import load_settings
     from ra_hmd.experiments.staleness.config import StalenessSettings
@@ -102,7 +102,7 @@ def staleness_command(
     command = command_line()
     result = staleness(checkpoint, bank, output, queries=queries or (), settings=settings, final=final, command=command)
     print_notes(result["notes"])
-    print(output / "staleness.md")
+    return Outcome(result, [output / "staleness.md"])
 
 
 @experiments_app.command("in-context")
@@ -130,7 +130,7 @@ def in_context_command(
     final: o.Final = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")] = 4,
     bootstrap_samples: o.BootstrapSamples = 1000,
-) -> None:
+) -> Outcome:
     """Classify a split by showing the LMM labelled memes first: retrieval-augmented in-context learning.
 
     Writes an evaluation for `ra-hmd evaluate --compare` and `ra-hmd results` (docs/studies.md). Can be resumed.
@@ -164,8 +164,7 @@ def in_context_command(
         dtype=model.dtype,
         command=command_line(),
     )
-    if done:  # else another rank measures
-        print(output / "report.md")
+    return Outcome(done or {}, [output / "report.md"] if done else [])  # without, another rank measures
 
 
 def _demonstration_features(
@@ -205,7 +204,7 @@ def judge_command(
     ] = None,
     bootstrap_samples: o.BootstrapSamples = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
-) -> None:
+) -> Outcome:
     """Grade rationales against human references, 0 to 10, by a language model (docs/judge.md).
 
     An interrupted command that is started again asks only what was not answered.
@@ -241,18 +240,18 @@ def judge_command(
         command=command_line(),
     )
     print_notes(done.notes)
-    print(output / "report.md")
+    return Outcome(done.to_json(), [output / "report.md"])
 
 
 @experiments_app.command("demo")
 def demo_command(
     output: o.Output,
     quick: Annotated[bool, typer.Option("--quick", help="Train briefly, as a functional check.")] = False,
-) -> None:
+) -> Outcome:
     """Run the whole pipeline on synthetic memes and a tiny Qwen2-VL: ten to fifteen minutes on two cores."""
     from ra_hmd.experiments.demo import run_demo
 
-    run_demo(output, quick=quick)
+    return Outcome({"report": run_demo(output, quick=quick)})
 
 
 @experiments_app.command("ablate")
@@ -262,8 +261,9 @@ def ablate_command(
     quick: Annotated[bool, typer.Option("--quick", help="Train briefly, as a functional check.")] = False,
     topk: o.TopK = 20,
     bootstrap_samples: o.BootstrapSamples = 1000,
-) -> None:
+) -> Outcome:
     """Measure what each stage contributes: five variants under one recipe, on synthetic memes and a tiny Qwen2-VL."""
     from ra_hmd.experiments.ablation import run_ablation
 
-    run_ablation(output, seeds=seeds, quick=quick, topk=topk, bootstrap_samples=bootstrap_samples)
+    made = run_ablation(output, seeds=seeds, quick=quick, topk=topk, bootstrap_samples=bootstrap_samples)
+    return Outcome({"report": made})

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ra_hmd.cli.finish import Outcome
 from ra_hmd.cli.options import (
     GROUP,
     Output,
@@ -42,11 +43,11 @@ def tiny_lmm_command(
     output: Output,
     family: Annotated[str, typer.Option(help=f"{', '.join(FAMILIES)}.")] = "qwen2_vl",
     seed: Seed = 0,
-) -> None:
+) -> Outcome:
     """Build a CPU-sized LMM of a family from its config, with tokenizer and processor."""
     from ra_hmd.models.tiny import make_tiny_lmm
 
-    print(make_tiny_lmm(family, output, seed=seed))
+    return Outcome.of(output=make_tiny_lmm(family, output, seed=seed))
 
 
 @models_app.command("tiny-encoder")
@@ -56,15 +57,14 @@ def tiny_encoder_command(
         str, typer.Option(help="clip, altclip, align, siglip, siglip2, or qwen3_vl_embedding: an LMM embedder.")
     ] = "clip",
     seed: Seed = 0,
-) -> None:
+) -> Outcome:
     """Build a CPU-sized image–text encoder from its config, with tokenizer and image processor."""
     from ra_hmd.models.tiny import EMBEDDER_FAMILY, make_tiny_embedder
     from ra_hmd.models.tiny_clip import EncoderFamily, make_tiny_encoder
 
     if family == EMBEDDER_FAMILY:
-        print(make_tiny_embedder(output, seed=seed))
-        return
-    print(make_tiny_encoder(checked("--family", family, EncoderFamily), output, seed=seed))
+        return Outcome.of(output=make_tiny_embedder(output, seed=seed))
+    return Outcome.of(output=make_tiny_encoder(checked("--family", family, EncoderFamily), output, seed=seed))
 
 
 @models_app.command("extract")
@@ -82,7 +82,7 @@ def extract_command(
     views: Views = None,
     *,
     engine: WorkerSettings,
-) -> None:
+) -> Outcome:
     """Extract features of memes by an LMM. An interrupted command continues when started again; also under torchrun,
     or on a Ray cluster.
     """
@@ -107,7 +107,7 @@ def extract_command(
         engine=engine,
         backend=model.backend_settings,
     )
-    print(f"{folder}: {len(memes)} memes")
+    return Outcome.of(f"{folder}: {len(memes)} memes", output=folder, memes=len(memes))
 
 
 @models_app.command("encode")
@@ -133,7 +133,7 @@ def encode_command(
     fold_captions: FoldCaptions = False,
     *,
     engine: WorkerSettings,
-) -> None:
+) -> Outcome:
     """Extract features of memes by a frozen encoder: CLIP-like, of image and text, or an LMM embedder, one vector.
     Continues like extract; also under torchrun, or on a Ray cluster.
     """
@@ -163,10 +163,10 @@ def encode_command(
         num_workers=workers,
         engine=engine,
     )
-    print(f"{folder}: {len(memes)} memes")
     stated = read_manifest(folder / STORE_MANIFEST, StoreManifest)
     if stated.captions is not None and stated.encoder is not None:
         print_notes([note] if (note := describe_captions(stated.captions, stated.encoder)) else [])
+    return Outcome.of(f"{folder}: {len(memes)} memes", output=folder, memes=len(memes))
 
 
 @models_app.command("import-official")
@@ -175,13 +175,13 @@ def import_official_command(
     output: Output,
     base_model: Annotated[str | None, typer.Option(help="The LMM, if it is not where the adapter says.")] = None,
     quantization_bit: Annotated[int | None, typer.Option(help="Load the LMM in 4 or 8 bits.")] = None,
-) -> None:
+) -> Outcome:
     """Convert a checkpoint of the official RA-HMD code into a Stage 1 run."""
     from ra_hmd.models.convert_official import import_official
 
     done = import_official(folder, output, base_model, _bits(quantization_bit), command_line())
     print_notes(done.assumptions)
-    print(output)
+    return Outcome.of(output=output, assumptions=done.assumptions)
 
 
 def _bits(number: int | None) -> Literal[4, 8] | None:
@@ -193,21 +193,14 @@ def _bits(number: int | None) -> Literal[4, 8] | None:
 @features_app.command("info")
 def info_command(
     store: Annotated[Path, typer.Argument(help="Feature store.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
-) -> None:
+) -> Outcome:
     """Show what a feature store holds: origin, rows, views and their cost."""
-    import json
-
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from ra_hmd.features.store import read_store_manifest
 
     stated = read_store_manifest(store)
-    if as_json:
-        print(json.dumps(stated.to_json(), ensure_ascii=False, indent=2))
-        return
     table = Table(show_header=False)
     shown: dict[str, object] = {
         "data set": stated.dataset,
@@ -224,28 +217,28 @@ def info_command(
     for key, value in shown.items():
         if value is not None:
             table.add_row(key, escape(str(value)))
-    Console().print(table)
+    return Outcome(stated.to_json(), [table])
 
 
 @features_app.command("import")
 def import_store_command(
     source: Annotated[Path, typer.Argument(help="Official .pt file (ids, feats, labels).")],
     output: Output,
-) -> None:
+) -> Outcome:
     """Convert the official code's feature file to a feature store."""
     from ra_hmd.features.legacy import import_pt
 
     import_pt(source, output)
-    print(output)
+    return Outcome.of(output=output)
 
 
 @features_app.command("export")
 def export_command(
     store: Annotated[Path, typer.Argument(help="Feature store.")],
     output: Output,
-) -> None:
+) -> Outcome:
     """Convert a feature store to the official code's .pt file."""
     from ra_hmd.features.legacy import export_pt
 
     export_pt(store, output)
-    print(output)
+    return Outcome.of(output=output)

@@ -1,13 +1,16 @@
 """Commands of few-shot detection by clusters, guidance and experts."""
 
+import functools
 import importlib.util
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ra_hmd.cli import options as o
+from ra_hmd.cli.finish import Outcome
 from ra_hmd.cli.options import command_line, from_settings, print_notes
 from ra_hmd.clusters.guidance_settings import MemberSettings, PictureSettings, TeacherOptions, TeacherSettings
 from ra_hmd.clusters.settings import ClusterSettings, ClusterSource
@@ -24,7 +27,9 @@ few_shot_app = typer.Typer()
 
 @few_shot_app.command("cluster")
 @from_settings
-def cluster_command(output: o.Output, settings: ClusterSettings, given: ClusterSource, source: o.SourceOptions) -> None:
+def cluster_command(
+    output: o.Output, settings: ClusterSettings, given: ClusterSource, source: o.SourceOptions
+) -> Outcome:
     """Cluster the memes of a training split by a frozen encoder's features, without labels (docs/clusters.md).
 
     With --encoder, an interrupted command that is started again continues.
@@ -39,7 +44,8 @@ def cluster_command(output: o.Output, settings: ClusterSettings, given: ClusterS
     else:
         manifest = _cluster_memes(given.data, given.encoder, output, settings, given, source)
     print_notes(manifest.notes)
-    print(f"{output}: {manifest.count} clusters of {manifest.rows} memes, {', '.join(map(str, manifest.sizes))}")
+    line = f"{output}: {manifest.count} clusters of {manifest.rows} memes, {', '.join(map(str, manifest.sizes))}"
+    return Outcome(manifest.to_json(), [line])
 
 
 def _cluster_store(
@@ -124,7 +130,7 @@ def guidance_command(
     partial: Annotated[
         bool, typer.Option("--partial", help="Leave the text of a cluster empty where the teacher gives none.")
     ] = False,
-) -> None:
+) -> Outcome:
     """Write for each cluster a text that tells the model what to look at (docs/clusters.md).
 
     A teacher writes them. Some memes of each cluster, words and images, ARE SENT TO ITS ENDPOINT: of the training split
@@ -155,10 +161,8 @@ def guidance_command(
     written = texts is not None or teacher.endpoint is not None
     if written and guidance.manifest is not None:
         print_notes(guidance.manifest.notes)
-    if show:
-        print_guidance(guidance, place)
-    if written:
-        print(output)
+    shown = [functools.partial(print_guidance, guidance, place)] if show else []
+    return Outcome({"output": output, "texts": guidance.texts}, [*shown, *([output] if written else [])])
 
 
 def _asked(clusters: Path, output: Path, teacher: TeacherOptions, variable: str, **asked: Any) -> "Guidance":
@@ -180,12 +184,13 @@ def export_clusters_command(
     run: Annotated[Path, typer.Argument(help="Stage 1 run with `llm_moe: true` and `router_input: none`.")],
     output: o.Output,
     base_model: Annotated[str | None, typer.Option(help="Where its base model lies now.")] = None,
-) -> None:
+) -> Outcome:
     """Write a run whose experts are routed by the cluster alone as plain LoRA adapters, one per cluster."""
     from ra_hmd.clusters.export import ADAPTERS, export_clusters
 
     manifest = export_clusters(run, output, base_model, command=command_line())
-    print(f"{output / ADAPTERS}: {len(manifest.adapters)} adapters of rank {manifest.rank}")
+    line = f"{output / ADAPTERS}: {len(manifest.adapters)} adapters of rank {manifest.rank}"
+    return Outcome(manifest.to_json(), [line])
 
 
 @few_shot_app.command("few-shot")
@@ -194,7 +199,7 @@ def few_shot_command(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
     final: o.Final = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print the commands without a run.")] = False,
-) -> None:
+) -> Outcome:
     """Compare SSMoE with its baselines on K labelled memes of each class, under one recipe. Can be resumed."""
     from ra_hmd.core.config import load_yaml
     from ra_hmd.experiments.few_shot.config import FewShotSettings
@@ -202,7 +207,6 @@ def few_shot_command(
 
     settings = load_yaml(FewShotSettings, config, overrides or [])
     if dry_run:
-        plan_few_shot(settings)
-        return
+        return Outcome({"steps": [asdict(step) for step in plan_few_shot(settings)]})
     words = ["ra-hmd", "few-shot", str(config), *(overrides or []), *(["--final"] if final else [])]
-    run_few_shot(settings, final=final, command=shlex.join(words))
+    return Outcome({"report": run_few_shot(settings, final=final, command=shlex.join(words))})

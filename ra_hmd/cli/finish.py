@@ -24,7 +24,7 @@ class Outcome:
 
     Attributes:
         data: Printed with `--json`.
-        lines: Printed otherwise: text, or what Rich renders, such as a table.
+        lines: Printed otherwise: text, what Rich renders, such as a table, or a function that prints.
         exit_code: Exit code of the command.
     """
 
@@ -45,6 +45,8 @@ class Outcome:
         for line in self.lines:
             if isinstance(line, str | Path):
                 print(line)
+            elif callable(line):
+                line()
             else:
                 from rich.console import Console
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ra_hmd.cli.bank import Lock, Place, Token, Wait, _open
+from ra_hmd.cli.finish import Outcome
 from ra_hmd.core.errors import UserError
 
 hash_lists_app = typer.Typer()
@@ -18,13 +19,14 @@ def export_command(
     wait: Wait = 60.0,
     lock: Lock = None,
     token: Token = None,
-) -> None:
+) -> Outcome:
     """Write the image hashes and labels of the rows as a list that others can import (docs/bank.md)."""
     from ra_hmd.bank.hash_lists import export_hashes
 
     with _open(bank, wait, lock, token) as opened:
         written, without = export_hashes(opened, output)
-    print(f"{output}: {written} hashes" + (f"; {without} rows have none" if without else ""))
+    line = f"{output}: {written} hashes" + (f"; {without} rows have none" if without else "")
+    return Outcome.of(line, output=output, hashes=written, rows_without=without)
 
 
 @hash_lists_app.command("import-hashes")
@@ -38,7 +40,7 @@ def import_command(
     label: Annotated[
         str | None, typer.Option(help="Label of hashes that have no other; with several classes 0,1,0.")
     ] = None,
-) -> None:
+) -> Outcome:
     """Give the hashes of a list labels, for --hash-list of predict, serve and console. Changes no bank."""
     from ra_hmd.bank.hash_lists import import_hash_list
 
@@ -52,4 +54,5 @@ def import_command(
         if not all(part.isdecimal() for part in value.split(",")):
             raise UserError(f"Label {value!r}: write a class index, or 0,1,… with several classes.")
     written, others = import_hash_list(source, output, labels, label)
-    print(f"{output}: {written} hashes" + (f"; {others} signals of other types are left out" if others else ""))
+    line = f"{output}: {written} hashes" + (f"; {others} signals of other types are left out" if others else "")
+    return Outcome.of(line, output=output, hashes=written, left_out=others)

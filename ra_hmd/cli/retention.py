@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ra_hmd.cli import options as o
+from ra_hmd.cli.finish import Outcome
 from ra_hmd.cli.options import GROUP, command_line, from_settings, print_notes
 from ra_hmd.experiments.retention.config import BenchmarkSettings, PolicySettings, RetentionSettings
 
@@ -23,7 +24,7 @@ def drawn_command(
     settings: RetentionSettings,
     base_model: Annotated[str | None, typer.Option(help="Where the base model is now.")] = None,
     dtype: o.Precision = "auto",
-) -> None:
+) -> Outcome:
     """Ask a model general questions about drawn pictures, with its adapter and without. Can be resumed."""
     from ra_hmd.core.choices import DType
     from ra_hmd.experiments.retention.run import retention
@@ -32,9 +33,10 @@ def drawn_command(
     precision = o.checked("--dtype", dtype, DType)
     run = open_run(checkpoint, base_model)
     result = retention(run, output, settings, dtype=precision, command=command_line())
-    if result:  # else another rank writes
-        print_notes(result["notes"])
-        finish(result["gate"], output / "retention.md")
+    if not result:  # another rank writes
+        return Outcome({})
+    print_notes(result["notes"])
+    return measured(result, output / "retention.md")
 
 
 @retention_app.command("policy")
@@ -46,7 +48,7 @@ def policy_command(
     settings: PolicySettings,
     query_set: Annotated[str | None, typer.Option("--set", help="Query set, where an evaluation has several.")] = None,
     head: Annotated[list[str] | None, typer.Option(help="Head that is judged; several; default: all.")] = None,
-) -> None:
+) -> Outcome:
     """Compare two evaluations of the memes of an earlier policy: before and after tuning on a later one."""
     from ra_hmd.core.choices import Head
     from ra_hmd.experiments.retention.policy import policy_retention
@@ -54,7 +56,7 @@ def policy_command(
     heads = [o.checked("--head", one, Head) for one in head or ()]
     result = policy_retention(before, after, output, settings, query_set=query_set, heads=heads, command=command_line())
     print_notes(result["notes"])
-    finish(result["gate"], output / "policy.md")
+    return measured(result, output / "policy.md")
 
 
 @retention_app.command("benchmarks")
@@ -65,7 +67,7 @@ def benchmarks_command(
     output: o.Output,
     settings: BenchmarkSettings,
     metric: Annotated[list[str] | None, typer.Option(help="TASK=METRIC that counts for a task; several.")] = None,
-) -> None:
+) -> Outcome:
     """Compare the logged samples of two models on the same benchmarks, question by question."""
     from ra_hmd.core.errors import UserError
     from ra_hmd.experiments.retention.benchmarks import benchmark_retention
@@ -75,13 +77,12 @@ def benchmarks_command(
         raise UserError(f"--metric is {' '.join(metric or ())!r}; write TASK=METRIC, such as seedbench=seed_all.")
     metrics = {name: value for name, _, value in pairs}
     result = benchmark_retention(base, tuned, output, settings, metrics=metrics, command=command_line())
-    finish(result["gate"], output / "benchmarks.md")
+    return measured(result, output / "benchmarks.md")
 
 
-def finish(gate: Mapping[str, Any], report: Path) -> None:
-    """Print where the report is and the verdict, and end with the gate's exit code."""
+def measured(result: Mapping[str, Any], report: Path) -> Outcome:
+    """Where the report is, the verdict, and the gate's exit code."""
     from ra_hmd.experiments.retention.gate import EXIT_CODES, gate_summary
 
-    print(report)
-    print(gate_summary(gate))
-    raise typer.Exit(EXIT_CODES[gate["verdict"]])
+    gate = result["gate"]
+    return Outcome(result, [report, gate_summary(gate)], EXIT_CODES[gate["verdict"]])

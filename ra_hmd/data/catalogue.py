@@ -20,6 +20,24 @@ def catalogue_table() -> Table:
     return table
 
 
+def catalogue() -> list[dict[str, Any]]:
+    """What is known of each data set: name, title, terms, origin, tasks, and the splits of each whole copy."""
+    return [
+        {
+            "name": reader.name,
+            "title": reader.title,
+            "terms": reader.licence,
+            "from": reader.owner,
+            "tasks": {task.name: list(task.classes) for task in reader.tasks},
+            "splits": {
+                variant or "whole": {split: whole.rows for split, whole in splits.items()}
+                for variant, splits in reader.expected.items()
+            },
+        }
+        for reader in READERS.values()
+    ]
+
+
 def dataset_info() -> dict[str, Any]:
     """Return the `dataset_info.json` entries of every public data set, under the official names where they exist."""
     named = [entry for reader in READERS.values() for entry in reader.sharegpt.values()]

@@ -56,7 +56,10 @@ class TestReport:
     def run(self, monkeypatch: pytest.MonkeyPatch, *checks: Check) -> tuple[int, str]:
         monkeypatch.setattr(doctor, "diagnose", lambda: list(checks))
         console = Console(file=io.StringIO(), width=200)
-        return doctor.run_doctor(console), console.file.getvalue()
+        monkeypatch.setattr("rich.console.Console", lambda *_: console)
+        done = doctor.doctor_command()
+        done.show(as_json=False)
+        return done.exit_code, console.file.getvalue()
 
     def test_notes_do_not_fail(self, monkeypatch: pytest.MonkeyPatch) -> None:
         code, text = self.run(monkeypatch, Check("a", "ok", "fine"), Check("device", "note", "CPU only", "Buy one."))
