@@ -38,7 +38,9 @@ def list_command() -> Outcome:
 @data_app.command("import", cls=Lists)
 def import_dataset_command(
     dataset: Annotated[str, typer.Argument(help="hateful_memes, harm_c, … or generic; see `ra-hmd data list`.")],
-    root: Annotated[Path, typer.Argument(help="Folder that the data set was unpacked to (generic: also a file).")],
+    root: Annotated[
+        Path, typer.Argument(help="Folder that it was unpacked to; generic: also a file, or a name on the hub.")
+    ],
     output: Output,
     images: Annotated[Path | None, typer.Option(help="Folder with the images, if not below ROOT.")] = None,
     add_on: Annotated[Path | None, typer.Option(help="Folder with further annotations, if not below ROOT.")] = None,
@@ -47,6 +49,8 @@ def import_dataset_command(
     seed: Annotated[int, typer.Option(help="Seed of the val split.")] = 0,
     columns: Annotated[list[str] | None, typer.Option(help="generic: field=column of the file …")] = None,
     labels: Annotated[list[str] | None, typer.Option(help="generic: label in the file=class index …")] = None,
+    subset: Annotated[str | None, typer.Option(help="With a name on the hub: configuration of the data set.")] = None,
+    revision: Annotated[str | None, typer.Option(help="With a name on the hub: branch, tag or commit.")] = None,
     workers: Workers = _WORKERS,
 ) -> Outcome:
     """Read a data set as it lies on disk and write validated records. An interrupted import continues."""
@@ -54,6 +58,13 @@ def import_dataset_command(
     from ra_hmd.data.readers import get_reader
     from ra_hmd.data.text import TextPolicy
 
+    named = dataset == "generic" and not root.exists() and not root.is_absolute()
+    if (subset or revision) and not named:
+        raise UserError(f"--subset and --revision are for names on the hub (generic ORG/NAME); {root} is a place here.")
+    if named:
+        from ra_hmd.data.hub_dataset import fetch_dataset
+
+        root = fetch_dataset(root.as_posix(), f"{output}_download", subset=subset, revision=revision)
     reader = get_reader(dataset, columns=_pairs("--columns", columns), labels=_indices(labels))
     data = import_data(
         reader,

@@ -111,7 +111,7 @@ def _finished(command: Callable[..., Any], about: About) -> Callable[..., Any]:
             if outcome.exit_code:
                 raise typer.Exit(outcome.exit_code)
             data = outcome.data if isinstance(outcome.data, Mapping) else {}
-        if about.next and not as_json and os.environ.get("RANK", "0") == "0":
+        if about.next and not as_json and at_a_terminal():
             typer.echo(f"Next: {about.next.format_map(_Values({**values, **data}))}", err=True)
 
     if prints:
@@ -122,6 +122,11 @@ def _finished(command: Callable[..., Any], about: About) -> Callable[..., Any]:
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {one.name: one.annotation for one in parameters}
     return call
+
+
+def at_a_terminal() -> bool:
+    """Whether a person reads the notes of this process: logs and pipes need no hint of what to type next."""
+    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
 
 
 class _Values(dict[str, Any]):

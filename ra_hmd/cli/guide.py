@@ -44,6 +44,7 @@ _DATA = {
         (
             "hateful_memes DOWNLOADS/hateful_memes --output data/imported/hateful_memes",
             "generic memes.csv --output data/imported/ours --columns image=file text=caption label=class",
+            "generic ORG/NAME --output data/imported/ours --columns image=picture text=caption",
         ),
         "ra-hmd data check {output}",
     ),

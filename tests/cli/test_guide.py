@@ -1,14 +1,19 @@
 """The help shows the way through the commands, with examples that the commands accept, and the next command."""
 
+import contextlib
 import json
+import os
+import pty
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from engines import BIN
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
@@ -86,17 +91,25 @@ def _small_app() -> typer.Typer:
     return small
 
 
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ra_hmd.cli.finish.at_a_terminal", lambda: True)
+
+
+@pytest.mark.usefixtures("terminal")
 def test_a_command_ends_with_the_next_one_filled_in_and_quoted() -> None:
     done = CliRunner().invoke(_small_app(), ["doctor"])
     assert done.stdout == "on the way\nfound it\n"
     assert done.stderr == "Next: ra-hmd init 'a b' x/y MISSING\n"
 
 
+@pytest.mark.usefixtures("terminal")
 def test_no_next_command_after_a_failure() -> None:
     done = CliRunner().invoke(_small_app(), ["doctor", "--code", "1"])
     assert (done.exit_code, done.stdout, done.stderr) == (1, "on the way\nbad\n", "")
 
 
+@pytest.mark.usefixtures("terminal")
 def test_with_json_stdout_is_one_json_value_and_nothing_else() -> None:
     done = CliRunner().invoke(_small_app(), ["doctor", "--json"])
     assert json.loads(done.stdout) == {"place": "x/y", "exit_code_of": 0}
@@ -104,9 +117,23 @@ def test_with_json_stdout_is_one_json_value_and_nothing_else() -> None:
     assert CliRunner().invoke(_small_app(), ["serve", "--json"]).exit_code == 2
 
 
-def test_only_the_first_rank_prints_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-    assert CliRunner().invoke(_small_app(), ["doctor"]).stderr == ""
+@pytest.mark.parametrize(("rank", "shown"), [("0", True), ("1", False)])
+def test_at_a_terminal_the_first_rank_says_what_comes_next(rank: str, shown: bool) -> None:
+    ours, theirs = pty.openpty()
+    command = [str(BIN / "ra-hmd"), "data", "list"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, env=os.environ | {"RANK": rank}, check=True)
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    with contextlib.suppress(OSError):  # nothing was written
+        assert (b"Next: ra-hmd data import" in os.read(ours, 4096)) == shown
+        return
+    assert not shown
+    assert b"Next" not in done.stdout
+
+
+def test_logs_and_pipes_have_no_hint() -> None:
+    done = CliRunner().invoke(_small_app(), ["doctor"])
+    assert (done.stdout, done.stderr) == ("on the way\nfound it\n", "")
 
 
 def test_the_shell_completes_commands_and_options() -> None:

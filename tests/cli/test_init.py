@@ -80,7 +80,8 @@ def test_without_a_gpu_nothing_needs_one(tmp_path: Path) -> None:
     assert (stated["bf16"], stated["flash_attn"], stated["enable_liger_kernel"]) == (False, "disabled", False)
 
 
-def test_what_options_do_not_answer_is_asked(tmp_path: Path) -> None:
+def test_what_options_do_not_answer_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ra_hmd.cli.finish.at_a_terminal", lambda: True)
     done = init(tmp_path / "p", "--model", "clip-vit-l-14", "--gpus", "1", answers=f"mami\n{tmp_path}\ntensorboard\n")
     assert done.exit_code == 0, done.output
     assert done.stderr.count("Model") == 0
