@@ -13,6 +13,7 @@ from typing import Any
 
 LANGUAGES = {"en": "English", "de": "Deutsch"}
 DEFAULT = "en"
+_DECIMAL_MARKS = {"en": ".", "de": ","}
 
 
 class Texts:
@@ -32,6 +33,15 @@ class Texts:
         if translated is None:
             translated = sentence if values else _translate_error(self.language, sentence)
         return translated.format(**values) if values else translated
+
+    def chosen(self, reason: str) -> str:
+        """A reason in this language: one that the pages offer is translated, what a person wrote after it is not."""
+        offered, colon, written = reason.partition(": ")
+        return self(offered) + colon + written
+
+    def number(self, value: float, digits: int = 0) -> str:
+        """A number with the decimal mark of this language."""
+        return f"{value:.{digits}f}".replace(".", _DECIMAL_MARKS[self.language])
 
 
 @cache

@@ -182,6 +182,11 @@ class VerdictWords:
         says = self.label(verdict["verdicts"][head])
         return HeadView(head, short, self.text(meaning), says, head == verdict["head"], gauges)
 
+    def _apart(self, value: float, limit: float) -> tuple[str, str]:
+        """Two numbers with as few decimals as tell which is larger; with none where 3 do not tell."""
+        digits = next((one for one in range(4) if round(value, one) != round(limit, one)), 0)
+        return self.text.number(value, digits), self.text.number(limit, digits)
+
     def _reason(self, verdict: Mapping[str, Any], thresholds: Mapping[str, list[float]]) -> str:
         text, head = self.text, verdict["head"]
         if not verdict["scores"]:
@@ -198,7 +203,7 @@ class VerdictWords:
             return text("The most likely class: {value} %.", value=round(100 * float(values.max())))
         if self.problem.kind == "multi_label":
             return text("Each class by its own threshold.")
-        value, limit = round(100 * float(values[0])), round(100 * float(thresholds[head][0]))
+        value, limit = self._apart(100 * float(values[0]), 100 * float(thresholds[head][0]))
         if verdict["verdict"] is None:
             return text("{value} % is too near to the threshold of {limit} %.", value=value, limit=limit)
         return text("{value} %; from {limit} % on it is “{name}”.", value=value, limit=limit,

@@ -76,6 +76,13 @@ def of_modules() -> Iterator[tuple[str, str]]:
             yield from ((path.name, sentence) for sentence in [*_spoken(tree, inside), *_named(tree)])
 
 
+def with_values() -> Iterator[str]:
+    """Each string of the desk's modules that has values in it, with `{0}`, `{1}` in their places."""
+    for path in (PACKAGE / "desk").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            yield from _sentences(node) if isinstance(node, ast.JoinedStr) else ()
+
+
 def _errors(tree: ast.AST) -> Iterator[ast.Call]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS and node.args:

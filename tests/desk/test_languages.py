@@ -6,9 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from catalogue_sentences import PACKAGE, VALUES, bare_words, of_modules, of_templates
+from catalogue_sentences import PACKAGE, VALUES, bare_words, of_modules, of_templates, with_values
 
+from ra_hmd.core.problem import Problem
+from ra_hmd.desk.class_names import ClassNames
 from ra_hmd.desk.texts import DEFAULT, LANGUAGES, Texts, preferred_language
+from ra_hmd.desk.verdict_view import VerdictWords
 
 TEMPLATES = sorted((PACKAGE / "desk" / "templates").glob("*.html"))
 OTHERS = sorted(set(LANGUAGES) - {DEFAULT})
@@ -38,7 +41,7 @@ def test_every_sentence_of_the_pages_has_a_translation(language):
 def test_no_translation_is_left_over(language):
     sources = [*(PACKAGE / "desk").glob("*.py"), *TEMPLATES]
     text = "\n".join(path.read_text("utf-8") for path in sources)
-    used = {sentence for _, sentence in [*of_templates(), *of_modules()]} | VALUES
+    used = {sentence for _, sentence in [*of_templates(), *of_modules()]} | VALUES | set(with_values())
     quoted = (json.dumps(key, ensure_ascii=False) for key in catalogue(language))
     assert [key for key in quoted if json.loads(key) not in used and key not in text] == []
 
@@ -62,6 +65,34 @@ def test_an_error_is_translated_with_its_values():
     )
     assert german("Words that no catalogue has.") == "Words that no catalogue has."
     assert german("{braces} and [brackets]") == "{braces} and [brackets]"
+
+
+def test_an_offered_reason_is_translated_and_what_a_person_wrote_is_not():
+    german = Texts("de")
+    assert german.chosen("The verdict is wrong") == "Das Urteil ist falsch"
+    assert german.chosen("The verdict is wrong: see note: 2") == "Das Urteil ist falsch: see note: 2"
+    assert german.chosen("agrees with bob: The verdict is wrong") == "stimmt bob zu: The verdict is wrong"
+    assert german.chosen("It is my shop") == "It is my shop"
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "says"),
+    [
+        (0.496, 0.499, "49,6 %; ab 49,9 % gilt „hasserfüllt“."),
+        (0.3, 0.5, "30 %; ab 50 % gilt „hasserfüllt“."),
+        (0.5, 0.5, "50 %; ab 50 % gilt „hasserfüllt“."),
+    ],
+)
+def test_a_probability_near_its_threshold_has_the_decimals_that_tell_them_apart(value, limit, says):
+    words = VerdictWords(ClassNames(Problem()), Texts("de"))
+    verdict = {
+        "verdict": 1,
+        "head": "rkc",
+        "scores": {"rkc": 0.1},
+        "probabilities": {"rkc": value},
+        "verdicts": {"rkc": 1},
+    }
+    assert words.view(verdict, {"rkc": [limit]}).reason == says
 
 
 @pytest.mark.parametrize(
