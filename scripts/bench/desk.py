@@ -1,10 +1,12 @@
 """The moderators' desk under load: how soon the next case is there after a decision, and whether cases get lost.
 
-Two measurements, both over HTTP on a server in a process of its own, with a head on a tiny CLIP and synthetic memes:
+Three measurements on a server in a process of its own, with a head on a tiny CLIP and synthetic memes:
 
-1. One reviewer decides again and again while 10,000 cases wait. Timed is what a person waits for: from the decision to
-   the next case and its picture.
-2. Programs send 1,000 cases a minute while 20 reviewers decide, each with a pause to think; then every case that a
+1. One reviewer decides again and again over HTTP while 10,000 cases wait. Timed is what a person waits for: from the
+   decision to the next case and its picture. One in five decisions changes the bank.
+2. The same in a browser (Playwright and Chromium, left out where they are missing), by agreeing: from the press of the
+   button until the next picture is decoded.
+3. Programs send 1,000 cases a minute while 20 reviewers decide, each with a pause to think; then every case that a
    program sent, and every decision that a reviewer was told of, is looked for in the database.
 
     taskset -c 0,1 python scripts/bench/desk.py [--waiting 10000] [--decisions 300] [--seconds 60] [--output R.json]
@@ -135,6 +137,37 @@ def decide_among_many(address: str, key: str, decisions: int) -> dict[str, Any]:
     return {"decisions": decisions, "decision_to_next_case": summary(reviewer.seconds)}
 
 
+_PRESS = """async () => {
+  const shown = () => document.getElementById("case").dataset.case, before = shown(), began = performance.now();
+  document.querySelector("[data-agrees=true]").click();
+  while (shown() === before) await new Promise(requestAnimationFrame);
+  await document.querySelector(".meme img").decode();
+  return (performance.now() - began) / 1000;
+}"""
+
+
+def decide_in_browser(address: str, name: str, key: str, decisions: int, program: str) -> dict[str, Any]:
+    """Figures of one reviewer who agrees in a browser."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        return {}
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(f"{address}/console/login")
+        page.fill("[name=name]", name)
+        page.fill("[name=key]", key)
+        page.press("[name=key]", "Enter")
+        page.wait_for_selector("[data-agrees=true]")
+        seconds = []
+        for _ in range(decisions):
+            seconds.append(page.evaluate(_PRESS))
+            page.wait_for_timeout(500)  # a person looks at it; the effect of a correction is loaded meanwhile
+        browser.close()
+    return {"decision_to_next_picture_on_screen": summary(seconds)}
+
+
 def main() -> None:
     """Build, fill, serve, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,7 +176,8 @@ def main() -> None:
     parser.add_argument("--reviewers", type=int, default=20)
     parser.add_argument("--think", type=float, default=3.0, help="seconds that a reviewer looks at a case")
     parser.add_argument("--per-minute", type=int, default=1000, help="cases that programs send")
-    parser.add_argument("--seconds", type=float, default=60.0, help="duration of the second measurement")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration of the third measurement")
+    parser.add_argument("--browser", default="/usr/bin/chromium", help="program of Chromium")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -154,6 +188,10 @@ def main() -> None:
         fill(folder, options.waiting)
         address = stack.enter_context(served(folder))
         result = {"waiting": options.waiting} | decide_among_many(address, keys["reviewer0"], options.decisions)
+        if Path(options.browser).exists():
+            result |= decide_in_browser(
+                address, "reviewer0", keys["reviewer0"], options.decisions // 3, options.browser
+            )
         result["busy"] = beside_intake(address, keys, folder, options)
     print(json.dumps(result, indent=2))
     if options.output is not None:
