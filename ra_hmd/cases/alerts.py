@@ -16,7 +16,7 @@ _OVER = 0.9
 _LEAST_MEMES = 20
 """Fewest memes of which a share says anything."""
 SENTENCES = {
-    "waiting": "{value:.0f} cases wait, more than {limit:.0f}.",
+    "waiting": "Cases that wait: {value:.0f}, more than {limit:.0f}.",
     "minutes": "A case has waited for {value:.0f} minutes, longer than {limit:g}.",
     "unlike": "{value:.0%} of the memes of the last 24 hours are unlike the bank, more than {limit:.0%}.",
 }

@@ -144,7 +144,7 @@ class SourceFigures:
     Attributes:
         source: Name; empty: unknown.
         added: Cases that came in.
-        waiting: Those of them that are open.
+        waiting: Its open cases, older ones too.
         corrected: Share of the decided ones whose label is not the verdict; those without a verdict are left out.
         far: Share whose nearest row of the bank is less similar than the limit.
     """
@@ -157,19 +157,20 @@ class SourceFigures:
 
 
 def sources(database: Database, since: datetime, far_below: float | None) -> list[SourceFigures]:
-    """Figures of each source since a time, the most cases first."""
+    """Figures of each source since a time, and of those whose older cases are open, the most cases first."""
+    open_cases = select(Case.source, func.count()).where(Case.open).group_by(Case.source)
+    columns = (Case.source, Case.open, Case.label, _VERDICT, Case.similarity)
     with database.read() as session:
-        found = session.execute(
-            select(Case.source, Case.open, Case.label, _VERDICT, Case.similarity).where(Case.created >= since)
-        ).tuples().all()  # fmt: skip
-    rows: dict[str, list[tuple[bool, Any, Any, float | None]]] = defaultdict(list)
-    for source, is_open, label, verdict, similarity in found:
-        rows[source].append((is_open, label, verdict, similarity))
+        waiting = dict(session.execute(open_cases).tuples().all())
+        found = session.execute(select(*columns).where(Case.created >= since)).tuples().all()
+    rows: dict[str, list[tuple[bool, Any, Any, float | None]]] = {source: [] for source in waiting}
+    for source, *values in found:
+        rows.setdefault(source, []).append(tuple(values))
     figures = [
         SourceFigures(
             source,
             len(cases),
-            sum(is_open for is_open, _, _, _ in cases),
+            waiting.get(source, 0),
             _corrected([(verdict, label) for is_open, label, verdict, _ in cases if not is_open]),
             _far([similarity for _, _, _, similarity in cases], far_below),
         )

@@ -56,7 +56,7 @@ def test_an_alert_is_posted_once_per_crossing(store):
     add(store, 3)
     assert alerts.check() == ["waiting"]
     first, second = posted(store)
-    assert first["text"] == "11 cases wait, more than 10."
+    assert first["text"] == "Cases that wait: 11, more than 10."
     assert (first["rule"], first["limit"], first["value"], second["value"]) == ("waiting", 10, 11, 11)
     kinds = [one.kind for one in events(store.database) if one.kind.startswith("alert")]
     assert kinds == ["alert", "alert over", "alert"]

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from sqlalchemy import select, update
 
+from ra_hmd.cases.alert_rules import AlertRules
+from ra_hmd.cases.alerts import Alerts
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.store import CaseStore, Decision, NewCase
 from ra_hmd.cases.tables import Delivery
@@ -80,6 +82,18 @@ def test_a_decision_is_posted_with_its_signature(store, receiver):
     assert headers["webhook-signature"] == f"v1,{expected}"
     assert state(store) == ("sent", 0, "204")
     assert sender.send_due() == 0
+
+
+def test_an_alert_is_a_signed_webhook(store, receiver):
+    store.add([NewCase(meme_id="m", picture="p", picture_digest="d")])
+    url = f"http://127.0.0.1:{receiver.server_port}/alerts"
+    assert Alerts(store.database, AlertRules(alert_waiting=0), url).check() == ["waiting"]
+    assert WebhookSender(store.database, SECRET).send_due() == 1
+    ((headers, body),) = receiver.got
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    expected = base64.b64encode(hmac.new(SECRET, signed, hashlib.sha256).digest()).decode()
+    assert headers["webhook-signature"] == f"v1,{expected}"
+    assert json.loads(body)["text"] == "Cases that wait: 1, more than 0."
 
 
 @pytest.mark.parametrize("answer", [500, 302])

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from desks import MakeDesk, ServedDesk
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from ra_hmd.cases.policy import CasePolicy
 from ra_hmd.cases.store import Decision
-from ra_hmd.cases.tables import Case
+from ra_hmd.cases.tables import Case, Delivery
 from ra_hmd.desk.charts import BOTTOM, LEFT, RIGHT, TOP, Chart, Series
 from ra_hmd.serve.auth import KeyRing, make_key
 from ra_hmd.serve.case_opening import open_cases
@@ -108,7 +108,10 @@ def test_the_limit_of_the_policy_is_that_of_the_drift(desk: MakeDesk) -> None:
 
 def test_an_alert_of_a_running_service_stands_on_the_page(desk: MakeDesk, tmp_path: Path) -> None:
     with desk(bank=None, cases=3) as served:
-        settings = CaseSettings(cases=str(tmp_path / "cases.sqlite"), alert_waiting=2)
+        url, secret = "http://127.0.0.1:1/alerts", tmp_path / "secret"
+        settings = CaseSettings(
+            cases=str(tmp_path / "cases.sqlite"), alert_waiting=2, alert_url=url, webhook_secret=secret
+        )
         running = open_cases(settings, CasePolicy(), served.cases.service, None)
         assert running is not None
         served.cases.settings = settings
@@ -119,6 +122,8 @@ def test_an_alert_of_a_running_service_stands_on_the_page(desk: MakeDesk, tmp_pa
             while "raised 0 min ago" not in (page := served.client.get("/console/team").text):
                 assert time.monotonic() < deadline, page
                 time.sleep(0.1)
+            with served.cases.store.database.read() as session:
+                assert session.scalars(select(Delivery.url)).all() == [url]
         finally:
             running.close()
 
