@@ -24,6 +24,7 @@ from ra_hmd.bank.bank import Bank
 from ra_hmd.cli.app import app
 from ra_hmd.data.meme_files import read_memes
 from ra_hmd.models.clip_presets import PRESETS
+from ra_hmd.serve.auth import make_key
 
 pytestmark = pytest.mark.slow
 
@@ -349,7 +350,7 @@ def test_requests_of_the_api_page(walk: Walk) -> None:
         walk.command(["ra-hmd", "bank", "add", "BANK", "--checkpoint", "RUN", "--features", "NEW_FEATURES",
                       "--reason", "new"])  # fmt: skip
         walk.command(["ra-hmd", "bank", "relabel", "BANK", "cat=1", "--reason", "seen again"])
-        key = walk.command(["ra-hmd", "serve-key", "ana", "--role", "moderator", "--keys", "keys.json"]).split()[-1]
+        key = make_key("keys.json", "ana", "moderator")
         with in_process(*serving, "--keys", "keys.json", log=Path("log"), cwd=walk.folder) as (_, client):
             asked = Walk(walk.folder, str(client.base_url).rstrip("/"))
             relabelled, rows, row, difference = (json.loads(text) for text in
