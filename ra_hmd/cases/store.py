@@ -294,13 +294,14 @@ class CaseStore:
         """Reopen a decided case: it waits for people who have not decided on it before.
 
         Raises:
-            NoSuchCase: There is no such case.
-            CaseConflict: It is not decided, so that there is nothing to appeal.
+            NoSuchCase, CaseConflict: There is no such case; it is not decided, or its picture was removed.
         """
         with self.database.write() as session:
             case = _case(session, case_id)
             if case.state != "decided":
                 raise CaseConflict(f"Case {case_id} is not decided, so there is nothing to appeal.")
+            if not case.picture:
+                raise CaseConflict("Picture and words of this case were removed; send the meme as a new case.")
             case.round, case.why = case.round + 1, "appeal"
             case.priority = case.priority if priority is None else priority
             log(session, person, "appealed", case_id, reason=why, round=case.round)

@@ -1,5 +1,6 @@
-"""`ra-hmd cases export`: the audit log of a case database."""
+"""`ra-hmd cases`: the audit log of a case database, and the removal of old memes from it."""
 
+import getpass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +11,8 @@ from ra_hmd.cli.finish import Outcome
 from ra_hmd.cli.options import GROUP
 
 cases_app = typer.Typer(help="Cases that people decide on (docs/console.md).", **GROUP)
-_Time = Annotated[
-    datetime | None, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="From, or before, this time in UTC.")
-]
-
-
-@cases_app.callback()
-def _group() -> None:
-    """A group stays one with a single command."""
+_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
+_Time = Annotated[datetime | None, typer.Option(formats=_FORMATS, help="From, or before, this time in UTC.")]
 
 
 @cases_app.command("export")
@@ -37,3 +32,21 @@ def export_command(
     wanted = AuditFilter(person, case, row).between(since, until)
     count = export(output, cases, wanted, bank)
     return Outcome.of(f"{output}: {count} lines", output=output, lines=count)
+
+
+@cases_app.command("forget")
+def forget_command(
+    cases: Annotated[str, typer.Option(help="Case database: a SQLite file, or a URL.")],
+    before: Annotated[datetime, typer.Option(formats=_FORMATS, help="Cases decided before this time in UTC.")],
+    case_pictures: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures; default: beside the SQLite file.")
+    ] = None,
+    author: Annotated[str | None, typer.Option(help="Name in the audit log; default: the login name.")] = None,
+) -> Outcome:
+    """Remove pictures, captions, contexts and notes of cases that were decided before a time; decisions and the audit
+    log stay.
+    """
+    from ra_hmd.cases.forgetting import forget_in
+
+    count = forget_in(cases, case_pictures, before, author or getpass.getuser())
+    return Outcome.of(f"Memes of {count} cases were removed", cases=count)

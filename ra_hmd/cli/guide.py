@@ -174,6 +174,7 @@ _SERVE = {
             "audit.jsonl --cases banks/memes.cases.sqlite --bank banks/memes --row 08291",
         ),
     ),
+    "cases forget": About(("--cases banks/memes.cases.sqlite --before 2026-01-01",)),
     "serve-key": About(
         ("ana --role moderator --keys keys.json", "ana --keys keys.json --remove"),
         "ra-hmd serve RUN --bank BANK --keys {keys}",

@@ -19,6 +19,7 @@ EVENTS = {
     "skipped": "Skipped",
     "noted": "Noted",
     "assigned": "Assigned",
+    "forgotten": "Picture and words removed",
     "row changed": "Row of the bank changed",
     "row changed back": "Row of the bank changed back",
 }

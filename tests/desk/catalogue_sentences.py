@@ -25,6 +25,7 @@ NOT_ON_PAGES = {
     "mount.py",
     "server.py",
     "export.py",
+    "forgetting.py",
     "texts.py",
 }
 """Modules whose errors only commands and the API show, and names of languages, each in its own."""

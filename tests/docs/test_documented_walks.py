@@ -66,6 +66,7 @@ NOT_RUN = {
     ("docs/console.md", "postgresql+psycopg"): "tests/desk/test_desk_on_postgresql.py",
     ("docs/console.md", "sqlite3"): "tests/docs/test_console_page.py",
     ("docs/console.md", "ra-hmd cases export"): "tests/docs/test_console_page.py",
+    ("docs/console.md", "ra-hmd cases forget"): "tests/cases/test_forgetting.py",
     ("docs/explain.md", "venv ~/vllm"): "needs a GPU",
     ("docs/cluster.md", "AWS_ACCESS_KEY_ID"): "tests/e2e/test_object_store_walk.py, against a local server",
     ("docs/cluster.md", "NNODES=2"): "tests/llamafactory_ext/test_two_nodes.py",
