@@ -137,6 +137,12 @@ def batch_of(database: Database, person: str, batch: str) -> list[Opinion]:
         return list(session.scalars(found.order_by(Opinion.id.desc())))
 
 
+def captions_of(database: Database, case_ids: Sequence[str]) -> dict[str, str]:
+    """Case to its caption, for those ids that are cases."""
+    with database.read() as session:
+        return dict(session.execute(select(Case.id, Case.caption).where(Case.id.in_(case_ids))).tuples().all())
+
+
 def claimed_by(database: Database, case_ids: Sequence[str]) -> dict[str, str]:
     """Case to the person who has it on the screen, for those of the cases that somebody has."""
     with database.read() as session:

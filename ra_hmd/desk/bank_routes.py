@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from starlette.datastructures import QueryParams
 
+from ra_hmd.bank.row_history import RowDifference
 from ra_hmd.cases.store import CaseConflict, NoSuchCase
 from ra_hmd.core.errors import UserError
 from ra_hmd.desk.bank_changes import read_bank, restore, take_back
@@ -74,8 +75,18 @@ class BankPages:
         version, rows, count = read_bank(self.desk, call)
         newest = read_bank(self.desk, BankService.version)
         kept = {name: str(value) for name, value in wanted.items() if value not in (None, "")}
-        return {"rows": rows, "count": count, "version": version, "newest": newest, "page": page, "query": kept,
-                "pages": max(ceil(count / PAGE), 1), "names": self.desk.names.names, "wanted": wanted}  # fmt: skip
+        return {
+            "rows": rows,
+            "captions": self.desk.captions([row["id"] for row in rows]),
+            "count": count,
+            "version": version,
+            "newest": newest,
+            "page": page,
+            "pages": max(ceil(count / PAGE), 1),
+            "query": kept,
+            "wanted": wanted,
+            "names": self.desk.names.names,
+        }
 
     def row(self, name: str, may_change: bool) -> dict[str, Any]:
         """A row with its history, newest change first."""
@@ -101,7 +112,12 @@ class BankPages:
         to = number(query, "to", newest)
         start = number(query, "from", max(to - 1, 1))
         found = read_bank(self.desk, partial(BankService.difference, first=start, last=to))
-        return {"rows": found[:MOST_DIFFERENCES], "count": len(found), "start": start, "to": to, "newest": newest}
+        return {**self._some(found, MOST_DIFFERENCES), "start": start, "to": to, "newest": newest}
+
+    def _some(self, found: list[RowDifference], most: int) -> dict[str, Any]:
+        """The first rows that differ with their captions, and the number of all."""
+        shown = found[:most]
+        return {"rows": shown, "count": len(found), "captions": self.desk.captions([one.row["id"] for one in shown])}
 
     def restoring(self, version: int) -> dict[str, Any]:
         """What restoring a version would change, in rows and in verdicts."""
@@ -113,8 +129,9 @@ class BankPages:
                 effect = read_bank(self.desk, partial(BankService.preview_rollback, version=version))
             except UserError as error:  # there is no meme yet to measure it on
                 unknown = str(error)
-        return {"version": version, "newest": newest, "count": len(found), "rows": found[:20], "effect": effect,
-                "unknown": unknown, "head": self.desk.cases.service.detector.head}  # fmt: skip
+        head = self.desk.cases.service.detector.head
+        return {**self._some(found, 20), "version": version, "newest": newest, "effect": effect, "unknown": unknown,
+                "head": head}  # fmt: skip
 
 
 def _add_reading(router: APIRouter, desk: Desk, pages: BankPages) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ra_hmd.cases.assigning import assign
 from ra_hmd.cases.filters import CaseFilter
-from ra_hmd.cases.history import batch_of
+from ra_hmd.cases.history import batch_of, captions_of
 from ra_hmd.cases.store import CaseConflict, NoSuchCase
 from ra_hmd.cases.tables import Case, Opinion
 from ra_hmd.core.errors import UserError
@@ -161,6 +161,11 @@ class Desk:
             return self.cases.meme_of(self.cases.store.get(name))
         except NoSuchCase:
             return None
+
+    def captions(self, names: Sequence[str]) -> dict[str, str]:
+        """Captions of rows of the bank, where they are known, see `row_meme`."""
+        found = captions_of(self.cases.store.database, [name for name in names if self.lookup.caption(name) is None])
+        return found | {name: caption for name in names if (caption := self.lookup.caption(name))}
 
     def judge(self, case: Case) -> dict[str, Any]:
         """The verdict on a case by the present bank, as `ServedVerdict.to_dict` states it."""

@@ -34,6 +34,9 @@ STATIC = {
 def _environment() -> Environment:
     environment = template_environment("ra_hmd.desk")
     environment.filters["percent"] = lambda value: f"{100 * value:.0f}"
+    environment.filters["short"] = lambda place: (
+        "/".join(["…", *place.split("/")[-2:]]) if place.count("/") > 2 else place
+    )
     environment.filters["minute"] = lambda time: time.strftime("%Y-%m-%d %H:%M")
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False, sort_keys=True)
     return environment

@@ -34,7 +34,7 @@ def post(client: httpx.Client, path: str, **form: object) -> httpx.Response:
 
 
 def listed(page: str) -> list[str]:
-    return re.findall(r'<a class="id" href="/console/bank/row\?id=([^"]+)"', page)
+    return re.findall(r'<a(?: class="id")? href="/console/bank/row\?id=([^"]+)"', page)
 
 
 def relabelled(served: ServedDesk, count: int = 2) -> tuple[list[str], dict[str, int]]:
