@@ -23,7 +23,7 @@ PERIODS = (7, 14, 30, 90)
 RULES = {
     "waiting": ("Cases that wait", 1, ""),
     "minutes": ("Minutes that a case waits", 1, ""),
-    "unlike": ("Memes of the last 24 hours unlike the bank", 100, " %"),
+    "unlike": ("Memes of the last 24 hours unlike the bank", 100, "\u00a0%"),
 }
 """Rule of alerts to its name on the page, and factor and unit of its values."""
 _CLASSES_SHOWN = 5
