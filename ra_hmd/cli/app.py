@@ -57,8 +57,8 @@ class _Group(TyperGroup):
     """
 
     def list_commands(self, ctx: Any) -> list[str]:
-        order = [name for commands in STEPS.values() for name in commands]
-        return sorted(super().list_commands(ctx), key=order.index)
+        order = {name: place for place, name in enumerate(name for commands in STEPS.values() for name in commands)}
+        return sorted(super().list_commands(ctx), key=lambda name: order.get(name, len(order)))
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -65,14 +65,10 @@ def _plain(value: Any) -> Any:
 
 
 def guide(app: typer.Typer) -> None:
-    """Give each command of the table its step, its examples and its next command.
-
-    Raises:
-        KeyError: a command that the table does not have.
-    """
+    """Give each command its step, its examples and its next command, as the table has them."""
     table = {words: (step, about) for step, commands in STEPS.items() for words, about in commands.items()}
     for words, info in _commands(app):
-        step, about = table[words]
+        step, about = table.get(words, (None, About(())))
         if about.examples:  # the last lines of the help
             info.epilog = "\n".join(["Examples:", *(f"ra-hmd {words} {one}".rstrip() for one in about.examples)])
         info.rich_help_panel = step if " " not in words else None

@@ -32,6 +32,11 @@ def _commands(group: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, A
 
 
 COMMANDS = dict(_commands(ROOT))
+EXPORTS = {"cases export"}  # what it prints is a file
+
+
+def _options(command: Any) -> set[str]:
+    return {option for one in command.params for option in one.opts}
 
 
 def test_without_a_command_the_steps_are_shown_in_their_order() -> None:
@@ -48,6 +53,12 @@ def test_the_table_has_every_command_and_no_other() -> None:
     assert [
         words for words, command in COMMANDS.items() if not hasattr(command, "commands") if not command.epilog
     ] == []
+
+
+def test_every_command_with_a_result_prints_it_as_json() -> None:
+    servers = {"serve", "console", "serve-key"}  # what they print is an address, a key
+    without = {words for words, command in COMMANDS.items() if "--json" not in _options(command)}
+    assert {words for words in without if not hasattr(COMMANDS[words], "commands")} <= servers | EXPORTS
 
 
 @pytest.mark.parametrize("words", [words for words, about in ABOUT.items() if about.examples])
