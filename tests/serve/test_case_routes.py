@@ -278,7 +278,10 @@ def test_without_a_case_database_there_are_no_cases(served_clip: Path) -> None:
         assert client.get("/v1/cases/x").json()["code"] == "no_cases"
 
 
-def test_the_audit_log_tells_who_did_what_to_which_row(served: Served, tmp_path: Path) -> None:
+def test_the_audit_log_tells_who_did_what_to_which_row(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ra_hmd.serve.audit_routes._LINES", 2)
     taken = served.send(source="forum")
     case = taken["case"]
     served.post(f"{case}/decisions", label=1 - taken["result"]["verdict"], reason='=a "joke"')
