@@ -52,7 +52,7 @@ def settings_page() -> str:
     parts = [_INTRODUCTION, _STAGE_1, table(_HEAD, [_stage1_row(name) for name in OUR_FIELDS])]
     for title, (model, command, page) in FILES.items():
         parts += [f"## {title}", f"`ra-hmd {command} FILE.yaml key=value …` ([{page}](../{page})).", _table(model)]
-        parts += [f"### {title}: each of `{key}`\n\n{_table(one)}" for key, one in _nested(model)]
+        parts += [f"### {title}: keys of `{key}`\n\n{_table(one)}" for key, one in _nested(model).items()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -60,10 +60,14 @@ def _table(model: type[BaseModel]) -> str:
     return table(_HEAD, [_row(info.alias or name, info) for name, info in model.model_fields.items()])
 
 
-def _nested(model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
-    """Keys whose values have keys of their own, and the class of these."""
-    found = [(name, one) for name, info in model.model_fields.items() for one in _leaves(info.annotation)]
-    return [(name, one) for name, one in found if isinstance(one, type) and issubclass(one, BaseModel)]
+def _nested(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Keys whose values have keys of their own, at any depth, and the class of these."""
+    found: dict[str, type[BaseModel]] = {}
+    for name, info in model.model_fields.items():
+        for one in _leaves(info.annotation):
+            if isinstance(one, type) and issubclass(one, BaseModel):
+                found |= {name: one} | {f"{name}.{inner}": part for inner, part in _nested(one).items()}
+    return found
 
 
 def _row(name: str, info: FieldInfo) -> tuple[str, ...]:
