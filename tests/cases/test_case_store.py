@@ -3,7 +3,7 @@
 import multiprocessing
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from threading import Barrier, Event
 
 import pytest
 from sqlalchemy import select
@@ -62,6 +62,22 @@ def test_next_puts_the_case_back_and_shows_another_one(store):
     assert store.next("ann", ALL, after=first).id == second
     assert store.next("ann", ALL, after=second).id == first
     assert store.next("bob", ALL).id == second
+
+
+def test_of_requests_with_one_key_at_once_one_adds_a_case(place):
+    databases = [Database(place) for _ in range(4)]  # as of four processes: a lock of one would keep them apart
+    start = Barrier(len(databases))
+
+    def send(database, key):
+        start.wait(30)
+        ((name, added),) = CaseStore(database).add([new("a", request_key=key)])
+        return name, added
+
+    with ThreadPoolExecutor(len(databases)) as threads:
+        for key in map(str, range(20)):
+            sent = list(threads.map(send, databases, [key] * len(databases)))
+            assert len({name for name, _ in sent}) == 1
+            assert sum(added for _, added in sent) == 1
 
 
 def test_a_claim_ends(store, monkeypatch):
