@@ -63,9 +63,7 @@ def from_repository(source: str, text: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Let links of a page of docs/ to pages of the repository lead to these pages of the site."""
-    if page.file.generated_by is not None:
-        return markdown
+    """Let links of a page to files outside docs/ lead to their pages of the site, and name pages by their titles."""
     place = Path(page.file.src_uri)
     return _LINK.sub(lambda match: _moved(match, Path("docs") / place, place), markdown)
 

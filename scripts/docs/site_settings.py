@@ -35,7 +35,7 @@ _KINDS = {str: "text", int: "whole number", float: "number", bool: "`true` or `f
 _INTRODUCTION = """# YAML keys
 
 Written from the classes that read the files. An unknown key, a value of another kind and keys that contradict each
-other end the command before it starts, all named in one error. `key=value` after the file goes before the file.
+other end the command before it starts, all named in one error. `key=value` after the name of the file overrides it.
 
 Commands without a file of their own (`serve`, `console`, …) take `--config FILE.yaml`, whose keys are the command's
 options without their dashes: [Commands](commands/index.md).

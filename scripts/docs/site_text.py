@@ -15,7 +15,7 @@ def cell(text: str, up: str = "") -> str:
     parts = " ".join(text.split()).split("`")
     for place in range(0, len(parts), 2):
         plain = re.sub(r"([\\*|{}\[\]$])", r"\\\1", parts[place]).replace("<", "&lt;").replace(">", "&gt;")
-        parts[place] = _PAGE.sub(rf"[\1]({up}\1.md)", plain)
+        parts[place] = _PAGE.sub(rf"[\1.md]({up}\1.md)", plain)
     return "`".join(parts)
 
 
