@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -77,7 +78,7 @@ def list_rows(
         bank: The bank.
         words: Text in the id or the note, whatever its case.
         label: Only rows with this label; of a multi-label task, rows that are of this class.
-        source: Only rows from this source.
+        source: Only rows from this source; of a folder its name is enough.
         version: Rows of this version; default: the one that is shown.
         limit: Most rows of a page.
         offset: Number of rows that come before it.
@@ -91,7 +92,9 @@ def list_rows(
     def passes(number: int) -> bool:
         if wanted and wanted not in rows.ids[number].casefold() and wanted not in rows.notes[number].casefold():
             return False
-        return (source is None or rows.sources[number] == source) and (label is None or _is(rows.labels[number], label))
+        own = rows.sources[number]
+        is_from = source is None or source == own or (own.startswith("/") and source == Path(own).name)
+        return is_from and (label is None or _is(rows.labels[number], label))
 
     found = [number for number in reversed(state.members.tolist()) if passes(number)]
     return [state.row(number) for number in islice(found, offset, offset + limit)], len(found)

@@ -55,6 +55,11 @@ def test_rows_are_listed_filtered_and_lead_to_their_history(alone, clip_bank):
     assert name in listed(get(alone.client, "bank", words=name.upper()))
     ones = sum(int(label) == 1 for label in bank.labels)
     assert f"Rows: {ones} " in get(alone.client, "bank", label=1)
+    folder = str(bank.row(0)["source"])
+    assert folder.startswith("/")
+    assert folder not in page, "no path of the machine"
+    assert listed(get(alone.client, "bank", source=Path(folder).name)) == listed(page)
+    assert folder not in get(alone.client, "bank/row", id=name)
     names, _ = relabelled(alone)
     assert "the newest is 2" in get(alone.client, "bank", version=1)
     row = get(alone.client, "bank/row", id=names[0])
