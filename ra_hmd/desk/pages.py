@@ -16,6 +16,7 @@ from ra_hmd.desk.desk import REASONS, Desk
 from ra_hmd.desk.people import User
 from ra_hmd.desk.preferences import Preferences, read_preferences
 from ra_hmd.desk.texts import LANGUAGES, Texts, preferred_language
+from ra_hmd.serve.errors import public_source
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -34,9 +35,7 @@ STATIC = {
 def _environment() -> Environment:
     environment = template_environment("ra_hmd.desk")
     environment.filters["percent"] = lambda value: f"{100 * value:.0f}"
-    environment.filters["short"] = lambda place: (
-        "/".join(["…", *place.split("/")[-2:]]) if place.count("/") > 2 else place
-    )
+    environment.filters["public"] = public_source
     environment.filters["minute"] = lambda time: time.strftime("%Y-%m-%d %H:%M")
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False, sort_keys=True)
     return environment
