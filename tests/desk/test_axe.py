@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from desks import MakeDesk, ServedDesk
 
+from ra_hmd.cases.store import Decision
+
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 pytestmark = pytest.mark.slow
 
@@ -14,6 +16,13 @@ def pages(served: ServedDesk) -> list[str]:
     decided, *_, open_case = served.add(4, source="forum", context="Below a picture of a cake.")
     verdict = served.cases.store.get(decided).verdict["verdict"]
     assert served.client.post(f"/console/cases/{decided}/decide", data={"label": str(verdict)}).status_code == 303
+    for people in (("bob", "eve"), ("bob", "ana")):  # one that is next on the review page, one of the person's own
+        (disputed,) = served.add(1, opinions_needed=2, priority=9)
+        for person, label in zip(people, (0, 1), strict=True):
+            opinion = served.cases.store.begin(
+                disputed, person, Decision("label", label, "A sign on the picture. " * 20)
+            )
+            served.cases.store.finish(opinion.id)
     named = ["review", "cases", "check", "bank", "team", "settings", "conflicts"]
     return [*named, f"cases/{decided}", f"cases/{open_case}", f"cases/{open_case}/near"]
 
