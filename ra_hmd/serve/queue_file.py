@@ -9,10 +9,12 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from filelock import FileLock, Timeout
 
 from ra_hmd.cases.files import known_keys, set_priorities
+from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.images import file_digest
 from ra_hmd.data.meme import Meme
@@ -72,8 +74,12 @@ class QueueFile:
 
     def _feed(self, stop: threading.Event) -> bool:
         """Make cases of all memes; False where it ended early, or a meme is to be tried again."""
+        with TemporaryDirectory(prefix="ra-hmd-queue-") as unpacked:
+            return self._feed_from(Path(unpacked), stop)
+
+    def _feed_from(self, unpacked: Path, stop: threading.Event) -> bool:
         whole, problems = True, list[str]()
-        memes = self._memes(problems)
+        memes = self._memes(unpacked, problems)
         size = min(_BATCH, self.cases.service.settings.max_queue)
         while chunk := list(islice(memes, size)):
             if stop.is_set():
@@ -87,21 +93,22 @@ class QueueFile:
             _log.warning("--queue %s: %d memes cannot be used; the first: %s", self.source, len(problems), problems[0])
         return whole
 
-    def _memes(self, problems: list[str]) -> Iterator[Meme]:
-        unpacked = self.cases.pictures.folder / "unpacked"
+    def _memes(self, unpacked: Path, problems: list[str]) -> Iterator[Meme]:
+        """The memes of the source; of a picture that lies in its file, which the cases must keep, the bytes."""
         for row in read_batch(self.source, self.media_dir, unpack_to=unpacked):
             if row.meme is None:
                 problems.append(f"{row.place}: {row.problem}")
                 continue
-            meme = replace(row.meme, image=row.meme.path.absolute())
+            path = row.meme.path.absolute()
             try:
-                if self.decided.get(meme.id, "no digest") not in ("", file_digest(meme.path)):
-                    yield meme
+                if self.decided.get(row.meme.id, "no digest") not in ("", file_digest(path)):
+                    yield replace(row.meme, image=path.read_bytes() if path.is_relative_to(unpacked) else path)
             except OSError as error:
                 problems.append(f"{row.place}: {error}")
 
     def _key(self, meme: Meme) -> str:
-        parts = (self.source.name, meme.id, file_digest(meme.path), "" if meme.text is None else meme.text)
+        picture = sha256_bytes(meme.image) if isinstance(meme.image, bytes) else file_digest(meme.path)
+        parts = (self.source.name, meme.id, picture, "" if meme.text is None else meme.text)
         return "file:" + hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
     def _priority(self, meme: Meme) -> int:

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from servers import queries
 from sqlalchemy import select
@@ -105,6 +108,19 @@ def test_suggested_memes_come_first_also_when_they_are_suggested_later(cases, me
     assert [case.meme_id for case in found[:2]] == [ids[4], ids[1]]
     QueueFile(cases, source, order={ids[2]: 0})._look(threading.Event())
     assert {case.meme_id: case.priority for case in of(cases)}[ids[2]] == 1
+
+
+def test_pictures_inside_a_file_are_kept_with_the_cases(cases, memes, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    rows = [{"id": one.id, "image": {"bytes": one.path.read_bytes()}, "text": one.text} for one in queries(memes)[:3]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "today.parquet")
+    found = feed(cases, tmp_path / "today.parquet", 3)
+    assert all(Path(case.picture).is_relative_to(cases.pictures.folder) for case in found)
+    assert {Path(case.picture).read_bytes() for case in found} == {row["image"]["bytes"] for row in rows}
+    assert list((tmp_path / "temporary").iterdir()) == [], "nothing else of them stays"
+    QueueFile(cases, tmp_path / "today.parquet")._look(threading.Event())
+    assert len(of(cases)) == 3
 
 
 def test_rows_that_cannot_be_used_do_not_hold_up_the_others(cases, memes, tmp_path, caplog):
