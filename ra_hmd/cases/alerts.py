@@ -97,8 +97,13 @@ class Alerts:
             return 0.0 if oldest is None else max(now - oldest, timedelta()) / timedelta(minutes=1)
         memes = Case.similarity.is_not(None), Case.created >= now - timedelta(days=1)
         far = func.count().filter(Case.similarity < self._rules.alert_similarity)
-        count, unlike = session.execute(select(func.count(), far).where(*memes)).one()
-        return unlike / count if count >= _LEAST_MEMES else None
+        counted = select(Case.audited, func.count(), far).where(*memes).group_by(Case.audited)
+        found = {audited: (count, unlike) for audited, count, unlike in session.execute(counted).tuples()}
+        drawn = found.get(True, (0, 0))
+        # A policy may choose memes for being unlike the bank; those that were drawn at random say more.
+        counts = [drawn] if drawn[0] >= _LEAST_MEMES else list(found.values())
+        total, unlike = sum(count for count, _ in counts), sum(count for _, count in counts)
+        return unlike / total if total >= _LEAST_MEMES else None
 
 
 def _crosses(state: AlertState) -> bool:

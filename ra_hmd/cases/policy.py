@@ -87,7 +87,7 @@ class PolicyDraw:
 
     def __init__(self, policy: CasePolicy) -> None:
         self.policy, self._random = policy, random.Random(policy.audit_seed)
-        self._opinions = random.Random(policy.audit_seed)
+        self._opinions = random.Random(None if policy.audit_seed is None else policy.audit_seed + 1)
 
     def opinions_needed(self) -> int:
         """How many people must agree on the next case."""

@@ -82,6 +82,11 @@ def test_drift_is_a_share_of_enough_memes_of_one_day(store):
     assert alerts.states()[0].value == 0.25
     assert alerts.states(datetime.now(UTC) + timedelta(days=2))[0].value is None
     assert alerts.check() == ["unlike"]
+    add(store, 19, similarity=0.9, audited=True)
+    add(store, 20, similarity=0.1, audited=False)
+    assert alerts.states()[0].value == pytest.approx(30 / 79)
+    add(store, similarity=0.1, audited=True)
+    assert alerts.states()[0].value == 1 / 20
 
 
 def test_processes_that_look_at_once_post_one_alert(place):
