@@ -11,7 +11,6 @@ from ra_hmd.cases.tables import Case
 BITS = 6
 """Most bits of the 64 of `Case.picture_hash` in which pictures differ that look alike."""
 _NONE = ("", "0" * 16)
-_ONES = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)
 
 
 def near_copies(database: Database, case: Case, limit: int = 60) -> tuple[list[Case], int]:
@@ -28,7 +27,7 @@ def near_copies(database: Database, case: Case, limit: int = 60) -> tuple[list[C
     ids, hashes = _open_hashes(database)
     near: list[str] = []
     if case.picture_hash not in _NONE:
-        distance = _distances(np.array([int(case.picture_hash, 16)], np.uint64), hashes)[0]
+        distance = _distances(_bits([case.picture_hash]), hashes)[0]
         order = np.argsort(distance, kind="stable")
         near = [ids[place] for place in order.tolist() if distance[place] <= BITS]
     names = [*([case.id] if case.open else []), *(one for one in near if one != case.id)]
@@ -40,22 +39,27 @@ def near_copies(database: Database, case: Case, limit: int = 60) -> tuple[list[C
 def count_near(database: Database, cases: Sequence[Case]) -> dict[str, int]:
     """For each case the number of other open cases with nearly its picture."""
     wanted = [case for case in cases if case.picture_hash not in _NONE]
-    ids, hashes = _open_hashes(database) if wanted else ([], np.zeros(0, np.uint64))
-    rows = _distances(np.array([int(case.picture_hash, 16) for case in wanted], np.uint64), hashes) <= BITS
+    ids, hashes = _open_hashes(database) if wanted else ([], _bits([]))
+    rows = _distances(_bits([case.picture_hash for case in wanted]), hashes) <= BITS
     own = set(ids)
     counts = {case.id: int(row.sum()) - (case.id in own) for case, row in zip(wanted, rows, strict=True)}
     return {case.id: counts.get(case.id, 0) for case in cases}
 
 
 def _open_hashes(database: Database) -> tuple[list[str], np.ndarray]:
-    """Ids of the open cases whose pictures have a hash, oldest first, and the hashes."""
+    """Ids of the N open cases whose pictures have a hash, oldest first, and the hashes, see `_bits`."""
     with database.read() as session:
         statement = select(Case.id, Case.picture_hash).where(Case.open, Case.picture_hash.not_in(_NONE))
         rows = session.execute(statement.order_by(Case.id)).tuples().all()
-    return [name for name, _ in rows], np.array([int(value, 16) for _, value in rows], np.uint64)
+    return [name for name, _ in rows], _bits([value for _, value in rows])
+
+
+def _bits(hashes: Sequence[str]) -> np.ndarray:
+    """The bits of N hashes as -1 and 1, float32 [N, 64]: the product of two such rows counts where they agree."""
+    packed = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(len(hashes), 8)
+    return 2 * np.unpackbits(packed, axis=1).astype(np.float32) - 1
 
 
 def _distances(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Number of bits in which hashes differ, uint64 [M] and [N] to [M, N]."""
-    different = (hashes[:, None] ^ others[None, :]).view(np.uint16).reshape(len(hashes), len(others), 4)
-    return _ONES[different].sum(axis=2)
+    """Number of bits in which hashes differ, [M, 64] and [N, 64] to [M, N]."""
+    return (64 - hashes @ others.T) / 2
