@@ -63,31 +63,25 @@ class RowDifference:
 
 
 def list_rows(
-    bank: BankReader,
+    state: BankState,
     *,
     words: str = "",
     label: Any | None = None,
     source: str | None = None,
-    version: int | None = None,
     limit: int = 50,
     offset: int = 0,
 ) -> tuple[list[dict[str, Any]], int]:
     """A page of rows, newest first, and the number of all that pass the filters.
 
     Args:
-        bank: The bank.
+        state: A version of the bank.
         words: Text in the id or the note, whatever its case.
         label: Only rows with this label; of a multi-label task, rows that are of this class.
         source: Only rows from this source; of a folder its name is enough.
-        version: Rows of this version; default: the one that is shown.
         limit: Most rows of a page.
         offset: Number of rows that come before it.
-
-    Raises:
-        UserError: there is no such version.
     """
-    state, wanted = bank.state_at(version), words.casefold()
-    rows = state.rows
+    rows, wanted = state.rows, words.casefold()
 
     def passes(number: int) -> bool:
         if wanted and wanted not in rows.ids[number].casefold() and wanted not in rows.notes[number].casefold():
@@ -96,7 +90,8 @@ def list_rows(
         is_from = source is None or source == own or (own.startswith("/") and source == Path(own).name)
         return is_from and (label is None or _is(rows.labels[number], label))
 
-    found = [number for number in reversed(state.members.tolist()) if passes(number)]
+    numbers = state.members[::-1].tolist()
+    found = [number for number in numbers if passes(number)] if wanted or (source, label) != (None, None) else numbers
     return [state.row(number) for number in islice(found, offset, offset + limit)], len(found)
 
 

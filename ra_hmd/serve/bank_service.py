@@ -260,7 +260,8 @@ class BankService:
         with self._exclusive():
             at = version or self.bank.version
             self._check_version(at)
-            return at, *list_rows(self.bank, version=at, **wanted)
+            state = self.bank.state_at(at)
+        return at, *list_rows(state, **wanted)  # a state does not change; memes need not wait for this
 
     def row(self, name: str) -> tuple[dict[str, Any] | None, list[RowChange]]:
         """Return a row, None where it was removed, and its `row_history`.

@@ -111,17 +111,18 @@ def test_rows_of_the_same_meme_are_taken_back_together(tmp_path):
 
 
 def test_rows_are_listed_in_pages_by_filters(bank):
-    page, count = list_rows(bank, limit=2, offset=1)
+    page, count = list_rows(bank.state_at(), limit=2, offset=1)
     assert ([row["id"] for row in page], count) == (["m4", "m3"], 6)
-    assert [row["id"] for row in list_rows(bank, words="NOTE “M5")[0]] == ["m5"]
-    assert [row["id"] for row in list_rows(bank, source="source of m2")[0]] == ["m2"]
+    assert [row["id"] for row in list_rows(bank.state_at(), words="NOTE “M5")[0]] == ["m5"]
+    assert [row["id"] for row in list_rows(bank.state_at(), source="source of m2")[0]] == ["m2"]
+    assert list_rows(bank.state_at(), source="")[1] == 0
     ones = [name for name in bank.ids if label(bank, name) == 1]
-    assert {row["id"] for row in list_rows(bank, label=1)[0]} == set(ones)
-    assert list_rows(bank, words="new", version=3)[1] == 1
+    assert {row["id"] for row in list_rows(bank.state_at(), label=1)[0]} == set(ones)
+    assert list_rows(bank.state_at(3), words="new")[1] == 1
 
 
 def test_rows_of_one_class_among_several(tmp_path):
     bank = bank_of(tmp_path / "bank", 8, Problem("multi_label", 3))
     wanted = {name for name, row in zip(bank.ids, bank.labels, strict=True) if row[2] == 1}
-    assert {row["id"] for row in list_rows(bank, label=2)[0]} == wanted
-    assert list_rows(bank, label=7)[1] == 0
+    assert {row["id"] for row in list_rows(bank.state_at(), label=2)[0]} == wanted
+    assert list_rows(bank.state_at(), label=7)[1] == 0
