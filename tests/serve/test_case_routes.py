@@ -132,6 +132,19 @@ def test_an_intake_that_is_sent_twice_is_one_case(served: Served, by: str) -> No
     assert served.reader.get("/v1/cases").json()["count"] == 3
 
 
+def test_a_key_of_a_request_stands_for_each_of_its_memes(served: Served) -> None:
+    def send(memes: list[dict[str, Any]]) -> tuple[int, list[str]]:
+        answer = served.reader.post("/v1/cases", json={"cases": memes}, headers={"Idempotency-Key": "batch 1"})
+        return answer.status_code, [one["case"] for one in answer.json()["results"]]
+
+    own = {**served.memes[1], "key": "post 1"}
+    first, names = send([served.memes[0], own, served.memes[2]])
+    assert (first, len(set(names))) == (201, 3)
+    assert send([served.memes[0], own, served.memes[2]]) == (200, names)
+    again, more = send([served.memes[0], own, served.memes[2], served.memes[3]])
+    assert (again, more[:3]) == (201, names)
+
+
 def test_of_requests_with_one_key_at_once_one_makes_the_case(served: Served) -> None:
     body = {"cases": [{**served.memes[0], "key": "post 1"}]}
     with ThreadPoolExecutor(6) as threads:
