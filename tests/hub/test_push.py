@@ -218,8 +218,10 @@ def test_what_was_uploaded_is_downloaded_and_judges(
     clip: Path, some: list[Meme], online: Callable[..., str], tmp_path: Path
 ) -> None:
     words = ("push", clip / "head", "--repo", "ana/memes", "--include-base", "--bank", clip / "bank")
-    said = online(BIN / "ra-hmd", *words, "--output", tmp_path / "out", "--yes")
     state = online.state  # type: ignore[attr-defined]
+    online(BIN / "ra-hmd", *words, "--output", tmp_path / "out", "--dry-run")
+    assert state.requests == []
+    said = online(BIN / "ra-hmd", *words, "--output", tmp_path / "out", "--overwrite", "--yes")
     assert f"ana/memes/commit/{COMMIT}" in said
     assert state.private is True
     assert state.files["head.safetensors"] == (clip / "head" / "head.safetensors").read_bytes()
