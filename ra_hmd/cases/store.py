@@ -106,7 +106,8 @@ class CaseStore:
                 if case.request_key is not None and case.request_key in known:
                     added.append((known[case.request_key], False))
                     continue
-                row = Case(id=_new_id(), state="waiting", created=_now(), changed=_now(), **vars(case))
+                name = f"{time.time_ns():016x}{secrets.token_hex(4)}"  # sorts by time
+                row = Case(id=name, state="waiting", created=_now(), changed=_now(), **vars(case))
                 session.add(row)
                 if case.request_key is not None:
                     known[case.request_key] = row.id
@@ -325,11 +326,6 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _new_id() -> str:
-    """An id that sorts by time: nanoseconds, then chance."""
-    return f"{time.time_ns():016x}{secrets.token_hex(4)}"
-
-
 def _case(session: Session, case_id: str) -> Case:
     case = session.get(Case, case_id, with_for_update=True)
     if case is None:
@@ -351,6 +347,9 @@ def _check_free_for(session: Session, case: Case, person: str) -> None:
         raise CaseConflict(f"{claim.person} has this case on the screen; take the next one.")
     if case.assigned not in ("", person):
         raise CaseConflict(f"This case is assigned to {case.assigned}; assign it to yourself first.")
+    given = select(Opinion.id).where(Opinion.case_id == case.id, Opinion.person == person, Opinion.state != "undone")
+    if session.scalars(given.where(Opinion.round < case.round, Opinion.action != "escalate")).first() is not None:
+        raise CaseConflict("You decided on this case before it was appealed; a colleague decides on the appeal.")
     standing = _standing(session, case)
     if any(one.person == person and one.action != "escalate" for one in standing):
         raise CaseConflict("You have decided on this case already; it waits for a second opinion.")

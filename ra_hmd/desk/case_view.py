@@ -66,8 +66,8 @@ def case_view(desk: Desk, case_id: str, user: User, words: VerdictWords) -> Case
     case = history.case
     shown = _shown(history, user.name)
     known = {one.id for one in shown}
-    own = [one for one in history.opinions if one.person == user.name and one.round == case.round]
-    standing = [one for one in own if one.state == "standing"]
+    given = [one for one in history.opinions if one.person == user.name and one.state == "standing"]
+    standing = [one for one in given if one.round == case.round]
     claimed = claimed_by(database, [case_id]).get(case_id, "")
     free = case.open and claimed in ("", user.name) and case.assigned in ("", user.name)
     people = [user.name, *desk.sessions.colleagues(user.name)] if user.may_decide and case.open else []
@@ -81,7 +81,7 @@ def case_view(desk: Desk, case_id: str, user: User, words: VerdictWords) -> Case
         undoable={one.id for one in standing} if user.may_decide else set(),
         near=count_near(database, [case])[case_id],
         claimed=claimed,
-        takeable=user.may_decide and free and not _spoken(standing, history),
+        takeable=user.may_decide and free and not _spoken(given, history),
         assignable=[name for name in people if name != case.assigned],
     )
 

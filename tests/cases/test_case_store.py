@@ -157,6 +157,9 @@ def test_an_appeal_reopens_a_case_for_others(store):
     decide(store, only, "ann", 1)
     assert store.appeal(only, "author", "it is a joke", priority=9).state == "waiting"
     assert store.next("ann", ALL) is None
+    for call in (lambda: store.take(only, "ann"), lambda: store.begin(only, "ann", Decision("agree", 1))):
+        with pytest.raises(CaseConflict, match="a colleague decides on the appeal"):
+            call()
     assert store.next("bob", ALL).id == only
     final = decide(store, only, "bob", 0)
     assert (final.label, final.round, final.why) == (0, 2, "appeal")

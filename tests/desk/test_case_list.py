@@ -146,6 +146,7 @@ def test_a_case_is_appealed_noted_and_taken_back_on_its_page(people, clip_bank):
     page = people.bob.get(f"/console/cases/{case_id}").text
     assert "See the thread" in page
     assert "Decide on it" in page
+    assert "Decide on it" not in people.ann.get(f"/console/cases/{case_id}").text, "ann decided on it before"
     told = [event.kind for event in events(people.served.cases.store.database, case_id=case_id)]
     said = [kind for kind in told if not kind.startswith("row changed")]
     assert said == ["case added", "decided", "undone", "decided", "appealed", "noted"]
