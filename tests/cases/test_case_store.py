@@ -56,6 +56,20 @@ def test_a_claim_belongs_to_a_person_and_survives_a_reload(store):
     assert (store.waiting("ann", ALL), store.waiting("bob", ALL), store.waiting("eve", ALL)) == (1, 1, 0)
 
 
+def test_waiting_cases_are_counted_up_to_a_number(store):
+    add(store, "a", "b", "c")
+    assert [store.waiting("ann", ALL, most) for most in (2, 3, 4)] == [2, 3, 3]
+
+
+def test_only_what_need_not_last_is_not_forced_to_the_disk(tmp_path):
+    database = Database(tmp_path / "cases.sqlite")
+    levels = []
+    for lasting in (True, False, True):
+        with database.write(lasting=lasting) as session:
+            levels.append(session.connection().exec_driver_sql("PRAGMA synchronous").scalar())
+    assert levels == [2, 1, 2]
+
+
 def test_next_puts_the_case_back_and_shows_another_one(store):
     first, second = add(store, "a", "b")
     assert store.next("ann", ALL).id == first
