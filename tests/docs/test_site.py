@@ -118,6 +118,15 @@ def test_every_list_and_table_is_rendered_as_one(site: Path) -> None:
     assert not left
 
 
+def test_every_concept_has_a_figure_and_an_equation_that_needs_no_script(site: Path) -> None:
+    for name in ("heads", "contrast", "bank", "evaluation"):
+        page = text_of(site / "concepts" / f"{name}.html")
+        assert f'src="{name}.svg"' in page
+        assert (site / "concepts" / f"{name}.svg").is_file()
+        assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">' in page
+        assert "arithmatex" not in page, "an equation that was left as TeX"
+
+
 def classes_of_yaml_files() -> Iterator[type]:
     """The classes that `load_yaml` builds somewhere in the code."""
     for path in [*(ROOT / "ra_hmd").rglob("*.py"), *(ROOT / "stage2").rglob("*.py")]:
