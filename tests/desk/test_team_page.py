@@ -80,7 +80,7 @@ def test_the_figures_of_the_page_are_those_of_the_cases(desk: MakeDesk) -> None:
         assert people[1][4].startswith("100 % 44 to 100 %, 3 of 3")
         assert agreement[1][:2] == ["ann, bob", "3"]
         assert sources[1][:4] == ["<forum>", "3", "1", "0 % 0 to 66 %, 0 of 2"]
-        assert "1 audited memes are decided, 0 wait." in page
+        assert "Audited memes: 1 decided, 0 waiting." in page
         assert "<forum>" not in page
 
 
