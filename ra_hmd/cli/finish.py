@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import math
 import os
 import shlex
 import sys
@@ -40,7 +41,7 @@ class Outcome:
     def show(self, as_json: bool) -> None:
         """Print it."""
         if as_json:
-            print(json.dumps(self.data, ensure_ascii=False, indent=2, default=_plain))
+            print(json.dumps(_plain(self.data), ensure_ascii=False, indent=2, allow_nan=False))
             return
         for line in self.lines:
             if isinstance(line, str | Path):
@@ -54,14 +55,18 @@ class Outcome:
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON does not know."""
+    """A value reduced to what JSON can hold; numbers that are not finite become null."""
     if hasattr(value, "to_json"):
-        return value.to_json()
-    if hasattr(value, "item"):
-        return value.item()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} is no value of JSON")
+        value = value.to_json()
+    elif hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def guide(app: typer.Typer) -> None:

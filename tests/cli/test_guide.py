@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from engines import BIN
@@ -126,6 +127,11 @@ def test_with_json_stdout_is_one_json_value_and_nothing_else() -> None:
     assert json.loads(done.stdout) == {"place": "x/y", "exit_code_of": 0}
     assert done.stderr == "on the way\n"
     assert CliRunner().invoke(_small_app(), ["serve", "--json"]).exit_code == 2
+
+
+def test_json_holds_numbers_of_any_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    Outcome({"a": np.float32(0.5), "b": float("nan"), "c": (Path("x"), np.int64(2)), 3: None}).show(as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"a": 0.5, "b": None, "c": ["x", 2], "3": None}
 
 
 @pytest.mark.parametrize(("rank", "shown"), [("0", True), ("1", False)])
