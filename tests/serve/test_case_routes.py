@@ -190,7 +190,7 @@ def test_what_cannot_be_judged_becomes_no_case(served: Served) -> None:
         ({"opinions_needed": 0}, "invalid_request", "cases.0.opinions_needed"),
         ({"queue": "a\nb"}, "invalid_request", "cases.0.queue"),
         ({"context": "\0"}, "invalid_request", "cases.0.context"),
-        ({"queu": "main"}, "invalid_request", "cases.0.queu"),
+        ({"queue_name": "main"}, "invalid_request", "cases.0.queue_name"),
     ],
 )
 def test_fields_that_cannot_be_used_are_named(served: Served, fields: dict[str, Any], code: str, where: str) -> None:
