@@ -22,6 +22,18 @@ class CaseHistory:
     notes: list[Note]
     events: list[Event]
 
+    def as_seen_by(self, person: str) -> "CaseHistory":
+        """The history without opinions that a person may not see yet (see `shown_opinions`), and without the lines of
+        the log that tell them. An opinion that was taken back is seen where it would be if it stood.
+        """
+        case = self.case
+        told = {one.id for one in shown_opinions(case, self.opinions, person)}
+        told |= {one.id for one in self.opinions if one.state == "undone"
+                 and (one.person == person or one.round < case.round or case.state == "decided")}  # fmt: skip
+        opinions = [one for one in self.opinions if one.id in told]
+        events = [one for one in self.events if one.details.get("opinion", -1) in {-1, *told}]
+        return CaseHistory(case, opinions, self.notes, events)
+
 
 def list_cases(database: Database, wanted: CaseFilter, *, limit: int = 50, offset: int = 0) -> tuple[list[Case], int]:
     """A page of cases, and the number of all that pass the filter."""

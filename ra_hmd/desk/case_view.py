@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ra_hmd.cases.history import CaseHistory, claimed_by, history_of, shown_opinions
+from ra_hmd.cases.history import CaseHistory, claimed_by, history_of
 from ra_hmd.cases.near import count_near
 from ra_hmd.cases.store import NoSuchCase
 from ra_hmd.cases.tables import Case, Event, Note, Opinion
@@ -64,8 +64,8 @@ def case_view(desk: Desk, case_id: str, user: User, words: VerdictWords) -> Case
     if history is None:
         raise NoSuchCase(f"There is no case {case_id!r}.")
     case = history.case
-    shown = _shown(history, user.name)
-    known = {one.id for one in shown}
+    seen = history.as_seen_by(user.name)
+    known = {one.id for one in seen.opinions}
     given = [one for one in history.opinions if one.person == user.name and one.state == "standing"]
     standing = [one for one in given if one.round == case.round]
     claimed = claimed_by(database, [case_id]).get(case_id, "")
@@ -74,25 +74,16 @@ def case_view(desk: Desk, case_id: str, user: User, words: VerdictWords) -> Case
     return CaseView(
         case=case,
         verdict=words.view(case.verdict, desk.thresholds),
-        opinions=shown,
+        opinions=seen.opinions,
         hidden=sum(one.state != "undone" and one.id not in known for one in history.opinions),
         notes=history.notes,
-        events=[one for one in history.events if one.details.get("opinion", -1) in {-1, *known}],
+        events=seen.events,
         undoable={one.id for one in standing} if user.may_decide else set(),
         near=count_near(database, [case])[case_id],
         claimed=claimed,
         takeable=user.may_decide and free and not _spoken(given, history),
         assignable=[name for name in people if name != case.assigned],
     )
-
-
-def _shown(history: CaseHistory, person: str) -> list[Opinion]:
-    """The opinions that a person may see; one that was taken back is shown where it would be if it stood."""
-    case = history.case
-    standing = {one.id for one in shown_opinions(case, history.opinions, person)}
-    told = {one.id for one in history.opinions if one.state == "undone"
-            and (one.person == person or one.round < case.round or case.state == "decided")}  # fmt: skip
-    return [one for one in history.opinions if one.id in standing | told]
 
 
 def _spoken(own: Sequence[Opinion], history: CaseHistory) -> bool:

@@ -70,12 +70,12 @@ def require_cases(context: AppContext) -> CaseService:
     return context.cases
 
 
-def details(cases: CaseService, case_id: str) -> CaseDetails:
-    """A case with its history. Raises `APIError` (404)."""
+def details(cases: CaseService, case_id: str, person: str) -> CaseDetails:
+    """A case with its history, as far as a person may see it now. Raises `APIError` (404)."""
     history = history_of(cases.store.database, case_id)
     if history is None:
         raise APIError(404, "There is no case of this id.", code="no_such_case")
-    return CaseDetails.of_history(history)
+    return CaseDetails.of_history(history.as_seen_by(person))
 
 
 def _add_intake_route(router: APIRouter, context: AppContext) -> None:
@@ -130,9 +130,11 @@ def _add_read_routes(router: APIRouter, context: AppContext) -> None:
         return CaseList(count=count, cases=[CaseSummary.of(case) for case in page])
 
     @router.get("/{case}", operation_id="cases_get", response_model=CaseDetails, responses=_READ_ERRORS)
-    async def case(case: str) -> CaseDetails:
-        """A case, and all that was said about it."""
-        return await run_sync(details, require_cases(context), clean(case) or "")
+    async def case(request: Request, case: str) -> CaseDetails:
+        """A case, and what was said about it. While a case waits for further opinions, those that are there are shown
+        to nobody who may still be asked for one.
+        """
+        return await run_sync(details, require_cases(context), clean(case) or "", sender(request))
 
 
 def _add_appeal_route(router: APIRouter, context: AppContext) -> None:
@@ -148,21 +150,21 @@ def _add_appeal_route(router: APIRouter, context: AppContext) -> None:
         """
         cases = require_cases(context)
         sent = await read_json_body(request, AppealRequest)
-        name = (await run_sync(details, cases, clean(case) or "")).case
-        call = partial(cases.store.appeal, name, sender(request), sent.reason, priority=sent.priority)
-        await run_sync(call)
-        return await run_sync(details, cases, name)
+        person = sender(request)
+        name = (await run_sync(details, cases, clean(case) or "", person)).case
+        await run_sync(partial(cases.store.appeal, name, person, sent.reason, priority=sent.priority))
+        return await run_sync(details, cases, name, person)
 
 
 def _add_decision_routes(router: APIRouter, context: AppContext) -> None:
     async def act(request: Request, case: str, call: Callable[[CaseService], object]) -> CaseDetails:
         cases = require_cases(context)
         await context.bank_limit.run(partial(call, cases), request.state.deadline, finish=True)
-        return await run_sync(details, cases, case)
+        return await run_sync(details, cases, case, sender(request))
 
     async def begin(request: Request, case: str) -> tuple[APIKey, CaseDetails]:
         key = require_moderator(request, context.keys)
-        return key, await run_sync(details, require_cases(context), clean(case) or "")
+        return key, await run_sync(details, require_cases(context), clean(case) or "", key.name)
 
     @router.post(
         "/{case}/decisions",

@@ -95,7 +95,15 @@ def test_a_case_from_intake_to_a_decision_that_is_taken_back(served: Served) -> 
     undone = served.post(f"{taken['case']}/decisions/{opinion['number']}/undo", reason="wrong key").json()
     assert (undone["state"], undone["label"], undone["opinions"][0]["undone_why"]) == ("waiting", None, "wrong key")
     assert taken["case"] not in Bank.open(served.bank).ids
-    assert undone == served.reader.get(f"/v1/cases/{taken['case']}").json()
+    assert undone == served.reader.get(f"/v1/cases/{taken['case']}", headers=served.moderator).json()
+
+
+def test_an_opinion_is_hidden_while_a_case_waits_for_another_one(served: Served) -> None:
+    taken = served.send(opinions_needed=2)
+    own = served.post(f"{taken['case']}/decisions", label=taken["result"]["verdict"]).json()
+    assert (own["state"], len(own["opinions"]), own["events"][-1]["kind"]) == ("waiting", 1, "decided")
+    seen = served.reader.get(f"/v1/cases/{taken['case']}").json()
+    assert (seen["opinions"], [one["kind"] for one in seen["events"]]) == ([], ["case added"])
 
 
 def test_an_appeal_reopens_a_case_for_somebody_else(served: Served) -> None:
