@@ -8,6 +8,7 @@ import pytest
 from documented import Block, blocks, expanded
 from engines import ROOT
 from typer.core import TyperCommand
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from ra_hmd.cli.app import app
@@ -18,6 +19,7 @@ OTHERS = {"ray", "curl", "docker", "kubectl", "pip", "pre-commit", "sudo", "sqli
 # Programs that are named by their path: the repository's own, which must exist, and another project's.
 PATHS = re.compile(r"^source .*$|&& ~/vllm/bin/pip install vllm$|^(?:\w+=\w+ )*(?P<own>\.ci/run|scripts/\w+\.sh)\b.*$",
                    re.MULTILINE)  # fmt: skip
+COMPLETION = {"--install-completion", "--show-completion"}
 # Values that a page's earlier sentences or blocks introduce.
 VARIABLES = {"RUN": "RUN", "KEY": "KEY", "OUT": "OUT", "DATA": "DATA", "CASE": "CASE"}
 
@@ -64,7 +66,9 @@ def test_commands_parse(block: Block, parse: Callable[..., str], tmp_path: Path)
         words = command[command.index("ra-hmd") :] if command[0] == "torchrun" else command
         program, *rest = words
         check_config(rest)
-        if program == "ra-hmd":
+        if program == "ra-hmd" and rest[0] in COMPLETION:  # writes to the shell's own files as soon as it is read
+            assert rest[0] in {name for option in get_command(app).params for name in option.opts}
+        elif program == "ra-hmd":
             error = parse(rest)
             assert not error, f"{' '.join(words)}\n{error}"
         elif program == "make":
