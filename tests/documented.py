@@ -16,7 +16,7 @@ PAGES = (
     "SECURITY.md",
     "CHANGELOG.md",
     "data/README.md",
-    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 )
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Programs that a block may really run while it is expanded: they only write to standard output or into `work`.

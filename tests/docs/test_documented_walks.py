@@ -208,17 +208,17 @@ def prepared(copy: Path, memes: Path, tiny: Callable[[str], Path], tmp_path_fact
 
 @pytest.fixture(scope="module")
 def walked(prepared: Path) -> Iterator[tuple[Walk, list[str]]]:
-    """README's main block, run, and what it printed."""
+    """The block of docs/walk.md, run, and what it printed."""
     walk = Walk(prepared)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(prepared))
-        (block,) = (one for one in blocks("bash", ("README.md",)) if "ra-hmd doctor" in one.text)
+        (block,) = (one for one in blocks("bash", ("docs/walk.md",)) if "ra-hmd doctor" in one.text)
         before, mark, after = block.text.partition("# 7 ")
         printed = []
         for part in (before, f"RUN={RUN}\n{mark}{after}"):
             with contextlib.chdir(prepared):
                 printed += [walk.command(words) for words in expanded(part, prepared)]
-            if part == before:  # features of new memes, which README takes for granted
+            if part == before:  # features of new memes, which the page takes for granted
                 labelled = ["--data", "labelled.jsonl", "--split", "new"]
                 for place in ("NEW_FEATURES", f"{RUN}/features/new"):
                     walk_extract(walk, *labelled, "--output", place)
@@ -254,7 +254,7 @@ def new_files(folder: Path, memes: Path) -> None:
 
 @pytest.fixture
 def walk(walked: tuple[Walk, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Walk:
-    """A copy of the folder after README's main block, for one test to change."""
+    """A copy of the folder after the block of docs/walk.md, for one test to change."""
     folder = Path(shutil.copytree(walked[0].folder, tmp_path / "walk", symlinks=True))
     monkeypatch.setenv("HOME", str(folder))
     (folder / "runs").mkdir()
@@ -263,7 +263,7 @@ def walk(walked: tuple[Walk, list[str]], tmp_path: Path, monkeypatch: pytest.Mon
     return Walk(folder)
 
 
-def test_readme_from_a_data_set_to_a_verdict(walked: tuple[Walk, list[str]]) -> None:
+def test_from_a_data_set_to_a_verdict(walked: tuple[Walk, list[str]]) -> None:
     walk, printed = walked
     folder = walk.folder
     metrics = json.loads((folder / RUN / "report" / "metrics.json").read_text())
@@ -301,7 +301,7 @@ BLOCKS = [
 
 
 def prepare(walk: Walk, page: str, containing: str) -> None:
-    """Make what a page takes for granted, and remove what README's block left where this block writes."""
+    """Make what a page takes for granted, and remove what the block of docs/walk.md left where this block writes."""
     folder = walk.folder
     again = {"ra-hmd bank search": ["banks"], "--dev $RUN/features/dev": [f"{RUN}/report"],
              "init_head=$RUN": [f"{RUN}/stage2"], "--queries $RUN/features/new --head lrc": [],
@@ -324,7 +324,7 @@ def prepare(walk: Walk, page: str, containing: str) -> None:
 
 
 @pytest.mark.parametrize(("page", "containing", "commands"), BLOCKS)
-def test_block_runs_after_readme(page: str, containing: str, commands: int, walk: Walk) -> None:
+def test_block_runs_after_the_walk(page: str, containing: str, commands: int, walk: Walk) -> None:
     prepare(walk, page, containing)
     assert len(walk.block(page, containing, RUN=RUN)) == commands
 
@@ -382,7 +382,7 @@ def test_plain_sft_baseline(walk: Walk) -> None:
 
 
 def test_encoder_track(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """README's block, then those of docs/encoders.md and docs/stage2.md about the same features."""
+    """The blocks of docs/encoders.md, docs/stage2.md and docs/clusters.md about the same features."""
     folder = Path(shutil.copytree(prepared, tmp_path / "walk", symlinks=True))
     monkeypatch.setenv("HOME", str(folder))
     walk = Walk(folder)
@@ -391,13 +391,12 @@ def test_encoder_track(prepared: Path, tmp_path: Path, monkeypatch: pytest.Monke
         shutil.rmtree("data/gt", ignore_errors=True)
         assert len(walk.block("data/README.md", "to-sharegpt")) == 2
         walk.command(["ra-hmd", "data", "k-shot", "data/imported/hateful_memes", "--shots", "16"])
-        assert len(walk.block("README.md", "--encoder clip-vit-l-14-336")) == 7
         out = "saves/clip-vit-l-14-336/hateful_memes"
-        shutil.copytree(f"{out}/features/dev_seen", f"{out}/features/dev")  # as the shipped files call it
-        for made in (f"{out}/rgcl", f"{out}/report", "saves/probe", "saves/probe_16"):
-            shutil.rmtree(made, ignore_errors=True)
         names = {"OUT": out, "DATA": "data/imported/hateful_memes"}
         assert len(walk.block("docs/encoders.md", "# Hate-CLIPper; or _cross", **names)) == 8
+        shutil.copytree(f"{out}/features/dev_seen", f"{out}/features/dev")  # as the shipped files call it
+        for made in ("saves/probe", "saves/probe_16"):
+            shutil.rmtree(made, ignore_errors=True)
         assert len(walk.block("docs/encoders.md", "ra-hmd zero-shot", **names)) == 4
         shutil.rmtree(f"{out}/rgcl")
         shutil.copytree("saves/clip-vit-l-14-336/hateful_memes/features", "saves/clip-vit-l-14/hateful_memes/features")
@@ -429,8 +428,7 @@ def test_worked_example_of_the_evaluation_page(tmp_path: Path) -> None:
 # Blocks of the tests above that are not in BLOCKS.
 OTHERS = [
     ("data/README.md", "to-sharegpt"),
-    ("README.md", "ra-hmd doctor"),
-    ("README.md", "--encoder clip-vit-l-14-336"),
+    ("docs/walk.md", "ra-hmd doctor"),
     ("docs/api.md", "/v1/classify"),
     ("docs/api.md", "/v1/cases -F"),  # tests/docs/test_cases_of_the_api_page.py
     ("docs/api.md", "/v1/cases/$CASE"),

@@ -108,7 +108,7 @@ def sensible(value: Any, ids: list[str], turn: int) -> Any:
             known |= {"image": encoded(PICTURE), "text": "a cake"}
         if known.get("type") == "image_url":
             known["image_url"] = {"url": f"data:image/png;base64,{encoded(PICTURE)}"}
-        if turn % 2 and isinstance(known.get("input"), list):
+        if turn % 2 and "input" in known:
             known["input"] = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded(PICTURE)}"}}]
             known["input"].append({"type": "text", "text": "a cake"})
         if turn % 2 and isinstance(known.get("ids"), list):
