@@ -17,7 +17,7 @@ RUN --mount=type=cache,target=/root/.cache/pip pip wheel --no-deps --wheel-dir /
 
 FROM ${PYTHON_IMAGE} AS environment
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=milvus,ocr,postgresql,serve
+ARG EXTRAS=lmm,milvus,ocr,postgresql,serve
 RUN python -m venv /opt/ra-hmd
 ENV PATH=/opt/ra-hmd/bin:$PATH
 # A version of that index ends in +cpu or +cu130, and so comes before the same version of PyPI.
