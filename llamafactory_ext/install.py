@@ -1,7 +1,6 @@
 """Teaches an imported, unmodified `llamafactory.train.tuner` our stage."""
 
 import functools
-import importlib.util
 import shutil
 import sys
 from collections.abc import Callable
@@ -79,9 +78,11 @@ def _dispatch(tuner: Tuner, reason: str | None) -> None:
                 f"Stage {STAGE} of ra-hmd works with LLaMA-Factory {', '.join(SUPPORTED_HOSTS)}, but {reason}. "
                 f"Install it: pip install 'llamafactory=={SUPPORTED_HOSTS[-1]}'. Stock stages are not affected."
             )
+        from llamafactory_ext.installed import check_asked_packages
         from ra_hmd.core.errors import raise_all
 
         raise_all(diverted(launched=False), f"Stage {STAGE} cannot run")
+        check_asked_packages(config.get("args"))
         extend_arguments()
         from llamafactory_ext.run import run_stage
 
@@ -98,8 +99,9 @@ def _dispatch_ray(tuner: Tuner) -> None:
         if option(config.get("args"), "stage") != STAGE:
             host(ray_args, config)
             return
-        if importlib.util.find_spec("ray") is None:
-            raise SystemExit("ra-hmd: USE_RAY=1 needs Ray: pip install 'ra-hmd[ray]'.")
+        from llamafactory_ext.installed import end_without
+
+        end_without("USE_RAY=1", extra="ray")
         from llamafactory_ext.ray_training import train_on_ray
 
         train_on_ray(ray_args, config, install)

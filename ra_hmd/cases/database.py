@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from ra_hmd.core.artifacts import alone_in
 from ra_hmd.core.errors import UserError, first_line
+from ra_hmd.core.extras import check_extra
 
 UNAVAILABLE = (DBAPIError, NoConnection)
 """Errors of a database that is away, full, or has no connection left."""
@@ -37,6 +38,8 @@ class Database:
     def __init__(self, place: str | Path) -> None:
         url = make_url(str(place)) if "://" in str(place) else make_url("sqlite:///" + str(Path(place).absolute()))
         self.name = url.render_as_string(hide_password=True)
+        if url.drivername == "postgresql+psycopg":
+            check_extra("postgresql", f"The database {self.name}")
         try:
             self._engine = _engine(url.render_as_string(hide_password=False))
             if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
@@ -48,7 +51,7 @@ class Database:
                 _migrate(self._engine)
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise UserError(f"{self.name} is no database that can be opened here: {error}; a file name stands for "
-                            "SQLite, PostgreSQL needs `pip install 'ra-hmd[postgresql]'`.") from error  # fmt: skip
+                            "SQLite, `postgresql+psycopg://…` for PostgreSQL.") from error  # fmt: skip
         except DBAPIError as error:
             raise UserError(f"The database {self.name} cannot be opened: {first_line(error)}.") from error
         self._turn = threading.Lock()  # waiting on SQLite's own lock is not in turn, and may take seconds

@@ -1,6 +1,5 @@
 """`ra-hmd attack`: attacked copies of a data set."""
 
-import importlib.util
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from ra_hmd.attacks.white_box.settings import WhiteBoxSettings
 from ra_hmd.cli.finish import Outcome
 from ra_hmd.cli.options import GROUP, Lists, Output, command_line, from_settings
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.extras import check_extra
 from ra_hmd.core.workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ def print_measured(stated: "AttackManifest") -> None:
 
 
 def _teacher(options: RephraseOptions, variable: str, concurrency: int, cache: Path | None) -> "Teacher":
-    if importlib.util.find_spec("openai") is None:
-        raise UserError("A teacher needs the extra `judge`: pip install 'ra-hmd[judge]'.")
+    check_extra("judge", "A teacher")
     from ra_hmd.attacks.settings import RephraseSettings
     from ra_hmd.attacks.teacher import Teacher
     from ra_hmd.models.generation.endpoint import api_key

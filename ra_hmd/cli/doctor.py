@@ -1,7 +1,8 @@
 """`ra-hmd doctor`: checks of the installation and the machine, with a remedy for each problem.
 
-Every check is a function that returns rows and changes nothing. What could crash or print (importing a compiled
-package, starting Python with the plugin) happens in a child process of the same interpreter.
+Every check is a function that returns rows and changes nothing; those of package metadata are in `doctor_packages`.
+What could crash or print (importing a compiled package, starting Python with the plugin) happens in a child process of
+the same interpreter.
 """
 
 import importlib.metadata
@@ -15,26 +16,24 @@ import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
-from packaging.requirements import Requirement
 from packaging.version import Version
 
+from ra_hmd.cli.doctor_packages import Check, check_bad_pairs, check_extras, check_packages, pip_install, reinstall
 from ra_hmd.cli.finish import Outcome
-from ra_hmd.core.package_versions import bad_pairs, installed_version
+from ra_hmd.core.package_versions import installed_version
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 doctor_app = typer.Typer()
 
-DISTRIBUTION = "ra-hmd"
 DISABLE_PLUGIN = "RA_HMD_DISABLE_PLUGIN"
-INSTALL = f"{Path(sys.executable).name} -m pip install -e ."
 _GIB = 1 << 30
 _MIN_FREE = 5 * _GIB
 # A 7B model in bf16, its download and two checkpoints.
@@ -76,32 +75,12 @@ print(json.dumps(found))
 """
 
 
-@dataclass(frozen=True)
-class Check:
-    """The result of one check.
-
-    Attributes:
-        name: Name of the check.
-        status: `ok`; `note`: nothing is broken, but worth knowing; `problem`: something will fail.
-        found: The finding.
-        remedy: Remedy of a note or problem.
-    """
-
-    name: str
-    status: Literal["ok", "note", "problem"]
-    found: str
-    remedy: str = ""
-
-    def __post_init__(self) -> None:
-        if self.status == "problem" and not self.remedy:
-            raise ValueError(f"check {self.name!r} reports a problem without a remedy")
-
-
 def diagnose() -> list[Check]:
     """Run every check, in the order in which problems are best fixed. Takes some seconds, most of them for imports."""
     checks: tuple[Callable[[], list[Check]], ...] = (
         check_python,
         check_packages,
+        check_extras,
         check_bad_pairs,
         check_plugin,
         check_commands,
@@ -152,46 +131,11 @@ def check_python() -> list[Check]:
     return [Check("Python", "ok", found)]
 
 
-def check_packages() -> list[Check]:
-    """Check the versions of all required packages against the ranges in the package metadata."""
-    try:
-        needed = importlib.metadata.requires(DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:
-        remedy = f"Run `{INSTALL}` in the repository; a source tree alone has no plugin and no known ranges."
-        return [Check(DISTRIBUTION, "problem", "not installed in this environment", remedy)]
-    rows = [Check(DISTRIBUTION, "ok", importlib.metadata.version(DISTRIBUTION))]
-    for text in needed:
-        requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            rows.append(_package(requirement))
-    return rows
-
-
-def _package(requirement: Requirement) -> Check:
-    name, wanted = requirement.name, str(requirement.specifier) or "any version"
-    install = f'Run `{Path(sys.executable).name} -m pip install "{name}{requirement.specifier}"`.'
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return Check(name, "problem", f"missing ({wanted} is needed)", install)
-    if not requirement.specifier.contains(version, prereleases=True):
-        return Check(name, "problem", f"{version} ({wanted} is needed)", install)
-    return Check(name, "ok", f"{version} ({wanted})")
-
-
-def check_bad_pairs() -> list[Check]:
-    """Check for versions that can be installed together but do not work together."""
-    found = bad_pairs()
-    if found:
-        return [Check("versions together", "problem", "they do not fit", " ".join(found))]
-    return [Check("versions together", "ok", "none is known that would not work")]
-
-
 def check_plugin() -> list[Check]:
     """Check that Python starts with the plugin for stage `sft-classifier`, and that it supports the host's version."""
     done = _child(["-P", "-c", _PLUGIN_PROBE])
     if done.returncode != 0:
-        remedy = f"Python does not start cleanly here; repair the environment, then `{INSTALL}`."
+        remedy = f"Python does not start cleanly here; repair the environment, then run {reinstall()}."
         return [Check("plugin", "problem", _last_line(done.stderr), remedy)]
     probe: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return [_plugin_state(probe, done.stderr), *_plugin_host(probe), *_plugin_environment(probe)]
@@ -207,21 +151,21 @@ def _plugin_state(probe: dict[str, Any], stderr: str) -> Check:
         found = f"switched off by {DISABLE_PLUGIN}={setting}"
         remedy = f"`unset {DISABLE_PLUGIN}`; until then LLaMA-Factory does not know stage sft-classifier."
     elif not probe["pth"]:
-        found, remedy = "llamafactory_ext.pth is not installed", f"Run `{INSTALL}` in the repository: it installs it."
+        found, remedy = "llamafactory_ext.pth is not installed", f"Run {reinstall()}: it installs it."
     else:
         cause = _last_line(stderr) if stderr.strip() else "its .pth file is there but did not run"
-        found, remedy = f"not active: {cause}", f"Start Python without -S and -I, or reinstall: `{INSTALL}`."
+        found, remedy = f"not active: {cause}", f"Start Python without -S and -I, or reinstall: {reinstall()}."
     return Check("plugin", "problem", found, remedy)
 
 
 def _plugin_host(probe: dict[str, Any]) -> list[Check]:
     if probe["hosts"] is None:
-        return [Check("plugin package", "problem", str(probe["error"]), f"Run `{INSTALL}` in the repository.")]
+        return [Check("plugin package", "problem", str(probe["error"]), f"Run {reinstall()}.")]
     known = ", ".join(probe["hosts"])
     try:
         version = importlib.metadata.version("llamafactory")
     except importlib.metadata.PackageNotFoundError:
-        return []  # check_packages says so
+        return []  # check_extras says so
     if version not in probe["hosts"]:
         remedy = f"Stage sft-classifier will refuse to start: install llamafactory=={probe['hosts'][-1]}."
         return [Check("plugin's host", "problem", f"LLaMA-Factory {version}; the plugin knows {known}", remedy)]
@@ -237,7 +181,12 @@ def _plugin_environment(probe: dict[str, Any]) -> list[Check]:
 
 
 def check_commands() -> list[Check]:
-    """Check that `torchrun` and `llamafactory-cli` on PATH belong to this environment."""
+    """Check that `torchrun` and `llamafactory-cli` on PATH belong to this environment, if LLaMA-Factory is in it.
+
+    Without it nobody calls them; pipx, for example, puts neither on PATH.
+    """
+    if installed_version("llamafactory") is None:
+        return []
     rows = []
     for name in ("torchrun", "llamafactory-cli"):
         own = Path(sysconfig.get_path("scripts")) / name
@@ -299,7 +248,7 @@ def check_devices() -> list[Check]:
         remedy = "Install a torch build that fits the driver (`nvidia-smi` shows its CUDA version)."
         found = f"nvidia-smi is here, but torch {torch.__version__} ({build}) sees no GPU"
         return [Check("device", "problem", found, remedy)]
-    remedy = "The demo and the tests run here; the files in configs/stage1 need a GPU."
+    remedy = "Encoders, heads and banks run here, and the demo; the files in configs/stage1 need a GPU."
     return [Check("device", "note", f"CPU only, {cores} cores", remedy)]
 
 
@@ -322,7 +271,8 @@ def check_faiss() -> list[Check]:
         return [Check("FAISS", "problem", "faiss-gpu and faiss-cpu are both installed", remedy)]
     done = _child(["-c", "import faiss; print(faiss.__version__, getattr(faiss, 'get_num_gpus', int)())"])
     if done.returncode != 0:
-        remedy = f"Without FAISS there is no retrieval. Reinstall it: `{INSTALL}`."
+        package = both[0] if both else "faiss-cpu"
+        remedy = f"Without FAISS there is no retrieval. Reinstall it: `{pip_install(f'--force-reinstall {package}')}`."
         return [Check("FAISS", "problem", _last_line(done.stderr), remedy)]
     version, gpus = done.stdout.split()[-2:]
     return [Check("FAISS", "ok", f"{version}, {gpus} GPU(s) for search")]
@@ -339,13 +289,15 @@ def check_imports() -> list[Check]:
         if done.returncode == 0:
             rows.append(Check(name, "ok", "works"))
         else:
-            remedy = f"Needed for {use}. Reinstall it so that it fits torch: `{INSTALL}`."
+            remedy = f"Needed for {use}. Reinstall it so that it fits torch."
             rows.append(Check(name, "problem", _last_line(done.stderr), remedy))
     return rows
 
 
 def check_flash_attention() -> list[Check]:
     """Check for flash-attn (`flash_attn: fa2` in Stage 1 files), without which LLaMA-Factory warns and continues."""
+    if installed_version("llamafactory") is None:
+        return []
     version = installed_version("flash-attn")
     if version is not None and Version(version) < _MIN_FLASH_ATTENTION:
         remedy = f"transformers leaves it aside: install flash-attn {_MIN_FLASH_ATTENTION} or newer."

@@ -1,6 +1,5 @@
 """Commands of studies: `cross-eval`, `robustness`, `staleness`, `in-context`, `judge`, `ablate`, and `demo`."""
 
-import importlib.util
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from ra_hmd.cli import options as o
 from ra_hmd.cli.finish import Outcome
 from ra_hmd.cli.options import SourceOptions, checked, command_line, from_settings, print_notes
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.extras import check_extra
 from ra_hmd.inference.options import LmmOptions
 
 experiments_app = typer.Typer()
@@ -209,8 +209,7 @@ def judge_command(
 
     An interrupted command that is started again asks only what was not answered.
     """
-    if importlib.util.find_spec("openai") is None:
-        raise UserError("Judging needs the extra `judge`: pip install 'ra-hmd[judge]'.")
+    check_extra("judge", "Judging")
     from ra_hmd.experiments.judge.client import JudgeSettings
     from ra_hmd.experiments.judge.run import Prices, judge
     from ra_hmd.models.generation.endpoint import api_key

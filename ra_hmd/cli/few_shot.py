@@ -1,7 +1,6 @@
 """Commands of few-shot detection by clusters, guidance and experts."""
 
 import functools
-import importlib.util
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from ra_hmd.cli.options import command_line, from_settings, print_notes
 from ra_hmd.clusters.guidance_settings import MemberSettings, PictureSettings, TeacherOptions, TeacherSettings
 from ra_hmd.clusters.settings import ClusterSettings, ClusterSource
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.extras import check_extra
 
 if TYPE_CHECKING:
     from ra_hmd.core.manifests import ClustersManifest
@@ -167,8 +167,7 @@ def guidance_command(
 
 def _asked(clusters: Path, output: Path, teacher: TeacherOptions, variable: str, **asked: Any) -> "Guidance":
     """Guidance of a teacher."""
-    if importlib.util.find_spec("openai") is None:
-        raise UserError("A teacher needs the extra `judge`: pip install 'ra-hmd[judge]'.")
+    check_extra("judge", "A teacher")
     from accelerate import PartialState
 
     from ra_hmd.clusters.guidance import ask_teacher

@@ -9,7 +9,6 @@ Credentials and endpoints are those of the environment, as the clients of the st
 
 import errno
 import fnmatch
-import importlib.util
 import io
 import os
 import posixpath
@@ -25,6 +24,7 @@ from typing import IO, Any, TypeVar
 from packaging.version import Version
 
 from ra_hmd.core.errors import UserError, first_line
+from ra_hmd.core.extras import check_extra
 from ra_hmd.core.package_versions import installed_version
 
 T = TypeVar("T")
@@ -290,9 +290,7 @@ def asked(path: RemotePath) -> Iterator[Any]:
 
     File systems of other processes cannot be used after a fork, so each process makes its own.
     """
-    if importlib.util.find_spec(_CLIENTS[path.scheme]) is None:
-        extra = _EXTRAS[path.scheme]
-        raise UserError(f"{path}: {path.scheme}:// needs the extra `{extra}`: pip install 'ra-hmd[{extra}]'.")
+    check_extra(_EXTRAS[path.scheme], f"{path}: {path.scheme}://")
     try:
         yield _file_system(path.scheme, os.getpid())
     except UserError:

@@ -14,6 +14,7 @@ from PIL import ImageOps
 from PIL.Image import Image
 
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.extras import check_extra
 from ra_hmd.core.manifests import DatasetManifest, read_manifest, write_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.data.images import file_digest, to_rgb
@@ -89,10 +90,9 @@ def open_ocr_engine() -> tuple["RapidOCR", str]:
     Raises:
         UserError: The extra `ocr` is not installed.
     """
-    try:
-        from rapidocr import RapidOCR
-    except ImportError as error:
-        raise UserError("Reading captions needs the extra `ocr`: pip install 'ra-hmd[ocr]'.") from error
+    check_extra("ocr", "Reading captions")
+    from rapidocr import RapidOCR
+
     engine = RapidOCR(params={"Global.text_score": 0.0})  # its own threshold would come before `min_score`
     logging.getLogger("RapidOCR").setLevel(logging.ERROR)  # after the engine, which sets it too
     return engine, f"ocr:rapidocr-{version('rapidocr')}"

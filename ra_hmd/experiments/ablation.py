@@ -25,7 +25,7 @@ from ra_hmd.evaluation.metrics.runs import METRIC_TITLES, STUDY_METRICS, Cell, e
 from ra_hmd.evaluation.report.sections import format_estimate
 from ra_hmd.experiments.common import HeadView
 from ra_hmd.experiments.demo import JOBS, extract_steps, pretrained_model, pretraining_steps, train_words
-from ra_hmd.experiments.pipeline import Step, configs_folder, overrides, ra_hmd, run_steps
+from ra_hmd.experiments.pipeline import TRAINER, Step, configs_folder, overrides, ra_hmd, run_steps
 from ra_hmd.features.compatibility import check_head_fits, check_store
 from ra_hmd.features.store import Features, read_features
 from ra_hmd.features.test_lock import open_labels
@@ -217,7 +217,7 @@ def _seed_steps(output: Path, seed: int, *, quick: bool) -> list[Step]:
         return extract_steps(f"Seed {seed}: features, {name}", data, place, *words, checkpoint=checkpoint)
 
     merge = [
-        "llamafactory-cli",
+        TRAINER,
         "export",
         *(word for key, value in export.items() for word in (f"--{key}", str(value))),
     ]

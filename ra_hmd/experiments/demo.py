@@ -12,7 +12,7 @@ from rich.table import Table
 from ra_hmd.core.heads import BANK_HEADS, THRESHOLDS
 from ra_hmd.data.synthetic.confounders import unimodal_oracle
 from ra_hmd.experiments.demo_figure import head_values, write_bank_update_figure
-from ra_hmd.experiments.pipeline import Step, configs_folder, overrides, ra_hmd, run_steps
+from ra_hmd.experiments.pipeline import TRAINER, Step, configs_folder, overrides, ra_hmd, run_steps
 
 PARTS = (("a", "train"), ("a", "dev"), ("a", "test"), ("b", "train"), ("b", "test"))
 UPDATE_LIMIT = 256  # memes of domain B's training split that the bank update samples from
@@ -95,7 +95,7 @@ def pretrained_model(output: Path) -> Path:
 def train_words(config: Path, model: Path, folder: Path, values: dict[str, object]) -> list[str]:
     """Command `llamafactory-cli train` of `model` with `config` and further keys, with output in `folder`."""
     paths = {"model_name_or_path": model, "dataset_dir": values["dataset_dir"], "output_dir": folder}
-    return ["llamafactory-cli", "train", str(config), *overrides(paths | values)]
+    return [TRAINER, "train", str(config), *overrides(paths | values)]
 
 
 def extract_steps(title: str, data: Path, features: Path, *words: str, checkpoint: Path) -> list[Step]:

@@ -20,7 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.extras import check_extra
 from ra_hmd.core.manifests import PipelineManifest, read_manifest, write_manifest
+
+TRAINER = "llamafactory-cli"
+"""Program that trains and exports language models."""
 
 _CONTENT = {".safetensors", ".parquet", ".jsonl", ".yaml", ".png"}
 """Suffixes of the files that determine a step's result and that no later step changes."""
@@ -66,8 +70,11 @@ def run_steps(
         Command line → duration in seconds, of all finished steps, including those of earlier runs.
 
     Raises:
-        UserError: a step failed; the message ends with the end of its log.
+        UserError: the extra `train` is needed and not installed; or a step failed, and the message ends with the end
+            of its log.
     """
+    if any(step.command[0] == TRAINER for step in steps):
+        check_extra("train", "Training a language model", ("llamafactory",))
     record = output / f"{kind}.json"
     known = read_manifest(record, PipelineManifest) if record.is_file() else PipelineManifest(kind=kind)
     seconds, files = dict(known.seconds), dict(known.files)

@@ -1,6 +1,5 @@
 """The memes of a chunk to the lines of its file: images decoded ahead in threads, verdicts, rejected rows."""
 
-import importlib.util
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from PIL import Image
 
 from ra_hmd.core.artifacts import plain
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.extras import check_extra
 from ra_hmd.data.text import well_formed
 from ra_hmd.inference.batch_chunks import ChunkFolder
 from ra_hmd.inference.batch_reader import BatchRow
@@ -147,9 +147,7 @@ def _judge(
 
 def _check_ocr(text: str | None) -> None:
     """Raise `UserError` where captions cannot be read, which is no row's fault."""
-    if importlib.util.find_spec("rapidocr") is None:
-        why = "A meme has no `text`, and reading it" if text is None else "--check-captions"
-        raise UserError(f"{why} needs the extra `ocr`: pip install 'ra-hmd[ocr]'.")
+    check_extra("ocr", "A meme has no `text`, and reading it" if text is None else "--check-captions")
 
 
 def _reject(row: BatchRow, reason: str) -> dict[str, Any]:

@@ -191,9 +191,12 @@ class LmmOptions(ModelOptions):
         """Open the run.
 
         Raises:
-            UserError: a missing folder, or one that is no run; clusters, guidance or a YAML file for a run that has its
-                own.
+            UserError: the extra `lmm` is not installed; a missing folder, or one that is no run; clusters, guidance or
+                a YAML file for a run that has its own.
         """
+        from ra_hmd.models.meme_model import check_lmm
+
+        check_lmm(self.checkpoint)
         return self._open().folding(self.fold_captions)
 
     def _open(self) -> "Run":

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ra_hmd.core.choices import DType
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.extras import check_extra
 from ra_hmd.data.images import to_rgb
 from ra_hmd.data.meme import Meme
 from ra_hmd.models.checkpoint import Run
@@ -37,6 +39,17 @@ if TYPE_CHECKING:
 _SEQUENCES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "rope_deltas")
 
 
+def check_lmm(base_model: str | Path, *, quantized: bool = False) -> None:
+    """Raise `UserError` unless the packages that load an LMM are installed.
+
+    Args:
+        base_model: Path or hub name of the LMM, for the message.
+        quantized: Whether it is loaded in few bits.
+    """
+    needed = ("llamafactory", "peft", "qwen_vl_utils", *(("bitsandbytes",) if quantized else ()))
+    check_extra("lmm", f"The language model {base_model}", needed)
+
+
 def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> tuple[MemeEncoder, Any]:
     """The encoder of an LMM, without its weights, and LLaMA-Factory's `ModelArguments` to load these with.
 
@@ -46,9 +59,10 @@ def load_encoder(base_model: str, settings: InputSettings, **arguments: Any) -> 
         arguments: Further fields of `ModelArguments`.
 
     Raises:
-        UserError: the template is not the model family's, a model of an unlisted family fails `check_unlisted`, or
-            tokenizer and processor cannot be loaded.
+        UserError: the extra `lmm` is not installed, the template is not the model family's, a model of an unlisted
+            family fails `check_unlisted`, or tokenizer and processor cannot be loaded.
     """
+    check_lmm(base_model, quantized=arguments.get("quantization_bit") is not None)
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.data.template import TEMPLATES

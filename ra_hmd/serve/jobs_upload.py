@@ -5,7 +5,6 @@ then they are read row by row, and each picture becomes a file. A body that does
 picture or caption that cannot be used is the result of its meme alone, as in `/v1/classify`.
 """
 
-import importlib.util
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.extras import is_importable
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.rows import csv_rows, jsonl_rows
 from ra_hmd.inference.batch_reader import BatchRow
@@ -94,7 +94,7 @@ def _keep(meme: Meme, number: int, work: Path, limits: RequestLimits) -> dict[st
     """The line of a meme, whose picture is written if it can be used."""
     try:
         count_pixels(meme, limits)
-        if meme.text is None and importlib.util.find_spec("rapidocr") is None:
+        if meme.text is None and not is_importable("rapidocr"):
             raise UserError("it has no text, and reading one from its picture needs the extra `ocr` of the service")
     except UserError as error:
         return {"id": meme.id, "problem": str(error)}

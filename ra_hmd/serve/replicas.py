@@ -1,6 +1,5 @@
 """Several replicas of the API behind one address: Ray Serve starts them, shares out requests, replaces what dies."""
 
-import importlib.util
 import logging
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ra_hmd.core.errors import UserError, first_line
+from ra_hmd.core.extras import check_extra
 from ra_hmd.core.workers.ray_cluster import joined_cluster
 from ra_hmd.core.workers.settings import WorkerSettings
 from ra_hmd.serve.limits import KEEP_ALIVE_SECONDS
@@ -42,8 +42,7 @@ def serve_replicas(settings: ServerSettings, build: Build, port: int, announce: 
         UserError: Ray Serve is not installed or runs on the cluster already, no cluster answers, or a replica cannot
             start.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("--replicas needs the extra `ray`: pip install 'ra-hmd[ray,serve]'.")
+    check_extra("ray", "--replicas")
     cluster = settings.replicas.ray_address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # equal lines of two replicas are two lines
     workers = WorkerSettings(engine="ray", ray_address=settings.replicas.ray_address)

@@ -1,7 +1,6 @@
 """From settings to a running server: the detector, its services, the app around them, and uvicorn."""
 
 import contextlib
-import importlib.util
 import logging
 import signal
 import socket
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ra_hmd.bank.backends.base import is_bank
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.extras import check_extra
 from ra_hmd.inference.options import RationaleOptions
 from ra_hmd.serve.limits import KEEP_ALIVE_SECONDS
 from ra_hmd.serve.listening import address_of, check_certificate, listen
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ra_hmd.inference.meme_lookup import MemeLookup
 
 _log = logging.getLogger("ra_hmd.serve")
-_PACKAGES = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client", "sqlalchemy", "alembic")
-
 Mount = Callable[["FastAPI", "MemeLookup"], "FastAPI"]
 """Adds pages to an app of `create_app`, given the images and captions of the bank's memes."""
 
@@ -100,7 +98,7 @@ def serve(settings: ServerSettings, mount: Mount | None = None, announce: Callab
     Raises:
         UserError: see `build_app`; an address that cannot be listened on.
     """
-    check_installed()
+    check_extra("serve", "Serving")
     if settings.replicas.replicas > 1:
         _serve_replicas(settings, mount, announce)
         return
@@ -156,10 +154,3 @@ def _ignore_resent_signal() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def check_installed() -> None:
-    """Raise `UserError` unless the packages of the extra `serve` are installed."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"Serving needs the extra `serve` ({', '.join(missing)} missing): pip install 'ra-hmd[serve]'.")

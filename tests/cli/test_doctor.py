@@ -8,16 +8,20 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from engines import ROOT
+from packaging.requirements import Requirement
 from rich.console import Console
 
-from ra_hmd.cli import doctor
+from ra_hmd.cli import doctor, doctor_packages
 from ra_hmd.cli.doctor import Check
+from ra_hmd.core.extras import EXTRAS, Extra
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 
@@ -95,6 +99,12 @@ class TestCommands:
         assert found.status == "problem"
         assert str(python) in found.found
         assert str(SCRIPTS) in found.remedy
+
+    def test_without_the_host_nobody_calls_them(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        fake_versions(monkeypatch, {})
+        assert doctor.check_commands() == []
+        assert doctor.check_flash_attention() == []
 
     def test_neither_on_path(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -204,7 +214,7 @@ class TestPlugin:
 
 class TestPackages:
     def check(self, monkeypatch: pytest.MonkeyPatch, *needed: str, **versions: str) -> list[Check]:
-        fake_versions(monkeypatch, {doctor.DISTRIBUTION: "1.0", **versions})
+        fake_versions(monkeypatch, {doctor_packages.DISTRIBUTION: "1.0", **versions})
         monkeypatch.setattr(importlib.metadata, "requires", lambda name: list(needed))
         return doctor.check_packages()[1:]
 
@@ -223,6 +233,37 @@ class TestPackages:
 
     def test_other_platforms_and_extras_are_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.check(monkeypatch, "a; sys_platform == 'none'", "pytest>=8; extra == 'dev'") == []
+
+    def test_an_extra_is_installed_or_says_what_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        extras = {"some": Extra("one thing", {"json": "json"}), "more": Extra("another", {"no_such_module": "gone-1"})}
+        monkeypatch.setattr(doctor_packages, "EXTRAS", extras)
+        needed = ["torch>=2", "json>=3; extra == 'some'", "gone-1>=2; extra == 'more'", "torch<2; extra == 'more'"]
+        fake_versions(monkeypatch, {doctor_packages.DISTRIBUTION: "1.0", "torch": "2.8", "json": "2.9"})
+        monkeypatch.setattr(importlib.metadata, "requires", lambda name: needed)
+        some, more, package = doctor.check_extras()
+        assert (some.name, some.status, some.found) == ("extra some", "ok", "installed: one thing")
+        assert (more.name, more.status, more.found) == ("extra more", "note", "not installed: gone-1 missing")
+        assert "For another: `" in more.remedy
+        assert "pip install 'ra-hmd[more]'" in more.remedy
+        assert (package.name, package.status) == ("json", "problem"), "of an extra that is installed"
+
+    def test_without_the_package_no_extra_is_listed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fake_versions(monkeypatch, {})
+        assert doctor.check_extras() == []
+
+    def test_the_extras_are_those_that_can_be_installed(self) -> None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        stated = {extra: {Requirement(text) for text in texts} for extra, texts in project.items()}
+        assert set(EXTRAS) == set(stated) - {"dev", "docs"}
+        for name, extra in EXTRAS.items():
+            own = {one.name for one in stated[name]} - {"ra-hmd"}
+            inherited = {one.name for text in stated[name] if text.name == "ra-hmd"
+                         for part in text.extras for one in stated[part]}  # fmt: skip
+            assert set(extra.modules.values()) | {"milvus-lite", "filelock"} >= own | inherited, name
+            assert set(extra.modules.values()) <= own | inherited, name
+            assert {extra.modules[module] for module in extra.linux} == {
+                one.name for one in stated[name] if "sys_platform == 'linux'" in str(one.marker).replace('"', "'")
+            }
 
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def requires(name: str) -> None:
@@ -275,11 +316,12 @@ class TestPackages:
         assert "no answer" in done.stderr
 
     def test_flash_attention_is_optional(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        fake_versions(monkeypatch, {})
+        host = {"llamafactory": "0.9.5"}
+        fake_versions(monkeypatch, host)
         assert doctor.check_flash_attention()[0].status == "note"
-        fake_versions(monkeypatch, {"flash-attn": "2.8.3"})
+        fake_versions(monkeypatch, {"flash-attn": "2.8.3", **host})
         assert doctor.check_flash_attention()[0] == Check("flash-attn", "ok", "2.8.3")
-        fake_versions(monkeypatch, {"flash-attn": "2.3.2"})
+        fake_versions(monkeypatch, {"flash-attn": "2.3.2", **host})
         assert doctor.check_flash_attention()[0].status == "note"
 
 

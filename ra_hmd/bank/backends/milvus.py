@@ -30,6 +30,7 @@ from ra_hmd.bank.backends.parquet import locked
 from ra_hmd.bank.versions import BankState, Change, VersionEntry
 from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.extras import check_extra
 from ra_hmd.core.manifests import BankManifest, parse_manifest
 from ra_hmd.core.progress import track
 from ra_hmd.retrieval.distinct_vectors import ABSENT, VectorRows
@@ -90,11 +91,10 @@ class MilvusBackend:
         self._multi_label = self.settings.problem.kind == "multi_label"
 
     def _connect(self, address: str, lock: str | Path | None, token: str | None) -> None:
-        try:
-            from pymilvus import MilvusClient
-            from pymilvus.exceptions import MilvusException
-        except ImportError as error:
-            raise UserError("Milvus needs the extra: pip install 'ra-hmd[milvus]'.") from error
+        check_extra("milvus", "Milvus", ("pymilvus",))
+        from pymilvus import MilvusClient
+        from pymilvus.exceptions import MilvusException
+
         if self.lite:
             address = str(Path(address).resolve())
             lock = Path(f"{address}.lock")

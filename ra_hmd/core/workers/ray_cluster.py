@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ra_hmd.core.errors import UserError, first_line
+from ra_hmd.core.extras import check_extra
 from ra_hmd.core.workers.settings import WorkerSettings
 
 _LOCAL = "local"
@@ -33,10 +34,9 @@ def joined_cluster(settings: WorkerSettings, *, logs: bool = False, hook: str | 
         raise UserError("--engine ray under torchrun: both share out the work; start the command by itself.")
     address = settings.ray_address or os.environ.get("RAY_ADDRESS") or _LOCAL
     with _environment(_private_ray() if address == _LOCAL else {}):
-        try:
-            import ray
-        except ImportError as error:
-            raise UserError("--engine ray needs the extra: pip install 'ra-hmd[ray]'.") from error
+        check_extra("ray", "--engine ray")
+        import ray
+
         if ray.is_initialized():
             yield
             return

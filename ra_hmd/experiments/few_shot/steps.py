@@ -18,7 +18,7 @@ from ra_hmd.data.readers.tasks import Task
 from ra_hmd.data.sharegpt_export import write_sharegpt
 from ra_hmd.experiments.few_shot.arms import ARMS, ArmName, Source, arm_recipe
 from ra_hmd.experiments.few_shot.config import FewShotSettings
-from ra_hmd.experiments.pipeline import Step, overrides, ra_hmd
+from ra_hmd.experiments.pipeline import TRAINER, Step, overrides, ra_hmd
 from ra_hmd.models.cluster_assignment import Clusters
 from ra_hmd.models.tokenization import expected_answers
 
@@ -316,7 +316,7 @@ def _train(study: Study, arm: ArmName, shots: int, seed: int) -> list[str]:
         "output_dir": layout.run(arm, shots, seed),
         "seed": seed,
     }
-    return ["llamafactory-cli", "train", str(layout.recipe(arm)), *overrides(values | _guides(study, arm, seed))]
+    return [TRAINER, "train", str(layout.recipe(arm)), *overrides(values | _guides(study, arm, seed))]
 
 
 def _guides(study: Study, arm: ArmName, seed: int) -> dict[str, object]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ra_hmd.core.artifacts import read_json
 from ra_hmd.core.errors import UserError, raise_all
+from ra_hmd.core.extras import check_extra
 from ra_hmd.experiments.retention.gate import PairedDifferences
 
 METRICS = {
@@ -169,10 +170,7 @@ def _score(task: str, metric: str, value: Any) -> float:
 
 
 def _mmmu_score(value: dict[str, Any]) -> float:
-    try:
-        from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
-    except ImportError as error:
-        raise UserError(
-            "MMMU is judged by lmms-eval, which is not installed here: pip install 'ra-hmd[benchmarks]'."
-        ) from error
+    check_extra("benchmarks", "The score of MMMU")
+    from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
+
     return float(evaluate_mmmu([value])[1]["acc"])
