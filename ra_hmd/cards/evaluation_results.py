@@ -77,6 +77,10 @@ def _entry(
     task = f", task {queries.task}" if queries.task else ""
     return {
         "title": f"{short(queries.dataset)}{task}, split {queries.split}",
+        "dataset": short(queries.dataset),
+        "task": queries.task,
+        "split": queries.split,
+        "scores": scores,
         "rows": queries.rows,
         "created": manifest.created,
         "bank": short(_bank(bank)),

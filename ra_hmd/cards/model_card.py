@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ra_hmd.cards.evaluation_results import limits, read_report
+from ra_hmd.cards.model_index import eval_results
 from ra_hmd.cards.render import Markdown, short, table
 from ra_hmd.core.artifacts import MANIFEST_NAME, read_json, sha256_file
 from ra_hmd.core.errors import UserError
@@ -75,7 +76,7 @@ def model_facts(folder: Path, reports: Sequence[str | Path], stated: "CardMetada
     official = manifest.official if isinstance(manifest, Stage1Manifest) else None
     origin = manifest.init_head
     return {
-        "card_data": _card_data(manifest, stated, name),
+        "card_data": _card_data(manifest, stated, name, found),
         "stated": stated,
         "name": name,
         "system": short(system["name"]),
@@ -101,8 +102,10 @@ def model_facts(folder: Path, reports: Sequence[str | Path], stated: "CardMetada
     }
 
 
-def _card_data(manifest: HeadRunManifest, stated: "CardMetadata", name: str) -> Markdown:
-    """Metadata of the hub, as YAML."""
+def _card_data(
+    manifest: HeadRunManifest, stated: "CardMetadata", name: str, reports: Sequence[Mapping[str, Any]]
+) -> Markdown:
+    """Metadata of the hub, as YAML; `model-index` is among them where there are evaluations."""
     from huggingface_hub import ModelCardData
 
     base = _model(manifest, stated)["hub"]
@@ -114,6 +117,7 @@ def _card_data(manifest: HeadRunManifest, stated: "CardMetadata", name: str) -> 
         library_name="ra-hmd",
         license=stated.licence or "other",
         model_name=name,
+        eval_results=eval_results(reports) or None,
         tags=[*tags, *(["peft", "lora"] if lora else [])],
     )
     return Markdown(data.to_yaml())

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub import DatasetCard, ModelCard, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from json_files import read_json
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from ra_hmd.cards.build import make_card
-from ra_hmd.cards.evaluation_results import limits
+from ra_hmd.cards.evaluation_results import limits, read_report
+from ra_hmd.cards.model_index import eval_results
 from ra_hmd.cards.render import TO_FILL_IN, CardMetadata, Markdown, _shown, short
 from ra_hmd.cli.app import app
 from ra_hmd.core.errors import UserError
@@ -107,6 +109,39 @@ def test_stage2_card_has_the_evaluations_numbers(lab: Path, tmp_path: Path) -> N
         assert said in text
     assert read_json(lab / "run" / "ra_hmd.json").features.dev.fingerprint.data in text
     assert "Not measured" not in text
+
+
+def test_the_hub_reads_the_evaluations_numbers_in_the_metadata(lab: Path, tmp_path: Path) -> None:
+    """`model-index`: what the hub's own library reads is each number of the report, and what was written."""
+    card_of(lab / "run", tmp_path, "--report", lab / "evaluation", "--name", "Harmless example")
+    name, found = model_index_to_eval_results(metadata_load(tmp_path / "README.md")["model-index"])
+    (report,) = read_report(
+        lab / "evaluation", read_json(lab / "evaluation" / "ra_hmd.json").head_sha256, Problem("binary")
+    )
+    assert (name, found) == ("Harmless example", eval_results([report]))
+    (scores,) = read_json(lab / "evaluation" / "metrics.json").values()
+    measured = [value for values in scores.values() for value in values.values() if value.value is not None]
+    assert [one.metric_value for one in found] == [value.value for value in measured]
+    of = {(one.dataset_type, one.dataset_name, one.dataset_split) for one in found}
+    assert of == {("a", "a, split test", "test")}
+    auroc = scores["rkc"]["auroc"]
+    (one,) = [one for one in found if one.metric_type == "roc_auc" and "RKC" in one.metric_name]
+    assert one.metric_name.endswith(f"(95 % interval {auroc.low:.3f} to {auroc.high:.3f})")
+
+
+def test_without_an_evaluation_the_metadata_have_no_results(lab: Path, tmp_path: Path) -> None:
+    card_of(lab / "run", tmp_path)
+    assert "model-index" not in metadata_load(tmp_path / "README.md")
+
+
+def test_values_that_there_are_none_of_are_left_out() -> None:
+    unknown = {"value": None, "low": None, "high": None, "why": "one class"}
+    plain = {"value": 0.5, "low": None, "high": None}
+    entry = {"dataset": "my memes/…", "title": "my memes", "task": None, "split": "test"}
+    (found,) = eval_results([entry | {"scores": {"lrc": {"auroc": unknown, "macro_f1": plain}}}])
+    assert (found.metric_type, found.metric_args, found.metric_value) == ("f1", {"average": "macro"}, 0.5)
+    assert (found.dataset_type, found.metric_name) == ("my-memes", "macro-F1 of LRC (logistic regression)")
+    assert not eval_results([entry | {"scores": {"lrc": {"auroc": unknown}}}])
 
 
 def test_reports_of_others_are_refused(lab: Path, stage1_run: Path, tmp_path: Path) -> None:
