@@ -17,7 +17,7 @@ BOXES = (
     (615, 25, "#dbeafe", "Stage 2", "contrast with neighbours", "stage2"),
     (815, 25, "#eef2f7", "Evaluation", "thresholds, intervals", "evaluate"),
     (15, 200, "#eef2f7", "New meme", "image, caption", ""),
-    (315, 200, "#dcfce7", "Detector", "heads LMH, LRC, RKC", "predict · serve"),
+    (315, 200, "#dcfce7", "Detector", "LMH, LRC, RKC, KRR", "predict · serve"),
     (615, 200, "#fef3c7", "Example bank", "versions with reasons", "bank"),
     (815, 200, "#eef2f7", "Verdict", "score, nearest memes", "console"),
 )
@@ -47,8 +47,8 @@ def figure() -> str:
         '<title id="title">The RA-HMD pipeline</title>',
         '<desc id="description">Labelled memes train a multimodal model with a head (Stage 1). Its features refine '
         "the head (Stage 2), are evaluated, and fill an example bank. For a new meme, the detector combines the model, "
-        "the head and a vote of the nearest memes of the bank into a verdict; a correction of a verdict becomes a new "
-        "version of the bank.</desc>",
+        "the head, a vote of the nearest memes of the bank and a kernel regression over all of them into a verdict; a "
+        "correction of a verdict becomes a new version of the bank.</desc>",
         '<defs><marker id="arrow" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 L8 4 L0 8 z" fill="#475569"/></marker></defs>',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
@@ -77,7 +77,7 @@ def _text(x: float, y: float, text: str, size: float, *, weight: str = "400", fa
 
 def main() -> None:
     """Write the figure."""
-    parser = argparse.ArgumentParser(description="Write the figure of the pipeline in README.md.")
+    parser = argparse.ArgumentParser(description="Write the figure of docs/pipeline.md.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "pipeline.svg")
     parser.parse_args().output.write_text(figure(), encoding="utf-8")
 

@@ -1,6 +1,12 @@
-// Tables and code blocks that are wider than the page scroll; the keyboard reaches them too.
+// What is wider than the page scrolls by itself; the keyboard reaches it too.
+const WIDE = [
+  ".md-typeset__scrollwrap",
+  ".md-typeset pre > code",
+  ".md-typeset math[display=block]",
+  ".md-typeset p:has(> img:only-child)",
+].join();
 function reachable() {
-  for (const box of document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset pre > code, .md-typeset math[display=block]")) {
+  for (const box of document.querySelectorAll(WIDE)) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   }

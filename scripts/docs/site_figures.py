@@ -125,6 +125,7 @@ def contrast() -> Figure:
             axis.plot(*places[[anchor, row]].T, style, c="black", lw=1.4, label=name, zorder=2)
         axis.scatter(*places[anchor], s=130, facecolors="none", edgecolors="black", zorder=4, label="anchor")
         axis.set_title(title, fontsize=10)
+        axis.set_adjustable("datalim")  # panels of one size
     figure.legend(*axes[0, 1].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=5)
     return figure
 
