@@ -3,39 +3,43 @@
     add ─► waiting ─► next (a claim) ─► begin ─► … the bank is changed … ─► finish ─► decided
                          └► skip           └► escalate, a second opinion, an appeal: waiting again
 
-Each method is one transaction, so that processes and threads may share the database.
+Each method is one transaction, so that processes and threads may share the database. `ra_hmd.cases.undoing` takes
+opinions back.
 """
 
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, exists, func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from ra_hmd.cases.audit import log, log_rows
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.filters import CaseFilter
-from ra_hmd.cases.outcome import OPEN, Action, outcome
-from ra_hmd.cases.tables import Case, Claim, Delivery, Note, Opinion, Skip
-from ra_hmd.core.errors import UserError
+from ra_hmd.cases.outcome import Action, outcome
+from ra_hmd.cases.steps import (
+    CaseConflict,
+    check_free_for,
+    claim,
+    claim_alone,
+    find_case,
+    find_opinion,
+    free_for,
+    now,
+    open_case,
+    settle,
+    standing_opinions,
+)
+from ra_hmd.cases.tables import Case, Claim, Note, Opinion, Skip
 
-CLAIM_SECONDS = 900
 MANY = 500
 """More waiting cases than this are not counted for one person: it would take longer than to find the next one."""
 SYSTEM = "ra-hmd"
 """Name in the audit log of what no person did."""
-
-
-class CaseConflict(UserError):
-    """The case is not, or no longer, where the request takes it to be. Nothing was changed."""
-
-
-class NoSuchCase(UserError):
-    """There is no case, or no opinion, with that id."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class CaseStore:
                     added.append((known[case.request_key], False))
                     continue
                 name = f"{time.time_ns():016x}{secrets.token_hex(4)}"  # sorts by time
-                row = Case(id=name, state="waiting", created=_now(), changed=_now(), **vars(case))
+                row = Case(id=name, state="waiting", created=now(), changed=now(), **vars(case))
                 session.add(row)
                 if case.request_key is not None:
                     known[case.request_key] = row.id
@@ -126,26 +130,26 @@ class CaseStore:
         with self.database.write(lasting=False) as session:
             if after is not None:
                 session.execute(delete(Claim).where(Claim.person == person, Claim.case_id == after))
-            mine = select(Case).join(Claim).where(Claim.person == person, Claim.until > _now(), Case.open)
+            mine = select(Case).join(Claim).where(Claim.person == person, Claim.until > now(), Case.open)
             case = session.scalars(wanted.apply(mine).limit(1)).first()
             if case is None:
                 case = self._claim_free(session, person, wanted, after)
             if case is not None:
-                session.merge(Claim(case_id=case.id, person=person, until=_now() + timedelta(seconds=CLAIM_SECONDS)))
+                claim(session, case, person)
             return case
 
     def _claim_free(self, session: Session, person: str, wanted: CaseFilter, after: str | None) -> Case | None:
-        free = _free_for(person).where(Case.id != (after or ""))
+        free = free_for(person).where(Case.id != (after or ""))
         statement = wanted.apply(free).limit(1).with_for_update(skip_locked=True, of=Case)
         case = session.scalars(statement).first()
         if case is None and after is not None:
-            case = session.scalars(wanted.apply(_free_for(person)).limit(1)).first()
+            case = session.scalars(wanted.apply(free_for(person)).limit(1)).first()
         return case
 
     def waiting(self, person: str, wanted: CaseFilter, most: int = MANY) -> int:
         """Number of cases that a person may decide on, counted up to `most`."""
         with self.database.read() as session:
-            found = wanted.apply(_free_for(person), ordered=False).with_only_columns(Case.id).limit(most)
+            found = wanted.apply(free_for(person), ordered=False).with_only_columns(Case.id).limit(most)
             return session.scalar(select(func.count()).select_from(found.subquery())) or 0
 
     def take(self, case_id: str, person: str) -> Case:
@@ -155,9 +159,9 @@ class CaseStore:
             NoSuchCase, CaseConflict: See `begin`.
         """
         with self.database.write() as session:
-            case = _open_case(session, case_id)
-            _check_free_for(session, case, person)
-            _claim_alone(session, case, person)
+            case = open_case(session, case_id)
+            check_free_for(session, case, person)
+            claim_alone(session, case, person)
             return case
 
     def release(self, person: str, case_id: str | None = None) -> None:
@@ -169,7 +173,7 @@ class CaseStore:
     def skip(self, case_id: str, person: str) -> None:
         """Leave a case to others; the person does not get it again, unless by name."""
         with self.database.write() as session:
-            case = _open_case(session, case_id)
+            case = open_case(session, case_id)
             case.assigned = "" if case.assigned == person else case.assigned
             session.merge(Skip(case_id=case_id, person=person, round=case.round))
             session.execute(delete(Claim).where(Claim.case_id == case_id, Claim.person == person))
@@ -185,9 +189,9 @@ class CaseStore:
             CaseConflict: It is decided, somebody else has claimed it, or the person has an opinion on it already.
         """
         with self.database.write(lasting=False) as session:  # `plan` and `finish` last, and it with them
-            case = _open_case(session, case_id)
-            _check_free_for(session, case, person)
-            opinion = Opinion(case_id=case_id, round=case.round, person=person, time=_now(), state="writing",
+            case = open_case(session, case_id)
+            check_free_for(session, case, person)
+            opinion = Opinion(case_id=case_id, round=case.round, person=person, time=now(), state="writing",
                               **vars(decision))  # fmt: skip
             session.add(opinion)
             session.execute(delete(Claim).where(Claim.case_id == case_id))
@@ -197,14 +201,14 @@ class CaseStore:
     def decides(self, opinion_id: int) -> Any | None:
         """The label that a case gets once an opinion is finished; None where others must be heard first."""
         with self.database.read() as session:
-            opinion = _opinion(session, opinion_id)
+            opinion = find_opinion(session, opinion_id)
             case = session.get_one(Case, opinion.case_id)
-            return outcome(_standing(session, case), case.opinions_needed).label
+            return outcome(standing_opinions(session, case), case.opinions_needed).label
 
     def plan(self, opinion_id: int, change: Mapping[str, Any]) -> None:
         """Record what an opinion is about to change in the bank, so that it can be completed after a kill."""
         with self.database.write() as session:
-            opinion = _opinion(session, opinion_id)
+            opinion = find_opinion(session, opinion_id)
             opinion.change = dict(change)
 
     def finish(self, opinion_id: int, change: Mapping[str, Any] | None = None) -> Case:
@@ -215,7 +219,7 @@ class CaseStore:
             change: What was changed in the bank: `version`, and `rows`, each with its label before.
         """
         with self.database.write() as session:
-            opinion = _opinion(session, opinion_id)
+            opinion = find_opinion(session, opinion_id)
             case = session.get_one(Case, opinion.case_id)
             if opinion.state != "writing":
                 return case
@@ -224,7 +228,7 @@ class CaseStore:
             said = {"action": opinion.action, "label": opinion.label, "reason": opinion.reason, **opinion.change}
             log(session, opinion.person, "decided", case.id, opinion=opinion.id, round=case.round, **said)
             log_rows(session, opinion)
-            _settle(session, case)
+            settle(session, case)
             return case
 
     def abandon(self, opinion_id: int) -> None:
@@ -235,54 +239,9 @@ class CaseStore:
     def unfinished(self, seconds: float = 0.0) -> list[Opinion]:
         """Opinions that were begun at least so many seconds ago and not finished, as after a process was killed."""
         with self.database.read() as session:
-            before = _now() - timedelta(seconds=seconds)
+            before = now() - timedelta(seconds=seconds)
             found = select(Opinion).where(Opinion.state == "writing", Opinion.time <= before).order_by(Opinion.id)
             return list(session.scalars(found))
-
-    def undo(self, opinion_id: int, person: str, why: str, change: Mapping[str, Any] | None = None) -> Case:
-        """Take an opinion of one's own back, after its change of the bank is; the case waits again.
-
-        Args:
-            opinion_id: The opinion.
-            person: Whose it is.
-            why: Why it is taken back.
-            change: What was changed back in the bank.
-
-        Raises:
-            NoSuchCase: There is no such opinion.
-            CaseConflict: See `check_undo`.
-        """
-        with self.database.write() as session:
-            opinion, case = self._undoable(session, opinion_id, person)
-            opinion.state, opinion.undone_by, opinion.undone_why, case.assigned = "undone", person, why, ""
-            log(session, person, "undone", case.id, opinion=opinion.id, reason=why, **dict(change or {}))
-            log_rows(session, opinion, undone=True)
-            _settle(session, case)
-            if case.open:
-                _claim_alone(session, case, person)  # instead of the next case, which is on the screen by now
-            return case
-
-    def check_undo(self, opinion_id: int, person: str) -> Opinion:
-        """The opinion, if the person may take it back now.
-
-        Raises:
-            NoSuchCase: There is no such opinion.
-            CaseConflict: It is somebody else's, is taken back already, or the case went on: it was appealed since.
-        """
-        with self.database.read() as session:
-            return self._undoable(session, opinion_id, person)[0]
-
-    def _undoable(self, session: Session, opinion_id: int, person: str) -> tuple[Opinion, Case]:
-        opinion = _opinion(session, opinion_id)
-        case = session.get_one(Case, opinion.case_id)
-        if opinion.person != person:
-            raise CaseConflict(f"{opinion.person} decided that; only they can take it back. Appeal instead.")
-        if opinion.state != "standing":
-            raise CaseConflict("This decision is taken back already." if opinion.state == "undone" else
-                               "This decision is still being written; try again in a moment.")  # fmt: skip
-        if opinion.round != case.round:
-            raise CaseConflict("The case was appealed since; decide on the appeal instead.")
-        return opinion, case
 
     def opinions_of(self, person: str, limit: int = 20) -> list[tuple[Opinion, Case]]:
         """The last opinions of a person that stand, newest first, with their cases."""
@@ -295,105 +254,33 @@ class CaseStore:
         """Reopen a decided case: it waits for people who have not decided on it before.
 
         Raises:
-            NoSuchCase, CaseConflict: There is no such case; it is not decided, or its picture was removed.
+            NoSuchCase, CaseConflict: There is no such case; it is not decided, its decision is just
+                being taken back, or its picture was removed.
         """
         with self.database.write() as session:
-            case = _case(session, case_id)
+            case = find_case(session, case_id)
             if case.state != "decided":
                 raise CaseConflict(f"Case {case_id} is not decided, so there is nothing to appeal.")
+            if session.scalars(
+                select(Opinion.id).where(Opinion.case_id == case_id, Opinion.undoing.is_not(None))
+            ).first():
+                raise CaseConflict("This decision is being taken back; try again in a moment.")
             if not case.picture:
                 raise CaseConflict("Picture and words of this case were removed; send the meme as a new case.")
             case.round, case.why = case.round + 1, "appeal"
             case.priority = case.priority if priority is None else priority
             log(session, person, "appealed", case_id, reason=why, round=case.round)
-            _settle(session, case)  # the new round has no opinion yet
+            settle(session, case)  # the new round has no opinion yet
             return case
 
     def note(self, case_id: str, person: str, text: str) -> None:
         """Add a remark for colleagues. Raises `NoSuchCase`."""
         with self.database.write() as session:
-            _case(session, case_id)
-            session.add(Note(case_id=case_id, person=person, text=text, time=_now()))
+            find_case(session, case_id)
+            session.add(Note(case_id=case_id, person=person, text=text, time=now()))
             log(session, person, "noted", case_id)
 
     def get(self, case_id: str) -> Case:
         """A case. Raises `NoSuchCase`."""
         with self.database.read() as session:
-            return _case(session, case_id)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _case(session: Session, case_id: str) -> Case:
-    case = session.get(Case, case_id, with_for_update=True)
-    if case is None:
-        raise NoSuchCase(f"There is no case {case_id!r}.")
-    return case
-
-
-def _open_case(session: Session, case_id: str) -> Case:
-    case = _case(session, case_id)
-    if not case.open:
-        raise CaseConflict("This case is decided already; take the next one, or appeal.")
-    return case
-
-
-def _check_free_for(session: Session, case: Case, person: str) -> None:
-    """Raise `CaseConflict` where somebody else has claimed an open case, or it waits for others than that person."""
-    claim = session.get(Claim, case.id)
-    if claim is not None and claim.person != person and claim.until > _now():
-        raise CaseConflict(f"{claim.person} has this case on the screen; take the next one.")
-    if case.assigned not in ("", person):
-        raise CaseConflict(f"This case is assigned to {case.assigned}; assign it to yourself first.")
-    given = select(Opinion.id).where(Opinion.case_id == case.id, Opinion.person == person, Opinion.state != "undone")
-    if session.scalars(given.where(Opinion.round < case.round, Opinion.action != "escalate")).first() is not None:
-        raise CaseConflict("You decided on this case before it was appealed; a colleague decides on the appeal.")
-    standing = _standing(session, case)
-    if any(one.person == person and one.action != "escalate" for one in standing):
-        raise CaseConflict("You have decided on this case already; it waits for a second opinion.")
-    if standing and standing[-1].action == "escalate" and standing[-1].person == person:
-        raise CaseConflict("You have passed this case to a colleague; take that back first.")
-
-
-def _opinion(session: Session, opinion_id: int) -> Opinion:
-    opinion = session.get(Opinion, opinion_id)
-    if opinion is None:
-        raise NoSuchCase(f"There is no decision {opinion_id}.")
-    return opinion
-
-
-def _claim_alone(session: Session, case: Case, person: str) -> None:
-    """Claim a case for a person, and give back what else the person has claimed."""
-    session.execute(delete(Claim).where(Claim.person == person))
-    session.merge(Claim(case_id=case.id, person=person, until=_now() + timedelta(seconds=CLAIM_SECONDS)))
-
-
-def _standing(session: Session, case: Case) -> list[Opinion]:
-    """The opinions of a case's round that were not taken back, those that are being written among them."""
-    found = select(Opinion).where(Opinion.case_id == case.id, Opinion.round == case.round, Opinion.state != "undone")
-    return list(session.scalars(found.order_by(Opinion.id)))
-
-
-def _settle(session: Session, case: Case) -> None:
-    """Bring the state of a case in line with its opinions, and let its source know where it changes."""
-    session.flush()
-    result = outcome([one for one in _standing(session, case) if one.state == "standing"], case.opinions_needed)
-    if (result.state, result.label) == (case.state, case.label):
-        return
-    case.state, case.label, case.changed = result.state, result.label, _now()
-    case.open = case.state in OPEN
-    if case.callback:
-        body = {"case": case.id, "id": case.meme_id, "state": case.state, "label": case.label}
-        session.add(Delivery.of(case.callback, body, _now()))
-
-
-def _free_for(person: str) -> Any:
-    """Cases that a person may be shown: open, claimed by nobody else, neither skipped nor decided on by that person."""
-    claimed = exists().where(Claim.case_id == Case.id, Claim.person != person, Claim.until > _now())
-    skipped = exists().where(Skip.case_id == Case.id, Skip.person == person, Skip.round == Case.round)
-    own = exists().where(Opinion.case_id == Case.id, Opinion.person == person, Opinion.state != "undone")
-    writing = exists().where(Opinion.case_id == Case.id, Opinion.state == "writing")
-    mine = Case.assigned.in_(("", person))
-    return select(Case).where(Case.open, mine, ~claimed, ~skipped, ~own, ~writing)
+            return find_case(session, case_id)

@@ -123,7 +123,8 @@ class Opinion(Base):
         state: `standing`, `writing` (its change of the bank is being made) or `undone`.
         change: Rows of the bank that it changed, with their labels before, and the version; empty: none.
         batch: Opinions of one bulk decision share it.
-        undone_by: Who took it back.
+        undoing: Since when it is being taken back: its change of the bank is made undone; None: it is not.
+        undone_by: Who took it back, or is doing so.
         undone_why: Why.
     """
 
@@ -140,6 +141,7 @@ class Opinion(Base):
     state: Mapped[str]
     change: Mapped[dict[str, Any]] = mapped_column(default=dict)
     batch: Mapped[str] = mapped_column(default="")
+    undoing: Mapped[datetime | None] = mapped_column(index=True)
     undone_by: Mapped[str] = mapped_column(default="")
     undone_why: Mapped[str] = mapped_column(default="")
     __table_args__ = (

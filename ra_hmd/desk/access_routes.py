@@ -8,7 +8,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from ra_hmd.cases.store import NoSuchCase
+from ra_hmd.cases.steps import NoSuchCase
 from ra_hmd.core.errors import UserError
 from ra_hmd.desk.desk import Desk
 from ra_hmd.desk.pages import STATIC, Viewer, render, static_response

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from ra_hmd.bank.versions import VersionEntry
 from ra_hmd.cases.audit import log
-from ra_hmd.cases.store import CaseConflict
+from ra_hmd.cases.steps import CaseConflict
 from ra_hmd.core.errors import UserError
 from ra_hmd.desk.desk import Desk
 from ra_hmd.desk.people import User

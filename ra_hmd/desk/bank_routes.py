@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from starlette.datastructures import QueryParams
 
 from ra_hmd.bank.row_history import RowDifference
-from ra_hmd.cases.store import CaseConflict, NoSuchCase
+from ra_hmd.cases.steps import CaseConflict, NoSuchCase
 from ra_hmd.core.errors import UserError
 from ra_hmd.desk.bank_changes import read_bank, restore, take_back
 from ra_hmd.desk.desk import Desk

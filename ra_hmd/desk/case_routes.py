@@ -127,7 +127,7 @@ def _add_case(router: APIRouter, desk: Desk) -> None:
         try:
             view = await run_sync(case_view, desk, case_id, visit.user, words)
         except NoSuchCase as error:
-            return visit.page("missing.html", 404, problem=visit.viewer.text(str(error)))
+            return visit.missing(error)
         said = visit.viewer.text(_DONE.get(visit.request.query_params.get("done", ""), ""))
         return visit.page("case.html", status, problem=visit.viewer.text(problem), said=said, words=words,
                           view=view, events=EVENTS)  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ra_hmd.cases.history import CaseHistory, claimed_by, history_of
 from ra_hmd.cases.near import count_near
-from ra_hmd.cases.store import NoSuchCase
+from ra_hmd.cases.steps import NoSuchCase
 from ra_hmd.cases.tables import Case, Event, Note, Opinion
 from ra_hmd.desk.desk import Desk
 from ra_hmd.desk.people import User

@@ -14,7 +14,7 @@ from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from ra_hmd.cases.store import CaseConflict
+from ra_hmd.cases.steps import CaseConflict
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.image_files import PICTURE_FORMAT_NAMES
 from ra_hmd.desk.checking import Upload, correct, judge, rationale

@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ra_hmd.cases.store import CaseConflict
+from ra_hmd.cases.steps import CaseConflict
 from ra_hmd.cases.tables import Case
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme

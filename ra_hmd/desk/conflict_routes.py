@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
 from ra_hmd.cases.history import conflict_ids, history_of, shown_opinions
-from ra_hmd.cases.store import CaseConflict, NoSuchCase
+from ra_hmd.cases.steps import CaseConflict, NoSuchCase
 from ra_hmd.cases.tables import Case
 from ra_hmd.core.errors import UserError
 from ra_hmd.desk.desk import Desk

@@ -8,7 +8,7 @@ from typing import Any
 from ra_hmd.cases.assigning import assign
 from ra_hmd.cases.filters import CaseFilter
 from ra_hmd.cases.history import batch_of, captions_of
-from ra_hmd.cases.store import CaseConflict, NoSuchCase
+from ra_hmd.cases.steps import CaseConflict, NoSuchCase
 from ra_hmd.cases.tables import Case, Opinion
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme

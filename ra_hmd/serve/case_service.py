@@ -1,8 +1,9 @@
 """Cases of a running service: intake with a verdict, decisions that teach the bank, and their undoing.
 
 A decision is three steps, so that a kill between any two of them loses nothing and does nothing twice: the opinion is
-recorded with the change that it makes, the bank is changed, the opinion is finished. What was begun and not finished is
-done again at the next start; a change that the bank has already is not made a second time.
+recorded with the change that it makes, the bank is changed, the opinion is finished. Taking it back is three steps
+again. What was begun and not finished is done again at the next start; a change that the bank has already is not made
+a second time.
 """
 
 import logging
@@ -18,8 +19,10 @@ from ra_hmd.bank.versions import VersionEntry
 from ra_hmd.cases.outcome import Action
 from ra_hmd.cases.pictures import CasePictures
 from ra_hmd.cases.policy import PolicyDraw, VerdictFacts
-from ra_hmd.cases.store import SYSTEM, CaseConflict, CaseStore, Decision, NewCase
+from ra_hmd.cases.steps import CaseConflict
+from ra_hmd.cases.store import SYSTEM, CaseStore, Decision, NewCase
 from ra_hmd.cases.tables import Case, Opinion
+from ra_hmd.cases.undoing import abandon_undo, begin_undo, check_undo, finish_undo, unfinished_undos
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.heads import Head
 from ra_hmd.data.image_hashes import caption_digest
@@ -208,14 +211,20 @@ class CaseService:
         return case
 
     def resume(self, seconds: float = 0.0) -> int:
-        """Complete decisions that were begun so many seconds ago and not finished; returns their number."""
-        unfinished = self.store.unfinished(seconds)
+        """Complete what was begun so many seconds ago and not finished, also undoings; returns the number."""
+        unfinished, undone = self.store.unfinished(seconds), unfinished_undos(self.store.database, seconds)
         for opinion in unfinished:
             try:
                 self._finish(opinion)
             except UserError as error:
                 _log.warning("a decision on case %s was cut short and cannot be completed: %s", opinion.case_id, error)
-        return len(unfinished)
+        for opinion in undone:
+            try:
+                self._finish_undo(opinion, on_screen=False)
+            except UserError as error:
+                abandon_undo(self.store.database, [opinion.id])
+                _log.warning("a decision on case %s cannot be taken back any more: %s", opinion.case_id, error)
+        return len(unfinished) + len(undone)
 
     def _finish(self, opinion: Opinion) -> Case:
         try:
@@ -269,8 +278,8 @@ class CaseService:
         """Take a decision of one's own back, in the bank too, row by row.
 
         Raises:
-            UserError: See `CaseStore.check_undo`; or a row was changed again since, so that taking this back would
-                undo somebody else's change.
+            UserError: See `ra_hmd.cases.undoing.check_undo`; or a row was changed again since, so that taking this back
+                would undo somebody else's change.
         """
         return self.undo_all([opinion_id], person, why)[0]
 
@@ -280,14 +289,23 @@ class CaseService:
         Raises:
             UserError: See `undo`.
         """
-        opinions = [self.store.check_undo(opinion_id, person) for opinion_id in opinion_ids]
-        for opinion in opinions:
-            self._present_labels(opinion)
-        cases = []
-        for opinion in opinions:
-            cases.append(self.store.undo(opinion.id, person, why, self._unteach(opinion, person, why)))
-            self.statistics.undone += 1
+        database = self.store.database
+        for opinion_id in opinion_ids:
+            self._present_labels(check_undo(database, opinion_id, person))
+        opinions = begin_undo(database, opinion_ids, person, why)
+        cases: list[Case] = []
+        try:
+            for opinion in opinions:
+                cases.append(self._finish_undo(opinion))
+        except (UserError, ServiceBusy):  # nothing was done for this one, nor for those after it
+            abandon_undo(database, [one.id for one in opinions[len(cases) :]])
+            raise
         return cases
+
+    def _finish_undo(self, opinion: Opinion, *, on_screen: bool = True) -> Case:
+        change = self._unteach(opinion)
+        self.statistics.undone += 1
+        return finish_undo(self.store.database, opinion.id, change, on_screen=on_screen)
 
     def _present_labels(self, opinion: Opinion) -> dict[str, MemeLabel]:
         """Present labels of the rows that a decision changed. Raises `UserError` where they were changed since."""
@@ -304,7 +322,9 @@ class CaseService:
             )
         return present
 
-    def _unteach(self, opinion: Opinion, person: str, why: str) -> dict[str, Any]:
+    def _unteach(self, opinion: Opinion) -> dict[str, Any]:
+        """Change the bank back, and return what was changed."""
+        person, why = opinion.undone_by, opinion.undone_why
         rows: dict[str, MemeLabel | None] = opinion.change.get("rows", {})
         bank, present = self.bank_service, self._present_labels(opinion)
         if not rows or bank is None:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from ra_hmd.bank.identical import LabelConflictError
 from ra_hmd.bank.versions import BankInUse, VersionTaken
 from ra_hmd.cases.database import UNAVAILABLE
-from ra_hmd.cases.store import CaseConflict, NoSuchCase
+from ra_hmd.cases.steps import CaseConflict, NoSuchCase
 from ra_hmd.core.errors import UserError
 from ra_hmd.serve.bank_service import AlreadyApplied, NotInBank
 from ra_hmd.serve.batching import InferenceFailed, QueueFull, ServiceBusy, ServiceClosed

@@ -2,12 +2,14 @@
 
 import pytest
 from sqlalchemy import select
+from undos import undo
 
 from ra_hmd.cases.assigning import assign
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.filters import CaseFilter
 from ra_hmd.cases.history import list_cases
-from ra_hmd.cases.store import CaseConflict, CaseStore, Decision, NewCase
+from ra_hmd.cases.steps import CaseConflict
+from ra_hmd.cases.store import CaseStore, Decision, NewCase
 from ra_hmd.cases.tables import Event
 
 ALL = CaseFilter()
@@ -49,7 +51,7 @@ def test_a_case_is_passed_to_a_colleague_by_name(store: CaseStore) -> None:
     case = store.finish(opinion.id)
     assert (case.state, case.assigned) == ("escalated", "bob")
     assert store.next("eve", ALL) is None
-    undone = store.undo(opinion.id, "ann", "")
+    undone = undo(store, opinion.id, "ann", "")
     assert (undone.state, undone.assigned) == ("waiting", "")
     store.finish(store.begin(name, "ann", Decision("escalate", colleague="bob")).id)
     decided = store.finish(store.begin(name, "bob", Decision("label", 1)).id)

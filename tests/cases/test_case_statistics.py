@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sklearn.metrics import cohen_kappa_score
+from undos import undo
 
 from ra_hmd.cases import statistics
 from ra_hmd.cases.database import Database
@@ -68,7 +69,7 @@ def test_figures_of_people(store):
     store.finish(store.begin(third, "ann", Decision("escalate")).id)
     give(store, third, "bob", 1)
     opinion, _ = store.opinions_of("bob")[0]
-    store.undo(opinion.id, "bob", "wrong key")
+    undo(store, opinion.id, "bob", "wrong key")
     ann, bob = statistics.people(store.database, LONG_AGO)
     assert (ann.person, ann.decided, ann.escalated, ann.with_model.value) == ("ann", 2, 1, 0.5)
     assert (bob.decided, bob.undone) == (0, 1)

@@ -7,13 +7,16 @@ from threading import Barrier, Event
 
 import pytest
 from sqlalchemy import select
+from undos import undo
 
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.filters import CaseFilter
-from ra_hmd.cases.history import list_cases
+from ra_hmd.cases.history import history_of, list_cases
 from ra_hmd.cases.outcome import OPEN, outcome
-from ra_hmd.cases.store import CaseConflict, CaseStore, Decision, NewCase, NoSuchCase
-from ra_hmd.cases.tables import Opinion
+from ra_hmd.cases.steps import CaseConflict, NoSuchCase
+from ra_hmd.cases.store import CaseStore, Decision, NewCase
+from ra_hmd.cases.tables import Claim, Opinion
+from ra_hmd.cases.undoing import abandon_undo, begin_undo, finish_undo, unfinished_undos
 
 ALL = CaseFilter()
 
@@ -96,7 +99,7 @@ def test_of_requests_with_one_key_at_once_one_adds_a_case(place):
 
 def test_a_claim_ends(store, monkeypatch):
     (only,) = add(store, "a")
-    monkeypatch.setattr("ra_hmd.cases.store.CLAIM_SECONDS", -1)
+    monkeypatch.setattr("ra_hmd.cases.steps.CLAIM_SECONDS", -1)
     assert store.next("ann", ALL).id == only
     assert store.next("bob", ALL).id == only
 
@@ -123,11 +126,11 @@ def test_undo_puts_the_case_back_on_the_screen(store):
     (opinion, case), *_ = store.opinions_of("ann")
     assert (case.label, case.state) == (1, "decided")
     with pytest.raises(CaseConflict, match="only they"):
-        store.undo(opinion.id, "bob", "no")
-    assert store.undo(opinion.id, "ann", "wrong key").state == "waiting"
+        undo(store, opinion.id, "bob", "no")
+    assert undo(store, opinion.id, "ann", "wrong key").state == "waiting"
     assert store.next("ann", ALL).id == only
     with pytest.raises(CaseConflict, match="already"):
-        store.undo(opinion.id, "ann", "again")
+        undo(store, opinion.id, "ann", "again")
     assert store.get(only).label is None
     assert decide(store, only, "ann", 0).label == 0
 
@@ -137,7 +140,7 @@ def test_undo_comes_before_the_case_that_is_on_the_screen_by_then(store):
     decide(store, other, "ann", 1)
     add(store, "c", priority=10)
     assert store.next("ann", ALL).meme_id == "c"
-    store.undo(store.opinions_of("ann")[0][0].id, "ann", "")
+    undo(store, store.opinions_of("ann")[0][0].id, "ann", "")
     assert store.next("ann", ALL).meme_id == "b"
     assert store.next("bob", ALL).meme_id == "c"
 
@@ -179,7 +182,7 @@ def test_an_appeal_reopens_a_case_for_others(store):
     assert (final.label, final.round, final.why) == (0, 2, "appeal")
     opinion, _ = store.opinions_of("ann")[0]
     with pytest.raises(CaseConflict, match="appealed since"):
-        store.undo(opinion.id, "ann", "late")
+        undo(store, opinion.id, "ann", "late")
 
 
 def test_an_intake_that_is_sent_twice_adds_one_case(store):
@@ -201,6 +204,47 @@ def test_an_opinion_that_a_kill_cut_short_is_found_and_can_be_finished(store):
     other = store.begin(add(store, "b")[0], "ann", Decision("label", 1))
     store.abandon(other.id)
     assert store.next("bob", ALL) is not None
+
+
+def test_an_undoing_that_a_kill_cut_short_is_found_and_can_be_finished(store):
+    database, (only, other) = store.database, add(store, "a", "b")
+    decide(store, only, "ann", 1)
+    (opinion, _), *_ = store.opinions_of("ann")
+    begin_undo(database, [opinion.id], "ann", "wrong key")
+    assert store.get(only).state == "decided"
+    assert [one.id for one in unfinished_undos(database)] == [opinion.id]
+    assert unfinished_undos(database, 60) == []
+    for call in (lambda: store.appeal(only, "author", "no"), lambda: undo(store, opinion.id, "ann", "again")):
+        with pytest.raises(CaseConflict, match="is being taken back"):
+            call()
+    assert store.next("ann", ALL).id == other
+    assert finish_undo(database, opinion.id, {"version": 3}, on_screen=False).state == "waiting"
+    assert {case for case, name in claims(store) if name == "ann"} == {only, other}
+    decide(store, only, "ann", 0)
+    assert finish_undo(database, opinion.id).state == "decided"
+    undone = [one.details for one in history_of(database, only).events if one.kind == "undone"]
+    assert undone == [{"opinion": opinion.id, "reason": "wrong key", "version": 3}]
+
+
+def test_several_opinions_are_taken_back_or_none(store):
+    database, names = store.database, add(store, "a", "b")
+    for name in names:
+        decide(store, name, "ann", 1)
+    ids = [opinion.id for opinion, _ in store.opinions_of("ann")]
+    with pytest.raises(NoSuchCase):
+        begin_undo(database, [*ids, 99], "ann", "")
+    assert unfinished_undos(database) == []
+    begin_undo(database, ids, "ann", "")
+    assert [one.id for one in unfinished_undos(database)] == ids, "the newest first, as they are taken back"
+    abandon_undo(database, ids)
+    assert unfinished_undos(database) == []
+    assert {store.get(name).state for name in names} == {"decided"}
+    assert undo(store, ids[0], "ann", "").state == "waiting"
+
+
+def claims(store: CaseStore) -> list[tuple[str, str]]:
+    with store.database.read() as session:
+        return list(session.execute(select(Claim.case_id, Claim.person)).tuples())
 
 
 def test_unknown_cases_and_decisions(store):

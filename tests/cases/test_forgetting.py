@@ -11,7 +11,8 @@ from ra_hmd.cases import forgetting
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.history import history_of
 from ra_hmd.cases.pictures import CasePictures
-from ra_hmd.cases.store import CaseConflict, CaseStore, Decision, NewCase
+from ra_hmd.cases.steps import CaseConflict
+from ra_hmd.cases.store import CaseStore, Decision, NewCase
 from ra_hmd.cases.tables import Note
 from ra_hmd.cli.app import app
 

@@ -13,11 +13,13 @@ from ra_hmd.cases.database import Database
 from ra_hmd.cases.outcome import OPEN
 from ra_hmd.cases.pictures import CasePictures
 from ra_hmd.cases.policy import CasePolicy, PolicyDraw
-from ra_hmd.cases.store import CaseConflict, CaseStore, Decision
+from ra_hmd.cases.steps import CaseConflict
+from ra_hmd.cases.store import CaseStore, Decision
+from ra_hmd.cases.undoing import begin_undo, unfinished_undos
 from ra_hmd.core.errors import UserError
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.bank_service import BankService
-from ra_hmd.serve.batching import BatchingService, ServedVerdict, wait_for_all
+from ra_hmd.serve.batching import BatchingService, ServedVerdict, ServiceBusy, wait_for_all
 from ra_hmd.serve.case_service import CaseService, Intake
 from ra_hmd.serve.case_watch import CaseWatcher
 
@@ -109,6 +111,78 @@ def test_a_decision_that_a_kill_cut_short_is_completed(cases, memes, clip_bank, 
     assert cases.resume() == 0
     cases.undo(opinion.id, "ann", "wrong key")
     assert case_id not in Bank.open(clip_bank).ids
+
+
+@pytest.mark.parametrize("earlier", ["new row", "other label"])
+@pytest.mark.parametrize("killed_after", ["begin", "change"])
+def test_an_undoing_that_a_kill_cut_short_is_completed(cases, memes, clip_bank, killed_after, earlier):
+    case_id, other = add(cases, memes)
+    person, before = "ann", {}
+    cases.decide(case_id, "ann", Decision("label", other))
+    if earlier == "other label":
+        cases.store.appeal(case_id, "author", "no joke")
+        person, before = "bob", {case_id: other}
+        cases.decide(case_id, "bob", Decision("label", 1 - other))
+    opinion, _ = cases.store.opinions_of(person)[0]
+    database, (begun,) = cases.store.database, begin_undo(cases.store.database, [opinion.id], person, "wrong key")
+    if killed_after == "change":
+        cases._unteach(begun)
+    version = Bank.open(clip_bank).version
+    assert cases.store.get(case_id).state == "decided"
+    assert cases.resume(60) == 0, "another process may be at it"
+    assert cases.resume() == 1
+    assert Bank.open(clip_bank).version == version + (killed_after == "begin")
+    assert Bank.open(clip_bank).log[-1].reason == "taken back: wrong key"
+    assert cases.bank_service.labels([case_id]) == before
+    assert cases.store.get(case_id).state == "waiting"
+    assert cases.resume() == len(unfinished_undos(database)) == 0
+    cases.decide(case_id, person, Decision("label", other))
+    assert cases.bank_service.labels([case_id]) == {case_id: other}
+
+
+def test_a_bulk_undoing_that_a_kill_cut_short_is_completed(cases, memes, clip_bank):
+    added = cases.add(served(cases, memes, 3), [Intake()] * 3, "feed")
+    for name, _ in added:
+        verdict = cases.store.get(name).verdict["verdict"]
+        cases.decide(name, "ann", Decision("label", 1 - verdict, "a joke", "one batch"))
+    rows = Bank.open(clip_bank).ids
+    first, *_ = begin_undo(cases.store.database, [one.id for one, _ in cases.store.opinions_of("ann")], "ann", "")
+    cases._finish_undo(first)
+    assert cases.resume() == 2
+    assert {cases.store.get(name).state for name, _ in added} == {"waiting"}
+    assert set(rows) - set(Bank.open(clip_bank).ids) == {name for name, _ in added}
+
+
+def test_an_undoing_lets_the_decision_stand_where_the_row_was_changed_meanwhile(cases, memes):
+    case_id, other = add(cases, memes)
+    cases.decide(case_id, "ann", Decision("label", other))
+    opinion, _ = cases.store.opinions_of("ann")[0]
+    begin_undo(cases.store.database, [opinion.id], "ann", "")
+    cases.bank_service.relabel({case_id: 1 - other}, author="bob", reason="no", relabel_identical=True)
+    assert cases.resume() == 1
+    assert cases.resume() == 0
+    (kept, case), *_ = cases.store.opinions_of("ann")
+    assert (kept.id, kept.undone_by, case.state) == (opinion.id, "", "decided")
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_an_undoing_for_which_the_model_has_no_time_is_kept_only_where_it_may_have_begun(cases, memes, resumed):
+    case_id, other = add(cases, memes)
+    cases.decide(case_id, "ann", Decision("label", other))
+    opinion, _ = cases.store.opinions_of("ann")[0]
+    if resumed:
+        begin_undo(cases.store.database, [opinion.id], "ann", "")
+    cases.bank_service.remove = raise_busy
+    with pytest.raises(ServiceBusy):
+        cases.resume() if resumed else cases.undo(opinion.id, "ann", "")
+    assert len(unfinished_undos(cases.store.database)) == resumed
+    del cases.bank_service.remove
+    assert cases.resume() if resumed else cases.undo(opinion.id, "ann", "")
+    assert cases.store.get(case_id).state == "waiting"
+
+
+def raise_busy(*_, **__):
+    raise ServiceBusy
 
 
 def test_a_refused_change_leaves_the_case_waiting(cases, memes):
