@@ -210,7 +210,8 @@ def make_confounders_command(
 
     options = {} if size is None else {"size": size}
     rows = make_confounders(output, seed=seed, **options)
-    return Outcome({"output": output, "rows": rows}, [str(rows)])
+    lines = [f"{name}: {count} memes" for name, count in rows.items() if name.partition("_")[2] != "captions"]
+    return Outcome({"output": output, "rows": rows}, [*lines, output])
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, str]:

@@ -57,14 +57,28 @@ def tiny_encoder_command(
         str, typer.Option(help="clip, altclip, align, siglip, siglip2, or qwen3_vl_embedding: an LMM embedder.")
     ] = "clip",
     seed: Seed = 0,
+    train_on: Annotated[
+        Path | None, typer.Option(help="Train it on pictures and sentences of `ra-hmd data make-confounders`, minutes.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="With --train-on: passes over the pictures.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=2, help="With --train-on: pairs at once.")] = 64,
+    lr: Annotated[float, typer.Option(help="With --train-on: highest learning rate.")] = 1e-3,
 ) -> Outcome:
-    """Build a CPU-sized image–text encoder from its config, with tokenizer and image processor."""
+    """Build a CPU-sized image–text encoder with tokenizer and image processor. Its weights are random, or trained."""
     from ra_hmd.models.tiny import EMBEDDER_FAMILY, make_tiny_embedder
     from ra_hmd.models.tiny_clip import EncoderFamily, make_tiny_encoder
 
     if family == EMBEDDER_FAMILY:
+        if train_on is not None:
+            raise UserError(f"--train-on {train_on}: an LMM embedder is not trained; give another --family.")
         return Outcome.of(output=make_tiny_embedder(output, seed=seed))
-    return Outcome.of(output=make_tiny_encoder(checked("--family", family, EncoderFamily), output, seed=seed))
+    known = checked("--family", family, EncoderFamily)
+    if train_on is None:
+        return Outcome.of(output=make_tiny_encoder(known, output, seed=seed))
+    from ra_hmd.training.tiny_encoder import PretrainSettings, pretrain
+
+    settings = PretrainSettings(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    return Outcome.of(output=pretrain(known, train_on, output, settings))
 
 
 @models_app.command("extract")

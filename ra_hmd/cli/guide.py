@@ -229,7 +229,11 @@ _STUDIES = {
 _TINY = {
     "tiny-lmm": About(("--family qwen2_vl --output models/tiny",)),
     "tiny-encoder": About(
-        ("--family clip --output models/tiny_clip",), "ra-hmd encode --encoder {output} --data DATA --output STORE"
+        (
+            "--family clip --output models/tiny_clip",
+            "--family clip --train-on outputs/confounders --output models/tiny_clip",
+        ),
+        "ra-hmd encode --encoder {output} --data DATA --output STORE",
     ),
 }
 

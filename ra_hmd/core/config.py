@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import difflib
+import sysconfig
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -278,6 +279,11 @@ def load_yaml(cls: type[S], path: str | Path, overrides: Sequence[str]) -> S:
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read the mapping of YAML file `path`, and apply `key=value` overrides.
 
+    Args:
+        path: The file. A path that begins with `configs/` and is not in the working directory is one of the files that
+            come with the package.
+        overrides: `key=value`.
+
     Raises:
         UserError: no such file, or no mapping in YAML in UTF-8.
     """
@@ -285,7 +291,7 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    path = Path(path)
+    path = shipped_config(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the path of a YAML file.")
     bad = [item for item in overrides if "=" not in item]
@@ -305,6 +311,20 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{' '.join([str(path), *overrides])}: {error}") from error
     return values
+
+
+def shipped_configs() -> list[Path]:
+    """Where the YAML files that come with the package can lie: in the checkout, or where the wheel installed them."""
+    return [Path(__file__).parents[2] / "configs", Path(sysconfig.get_path("data")) / "share" / "ra-hmd" / "configs"]
+
+
+def shipped_config(path: str | Path) -> Path:
+    """The file `path` or, where there is none and its name begins with `configs/`, the shipped file of that name."""
+    path = Path(path)
+    if path.parts[:1] == ("configs",) and not path.exists():
+        inside = Path(*path.parts[1:])
+        return next((place / inside for place in shipped_configs() if (place / inside).is_file()), path)
+    return path
 
 
 def choose(name: str, value: str, known: tuple[str, ...]) -> None:

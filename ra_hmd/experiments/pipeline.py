@@ -4,7 +4,6 @@ import os
 import shlex
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ra_hmd.core.artifacts import sha256_bytes
+from ra_hmd.core.config import shipped_configs
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.extras import check_extra
 from ra_hmd.core.manifests import PipelineManifest, read_manifest, write_manifest
@@ -155,7 +155,7 @@ def ra_hmd(*words: str, **options: object) -> list[str]:
 
 def configs_folder(name: str) -> Path:
     """Folder `name` of the YAML files, in the checkout or where the wheel installed it."""
-    places = [Path(__file__).parents[2] / "configs", Path(sysconfig.get_path("data")) / "share" / "ra-hmd" / "configs"]
+    places = shipped_configs()
     for place in places:
         if (place / name).is_dir():
             here = Path.cwd()

@@ -1,12 +1,9 @@
-"""Verdicts on the images of a command line, as a table or as JSON lines."""
+"""Verdicts on the images of a command line, as text or as JSON lines."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.table import Table
-from rich.text import Text
 
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.meme import Meme
@@ -55,44 +52,39 @@ def as_lines(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(json.dumps(one.to_row(), ensure_ascii=False, allow_nan=False) for one in verdicts)
 
 
-def as_table(verdicts: Sequence[Verdict]) -> Table:
-    """A table of verdicts, scores with probabilities, nearest neighbours, and captions that were read by OCR."""
-    explained = any(one.rationale is not None for one in verdicts)
-    columns = ["meme", "verdict", "scores", "nearest neighbours", *(["rationale (generated)"] if explained else [])]
-    table = Table(show_lines=True)
-    for column in columns:
-        table.add_column(column, overflow="fold")  # a path that is cut names no image
-    for one in verdicts:
-        limit = "" if one.threshold is None else f" from {_number(one.threshold)}"
-        verdict = "left to a person" if one.verdict is None else str(one.verdict)
-        scores = "\n".join(
-            f"{head} {_number(score)} (probability {_number(one.probabilities[head])})"
-            for head, score in one.scores.items()
-        )
-        scores = "\n".join(filter(None, [scores, _copy_of(one.known)]))
-        near = "\n".join(
-            f"{item['id']}  label {item['label']}  similarity {item['similarity']:.3f}  share {item['share']:.2f}"
-            for item in (one.neighbours or [])[:_NEIGHBOURS_SHOWN]
-        )
-        read = "" if one.text_source == "given" else f"\n{one.text_source}: {one.text}"
-        cells = [one.id + read + _checked(one.caption_check), f"{verdict}\n{one.head}{limit}", scores, near]
-        if explained:
-            cells.append(one.rationale or "")
-        table.add_row(*map(Text, cells))  # as `Text`: names and captions are no markup
-    return table
+def as_text(verdicts: Sequence[Verdict]) -> str:
+    """Each verdict with its scores, probabilities and nearest neighbours, and a caption that was read by OCR."""
+    return "\n\n".join("\n".join(_lines(one)) for one in verdicts)
 
 
-def _checked(check: dict[str, Any] | None) -> str:
+def _lines(one: Verdict) -> Iterator[str]:
+    yield one.id
+    if one.text_source != "given":
+        yield f"  caption     {one.text} ({one.text_source})"
+    if one.caption_check is not None:
+        yield f"  caption     {_checked(one.caption_check)}"
+    limit = "" if one.threshold is None else f", from {_number(one.threshold)}"
+    yield f"  verdict     {'left to a person' if one.verdict is None else one.verdict}, by {one.head}{limit}"
+    if one.known is not None:
+        yield f"  {_copy_of(one.known)}"
+    for head, score in one.scores.items():
+        yield f"  {head}         {_number(score)} (probability {_number(one.probabilities[head])})"
+    if one.neighbours:
+        yield "  nearest neighbours"
+    for item in (one.neighbours or [])[:_NEIGHBOURS_SHOWN]:
+        numbers = f"similarity {item['similarity']:.3f}  share {item['share']:.2f}"
+        yield f"    {item['id']}  label {item['label']}  {numbers}"
+    if one.rationale is not None:
+        yield f"  rationale (generated)\n    {one.rationale}"
+
+
+def _checked(check: dict[str, Any]) -> str:
     """The words on the picture, and how far the caption agrees with them."""
-    if check is None:
-        return ""
-    return f"\ncaption {'agrees' if check['agrees'] else 'differs'} ({check['agreement']:.2f}); read: {check['read']}"
+    return f"{'agrees' if check['agrees'] else 'differs'} ({check['agreement']:.2f}); read: {check['read']}"
 
 
-def _copy_of(known: dict[str, Any] | None) -> str:
+def _copy_of(known: dict[str, Any]) -> str:
     """The row that a meme is a copy of, and whether it decides."""
-    if known is None:
-        return ""
     turned = "" if known["transform"] == "none" else f", {known['transform']}"
     caption = {True: "same caption", False: "another caption", None: "caption not known"}[known["same_caption"]]
     role = "known" if known["decides"] else "evidence"

@@ -133,9 +133,7 @@ class PredictionRequest(Settings):
         print(f"{output}: {done['judged']} memes")
 
     def _print_verdicts(self) -> Iterator[str]:
-        from rich.console import Console
-
-        from ra_hmd.inference.console_output import as_lines, as_table, check_images, judge_images
+        from ra_hmd.inference.console_output import as_lines, as_text, check_images, judge_images
 
         check_images(self.inputs.images, self.inputs.texts)
         detector, explainer = self._open()
@@ -149,7 +147,7 @@ class PredictionRequest(Settings):
         if self.inputs.as_json:
             print(as_lines(verdicts))
         else:
-            Console().print(as_table(verdicts))
+            print(as_text(verdicts))
 
     def _open(self, *, lazy: bool = False) -> "tuple[Detector, Explainer | None]":
         detector = self.detector.open(self.checkpoint, lazy=lazy)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pytest
 from pydantic import Field, PositiveInt
 
-from ra_hmd.core.config import Settings, load_settings, load_yaml
+from ra_hmd.core.config import Settings, load_settings, load_yaml, read_yaml
 from ra_hmd.core.errors import UserError
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -115,3 +115,17 @@ def test_a_yaml_file_with_overrides(tmp_path: Path) -> None:
         load_yaml(Whole, path, ["part.size=0", "topc=4"])
     for words in (str(path), "`part.size` is 0", "did you mean `topk`?"):
         assert words in str(error.value)
+
+
+def test_a_shipped_file_is_found_from_any_folder_unless_there_is_one_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "configs/rgcl/confounders.yaml"
+    assert read_yaml(name)["loss"] == "triplet"
+    with pytest.raises(UserError, match=r"configs/rgcl/nothing.yaml does not exist"):
+        read_yaml("configs/rgcl/nothing.yaml")
+    own = tmp_path / name
+    own.parent.mkdir(parents=True)
+    own.write_text("loss: mine\n")
+    assert read_yaml(name) == {"loss": "mine"}

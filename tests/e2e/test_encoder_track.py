@@ -5,13 +5,12 @@ Training of the encoder, and probes of one modality, use the drawn memes of doma
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from engines import ROOT, run
+from engines import ROOT
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
@@ -97,12 +96,10 @@ def test_untrained_encoder_of_each_family_goes_all_the_way(family: str, memes: P
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Stores of domain A by a CLIP that was trained by the script, on the memes of the demo."""
+    """Stores of domain A by a CLIP that was trained on the memes of the demo."""
     folder = tmp_path_factory.mktemp("trained")
     make_confounders(folder / "memes")
-    command = [sys.executable, str(ROOT / "scripts/pretrain_tiny_encoder.py"), "--family", "clip", "--epochs", "2"]
-    done = run([*command, "--data", "memes", "--output", "encoder"], folder)
-    assert done.returncode == 0, done.stdout[-3000:]
+    ra_hmd("tiny-encoder", "--train-on", folder / "memes", "--epochs", "2", "--output", folder / "encoder")
     return encode(folder / "encoder", folder / "memes", folder / "features")
 
 

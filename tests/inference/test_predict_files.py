@@ -427,8 +427,7 @@ def test_pictures_on_the_command_line(lab: Path, test_memes: list[Meme]) -> None
     shown = ra_hmd(*words)
     assert "nearest neighbours" in shown
     assert OFFICIAL_NOTE in shown
-    cells = ["".join(cell[1].split()) for line in shown.splitlines() if len(cell := line.split("│")) > 4]
-    assert all(str(meme.image) in "".join(cells) for meme in (one, two))  # folded, not cut
+    assert all(str(meme.image) in shown.splitlines() for meme in (one, two))
     assert f"{found[0]['scores']['rkc']:.3f}" in shown
 
 

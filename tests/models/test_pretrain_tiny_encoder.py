@@ -1,41 +1,26 @@
 """The contrastive training of tiny encoders: what it looks at, what it leaves, that it learns."""
 
-import argparse
-import importlib.util
 import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import get_args
 
 import pytest
 import torch
-from engines import ROOT, child_env
 from transformers import AutoModel
+from typer.testing import CliRunner
 
+from ra_hmd.cli.app import app
 from ra_hmd.core.errors import UserError
 from ra_hmd.data.synthetic.confounders import DOMAINS, make_confounders
 from ra_hmd.models.clip_encoder import Encoder, EncoderSettings
 from ra_hmd.models.tiny_clip import EncoderFamily, make_tiny_encoder
+from ra_hmd.training.tiny_encoder import PretrainSettings, pretrain, read_lesson
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = ROOT / "scripts" / "pretrain_tiny_encoder.py"
 SUBJECT_OF = {noun: subject for domain in DOMAINS for subject, nouns in domain.nouns.items() for noun in nouns}
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pretrain_tiny_encoder", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +30,12 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def options(drawn: Path, output: Path, **changes: object) -> argparse.Namespace:
-    settings = {"family": "clip", "data": drawn, "output": output, "epochs": 1, "batch_size": 16, "lr": 1e-3, "seed": 0}
-    return argparse.Namespace(**settings | changes)
+def pretrained(data: Path, output: Path, family: EncoderFamily = "clip", **changes: int) -> Path:
+    return pretrain(family, data, output, PretrainSettings(**{"epochs": 1, "batch_size": 16} | changes))
 
 
-def test_sentences_are_about_the_picture_and_only_training_memes_are_used(script: ModuleType, drawn: Path) -> None:
-    lesson = script.read_lesson(drawn)
+def test_sentences_are_about_the_picture_and_only_training_memes_are_used(drawn: Path) -> None:
+    lesson = read_lesson(drawn)
     records = {}
     for domain in DOMAINS:
         for line in (drawn / domain.name / "attributes.jsonl").read_text().splitlines():
@@ -72,8 +56,8 @@ def test_sentences_are_about_the_picture_and_only_training_memes_are_used(script
     assert seen == captions | described
 
 
-def test_labels_dev_and_test_change_nothing(script: ModuleType, drawn: Path, tmp_path: Path) -> None:
-    script.pretrain(options(drawn, tmp_path / "whole"))
+def test_labels_dev_and_test_change_nothing(drawn: Path, tmp_path: Path) -> None:
+    pretrained(drawn, tmp_path / "whole")
     bare = tmp_path / "bare"
     shutil.copytree(drawn, bare)
     for domain in DOMAINS:
@@ -83,16 +67,16 @@ def test_labels_dev_and_test_change_nothing(script: ModuleType, drawn: Path, tmp
                 (bare / domain.name / "img" / f"{row['id']}.png").unlink()
         for split in ("train", "dev", "test"):
             (bare / domain.name / f"{split}.jsonl").unlink()
-    script.pretrain(options(bare, tmp_path / "again"))
-    script.pretrain(options(drawn, tmp_path / "other", seed=1))
+    pretrained(bare, tmp_path / "again")
+    pretrained(drawn, tmp_path / "other", seed=1)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "again", "other")]
     assert weights[0] == weights[1]
     assert weights[0] != weights[2]
 
 
 @pytest.mark.parametrize("family", get_args(EncoderFamily))
-def test_both_towers_of_every_family_are_trained(script: ModuleType, family: str, drawn: Path, tmp_path: Path) -> None:
-    script.pretrain(options(drawn, tmp_path / "trained", family=family, epochs=3))
+def test_both_towers_of_every_family_are_trained(family: EncoderFamily, drawn: Path, tmp_path: Path) -> None:
+    pretrained(drawn, tmp_path / "trained", family=family, epochs=3)
     make_tiny_encoder(family, tmp_path / "fresh")
     fresh, trained = (AutoModel.from_pretrained(tmp_path / name) for name in ("fresh", "trained"))
     before, after = fresh.state_dict(), trained.state_dict()
@@ -111,13 +95,14 @@ def test_both_towers_of_every_family_are_trained(script: ModuleType, family: str
     assert torch.isfinite(encoder.text_features(["my cat", ""])).all()
 
 
-def test_bad_requests_leave_nothing(script: ModuleType, drawn: Path, tmp_path: Path) -> None:
+def test_bad_requests_leave_nothing(drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"attributes.jsonl does not exist.*make-confounders"):
-        script.pretrain(options(tmp_path / "nowhere", tmp_path / "x"))
-    with pytest.raises(UserError, match="--batch-size is 0"):
-        script.pretrain(options(drawn, tmp_path / "x", batch_size=0))
-    command = [sys.executable, str(SCRIPT), "--data", str(drawn), "--output", str(drawn)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_env())
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"Error: {drawn} exists and is not an empty folder")
+        pretrained(tmp_path / "nowhere", tmp_path / "x")
+    with pytest.raises(UserError, match="`batch_size` is 1, it must be at least 2"):
+        pretrained(drawn, tmp_path / "x", batch_size=1)
+    command = ["tiny-encoder", "--train-on", str(drawn), "--output"]
+    done = CliRunner().invoke(app, [*command, str(drawn)])
+    assert f"{drawn} exists and is not an empty folder" in done.output
+    done = CliRunner().invoke(app, [*command, str(tmp_path / "x"), "--family", "qwen3_vl_embedding"])
+    assert "an LMM embedder is not trained" in done.output
     assert list(tmp_path.iterdir()) == []

@@ -365,7 +365,7 @@ class PredictionsManifest(Manifest):
 
 
 class TinyEncoderManifest(Manifest):
-    """Manifest of a tiny encoder that `scripts/pretrain_tiny_encoder.py` trained.
+    """Manifest of a tiny encoder that `ra-hmd tiny-encoder --train-on` trained.
 
     Attributes:
         arguments: Arguments.

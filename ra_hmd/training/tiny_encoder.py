@@ -1,7 +1,4 @@
-"""Train a tiny encoder contrastively on synthetic memes: images against sentences about their content. A few minutes.
-
-    ra-hmd data make-confounders --output outputs/confounders
-    python scripts/pretrain_tiny_encoder.py --family clip --data outputs/confounders --output outputs/encoders/clip
+"""Train a tiny encoder contrastively on synthetic memes: images against sentences about their content.
 
 The loss is the family's own: softmax over the batch (CLIP, AltCLIP, ALIGN), or a sigmoid for each pair (SigLIP).
 
@@ -14,20 +11,20 @@ two subjects: the encoder is taught what the label is about, as web data has tau
 called. Scores on these memes show that the steps work, not how good an encoder is.
 """
 
-import argparse
 import math
 import random
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
+from pydantic import Field
 from torch import Tensor, nn
 
 from ra_hmd.core.artifacts import MANIFEST_NAME, new_folder, plain, sha256_file
+from ra_hmd.core.config import Settings
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import TinyEncoderManifest, write_manifest
 from ra_hmd.core.progress import track
@@ -37,6 +34,17 @@ from ra_hmd.data.synthetic.confounders import DOMAINS
 from ra_hmd.models.clip_encoder import Encoder
 from ra_hmd.models.encoder_files import EncoderSettings
 from ra_hmd.models.tiny_clip import EncoderFamily, make_tiny_encoder
+
+
+class PretrainSettings(Settings):
+    """How a tiny encoder is trained."""
+
+    TITLE: ClassVar[str] = "training"
+
+    epochs: int = Field(3, ge=1, description="Passes over the training pictures.")
+    batch_size: int = Field(64, ge=2, description="Pairs of picture and sentence that are told apart at once.")
+    lr: float = Field(1e-3, gt=0, description="Highest learning rate of the one cycle.")
+    seed: int = Field(0, description="Seed of the weights, the order and the choice of sentences.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ def read_lesson(data: Path) -> Lesson:
     for domain in DOMAINS:
         path = data / domain.name / "attributes.jsonl"
         if not path.is_file():
-            raise UserError(f"{path} does not exist; give --data the output of `ra-hmd data make-confounders`.")
+            raise UserError(f"{path} does not exist; give the output of `ra-hmd data make-confounders`.")
         lesson.fingerprint[domain.name] = sha256_file(path)
         for row in (read.values for read in jsonl_rows(path)):
             if row["split"] == "train":
@@ -88,7 +96,13 @@ def decode(encoder: Encoder, paths: list[Path]) -> dict[str, Tensor]:
     return {name: column.half() if column.is_floating_point() else column for name, column in columns.items()}
 
 
-def set_start(model: nn.Module) -> None:
+def loaded(encoder: Encoder) -> Any:
+    """The transformers model of an encoder, of a class that has these names."""
+    assert encoder.model is not None
+    return encoder.model
+
+
+def set_start(model: Any) -> None:
     """Temperature and bias to begin with, where a family's config has none that learns in minutes."""
     with torch.no_grad():
         if hasattr(model, "temperature"):  # ALIGN: its factor itself, 1 in the config
@@ -98,20 +112,20 @@ def set_start(model: nn.Module) -> None:
             model.logit_bias.fill_(-10)
 
 
-def train(encoder: Encoder, lesson: Lesson, options: argparse.Namespace) -> list[dict[str, float]]:
+def train(encoder: Encoder, lesson: Lesson, settings: PretrainSettings) -> list[dict[str, float]]:
     """Train `encoder.model`; returns the mean loss and the seconds of each epoch."""
     pictures = decode(encoder, lesson.images)
-    model = encoder.model.requires_grad_(True).train()
+    model = loaded(encoder).requires_grad_(True).train()
     set_start(model)
     rows = list(range(len(lesson.images)))
-    size = min(options.batch_size, len(rows))
+    size = min(settings.batch_size, len(rows))
     steps = len(rows) // size  # a last batch of few pairs would be easier than the others
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=options.epochs * steps)
-    rng = random.Random(options.seed)
-    torch.manual_seed(options.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.epochs * steps)
+    rng = random.Random(settings.seed)
+    torch.manual_seed(settings.seed)
     history = []
-    for epoch in range(1, options.epochs + 1):
+    for epoch in range(1, settings.epochs + 1):
         began = time.monotonic()
         rng.shuffle(rows)
         batches = [rows[step * size : (step + 1) * size] for step in range(steps)]
@@ -134,39 +148,29 @@ def train(encoder: Encoder, lesson: Lesson, options: argparse.Namespace) -> list
     return history
 
 
-def pretrain(options: argparse.Namespace) -> Path:
-    """Make the encoder's folder, which is complete or absent."""
-    for name in ("epochs", "batch_size"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}, it must be at least 1.")
-    lesson = read_lesson(options.data)
-    with new_folder(options.output) as folder:
-        make_tiny_encoder(options.family, folder, seed=options.seed)
+def pretrain(family: EncoderFamily, data: Path, output: Path, settings: PretrainSettings) -> Path:
+    """Make the folder of a tiny encoder and train it; the folder is complete or absent.
+
+    Args:
+        family: Which architecture.
+        data: Folder that `ra-hmd data make-confounders` made.
+        output: Folder to make.
+        settings: How it is trained.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UserError: unknown family, `data` holds no synthetic memes, `output` exists and is not empty.
+    """
+    lesson = read_lesson(data)
+    with new_folder(output) as folder:
+        make_tiny_encoder(family, folder, seed=settings.seed)
         encoder = Encoder(EncoderSettings(path=str(folder))).load(Accelerator().device)
-        history = train(encoder, lesson, options)
-        encoder.model.save_pretrained(folder)
-        arguments: dict[str, Any] = plain(vars(options))
-        data = {"pictures": len(lesson.images), "attributes": lesson.fingerprint}
-        manifest = TinyEncoderManifest.new(arguments=arguments, data=data, history=history)
+        history = train(encoder, lesson, settings)
+        loaded(encoder).save_pretrained(folder)
+        arguments: dict[str, Any] = plain({"family": family, "data": data, "output": output, **settings.model_dump()})
+        read = {"pictures": len(lesson.images), "attributes": lesson.fingerprint}
+        manifest = TinyEncoderManifest.new(arguments=arguments, data=read, history=history)
         write_manifest(folder / MANIFEST_NAME, manifest)
-    return options.output
-
-
-def main() -> None:
-    """Read the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=get_args(EncoderFamily), default="clip")
-    parser.add_argument("--data", type=Path, required=True, help="Output of `ra-hmd data make-confounders`.")
-    parser.add_argument("--output", type=Path, required=True, help="Folder to make.")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1e-3, help="Highest learning rate of the one cycle.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the weights, the order, the choice of sentences.")
-    try:
-        print(pretrain(parser.parse_args()))
-    except UserError as error:
-        sys.exit(f"Error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+    return output
