@@ -58,7 +58,7 @@ class BankPages:
         try:
             values = await run_sync(look)
         except UserError as error:
-            return visit.page("no_bank.html", 404, problem=visit.viewer.text(str(error)))
+            return visit.missing(error, "bank")
         return visit.page(name, status, words=words, said=said, problem=visit.viewer.text(problem),
                           operations=OPERATIONS, actions=ACTIONS, **values)  # fmt: skip
 

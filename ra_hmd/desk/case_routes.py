@@ -14,7 +14,7 @@ from ra_hmd.cases.filters import CaseFilter
 from ra_hmd.cases.history import claimed_by, count_by_queue, list_cases
 from ra_hmd.cases.near import count_near, near_copies
 from ra_hmd.cases.outcome import OPEN
-from ra_hmd.cases.store import CaseConflict, NoSuchCase
+from ra_hmd.cases.steps import CaseConflict, NoSuchCase
 from ra_hmd.cases.views import remove_view, save_view, sources_of, views_of
 from ra_hmd.core.errors import UserError
 from ra_hmd.desk.bulk import BulkResult, decide_all
@@ -183,7 +183,7 @@ def _add_near(router: APIRouter, desk: Desk) -> None:
         try:
             case = await run_sync(desk.cases.store.get, case_id)
         except NoSuchCase as error:
-            return visit.page("missing.html", 404, problem=visit.viewer.text(str(error)))
+            return visit.missing(error)
         copies, count = await run_sync(near_copies, desk.cases.store.database, case)
         words = VerdictWords(desk.names, visit.viewer.text)
         return visit.page("near.html", status, case=case, copies=copies, count=count, result=result, words=words,

@@ -16,6 +16,8 @@ from ra_hmd.desk.sessions import COOKIE
 
 FRAGMENT = "x-desk-fragment"
 """Header of requests that the pages' script makes: the answer is the part of the page that changes."""
+_MISSING = {"cases": ("Not found", "All cases"), "bank": ("The example bank", "All rows")}
+"""Path of a list to the heading of a page of which something is missing, and the link to the list."""
 
 
 def root(request: Request) -> str:
@@ -46,6 +48,12 @@ class Visit:
     def page(self, name: str, status: int = 200, **values: Any) -> HTMLResponse:
         """Render a template for this person."""
         return render(self.request, self.desk, self.viewer, name, status, **values)
+
+    def missing(self, error: Exception, place: str = "cases") -> HTMLResponse:
+        """The page that says why there is nothing to show, with a link to a list that is there."""
+        title, link = _MISSING[place]
+        problem = self.viewer.text(str(error))
+        return self.page("missing.html", 404, title=title, problem=problem, back=place, link=link)
 
     @property
     def fragment(self) -> bool:
