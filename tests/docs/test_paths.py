@@ -8,6 +8,8 @@ from engines import ROOT
 
 TOPS = ("ra_hmd", "stage2", "llamafactory_ext", "configs", "scripts", "tests", "docs", ".ci")
 _NAMED = re.compile(rf"`((?:{'|'.join(map(re.escape, TOPS))})/[\w./*-]+)`")
+# Pages with links to others that are made when the site is built, which looks at all links.
+OF_THE_SITE = ("docs/concepts/", "docs/reference/")
 _LINKED = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
@@ -19,7 +21,8 @@ def text_of(page: str) -> str:
 def test_named_and_linked_files_exist(page: str) -> None:
     text = text_of(page)
     missing = [name for name in _NAMED.findall(text) if not list(ROOT.glob(name.rstrip("/")))]
-    missing += [link for link in _LINKED.findall(text) if not ((ROOT / page).parent / link).exists()]
+    if not page.startswith(OF_THE_SITE):
+        missing += [link for link in _LINKED.findall(text) if not ((ROOT / page).parent / link).exists()]
     assert not missing
 
 
