@@ -49,7 +49,7 @@ class AuditFilter:
         Raises:
             UserError: a time outside the years 1 to 9999.
         """
-        return replace(self, since=_in_utc(since), until=_in_utc(until))
+        return replace(self, since=in_utc(since), until=in_utc(until))
 
     def takes(self, line: dict[str, Any]) -> bool:
         """Whether a line of the bank is wanted; the database looks at its own lines."""
@@ -107,7 +107,7 @@ def export(path: Path, place: str, wanted: AuditFilter, bank: str | None = None)
     if style not in get_args(Format):
         raise UserError(f"{path}: the log is written as JSON Lines or CSV; end the name in .jsonl or .csv.")
     if "://" not in place and not Path(place).is_file():
-        raise UserError(f"--cases {place} does not exist; give the database that the service was started with.")
+        raise no_such_database(place)
     count = 0
     with ExitStack() as stack:
         versions: Sequence[VersionEntry | RowChange] = []
@@ -122,7 +122,17 @@ def export(path: Path, place: str, wanted: AuditFilter, bank: str | None = None)
     return count - (style == "csv")
 
 
-def _in_utc(time: datetime | None) -> datetime | None:
+def no_such_database(place: str) -> UserError:
+    """The error that says that a case database does not exist."""
+    return UserError(f"--cases {place} does not exist; give the database that the service was started with.")
+
+
+def in_utc(time: datetime | None) -> datetime | None:
+    """A time with a zone, which is UTC where it names none.
+
+    Raises:
+        UserError: a time outside the years 1 to 9999.
+    """
     if time is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""`ra-hmd cases`: the audit log of a case database, and the removal of old memes from it."""
+"""`ra-hmd cases`: the audit log of a case database, its decided memes as data, and the removal of old ones."""
 
 import getpass
 from datetime import datetime
@@ -32,6 +32,20 @@ def export_command(
     wanted = AuditFilter(person, case, row).between(since, until)
     count = export(output, cases, wanted, bank)
     return Outcome.of(f"{output}: {count} lines", output=output, lines=count)
+
+
+@cases_app.command("memes")
+def memes_command(
+    output: Annotated[Path, typer.Argument(help="File of JSON Lines to write.")],
+    cases: Annotated[str, typer.Option(help="Case database: a SQLite file, or a URL.")],
+    since: _Time = None,
+    until: _Time = None,
+) -> Outcome:
+    """Write the memes that people decided on, with their labels, for `ra-hmd data import generic`."""
+    from ra_hmd.cases.decided_memes import export_memes
+
+    count = len(export_memes(output, cases, since, until))
+    return Outcome.of(f"{output}: {count} decided memes", output=output, memes=count)
 
 
 @cases_app.command("forget")

@@ -174,6 +174,10 @@ _SERVE = {
             "audit.jsonl --cases banks/memes.cases.sqlite --bank banks/memes --row 08291",
         ),
     ),
+    "cases memes": About(
+        ("decisions.jsonl --cases banks/memes.cases.sqlite --since 2026-11-01",),
+        "ra-hmd data import generic {output} --output data/imported/decisions",
+    ),
     "cases forget": About(("--cases banks/memes.cases.sqlite --before 2026-01-01",)),
     "serve-key": About(
         ("ana --role moderator --keys keys.json", "ana --keys keys.json --remove"),
