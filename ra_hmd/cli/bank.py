@@ -100,6 +100,32 @@ def create_command(
         return _changed(opened.log[-1], bank)
 
 
+@bank_app.command("copy")
+def copy_command(
+    bank: Place,
+    target: Annotated[str, typer.Argument(help="Place of the new bank, of any kind; nothing may be there.")],
+    reason: Annotated[str | None, typer.Option(help="Reason; default: the version that is copied.")] = None,
+    author: Author = None,
+    without_views: Annotated[bool, typer.Option("--without-views", help="Leave views out: only a folder has them.")] = (
+        False
+    ),
+    wait: Wait = 60.0,
+    lock: Lock = None,
+    token: Token = None,
+) -> Outcome:
+    """Copy the present rows of a bank to another place, as the first version there. The history stays behind."""
+    from ra_hmd.bank.copying import copy_bank
+
+    with (
+        _open(bank, wait, None, token) as opened,
+        copy_bank(
+            opened, target, author=author or _login(), reason=reason, views=not without_views, wait=wait,
+            **_milvus(target, lock, token),
+        ) as copied,
+    ):  # fmt: skip
+        return _changed(copied.log[-1], target)
+
+
 @bank_app.command("add")
 def add_command(
     bank: Place,

@@ -123,6 +123,10 @@ _SERVE = {
         ("banks/memes --checkpoint RUN/stage2 --features RUN/features/train --reason 'training split'",),
         "ra-hmd serve {checkpoint} --bank {bank}",
     ),
+    "bank copy": About(
+        ("banks/memes http://milvus.example:19530#memes", "banks/memes s3://memes/bank"),
+        "ra-hmd bank info {target}",
+    ),
     "bank add": About(
         ("banks/memes --checkpoint RUN/stage2 --features NEW_FEATURES --reason 'memes of this week'",),
         "ra-hmd bank log {bank}",

@@ -17,7 +17,7 @@ ACCEPTED = {
     "evaluate": frozenset({"--bank", "--queries", "--dev", "--update"}),
     "bank create": _BANK | {"--features"},
     "bank add": _BANK | {"--features"},
-    **dict.fromkeys(("bank remove", "bank relabel", "bank rollback", "bank info", "bank log"), _BANK),
+    **dict.fromkeys(("bank copy", "bank remove", "bank relabel", "bank rollback", "bank info", "bank log"), _BANK),
     **dict.fromkeys(("bank search", "bank effect"), _BANK | {"--queries"}),
 }
 """Command to its options; "" is an argument without a name. `key=URL` is checked with the settings of a YAML file."""

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ra_hmd.cards.build import make_card
 from ra_hmd.cards.render import CardMetadata, short
@@ -29,6 +29,9 @@ from ra_hmd.core.manifests import (
 from ra_hmd.data.guidance import GUIDANCE_FILE
 from ra_hmd.models.checkpoint import ADAPTER_CONFIG, CLUSTERS_FOLDER
 from ra_hmd.models.head import has_head
+
+if TYPE_CHECKING:
+    from ra_hmd.bank.versions import BankRows
 
 STAGE1, BANK, BASE = "stage1", "bank", "base"
 _MODEL_FILES = (*HUB_FILES, "*.safetensors")
@@ -182,21 +185,15 @@ def _copy_base(path: str, folder: Path) -> None:
 def _copy_bank(place: str | Path, folder: Path) -> None:
     """Write the present rows of a bank as the first version of a new one."""
     from ra_hmd.bank.bank import Bank
+    from ra_hmd.bank.copying import copy_bank
 
     with Bank.open(place) as bank:
-        state, kept = bank.state_at(), bank.to_embeddings()
-        rows = state.rows.select(state.members)
-        Bank.create(
-            folder,
-            replace(rows, notes=[""] * len(rows), sources=[short(source) for source in rows.sources]),
-            kept.embedding,
-            fingerprint=bank.fingerprint,
-            author="ra-hmd push",
-            reason=f"version {bank.version} of the bank",
-            problem=bank.problem,
-            views=kept.views,
-            view_origins=bank.views,
-        ).close()
+        copy_bank(bank, folder, author="ra-hmd push", edit=_without_origins).close()
+
+
+def _without_origins(rows: "BankRows") -> "BankRows":
+    """Rows without notes, and with the ends of their sources."""
+    return replace(rows, notes=[""] * len(rows), sources=[short(source) for source in rows.sources])
 
 
 def _cleaned(value: Any) -> Any:

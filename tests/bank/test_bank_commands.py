@@ -74,6 +74,19 @@ def test_milvus_by_commands(lab):
     lab("create", "@b.db", *EMBED, "--features", "@bank", fails="holds a bank already")
 
 
+@pytest.mark.parametrize("target", ["@copy", "@copy.db"])
+def test_a_copy_has_the_present_rows_and_starts_its_own_history(target, lab):
+    lab("create", "@bank_of_rows", *EMBED, "--features", "@bank")
+    lab("relabel", "@bank_of_rows", "bank1=0", "--reason", "a joke")
+    lab("remove", "@bank_of_rows", "bank2", "--reason", "cut off")
+    assert "version 1, 39 added" in lab("copy", "@bank_of_rows", target, "--author", "ana")
+    found = [json.loads(lab("search", place, *ASK, "--json")) for place in ("@bank_of_rows", target)]
+    assert found[0]["queries"] == found[1]["queries"]
+    (entry,) = json.loads(lab("log", target, "--json"))
+    assert (entry["author"], entry["reason"]) == ("ana", "version 3 of the bank")
+    lab("copy", "@bank_of_rows", target, fails="already")
+
+
 @pytest.mark.parametrize("name", ["my bank.db", "b\u00e4nk.db", f"{'b' * 34}.db", "(1).db", "a\n.db"])
 def test_a_file_name_that_milvus_lite_does_not_take_is_refused_before_anything_is_written(lab, name):
     (lab.folder / "banks").mkdir()
