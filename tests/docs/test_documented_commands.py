@@ -15,7 +15,7 @@ from ra_hmd.cli.app import app
 
 PLACEHOLDER = "…"
 # Programs of other projects: that they are called is all that is checked here.
-OTHERS = {"ray", "curl", "docker", "kubectl", "pip", "pre-commit", "sudo", "sqlite3", "tar", "source", "vllm"}
+OTHERS = {"ray", "curl", "docker", "hf", "kubectl", "pip", "pre-commit", "sudo", "sqlite3", "tar", "source", "vllm"}
 # Programs that are named by their path: the repository's own, which must exist, and another project's.
 PATHS = re.compile(r"^source .*$|&& ~/vllm/bin/pip install vllm$|^(?:\w+=\w+ )*(?P<own>\.ci/run|scripts/\w+\.sh)\b.*$",
                    re.MULTILINE)  # fmt: skip
@@ -24,10 +24,20 @@ COMPLETION = {"--install-completion", "--show-completion"}
 VARIABLES = {"RUN": "RUN", "KEY": "KEY", "OUT": "OUT", "DATA": "DATA", "CASE": "CASE"}
 
 
+def page_of(block: Block) -> str:
+    path = ROOT / block.page
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
 def commands_of(block: Block, work: Path) -> list[list[str]]:
+    """The commands of a block; YAML blocks of its page that begin with `# NAME.yaml` are files."""
     for name in ("cat.png", "cake.jpg"):
         (work / name).touch()
-    return expanded(PATHS.sub("", block.text), work, VARIABLES)
+    for text, name in re.findall(r"^```yaml\n(# (\w+\.yaml)\n.*?)^```", page_of(block), re.MULTILINE | re.DOTALL):
+        (work / name).write_text(text)
+    found = expanded(PATHS.sub("", block.text), work, VARIABLES)
+    return [[str(work / word) if word.endswith(".yaml") and (work / word).is_file() else word for word in words]
+            for words in found]  # fmt: skip
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The requests of docs/api.md in the shape of OpenAI's moderation endpoint, its errors, and its file of options."""
+"""The requests of docs/api.md in the shape of OpenAI's moderation endpoint, and its errors."""
 
 import contextlib
 import json
@@ -7,14 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import typer
-import yaml
 from documented import blocks, expanded
 from engines import ROOT
 from servers import drawn, in_thread
 
-from ra_hmd.cli.app import app as cli
-from ra_hmd.cli.options_file import read_options
 from ra_hmd.inference.detector import Detector
 from ra_hmd.serve.app import create_app
 from ra_hmd.serve.batching import BatchingService
@@ -50,12 +46,3 @@ def test_every_code_of_an_error_is_in_the_page() -> None:
     page = (ROOT / PAGE[0]).read_text()
     assert len(codes) > 20
     assert not [code for code in codes if f"`{code}`" not in page]
-
-
-def test_file_of_options(tmp_path: Path) -> None:
-    (block,) = blocks("yaml", PAGE)
-    (tmp_path / "serve.yaml").write_text(block.text)
-    command = typer.main.get_command(cli).commands["serve"]  # type: ignore[attr-defined]
-    read = read_options(tmp_path / "serve.yaml", command.params)
-    assert len(read) == len(yaml.safe_load(block.text))
-    assert (read["rate_limit"], read["allowed_hosts"]) == (600, ["memes.example.org"])
