@@ -1,4 +1,4 @@
-"""Cases of docs/api.md: its requests, and the lines with which a receiver verifies webhooks."""
+"""Cases of docs/api.md and docs/howto: their requests, and the lines with which a receiver verifies webhooks."""
 
 import contextlib
 import json
@@ -23,6 +23,7 @@ from ra_hmd.serve.case_opening import open_cases
 from ra_hmd.serve.case_settings import CaseSettings
 
 PAGE = ("docs/api.md",)
+WEBHOOKS = ("docs/howto/webhooks.md",)
 HOOK = "https://hooks.example.org"
 
 
@@ -80,9 +81,11 @@ def audited(folder: Path, address: str, key: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done[0].stdout.decode().splitlines()]
 
 
-def asked(containing: str, folder: Path, address: str, hook: str, **variables: str) -> list[Any]:
+def asked(
+    containing: str, folder: Path, address: str, hook: str, pages: tuple[str, ...] = PAGE, **variables: str
+) -> list[Any]:
     """The answers to the requests of the one block that contains some words."""
-    (block,) = (one for one in blocks("bash", PAGE) if containing in one.text)
+    (block,) = (one for one in blocks("bash", pages) if containing in one.text)
     text = block.text.replace("http://127.0.0.1:8000", address).replace(HOOK, hook)
     answers = []
     for words in expanded(text, folder, variables):
@@ -105,7 +108,7 @@ def test_cases_in_and_decisions_out(served: tuple[str, str, Receiver, str], fold
     assert (case["context"], case["state"]) == ("Posted in a group about cats.", "waiting")
     assert (decided["state"], decided["label"], appealed["state"]) == ("decided", 0, "waiting")
 
-    (shown,) = (one for one in blocks("python", PAGE) if "webhook.secret" in one.text)
+    (shown,) = blocks("python", WEBHOOKS)
     receive: dict[str, Any] = {}
     with contextlib.chdir(folder):
         exec(shown.text, receive)
@@ -125,3 +128,15 @@ def test_cases_in_and_decisions_out(served: tuple[str, str, Receiver, str], fold
     kinds = [line["kind"] for line in lines if line["case"] == cat["case"] and line["kind"] != "row changed"]
     assert kinds == ["case added", "decided", "appealed"]
     assert (folder / "audit.csv").read_text().startswith("time,")
+
+
+def test_requests_of_the_how_to_pages(served: tuple[str, str, Receiver, str], folder: Path) -> None:
+    address, key, _, hook = served
+    (sent,) = asked("/v1/cases", folder, address, hook, WEBHOOKS, KEY=key)
+    (again,) = asked("/v1/cases", folder, address, hook, WEBHOOKS, KEY=key)
+    assert [one["results"][0]["new"] for one in (sent, again)] == [True, False]
+    (two,) = asked("opinions_needed", folder, address, hook, ("docs/howto/two-people-decide.md",), KEY=key)
+    name = two["results"][0]["case"]
+    words = ["curl", f"{address}/v1/cases/{name}", "-H", f"X-API-Key: {key}", "--silent", "--fail-with-body"]
+    case = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+    assert case["opinions_needed"] == 2

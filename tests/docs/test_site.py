@@ -32,6 +32,8 @@ LOOKED_AT = (
     ("reference/data.html", 390, "light"),
     ("reference/commands/predict.html", 1280, "dark"),
     ("console.html", 1280, "light"),
+    ("howto/index.html", 1280, "light"),
+    ("howto/behind-a-proxy.html", 390, "dark"),
 )
 """Page, width and colours."""
 
@@ -223,7 +225,9 @@ def test_no_page_is_wider_than_a_telephone(opened: Callable[..., Any], site: Pat
     page = opened("index.html", 390)
     wide = []
     pages = (place for place in site.glob("*.html") if place.name != "404.html")  # which only a server shows
-    for file in sorted([*pages, *site.glob("concepts/*.html"), *site.glob("reference/*.html")]):
+    for file in sorted(
+        [*pages, *(page for part in ("concepts", "howto", "reference") for page in site.glob(f"{part}/*.html"))]
+    ):
         page.goto(file.as_uri(), wait_until="domcontentloaded")
         if page.evaluate("document.documentElement.scrollWidth") > 390:
             wide.append(file.name)
