@@ -16,6 +16,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -98,8 +99,10 @@ def doctor_command() -> Outcome:
     """Check this installation: plugin, versions, torchrun, devices, FAISS. Exit code 1 on a problem."""
     from rich.console import Console
 
+    from ra_hmd.core.progress import in_notebook
+
     console = Console()
-    with console.status("checking this machine …"):
+    with nullcontext() if in_notebook() else console.status("checking this machine …"):
         checks = diagnose()
     failed = any(check.status == "problem" for check in checks)
     return Outcome([asdict(check) for check in checks], [partial(print_checks, checks, console)], int(failed))

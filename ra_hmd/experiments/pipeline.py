@@ -15,13 +15,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ra_hmd.core.artifacts import sha256_bytes
 from ra_hmd.core.config import shipped_configs
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.extras import check_extra
 from ra_hmd.core.manifests import PipelineManifest, read_manifest, write_manifest
+from ra_hmd.core.progress import notebook_safe_progress
 
 TRAINER = "llamafactory-cli"
 """Program that trains and exports language models."""
@@ -80,7 +81,7 @@ def run_steps(
     seconds, files = dict(known.seconds), dict(known.files)
     lock = Lock()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+    with notebook_safe_progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("", total=len(steps))
 
         def do(number: int, step: Step) -> None:

@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from matplotlib.figure import Figure
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from ra_hmd.core.errors import UserError
+from ra_hmd.core.progress import notebook_safe_progress
 from ra_hmd.features.store import Features
 from ra_hmd.models.head import HeadConfig, HeadOutput, MemeHead
 from ra_hmd.models.losses import Objective, class_weights
@@ -129,7 +130,7 @@ class HeadTrainer(Generic[A]):
         """Train for the requested number of epochs, or until dev has not improved for `patience` of them."""
         steps = -(-len(self.train) // self.args.batch_size)
         columns = (TextColumn(self.args.TITLE), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns) as progress:
+        with notebook_safe_progress(*columns) as progress:
             task = progress.add_task("", total=steps * self.args.epochs)
             self.close_epoch(0, {})
             for epoch in range(1, self.args.epochs + 1):
