@@ -9,7 +9,7 @@ from typing import Any
 from ra_hmd.core.privacy import keep_private
 
 __version__ = "0.1.0"
-__all__ = ["Bank", "Detector", "Features", "Meme", "Verdict", "__version__", "evaluate", "extract"]
+__all__ = ["Bank", "Detector", "Features", "Meme", "Verdict", "__version__", "create_bank", "evaluate", "extract"]
 
 keep_private()
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ra_hmd.bank.bank import Bank
+from ra_hmd.bank.embed_features import create_bank
 from ra_hmd.core.artifacts import MANIFEST_NAME
 from ra_hmd.data.meme import Meme
 from ra_hmd.data.meme_files import read_memes
@@ -20,7 +21,7 @@ from ra_hmd.models.checkpoint import open_run
 from ra_hmd.models.encoder_files import EncoderSettings
 from ra_hmd.models.encoders import open_encoder
 
-__all__ = ["Bank", "Detector", "Features", "Meme", "Verdict", "evaluate", "extract"]
+__all__ = ["Bank", "Detector", "Features", "Meme", "Verdict", "create_bank", "evaluate", "extract"]
 
 
 def extract(

@@ -138,3 +138,49 @@ def embed_store(checkpoint: str | Path, store: str | Path, *, labelled: bool = T
     fingerprint[HEAD_KEY] = sha256_file(Path(checkpoint) / HEAD_WEIGHTS)
     embeddings = Embeddings.of(features, head)
     return EmbeddedFeatures(as_path(store), Path(checkpoint), features, embeddings, head.config.problem, fingerprint)
+
+
+def create_bank(
+    location: str | Path,
+    run: str | Path,
+    features: str | Path,
+    *,
+    author: str,
+    reason: str = "created",
+    source: str | None = None,
+    note: str = "",
+    decided: bool = False,
+    views: Sequence[str] = (),
+    **options: Any,
+) -> Bank:
+    """Create an example bank from a feature store, embedded by a head, and open it, as `ra-hmd bank create` does.
+
+    Args:
+        location: Place of the bank: a folder, `s3://bucket/path`, a file `….db`, or `http://host:port#name`.
+        run: Folder of the head: a Stage 1 run, a Stage 2 output, or a head on an encoder's features.
+        features: Feature store of labelled memes.
+        author: Author of the first version.
+        reason: Reason, for the log.
+        source: Where the memes come from; default: the store's path.
+        note: Note that is kept with every row.
+        decided: Whether people labelled these very memes, so that identical memes get their labels. Otherwise they are
+            examples, which only vote.
+        views: Views of the store that the bank keeps beside the embedding.
+        options: Further arguments of `Bank.create`: `index`, `recall_target`, `seed`, `wait`, and those of the backend.
+
+    Raises:
+        UserError: a store that does not fit the head or is not labelled; something is at the location already.
+    """
+    found = embed_store(run, features)
+    return Bank.create(
+        location,
+        found.rows(source, note, decided=decided),
+        found.embeddings.embedding,
+        fingerprint=found.fingerprint,
+        author=author,
+        reason=reason,
+        problem=found.problem,
+        views=found.views(views),
+        view_origins=found.view_origins,
+        **options,
+    )

@@ -71,8 +71,7 @@ def create_command(
 ) -> Outcome:
     """Create a bank from a feature store, embedded by a head."""
     from ra_hmd.bank.backends.base import backend_of
-    from ra_hmd.bank.bank import Bank
-    from ra_hmd.bank.embed_features import embed_store
+    from ra_hmd.bank.embed_features import create_bank
     from ra_hmd.retrieval.index import IndexKind
 
     if backend not in (None, backend_of(bank)):
@@ -80,20 +79,19 @@ def create_command(
             f"--backend {backend}: {bank} is a place of backend {backend_of(bank)!r}; `faiss` keeps a folder, `milvus` "
             "a file ….db or an address http://host:port#name."
         )
-    found = embed_store(checkpoint, features)
-    with Bank.create(
+    with create_bank(
         bank,
-        found.rows(source, note, decided=decided),
-        found.embeddings.embedding,
-        fingerprint=found.fingerprint,
+        checkpoint,
+        features,
         author=author or _login(),
         reason=reason,
-        problem=found.problem,
+        source=source,
+        note=note,
+        decided=decided,
+        views=views or (),
         index=checked("--index", index, IndexKind),
         recall_target=recall,
         seed=seed,
-        views=found.views(views or []),
-        view_origins=found.view_origins,
         wait=wait,
         **_milvus(bank, lock, token),
     ) as opened:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from PIL.Image import Image
 
 from ra_hmd.bank.known_memes import KnownMeme, KnownMemes
+from ra_hmd.bank.versions import VersionEntry
 from ra_hmd.core.artifacts import sha256_file
 from ra_hmd.core.choices import DType
 from ra_hmd.core.config import choose
@@ -32,6 +33,7 @@ from ra_hmd.features.compatibility import ENGINE
 from ra_hmd.features.feature_model import LazyModel, open_feature_model
 from ra_hmd.features.model_protocol import FeatureModel
 from ra_hmd.features.views import ViewedModel
+from ra_hmd.inference.bank_rows import checked_labels, labelled_rows
 from ra_hmd.inference.defences import OFF, Defences, mean_over_copies
 from ra_hmd.inference.known import known_verdict, open_known_memes
 from ra_hmd.inference.pretrained import find_pretrained
@@ -236,6 +238,32 @@ class Detector:
     def refresh(self) -> None:
         """Switch to the newest version of the example bank, which another process may have changed."""
         self.scorer = self.scorer.refreshed()
+
+    def add_to_bank(
+        self, memes: Sequence[Meme], *, author: str, reason: str, source: str = "", relabel_identical: bool = False
+    ) -> VersionEntry:
+        """Add labelled memes to the example bank, as a new version. The next verdicts use them; nothing is trained.
+
+        Args:
+            memes: The memes, each with its `label`.
+            author: Author of the change, for the log.
+            reason: Reason for the change, for the log.
+            source: Where the memes come from; kept with each row.
+            relabel_identical: Whether rows that are the same memes with other labels get the new ones.
+
+        Raises:
+            UserError: no example bank, and see `Bank.add`; a meme without a label, or see `prepare`.
+        """
+        if self.scorer.bank is None:
+            raise UserError("Only an example bank can be changed; make one with `ra_hmd.create_bank`.")
+        labels = checked_labels(memes, self.problem)
+        prepared = [self.prepare(meme) for meme in memes]
+        rows, new = labelled_rows(memes, prepared, labels, source), self.score(prepared).queries
+        entry = self.scorer.bank.add(
+            rows, new.embedding, author=author, reason=reason, relabel_identical=relabel_identical, views=new.views
+        )
+        self.refresh()
+        return entry
 
     def __call__(self, memes: Sequence[Meme], explain: Explain | None = None) -> list[Verdict]:
         """Classify memes, in their order.

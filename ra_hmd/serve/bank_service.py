@@ -18,10 +18,10 @@ from ra_hmd.bank.row_history import RowChange, RowDifference, difference, list_r
 from ra_hmd.bank.versions import BankRows, VersionEntry
 from ra_hmd.core.errors import UserError, raise_all
 from ra_hmd.core.heads import BANK_HEADS
-from ra_hmd.data.image_hashes import caption_digest, pdq_hash
-from ra_hmd.data.images import content_hash, perceptual_hash
+from ra_hmd.data.images import content_hash
 from ra_hmd.data.meme import Meme
 from ra_hmd.features.test_lock import open_labels
+from ra_hmd.inference.bank_rows import labelled_rows
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import PreparedMeme
 from ra_hmd.retrieval.embeddings import Embeddings
@@ -349,19 +349,7 @@ class BankService:
         array = _label_array(labels)
         self.bank.problem.check(array, "The new memes")
         prepared = [self.service.detector.prepare(meme) for meme in memes]
-        images = [meme.load_image() for meme in memes]
-        rows = BankRows(
-            ids=[meme.id for meme in memes],
-            labels=array,
-            sources=[source] * len(memes),
-            notes=list(notes or [""] * len(memes)),
-            image_hashes=np.array([perceptual_hash(image) or 0 for image in images], dtype=np.uint64),
-            contents=[meme.content for meme in prepared],
-            pdqs=[pdq_hash(image) for image in images],
-            caption_digests=[caption_digest(meme.text) for meme in prepared],
-            decided=np.ones(len(memes), bool),
-        )
-        return rows, prepared
+        return labelled_rows(memes, prepared, array, source, notes), prepared
 
 
 def _label_array(labels: Sequence[MemeLabel]) -> np.ndarray:
