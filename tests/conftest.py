@@ -59,6 +59,7 @@ LONGEST_FIRST = (
     "experiments/test_in_context.py",
     "llamafactory_ext/test_reuse.py",
     "inference/test_predict_files.py",
+    "docs/test_notebook.py",
     "features/test_extract.py",
 )
 BLANK = BytesIO()

@@ -30,7 +30,14 @@ def in_notebook() -> bool:
     terminal all the same, because a kernel sets `FORCE_COLOR`, and would print a new line for each state of a bar;
     in the kernel itself its bars need `ipywidgets`.
     """
-    return "JPY_PARENT_PID" in os.environ
+    started_by_kernel = os.environ.get("MPLBACKEND", "").startswith("module://matplotlib_inline")
+    return _is_kernel() or "JPY_PARENT_PID" in os.environ or started_by_kernel
+
+
+def _is_kernel() -> bool:
+    """Whether the code of this process is that of a notebook's cells."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 def notebook_safe_progress(*columns: ProgressColumn, console: Console | None = None) -> Progress:
@@ -81,7 +88,7 @@ def _notebook_bar(description: str, total: int | None, unit: str, show: bool) ->
         desc=description,
         total=total,
         unit=f" {unit}",
-        file=sys.stdout if "ipykernel" in sys.modules else sys.stderr,  # a kernel's own stderr is shown in red
+        file=sys.stdout if _is_kernel() else sys.stderr,  # a kernel's own stderr is shown in red
         ncols=90,
         mininterval=_SECONDS_PER_UPDATE,
         disable=not show,

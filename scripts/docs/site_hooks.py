@@ -16,6 +16,7 @@ from mkdocs.structure.pages import Page
 from site_commands import command_pages, pages_by_panel
 from site_figures import figures
 from site_manifests import manifest_page
+from site_notebook import notebook_page
 from site_settings import settings_page
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made now."""
     made = {f"{COMMANDS}/{name}": text for name, text in command_pages().items()}
     made |= {"reference/settings.md": settings_page(), "reference/files.md": manifest_page()}
+    made["tutorials/quickstart.md"] = notebook_page(ROOT / "docs" / "tutorials" / "quickstart.ipynb")
     made |= {f"concepts/{name}": text for name, text in figures().items()}
     for source, target in REPOSITORY_PAGES.items():
         made[target] = from_repository(source, (ROOT / source).read_text(encoding="utf-8"))

@@ -57,7 +57,8 @@ def test_a_notebook_has_one_line_for_a_bar(tmp_path: Path) -> None:
 
 
 def test_elsewhere_the_bar_is_on_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    for name in ("JPY_PARENT_PID", "MPLBACKEND"):
+        monkeypatch.delenv(name, raising=False)
     assert list(track([(2, "a"), (1, "b")], "Reading", 3, "memes")) == ["a", "b"]
     shown = capsys.readouterr()
     assert not shown.out

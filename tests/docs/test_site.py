@@ -34,6 +34,7 @@ LOOKED_AT = (
     ("console.html", 1280, "light"),
     ("howto/index.html", 1280, "light"),
     ("howto/behind-a-proxy.html", 390, "dark"),
+    ("tutorials/quickstart.html", 390, "light"),
 )
 """Page, width and colours."""
 
@@ -225,9 +226,8 @@ def test_no_page_is_wider_than_a_telephone(opened: Callable[..., Any], site: Pat
     page = opened("index.html", 390)
     wide = []
     pages = (place for place in site.glob("*.html") if place.name != "404.html")  # which only a server shows
-    for file in sorted(
-        [*pages, *(page for part in ("concepts", "howto", "reference") for page in site.glob(f"{part}/*.html"))]
-    ):
+    below = (file for part in ("concepts", "howto", "reference", "tutorials") for file in site.glob(f"{part}/*.html"))
+    for file in sorted([*pages, *below]):
         page.goto(file.as_uri(), wait_until="domcontentloaded")
         if page.evaluate("document.documentElement.scrollWidth") > 390:
             wide.append(file.name)
