@@ -50,6 +50,7 @@ LONGEST_FIRST = (
     "e2e/test_ablate.py",
     "llamafactory_ext/test_stage1.py",
     "llamafactory_ext/test_joint_training.py",
+    "llamafactory_ext/test_finite_training.py",
     "llamafactory_ext/test_tuning_kinds.py",
     "e2e/test_demo.py",
     "privacy/test_nothing_leaves.py",

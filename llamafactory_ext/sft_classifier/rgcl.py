@@ -4,7 +4,7 @@ Shapes: B batch, N training memes, D embedding, C classes, P pseudo-gold positiv
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -50,13 +50,21 @@ class RetrievalGuidance(TrainerCallback):
         settings: Settings of the loss and of the bank's renewal.
         labels: Labels of the training set, [N] or [N, C].
         ids: Ids of the training set; memes of one id are not each other's neighbours.
+        check: Called by every rank before the bank is renewed: raises where the weights give no bank.
 
     Source: RA-HMD's ablation with both stages in one. The official code for it does not run, and counts micro-batches
     where it should count optimizer steps.
     """
 
-    def __init__(self, trainer: Trainer, settings: "JointLossSettings", labels: np.ndarray, ids: Sequence[str]) -> None:
-        self._trainer, self._labels, self._ids = trainer, labels, list(ids)
+    def __init__(
+        self,
+        trainer: Trainer,
+        settings: "JointLossSettings",
+        labels: np.ndarray,
+        ids: Sequence[str],
+        check: Callable[[], None],
+    ) -> None:
+        self._trainer, self._labels, self._ids, self._check = trainer, labels, list(ids), check
         self._settings, self._loss = settings, retrieval_loss(settings)
         self._loader: DataLoader | None = None
         self.bank: Tensor | None = None
@@ -79,6 +87,7 @@ class RetrievalGuidance(TrainerCallback):
         """Make or renew the bank where it is due. Called once per optimizer step, before its first micro-batch."""
         since = state.global_step - self._settings.warmup
         if since >= 0 and (self.bank is None or since % self._settings.reindex_every == 0):
+            self._check()
             self.refresh()
 
     def loss(self, embedding: Tensor, labels: Tensor, sample_index: Tensor, weights: Tensor | None = None) -> Tensor:

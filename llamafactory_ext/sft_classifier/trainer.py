@@ -16,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, SaveStrategy, rotate_checkpoints
 
 from llamafactory_ext.sft_classifier.base_divergence import base_logits, token_divergence
+from llamafactory_ext.sft_classifier.finite_training import FiniteTraining
 from llamafactory_ext.sft_classifier.general import head_loss, labelled
 from llamafactory_ext.sft_classifier.guides import Guides
 from llamafactory_ext.sft_classifier.rgcl import RetrievalGuidance
@@ -49,14 +50,17 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         self.model_accepts_loss_kwargs = False
         self.manifest, self.guides = manifest, guides
         self.experts = experts_of(self.model)
-        # Sums of L_LM, L_LRC, L_RGCL, L_balance, the routing entropy and L_KL; micro-batches, and those with L_RGCL.
-        self._parts = torch.zeros(8, device=self.args.device)
+        # Sums of L_LM, L_LRC, L_RGCL, L_balance, L_KL and the routing entropy; micro-batches, and those with L_RGCL;
+        # micro-batches whose loss was not finite, which the other sums leave out.
+        self._parts = torch.zeros(9, device=self.args.device)
+        self.finite = FiniteTraining(self)
         self._class_weights: Tensor | None = None
         self._rows_per_meme = 1.0  # of the training set; above 1 with general data
         self._guidance: RetrievalGuidance | None = None
         self._saved_step: int | None = None  # of the checkpoint that was written before its evaluation
         if self.args.do_train:
             self._prepare_objectives()
+        self.add_callback(self.finite)
         self.add_callback(_RestoreBest(self))
         if self.experts is not None:
             self.add_callback(_EndExpertStep(self))
@@ -70,7 +74,8 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         if weights is not None:
             self._class_weights = torch.from_numpy(weights).to(self.args.device)
         if args.rgcl:
-            self._guidance = RetrievalGuidance(self, args.joint_loss, labels, self.train_dataset["sample_id"])
+            given = (args.joint_loss, labels, self.train_dataset["sample_id"])
+            self._guidance = RetrievalGuidance(self, *given, check=partial(self.finite.check, weights=True))
             self.add_callback(self._guidance)
 
     def compute_loss(
@@ -106,22 +111,30 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
             if base is not None:
                 kl_loss = token_divergence(outputs["token_logits"], base, inputs["answer_labels"])
                 loss = loss + self.finetuning_args.lm_kl_weight * kl_loss
-            parts = [outputs["lm_loss"], lrc_loss, rgcl_loss, balance_loss, entropy, kl_loss, one, counted]
-            self._parts += torch.stack(parts).detach()
+            losses = [outputs["lm_loss"], lrc_loss, rgcl_loss, balance_loss, kl_loss]
+            self.finite.add(torch.stack([loss, *losses]), sample_index, outputs)
+            parts = torch.stack([*losses, entropy, one, counted]).detach()
+            finite = torch.isfinite(loss.detach())
+            self._parts[:-1] += torch.where(finite, parts, 0.0)
+            self._parts[-1] += ~finite
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the parts of the training loss (mean over ranks since the last log) and the further learning rates."""
+        if "loss" in logs or "train_loss" in logs:
+            self.finite.check(weights="loss" not in logs, ends="loss" not in logs)
         if "loss" in logs:
-            *sums, batches, counted = self.accelerator.reduce(self._parts, reduction="sum").tolist()
+            *sums, batches, counted, left_out = self.accelerator.reduce(self._parts, reduction="sum").tolist()
             if batches:
-                names = ("lm_loss", "lrc_loss", "rgcl_loss", "balance_loss", "routing_entropy", "kl_loss")
+                names = ("lm_loss", "lrc_loss", "rgcl_loss", "balance_loss", "kl_loss", "routing_entropy")
                 means = {name: value / batches for name, value in zip(names, sums, strict=True)}
-                left_out = ["rgcl_loss", *([] if self.experts else ["balance_loss", "routing_entropy"])]
-                left_out += [] if self.finetuning_args.lm_kl_weight else ["kl_loss"]
-                logs |= {name: value for name, value in means.items() if name not in left_out}
+                unused = ["rgcl_loss", *([] if self.experts else ["balance_loss", "routing_entropy"])]
+                unused += [] if self.finetuning_args.lm_kl_weight else ["kl_loss"]
+                logs |= {name: value for name, value in means.items() if name not in unused}
             if counted:
                 logs["rgcl_loss"] = sums[2] / counted
+            if left_out:
+                logs["overflowed_batches"] = left_out
             self._parts.zero_()
             if "learning_rate" in logs:  # all groups follow one schedule
                 now = logs["learning_rate"] / self.args.learning_rate
@@ -162,8 +175,9 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapter (or model) as the host does, and beside it head, experts, clusters, guidance and manifest.
 
-        All ranks gather the weights; rank 0 writes.
+        All ranks gather the weights; rank 0 writes. Nothing is written where a weight is not finite.
         """
+        self.finite.check(weights=True)
         super().save_model(output_dir, _internal_call)
         head = head_of(self.model)
         state = whole_state(dict(head.named_parameters()), self.deepspeed)
@@ -195,6 +209,7 @@ class ClassifierTrainer(CustomSeq2SeqTrainer):
         The host does it the other way round, and an evaluation that fails or is killed loses what was trained. With
         `save_strategy: best` the evaluation decides whether there is a checkpoint, so the order stays.
         """
+        self.finite.check(weights=True)
         if self.control.should_save and self.args.save_strategy != SaveStrategy.BEST:
             self._save_checkpoint(self.model, None)
             self._saved_step = self.state.global_step

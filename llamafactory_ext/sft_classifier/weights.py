@@ -41,6 +41,19 @@ def whole_state(state: Mapping[str, Tensor], engine: Any) -> dict[str, Tensor]:
     }
 
 
+def local_part(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of a parameter: all of it, and of one that ZeRO-3 has partitioned its own elements."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.detach()
+    import torch.distributed as dist
+
+    partitioned: Any = parameter
+    part, rank = partitioned.ds_tensor, dist.get_rank(partitioned.ds_process_group)
+    # The last part is filled up with memory that nobody wrote.
+    own = max(0, min(part.numel(), partitioned.ds_numel - rank * part.numel()))
+    return part.detach().flatten()[:own]
+
+
 def _gathered(parameters: list[nn.Parameter], modifier_rank: int | None) -> Any:
     if not hasattr(parameters[0], "ds_id"):
         return nullcontext()

@@ -310,6 +310,7 @@ def _merged_adapters(model_args: Any, finetuning_args: Any) -> list[str]:
 
 
 def _train(trainer: ClassifierTrainer, records: dict[str, Any], checkpoint: Path | None) -> None:
+    trainer.finite.checkpoint = "" if checkpoint is None else str(checkpoint)
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
     if trainer.finetuning_args.include_effective_tokens_per_second:

@@ -172,8 +172,14 @@ class MemeHead(nn.Module):
 
 
 def save_head(folder: str | Path, config: HeadConfig, state: dict[str, Tensor]) -> None:
-    """Write `head.safetensors` (float32) and `head.json` into `folder`, each atomically."""
+    """Write `head.safetensors` (float32) and `head.json` into `folder`, each atomically.
+
+    Raises:
+        UserError: weights that are not finite; nothing is written.
+    """
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    raise_all(bad, f"{folder}: a head is not saved, as weights are not finite; train it with a lower learning rate")
     with atomic_path(Path(folder) / HEAD_WEIGHTS) as temporary:
         save_file(tensors, temporary)
     write_json(Path(folder) / HEAD_CONFIG, {"format": 1, **config.model_dump()})

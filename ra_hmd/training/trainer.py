@@ -5,7 +5,7 @@ Shapes: B batch, H hidden size, N train rows, D embedding, C outputs.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar, cast
 
 import torch
 from matplotlib.figure import Figure
@@ -19,6 +19,7 @@ from ra_hmd.models.head import HeadConfig, HeadOutput, MemeHead
 from ra_hmd.models.losses import Objective, class_weights
 from ra_hmd.retrieval.embeddings import Embeddings, hidden_tensor, run_head
 from ra_hmd.training.arguments import HeadArguments
+from ra_hmd.training.finite import FP16_STEPS, LossRecord, not_finite
 from ra_hmd.training.reporting import Report
 from ra_hmd.training.validation import dev_scores
 
@@ -89,7 +90,7 @@ class HeadTrainer(Generic[A]):
     """
 
     LOWER: ClassVar[str] = "Lower `lr` ({lr})"
-    """Remedies for gradients that are not finite."""
+    """Remedies for losses and gradients that are not finite."""
 
     losses: tuple[str, ...] = ("loss", "classification")
 
@@ -106,6 +107,8 @@ class HeadTrainer(Generic[A]):
         self.dev_hidden = hidden_tensor(dev).to(device) if dev is not None else None
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, args.weight_decay), lr=args.lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.mixed_precision == "fp16")
+        names = [name.removesuffix("_loss").replace("_", " ") for name in self.losses[1:]]
+        self.record = LossRecord(names, FP16_STEPS if self.scaler.is_enabled() else 1)
         self.left_out = 0
         self.order = torch.Generator().manual_seed(args.seed)
         self.initial_state = None if args.init_head is None else self._state()
@@ -159,7 +162,8 @@ class HeadTrainer(Generic[A]):
         """Pass once through the data; returns the mean losses. No step waits for the device."""
         device = self.hidden.device
         totals = torch.zeros(len(self.losses), device=device)
-        not_finite = torch.zeros((), dtype=torch.long, device=device)
+        counted, bad_norms = (torch.zeros((), dtype=torch.long, device=device) for _ in range(2))
+        before = (epoch - 1) * -(-len(self.train) // self.args.batch_size)
         self.model.train()
         for step, rows in enumerate(self._batches()):
             self._before_step(epoch, step)
@@ -170,18 +174,20 @@ class HeadTrainer(Generic[A]):
             norm = clip_gradients(self.model, self.args.grad_clip)
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            totals += losses.detach() * len(rows)
-            not_finite += ~torch.isfinite(norm)
+            finite = torch.isfinite(losses[0].detach())
+            totals += torch.where(finite, losses.detach(), 0.0) * len(rows)
+            counted += finite * len(rows)
+            bad_norms += ~torch.isfinite(norm)
+            self.record.add(before + step + 1, losses, rows)
             advance()
         self.model.eval()
         self._bank = None
-        if not_finite:
-            self._not_finite(epoch, int(not_finite))
-        return dict(zip(self.losses, (totals / len(self.train)).tolist(), strict=True))
+        self._check_finite(epoch, int(bad_norms))
+        return dict(zip(self.losses, (totals / counted).tolist(), strict=True))
 
     def close_epoch(self, epoch: int, losses: dict[str, float]) -> None:
         """Record an epoch and keep its head if it is the best so far."""
-        scores = self._dev_scores()
+        scores = self._dev_scores(epoch)
         self.history.append({"epoch": epoch, **losses, **scores})
         if self.report is not None:
             self.report({**losses, **scores}, epoch)
@@ -231,15 +237,31 @@ class HeadTrainer(Generic[A]):
         finally:
             head.autocast_dtype = None  # bank and dev are seen as they will be once the head is deployed
 
-    def _not_finite(self, epoch: int, steps: int) -> None:
-        """Stop, as gradients of so many steps were not finite; with loss scaling, only if scaling less did not help."""
-        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1:
-            self.left_out += steps
-            return
-        raise UserError(
-            f"{self.args.TITLE}, epoch {epoch}: the gradient was not finite in {steps} steps. "
-            f"{self.LOWER.format(lr=self.args.lr)}; nothing was saved."
-        )
+    def _check_finite(self, epoch: int, bad_norms: int) -> None:
+        """End the training where a loss, a gradient or a weight of the epoch is not finite.
+
+        With loss scaling, steps whose gradient or loss overflowed changed no weight: training ends if scaling less did
+        not help, or where the loss of `FP16_STEPS` steps in a row, or of the whole epoch, was not finite.
+        """
+        finite_steps = self.record.steps
+        self.record.read()
+        scaled = self.scaler.is_enabled()
+        remedy = ", or use `mixed_precision: bf16`" if scaled else ""
+        found = self.record.found or (self.record.last_bad if self.record.steps == finite_steps else None)
+        problem = ""
+        if found is not None:
+            problem = f"in step {found.step} {found.describe(self.train.ids)}"
+        elif bad_norms and not (scaled and self.scaler.get_scale() >= 1):
+            problem = f"the gradient was not finite in {bad_norms} step{'s' * (bad_norms > 1)}"
+        elif names := not_finite(self.head.state_dict()):
+            problem = f"the weights {', '.join(names)} are not finite"
+        if problem:
+            self._stop(epoch, problem, remedy)
+        self.left_out += bad_norms
+
+    def _stop(self, epoch: int, problem: str, remedy: str = "") -> NoReturn:
+        lower = self.LOWER.format(lr=self.args.lr)
+        raise UserError(f"{self.args.TITLE}, epoch {epoch}: {problem}. {lower}{remedy}; nothing was saved.")
 
     def _state(self) -> dict[str, Tensor]:
         return {name: value.detach().to("cpu", copy=True) for name, value in self.head.state_dict().items()}
@@ -251,10 +273,13 @@ class HeadTrainer(Generic[A]):
         order = torch.randperm(len(self.train), generator=self.order)
         yield from order.to(self.hidden.device).split(self.args.batch_size)
 
-    def _dev_scores(self) -> dict[str, float | None]:
+    def _dev_scores(self, epoch: int) -> dict[str, float | None]:
         if self.dev is None or self.dev_hidden is None:
             return {}
         embedding, logits = run_head(self.head, self.dev_hidden)
+        lengths = {"the bank": self.bank.square().sum(1), "the dev memes": embedding.square().sum(1)}
+        if bad := not_finite(lengths | {"the logits": logits}):
+            self._stop(epoch, f"values that are not finite, or too large to be compared, in {', '.join(bad)}")
         bank = Embeddings(self.train.ids, self.train.labels, self.bank.cpu().numpy())
         queries = Embeddings(self.dev.ids, self.dev.labels, embedding.cpu().numpy())
         return dev_scores(bank, queries, logits, self.args.voting, self.problem)

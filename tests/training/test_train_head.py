@@ -1,5 +1,6 @@
 """`ra-hmd train-head` from stores to a head: what is learnt, kept, resumed, and what is refused."""
 
+import math
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from ra_hmd.evaluation.metrics.classification import auroc
 from ra_hmd.features.compatibility import head_fingerprint
 from ra_hmd.features.store import read_features
 from ra_hmd.models.fusion import FusionConfig
-from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, HeadConfig, load_head
+from ra_hmd.models.head import HEAD_WEIGHTS, INITIAL_HEAD, HeadConfig, load_head, save_head
 from ra_hmd.retrieval.embeddings import hidden_tensor, run_head
 from ra_hmd.training.classification import ClassificationTrainer, train_head
 from ra_hmd.training.inputs import head_config, initial_head
@@ -135,15 +136,45 @@ def test_fp16_leaves_out_steps_that_overflow_and_says_so(encoded):
     assert trainer.outcome().notes == ["fp16: 7 steps overflowed and were left out; the loss is then scaled less."]
 
 
-def test_gradients_that_no_scale_helps_stop_with_a_sentence(encoded, features):
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(encoded, features):
     store = features(100, 0, "large")
     store.hidden[:] *= 1e6  # past float16's largest number
-    args = encoded.head(train=encoded.store("large", store), dev=None, mixed_precision="fp16", epochs=40)
-    with pytest.raises(UserError, match=r"train-head, epoch \d+: the gradient was not finite in \d+ steps. Lower `lr`"):
-        train_head(args)
-    with pytest.raises(UserError, match=r"epoch 1: the gradient was not finite"):
+    large = encoded.head(train=encoded.store("large", store), dev=None, mixed_precision="fp16", epochs=40)
+    with pytest.raises(UserError, match=r"^train-head, epoch 1: in step 1 the classification loss was not finite for "
+                                        r"the memes 'large\d+', .* and 48 more\. Lower `lr` \(0\.005\), or use "
+                                        r"`mixed_precision: bf16`; nothing was saved\.$"):  # fmt: skip
+        train_head(large)
+    with pytest.raises(UserError, match=r"epoch 1: in step 2 the classification loss .*Lower `lr` \(1e\+30\); nothing"):
         train_head(encoded.head(lr=1e30, epochs=2))
-    assert not args.output_dir.exists()
+    with pytest.raises(UserError, match=r"epoch 1: values that are not finite, or too large .* the dev memes"):
+        train_head(encoded.head(lr=1e30, epochs=1, batch_size=400))
+    assert not large.output_dir.exists()
+
+
+def test_a_batch_that_overflows_in_fp16_is_left_out(encoded, features):
+    store = features(400, 0, "one")
+    store.hidden[7] *= 1e6
+    args = encoded.head(train=encoded.store("one", store), dev=None, mixed_precision="fp16", epochs=2)
+    result = train_head(args)
+    assert result.notes[-1] == "fp16: 2 steps overflowed and were left out; the loss is then scaled less."
+    assert all(math.isfinite(entry.loss) for entry in read_json(args.output_dir / "history.json").epochs[1:])
+    for tensor in load_file(args.output_dir / HEAD_WEIGHTS).values():
+        assert torch.isfinite(tensor).all()
+
+
+def test_gradients_that_are_not_finite_stop_with_a_sentence(encoded):
+    trainer = make_trainer(encoded, epochs=1, batch_size=400)
+    trainer.head.output.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(UserError, match=r"^train-head, epoch 1: the gradient was not finite in 1 step\. Lower `lr`"):
+        trainer.fit()
+
+
+def test_weights_that_are_not_finite_are_not_saved(encoded, tmp_path):
+    head = make_trainer(encoded).head
+    state = head.state_dict() | {"output.bias": torch.tensor([math.nan])}
+    with pytest.raises(UserError, match=r"not saved, as weights are not finite; .*\n  - output\.bias$"):
+        save_head(tmp_path / "head", head.config, state)
+    assert not (tmp_path / "head").exists()
 
 
 def test_patience_stops(encoded):
