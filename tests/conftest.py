@@ -13,6 +13,7 @@ import torch
 from cross_lab import cross
 from engines import train
 from expert_runs import expert_config, expert_run, guides
+from hypothesis import HealthCheck, settings
 from lab import lab
 from matplotlib.figure import Figure
 from object_stores import bucket
@@ -65,6 +66,10 @@ LONGEST_FIRST = (
 )
 BLANK = BytesIO()
 Image.new("RGB", (1, 1)).save(BLANK, "PNG")
+
+# The same examples in each run, however slow the machine is. `pytest --hypothesis-profile default` draws others.
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("repeatable")
 
 # With tensors as small as these, more threads only wait for each other.
 torch.set_num_threads(1)

@@ -350,7 +350,7 @@ def test_a_change_gets_its_turn_under_load(served_clip: Path, clip_bank: Path, m
             for name in Bank.open(clip_bank).ids[:4]:
                 answer = client.post("/v1/bank/remove", json={"ids": [name], "reason": "x"})
                 assert answer.status_code == 200, answer.text
-            assert time.monotonic() - start < 10
+            assert time.monotonic() - start < 30
         finally:
             done.set()
         assert set.union(*(one.result() for one in busy)) == {200}
