@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ra_hmd.core.heads import BANK_HEADS, THRESHOLDS
 from ra_hmd.data.synthetic.confounders import unimodal_oracle
-from ra_hmd.experiments.demo_figure import head_values, write_bank_update_figure
+from ra_hmd.experiments.demo_figure import head_values, write_bank_update_figure, write_embedding_figure
 from ra_hmd.experiments.pipeline import TRAINER, Step, configs_folder, overrides, ra_hmd, run_steps
 
 PARTS = (("a", "train"), ("a", "dev"), ("a", "test"), ("b", "train"), ("b", "test"))
@@ -127,7 +127,8 @@ def _print_results(output: Path, console: Console) -> None:
     )
     for name, title in (("b_test", "domain B"), ("a_test", "domain A")):
         console.print(_update_table(metrics["bank_update"][name], title))
-    console.print(f"Figure: {write_bank_update_figure(metrics['bank_update'], output / 'report')}", soft_wrap=True)
+    for figure in (write_embedding_figure(output), write_bank_update_figure(metrics["bank_update"], output / "report")):
+        console.print(f"Figure: {figure}", highlight=False, soft_wrap=True)
     oracle = unimodal_oracle(output / "data" / "a")
     shown = ", ".join(f"{modality} {value:.3f}" for modality, value in oracle.items())
     console.print(f"Best classifier on one modality's true attributes, AUROC on domain A: {shown}", highlight=False)

@@ -24,7 +24,8 @@ def test_quick_demo(tmp_path: Path) -> None:
     for curve in metrics["bank_update"].values():
         assert all("std" in point["krr"]["auroc"] for point in curve[1:]), "several draws of each size"
     assert set(metrics["bank_update"]) == {"a_test", "b_test"}
-    assert (tmp_path / "out dir/report/bank_update.svg").is_file()
+    for figure in ("bank_update.svg", "embeddings.svg"):
+        assert (tmp_path / "out dir/report" / figure).is_file()
     assert [point["added"] for point in metrics["bank_update"]["b_test"]] == [0, 8, 32, 128]
     assert metrics["a_test"]["rkc"]["auroc"]["low"] <= metrics["a_test"]["rkc"]["auroc"]["value"]
     assert (tmp_path / "out dir/report/report.md").is_file()
