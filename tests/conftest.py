@@ -58,6 +58,7 @@ LONGEST_FIRST = (
     "e2e/test_encoder_track.py",
     "llamafactory_ext/test_gpu_recipe.py",
     "packaging/test_gpu_check.py",
+    "packaging/test_wheel.py",
     "experiments/test_in_context.py",
     "llamafactory_ext/test_reuse.py",
     "inference/test_predict_files.py",

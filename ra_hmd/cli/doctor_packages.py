@@ -12,11 +12,13 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from ra_hmd.core.extras import EXTRAS
-from ra_hmd.core.package_versions import bad_pairs
+from ra_hmd.core.package_versions import bad_pairs, installed_version
 
 DISTRIBUTION = "ra-hmd"
 
 
+_INSTEAD = {"faiss-gpu": "faiss-cpu"}
+"""Package to another one that does its work."""
 _IN_THE_REPOSITORY = f"`{Path(sys.executable).name} -m pip install -e .` in the repository"
 
 
@@ -81,6 +83,9 @@ def _requirements(extra: str) -> Iterator[Requirement]:
 
 def _package(requirement: Requirement) -> Check:
     name, wanted = requirement.name, str(requirement.specifier) or "any version"
+    substitute = _INSTEAD.get(name)
+    if substitute is not None and installed_version(name) is None and installed_version(substitute):
+        return Check(name, "ok", f"{substitute} {installed_version(substitute)} is in its place")
     install = pip_install(f'"{name}{requirement.specifier}"')
     remedy = f"Run `{install}`."
     try:

@@ -231,6 +231,12 @@ class TestPackages:
         assert "2.9.1" in checks[0].found
         assert 'pip install "gone>=3"' in checks[2].remedy
 
+    def test_faiss_for_cpus_stands_in_for_that_of_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        (found,) = self.check(monkeypatch, "faiss-gpu>=1.15", **{"faiss-cpu": "1.14"})
+        assert (found.name, found.status, found.found) == ("faiss-gpu", "ok", "faiss-cpu 1.14 is in its place")
+        (found,) = self.check(monkeypatch, "faiss-gpu>=1.15")
+        assert found.status == "problem"
+
     def test_other_platforms_and_extras_are_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.check(monkeypatch, "a; sys_platform == 'none'", "pytest>=8; extra == 'dev'") == []
 

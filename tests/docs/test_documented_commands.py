@@ -15,7 +15,8 @@ from ra_hmd.cli.app import app
 
 PLACEHOLDER = "…"
 # Programs of other projects: that they are called is all that is checked here.
-OTHERS = {"ray", "curl", "docker", "hf", "kubectl", "pip", "pre-commit", "sudo", "sqlite3", "tar", "source", "vllm"}
+OTHERS = {"ray", "curl", "docker", "hf", "kubectl", "pip", "pre-commit", "sudo", "sqlite3", "tar", "source", "vllm",
+          "git", "pipx", "twine"}  # fmt: skip
 # Programs that are named by their path: the repository's own, which must exist, and another project's.
 PATHS = re.compile(r"^source .*$|&& ~/vllm/bin/pip install vllm$|^(?:\w+=\w+ )*(?P<own>\.ci/run|scripts/\w+\.sh)\b.*$",
                    re.MULTILINE)  # fmt: skip
