@@ -44,6 +44,7 @@ SLOW_FIXTURES = {"expert_run", "stage1_run", "served_lmm", "served_experts", "br
 # With `--dist loadfile` a process takes the next file of this order when it is free, so the last one should be short.
 LONGEST_FIRST = (
     "docs/test_documented_walks.py",
+    "docs/test_howto.py",
     "e2e/test_few_shot_study.py",
     "llamafactory_ext/test_expert_engines.py",
     "e2e/test_families.py",
