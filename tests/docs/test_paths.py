@@ -6,7 +6,7 @@ import pytest
 from documented import PAGES
 from engines import ROOT
 
-TOPS = ("ra_hmd", "stage2", "llamafactory_ext", "configs", "scripts", "tests", "docs", ".ci")
+TOPS = ("ra_hmd", "stage2", "llamafactory_ext", "configs", "scripts", "tests", "docs", ".ci", ".github")
 _NAMED = re.compile(rf"`((?:{'|'.join(map(re.escape, TOPS))})/[\w./*-]+)`")
 # Pages with links to others that are made when the site is built, which looks at all links.
 OF_THE_SITE = ("docs/concepts/", "docs/reference/")
