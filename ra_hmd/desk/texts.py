@@ -35,9 +35,12 @@ class Texts:
         return translated.format(**values) if values else translated
 
     def chosen(self, reason: str) -> str:
-        """A reason in this language: one that the pages offer is translated, what a person wrote after it is not."""
-        offered, colon, written = reason.partition(": ")
-        return self(offered) + colon + written
+        """A reason in this language: what the desk says and the reasons that it offers are translated, what a person
+        wrote is not.
+        """
+        said, colon, rest = reason.partition(": ")
+        translated = self(said)
+        return translated + colon + (self.chosen(rest) if colon and translated != said else rest)
 
     def number(self, value: float, digits: int = 0) -> str:
         """A number with the decimal mark of this language."""
@@ -56,18 +59,23 @@ def _catalogue(language: str) -> Mapping[str, str]:
 @cache
 def _error_patterns(language: str) -> list[tuple[re.Pattern[str], str]]:
     """Patterns of the sentences with values in places `{0}`, `{1}`, which errors fill in before a page has them."""
+    keys = sorted((key for key in _catalogue(language) if "{0}" in key), key=len, reverse=True)  # the most exact first
     return [
-        (re.compile(re.sub(r"\\{\d\\}", "(.*)", re.escape(key)), re.DOTALL), value)
-        for key, value in _catalogue(language).items()
-        if "{0}" in key
+        (re.compile(re.sub(r"\\{\d\\}", "(.*)", re.escape(key)), re.DOTALL), _catalogue(language)[key]) for key in keys
     ]
 
 
 def _translate_error(language: str, sentence: str) -> str:
     for pattern, translation in _error_patterns(language):
         if found := pattern.fullmatch(sentence):
-            return translation.format(*found.groups())
+            return translation.format(*(_translate_part(language, part) for part in found.groups()))
     return sentence
+
+
+def _translate_part(language: str, part: str) -> str:
+    """A value in an error: another error, or “The bank”; words of people stay as they are."""
+    known = _catalogue(language).get(part) if " " in part else None
+    return known or _translate_error(language, part)
 
 
 def preferred_language(accepted: str) -> str:

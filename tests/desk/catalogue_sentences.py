@@ -39,6 +39,40 @@ MODULES = [
     if path.name not in NOT_ON_PAGES
 ]
 ERRORS = ("UserError", "CaseConflict", "NoSuchCase")
+REACHED = (
+    "bank/bank.py", "bank/backends/parquet.py", "bank/identical.py", "bank/planned_change.py", "bank/row_history.py",
+    "core/problem.py", "data/images.py", "inference/detector.py", "serve/bank_service.py", "serve/uploads.py",
+)  # fmt: skip
+"""Modules below the desk whose errors its pages show."""
+REACHED_ERRORS = (*ERRORS, "AlreadyApplied", "BankInUse", "LabelConflictError", "NotInBank")
+FOR_PROGRAMS = {
+    "`problem_type: binary` has one output, not {0}; set `output_dim: 1`, or `problem_type: single_label` or "
+    "`multi_label`.",
+    "`problem_type: single_label` needs two or more outputs, `output_dim` is {0}; for two classes use `problem_type: "
+    "binary`.",
+    "{0} has memes of class {1} only; {2}.",
+    "{0} has {1} labels per row; `problem_type: {2}` needs one, use multi_label.",
+    "{0} has {1}; `problem_type: multi_label` with `output_dim: {2}` needs a 0/1 vector of {3} per row.",
+    "{0} is not an example bank; make one with `ra-hmd bank create`.",
+    "{0} {1} ({2}):\n{3}",  # the calls give what stands in place of {1}
+    "{0}: backend {1} keeps no views ({2}); give a folder, or leave them out.",
+    "{0}: {1} of {2} rows have no label; training and evaluation need one.",
+    "A rollback stands alone: look at it, or at the other changes.",
+    "No change is given; use --add, --remove, --relabel or --rollback.",
+    "No meme is given.",
+    "Only an example bank can be changed; make one with `ra-hmd bank create` and give it with --bank.",
+    "Recall {0} is asked for, it must be in (0, 1].",
+    "The head `{0}` has no answer: {1}",
+    "The head `{0}` needs a bank: the labelled memes that vote.",
+    "The labels {0} are not all of one kind: {1}.",
+    "The new labels do not fit {0}: {1}.",
+    "These are the same image and caption with different labels; decide on one label ({0}):\n{1}",
+    "These would be removed and relabelled ({0}):\n{1}",
+    "View {0} is not among those of the bank {1} ({2}).",
+    "abstain is for binary heads; this one decides `{0}`.",
+    "abstain is {0}, it must lie in [0, 0.5).",
+}
+"""Errors of these modules that only commands and the API show: what a page sends cannot lead there."""
 VALUES = {*get_args(State), *get_args(Why), *BINARY_NAMES}
 """Words that come from the database or the detector, and are translated when they are shown."""
 
@@ -75,6 +109,25 @@ def of_modules() -> Iterator[tuple[str, str]]:
         yield from ((path.name, sentence) for error in errors for sentence in _sentences(error.args[0]))
         if path.parent.name == "desk":
             yield from ((path.name, sentence) for sentence in [*_spoken(tree, inside), *_named(tree)])
+
+
+def of_reached() -> Iterator[tuple[str, str]]:
+    """File and sentence of each error below the desk that a page may show."""
+    for name in REACHED:
+        for node in ast.walk(ast.parse((PACKAGE / name).read_text(encoding="utf-8"))):
+            called = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+            if isinstance(node, ast.Call) and called in REACHED_ERRORS and node.args:
+                yield from ((name, sentence) for sentence in _sentences(node.args[0]))
+            if isinstance(node, ast.Call) and called == "raise_all":
+                yield from ((name, _listing(sentence)) for sentence in _sentences(node.args[1]))
+            if isinstance(node, ast.Call) and called == "_raise":  # of the bank service: the bank comes first
+                yield from ((name, _listing(f"{{0}} {sentence}")) for sentence in _sentences(node.args[2]))
+
+
+def _listing(heading: str) -> str:
+    """The sentence of `raise_all`: a heading, the number of problems, and their lines."""
+    places = heading.count("{")
+    return f"{heading} ({{{places}}}):\n{{{places + 1}}}"
 
 
 def with_values() -> Iterator[str]:

@@ -6,14 +6,26 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from catalogue_sentences import PACKAGE, VALUES, bare_words, of_modules, of_templates, with_values
+from catalogue_sentences import (
+    FOR_PROGRAMS,
+    PACKAGE,
+    VALUES,
+    bare_words,
+    of_modules,
+    of_reached,
+    of_templates,
+    with_values,
+)
 
+from ra_hmd.bank.identical import _REMEDY
 from ra_hmd.core.problem import Problem
 from ra_hmd.desk.class_names import ClassNames
 from ra_hmd.desk.texts import DEFAULT, LANGUAGES, Texts, preferred_language
 from ra_hmd.desk.verdict_view import VerdictWords
 
 TEMPLATES = sorted((PACKAGE / "desk" / "templates").glob("*.html"))
+SUBJECTS = {"{0}, at version {1},", _REMEDY}
+"""What errors name or advise by a variable."""
 OTHERS = sorted(set(LANGUAGES) - {DEFAULT})
 
 
@@ -38,10 +50,18 @@ def test_every_sentence_of_the_pages_has_a_translation(language):
 
 
 @pytest.mark.parametrize("language", OTHERS)
+def test_every_error_from_below_that_a_page_may_show_has_a_translation(language):
+    found = set(of_reached())
+    assert [one for one in sorted(found) if one[1] not in {*catalogue(language), *FOR_PROGRAMS}] == []
+    assert FOR_PROGRAMS - {sentence for _, sentence in found} == set()
+
+
+@pytest.mark.parametrize("language", OTHERS)
 def test_no_translation_is_left_over(language):
     sources = [*(PACKAGE / "desk").glob("*.py"), *TEMPLATES]
     text = "\n".join(path.read_text("utf-8") for path in sources)
     used = {sentence for _, sentence in [*of_templates(), *of_modules()]} | VALUES | set(with_values())
+    used |= {sentence for _, sentence in of_reached()} | SUBJECTS
     quoted = (json.dumps(key, ensure_ascii=False) for key in catalogue(language))
     assert [key for key in quoted if json.loads(key) not in used and key not in text] == []
 
@@ -67,11 +87,25 @@ def test_an_error_is_translated_with_its_values():
     assert german("{braces} and [brackets]") == "{braces} and [brackets]"
 
 
+def test_an_error_in_an_error_and_the_bank_in_it_are_translated():
+    german = Texts("de")
+    assert german("This meme cannot be judged: its picture cannot be opened as any of JPEG, PNG") == (
+        "Dieses Meme kann nicht beurteilt werden: sein Bild ist in keinem der Formate JPEG, PNG"
+    )
+    assert german("The bank, at version 3, holds what version 2 held.") == (
+        "Die Beispielsammlung (Stand 3) enthält schon, was Stand 2 enthielt."
+    )
+    assert german("The bank, at version 3, does not have these (1):\n  - id 'The bank'") == (
+        "Die Beispielsammlung (Stand 3) hat diese nicht (1):\n  - id 'The bank'"
+    )
+
+
 def test_an_offered_reason_is_translated_and_what_a_person_wrote_is_not():
     german = Texts("de")
     assert german.chosen("The verdict is wrong") == "Das Urteil ist falsch"
     assert german.chosen("The verdict is wrong: see note: 2") == "Das Urteil ist falsch: see note: 2"
-    assert german.chosen("agrees with bob: The verdict is wrong") == "stimmt bob zu: The verdict is wrong"
+    assert german.chosen("agrees with bob: The verdict is wrong") == "stimmt bob zu: Das Urteil ist falsch"
+    assert german.chosen("taken back: agrees with bob: no cake") == "zurückgenommen: stimmt bob zu: no cake"
     assert german.chosen("It is my shop") == "It is my shop"
 
 
