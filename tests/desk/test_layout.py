@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from desks import MakeDesk, ServedDesk
 
+from ra_hmd.cases.store import Decision
 from ra_hmd.desk.verdict_view import ICONS
 
 pytestmark = pytest.mark.slow
@@ -47,14 +48,30 @@ def test_a_decision_and_its_reasons_are_on_one_screen(desk: MakeDesk, browser: A
     with desk() as served:
         served.add(2, source="forum", context=CONTEXT)
         for size, language in product(SIZES, ("en", "de")):
-            with review_page(browser, served, size, locale=language) as page:
-                page.wait_for_selector("#effect p")
-                top_of_buttons = page.locator(".decide").bounding_box()["y"]
-                bottoms = {part: bottom(page, part) for part in PARTS}
-                assert {part: end for part, end in bottoms.items() if end > top_of_buttons} == {}, (size, language)
-                buttons = [bottom(page, name) for name in (".labels button >> nth=1", "[data-action=skip]")]
-                assert max(buttons) <= SIZES[size][1]
-                assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
+            check_one_screen(browser, served, size, language)
+
+
+def test_a_disputed_case_is_on_one_screen(desk: MakeDesk, browser: Any) -> None:
+    with desk() as served:
+        (case_id,) = served.add(1, source="forum", context=CONTEXT, opinions_needed=2)
+        for person, label in (("ben", 0), ("eve", 1)):
+            decision = Decision("label", label, f"Reclaimed, or quoted to criticise: {CONTEXT}")
+            served.cases.store.finish(served.cases.store.begin(case_id, person, decision).id)
+        served.cases.store.note(case_id, "eve", CONTEXT)
+        for size, language in product(SIZES, ("en", "de")):
+            check_one_screen(browser, served, size, language, ".others-said")
+
+
+def check_one_screen(browser: Any, served: ServedDesk, size: str, language: str, *more: str) -> None:
+    """All that a decision rests on is above the buttons, and they are on the screen."""
+    with review_page(browser, served, size, locale=language) as page:
+        page.wait_for_selector("#effect p")
+        top_of_buttons = page.locator(".decide").bounding_box()["y"]
+        bottoms = {part: bottom(page, part) for part in (*PARTS, *more)}
+        assert {part: end for part, end in bottoms.items() if end > top_of_buttons} == {}, (size, language)
+        buttons = [bottom(page, name) for name in (".labels button >> nth=1", "[data-action=skip]")]
+        assert max(buttons) <= SIZES[size][1]
+        assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
 
 
 def bottom(page: Any, selector: str) -> float:
