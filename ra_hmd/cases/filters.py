@@ -1,10 +1,12 @@
 """Which cases a list or a queue shows, and in what order."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field
 from sqlalchemy import Select, Text, cast, or_
 
+from ra_hmd.cases.outcome import OPEN
 from ra_hmd.cases.tables import Case
 from ra_hmd.core.config import Settings
 
@@ -34,20 +36,47 @@ class CaseFilter(Settings):
             (Case.assigned, self.assigned),
         ):
             statement = statement if value is None else statement.where(column == value)
-        if self.states:
-            statement = statement.where(Case.state.in_(self.states))
+        statement = statement.where(*self._of_states())
         if self.words:
             columns = (Case.caption, Case.context, Case.meme_id)
             statement = statement.where(or_(*(one.icontains(self.words, autoescape=True) for one in columns)))
         if self.label is not None:
-            of_people, of_model = (cast(one, Text) == str(self.label) for one in (Case.label, Case.verdict["verdict"]))
+            of_people, of_model = cast(Case.label, Text) == str(self.label), Case.judged == str(self.label)
             statement = statement.where(or_(of_people, Case.label.is_(None) & of_model))
-        return statement.order_by(*_ORDERS[self.order]) if ordered else statement
+        return statement.order_by(*self.columns) if ordered else statement
+
+    @property
+    def keys(self) -> list[Any]:
+        """Columns of the order."""
+        return [column for column, _ in _ORDERS[self.order]]
+
+    @property
+    def downwards(self) -> list[bool]:
+        """For each column of the order whether the largest comes first."""
+        return [down for _, down in _ORDERS[self.order]]
+
+    @property
+    def columns(self) -> list[Any]:
+        """What the order goes by."""
+        return [one.desc() if down else one for one, down in _ORDERS[self.order]]
+
+    @property
+    def halves(self) -> tuple[bool, ...]:
+        """Values of `Case.open` that cases of these states have."""
+        return tuple(sorted({one in OPEN for one in self.states or (*OPEN, "decided")}))
+
+    def _of_states(self) -> Iterator[Any]:
+        """Conditions on the state. That of being open begins the indexes of all orders."""
+        if len(self.halves) == 1:
+            yield Case.open if self.halves[0] else ~Case.open
+        if self.states and set(self.states) not in ({"decided"}, set(OPEN)):
+            yield Case.state.in_(self.states)
 
 
-_ORDERS: dict[str, tuple[Any, ...]] = {
-    "urgent": (Case.priority.desc(), Case.order, Case.id),
-    "oldest": (Case.id,),
-    "newest": (Case.id.desc(),),
-    "least-similar": (Case.similarity, Case.id),
+_ORDERS: dict[str, tuple[tuple[Any, bool], ...]] = {
+    "urgent": ((Case.priority, True), (Case.order, False), (Case.id, False)),
+    "oldest": ((Case.id, False),),
+    "newest": ((Case.id, True),),
+    "least-similar": ((Case.similarity, False), (Case.id, False)),
 }
+"""Order to its columns, each with whether the largest comes first."""

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, func, select, union_all
 
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.filters import CaseFilter
@@ -38,9 +39,22 @@ class CaseHistory:
 def list_cases(database: Database, wanted: CaseFilter, *, limit: int = 50, offset: int = 0) -> tuple[list[Case], int]:
     """A page of cases, and the number of all that pass the filter."""
     with database.read() as session:
-        page = session.scalars(wanted.apply(select(Case)).limit(limit).offset(offset))
-        count = session.scalar(wanted.apply(select(func.count()).select_from(Case), ordered=False))
-        return list(page), count or 0
+        page = select(Case).where(Case.id.in_(_page_of(wanted, limit, offset))).order_by(*wanted.columns)
+        count = session.scalar(wanted.apply(select(func.count(Case.id)), ordered=False))
+        return list(session.scalars(page)), count or 0
+
+
+def _page_of(wanted: CaseFilter, limit: int, offset: int) -> Any:
+    """The ids of a page. Its place is found in an index alone: each order has one of open cases and of decided ones."""
+    if len(wanted.halves) == 1:
+        return wanted.apply(select(Case.id)).limit(limit).offset(offset)
+    columns = [Case.id, *(one.label(f"of_order_{place}") for place, one in enumerate(wanted.keys))]
+    parts = [wanted.apply(select(*columns).where(Case.open == half)).limit(limit + offset).subquery()
+             for half in wanted.halves]  # fmt: skip
+    both = union_all(*(select(part) for part in parts)).subquery()
+    order = [both.c[f"of_order_{place}"] for place in range(len(wanted.keys))]
+    directed = [one.desc() if down else one for one, down in zip(order, wanted.downwards, strict=True)]
+    return select(both.c.id).order_by(*directed).limit(limit).offset(offset)
 
 
 def cases_of_keys(database: Database, keys: Sequence[str]) -> dict[str, Case]:

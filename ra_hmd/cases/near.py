@@ -39,10 +39,12 @@ def near_copies(database: Database, case: Case, limit: int = 60) -> tuple[list[C
 def count_near(database: Database, cases: Sequence[Case]) -> dict[str, int]:
     """For each case the number of other open cases with nearly its picture."""
     wanted = [case for case in cases if case.picture_hash not in _NONE]
-    ids, hashes = _open_hashes(database) if wanted else ([], _bits([]))
-    rows = _distances(_bits([case.picture_hash for case in wanted]), hashes) <= BITS
-    own = set(ids)
-    counts = {case.id: int(row.sum()) - (case.id in own) for case, row in zip(wanted, rows, strict=True)}
+    if not wanted:
+        return dict.fromkeys((case.id for case in cases), 0)
+    with database.read() as session:
+        hashes = session.scalars(select(Case.picture_hash).where(Case.open, Case.picture_hash.not_in(_NONE))).all()
+    rows = _distances(_bits([case.picture_hash for case in wanted]), _bits(hashes)) <= BITS
+    counts = {case.id: max(int(row.sum()) - case.open, 0) for case, row in zip(wanted, rows, strict=True)}
     return {case.id: counts.get(case.id, 0) for case in cases}
 
 

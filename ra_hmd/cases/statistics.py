@@ -6,20 +6,21 @@ nothing about the others.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Text, cast, exists, func, select
-from sqlalchemy.orm import aliased
+from sqlalchemy import ColumnElement, Text, cast, exists, func, select
+from sqlalchemy.orm import Session, aliased
 
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.tables import Case, Opinion
 
 _CONFIDENCE = 0.95
 _LEAST_SIMILAR = 0.1
-_VERDICT = Case.verdict["verdict"]
+_NEVER = -2.0
+"""Less than any similarity."""
 
 
 @dataclass(frozen=True)
@@ -159,39 +160,52 @@ class SourceFigures:
 def sources(database: Database, since: datetime, far_below: float | None) -> list[SourceFigures]:
     """Figures of each source since a time, and of those whose older cases are open, the most cases first."""
     open_cases = select(Case.source, func.count()).where(Case.open).group_by(Case.source)
-    columns = (Case.source, Case.open, Case.label, _VERDICT, Case.similarity)
+    kinds = (Case.source, Case.corrected)
+    counted = select(*kinds, func.count(), *_similar(far_below)).where(Case.created >= since).group_by(*kinds)
     with database.read() as session:
         waiting = dict(session.execute(open_cases).tuples().all())
-        found = session.execute(select(*columns).where(Case.created >= since)).tuples().all()
-    rows: dict[str, list[tuple[bool, Any, Any, float | None]]] = {source: [] for source in waiting}
+        found = session.execute(counted).tuples().all()
+    rows: dict[str, list[_OfSource]] = {source: [] for source in waiting}
     for source, *values in found:
-        rows.setdefault(source, []).append(tuple(values))
+        rows.setdefault(source, []).append(_OfSource(*values))
     figures = [
         SourceFigures(
             source,
-            len(cases),
+            sum(one.number for one in counts),
             waiting.get(source, 0),
-            _corrected([(verdict, label) for is_open, label, verdict, _ in cases if not is_open]),
-            _far([similarity for _, _, _, similarity in cases], far_below),
+            _corrected({one.corrected: one.number for one in counts}),
+            _far(sum(one.far for one in counts), sum(one.similar for one in counts), far_below),
         )
-        for source, cases in rows.items()
+        for source, counts in rows.items()
     ]
     return sorted(figures, key=lambda one: (-one.added, one.source))
 
 
-def _corrected(decided: Sequence[tuple[Any, Any]]) -> Share:
-    judged = [pair for pair in decided if pair[0] is not None]
-    return Share.at(sum(verdict != label for verdict, label in judged), len(judged))
+class _OfSource(NamedTuple):
+    """Number of cases of a source that were corrected, or not."""
+
+    corrected: bool | None
+    number: int
+    similar: int
+    far: int
 
 
-def _far(similarities: Sequence[float | None], limit: float | None) -> Share:
-    known = [one for one in similarities if one is not None]
-    return Share.at(0, 0) if limit is None else Share.at(sum(one < limit for one in known), len(known))
+def _similar(limit: float | None) -> tuple[Any, Any]:
+    """Columns: number of cases with a similarity, and of those whose similarity is below a limit."""
+    return func.count(Case.similarity), func.count().filter(Case.similarity < (_NEVER if limit is None else limit))
+
+
+def _corrected(counts: Mapping[bool | None, int]) -> Share:
+    return Share.at(counts.get(True, 0), counts.get(True, 0) + counts.get(False, 0))
+
+
+def _far(count: int, of: int, limit: float | None) -> Share:
+    return Share.at(0, 0) if limit is None else Share.at(count, of)
 
 
 def people(database: Database, since: datetime) -> list[PersonFigures]:
     """Figures of each person since a time, the most decisions first."""
-    kinds = (Opinion.person, Opinion.state, Opinion.action, cast(Opinion.label, Text), cast(_VERDICT, Text))
+    kinds = (Opinion.person, Opinion.state, Opinion.action, cast(Opinion.label, Text), Case.judged)
     counted = select(*kinds, func.count()).join(Case).where(Opinion.time >= since).group_by(*kinds)
     with database.read() as session:
         found = session.execute(counted).tuples().all()
@@ -287,16 +301,16 @@ def audit(database: Database, since: datetime) -> AuditEstimate:
     """Estimate the detector's errors from the random audit since a time."""
     with database.read() as session:
         found = session.execute(
-            select(_VERDICT, Case.label, Case.state).where(Case.audited, Case.created >= since)
+            select(Case.judged, Case.label, Case.state).where(Case.audited, Case.created >= since)
         ).tuples().all()  # fmt: skip
-    decided = [(verdict, label) for verdict, label, state in found if state == "decided"]
+    decided = [(json.loads(judged or "null"), label) for judged, label, state in found if state == "decided"]
     judged = [pair for pair in decided if pair[0] is not None]
     negatives = [verdict for verdict, label in judged if label == 0]
     positives = [verdict for verdict, label in judged if label == 1]
     return AuditEstimate(
         decided=len(decided),
         waiting=len(found) - len(decided),
-        wrong=_corrected(decided),
+        wrong=Share.at(sum(verdict != label for verdict, label in judged), len(judged)),
         false_alarms=Share.at(sum(verdict == 1 for verdict in negatives), len(negatives)),
         misses=Share.at(sum(verdict == 0 for verdict in positives), len(positives)),
         abstained=Share.at(len(decided) - len(judged), len(decided)),
@@ -332,34 +346,46 @@ def development(
         now: The present time; by default what the clock says.
     """
     start = first_day(count, now)
+    days = [start + timedelta(days=number) for number in range(count)]
     with database.read() as session:
-        added = session.execute(
-            select(Case.created, _VERDICT, Case.similarity, Case.audited).where(Case.created >= start)
-        ).tuples().all()  # fmt: skip
-        decided = session.scalars(select(Case.changed).where(Case.state == "decided", Case.changed >= start)).all()
-    random = any(audited for *_, audited in added)
-    per_day: dict[str, list[tuple[Any, float | None]]] = defaultdict(list)
-    for time, verdict, similarity, audited in added:
-        if audited or not random:
-            per_day[_day(time)].append((verdict, similarity))
-    known = sorted(one for rows in per_day.values() for _, one in rows if one is not None)
-    if far_below is None and known:
-        far_below = known[int(_LEAST_SIMILAR * len(known))]
-    came, done = Counter(_day(time) for time, *_ in added), Counter(map(_day, decided))
-    figures = []
-    for number in range(count):
-        day = _day(start + timedelta(days=number))
-        classes = Counter("none" if verdict is None else str(verdict) for verdict, _ in per_day[day])
-        far = _far([similarity for _, similarity in per_day[day]], far_below)
-        figures.append(DayFigures(day, came[day], done[day], dict(sorted(classes.items())), far))
+        drawn = Case.audited, Case.created >= start
+        random = session.scalars(select(Case.id).where(*drawn).limit(1)).first() is not None
+        shown: list[ColumnElement[bool]] = [Case.audited.is_(True)] if random else []
+        if far_below is None:
+            far_below = _least_similar(session, Case.created >= start, *shown)
+        figures = [_figures_of(session, day, far_below, shown) for day in days]
     return Development(figures, far_below, random)
+
+
+def _least_similar(session: Session, *conditions: ColumnElement[bool]) -> float | None:
+    """The similarity below which the least similar tenth of cases is; None where no case has any."""
+    known = *conditions, Case.similarity.is_not(None)
+    count = session.scalar(select(func.count()).select_from(Case).where(*known)) or 0
+    ordered = select(Case.similarity).where(*known).order_by(Case.similarity)
+    return session.scalars(ordered.offset(int(_LEAST_SIMILAR * count)).limit(1)).first()
+
+
+def _figures_of(
+    session: Session, day: datetime, far_below: float | None, shown: Sequence[ColumnElement[bool]]
+) -> DayFigures:
+    """Figures of a day; classes and similarities are those of the shown cases alone."""
+    within = Case.created >= day, Case.created < day + timedelta(days=1)
+    ended = Case.state == "decided", Case.changed >= day, Case.changed < day + timedelta(days=1)
+    added, decided = (
+        session.scalar(select(func.count()).select_from(Case).where(*one)) or 0 for one in (within, ended)
+    )
+    columns = (Case.judged, func.count(), *_similar(far_below))
+    rows = (
+        session.execute(select(*columns).where(*within, *shown).group_by(Case.judged)).tuples().all() if added else []
+    )
+    classes: Counter[str] = Counter()
+    for judged, number, *_ in rows:
+        classes["none" if judged is None else str(json.loads(judged))] += number
+    far = _far(sum(row[3] for row in rows), sum(row[2] for row in rows), far_below)
+    return DayFigures(day.date().isoformat(), added, decided, dict(sorted(classes.items())), far)
 
 
 def first_day(count: int, now: datetime | None = None) -> datetime:
     """The beginning of the first of the last `count` days, today included."""
     today = (now or datetime.now(UTC)).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     return today - timedelta(days=count - 1)
-
-
-def _day(time: datetime) -> str:
-    return time.astimezone(UTC).date().isoformat()

@@ -92,7 +92,8 @@ def settle(session: Session, case: Case) -> None:
     if (result.state, result.label) == (case.state, case.label):
         return
     case.state, case.label, case.changed = result.state, result.label, now()
-    case.open = case.state in OPEN
+    case.open, judged = case.state in OPEN, case.verdict.get("verdict")
+    case.corrected = None if case.label is None or judged is None else case.label != judged
     if case.callback:
         body = {"case": case.id, "id": case.meme_id, "state": case.state, "label": case.label}
         session.add(Delivery.of(case.callback, body, now()))

@@ -34,7 +34,7 @@ from ra_hmd.cases.steps import (
     settle,
     standing_opinions,
 )
-from ra_hmd.cases.tables import Case, Claim, Note, Opinion, Skip
+from ra_hmd.cases.tables import Case, Claim, Note, Opinion, Skip, label_text
 
 MANY = 500
 """More waiting cases than this are not counted for one person: it would take longer than to find the next one."""
@@ -111,7 +111,8 @@ class CaseStore:
                     added.append((known[case.request_key], False))
                     continue
                 name = f"{time.time_ns():016x}{secrets.token_hex(4)}"  # sorts by time
-                row = Case(id=name, state="waiting", created=now(), changed=now(), **vars(case))
+                judged = label_text(case.verdict.get("verdict"))
+                row = Case(id=name, state="waiting", judged=judged, created=now(), changed=now(), **vars(case))
                 session.add(row)
                 if case.request_key is not None:
                     known[case.request_key] = row.id

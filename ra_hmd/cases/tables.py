@@ -42,6 +42,11 @@ class Base(DeclarativeBase):
     type_annotation_map = {datetime: UTCDateTime, dict[str, Any]: JSON, list[str]: JSON, str: Text}  # noqa: RUF012
 
 
+def label_text(label: Any) -> str | None:
+    """A label as the database keeps it; None for none."""
+    return None if label is None else json.dumps(label)
+
+
 class Case(Base):
     """A meme that waits for a person, or was decided.
 
@@ -67,6 +72,9 @@ class Case(Base):
         context: Text around the meme, for the reviewer.
         callback: URL to which the decision is posted; empty: none.
         verdict: Verdict as the API states it, with the versions of model and bank.
+        judged: The label of the verdict as JSON; None where there is none. Lists and figures look at it, as the verdict
+            itself is long.
+        corrected: Whether the decided label is another one than that of the verdict; None where one of them is missing.
         similarity: Similarity of the nearest row of the bank, where there is one.
         label: Decided label, where the case is decided.
         created: Time of the intake.
@@ -95,15 +103,24 @@ class Case(Base):
     context: Mapped[str] = mapped_column(default="")
     callback: Mapped[str] = mapped_column(default="")
     verdict: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    judged: Mapped[str | None]
+    corrected: Mapped[bool | None]
     similarity: Mapped[float | None]
     label: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
     created: Mapped[datetime]
     changed: Mapped[datetime]
     __table_args__ = (
         Index("cases_in_order", "open", text("priority DESC"), "place", "id"),
+        Index("cases_by_age", "open", "id"),
+        Index("cases_by_similarity", "open", "similarity", "id"),
+        Index("cases_by_queue", "open", "queue", "state", "created"),
+        Index("cases_by_source", "open", "source"),
         Index("cases_by_meme", "meme_id"),
         Index("cases_by_time", "state", "changed"),
-        Index("cases_by_intake", "created"),
+        Index("cases_by_hash", "open", "id", "picture_hash"),
+        Index("cases_judged", "id", "judged"),
+        # All that the team page looks at, so that it need not read the cases themselves.
+        Index("cases_by_intake", "created", "audited", "source", "open", "judged", "corrected", "similarity"),
     )
 
 

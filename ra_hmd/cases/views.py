@@ -1,6 +1,7 @@
 """Saved views: filters and an order of the list of cases, under a name, of one person."""
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import InstrumentedAttribute
 
 from ra_hmd.cases.database import Database
 from ra_hmd.cases.filters import CaseFilter
@@ -8,6 +9,7 @@ from ra_hmd.cases.tables import Case, SavedView
 from ra_hmd.core.errors import UserError
 
 MOST = 30
+MOST_NAMES = 200
 LONGEST_NAME = 60
 
 
@@ -46,8 +48,26 @@ def remove_view(database: Database, person: str, name: str) -> None:
         session.execute(delete(SavedView).where(SavedView.person == person, SavedView.name == name))
 
 
-def sources_of(database: Database, most: int = 200) -> list[str]:
+def sources_of(database: Database, most: int = MOST_NAMES) -> list[str]:
     """The sources of cases, by name, without the empty one; at most so many."""
+    return [name for name in _names(database, Case.source, most + 1) if name][:most]
+
+
+def queues_of(database: Database, most: int = MOST_NAMES) -> list[str]:
+    """The queues that have or had cases, by name; at most so many."""
+    return _names(database, Case.queue, most)
+
+
+def _names(database: Database, column: InstrumentedAttribute[str], most: int) -> list[str]:
+    """The different values of a column, in order. In its index, which begins with `open`, each is looked up behind the
+    one before: there are few of them, and many cases.
+    """
+    names: set[str] = set()
     with database.read() as session:
-        found = select(Case.source).where(Case.source != "").distinct().order_by(Case.source).limit(most)
-        return list(session.scalars(found))
+        for half in (True, False):
+            first = select(func.min(column)).where(Case.open == half)
+            found, count = session.scalar(first), 0
+            while found is not None and count < most:
+                names.add(found)
+                found, count = session.scalar(first.where(column > found)), count + 1
+    return sorted(names)[:most]

@@ -11,11 +11,11 @@ from fastapi.responses import Response
 from starlette.datastructures import QueryParams
 
 from ra_hmd.cases.filters import CaseFilter
-from ra_hmd.cases.history import claimed_by, count_by_queue, list_cases
+from ra_hmd.cases.history import claimed_by, list_cases
 from ra_hmd.cases.near import count_near, near_copies
 from ra_hmd.cases.outcome import OPEN
 from ra_hmd.cases.steps import CaseConflict, NoSuchCase
-from ra_hmd.cases.views import remove_view, save_view, sources_of, views_of
+from ra_hmd.cases.views import queues_of, remove_view, save_view, sources_of, views_of
 from ra_hmd.core.errors import UserError
 from ra_hmd.desk.bulk import BulkResult, decide_all
 from ra_hmd.desk.case_view import EVENTS, case_view
@@ -87,7 +87,7 @@ def _add_list(router: APIRouter, desk: Desk) -> None:
                 "near": count_near(database, cases),
                 "claimed": claimed_by(database, [case.id for case in cases]),
                 "views": [(view, query_of(CaseFilter(**view.query))) for view in views_of(database, visit.user.name)],
-                "queues": sorted(count_by_queue(database)),
+                "queues": queues_of(database),
                 "sources": sources_of(database),
                 "people": [visit.user.name, *desk.sessions.colleagues(visit.user.name)],
             }
