@@ -56,6 +56,7 @@ LONGEST_FIRST = (
     "llamafactory_ext/test_tuning_kinds.py",
     "e2e/test_demo.py",
     "privacy/test_nothing_leaves.py",
+    "docs/test_tutorials.py",
     "e2e/test_encoder_track.py",
     "llamafactory_ext/test_gpu_recipe.py",
     "packaging/test_gpu_check.py",

@@ -48,15 +48,15 @@ class Block:
 
 def blocks(language: str, pages: tuple[str, ...] = PAGES) -> list[Block]:
     """The blocks of a language, in order."""
-    found = []
-    for page in pages:
-        content = (ROOT / page).read_text(encoding="utf-8")
-        found += [
-            Block(page, content.count("\n", 0, match.start()) + 1, match[1], match[2])
-            for match in _BLOCK.finditer(content)
-            if match[1] == language
-        ]
-    return found
+    return [block for page in pages for block in page_blocks(page) if block.language == language]
+
+
+def page_blocks(page: str) -> list[Block]:
+    """The blocks of a page that name their language, in order."""
+    content = (ROOT / page).read_text(encoding="utf-8")
+    return [
+        Block(page, content.count("\n", 0, match.start()) + 1, match[1], match[2]) for match in _BLOCK.finditer(content)
+    ]
 
 
 def expanded(script: str, work: Path, variables: Mapping[str, str] | None = None) -> list[list[str]]:
