@@ -16,7 +16,8 @@ PAGES = (
     "SECURITY.md",
     "CHANGELOG.md",
     "data/README.md",
-    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
+    # Tutorials are run as a whole by tests/docs/test_tutorials.py.
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "tutorials"),
 )
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Programs that a block may really run while it is expanded: they only write to standard output or into `work`.
