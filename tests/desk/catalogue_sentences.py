@@ -61,6 +61,7 @@ FOR_PROGRAMS = {
     "No change is given; use --add, --remove, --relabel or --rollback.",
     "No meme is given.",
     "Only an example bank can be changed; make one with `ra-hmd bank create` and give it with --bank.",
+    "Only an example bank can be changed; make one with `ra_hmd.create_bank`.",
     "Recall {0} is asked for, it must be in (0, 1].",
     "The head `{0}` has no answer: {1}",
     "The head `{0}` needs a bank: the labelled memes that vote.",
