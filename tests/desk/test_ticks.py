@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from desks import MakeDesk
 from served import ra_hmd
+from servers import queries
 
 pytestmark = pytest.mark.slow
 
@@ -54,3 +55,15 @@ def test_classes_are_ticked_and_decided_by_enter(
         opinion, case = served.cases.store.opinions_of("ana")[0]
         assert opinion.label == [one ^ (place == 1) for place, one in enumerate(case.verdict["verdict"])]
         page.close()
+
+
+def test_near_copies_get_several_classes_at_once(desk: MakeDesk, served_clip: Path, tmp_path: Path) -> None:
+    several_classes(served_clip, tmp_path / "several")
+    with desk(run=tmp_path / "several" / "head", bank=tmp_path / "several" / "bank") as served:
+        first = served.add(len(queries(served.memes)))[0]
+        (again,) = served.add(1)  # the first meme with another caption
+        page = served.client.get(f"/console/cases/{first}/near").text
+        assert page.count('type="checkbox" name="label"') == 3
+        form = {"case": [first, again], "label": ["0", "2"], "reason": "The verdict is wrong"}
+        assert served.client.post(f"/console/cases/{first}/near", data=form).status_code == 200
+        assert [served.cases.store.get(name).label for name in (first, again)] == [[1, 0, 1]] * 2
