@@ -125,23 +125,29 @@ class CaseService:
         except Exception:
             _log.exception("the policy failed on a verdict")
 
-    def choose(self, served: Sequence[ServedVerdict]) -> list[ChosenVerdict]:
-        """Those verdicts that the policy chooses. Each verdict is to be shown to it once."""
+    def choose(self, served: Sequence[ServedVerdict], seed: int | None = None) -> list[ChosenVerdict]:
+        """Those verdicts that the policy chooses. Each verdict is to be shown to it once.
+
+        With a `seed` the same verdicts give the same choice, whenever they are shown.
+        """
         if self.draw is None or not self.draw.policy.active:
             return []
-        drawn = [(one, *self.draw(facts_of(one.verdict, self.service))) for one in served]
+        draw = self.draw if seed is None else PolicyDraw(self.draw.policy.model_copy(update={"audit_seed": seed}))
+        drawn = [(one, *draw(facts_of(one.verdict, self.service))) for one in served]
         return [ChosenVerdict(one, why, audited) for one, why, audited in drawn if why is not None]
 
-    def add_chosen(self, chosen: Sequence[ChosenVerdict], source: str) -> list[str]:
+    def add_chosen(
+        self, chosen: Sequence[ChosenVerdict], source: str, keys: Sequence[str | None] | None = None
+    ) -> list[str]:
         """Make cases of verdicts that the policy chose, and return their ids.
 
         A meme that comes again is asked about once, but each time that it is drawn at random: otherwise the audit
-        would not be a random share.
+        would not be a random share. `keys` say of those that were drawn which draw it is.
         """
         cases = []
-        for one in chosen:
+        for one, drawn in zip(chosen, keys or [None] * len(chosen), strict=True):
             case = self._new_case(one.served, Intake(source=source, why=one.why))
-            again = None if one.audited else f"policy {case.picture_digest} {caption_digest(case.caption)}"
+            again = drawn if one.audited else f"policy {case.picture_digest} {caption_digest(case.caption)}"
             cases.append(replace(case, audited=one.audited, request_key=again))
         return [name for name, _ in self._add(cases)] if cases else []
 

@@ -154,10 +154,10 @@ class JobStore:
             os.close(handle)
             shutil.rmtree(job.folder, ignore_errors=True)
 
-    def publish(self, upload: Job, memes: int, owner: str | None) -> JobManifest:
+    def publish(self, upload: Job, memes: int, owner: str | None, cases: bool = False) -> JobManifest:
         """Make a complete upload a job that waits."""
         name = upload.id.removeprefix(_UPLOAD)
-        state = JobManifest.new(id=name, owner=owner, sent=now(), memes=memes, status="waiting")
+        state = JobManifest.new(id=name, owner=owner, sent=now(), memes=memes, cases=cases, status="waiting")
         write_manifest(upload.folder / _STATE, state)
         upload.folder.rename(self.folder / name)
         return state

@@ -1,15 +1,16 @@
 """Routes of jobs: large batches that are judged beside the requests. A reader sees its own, a moderator all."""
 
 from contextlib import ExitStack
-from typing import Any
+from typing import Annotated, Any
 
 from anyio import CancelScope
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from ra_hmd.core.manifests import JobManifest, JobStatus
+from ra_hmd.serve.case_routes import require_cases
 from ra_hmd.serve.context import AppContext
 from ra_hmd.serve.errors import APIError, error_responses
 from ra_hmd.serve.jobs import Job, JobGone
@@ -18,11 +19,18 @@ from ra_hmd.serve.jobs_settings import JOBS, STREAMED
 from ra_hmd.serve.jobs_upload import receive_job
 from ra_hmd.serve.routes import BODY_ERRORS, FORM, body
 from ra_hmd.serve.schemas import ClassifyRequest
+from ra_hmd.serve.validation import RequestProblem
 
 _LINES = {"type": "string", "description": "A meme per line, as in `memes` of JSON: id, image (base64), text."}
 _TABLE = {"type": "string", "description": "Columns image (base64), and if there are any id and text."}
 _BODIES = {kind: _TABLE if kind == "text/csv" else _LINES for kind in STREAMED}
 _RESULT: dict[int | str, dict[str, Any]] = {200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}}
+
+
+_Cases = Annotated[
+    bool,
+    Query(description="Make cases of the verdicts that the service's policy chooses, as of those of `/v1/classify`."),
+]
 
 
 class JobAnswer(BaseModel):
@@ -38,6 +46,7 @@ class JobAnswer(BaseModel):
     started: str | None
     finished: str | None
     memes: int
+    cases: bool = Field(description="Whether verdicts that the case policy chooses become cases.")
     judged: int = Field(description="Memes with a verdict so far.")
     rejected: int = Field(description="Memes without one so far, as their picture or caption cannot be used.")
     memes_per_second: float | None
@@ -115,20 +124,22 @@ def _add_upload_route(router: APIRouter, context: AppContext, view: _View) -> No
         responses=error_responses(*BODY_ERRORS, 404),
         openapi_extra=body(ClassifyRequest, **{"multipart/form-data": FORM}, **_BODIES),
     )
-    async def send(request: Request, response: Response) -> JobAnswer:
+    async def send(request: Request, response: Response, cases: _Cases = False) -> JobAnswer:
         """Send memes to be judged while no request waits. JSON Lines and CSV may be larger than other bodies.
 
         The result has a line for each meme, in their order, as `results` of `/v1/classify`. Pictures are removed from
         the disk when the job is done, and everything else when it expires.
         """
         runner, settings = view.runner, view.runner.settings
+        if cases:
+            _check_policy(context)
         if await run_sync(runner.store.unfinished) >= settings.job_max_waiting:
             raise APIError(429, f"{settings.job_max_waiting} jobs are waiting or being judged; ask again later.")
         upload = ExitStack()
         job = upload.enter_context(runner.store.new())
         try:
             count = await receive_job(request, job, settings, context.limits)
-            state = await run_sync(runner.store.publish, job, count, view.owner(request))
+            state = await run_sync(runner.store.publish, job, count, view.owner(request), cases)
         except OSError as error:
             raise APIError(503, f"The job cannot be written: {error.strerror}; ask again later.") from error
         finally:
@@ -138,6 +149,15 @@ def _add_upload_route(router: APIRouter, context: AppContext, view: _View) -> No
         runner.wake()
         response.headers["Location"] = f"{request.scope.get('root_path', '')}{JOBS}/{state.id}"
         return view.answer(state)
+
+
+def _check_policy(context: AppContext) -> None:
+    """Refuse to make cases where there are none, or where the policy chooses no verdict. Raises `APIError`."""
+    draw = require_cases(context).draw
+    if draw is None or not draw.policy.active:
+        reason = "the policy of this service chooses no verdict; start it with `--review-margin`, say"
+        problem = RequestProblem(where="query.cases", what=reason, parameter="cases")
+        raise APIError(422, "The job cannot make cases.", [problem], code="invalid_request")
 
 
 def _add_other_routes(router: APIRouter, view: _View) -> None:

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from ra_hmd.cases.database import UNAVAILABLE
 from ra_hmd.core.artifacts import atomic_path, plain
 from ra_hmd.core.errors import UserError
 from ra_hmd.core.manifests import JobManifest
@@ -28,7 +29,9 @@ from ra_hmd.inference.batch_reader import BatchRow
 from ra_hmd.inference.detector import Detector
 from ra_hmd.inference.types import PreparedMeme
 from ra_hmd.serve.batching import BatchingService, InferenceFailed
+from ra_hmd.serve.case_service import CaseService
 from ra_hmd.serve.jobs import Job, JobGone, JobStore, now
+from ra_hmd.serve.jobs_cases import JobCases
 from ra_hmd.serve.jobs_settings import JobSettings
 from ra_hmd.serve.jobs_upload import PICTURES, kept_memes
 from ra_hmd.serve.schemas import JudgedMeme, NotJudged
@@ -50,10 +53,13 @@ class JobRunner:
         store: The jobs.
         service: Batching service whose detector judges them.
         settings: Their sizes.
+        cases: Cases of the service, for the jobs that make some.
     """
 
-    def __init__(self, store: JobStore, service: BatchingService, settings: JobSettings) -> None:
-        self.store, self.service, self.settings = store, service, settings
+    def __init__(
+        self, store: JobStore, service: BatchingService, settings: JobSettings, cases: CaseService | None = None
+    ) -> None:
+        self.store, self.service, self.settings, self.cases = store, service, settings, cases
         self.active = False
         """Whether this process is the one that judges jobs."""
         self.memes = 0
@@ -122,6 +128,9 @@ class JobRunner:
             raise
         except InferenceFailed:  # logged where it happened; the bank may be read again soon
             self._closing.wait(_PAUSE_SECONDS)
+        except UNAVAILABLE:
+            _log.exception("the cases of a job cannot be written; it waits for their database")
+            self._closing.wait(_PAUSE_SECONDS)
         except Exception as error:
             if not job.folder.exists():
                 raise JobGone from error
@@ -131,14 +140,19 @@ class JobRunner:
 
     def _judge(self, job: Job) -> None:
         detector, state = self.service.detector, job.state
-        folder = _open_chunks(job, state, detector)
+        cases = self._cases_of(job, state)
+        folder = _open_chunks(job, state, detector, cases)
         todo = set(folder.missing())
         counts = _Counts.of(line for number in range(len(folder.images)) if number not in todo
                             for line in folder.lines_of(number))  # fmt: skip
         job.update(status="running", started=state.started or now(), head_sha256=detector.version["head_sha256"],
                    **counts.stated)  # fmt: skip
-        chunks = (MemeChunk(number, rows) for number, rows in enumerate(_chunks(job)) if number in todo)
-        worker = ChunkWorker(detector, folder, 1, partial(self._answers, job))
+        chunks: Iterator[MemeChunk] = (
+            MemeChunk(number, rows) for number, rows in enumerate(_chunks(job)) if number in todo
+        )
+        if cases is not None:
+            chunks = cases.read(chunks)
+        worker = ChunkWorker(detector, folder, 1, partial(self._answers, job, cases))
         began, before = time.monotonic(), counts.total
         for number in run_units(
             lambda: worker, chunks, WorkerSettings(), description="", total=None, noun="memes", show=False
@@ -152,7 +166,14 @@ class JobRunner:
                 raise JobGone  # it had to be done by now
         _finish(job, folder, counts)
 
-    def _answers(self, job: Job, memes: Sequence[PreparedMeme]) -> list[dict[str, Any] | str]:
+    def _cases_of(self, job: Job, state: JobManifest) -> JobCases | None:
+        if not state.cases:
+            return None
+        if self.cases is None:
+            raise UserError("its verdicts are to become cases, and this service has none; start it with --cases")
+        return JobCases(job, state.owner, self.cases)
+
+    def _answers(self, job: Job, cases: JobCases | None, memes: Sequence[PreparedMeme]) -> list[dict[str, Any] | str]:
         """Results of the memes of a chunk, a few memes at a time, so that requests wait for few of them."""
         answers: list[dict[str, Any] | str] = []
         for start in range(0, len(memes), self.settings.job_batch):
@@ -160,10 +181,10 @@ class JobRunner:
                 raise _Closing
             if not job.folder.exists():
                 raise JobGone
-            answers += self._answer(memes[start : start + self.settings.job_batch])
+            answers += self._answer(memes[start : start + self.settings.job_batch], cases)
         return answers
 
-    def _answer(self, memes: Sequence[PreparedMeme]) -> list[dict[str, Any] | str]:
+    def _answer(self, memes: Sequence[PreparedMeme], cases: JobCases | None) -> list[dict[str, Any] | str]:
         """Results of one forward pass. After an error each meme is judged by itself, so that only its cause fails."""
         try:
             with self.service.when_idle(self.settings.job_patience) as detector:
@@ -174,19 +195,24 @@ class JobRunner:
             if len(memes) == 1:
                 _log.exception("inference failed")
                 return [_FAILED]
-            return [one for meme in memes for one in self._answer([meme])]
-        return [JudgedMeme(**one.to_dict() | {"version": version}).model_dump(exclude_unset=True) for one in verdicts]
+            return [one for meme in memes for one in self._answer([meme], cases)]
+        answers = [
+            JudgedMeme(**one.to_dict() | {"version": version}).model_dump(exclude_unset=True) for one in verdicts
+        ]
+        if cases is not None:
+            cases.note(verdicts, answers)
+        return list(answers)
 
 
-def open_jobs(settings: JobSettings, service: BatchingService) -> JobRunner | None:
-    """Open the folder of jobs, and judge those that wait there; None without a folder.
+def open_jobs(settings: JobSettings, service: BatchingService, cases: CaseService | None = None) -> JobRunner | None:
+    """Open the folder of jobs, and judge those that wait there; None without a folder. `cases` are the service's.
 
     Raises:
         UserError: the folder cannot be made.
     """
     if settings.jobs is None:
         return None
-    return JobRunner(JobStore(settings.jobs, settings.job_hours), service, settings)
+    return JobRunner(JobStore(settings.jobs, settings.job_hours), service, settings, cases)
 
 
 @dataclass(frozen=True)
@@ -194,9 +220,12 @@ class _JobChunks(ChunkFolder):
     """The chunks of a job, which may be removed at any time."""
 
     job: Job
+    cases: JobCases | None
 
     def write(self, number: int, seconds: float, lines: list[dict[str, Any]]) -> None:
         with self.job.held():
+            if self.cases is not None:
+                self.cases.add(number, lines)
             super().write(number, seconds, lines)
 
 
@@ -230,10 +259,10 @@ class _Counts:
                 self.versions |= set() if version is None else {version}
 
 
-def _open_chunks(job: Job, state: JobManifest, detector: Detector) -> _JobChunks:
+def _open_chunks(job: Job, state: JobManifest, detector: Detector, cases: JobCases | None) -> _JobChunks:
     """The chunks of a job; those of another head, or of other settings, are removed, so that one system judges all."""
     settings = plain({**detector_settings(detector), "chunk_size": _CHUNK})
-    folder = _JobChunks(job.work / "parts", settings, [job.id] * -(-state.memes // _CHUNK), job)
+    folder = _JobChunks(job.work / "parts", settings, [job.id] * -(-state.memes // _CHUNK), job, cases)
     with job.held():
         try:
             folder.prepare()

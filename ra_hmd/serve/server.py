@@ -59,8 +59,8 @@ def build_app(settings: ServerSettings, mount: Mount | None = None) -> "FastAPI"
         bank_service = BankService.open(service, settings.reference) if changeable else None
         limits, hosts = settings.limits, address.host_names
         classes = ServedClasses.of(detector, settings.classes.class_names, settings.classes.flag_classes)
-        jobs, follow = open_jobs(settings.jobs, service), settings.follow
         cases = open_cases(settings.cases, settings.policy, service, bank_service)
+        jobs, follow = open_jobs(settings.jobs, service, cases), settings.follow
         app = create_app(service, bank_service, explainer, keys, limits, hosts, address.root_path, follow, jobs,
                          origins=address.allowed_origins, classes=classes, cases=cases)  # fmt: skip
         return app if mount is None else mount(app, lookup)

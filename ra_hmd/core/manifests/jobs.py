@@ -18,6 +18,7 @@ class JobManifest(Manifest):
         owner: Name of the key that sent it; None without keys.
         sent: Time of the upload in UTC, ISO 8601.
         memes: Number of memes.
+        cases: Whether verdicts that the case policy chooses become cases.
         status: See `JobStatus`.
         started: When its first meme was judged; None before.
         finished: When it was done or failed; None before.
@@ -36,6 +37,7 @@ class JobManifest(Manifest):
     owner: str | None = None
     sent: str = ""
     memes: int = Field(ge=0)
+    cases: bool = False
     status: JobStatus = "waiting"
     started: str | None = None
     finished: str | None = None
