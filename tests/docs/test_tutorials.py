@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from documented import Block, page_blocks
 from engines import ROOT, child_env
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageStat
 
 from ra_hmd.bank.bank import Bank
 
@@ -104,7 +104,8 @@ def test_first_detector_then_a_new_trend(tmp_path: Path) -> None:
     run_tutorial("first_detector.md", tmp_path)
     assert min(areas(tmp_path / "report", "test").values()) > 0.85
     with Image.open(tmp_path / "group.png") as made, Image.open(ROOT / TUTORIALS / "group.png") as shown:
-        assert ImageChops.difference(made.convert("RGB"), shown.convert("RGB")).getbbox() is None
+        # Versions of Pillow draw the edges of letters a little differently.
+        assert max(ImageStat.Stat(ImageChops.difference(made.convert("RGB"), shown.convert("RGB"))).mean) < 2
     run_tutorial("new_trend.md", tmp_path)
     before, after = areas(tmp_path / "before", "later"), areas(tmp_path / "after", "later")
     assert before["krr"] < 0.75
