@@ -63,7 +63,7 @@ def _lines(one: Verdict) -> Iterator[str]:
         yield f"  caption     {one.text} ({one.text_source})"
     if one.caption_check is not None:
         yield f"  caption     {_checked(one.caption_check)}"
-    limit = "" if one.threshold is None else f", from {_number(one.threshold)}"
+    limit = "" if one.threshold is None else f" (threshold {_number(one.threshold)})"
     yield f"  verdict     {'left to a person' if one.verdict is None else one.verdict}, by {one.head}{limit}"
     if one.known is not None:
         yield f"  {_copy_of(one.known)}"
