@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,7 @@ def test_missing_credentials_are_named(bucket: RemotePath, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs")])
 def test_a_missing_client_names_its_extra(scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, f"{extra}fs", None)
     with pytest.raises(
         UserError, match=rf"{scheme}:// needs the extra `{extra}` \(.*fs missing\): pip install 'ra-hmd\[{extra}\]'"
     ):
