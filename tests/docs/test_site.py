@@ -116,7 +116,8 @@ def test_every_list_and_table_is_rendered_as_one(site: Path) -> None:
     """Markdown that the site's renderer reads as text, for example a list that is indented by too little."""
     left = []
     for page in site.rglob("*.html"):
-        prose = re.sub(r"<pre.*?</pre>|<script.*?</script>", "", text_of(page), flags=re.DOTALL)
+        apart = r"<pre.*?</pre>|<script.*?</script>|<span class=\"md-ellipsis\">.*?</span>"  # the last: titles in menus
+        prose = re.sub(apart, "", text_of(page), flags=re.DOTALL)
         left += [(page.name, line[:60]) for line in re.findall(r"^ *(?:[-*] |\d+\. |\|).*", prose, re.MULTILINE)]
     assert not left
 
