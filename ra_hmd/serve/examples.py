@@ -94,6 +94,7 @@ _JOB = {
     "id": "5b0a4d7c2f",
     "status": "running",
     "owner": "ana",
+    "cases": False,
     "sent": "2026-11-29T12:00:00+00:00",
     "started": "2026-11-29T12:00:01+00:00",
     "finished": None,
