@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import select
 
 from ra_hmd.cases.database import Database
-from ra_hmd.cases.export import in_utc, no_such_database
+from ra_hmd.cases.export import check_database, in_utc
 from ra_hmd.cases.tables import Case
 from ra_hmd.core.artifacts import atomic_path
 
@@ -61,8 +61,7 @@ def export_memes(path: Path, place: str, since: datetime | None = None, until: d
     Raises:
         UserError: no such database.
     """
-    if "://" not in place and not Path(place).is_file():
-        raise no_such_database(place)
+    check_database(place)
     names = []
     with (
         closing(Database(place)) as database,

@@ -106,8 +106,7 @@ def export(path: Path, place: str, wanted: AuditFilter, bank: str | None = None)
     style = path.suffix.removeprefix(".")
     if style not in get_args(Format):
         raise UserError(f"{path}: the log is written as JSON Lines or CSV; end the name in .jsonl or .csv.")
-    if "://" not in place and not Path(place).is_file():
-        raise no_such_database(place)
+    check_database(place)
     count = 0
     with ExitStack() as stack:
         versions: Sequence[VersionEntry | RowChange] = []
@@ -122,9 +121,10 @@ def export(path: Path, place: str, wanted: AuditFilter, bank: str | None = None)
     return count - (style == "csv")
 
 
-def no_such_database(place: str) -> UserError:
-    """The error that says that a case database does not exist."""
-    return UserError(f"--cases {place} does not exist; give the database that the service was started with.")
+def check_database(place: str) -> None:
+    """Raise `UserError` where a case database that is a file does not exist; opening it would create it."""
+    if "://" not in place and not Path(place).is_file():
+        raise UserError(f"--cases {place} does not exist; give the database that the service was started with.")
 
 
 def in_utc(time: datetime | None) -> datetime | None:

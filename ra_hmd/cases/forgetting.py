@@ -8,7 +8,7 @@ from sqlalchemy import delete, select
 
 from ra_hmd.cases.audit import log
 from ra_hmd.cases.database import Database
-from ra_hmd.cases.export import no_such_database
+from ra_hmd.cases.export import check_database
 from ra_hmd.cases.pictures import CasePictures
 from ra_hmd.cases.tables import Case, Note
 from ra_hmd.core.errors import UserError
@@ -65,8 +65,7 @@ def forget_in(place: str, pictures: Path | None, before: datetime, person: str) 
     Raises:
         UserError: There is no such database, or its pictures are not known.
     """
-    if "://" not in place and not Path(place).is_file():
-        raise no_such_database(place)
+    check_database(place)
     if pictures is None and "://" in place:
         raise UserError("--cases with a URL says nothing of pictures: give --case-pictures FOLDER, as to the service.")
     folder = pictures or Path(place).with_suffix(".pictures")
